@@ -215,12 +215,15 @@ def test_a_job_that_was_retried_is_not_settled_any_more(harness: StoreHarness) -
 
 @also_as_granted_role
 def test_pausing_says_since_when(harness: StoreHarness) -> None:
-    harness.set_queue("a", paused=True, actor="ada")
-    (state,) = harness.store.read.queues()
+    harness.set_queue("a", paused=True, actor="ada", reason="too many")
+    (state,) = paused = harness.store.read.queues()
     assert (state.name, state.paused_at, state.max_pending) == ("a", harness.clock.now, None)
+    harness.clock.advance(60)
+    harness.set_queue("a", paused=True, actor="bob", reason="again")
+    assert harness.store.read.queues() == paused
     harness.set_queue("a", max_pending=7)
-    (state,) = harness.store.read.queues()
-    assert (state.paused_at, state.max_pending) == (harness.clock.now, 7)  # one leaves the other be
+    (after,) = harness.store.read.queues()
+    assert (after.paused_at, after.max_pending) == (state.paused_at, 7)  # one leaves the other be
     harness.set_queue("a", paused=False)
     (state,) = harness.store.read.queues()
     assert (state.paused_at, state.max_pending) == (None, 7)

@@ -41,6 +41,9 @@ def test_no_claim_takes_a_job_of_a_paused_type(app: Tenure, known: Any) -> None:
     app.enqueue_many([NewJob(type, {}, {}) for type in ("mail", "sync", "mail")])
     assert claim(app, 1, known) == ["mail"]
     app.types.pause("mail", reason="the bank is down", actor="ann")
+    paused = app.types.list()
+    app.types.pause("mail", reason="again", actor="bob")
+    assert app.types.list() == paused
     assert claim(app, 9, known) == ["sync"]
     assert claim(app, 9, known) == claim(app, 9, ["mail"]) == []
     (job,) = app.find(status="pending")

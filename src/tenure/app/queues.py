@@ -26,7 +26,7 @@ class Queues(Noun):
 
         Enqueues are still accepted. Takes effect at the next claim of every worker.
 
-        - `queue`: the name of the queue; it need not have jobs.
+        - `queue`: the name of the queue; it need not have jobs. One that is paused does not change.
         - `actor`: who pauses it. Default: the application's actor.
         - `reason`: why, which `explain` and lists of queues show; at most 500 characters. Default:
           None.
@@ -83,7 +83,7 @@ class Types(Noun):
     def pause(self, type: str, *, actor: str | None = None, reason: str | None = None) -> None:
         """Stop giving jobs of a type to workers, as `app.queues.pause` does for a queue.
 
-        - `type`: the name of the type; no worker need know it.
+        - `type`: the name of the type; no worker need know it. One that is paused does not change.
         - `actor`, `reason`: as there. Raises InvalidInput.
         """
         self._set(type, paused=True, actor=actor, reason=check_reason(reason))

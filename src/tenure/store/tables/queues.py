@@ -21,8 +21,8 @@ def set_queue(
     if paused is not None:
         db.changed(
             f"UPDATE {table} SET paused_at = CASE WHEN {v} THEN {d.now} END, paused_by = {v},"
-            f" pause_reason = {v} WHERE name = {v}",
-            (paused, actor, reason, name),
+            f" pause_reason = {v} WHERE name = {v} AND (paused_at IS NULL) = {v}",
+            (paused, actor, reason, name, paused),
         )
     if max_pending is not None:
         limit = None if max_pending < 0 else max_pending

@@ -50,8 +50,9 @@ def set_paused(
     _add(db, name, TypeOptions(), "NOTHING")
     db.changed(
         f"UPDATE {d.table('type')} SET paused_at = CASE WHEN {d.value} THEN {d.now} END,"
-        f" paused_by = {d.value}, pause_reason = {d.value} WHERE name = {d.value}",
-        (paused, actor, reason, name),
+        f" paused_by = {d.value}, pause_reason = {d.value} WHERE name = {d.value}"
+        f" AND (paused_at IS NULL) = {d.value}",
+        (paused, actor, reason, name, paused),
     )
 
 
