@@ -65,7 +65,13 @@ def put_schedule(call: Call) -> Response:
     except ScheduleNotFound:
         if edition is not None:
             raise
-    return _shown(call, schedules.create(**options), 201)
+    try:
+        return _shown(call, schedules.create(**options), 201)
+    except InvalidInput as refused:  # perhaps because another one has been faster
+        try:
+            return _shown(call, schedules.update(**options))
+        except ScheduleNotFound:
+            raise refused from None
 
 
 def delete_schedule(call: Call) -> Response:
