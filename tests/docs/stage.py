@@ -49,7 +49,7 @@ SCRIPTS = Path(sys.executable).parent
 
 _goes_on = re.compile(r"(\w+=\S+ )*(tenure (serve|worker)\b|make run\b|curl -\w*N)")
 _only_reads = re.compile(
-    r"tenure (jobs (show|list)|explain|stats|queues list|schedules (list|fires)|verify)\b"
+    r"tenure (jobs (show|list)|explain|stats|queues list|schedules (list|show|fires)|verify)\b"
     r"|curl(?!(?s:.*) -\w*[dX]\b)"
 )
 _patterns = (
