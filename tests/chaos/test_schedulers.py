@@ -131,7 +131,7 @@ class Scene:
 def on_record(app: Tenure, name: str) -> tuple[Counter[datetime], set[datetime]]:
     """The ticks with a job, how often, and those with any outcome."""
     read, fired, known = app.core.store.read, Counter[datetime](), set[datetime]()
-    for fire in schedules.fires(read, f"schedule = {read.dialect.value}", (name,)):
+    for fire in schedules.fires(read, f"WHERE schedule = {read.dialect.value}", (name,)):
         fired[fire.at] += fire.job_id is not None
         at = fire.at
         while at <= (fire.until or fire.at):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from typing import Any
@@ -401,6 +402,28 @@ def test_several_decide_at_once(app: Tenure, clock: Clock, database_url: str) ->
     clock.advance(60)
     assert [decide_due(app.core, set()) for _ in range(3)] == [True, True, False]
     assert app.count().jobs == 250
+
+
+@pytest.mark.postgres
+def test_a_last_job_that_somebody_has_locked_is_not_waited_for(postgres_url: str) -> None:
+    with Tenure(postgres_url) as app:
+        app.open()
+        with (
+            closing(Clock(app.database)) as clock,
+            closing(RawSql(app.database)) as raw,
+            ThreadPoolExecutor() as threads,
+        ):
+            for name in ("free", "held"):
+                app.schedules.create(name, MAIL, every=60, overlap="skip")
+                job = app.schedules.trigger(name).job_id
+            clock.advance(60)
+            with raw.transaction():
+                raw.run("SELECT FROM {job} WHERE id = ? FOR UPDATE", job)
+                threads.submit(decide_due, app.core, set()).result(timeout=5)
+            assert (record(app, "free"), record(app, "held")) == ("f0? o1", "f0?")
+            decide_due(app.core, set())
+            assert record(app, "held") == "f0? o1"
+            assert app.verify() == []
 
 
 def test_what_cannot_be_decided_here_stops_nothing_else(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +11,9 @@ from starlette.testclient import TestClient
 
 from tenure import NewJob, Tenure
 from tenure.app.evaluation import decide_due
+from tenure.app.schedules import Schedules
 from tenure.errors import IllegalEdition, ScheduleNotFound
+from tenure.jobs.schedules import Schedule
 from tenure.wire.problems import error_of
 from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.clock import Clock
@@ -96,6 +98,22 @@ def test_a_change_names_the_edition_that_it_is_made_for(api: TestClient) -> None
     assert isinstance(error_of(404, missing.content), ScheduleNotFound)
     odd = api.put("/schedules/nightly", json=NIGHTLY, headers={"If-Match": "3"})
     assert assert_problem(odd, 400, "invalid_input")["path"] == "If-Match"
+
+
+def test_two_make_a_schedule_at_once(
+    app: Tenure, api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Schedules.create
+
+    def second(self: Schedules, name: str, job: NewJob, **rules: Any) -> Schedule:
+        create(self, name, NewJob("other", {}, {}), every=60)
+        return create(self, name, job, **rules)
+
+    monkeypatch.setattr(Schedules, "create", second)
+    assert put(api)["edition"] == 2
+    assert app.schedules.get("nightly").template.type == "report"
+    refused = api.put("/schedules/s", json={**NIGHTLY, "cron": "never"})
+    assert assert_problem(refused, 400, "invalid_input")["path"] == "$.cron"
 
 
 @pytest.mark.parametrize(
@@ -291,10 +309,23 @@ def test_all_is_not_well_if_nobody_decides_ticks(api: TestClient, clock: Clock) 
     )
 
 
-def test_a_list_of_schedules_goes_on(app: Tenure, api: TestClient) -> None:
+def test_a_list_of_schedules_goes_on(
+    app: Tenure, api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(51):
         app.schedules.create(f"s{number:02}", NewJob("a", {}, {}), every=60)
-    first = api.get("/ui/schedules").text
+    asked, reader = list[str](), app.core.store.read
+    rows = reader.rows
+
+    def counted(statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        asked.append(statement)
+        return rows(statement, values)
+
+    with monkeypatch.context() as counting:
+        counting.setattr(reader, "rows", counted)
+        first = api.get("/ui/schedules").text
+    assert len([statement for statement in asked if "tenure_fire" in statement]) == 1
+    assert len([statement for statement in asked if "tenure_schedule" in statement]) <= 3
     assert first.count('<tr id="schedule-') == 50
     assert "/ui/schedules?after=s49" in first
     assert 'id="schedule-s50"' in api.get("/ui/schedules?after=s49").text

@@ -84,6 +84,18 @@ def test_no_decision_makes_more_jobs_than_one_enqueue_may() -> None:
     assert len(decide(one, 40_000).ticks) == MAX_FIRES + 62 + 1
 
 
+def test_no_tick_is_left_out_between_those_made_up_and_those_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tenure.jobs.fires.MAX_FIRES", 3)
+    one = schedule(every=60, missed="all", catch_up=2, grace=300)
+    assert shown(decide(one, 600).ticks, 60) == "m1-7 f8 f9 f10"
+    one = schedule(every=60, missed="all", catch_up=2, grace=150)
+    assert shown(decide(one, 600).ticks, 60) == "m1-7 f8 f9 f10"
+    one = schedule(every=60, missed="all", catch_up=2, grace=90)
+    assert shown(decide(one, 600).ticks, 60) == "m1-6 f7c f8c f9 f10"
+
+
 @pytest.mark.parametrize("missed", ["one", "skip", "all"])
 @pytest.mark.parametrize("when", [{"every": 1}, {"cron": "* * * * *", "zone": "Europe/Berlin"}])
 def test_a_year_late_is_decided_quickly(missed: str, when: dict[str, Any]) -> None:

@@ -92,7 +92,7 @@ def _facts(core: Core, job: Job) -> Facts:
     now = read.clock()
     due = job.status is Status.PENDING and job.run_at <= now
     blocked = job.status is Status.WAITING
-    by_schedule = f"job_id = {read.dialect.id_value}"
+    by_schedule = f"WHERE job_id = {read.dialect.id_value}"
     return Facts(
         now=now,
         queue=next((queue for queue in read.queues() if queue.name == job.queue), None),

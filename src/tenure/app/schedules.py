@@ -345,8 +345,8 @@ class Schedules(Noun):
         """
         most, read = whole(limit, 1, MAX_LISTED, "$.limit"), self._core.store.read
         self.get(name)
-        until = None if before is None else check_time(before, "$.before")
-        return schedules.page(read, name, most, until)
+        until = schedules.LATEST if before is None else check_time(before, "$.before")
+        return schedules.page(read, [name], most, until)
 
     def list(self, *, limit: int = 500, after: str = "") -> list[Schedule]:
         """Return schedules by name.

@@ -16,7 +16,7 @@ from tenure.jobs.redaction import MARK, NOTHING_HIDDEN, Redaction
 from tenure.jobs.schedules import Fire
 from tenure.jobs.stats import FailureGroup
 from tenure.lifecycle import Job
-from tenure.store.tables import progress
+from tenure.store.tables import progress, schedules
 
 
 def run_again_as(core: Core, job_id: str) -> list[Job]:
@@ -25,6 +25,14 @@ def run_again_as(core: Core, job_id: str) -> list[Job]:
     for other in core.limited_store.read.again(job_id):
         with suppress(JobNotFound):
             found.append(core.get(other))
+    return found
+
+
+def fires_of(core: Core, names: Sequence[str], most: int) -> Mapping[str, Sequence[Fire]]:
+    """The newest fires of schedules, by name."""
+    found: dict[str, list[Fire]] = {name: [] for name in names}
+    for fire in schedules.page(core.store.read, names, most):
+        found[fire.schedule].append(fire)
     return found
 
 

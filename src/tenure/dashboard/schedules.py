@@ -7,7 +7,7 @@ from datetime import datetime
 import msgspec
 from starlette.responses import Response
 
-from tenure.app.shown import statuses_of
+from tenure.app.shown import fires_of, statuses_of
 from tenure.dashboard.format import pretty
 from tenure.dashboard.request import PageRequest
 from tenure.errors import InvalidInput
@@ -20,9 +20,8 @@ AHEAD = 10
 
 def listed(request: PageRequest) -> Response:
     """Show schedules: when each is due, and what became of its last ticks."""
-    verbs = request.app.schedules
-    found = verbs.list(limit=LISTED, after=request.field("after"))
-    fires = {one.name: verbs.fires(one.name, limit=FIRES) for one in found}
+    found = request.app.schedules.list(limit=LISTED, after=request.field("after"))
+    fires = fires_of(request.app.core, [one.name for one in found], FIRES)
     more = found[-1].name if len(found) == LISTED else None
     return request.page(
         "schedules.html", schedules=found, fires=fires, in_words=in_words, more=more

@@ -52,6 +52,7 @@ class Dialect:
     first_line: str  # the first line of `t.detail`
     last_job: str  # the job of the last of the entries of a group
     json_rows: str  # a FROM item: the rows of one JSON parameter, as `new.value`
+    json_objects: str  # template: see `objects`
     tags: str  # a FROM item after `job`: each of its tags, as `one.value`
     hold: str  # at the end of a SELECT: lock its rows
     packs: bool  # whether many rows are better read as one JSON value
@@ -59,6 +60,11 @@ class Dialect:
 
     def table(self, name: str) -> str:
         return self.prefix + name
+
+    def objects(self, table: str, columns: Sequence[str]) -> str:
+        """Return a FROM item: the objects of one JSON parameter as rows of a table, `new`."""
+        cells = ", ".join(f"value ->> '{column}' AS {column}" for column in columns)
+        return self.json_objects.format(table=self.table(table), cells=cells)
 
     def later(self, seconds: str | int) -> str:
         """Return the time so many seconds after now, NULL if they are NULL."""

@@ -48,7 +48,6 @@ from tenure.store.tables import dependencies
 from tenure.store.tables.schedules import (
     COLUMNS,
     PAUSE,
-    STATE,
     add,
     fires,
     get,
@@ -57,6 +56,7 @@ from tenure.store.tables.schedules import (
     read,
     record,
     save,
+    save_states,
     trim,
 )
 
@@ -92,7 +92,7 @@ def evaluate(
     last = {s.last_job_id for s in due if s.last_job_id and s.overlap != "allow_all"}
     busy = db.busy(sorted(last)) if last else set()
     free = [s for s in due if s.overlap == "allow_all" or s.last_job_id not in busy]
-    return len(free), decide(db, free, defaults)
+    return len(free), decide(db, free, defaults) if free else {}
 
 
 def decide(db: Database, due: Sequence[Schedule], defaults: Defaults) -> Mapping[str, InvalidInput]:
@@ -130,8 +130,8 @@ def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
     failpoints.hit("schedule.between_jobs_and_cursor")
     made = [fire for one in done for fire in one.fires]
     record(db, made)
+    save_states(db, [one.schedule for one in done])
     for one in done:
-        save(db, one.schedule, STATE)
         if one.schedule.decided % TRIM_EVERY < len(one.fires):
             trim(db, one.schedule.name)
     return made
@@ -140,17 +140,12 @@ def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
 def _fired_ahead(db: Database, due: Sequence[Schedule]) -> Mapping[str, set[datetime]]:
     """The ticks after the cursor that have a job, by schedule: a clock was ahead, or a backfill."""
     d, found = db.dialect, dict[str, set[datetime]]()
-    if due:
-        names = d.values(len(due))
-        rows = db.rows(
-            f"SELECT fire.schedule, {d.time('fire.at')} FROM {d.table('fire')} AS fire"
-            f" JOIN {d.table('schedule')} AS schedule ON schedule.name = fire.schedule"
-            f" WHERE schedule.name IN ({names}) AND fire.at > schedule.cursor_at"
-            " AND fire.outcome = 'fired'",
-            [schedule.name for schedule in due],
-        )
-        for name, at in rows:
-            found.setdefault(name, set()).add(d.to_time(at))
+    rest = (
+        f"JOIN {d.table('schedule')} AS one ON one.name = schedule AND at > cursor_at"
+        f" WHERE one.name IN ({d.values(len(due))}) AND outcome = 'fired'"
+    )
+    for fire in fires(db, rest, [schedule.name for schedule in due]):
+        found.setdefault(fire.schedule, set()).add(fire.at)
     return found
 
 
@@ -193,7 +188,8 @@ def trigger(db: Database, schedule: Schedule, actor: str, defaults: Defaults) ->
     d, now = db.dialect, db.now()
     at = now.replace(microsecond=now.microsecond // 1000 * 1000)
     where = (
-        f"schedule = {d.value} AND at >= {d.value} AND outcome = 'fired' ORDER BY at DESC LIMIT 1"
+        f"WHERE schedule = {d.value} AND at >= {d.value} AND outcome = 'fired'"
+        " ORDER BY at DESC LIMIT 1"
     )
     for fire in fires(db, where, (schedule.name, d.to_bound(at))):
         at = fire.at + timedelta(milliseconds=1)
@@ -232,8 +228,8 @@ def without_job(db: Reads, name: str, ticks: Sequence[datetime]) -> list[datetim
     """Return those of the ticks that have no job."""
     if not ticks:
         return []
-    d = db.dialect
-    where = f"schedule = {d.value} AND at BETWEEN {d.value} AND {d.value} AND outcome = 'fired'"
+    d, v = db.dialect, db.dialect.value
+    where = f"WHERE schedule = {v} AND at BETWEEN {v} AND {v} AND outcome = 'fired'"
     values = (name, d.to_bound(ticks[0]), d.to_bound(ticks[-1]))
     known = {fire.at for fire in fires(db, where, values)}
     return [at for at in ticks if at not in known]

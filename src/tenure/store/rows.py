@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import msgspec
@@ -80,6 +80,7 @@ def fields_of(d: Dialect, columns: Sequence[str], row: Sequence[Any]) -> dict[st
     }
 
 
+@cache
 def _is_time(column: str) -> bool:
     return column in ("at", "once", "until") or column.endswith("_at") or column in TIMES
 

@@ -65,6 +65,7 @@ DIALECT = Dialect(
     first_line="split_part(t.detail, E'\\n', 1)",
     last_job="(array_agg(t.job_id::text ORDER BY t.at DESC, t.seq DESC))[1]",
     json_rows="json_array_elements(%s::json) AS new (value)",
+    json_objects="json_populate_recordset(NULL::{table}, %s::json) AS new",
     tags='LATERAL (SELECT value COLLATE "C" FROM json_array_elements_text(CASE'
     " WHEN {s}.json_type(job.tags) = 'array' THEN job.tags::json END)) AS one (value)",
     hold=" FOR UPDATE",

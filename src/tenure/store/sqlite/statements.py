@@ -59,6 +59,7 @@ DIALECT = Dialect(
     first_line="substr(t.detail, 1, instr(t.detail || char(10), char(10)) - 1)",
     last_job="substr(max(printf('%020d', t.at) || t.job_id), 21)",
     json_rows="json_each(?) AS new",
+    json_objects="(SELECT {cells} FROM json_each(?)) AS new",
     tags="json_each(CASE WHEN json_valid(job.tags) THEN job.tags END) AS one",
     hold="",
     packs=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -34,10 +34,9 @@ COLUMNS = (
     *("name", "edition", "declared", *RULES, *PAUSE, *STATE),
     *("created_at", "created_by", "changed_at", "changed_by"),
 )
+EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 FIRE = ("schedule", "at", "until", "outcome", "how", "job_id", "decided_at", "actor")
 
-ROWS = 500
-"""Fires that one statement writes."""
 KEPT_FIRES, KEPT_DAYS = 1_000, 90
 """The newest fires of a schedule are kept, and those of the last days."""
 
@@ -87,10 +86,10 @@ def hold(db: Statements, name: str) -> Schedule:
     return get(db, name, db.dialect.hold)
 
 
-def fires(db: Reads, where: str, values: Sequence[Any]) -> list[Fire]:
-    """Return the fires of a condition, and of what follows it."""
+def fires(db: Reads, rest: str, values: Sequence[Any]) -> list[Fire]:
+    """Return the fires of the rest of a SELECT from their table."""
     d = db.dialect
-    rows = db.rows(f"SELECT {selected(d, FIRE)} FROM {d.table('fire')} WHERE {where}", values)
+    rows = db.rows(f"SELECT {selected(d, FIRE)} FROM {d.table('fire')} AS fire {rest}", values)
     found = (fields_of(d, FIRE, row) for row in rows)
     return [
         Fire(**fields | {"outcome": FireOutcome(fields["outcome"]), "how": How(fields["how"])})
@@ -98,16 +97,23 @@ def fires(db: Reads, where: str, values: Sequence[Any]) -> list[Fire]:
     ]
 
 
-def page(db: Reads, name: str, most: int, before: datetime | None) -> list[Fire]:
-    """Return the newest fires of a schedule before a time; more than `most` to end with a tick."""
+def page(db: Reads, names: Sequence[str], most: int, before: datetime = LATEST) -> list[Fire]:
+    """Return the newest fires of each schedule before a time; more than `most` to end with a tick.
+
+    It reads no other ones, however many there are.
+    """
     d = db.dialect
-    where, values = f"schedule = {d.value}", [name]
-    if before is not None:
-        where += f" AND at < {d.value}"
-        values.append(d.to_bound(before))
-    last = f"SELECT at FROM {d.table('fire')} WHERE {where} ORDER BY at DESC LIMIT 1"
-    where += f" AND (at >= ({last} OFFSET {most - 1})) IS NOT FALSE"
-    return fires(db, f"{where} ORDER BY at DESC, decided_at DESC", values * 2)
+    last = (
+        f"SELECT at FROM {d.table('fire')} WHERE schedule = one.name AND at < {d.value}"
+        f" ORDER BY at DESC LIMIT 1 OFFSET {most - 1}"
+    )
+    rest = (
+        f"JOIN {d.table('schedule')} AS one ON one.name = fire.schedule"
+        f" AND at < {d.value} AND at >= coalesce(({last}), {d.value})"
+        f" WHERE one.name IN ({d.values(len(names))}) ORDER BY schedule, at DESC, decided_at DESC"
+    )
+    until = d.to_bound(before)
+    return fires(db, rest, (until, until, d.to_bound(EARLIEST), *names)) if names else []
 
 
 def unrecorded(db: Reads) -> list[tuple[str, str, str]]:
@@ -119,11 +125,11 @@ def unrecorded(db: Reads) -> list[tuple[str, str, str]]:
     for schedule in read(db, "ORDER BY name"):
         if not is_readable(schedule):
             continue
-        where = f"schedule = {d.value} ORDER BY at LIMIT 1"
+        where = f"WHERE schedule = {d.value} ORDER BY at LIMIT 1"
         oldest = [fire.at - INSTANT for fire in fires(db, where, (schedule.name,))]
         start = max([schedule.changed_at, *oldest])
         due = newest(schedule.when, start, schedule.cursor_at, MAX_VERIFIED)
-        where = f"schedule = {d.value} AND coalesce(until, at) >= {d.value} ORDER BY at"
+        where = f"WHERE schedule = {d.value} AND coalesce(until, at) >= {d.value} ORDER BY at"
         values = (schedule.name, d.to_bound(due[0] if due else start))
         spans = [(fire.at, fire.until or fire.at) for fire in fires(db, where, values)]
         known = {at for at, _ in spans}
@@ -169,25 +175,29 @@ def save(db: Statements, schedule: Schedule, columns: Sequence[str]) -> None:
     db.changed(f"UPDATE {d.table('schedule')} SET {sets} WHERE name = {d.value}", values)
 
 
+def save_states(db: Statements, some: Sequence[Schedule]) -> None:
+    """Write how far locked schedules have come."""
+    d, columns = db.dialect, ("name", *STATE)
+    db.changed(
+        f"UPDATE {d.table('schedule')} AS old SET {', '.join(f'{c} = new.{c}' for c in STATE)}"
+        f" FROM {d.objects('schedule', columns)} WHERE old.name = new.name",
+        (_objects(d, some, columns),),
+    )
+
+
 def record(db: Statements, made: Sequence[Fire]) -> None:
     """Put fires on record. On record a range grows.
 
     A second job for a tick is an error, by the trigger of the table.
     """
-    d = db.dialect
-    one = ", ".join(d.id_value if column == "job_id" else d.value for column in FIRE)
-    table = d.table("fire")
-    for start in range(0, len(made), ROWS):
-        some = made[start : start + ROWS]
-        values = [_bound(d, getattr(fire, column)) for fire in some for column in FIRE]
-        db.changed(
-            f"INSERT INTO {table} AS fire ({', '.join(FIRE)})"
-            f" VALUES {', '.join([f'({one})'] * len(some))}"
-            " ON CONFLICT (schedule, at, outcome) DO UPDATE SET until = excluded.until"
-            " WHERE excluded.outcome = 'fired'"
-            " OR excluded.until > coalesce(fire.until, fire.at)",
-            values,
-        )
+    d, names = db.dialect, ", ".join(FIRE)
+    db.changed(
+        f"INSERT INTO {d.table('fire')} AS fire ({names})"
+        f" SELECT {names} FROM {d.objects('fire', FIRE)} WHERE true"
+        " ON CONFLICT (schedule, at, outcome) DO UPDATE SET until = excluded.until"
+        " WHERE excluded.outcome = 'fired' OR excluded.until > coalesce(fire.until, fire.at)",
+        (_objects(d, made, FIRE),),
+    )
 
 
 def trim(db: Statements, name: str) -> None:
@@ -223,6 +233,11 @@ def _field(schedule: Schedule, column: str) -> Any:
     if column == "once":
         return schedule.when.at
     return getattr(schedule.when if column in WHEN else schedule, column.strip('"'))
+
+
+def _objects(d: Dialect, some: Sequence[Schedule | Fire], columns: Sequence[str]) -> str:
+    rows = [{column: _bound(d, getattr(one, column)) for column in columns} for one in some]
+    return msgspec.json.encode(rows).decode()
 
 
 def _bound(d: Dialect, value: Any) -> Any:
