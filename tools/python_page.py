@@ -13,7 +13,18 @@ from typing import Any
 
 import tenure
 import tenure.sqlite
-from tenure import Failure, Handle, Job, JobContext, JobType, NewJob, RetryPolicy, Status, Tenure
+from tenure import (
+    Failure,
+    Handle,
+    Job,
+    JobContext,
+    JobType,
+    NewJob,
+    PerPartition,
+    RetryPolicy,
+    Status,
+    Tenure,
+)
 from tenure.app.bulk import BulkActions
 from tenure.app.job_types import JobOptions
 from tenure.app.queues import Queues, Types, Workers
@@ -29,6 +40,7 @@ from tenure.jobs.enqueue import Options
 from tenure.jobs.explain import Explanation
 from tenure.jobs.findings import Check, Violation
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition, Webhook
+from tenure.jobs.limits import Limits
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Bulk, Counted, Filter, Page
 from tenure.jobs.schedule_times import Preview, When
@@ -77,7 +89,13 @@ APP: Mapping[str, Sequence[str]] = {
 }
 INTERNAL = {"core"}
 NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
-    "queues": (Queues, ("list", "pause", "resume", "limit")),
+    "queues": (
+        Queues,
+        (
+            *("list", "pause", "resume", "limit"),
+            *("limit_partition", "pause_partition", "resume_partition"),
+        ),
+    ),
     "types": (Types, ("list", "pause", "resume")),
     "workers": (Workers, ("list",)),
     "stats": (
@@ -181,7 +199,16 @@ def page() -> str:
         parts += [f"## app.{noun}\n", _text(cls)]
         _check_complete(cls, names)
         parts += [_member(cls, name) for name in names]
-    for value in (NewJob, JobContext, JobTransaction, Failure, Job, RetryPolicy):
+    for value in (
+        NewJob,
+        JobContext,
+        JobTransaction,
+        Failure,
+        Job,
+        RetryPolicy,
+        PerPartition,
+        Limits,
+    ):
         parts += [f"## {value.__name__}\n", _text(value), _table(_annotated(value))]
         parts += [_member(value, name) for name in VALUES.get(value, ())]
     parts += ["## Status\n", _text(Status), f"{', '.join(f'`{status}`' for status in Status)}.\n"]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tenure.jobs.context import JobContext
     from tenure.jobs.enqueue import NewJob
     from tenure.jobs.hooks import Failure
+    from tenure.jobs.limits import PerPartition
     from tenure.jobs.postpone import RetryAfter, Snooze
     from tenure.lifecycle import Job, Status
     from tenure.retry import RetryPolicy
@@ -50,6 +51,7 @@ __all__ = [
     "KeyConflict",
     "LeaseLost",
     "NewJob",
+    "PerPartition",
     "PermanentFailure",
     "QueueFull",
     "ResultGone",
@@ -69,6 +71,7 @@ _HOMES = {
     "Job": "lifecycle",
     "JobContext": "jobs.context",
     "Failure": "jobs.hooks",
+    "PerPartition": "jobs.limits",
     "JobType": "app.job_types",
     "RetryAfter": "jobs.postpone",
     "RetryPolicy": "retry",

@@ -20,7 +20,7 @@ def tokens(database: str) -> dict[str, str]:
     with Tenure(database) as app:
         made = {scope: app.tokens.create(f"t-{scope}", [scope])[0] for scope in ("read", "admin")}
         app.enqueue("email", delay="1h")
-        app.queues.limit("default", 9)
+        app.queues.limit("default", max_pending=9)
         return made
 
 

@@ -71,7 +71,7 @@ def refusal(act: Any, *values: Any, **options: Any) -> str:
 def test_options_are_refused_by_sql_as_by_python_and_http(
     app: Tenure, door: SqlDoor, options: dict[str, Any]
 ) -> None:
-    app.queues.limit("full", 0)
+    app.queues.limit("full", max_pending=0)
     app.enqueue("mail", {"n": 1}, idempotency_key="used")
     given = {"type": "mail", "payload": "{}", **options}
     type, text = given.pop("type"), given.pop("payload")

@@ -89,7 +89,7 @@ def test_ten_thousand_jobs_are_one_call(app: Tenure, lender: Lender) -> None:
 
 
 def test_refusals_leave_the_transaction_usable(app: Tenure, lender: Lender) -> None:
-    app.queues.limit("small", 2)
+    app.queues.limit("small", max_pending=2)
     lender.begin()
     first = lender.call(app, "enqueue", "mail", {"n": 1}, idempotency_key="once")
     assert lender.call(app, "enqueue", "mail", {"n": 1}, idempotency_key="once") == first

@@ -69,7 +69,7 @@ def tenants(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tena
         failing, running = app.core.claim(claim).leases
         error = "foreign error"
         app.core.report([Report(failing.id, failing.lease_id, Outcome.FAILED, error=error)])
-        app.queues.limit("billing", 100)
+        app.queues.limit("billing", max_pending=100)
         app.core.declare({"foreign.type": TypeOptions(queue="billing")})
         bulk = app.bulk.start("retry", Filter(queue="billing")).id
         app.bulk.stop(bulk)

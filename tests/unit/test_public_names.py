@@ -25,8 +25,9 @@ SOURCES = Path(tenure.__file__).parent
 
 PACKAGE = """
     Failure Handle IllegalTransition InvalidInput Job JobCancelled JobContext JobFailed
-    JobNotFound JobType KeyConflict LeaseLost NewJob PermanentFailure QueueFull ResultGone
-    ResultTruncated RetryAfter RetryPolicy Snooze Status StoreUnavailable Tenure TenureError
+    JobNotFound JobType KeyConflict LeaseLost NewJob PerPartition PermanentFailure QueueFull
+    ResultGone ResultTruncated RetryAfter RetryPolicy Snooze Status StoreUnavailable Tenure
+    TenureError
 """
 ERRORS = """
     BulkNotFound Forbidden IllegalEdition IllegalTransition InvalidInput JobCancelled JobFailed
@@ -44,7 +45,7 @@ VERBS = """
 NOUNS = {
     "bulk": (BulkActions, "get list sample start step stop"),
     "events": (Events, "end read"),
-    "queues": (Queues, "limit list pause resume"),
+    "queues": (Queues, "limit limit_partition list pause pause_partition resume resume_partition"),
     "schedules": (
         Schedules,
         "backfill create delete fires get list next pause preview resume trigger update",

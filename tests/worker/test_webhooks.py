@@ -224,7 +224,7 @@ def test_a_failure_between_position_and_jobs_loses_and_repeats_nothing(
 
 
 def test_a_limit_of_the_queue_holds_no_delivery_back(app_on_each_engine: Tenure) -> None:
-    app_on_each_engine.queues.limit(queue_of("shop"), 0)
+    app_on_each_engine.queues.limit(queue_of("shop"), max_pending=0)
     hook_on(app_on_each_engine, "https://example.com")
     app_on_each_engine.enqueue("mail")
     wait_until(

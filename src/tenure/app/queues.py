@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+
+from msgspec import UnsetType
 
 from tenure.app.core import Noun
 from tenure.jobs.enqueue import whole
-from tenure.jobs.names import check_name, check_open, check_reason
+from tenure.jobs.limits import (
+    KEEP,
+    Ordered,
+    PerPartition,
+    check_running,
+    check_weight,
+)
+from tenure.jobs.names import check_name, check_open, check_partition, check_reason
 from tenure.jobs.queue_rights import includes, require
 from tenure.jobs.stats import QueueState, TypeState, WorkerState
-from tenure.store.tables import queues, types
+from tenure.store.dialect import Statements
+from tenure.store.tables import limits, queues, types
+
+T = TypeVar("T")
 
 
 class Queues(Noun):
@@ -33,35 +46,135 @@ class Queues(Noun):
 
         Raises InvalidInput if the name of the queue is not valid.
         """
-        self._set(queue, paused=True, actor=actor, reason=check_reason(reason))
+        pause = partial(queues.set_queue, paused=True, reason=check_reason(reason))
+        self._write(queue, pause, actor)
 
     def resume(self, queue: str, *, actor: str | None = None) -> None:
-        """Give jobs of a paused queue to workers again.
+        """Give jobs of a queue to workers again that was paused or met a rate limit outside.
 
         - `queue`: the name of the queue; one that is not paused does not change.
         - `actor`: who resumes it. Default: the application's actor.
 
         Raises InvalidInput if the name of the queue is not valid.
         """
-        self._set(queue, paused=False, actor=actor)
 
-    def limit(self, queue: str, max_pending: int | None, *, actor: str | None = None) -> None:
-        """Bound the number of pending jobs of a queue; an enqueue above it raises QueueFull.
+        def resume(db: Statements, name: str, actor: str) -> None:
+            queues.set_queue(db, name, paused=False, actor=actor)
+            limits.end_wait(db, name)
+
+        self._write(queue, resume, actor)
+
+    def limit(
+        self,
+        queue: str,
+        *,
+        max_pending: int | UnsetType | None = KEEP,
+        max_running: int | UnsetType | None = KEEP,
+        rate: str | UnsetType | None = KEEP,
+        burst: int | UnsetType | None = KEEP,
+        per_partition: PerPartition | UnsetType | None = KEEP,
+        ordered: Ordered | UnsetType | None = KEEP,
+        actor: str | None = None,
+    ) -> None:
+        """Change limits of a queue, for all workers on all machines. What is not given stays.
+
+        None removes a limit. Jobs that are processing go on, however many there are.
 
         - `queue`: the name of the queue.
-        - `max_pending`: 0 or more jobs; 0 refuses every enqueue. None removes the bound.
+        - `max_pending`: how many jobs may be pending, 0 or more. Then an enqueue raises QueueFull.
+        - `max_running`: how many may be processing at once, 0 to 2,147,483,647.
+        - `rate`: how many may start in a time, as in `"900/1m"`: 1 to 1,000,000 in 1 ms to 31 days.
+          Never more start in any such time, whenever it begins. Each attempt counts.
+        - `burst`: how many of these may start at once, 1 to all. The fewer, the more evenly they
+          start. Default with a new rate: a tenth of them, 1 at least.
+        - `per_partition`: what holds for each partition beside that, and that partitions take
+          turns; `PerPartition()` for turns alone. Jobs without a partition are together one.
+        - `ordered`: run the jobs of a partition one at a time, in the order of their enqueue,
+          whatever their priorities. A job waits for all before it, also for their retries. After
+          one that failed for good the next one starts (`"pass"`), or the partition stands still
+          (`"halt"`) until that one is retried or passed over. With this, partitions take turns
+          until `per_partition=None`.
         - `actor`: who sets it. Default: the application's actor.
 
-        Raises InvalidInput if the name or the number is not valid.
+        Raises InvalidInput if the name or a limit is not valid.
         """
-        wanted = -1 if max_pending is None else whole(max_pending, 0, 2**53, "$.max_pending")
-        self._set(queue, max_pending=wanted, actor=actor)
+        pending: int | None = None
+        if max_pending is not KEEP:
+            pending = -1 if max_pending is None else whole(max_pending, 0, 2**53, "$.max_pending")
+        given: dict[str, Any] = {"max_running": max_running, "rate": rate, "burst": burst}
+        given |= {"per_partition": per_partition, "ordered": ordered}
 
-    def _set(self, queue: str, *, actor: str | None, **change: Any) -> None:
+        def change(db: Statements, name: str, actor: str) -> None:
+            queues.set_queue(db, name, max_pending=pending, actor=actor)
+            limits.change(db, name, given)
+
+        self._write(queue, change, actor)
+
+    def limit_partition(
+        self,
+        queue: str,
+        partition: str,
+        *,
+        max_running: int | UnsetType | None = KEEP,
+        weight: int | UnsetType | None = KEEP,
+        actor: str | None = None,
+    ) -> None:
+        """Change what differs for a partition of a queue. What is not given stays.
+
+        It has an effect while the partitions of the queue take turns; see `limit`.
+
+        - `queue`, `partition`: their names; `""` for the jobs without a partition.
+        - `max_running`: how many of its jobs may be processing at once, 0 to 2,147,483,647. None:
+          as many as of any other partition.
+        - `weight`: how many jobs its turn has, 1 to 1,000. None: 1, as any other.
+        - `actor`: who sets it. Default: the application's actor.
+
+        Raises InvalidInput if a name or a number is not valid.
+        """
+        given = {
+            name: check(value, f"$.{name}")
+            for name, value, check in (
+                ("max_running", max_running, check_running),
+                ("weight", weight, check_weight),
+            )
+            if value is not KEEP
+        }
+        self._change_partition(queue, partition, actor, given=given)
+
+    def pause_partition(
+        self, queue: str, partition: str, *, actor: str | None = None, reason: str | None = None
+    ) -> None:
+        """Stop giving jobs of a partition to workers, as `pause` does for a queue.
+
+        It has an effect while the partitions of the queue take turns; see `limit`.
+
+        - `queue`, `partition`: their names; `""` for the jobs without a partition.
+        - `actor`, `reason`: as in `pause`. Raises InvalidInput.
+        """
+        reason = check_reason(reason)
+        self._change_partition(queue, partition, actor, paused=True, reason=reason)
+
+    def resume_partition(self, queue: str, partition: str, *, actor: str | None = None) -> None:
+        """Give jobs of a partition to workers again that was paused or met a rate limit outside.
+
+        - `queue`, `partition`: their names; `""` for the jobs without a partition.
+        - `actor`: who resumes it. Default: the application's actor.
+
+        Raises InvalidInput.
+        """
+        self._change_partition(queue, partition, actor, paused=False)
+
+    def _change_partition(
+        self, queue: str, partition: str, actor: str | None, **change: Any
+    ) -> None:
+        change["partition"] = "" if partition == "" else check_partition(partition)
+        self._write(queue, partial(limits.change_partition, **change), actor)
+
+    def _write(self, queue: str, act: Callable[..., T], actor: str | None) -> T:
         name, by = check_name(queue, "queue", "$.queue"), self._core.signed(actor)
         require(self._core.queues, [name])
-        set_queue = partial(queues.set_queue, name=name, actor=by, **change)
-        self._core.limited_store.write("queue", set_queue).result()
+        write = partial(act, name=name, actor=by)
+        return self._core.limited_store.write("queue", write).result()
 
 
 class Workers(Noun):

@@ -61,7 +61,7 @@ def limit(name: str, most: str) -> None:
         raise InvalidInput("give a whole number of pending jobs, or none", path="NUMBER")
     wanted = None if most == "none" else int(most)
     with application() as app:
-        app.queues.limit(name, wanted)
+        app.queues.limit(name, max_pending=wanted)
     holds = "has no limit" if wanted is None else f"holds at most {wanted}"
     click.echo(f"queue {name} {holds}")
 

@@ -78,7 +78,7 @@ def limit(request: PageRequest) -> Response:
     if given and not (given.isascii() and given.isdigit() and len(given) <= 15):
         raise InvalidInput("give a whole number from 0, or nothing for no limit", path="limit")
     most = int(given) if given else None
-    request.app.queues.limit(name, most, actor=request.actor)
+    request.app.queues.limit(name, max_pending=most, actor=request.actor)
     limited = "has no limit" if most is None else f"takes at most {most:,} pending jobs"
     return _back(request, f"Queue {name} {limited}.")
 

@@ -7,11 +7,12 @@ themselves; what is computed here says how far a claim may go, and when to look 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import ceil
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from msgspec import UNSET
 
 from tenure.errors import InvalidInput
 from tenure.jobs.durations import seconds
@@ -26,18 +27,8 @@ LOOK_AGAIN_MICROS = 1_000_000
 NEXT = "\x01"
 """After a partition: the place behind it, because no partition has control characters."""
 Ordered = Literal["halt", "pass"]
-
-
-class Keep(Enum):
-    """The one value `KEEP`, the default of settings that a call does not change."""
-
-    KEEP = "keep"
-
-    def __repr__(self) -> str:
-        return "KEEP"
-
-
-KEEP = Keep.KEEP
+KEEP = UNSET
+"""The default of settings that a call does not change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +52,10 @@ class Rate:
         return -(-round(self.seconds * MICROS) // (self.starts - self.burst + 1))
 
     def __str__(self) -> str:
-        for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
             if self.seconds % size == 0:
                 return f"{self.starts}/{self.seconds / size:.0f}{unit}"
-        return f"{self.starts}/{self.seconds:g}s"
+        return f"{self.starts}/{self.seconds}s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,25 +79,34 @@ class PerPartition:
         check_running(self.max_running, "$.per_partition.max_running")
         parse_rate(self.rate, self.burst, "$.per_partition")
 
-    @property
-    def parsed(self) -> Rate | None:
-        """The rate with its burst."""
-        return parse_rate(self.rate, self.burst, "$.per_partition")
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of a queue. `ordered` has its partitions run one job at a time, in their order."""
+    """The limits of a queue; see `app.queues.limit`."""
 
     max_running: int | None = None
-    rate: Rate | None = None
+    rate: str | None = None
+    burst: int | None = None
     per_partition: PerPartition | None = None
     ordered: Ordered | None = None
 
-    @property
-    def partitioned(self) -> bool:
-        """Whether its partitions take turns."""
-        return self.per_partition is not None or self.ordered is not None
+
+def merged(old: Limits, given: Mapping[str, Any]) -> Limits:
+    """Return limits with those that are given and not KEEP; raises InvalidInput.
+
+    A new rate does not keep the burst.
+    """
+    changes = {name: value for name, value in given.items() if value is not KEEP}
+    if "rate" in changes:
+        changes.setdefault("burst", None)
+    new = replace(old, **changes)
+    check_running(new.max_running, "$.max_running")
+    if not isinstance(new.per_partition, PerPartition | None):
+        raise InvalidInput("give a PerPartition, or None", path="$.per_partition")
+    if new.ordered not in (None, "halt", "pass"):
+        raise InvalidInput("use halt or pass, or None for any order", path="$.ordered")
+    rate = parse_rate(new.rate, new.burst, "$")
+    return replace(new, rate=str(rate), burst=rate.burst) if rate else new
 
 
 def check_running(value: object, path: str) -> int | None:
@@ -117,13 +117,6 @@ def check_running(value: object, path: str) -> int | None:
 def check_weight(value: object, path: str) -> int | None:
     """Return how many jobs a turn of a partition has, None for 1; raises InvalidInput."""
     return None if value is None else _whole(value, 1, MAX_WEIGHT, path)
-
-
-def check_ordered(value: object, path: str) -> Ordered | None:
-    """Return what a failed job does to the later ones of its partition; raises InvalidInput."""
-    if value is None or value == "halt" or value == "pass":
-        return value
-    raise InvalidInput("use halt or pass, or nothing for any order", path=path)
 
 
 def parse_rate(text: object, burst: object, path: str) -> Rate | None:

@@ -14,6 +14,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from tenure.jobs.enqueue import KnownType
+from tenure.jobs.limits import Limits
 from tenure.jobs.names import may_list, serves
 from tenure.lifecycle import Status
 
@@ -82,7 +83,8 @@ class FailureGroup:
 class QueueState:
     """A queue: its settings and its jobs. `oldest_due_at` is when the oldest due job became due.
 
-    `pause_reason` is what was said when it was paused.
+    `pause_reason` is what was said when it was paused. If there are `limits`, `running` counts the
+    jobs that they count, and no job starts before `resume_at`, if one has met a rate limit outside.
     """
 
     name: str
@@ -92,6 +94,9 @@ class QueueState:
     processing: int
     oldest_due_at: Time | None
     pause_reason: str | None = None
+    limits: Limits | None = None
+    running: int | None = None
+    resume_at: Time | None = None
 
 
 @dataclass(frozen=True, slots=True)

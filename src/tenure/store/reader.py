@@ -26,7 +26,7 @@ from tenure.store.dialect import Dialect
 from tenure.store.notify import Notify
 from tenure.store.rows import COLUMNS, job_of, read_tags, selected
 from tenure.store.search import Statement
-from tenure.store.tables import schedules, workers
+from tenure.store.tables import limits, schedules, workers
 from tenure.store.tables.stats import StatsReader
 
 ENTRY = (
@@ -296,10 +296,13 @@ class Reader(ABC):
 
     def queues(self) -> list[QueueState]:
         """Return every queue with jobs or settings."""
-        time = self.dialect.time_or_none
+        time, limited = self.dialect.time_or_none, limits.read(self)
         return [
-            QueueState(name, time(paused), limit, pending, processing, time(oldest), reason)
-            for name, paused, limit, pending, processing, oldest, reason in self.stats.counted(
+            QueueState(
+                *(name, time(paused), most, pending, processing, time(oldest), reason),
+                *limited.get(name, ()),
+            )
+            for name, paused, most, pending, processing, oldest, reason in self.stats.counted(
                 self.queues_sql
             )
         ]
@@ -318,6 +321,7 @@ FROM (
     UNION ALL SELECT queue, NULL, NULL, CASE status WHEN 'pending' THEN jobs ELSE 0 END,
         CASE status WHEN 'processing' THEN jobs ELSE 0 END, NULL, NULL
     FROM ({{counts}}) AS counted WHERE status IN ('pending', 'processing')
+    UNION ALL SELECT queue, NULL, NULL, 0, 0, NULL, NULL FROM {d.table("queue_limit")}
 ) AS part GROUP BY name ORDER BY name
 """
 

@@ -7,6 +7,7 @@ import logging
 from tenure.events import SWEEP, Amended
 from tenure.lifecycle import follow
 from tenure.store.protocol import Database
+from tenure.store.tables import limits
 from tenure.store.transitions import Steps, save
 
 log = logging.getLogger(__name__)
@@ -22,8 +23,10 @@ def set_right(db: Database, limit: int) -> list[Steps]:
 
     That the clock was put back shows in the statistics, which have reached a time still to come.
     A job was not delayed if it was to run when it was added, or was retried by the clock by which
-    it was claimed. Others may have been delayed by the application, and wait.
+    it was claimed. Others may have been delayed by the application, and wait. Rates are set right
+    without such a sign, and rows of limits that limit nothing are deleted.
     """
+    limits.tidy(db)
     d = db.dialect
     ahead = f"millis > {d.millis.format(time=d.now)} + {MIN_STEP_SECONDS * 1000}"
     if not db.rows(f"SELECT 1 FROM {d.table('measured')} WHERE {ahead}"):

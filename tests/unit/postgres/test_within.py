@@ -134,7 +134,7 @@ def test_ten_thousand_jobs_take_about_as_long_as_without_the_transaction(app: Te
 
 
 def test_nobody_waits_for_the_limit_of_a_queue(app: Tenure) -> None:
-    app.queues.limit("small", 2)
+    app.queues.limit("small", max_pending=2)
     with connected(app) as one, connected(app) as two:
         for connection in (one, two):
             connection.execute("SET lock_timeout = '2s'")

@@ -90,7 +90,9 @@ def resume_queue(call: Call) -> Response:
 
 def limit_queue(call: Call) -> Response:
     """Set how many jobs of a queue may wait, or lift the limit."""
-    call.app.queues.limit(call.path["name"], call.body.max_pending, actor=call.caller.name)
+    call.app.queues.limit(
+        call.path["name"], max_pending=call.body.max_pending, actor=call.caller.name
+    )
     return _queue(call)
 
 

@@ -1,0 +1,135 @@
+"""The tables of limits: of queues, and of what differs for some of their partitions.
+
+Triggers of these tables keep slots, turns and lines of the jobs, and the history of the limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from tenure.jobs.limits import Limits, PerPartition, Rate, merged, parse_rate
+from tenure.store.dialect import Reads, Statements
+from tenure.store.rows import fields_of, selected
+
+RATE = ("rate_starts", "rate_seconds", "burst", "every")
+OF = ("max_running", *RATE)
+SETTINGS = (*OF, "partitioned", *(f"per_{name}" for name in OF), "ordered")
+WAITS_NOT = "resume_at = NULL, paused_for = NULL"
+PARTITION = ("max_running", "weight", "paused_at", "paused_by", "pause_reason", "resume_at")
+MAX_DELETED = 1_000
+SPARE_MICROS = 2_000_000
+"""How far ahead of its bound a rate may be before it is set right: the clock was put back."""
+
+
+def read(db: Reads, queue: str | None = None) -> dict[str, tuple[Limits, int, datetime | None]]:
+    """Return the limits of queues, how many jobs run there, and until when a job has them wait."""
+    d = db.dialect
+    columns = ("queue", *SETTINGS, "resume_at")
+    running = f"(SELECT count(*) FROM {d.table('slot')} AS s WHERE s.queue = q.queue)"
+    where = f" WHERE q.queue = {d.value}" if queue else ""
+    found = {}
+    for *row, taken in db.rows(
+        f"SELECT {selected(d, columns, 'q')}, {running} FROM {d.table('queue_limit')} AS q{where}",
+        (queue,) if queue else (),
+    ):
+        fields = fields_of(d, columns, row)
+        found[fields["queue"]] = (_limits(fields), taken, fields["resume_at"])
+    return found
+
+
+def _limits(row: Mapping[str, Any]) -> Limits:
+    def of(prefix: str) -> tuple[int | None, str | None, int | None]:
+        starts, seconds, burst, _ = (row[prefix + name] for name in RATE)
+        rate = str(Rate(starts, seconds, burst)) if starts else None
+        return row[f"{prefix}max_running"], rate, burst
+
+    divided = PerPartition(*of("per_")) if row["partitioned"] else None
+    return Limits(*of(""), divided, row["ordered"])
+
+
+def change(db: Statements, name: str, given: Mapping[str, Any]) -> None:
+    """Change the given limits of a queue; raises InvalidInput. Without any, it has no row."""
+    d, table = db.dialect, db.dialect.table("queue_limit")
+    old, _, waits_until = read(db, name).get(name, (Limits(), 0, None))
+    new = merged(old, given)
+    if new == old:
+        return
+    if new == Limits() and waits_until is None:
+        db.changed(f"DELETE FROM {table} WHERE queue = {d.value}", (name,))
+        return
+    per = new.per_partition or PerPartition()
+    divided = new.per_partition is not None or new.ordered is not None
+    values = (*_settings(new), divided, *_settings(per), new.ordered)
+    changes = ", ".join(f"{name} = excluded.{name}" for name in SETTINGS)
+    db.changed(
+        f"INSERT INTO {table} (queue, {', '.join(SETTINGS)})"
+        f" VALUES ({d.values(1 + len(SETTINGS))}) ON CONFLICT (queue) DO UPDATE SET {changes}",
+        (name, *values),
+    )
+
+
+def _settings(of: Limits | PerPartition) -> tuple[int | float | None, ...]:
+    rate = parse_rate(of.rate, of.burst, "$")
+    values = (rate.starts, rate.seconds, rate.burst, rate.every) if rate else (None,) * len(RATE)
+    return (of.max_running, *values)
+
+
+def change_partition(
+    db: Statements,
+    name: str,
+    partition: str,
+    *,
+    actor: str,
+    given: Mapping[str, int | None] | None = None,
+    paused: bool | None = None,
+    reason: str | None = None,
+) -> None:
+    """Set columns of a partition, and pause or resume it (None: leave it)."""
+    d = db.dialect
+    table, v, place = d.table("partition_limit"), d.value, (name, partition)
+    db.changed(
+        f"INSERT INTO {table} (queue, partition) VALUES ({v}, {v}) ON CONFLICT DO NOTHING", place
+    )
+    where = f"WHERE queue = {v} AND partition = {v}"
+    if given:
+        changes = ", ".join(f"{column} = {v}" for column in given)
+        db.changed(f"UPDATE {table} SET {changes} {where}", (*given.values(), *place))
+    if paused is not None:
+        db.changed(
+            f"UPDATE {table} SET paused_at = CASE WHEN {v} THEN {d.now} END, paused_by = {v},"
+            f" pause_reason = {v} {where} AND (paused_at IS NULL) = {v}",
+            (paused, actor, reason, *place, paused),
+        )
+    if paused is False:
+        db.changed(f"UPDATE {table} SET {WAITS_NOT} {where}", place)
+
+
+def end_wait(db: Statements, queue: str) -> None:
+    """Let jobs of a queue start again that wait since one met a rate limit outside."""
+    table, v = db.dialect.table("queue_limit"), db.dialect.value
+    db.changed(f"UPDATE {table} SET {WAITS_NOT} WHERE queue = {v}", (queue,))
+
+
+def tidy(db: Statements) -> None:
+    """Delete rows that limit nothing, and set right rates that a clock which was ahead has used."""
+    d = db.dialect
+    queue, partition = d.table("queue_limit"), d.table("partition_limit")
+    now = f"{d.millis.format(time=d.now)} * 1000"
+    ahead = f"tat > {now} + {SPARE_MICROS} +"
+    of_queue = f"(SELECT per_burst * per_every FROM {queue} AS q WHERE q.queue = {partition}.queue)"
+    for table, most in ((queue, "burst * every"), (partition, of_queue)):
+        some = f"SELECT 1 FROM {table} WHERE {ahead} {most}"
+        if db.rows(f"{some} LIMIT 1"):
+            db.changed(f"UPDATE {table} SET tat = {now} + {most} WHERE {ahead} {most}")
+    for table, key, settings in (
+        (queue, "queue", ("max_running", "every", "NULLIF(partitioned, FALSE)")),
+        (partition, "queue, partition", ("max_running", "weight", "paused_at")),
+    ):
+        idle = (
+            f"SELECT {key} FROM {table} WHERE tat <= {now} AND coalesce(resume_at <= {d.now}, true)"
+        )
+        idle += "".join(f" AND {name} IS NULL" for name in settings)
+        idle += f" LIMIT {MAX_DELETED} {d.skip_locked}"
+        db.changed(f"DELETE FROM {table} WHERE ({key}) IN ({idle})")
