@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tenure.jobs.limits import Turn
+from tenure.jobs.ids import EPOCH
+from tenure.jobs.limits import NEXT, Open, Turn, has_enough, look_again, quotas
 from tenure.jobs.work import ClaimRequest, Lease
 from tenure.store import lanes
-from tenure.store.lanes import MAX_LANES, MAX_SEEN, Head, Lane, Limited, Mark
+from tenure.store.lanes import MAX_KNOWN, MAX_LANES, MAX_SEEN, Head, Lane, Limited, Mark
 from tenure.store.postgres import statements as sql
-from tenure.store.postgres.connection import NOW, to_time
+from tenure.store.postgres.connection import NOW, to_time, uuids
 
 MARGIN = timedelta(seconds=1)
 MAX_DEAD_ENTRIES = 5_000
@@ -39,7 +40,8 @@ SEARCH_ALL = f"SELECT * FROM {{s}}.lanes(%s, %s, {MAX_LANES})"
 SEARCH_QUEUES = f"SELECT * FROM {{s}}.lanes(%b::text[], {MAX_LANES})"
 SEARCH_ON = f"""
 SELECT {NOW} AT TIME ZONE 'UTC', lane.queue, lane.priority, head.run_at AT TIME ZONE 'UTC',
-    head.id::text
+    head.id::text, (SELECT CASE WHEN l.partitioned THEN 'partitions' ELSE 'queue' END
+        FROM {{s}}.queue_limit AS l WHERE l.queue = lane.queue)
 FROM unnest(%b::text[], %b::bigint[], %b::timestamptz[]) AS lane (queue, priority, since)
 CROSS JOIN LATERAL (
     SELECT run_at, id FROM {{s}}.ready
@@ -58,7 +60,9 @@ class PostgresLaneView(lanes.LaneView):
     marks: dict[Lane, datetime] = field(default_factory=dict)
     full_search_at: float = 0.0  # monotonic seconds
     several_until: float = 0.0  # monotonic seconds, after which it may be one lane again
+    limited_until: float = 0.0  # monotonic seconds, after which no due lane may have limits
     crowded: bool = False  # many dead entries were met since the last full search
+    marks_in_turn: dict[tuple[Lane, str], Mark] = field(default_factory=dict)  # by partition
 
 
 class PostgresLanes(lanes.Lanes[PostgresLaneView]):
@@ -77,6 +81,10 @@ class PostgresLanes(lanes.Lanes[PostgresLaneView]):
         now = self.clock()
         plain = view.is_plain and not view.crowded and now >= view.full_search_at
         return plain and (alone or now >= view.several_until)
+
+    def are_limited(self, request: ClaimRequest) -> bool:
+        """Whether a lane with limits was due lately: it takes more than one statement."""
+        return self.clock() < self.view(request).limited_until
 
     def are_several(self, request: ClaimRequest) -> None:
         """Note that several lanes had due jobs."""
@@ -119,15 +127,21 @@ class PostgresClaim:
             found = self._rows(SEARCH_QUEUES, (sorted(set(queues)),))
         ended = self._clock()
         self.now = to_time(found[0][1])
-        read = [((row[2], row[3]), to_time(row[4]), row[5], row[6]) for row in found if row[2]]
-        heads = [Head(lane, run_at, id) for lane, run_at, id, is_open in read if is_open]
+        read = [row[2:] for row in found if row[2]]
+        heads = [
+            Head((queue, priority), to_time(run_at), id, limited)
+            for queue, priority, run_at, id, is_open, limited in read
+            if is_open
+        ]
         view = self._view
+        if any(head.limited and head.run_at <= self.now for head in heads):
+            view.limited_until = ended + SEVERAL_SECONDS
         view.marks = _marks(view.marks, heads, self.now)
         view.crowded = False
         many = found[-1][0] > MAX_DEAD_ENTRIES
         pause = max(FULL_SECONDS, (ended - began) / FULL_SHARE)
         view.full_search_at = ended + pause if many else 0.0
-        stopped = read[-1][0] if len(read) >= MAX_LANES else None
+        stopped = (read[-1][0], read[-1][1]) if len(read) >= MAX_LANES else None
         return heads, stopped
 
     def _search_on(self, since: Mapping[Lane, datetime]) -> list[Head]:
@@ -137,7 +151,8 @@ class PostgresClaim:
         if found:
             self.now = to_time(found[0][0])
         return [
-            Head((queue, priority), to_time(run_at), id) for _, queue, priority, run_at, id in found
+            Head((queue, priority), to_time(run_at), id, limited)
+            for _, queue, priority, run_at, id, limited in found
         ]
 
     def time(self, run_at: Any) -> datetime:
@@ -166,13 +181,53 @@ class PostgresClaim:
         return (to_time(found[0][0]), found[0][1]) if found else None
 
     def room(self, queue: str, most: int) -> int | None:
-        raise NotImplementedError
+        ((room,),) = self._rows(sql.ROOM, (queue, self.now))
+        return None if room is None else max(min(room, most), 0)
 
     def take_in_turn(self, lane: Lane, turn: Turn, limit: int) -> tuple[list[Lease], Turn]:
-        raise NotImplementedError
+        *found, (last, *_) = self._rows(sql.OPEN, (*lane, self.now, *turn, limit))
+        parts = [Open(*row[:3]) for row in found]
+        shares, next_turn = quotas(parts, turn, limit)
+        if last is not None and not has_enough(parts, turn, limit):
+            next_turn = Turn(last + NEXT)
+        if not parts:
+            return [], next_turn
+        in_order = found[0][4] is not None
+        marks = self._view.marks_in_turn
+        since = [
+            (to_time(time), next) if in_order else marks.get((lane, partition), self.start)
+            for partition, _, _, time, next in found
+        ]
+        until = self.now + timedelta(seconds=self._request.lease_seconds)
+        types = None if self._request.types is None else list(self._request.types)
+        names = [part.partition for part in parts]
+        places = ([time for time, _ in since], uuids([id for _, id in since]))
+        values = (until, self._request.worker, types, names, shares, *places, in_order)
+        rows = self._rows(sql.CLAIM_IN_TURN, (*lane, self.now, *values))
+        taken = {row[10] for row in rows}
+        vain = {name: mark for name, mark in zip(names, since, strict=True) if name not in taken}
+        if vain and not in_order:
+            self._pass_over(lane, vain)
+        return [Lease(*[*row[:9], until, None, row[9]]) for row in rows], next_turn
+
+    def _pass_over(self, lane: Lane, vain: Mapping[str, Mark]) -> None:
+        """Note where the next looks into partitions begin that this one took nothing of.
+
+        That is behind the jobs that it saw, which are not for this worker; at the end, the start.
+        """
+        places = ([time for time, _ in vain.values()], uuids([id for _, id in vain.values()]))
+        rows = self._rows(sql.PASSED_IN_TURN, (*lane, self.now, list(vain), *places))
+        marks = self._view.marks_in_turn
+        if len(marks) > MAX_KNOWN:
+            marks.clear()
+        for name in vain:
+            marks.pop((lane, name), None)
+        marks.update({(lane, name): (to_time(run_at), id) for name, run_at, id in rows})
 
     def look_again(self, queue: str) -> float:
-        raise NotImplementedError
+        now = round((self.now - EPOCH) / timedelta(microseconds=1))
+        rows = self._rows(sql.LOOK_AGAIN, (queue,))
+        return min((look_again(now, *row) for row in rows), default=0.0)
 
     def _after(self, lane: Lane, after: Mark) -> Mark:
         """Return the later of a place and where the search of a crowded lane began."""

@@ -37,6 +37,8 @@ NOTHING_COMMITTED = (
     errors.DeadlockDetected,
     errors.LockNotAvailable,
 )
+OVER_LIMIT = "TN006"
+"""The SQLSTATE of a start that a limit refuses. Claims look first: it changed in between."""
 AWAY = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
@@ -216,7 +218,7 @@ class PostgresSession:
     # --- after a transaction
 
     def trouble(self, error: Exception) -> Trouble:
-        if isinstance(error, NOTHING_COMMITTED):
+        if isinstance(error, NOTHING_COMMITTED) or getattr(error, "sqlstate", "") == OVER_LIMIT:
             return Trouble.RETRY
         if isinstance(error, Unconfirmed):
             return Trouble.UNCONFIRMED

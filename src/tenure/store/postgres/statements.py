@@ -18,6 +18,11 @@ from tenure.store.lanes import MAX_LANES, MAX_SEEN
 from tenure.store.postgres.connection import NOW, array_of, is_uuid, to_time
 from tenure.store.rows import ADDED, CHANGED, COLUMNS, TIMED, TIMES, selected
 
+MAX_PARTITIONS = 250
+"""Partitions of a lane that one look goes over."""
+SEEN_IN_TURN = 200
+"""Jobs of each partition that one look goes over."""
+
 
 def _arrived(status: str, more: str = "") -> str:
     """A FROM item: the ids of the jobs that entered a status, each once."""
@@ -130,6 +135,19 @@ SELECT * FROM {{s}}.exchange(
 """
 CLAIM = "SELECT * FROM {s}.claim(%s, %s, %s, %s, %s, %s, %s, %b::text[], %s::integer, %s::integer)"
 PASSED = f"SELECT * FROM {{s}}.passed(%s, %s, %s, %s, %s, {MAX_SEEN})"
+ROOM = "SELECT {s}.room(%s, %s)"
+OPEN = f"SELECT * FROM {{s}}.open_partitions(%s, %s, %s, %s, %s, %s, {MAX_PARTITIONS})"
+CLAIM_IN_TURN = f"""
+SELECT * FROM {{s}}.claim_in_turn(%s, %s, %s, %s, %s, %b::text[],
+    %b::text[], %b::integer[], %b::timestamptz[], %b::uuid[], %s, {SEEN_IN_TURN})
+"""
+PASSED_IN_TURN = f"""
+SELECT * FROM {{s}}.passed_in_turn(%s, %s, %s,
+    %b::text[], %b::timestamptz[], %b::uuid[], {SEEN_IN_TURN})
+"""
+LOOK_AGAIN = """
+SELECT every, burst, tat, {s}.micros(resume_at), per_every FROM {s}.queue_limit WHERE queue = %s
+"""
 NEWEST = """
 SELECT DISTINCT queue, priority
 FROM (SELECT queue, priority, status FROM {s}.job ORDER BY id DESC LIMIT 50) AS newest
@@ -271,5 +289,5 @@ SELECT queue, type, count(*) FROM gone GROUP BY queue, type
 UNION ALL SELECT NULL, NULL, count(*) FROM seen
 """
 
-HOT = frozenset({ENQUEUE, COMPLETE, EXCHANGE, CLAIM, LOCK, SAVE})
+HOT = frozenset({ENQUEUE, COMPLETE, EXCHANGE, CLAIM, LOCK, SAVE, ROOM, OPEN, CLAIM_IN_TURN})
 """Calls of functions that sessions prepare: to plan one takes as long as a tenth of a job."""

@@ -139,7 +139,8 @@ class Postgres(PostgresSession):
     ) -> tuple[set[str], list[Lease] | None] | None:
         wanted: tuple[Any, ...] = (None, 0.0, None, None, 0)
         if claim is not None:
-            if not self._lanes.are_plain(claim, alone=not reports):
+            plain = self._lanes.are_plain(claim, alone=not reports)
+            if not plain or self._lanes.are_limited(claim):
                 return None
             queues = None if claim.queues is None else sorted(set(claim.queues))
             types = None if claim.types is None else list(claim.types)

@@ -72,12 +72,16 @@ CREATE TABLE {schema}.ready (
     queue text COLLATE "C" NOT NULL,
     type text COLLATE "C" NOT NULL,
     start_by timestamptz,
+    partition text COLLATE "C", -- of a queue whose partitions take turns; '' for none
     PRIMARY KEY (queue, priority, run_at, id)
 ) WITH (
     autovacuum_vacuum_threshold = 1000,
     autovacuum_vacuum_scale_factor = 0.02,
     vacuum_truncate = false
 );
+
+CREATE INDEX ready_turn ON {schema}.ready (queue, priority, partition, run_at, id)
+    WHERE partition IS NOT NULL;
 
 CREATE INDEX ready_start_by ON {schema}.ready (start_by) WHERE start_by IS NOT NULL;
 
@@ -227,11 +231,16 @@ CREATE FUNCTION {schema}.record_entry() RETURNS trigger
 DECLARE
     jobs bigint;
     tokens bigint;
+    limited boolean;
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
         RAISE EXCEPTION USING ERRCODE = 'TN001',
             MESSAGE = 'tenure: the ledger is written by transitions of jobs';
     END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM {schema}.check_snapshot();
+    END IF;
+    limited := EXISTS (SELECT FROM {schema}.queue_limit);
     INSERT INTO {schema}.transition (job_id, at, source, target, event, attempt, token, actor)
     SELECT id, created_at, NULL, status, '{first_event}', 0, 0, actor FROM entered
     WHERE CASE WHEN {illegal_entry} THEN
@@ -240,9 +249,17 @@ BEGIN
             {schema}.refuse_row('a value of a job is refused: ' || {broken_new_value})
         ELSE true END;
     GET DIAGNOSTICS jobs = ROW_COUNT;
-    INSERT INTO {schema}.ready (queue, priority, run_at, id, type, start_by)
-    SELECT queue, priority, run_at, id, type, start_by FROM entered WHERE status = 'pending';
+    INSERT INTO {schema}.ready (queue, priority, run_at, id, type, start_by, partition)
+    SELECT queue, priority, run_at, id, type, start_by, CASE WHEN limited THEN (
+        SELECT coalesce(entered.partition, '') FROM {schema}.queue_limit AS l
+        WHERE l.queue = entered.queue AND l.partitioned) END
+    FROM entered WHERE status = 'pending';
     GET DIAGNOSTICS tokens = ROW_COUNT;
+    IF limited THEN
+        INSERT INTO {schema}.line (queue, partition, id)
+        SELECT queue, coalesce(partition, ''), id FROM entered WHERE (
+            SELECT ordered FROM {schema}.queue_limit AS l WHERE l.queue = entered.queue) IS NOT NULL;
+    END IF;
     IF tokens < jobs THEN
         INSERT INTO {schema}.arrival (status, at, ids)
         SELECT status, start_by, array_agg(id) FROM entered
@@ -283,23 +300,17 @@ CREATE FUNCTION {schema}.record_move() RETURNS trigger
     SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     seen record;
+    limited boolean := false;
+    freed bigint;
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
         RAISE EXCEPTION USING ERRCODE = 'TN001',
             MESSAGE = 'tenure: the ledger is written by transitions of jobs';
     END IF;
-    WITH entry AS (
-        INSERT INTO {schema}.transition ({ledger_columns})
-        SELECT {ledger_values}
-        FROM before AS o JOIN after AS n ON n.id = o.id
-        WHERE CASE WHEN {illegal_move} THEN {schema}.refuse_row('illegal transition of a job')
-            ELSE n.status <> o.status OR {amended} END
-        RETURNING job_id, target, at
-    )
-    INSERT INTO {schema}.arrival (status, at, ids)
-    SELECT target, least(min(at), {schema}.clock()), array_agg(job_id)
-    FROM entry WHERE target IN ('processing', {settled}) GROUP BY target;
-    SELECT * INTO seen FROM (
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        PERFORM {schema}.check_snapshot();
+    END IF;
+    SELECT *, EXISTS (SELECT FROM {schema}.queue_limit) AS limited INTO seen FROM (
         SELECT bool_or(status = 'pending') AS was_pending,
             bool_or(status = 'processing') AS was_processing,
             bool_or(status IN ('failed', 'cancelled')) AS was_ended
@@ -314,6 +325,31 @@ BEGIN
             max(CASE WHEN {unfit_change} THEN {broken_change} END) AS broken
         FROM after
     ) AS n;
+    IF seen.limited THEN
+        SELECT EXISTS (SELECT FROM (SELECT DISTINCT queue FROM after) AS mine CROSS JOIN LATERAL (
+            SELECT FROM {schema}.queue_limit WHERE queue = mine.queue LIMIT 1) AS l) INTO limited;
+    END IF;
+    IF limited AND seen.was_pending AND seen.is_processing THEN
+        -- Before the ledger is written: its order is that of the locks.
+        PERFORM {schema}.admit(mine.queue, ids, partitions, starts) FROM (
+            SELECT n.queue, array_agg(n.id) AS ids, array_agg(coalesce(n.partition, '')) AS partitions,
+                array_agg(n.started_at) AS starts
+            FROM before AS o JOIN after AS n ON n.id = o.id
+            WHERE o.status = 'pending' AND n.status = 'processing' GROUP BY n.queue ORDER BY n.queue
+        ) AS mine CROSS JOIN LATERAL (
+            SELECT FROM {schema}.queue_limit WHERE queue = mine.queue LIMIT 1) AS l;
+    END IF;
+    WITH entry AS (
+        INSERT INTO {schema}.transition ({ledger_columns})
+        SELECT {ledger_values}
+        FROM before AS o JOIN after AS n ON n.id = o.id
+        WHERE CASE WHEN {illegal_move} THEN {schema}.refuse_row('illegal transition of a job')
+            ELSE n.status <> o.status OR {amended} END
+        RETURNING job_id, target, at
+    )
+    INSERT INTO {schema}.arrival (status, at, ids)
+    SELECT target, least(min(at), {schema}.clock()), array_agg(job_id)
+    FROM entry WHERE target IN ('processing', {settled}) GROUP BY target;
     IF seen.broken IS NOT NULL THEN
         PERFORM {schema}.refuse_row('a value of a job is refused: ' || seen.broken);
     END IF;
@@ -326,8 +362,11 @@ BEGIN
             WHERE before.status = 'pending'));
     END IF;
     IF seen.is_pending THEN
-        INSERT INTO {schema}.ready (queue, priority, run_at, id, type, start_by)
-        SELECT queue, priority, run_at, id, type, start_by FROM after WHERE status = 'pending';
+        INSERT INTO {schema}.ready (queue, priority, run_at, id, type, start_by, partition)
+        SELECT queue, priority, run_at, id, type, start_by, CASE WHEN limited THEN (
+            SELECT coalesce(after.partition, '') FROM {schema}.queue_limit AS l
+            WHERE l.queue = after.queue AND l.partitioned) END
+        FROM after WHERE status = 'pending';
     END IF;
     IF seen.is_waiting THEN
         INSERT INTO {schema}.arrival (status, at, ids)
@@ -359,6 +398,36 @@ BEGIN
         FROM before AS o JOIN after AS n ON n.id = o.id
         WHERE n.lease_expires_at < o.lease_expires_at GROUP BY n.status, n.lease_expires_at;
     END IF;
+    IF limited AND seen.was_processing THEN
+        DELETE FROM {schema}.slot WHERE ctid = ANY (ARRAY(
+            SELECT place.ctid FROM before AS o JOIN after AS n ON n.id = o.id CROSS JOIN LATERAL (
+                SELECT ctid FROM {schema}.slot WHERE queue = o.queue
+                    AND partition = coalesce(o.partition, '') AND job_id = o.id LIMIT 1) AS place
+            WHERE o.status = 'processing' AND n.status <> 'processing'));
+        GET DIAGNOSTICS freed = ROW_COUNT;
+    END IF;
+    IF limited AND (seen.was_processing OR seen.is_ended OR seen.was_ended) THEN
+        DELETE FROM {schema}.line WHERE ctid = ANY (ARRAY(
+            SELECT place.ctid FROM after AS n CROSS JOIN LATERAL (
+                SELECT ctid FROM {schema}.line WHERE queue = n.queue
+                    AND partition = coalesce(n.partition, '') AND id = n.id AND (n.status <> 'failed'
+                        OR (SELECT ordered FROM {schema}.queue_limit WHERE queue = n.queue) = 'pass')
+                LIMIT 1) AS place
+            WHERE {at_rest}));
+        IF FOUND THEN
+            freed := 1;
+        END IF;
+        INSERT INTO {schema}.line (queue, partition, id)
+        SELECT queue, coalesce(partition, ''), id FROM after
+        WHERE status IN ('waiting', 'pending') AND (
+            SELECT ordered FROM {schema}.queue_limit AS l WHERE l.queue = after.queue) IS NOT NULL
+        ON CONFLICT DO NOTHING;
+    END IF;
+    IF freed > 0 THEN -- so that what they were in the way of starts at once
+        PERFORM pg_notify('{channel}', '') FROM (SELECT DISTINCT queue FROM before) AS mine
+            CROSS JOIN LATERAL (SELECT FROM {schema}.ready WHERE queue = mine.queue LIMIT 1) AS token
+        LIMIT 1;
+    END IF;
     RETURN NULL;
 END $$;
 
@@ -378,6 +447,11 @@ BEGIN
         SELECT place.ctid FROM removed CROSS JOIN LATERAL (
             SELECT ctid FROM {schema}.ended WHERE status = removed.status AND id = removed.id
             LIMIT 1) AS place));
+    DELETE FROM {schema}.line WHERE ctid = ANY (ARRAY(
+        SELECT place.ctid FROM removed CROSS JOIN LATERAL (
+            SELECT ctid FROM {schema}.line WHERE queue = removed.queue
+                AND partition = coalesce(removed.partition, '') AND id = removed.id LIMIT 1) AS place
+        WHERE removed.status = 'failed'));
     RETURN NULL;
 END $$;
 

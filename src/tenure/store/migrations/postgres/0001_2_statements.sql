@@ -177,11 +177,11 @@ END $$;
 -- `most` of them. They are found by stepping through the index of tokens: one search per
 -- lane, however many jobs wait in it. `walked` says how many dead entries of the index were met. One
 -- row at least: without lanes its `queue` is NULL. Not `open` are paused queues, and those whose
--- names begin with `tenure.`: they have to be named.
+-- names begin with `tenure.`: they have to be named. `limited` says by what a queue has limits.
 CREATE FUNCTION {schema}.lanes(after_queue text, after_priority bigint, most integer)
     RETURNS TABLE (
         walked bigint, at timestamp, queue text, priority bigint, run_at timestamp, id text,
-        open boolean)
+        open boolean, limited text)
     LANGUAGE plpgsql
     SET plan_cache_mode = force_generic_plan SET jit = off
     SET enable_seqscan = off SET enable_bitmapscan = off
@@ -211,7 +211,9 @@ BEGIN
     SELECT walk.entries - walk.lanes, (SELECT {schema}.clock()) AT TIME ZONE 'UTC',
         found.queue, found.priority, found.run_at AT TIME ZONE 'UTC', found.id::text,
         left(found.queue, 7) <> 'tenure.' AND NOT EXISTS (
-            SELECT FROM {schema}.queue WHERE name = found.queue AND paused_at IS NOT NULL)
+            SELECT FROM {schema}.queue WHERE name = found.queue AND paused_at IS NOT NULL),
+        (SELECT CASE WHEN l.partitioned THEN 'partitions' ELSE 'queue' END
+            FROM {schema}.queue_limit AS l WHERE l.queue = found.queue)
     FROM walk LEFT JOIN found ON true;
 END $$;
 
@@ -220,7 +222,7 @@ END $$;
 CREATE FUNCTION {schema}.lanes(wanted text[], most integer)
     RETURNS TABLE (
         walked bigint, at timestamp, queue text, priority bigint, run_at timestamp, id text,
-        open boolean)
+        open boolean, limited text)
     LANGUAGE plpgsql
     SET plan_cache_mode = force_generic_plan SET jit = off
     SET enable_seqscan = off SET enable_bitmapscan = off
@@ -247,7 +249,9 @@ BEGIN
         )
         SELECT NULL::bigint, now, lane.queue, lane.priority,
             lane.run_at AT TIME ZONE 'UTC', lane.id::text, NOT EXISTS (
-                SELECT FROM {schema}.queue WHERE name = lane.queue AND paused_at IS NOT NULL)
+                SELECT FROM {schema}.queue WHERE name = lane.queue AND paused_at IS NOT NULL),
+            (SELECT CASE WHEN l.partitioned THEN 'partitions' ELSE 'queue' END
+                FROM {schema}.queue_limit AS l WHERE l.queue = lane.queue)
         FROM lane;
         GET DIAGNOSTICS found = ROW_COUNT;
         lanes := lanes + found;
@@ -255,7 +259,7 @@ BEGIN
     END LOOP;
     RETURN QUERY
     SELECT pg_stat_get_xact_tuples_returned('{schema}.ready_pkey'::regclass) - entries - lanes,
-        now, NULL, NULL::bigint, NULL::timestamp, NULL, NULL::boolean;
+        now, NULL, NULL::bigint, NULL::timestamp, NULL, NULL::boolean, NULL;
 END $$;
 
 -- Claim up to `most` jobs of one lane (a queue at a priority) that are due, in the order in which
@@ -324,8 +328,8 @@ BEGIN
 END $$;
 
 -- A worker's whole exchange in one round trip: complete attempts, then claim, where one lane at most has
--- jobs that are due. Answers with a row for each lease that was `done`; then with no row if there may be
--- more, lanes or jobs that were not looked at, and with one without a job if there is none.
+-- jobs that are due, and no limits. Answers with a row for each lease that was `done`; then with no row if
+-- there may be more, lanes or jobs that were not looked at, and with one without a job if there is none.
 CREATE FUNCTION {schema}.exchange(
     ids uuid[], leases uuid[], results text[], actors text[],
     queues text[], lease_seconds double precision, holder text, wanted text[], most integer,
@@ -343,6 +347,7 @@ DECLARE
     due integer;
     due_queue text;
     due_priority bigint;
+    closer boolean;
     now timestamptz;
 BEGIN
     -- Taken anyway, and here before the clock is read: leases count from the end of the wait.
@@ -358,18 +363,20 @@ BEGIN
     END IF;
     IF queues IS NULL THEN
         SELECT count(*), count(*) FILTER (WHERE is_due), max(lane.queue) FILTER (WHERE is_due),
-            max(lane.priority) FILTER (WHERE is_due), max(lane.at), max(lane.walked)
-        INTO lanes, due, due_queue, due_priority, at, walked
+            max(lane.priority) FILTER (WHERE is_due), max(lane.at), max(lane.walked),
+            bool_or(is_due AND limited IS NOT NULL)
+        INTO lanes, due, due_queue, due_priority, at, walked, closer
         FROM {schema}.lanes('', 0, most_lanes) AS lane, LATERAL (
             SELECT lane.open AND lane.run_at <= lane.at AS is_due) AS state;
     ELSE
         SELECT count(*), count(*) FILTER (WHERE is_due), max(lane.queue) FILTER (WHERE is_due),
-            max(lane.priority) FILTER (WHERE is_due), max(lane.at), max(lane.walked)
-        INTO lanes, due, due_queue, due_priority, at, walked
+            max(lane.priority) FILTER (WHERE is_due), max(lane.at), max(lane.walked),
+            bool_or(is_due AND limited IS NOT NULL)
+        INTO lanes, due, due_queue, due_priority, at, walked, closer
         FROM {schema}.lanes(queues, most_lanes) AS lane, LATERAL (
             SELECT lane.open AND lane.run_at <= lane.at AS is_due) AS state;
     END IF;
-    IF lanes >= most_lanes OR due > 1 THEN
+    IF lanes >= most_lanes OR due > 1 OR closer THEN
         RETURN;
     END IF;
     IF due = 1 THEN
