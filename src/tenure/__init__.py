@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tenure.jobs.enqueue import NewJob
     from tenure.jobs.hooks import Failure
     from tenure.jobs.limits import PerPartition
-    from tenure.jobs.postpone import RetryAfter, Snooze
+    from tenure.jobs.postpone import RateLimited, RetryAfter, Snooze
     from tenure.lifecycle import Job, Status
     from tenure.retry import RetryPolicy
 
@@ -54,6 +54,7 @@ __all__ = [
     "PerPartition",
     "PermanentFailure",
     "QueueFull",
+    "RateLimited",
     "ResultGone",
     "ResultTruncated",
     "RetryAfter",
@@ -73,6 +74,7 @@ _HOMES = {
     "Failure": "jobs.hooks",
     "PerPartition": "jobs.limits",
     "JobType": "app.job_types",
+    "RateLimited": "jobs.postpone",
     "RetryAfter": "jobs.postpone",
     "RetryPolicy": "retry",
     "Snooze": "jobs.postpone",

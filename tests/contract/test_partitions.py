@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tenure import InvalidInput, KeyConflict, NewJob, Tenure
 from tenure.errors import IllegalTransition
 from tenure.jobs.partitions import partitioner
+from tenure.jobs.queries import Filter
+from tenure.store import search
 from tests.support.cli import run_cli
 from tests.support.http import JSON, api_client
 from tests.support.raw_sql import Refused
@@ -158,17 +160,26 @@ def test_a_parameter_that_is_not_there_is_refused_at_once(app: Tenure, by: Any) 
     assert refused.value.path == "$.partition_by"
 
 
-PART = st.text(st.sampled_from(":\\ab"), min_size=0, max_size=4)
+PART = st.lists(st.sampled_from(["\\", ":", "a", "b:"]), max_size=3).map("".join)
 
 
-@given(st.tuples(PART, PART), st.tuples(PART, PART))
-def test_two_names_never_give_one_partition_for_two_pairs(
-    one: tuple[str, str], other: tuple[str, str]
-) -> None:
+@given(PART, PART, PART)
+def test_two_names_never_give_one_partition_for_two_pairs(a: str, b: str, c: str) -> None:
     """oban#1363: ("ab", "c") and ("a", "bc") were one."""
     found = partitioner("f", ("a", "b"), None, {})
-    texts = [found(dict(zip("ab", pair, strict=True))) for pair in (one, other)]
-    assert (texts[0] == texts[1]) == (one == other)
+    pairs = [(f"{a}:{b}", c), (a, f"{b}:{c}"), (f"{a}\\", f"{b}:{c}"), (f"{a}:{b}\\", c)]
+    texts = {found(dict(zip("ab", pair, strict=True))) for pair in pairs}
+    assert len(texts) == len(set(pairs))
+
+
+def test_a_search_by_partition_is_bounded(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "MAX_ROWS", 3)
+    app.enqueue("a", partition="a")
+    for _ in range(5):
+        app.enqueue("a", partition="b")
+    page = app.core.page(Filter(partition="a"), limit=5)
+    assert (page.jobs, page.searched_all) == ([], False)
+    assert len(app.find(partition="a")) == 1
 
 
 def test_it_never_changes(app: Tenure) -> None:

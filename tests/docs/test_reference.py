@@ -240,7 +240,8 @@ def test_a_setting_can_be_given_in_every_way_that_the_page_names(tmp_path: Path)
 
 
 def error_tree() -> list[type[errors.TenureError]]:
-    named = {**vars(errors), "RetryAfter": tenure.RetryAfter, "Snooze": tenure.Snooze}
+    raised = (tenure.RateLimited, tenure.RetryAfter, tenure.Snooze)
+    named = {**vars(errors), **{one.__name__: one for one in raised}}
     values = (value for value in named.values() if isinstance(value, type))
     return [value for value in values if issubclass(value, errors.TenureError)]
 

@@ -26,8 +26,8 @@ SOURCES = Path(tenure.__file__).parent
 PACKAGE = """
     Failure Handle IllegalTransition InvalidInput Job JobCancelled JobContext JobFailed
     JobNotFound JobType KeyConflict LeaseLost NewJob PerPartition PermanentFailure QueueFull
-    ResultGone ResultTruncated RetryAfter RetryPolicy Snooze Status StoreUnavailable Tenure
-    TenureError
+    RateLimited ResultGone ResultTruncated RetryAfter RetryPolicy Snooze Status StoreUnavailable
+    Tenure TenureError
 """
 ERRORS = """
     BulkNotFound Forbidden IllegalEdition IllegalTransition InvalidInput JobCancelled JobFailed

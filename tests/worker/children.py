@@ -20,7 +20,7 @@ from decimal import Decimal
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tenure import JobContext, PermanentFailure, RetryAfter, Snooze, Tenure
+from tenure import JobContext, PermanentFailure, RateLimited, RetryAfter, Snooze, Tenure
 from tenure.worker.child import PROGRESS_SECONDS
 
 app = Tenure("sqlite:///never-opened.db")
@@ -85,6 +85,11 @@ def retry_in_an_hour() -> None:
 @app.job(process=True)
 def snooze_ten_minutes() -> None:
     raise Snooze("10m")
+
+
+@app.job(process=True)
+def rate_limited() -> None:
+    raise RateLimited("10m", pause="queue")
 
 
 @app.job(process=True, permanent=(LookupError,))

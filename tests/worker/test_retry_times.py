@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from tenure import Job, PermanentFailure, RetryAfter, RetryPolicy, Snooze, Tenure
+from tenure import (
+    Failure,
+    Job,
+    PermanentFailure,
+    RateLimited,
+    RetryAfter,
+    RetryPolicy,
+    Snooze,
+    Tenure,
+)
+from tenure.client import Client
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.handlers import Errors, describe
 from tenure.jobs.results import failure
+from tests.support.http import ServerProcess
+from tests.support.raw_sql import RawSql
 from tests.support.waiting import wait_until
 from tests.support.workers import running_worker, transitions, wait_until_settled
 from tests.worker import children
@@ -80,9 +93,40 @@ def test_a_snooze_costs_nothing(app_on_each_engine: Tenure, kind: str) -> None:
     assert app.verify() == []
 
 
+@KINDS
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_rate_limit_is_a_snooze_that_the_queue_waits_for(
+    app_on_each_engine: Tenure, kind: str, remote: bool
+) -> None:
+    app, failures, sql = app_on_each_engine, list[Failure](), RawSql(app_on_each_engine.database)
+    app.on_failure(failures.append)
+    register(app, kind, RateLimited("10m", pause="queue"), children.rate_limited)
+    job = app.enqueue("later", max_retries=1, queue="llm")
+    with ExitStack() as stack:
+        source = None
+        if remote:
+            server = stack.enter_context(ServerProcess(app.database))
+            source = stack.enter_context(Client(server.url))
+        stack.enter_context(running_worker(app, source))
+        after = until_pending_again(app, job, "snoozed")
+    assert wait_of(app, job) == pytest.approx(600, abs=0.1)
+    assert (after.attempts, after.snoozes, after.last_error) == (0, 1, None)
+    assert failures == []
+    ((queue, paused_for),) = sql.run("SELECT queue, paused_for FROM {queue_limit}")
+    assert (queue, str(paused_for)) == ("llm", job.id)
+    sql.close()
+
+
+@pytest.mark.parametrize("pause", ["all", 7, "Queue"])
+def test_what_cannot_wait_is_refused_where_it_is_raised(pause: Any) -> None:
+    with pytest.raises(InvalidInput):
+        RateLimited(1, pause)
+    assert (RateLimited(1).pause, RateLimited(1, None).pause) == ("partition", None)
+
+
 @pytest.mark.parametrize("delay", ["soon", -1, "11y", float("nan")])
 def test_a_delay_that_is_none_is_refused_where_it_is_raised(delay: Any) -> None:
-    for kind in (RetryAfter, Snooze):
+    for kind in (RetryAfter, Snooze, RateLimited):
         with pytest.raises(InvalidInput):
             kind(delay)
 
@@ -120,6 +164,11 @@ def test_a_group_runs_again_after_the_longest_delay_and_is_a_snooze_if_all_are()
     assert (mixed.delay, mixed.snoozed, mixed.retryable) == (90, False, True)
     snoozes = failure(GROUP("two", [Snooze(5), Snooze(7)]))
     assert (snoozes.delay, snoozes.snoozed) == (7, True)
+    assert snoozes.pause is None
+    limited = failure(GROUP("", [RateLimited(5, "queue"), Snooze(9), GROUP("", [RateLimited(7)])]))
+    assert (limited.delay, limited.snoozed, limited.pause) == (9, True, "queue")
+    assert failure(GROUP("", [RateLimited(5), RateLimited(9, None)])).pause == "partition"
+    assert failure(GROUP("", [RateLimited(5), ValueError()])).pause is None
     hopeless = failure(GROUP("two", [Snooze(5), PermanentFailure()]))
     assert (hopeless.delay, hopeless.snoozed, hopeless.retryable) == (None, False, False)
     plain = failure(ValueError())

@@ -12,8 +12,9 @@ import sentry_sdk
 from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
 
-from tenure import PermanentFailure, Tenure
+from tenure import PermanentFailure, RateLimited, Snooze, Tenure
 from tenure.contrib.sentry import install
+from tests.support.waiting import wait_until
 from tests.support.workers import running_worker, wait_until_failed
 
 
@@ -106,3 +107,29 @@ def test_jobs_do_not_see_the_tags_of_others(sent: Collected, tmp_path: Path) -> 
             wait_until_failed(app, job)
     own = [[tag for tag in event["tags"] if tag.startswith("own.")] for event in sent.events]
     assert sorted(own) == [["own.0"], ["own.1"], ["own.2"]]
+
+
+SNOOZES = [Snooze(60), RateLimited(60), ExceptionGroup("two", [Snooze(60), RateLimited(60)])]
+
+
+@pytest.mark.parametrize("kind", ["loop", "thread"])
+@pytest.mark.parametrize("snooze", SNOOZES, ids=repr)
+def test_a_snooze_is_no_error(
+    sent: Collected, tmp_path: Path, snooze: Exception, kind: str
+) -> None:
+    app = Tenure(f"sqlite:///{tmp_path}/jobs.db")
+    install(app)
+
+    def on_thread() -> None:
+        raise snooze
+
+    async def on_loop() -> None:
+        raise snooze
+
+    app.job(name="later")(on_loop if kind == "loop" else on_thread)
+    with app, running_worker(app):
+        job = app.enqueue("later")
+        wait_until(lambda: app.get(job.id).snoozes, "the job to be snoozed")
+    assert sent.events == []
+    (transaction,) = sent.transactions
+    assert transaction["contexts"]["trace"].get("status") in (None, "ok")

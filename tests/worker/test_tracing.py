@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tenure import InvalidInput, NewJob, Tenure
+from tenure import InvalidInput, NewJob, Snooze, Tenure
 from tenure.client import Client
 from tenure.errors import StoreUnavailable
 from tenure.jobs.redaction import Redaction
@@ -360,3 +360,17 @@ def test_jobs_are_reported_where_spans_cannot_be_ended(
         with running_worker(app, tracing=app.core.tracing, concurrency=1):
             for job in jobs:  # the second gets the only slot after the first
                 wait_until_completed(app, job)
+
+
+def test_a_snooze_is_no_error(app: Tenure, spans: InMemorySpanExporter) -> None:
+    with Tenure(app.database, tracing=True) as app:
+
+        @app.job
+        def later() -> None:
+            raise Snooze(60)
+
+        with running_worker(app, tracing=app.core.tracing):
+            later.enqueue()
+            (span,) = named(spans, "process later", 1)
+    assert span.status.status_code is trace.StatusCode.UNSET
+    assert "error.type" not in (span.attributes or {})

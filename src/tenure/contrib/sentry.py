@@ -10,7 +10,7 @@ from sentry_sdk.integrations.logging import ignore_logger
 from sentry_sdk.scope import Scope, use_isolation_scope, use_scope
 from sentry_sdk.utils import event_from_exception
 
-from tenure import Failure, JobContext, Tenure
+from tenure import Failure, JobContext, Snooze, Tenure
 
 SCOPES = "_tenure_sentry_scopes"
 """The attribute of an exception that keeps what was collected until the failure is recorded."""
@@ -34,6 +34,7 @@ def install(app: Tenure) -> None:
 
 @contextmanager
 def _traced(context: JobContext) -> Iterator[None]:
+    snooze: BaseException | None = None
     with sentry_sdk.isolation_scope() as scope:
         scope.clear_breadcrumbs()
         scope.set_tags(_tags(context.id, context.type, context.queue, context.attempt))
@@ -41,9 +42,21 @@ def _traced(context: JobContext) -> Iterator[None]:
             try:
                 yield
             except BaseException as error:
-                with suppress(Exception):  # its class may refuse attributes
-                    setattr(error, SCOPES, (scope, sentry_sdk.get_current_scope().fork()))
-                raise
+                if not _is_snooze(error):
+                    with suppress(Exception):  # its class may refuse attributes
+                        setattr(error, SCOPES, (scope, sentry_sdk.get_current_scope().fork()))
+                    raise
+                snooze = error  # nothing has failed: the transaction must not see it
+        if snooze is not None:
+            try:
+                raise snooze
+            finally:
+                del snooze  # its traceback has this frame
+
+
+def _is_snooze(error: BaseException) -> bool:
+    failed = error.split(Snooze)[1] if isinstance(error, BaseExceptionGroup) else error
+    return failed is None or isinstance(failed, Snooze)
 
 
 def _report(failure: Failure) -> None:

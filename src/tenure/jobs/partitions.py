@@ -25,54 +25,39 @@ def partitioner(
     those with a default are if the payload leaves them out.
     """
     if callable(by):
-        return _Called(type, by)
+        return lambda payload: _of_function(type, by, payload)
     parts: Any = (by,) if isinstance(by, str) else by
     if not isinstance(parts, tuple) or not parts or not all(isinstance(one, str) for one in parts):
-        raise InvalidInput("name a parameter, give a tuple of names, or a function", path=PATH)
+        what = "name a parameter, give a tuple of names, or a function"
+        raise InvalidInput(what, path="$.partition_by")
     if names is not None and (unknown := set(parts) - set(names)):
-        raise InvalidInput(f"{type} has no parameter {', '.join(sorted(unknown))}", path=PATH)
-    return _Named(type, parts, {n: json_types.plain(usual[n]) for n in parts if n in usual})
+        what = f"{type} has no parameter {', '.join(sorted(unknown))}"
+        raise InvalidInput(what, path="$.partition_by")
+    known = {name: json_types.plain(usual[name]) for name in parts if name in usual}
+    return lambda payload: _of_values(type, parts, {**known, **payload})
 
 
-PATH = "$.partition_by"
+def _of_values(type: str, names: tuple[str, ...], values: Mapping[str, Any]) -> str | None:
+    """Join the values of some fields. If one of them is None, the job has no partition."""
+    if missing := [name for name in names if name not in values]:
+        what = f"{type} is partitioned by {', '.join(missing)}, which the payload lacks"
+        raise InvalidInput(what, path="$.payload")
+    parts = [text for name in names if (text := _text_of(values[name])) is not None]
+    if len(parts) < len(names):
+        return None
+    if len(parts) > 1:
+        parts = [part.replace("\\", r"\\").replace(":", r"\:") for part in parts]
+    return check_partition(":".join(parts))
 
 
-class _Named:
-    """The values of some parameters. If one of them is None, the job has no partition."""
-
-    def __init__(self, type: str, names: tuple[str, ...], usual: Mapping[str, Any]) -> None:
-        self._type, self._names, self._usual = type, names, usual
-
-    def __call__(self, payload: Mapping[str, Any]) -> str | None:
-        values = {**self._usual, **payload}
-        if missing := [name for name in self._names if name not in values]:
-            raise InvalidInput(
-                f"{self._type} is partitioned by {', '.join(missing)}, which the payload lacks",
-                path="$.payload",
-            )
-        texts = [_text_of(values[name]) for name in self._names]
-        if len(texts) == 1 and texts[0] is not None:
-            return check_partition(texts[0])
-        parts = [
-            text.replace("\\", r"\\").replace(":", r"\:") for text in texts if text is not None
-        ]
-        return check_partition(":".join(parts)) if len(parts) == len(texts) else None
-
-
-class _Called:
-    """What a function of the user's returns."""
-
-    def __init__(self, type: str, function: Callable[[dict[str, Any]], Any]) -> None:
-        self._type, self._function = type, function
-
-    def __call__(self, payload: Mapping[str, Any]) -> str | None:
-        try:
-            value = self._function(dict(payload))
-        except Exception as error:  # it is the user's
-            why = f"partition_by of {self._type} failed: {type(error).__name__}"
-            raise InvalidInput(why, path="$.partition") from error
-        text = _text_of(value)
-        return None if text is None else check_partition(text)
+def _of_function(type: str, function: Callable[[dict[str, Any]], Any], payload: Any) -> str | None:
+    try:
+        value = function(payload)
+    except Exception as error:  # it is the user's
+        why = f"partition_by of {type} failed: {error.__class__.__name__}"
+        raise InvalidInput(why, path="$.partition") from error
+    text = _text_of(value)
+    return None if text is None else check_partition(text)
 
 
 def _text_of(value: Any) -> str | None:

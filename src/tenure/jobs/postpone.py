@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Literal, get_args
 
-from tenure.errors import TenureError
+from tenure.errors import InvalidInput, TenureError
 from tenure.jobs import durations
+
+Pause = Literal["partition", "queue"]
+"""What waits together with a job."""
 
 
 class _Postponed(TenureError):
@@ -40,3 +44,30 @@ class Snooze(_Postponed):
     """
 
     code = "snooze"
+
+
+class RateLimited(Snooze):
+    """Raise this in a handler that met a rate limit outside, such as HTTP 429: a `Snooze` for all.
+
+    - `delay`: until the job runs again, as that of `Snooze`. A server's `Retry-After` belongs here.
+    - `pause`: what starts no job until then: `partition` (default), that of the job, or `queue`, or
+      None for neither. In a queue that is not divided by partitions, `partition` is the queue too.
+      A job without a partition stands for all of its queue that have none.
+    - `message`: why; it is not kept.
+
+    Handlers that run already go on, and where somebody else's pause is longer, that counts. Raises
+    InvalidInput.
+    """
+
+    code = "rate_limited"
+
+    def __init__(
+        self,
+        delay: float | timedelta | str,
+        pause: Pause | None = "partition",
+        message: str = "",
+    ) -> None:
+        if pause not in (None, *get_args(Pause)):
+            raise InvalidInput("give 'partition', 'queue' or None", path="$.pause")
+        self.pause = pause
+        super().__init__(delay, message)

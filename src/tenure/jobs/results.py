@@ -23,7 +23,7 @@ from tenure.jobs import json_types
 from tenure.jobs.handlers import BadArguments, Handler
 from tenure.jobs.hooks import WITHIN
 from tenure.jobs.payload import MAX_DEPTH, JsonText, too_large, walk
-from tenure.jobs.postpone import RetryAfter, Snooze
+from tenure.jobs.postpone import Pause, RateLimited, RetryAfter, Snooze
 from tenure.jobs.text import CUT, UNSTORABLE
 
 MAX_RESULT_BYTES = 64 * 1024
@@ -40,6 +40,8 @@ MAX_PREVIEW_BYTES = MAX_RESULT_BYTES // 8
 MAX_MESSAGE_BYTES = MAX_ERROR_BYTES // 4
 MAX_FRAMES = 30
 MAX_EXCEPTIONS = 10
+PAUSES: tuple[Pause, ...] = ("queue", "partition")
+"""The widest first."""
 
 
 class Ending(msgspec.Struct, frozen=True, gc=False):
@@ -50,6 +52,7 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
     retryable: bool = True
     delay: float | None = None  # seconds until it runs again, if the handler said that
     snoozed: bool = False  # nothing has failed
+    pause: Pause | None = None  # what is to wait together with a job that is snoozed
     flaw: str | None = None  # why the result is only a note
     completes: bool = False  # in a transaction of the handler, if that was committed
 
@@ -88,7 +91,9 @@ def failure(error: BaseException, handler: Handler | None = None) -> Ending:
             return Ending(error=text, retryable=False)
         delays = [part.seconds for part in parts if _is_postponed(part)]
         snoozed = all(issubclass(type(part), Snooze) for part in parts)
-        return Ending(error=text, delay=max(delays, default=None), snoozed=snoozed)
+        asked = {part.pause for part in parts if isinstance(part, RateLimited)} if snoozed else ()
+        pause = next((one for one in PAUSES if one in asked), None)
+        return Ending(error=text, delay=max(delays, default=None), snoozed=snoozed, pause=pause)
     except BaseException:
         return Ending(error=f"{type.__repr__(type(error))} was raised, and cannot be read")
 

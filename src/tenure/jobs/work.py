@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 import msgspec
 
 from tenure.jobs.enqueue import TypeOptions
+from tenure.jobs.postpone import Pause
 from tenure.jobs.progress import JobProgress
 
 
@@ -95,6 +96,7 @@ class Report(msgspec.Struct, frozen=True, gc=False):
     actor: str | None = None
     delay: float | None = None  # seconds: of a snooze, or until the retry of a failure
     progress: JobProgress | None = None  # if it is not stored yet
+    pause: Pause | None = None  # what waits as long as a job that is snoozed
     uncertain: bool = False  # a transaction of its handler may complete the job, or have it locked
 
     def __repr__(self) -> str:

@@ -31,7 +31,7 @@ from tenure.jobs.work import ALREADY_RECORDED, RECORDED, Answer, Outcome, Report
 from tenure.lifecycle import FINAL_FAILURE, Job, follow, retry_in
 from tenure.store.protocol import Database
 from tenure.store.rows import CHANGED_BY
-from tenure.store.tables import progress, webhooks, workers
+from tenure.store.tables import pauses, progress, webhooks, workers
 
 Steps: TypeAlias = tuple[Job, ...]
 """The rows that one job passes through in one transaction, as `follow` returns them."""
@@ -91,6 +91,7 @@ def _settle_others(
     now = db.now()
     changes: list[tuple[Job, Steps]] = []
     late: list[tuple[int, Report]] = []
+    paused: list[tuple[Job, Report]] = []
     for index, report in others:
         job = jobs.get(report.job_id)
         if job is None:
@@ -103,9 +104,13 @@ def _settle_others(
             late.append((index, report))
             continue
         changes.append((job, steps))
+        if report.pause is not None and report.outcome is Outcome.SNOOZED:
+            paused.append((job, report))
         jobs[job.id] = steps[-1]
         verdicts[index] = _verdict(report, steps)
     save(db, changes)
+    if paused:
+        pauses.extend(db, paused)
     return late
 
 

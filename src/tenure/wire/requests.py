@@ -33,6 +33,7 @@ from tenure.jobs.names import (
     PARTITION_PATTERN,
 )
 from tenure.jobs.payload import JsonText, canonical
+from tenure.jobs.postpone import Pause
 from tenure.jobs.progress import MAX_MESSAGE, JobProgress
 from tenure.jobs.queries import MAX_SEARCHED_FOR, Action, State
 from tenure.jobs.work import Outcome, Report
@@ -326,7 +327,7 @@ class ReportEntry(Request):
     """What became of one lease.
 
     `result` if it completed; `error` and `retryable` if it failed; `delay`, in seconds, if it was
-    snoozed or failed.
+    snoozed or failed; `pause`, what starts no job as long, if it was snoozed.
     """
 
     lease_id: LeaseName
@@ -335,6 +336,7 @@ class ReportEntry(Request):
     error: str = ""
     retryable: bool = True
     delay: Delay | None = None
+    pause: Pause | None = None
     progress: Progress | None = None
 
     def pack(self, path: str) -> None:
@@ -361,6 +363,7 @@ def report_of(entry: ReportEntry) -> Report:
         error=produced.error_text(entry.error) if entry.outcome is Outcome.FAILED else "",
         retryable=entry.retryable,
         delay=entry.delay,
+        pause=entry.pause,
         progress=None if entry.progress is None else progress_of(entry.progress),
     )
 
@@ -375,5 +378,6 @@ def report_entry(report: Report) -> ReportEntry:
         error=report.error,
         retryable=report.retryable,
         delay=report.delay,
+        pause=report.pause,
         progress=None if p is None else Progress(p.done, p.total, p.message),
     )

@@ -249,7 +249,9 @@ class Attempts:
             report = attempt.outcome(_COMPLETED, ending.result)
         else:
             outcome = Outcome.SNOOZED if ending.snoozed else Outcome.FAILED
-            report = attempt.outcome(outcome, None, error, ending.retryable, ending.delay)
+            how = (None, error, ending.retryable, ending.delay, ending.pause)
+            report = attempt.outcome(outcome, *how)
+            error = None if ending.snoozed else error
         if flaw is not None:
             self._log.unstorable(attempt.lease, flaw)
         self._settle(attempt, report, error, free=free)
