@@ -11,7 +11,13 @@ from tenure import RetryPolicy, Tenure, lifecycle
 from tenure.jobs.work import Lease, Report
 from tests.support.http import api_client, claim_jobs
 from tests.support.raw_sql import EPOCH
-from tests.support.store import ALREADY, RECORDED, StoreHarness, report_failed, report_snoozed
+from tests.support.store import (
+    ALREADY,
+    RECORDED,
+    StoreHarness,
+    report_failed,
+    report_snoozed,
+)
 
 
 @pytest.fixture
@@ -137,11 +143,12 @@ def test_it_leaves_the_backoff_and_the_attempts_as_they_were(
 def test_a_report_over_http_lets_others_wait(harness: StoreHarness, app: Tenure) -> None:
     divide(harness, "llm")
     with api_client(app) as api:
-        for pause in ("partition", "queue", "all"):
+        for _ in range(3):
             api.post("/jobs", json={"type": "ask", "queue": "llm", "partition": "acme"})
-            (lease,) = claim_jobs(api)
+        leases = claim_jobs(api, limit=3)
+        for lease, pause in zip(leases, ("partition", "queue", "all"), strict=True):
             entry = {"lease_id": lease["lease_id"], "outcome": "snoozed", "delay": 7}
             answer = api.post("/reports", json=[{**entry, "pause": pause}])
             assert answer.status_code == (400 if pause == "all" else 200), answer.text
-            app.cancel(lease["id"])
+        app.cancel(leases[2]["id"])
     assert pauses(harness) == {("llm",): 7.0, ("llm", "acme"): 7.0}
