@@ -123,6 +123,13 @@ CREATE FUNCTION {schema}.limit_lock(queue text DEFAULT '', partition text DEFAUL
     SELECT hashtextextended('{schema}' || chr(1) || queue || chr(1) || partition, 0)
 $$;
 
+-- Whether a row sets limits, so that jobs have slots. Otherwise it is a pause, or nothing, and may come and
+-- go at any time: to wait for all that change jobs is too much for a job that waits.
+CREATE FUNCTION {schema}.sets_limits(l {schema}.queue_limit) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT coalesce(l.partitioned, false) OR num_nonnulls(l.max_running, l.rate_starts) > 0
+$$;
+
 -- How many jobs of a queue may start at a time, all partitions together. Its row has to be locked.
 -- What is counted here was committed before the lock was taken, because each statement of a function
 -- has its own snapshot.
@@ -241,7 +248,7 @@ BEGIN
         END LOOP;
     END IF;
     INSERT INTO {schema}.slot (queue, partition, job_id)
-    SELECT of, mine, id FROM unnest(ids, partitions) AS one (id, mine);
+    SELECT of, mine, id FROM unnest(ids, partitions) AS one (id, mine) WHERE {schema}.sets_limits(l);
 END $$;
 
 -- Before a limit changes. Where jobs have to be given slots, turns or places in a line, or to lose them,
@@ -257,10 +264,12 @@ BEGIN
         PERFORM {schema}.refuse_row('limits stay with their queue');
     END IF;
     IF TG_TABLE_NAME = 'queue_limit' THEN
-        IF TG_OP = 'DELETE' OR (TG_OP = 'UPDATE'
+        IF NOT ({schema}.sets_limits(NEW) OR {schema}.sets_limits(OLD)) THEN
+            RETURN coalesce(NEW, OLD);
+        ELSIF {schema}.sets_limits(NEW) <> {schema}.sets_limits(OLD) AND (TG_OP <> 'INSERT'
+                OR NOT EXISTS (SELECT FROM {schema}.queue_limit WHERE queue = NEW.queue))
+            OR (TG_OP = 'UPDATE' -- as after an insert of a row that is there
                 AND (NEW.partitioned, NEW.ordered) IS DISTINCT FROM (OLD.partitioned, OLD.ordered))
-            OR (TG_OP = 'INSERT' -- else an update follows
-                AND NOT EXISTS (SELECT FROM {schema}.queue_limit WHERE queue = NEW.queue))
         THEN
             LOCK TABLE {schema}.job IN SHARE ROW EXCLUSIVE MODE;
         END IF;
@@ -282,18 +291,19 @@ CREATE FUNCTION {schema}.fill_limits() RETURNS trigger
     SET enable_hashjoin = on SET enable_mergejoin = on SET enable_nestloop = on AS $$
 DECLARE
     of CONSTANT text := coalesce(NEW.queue, OLD.queue);
+    becomes CONSTANT boolean := {schema}.sets_limits(NEW);
 BEGIN
-    IF (NEW.queue, NEW.partitioned, NEW.ordered)
-        IS NOT DISTINCT FROM (OLD.queue, OLD.partitioned, OLD.ordered)
+    IF (becomes, coalesce(NEW.partitioned, false), NEW.ordered)
+        IS NOT DISTINCT FROM ({schema}.sets_limits(OLD), coalesce(OLD.partitioned, false), OLD.ordered)
     THEN
         RETURN NULL;
-    ELSIF TG_OP <> 'UPDATE' THEN
+    ELSIF becomes <> {schema}.sets_limits(OLD) THEN
         DELETE FROM {schema}.slot WHERE queue = of;
         INSERT INTO {schema}.slot (queue, partition, job_id)
         SELECT job.queue, coalesce(job.partition, ''), job.id FROM (
             SELECT DISTINCT unnest(ids) AS id FROM {schema}.arrival WHERE status = 'processing'
         ) AS arrived JOIN {schema}.job USING (id)
-        WHERE TG_OP = 'INSERT' AND job.queue = of AND job.status = 'processing';
+        WHERE becomes AND job.queue = of AND job.status = 'processing';
     END IF;
     IF coalesce(NEW.partitioned, false) <> coalesce(OLD.partitioned, false) THEN
         UPDATE {schema}.ready
@@ -313,8 +323,9 @@ END $$;
 -- What a row of limits sets; NULL if nothing.
 CREATE FUNCTION {schema}.setting_of(limits jsonb) RETURNS jsonb
     LANGUAGE sql IMMUTABLE AS $$
-    SELECT nullif(jsonb_strip_nulls(
-        limits - '{{queue,partition,tat,resume_at,paused_for}}'::text[]), '{{}}')
+    SELECT nullif(nullif(jsonb_strip_nulls(
+        limits - '{{queue,partition,tat,resume_at,paused_for}}'::text[]), '{{}}'),
+        '{{"partitioned": false}}')
 $$;
 
 -- Write the history of the limits of a queue or a partition.
@@ -339,7 +350,8 @@ CREATE TRIGGER limit_changes BEFORE INSERT OR DELETE OR UPDATE OF
     queue, max_running, rate_starts, rate_seconds, burst, every, partitioned, per_max_running,
     per_rate_starts, per_rate_seconds, per_burst, per_every, ordered
     ON {schema}.queue_limit FOR EACH ROW EXECUTE FUNCTION {schema}.hold_limits();
-CREATE TRIGGER limit_fills AFTER INSERT OR DELETE OR UPDATE OF partitioned, ordered
+CREATE TRIGGER limit_fills
+    AFTER INSERT OR DELETE OR UPDATE OF max_running, rate_starts, partitioned, ordered
     ON {schema}.queue_limit FOR EACH ROW EXECUTE FUNCTION {schema}.fill_limits();
 CREATE TRIGGER limit_recorded AFTER INSERT OR DELETE OR UPDATE OF
     max_running, rate_starts, rate_seconds, burst, every, partitioned, per_max_running,
