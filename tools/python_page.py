@@ -24,6 +24,7 @@ from tenure import (
     RetryPolicy,
     Status,
     Tenure,
+    Unique,
 )
 from tenure.app.bulk import BulkActions
 from tenure.app.job_types import JobOptions
@@ -208,6 +209,7 @@ def page() -> str:
         RetryPolicy,
         PerPartition,
         Limits,
+        Unique,
     ):
         parts += [f"## {value.__name__}\n", _text(value), _table(_annotated(value))]
         parts += [_member(value, name) for name in VALUES.get(value, ())]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tenure.app.job_types import JobType
     from tenure.app.waiting import Handle
     from tenure.errors import (
+        DuplicateJob,
         IllegalTransition,
         InvalidInput,
         JobCancelled,
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
     from tenure.jobs.hooks import Failure
     from tenure.jobs.limits import PerPartition
     from tenure.jobs.postpone import RateLimited, RetryAfter, Snooze
+    from tenure.jobs.uniqueness import Unique
     from tenure.lifecycle import Job, Status
     from tenure.retry import RetryPolicy
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DuplicateJob",
     "Failure",
     "Handle",
     "IllegalTransition",
@@ -64,6 +67,7 @@ __all__ = [
     "StoreUnavailable",
     "Tenure",
     "TenureError",
+    "Unique",
 ]
 
 _HOMES = {
@@ -80,6 +84,7 @@ _HOMES = {
     "Snooze": "jobs.postpone",
     "Status": "lifecycle",
     "Tenure": "app.app",
+    "Unique": "jobs.uniqueness",
 }
 
 

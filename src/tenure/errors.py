@@ -159,6 +159,19 @@ class KeyConflict(TenureError):
         self.job_id = job_id
 
 
+class DuplicateJob(TenureError):
+    """Another job is the same by its `Unique`, whose `on_conflict` is `error`; `job_id` is it.
+
+    Also raised for another `on_conflict` if that job was made `within` the time and deleted since.
+    """
+
+    code = "duplicate_job"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"job {job_id} is the same as this one, which was not added")
+        self.job_id = job_id
+
+
 class QueueFull(TenureError):
     """The queue holds as many pending jobs as its `max_pending` allows."""
 

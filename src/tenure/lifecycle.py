@@ -194,6 +194,11 @@ def rest_sql(row: str = "") -> str:
     return f"({row}status IN ('{C}', '{X}') OR ({row}status = '{F}' AND ({final})))"
 
 
+def holds_sql(row: str = "") -> str:
+    """The condition that a row with a unique key holds it: until it rests, or is claimed."""
+    return f"(({row}unique_until = 'settled' OR {row}token = 0) AND NOT {rest_sql(row)})"
+
+
 def at_rest(job: Job) -> bool:
     """Whether the job is settled, and no retry is on its way: `rest_sql` in Python."""
     if job.status is F:

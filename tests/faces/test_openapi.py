@@ -71,6 +71,18 @@ def start_in_time(case: schemathesis.Case) -> None:
             job.pop("run_at", None)
 
 
+def be_unique(case: schemathesis.Case) -> None:
+    """Nor that the payload has what is to be unique, or how `max_wait` goes with other fields."""
+    is_valid = case.meta is not None and case.meta.generation.mode.is_positive
+    jobs = case.body if isinstance(case.body, list) else [case.body]
+    for job in jobs if is_valid else ():
+        if isinstance(job, dict) and isinstance(rule := job.get("unique"), dict):
+            rule.pop("max_wait", None)
+            job.pop("delay", None)
+            if isinstance(rule.get("by"), list):
+                rule["by"] = []
+
+
 def be_due(case: schemathesis.Case) -> None:
     """Nor that a schedule needs one of three fields, of which two have a grammar of their own."""
     is_valid = case.meta is not None and case.meta.generation.mode.is_positive
@@ -97,6 +109,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def test_no_answer_that_is_not_described(case: schemathesis.Case) -> None:
     do_not_wait(case)
     start_in_time(case)
+    be_unique(case)
     be_due(case)
     case.call_and_validate()
 

@@ -35,6 +35,7 @@ EXAMPLES = [
     errors.LeaseLost("j"),
     errors.LeaseLost("j", "lease_expired"),
     errors.KeyConflict("k", "j"),
+    errors.DuplicateJob("j"),
     errors.QueueFull("mail", 0),
 ]
 

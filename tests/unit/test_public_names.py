@@ -24,13 +24,15 @@ from tenure.contrib import sentry
 SOURCES = Path(tenure.__file__).parent
 
 PACKAGE = """
-    Failure Handle IllegalTransition InvalidInput Job JobCancelled JobContext JobFailed
+    DuplicateJob Failure Handle IllegalTransition InvalidInput Job JobCancelled JobContext
+    JobFailed
     JobNotFound JobType KeyConflict LeaseLost NewJob PerPartition PermanentFailure QueueFull
     RateLimited ResultGone ResultTruncated RetryAfter RetryPolicy Snooze Status StoreUnavailable
-    Tenure TenureError
+    Tenure TenureError Unique
 """
 ERRORS = """
-    BulkNotFound Forbidden IllegalEdition IllegalTransition InvalidInput JobCancelled JobFailed
+    BulkNotFound DuplicateJob Forbidden IllegalEdition IllegalTransition InvalidInput JobCancelled
+    JobFailed
     JobNotFound KeyConflict LeaseLost PayloadTooLarge PermanentFailure QueueFull
     ResultGone ResultTruncated ScheduleNotFound SchemaMismatch StoreUnavailable TenureError
     Unauthorized
@@ -142,6 +144,7 @@ def test_every_public_thing_says_what_it_is() -> None:
         (Tenure.within, ("connection", "wake")),
         (Tenure.run_worker, set(Tenure.run_worker.__annotations__) - {"app", "return"}),
         (tenure.RetryPolicy, tenure.RetryPolicy.__annotations__),
+        (tenure.Unique, tenure.Unique.__annotations__),
         (tenure.JobContext, set(tenure.JobContext.__annotations__) - {"_on_progress", "_fence"}),
         (JobType.options, tenure.jobs.enqueue.Options.__annotations__),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -10,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from tenure.errors import InvalidInput
-from tenure.jobs.enqueue import CheckedJob, Enqueued, NewJob, TypeOptions, check_jobs
+from tenure.jobs.enqueue import (
+    CheckedJob,
+    Enqueued,
+    NewJob,
+    TypeOptions,
+    check_jobs,
+    with_unique_key,
+)
 from tenure.jobs.queue_rights import Patterns, own_key, require
 from tenure.telemetry import logs
 
@@ -115,5 +123,7 @@ class Adding:
 
 def _limited_to(queues: Patterns, job: CheckedJob) -> CheckedJob:
     require(queues, [job.queue])
+    if job.unique and job.unique.rule.across_queues:  # it may not know of jobs of other queues
+        job = with_unique_key(job, dataclasses.replace(job.unique.rule, across_queues=False))
     key = job.idempotency_key
     return job if key is None else replace(job, idempotency_key=own_key(job.queue, key))

@@ -144,6 +144,8 @@ class Tenure:
           such names, or a function of the payload. Its value is the `partition` of each job that
           a program with the handler adds: a text, or a number as text; None for none.
           Default: None. A program without the handler gives `partition` itself.
+        - `unique`: a `Unique`: which of its jobs are the same, where an enqueue does not say.
+          Default: None. A program without the handler gives `unique` itself.
         - `process`: run each attempt in a child process, so that a crash fails only that job. The
           child finds the function by its name, so it must be one of a module. Default: False.
         - `max_jobs`: with `process`, replace the child by a new one when it has run so many jobs,

@@ -43,6 +43,9 @@ def enqueue(
       visible ASCII characters. Default: none.
     - `partition`: what divides the queue, such as a tenant: 1 to 128 characters, no control
       characters. Default: what `partition_by` of `@app.job(...)` says, otherwise none.
+    - `unique`: a `Unique`, or an object of its fields: with which other jobs this one is the same,
+      and what to do if one of them is there, by default return it. None for not unique. Default:
+      that of `@app.job(...)`, otherwise None.
     - `idempotency_key`: 1 to 255 visible ASCII characters. A second enqueue with the same key,
       type, payload and options returns the first job, with others it raises KeyConflict. Only
       options given in the call count, not the defaults of `@app.job(...)`.
@@ -54,7 +57,7 @@ def enqueue(
     handler, they are those that a worker or a server with it has stored in the database, at
     most five seconds old. For a type that is not known there, they are the ones given here.
 
-    Returns the job. Raises InvalidInput (PayloadTooLarge), KeyConflict, QueueFull, or
+    Returns the job. Raises InvalidInput (PayloadTooLarge), KeyConflict, DuplicateJob, QueueFull, or
     StoreUnavailable. After StoreUnavailable the job may exist: enqueue again, with an
     `idempotency_key` if it must not exist twice.
     """

@@ -22,6 +22,7 @@ from tenure.jobs.enqueue import Backoff, Duration, NewJob, Options, TypeOptions,
 from tenure.jobs.handlers import Errors, Handler, OnInterrupt, describe
 from tenure.jobs.names import check_open
 from tenure.jobs.partitions import By
+from tenure.jobs.uniqueness import Unique
 from tenure.lifecycle import Job
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class JobOptions(TypedDict, total=False):
     timeout: Duration | None
     backoff: Backoff
     partition_by: By | None
+    unique: Unique | None
     process: bool
     max_jobs: int | None
     max_memory: int | str | None
@@ -115,8 +117,8 @@ class JobType(Generic[P, R]):
         """Return the same job type with other options: `send.options(delay="5m").enqueue(...)`.
 
         The options are those of `Tenure.enqueue`: `queue`, `priority`, `max_retries`, `timeout`,
-        `backoff`, `delay`, `run_at`, `start_by`, `tags`, `partition`, `idempotency_key` and
-        `actor`. The enqueue checks them.
+        `backoff`, `delay`, `run_at`, `start_by`, `tags`, `partition`, `unique`, `idempotency_key`
+        and `actor`. The enqueue checks them.
         """
         return JobType(self._app, self.handler, {**self._options, **options}, self._adds)
 

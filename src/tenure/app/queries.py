@@ -12,7 +12,7 @@ from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Counted, Fields, Filter, checked_query
 from tenure.lifecycle import Job, Status
 from tenure.store import search
-from tenure.store.tables import dependencies, schedules, types
+from tenure.store.tables import dependencies, schedules, types, unique_keys
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -92,6 +92,8 @@ def _facts(core: Core, job: Job) -> Facts:
     now = read.clock()
     due = job.status is Status.PENDING and job.run_at <= now
     blocked = job.status is Status.WAITING
+    failed = [job.id] if job.status is Status.FAILED else []
+    _, holder = unique_keys.keys_of(read, failed).get(job.id, ("", None))
     by_schedule = f"WHERE job_id = {read.dialect.id_value}"
     return Facts(
         now=now,
@@ -103,4 +105,5 @@ def _facts(core: Core, job: Job) -> Facts:
         rate=rate(read.stats.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
         fire=next(iter(schedules.fires(read, by_schedule, (job.id,))), None),
         parents=dependencies.parents(read, job.id) if blocked else (),
+        holder=holder,
     )

@@ -43,8 +43,8 @@ class Within:
         """Add a job, which exists when you commit; its id is known at once.
 
         Arguments are those of `Tenure.enqueue`. Times are those of this statement, not of the
-        commit. Returns the job. Raises InvalidInput, KeyConflict and QueueFull, after which the
-        transaction can go on, SchemaMismatch, and the errors of your driver.
+        commit. Returns the job. Raises InvalidInput, KeyConflict, DuplicateJob and QueueFull, after
+        which the transaction can go on, SchemaMismatch, and the errors of your driver.
         """
         return self.enqueue_many([NewJob(type, {} if payload is None else payload, options)])[0]
 
@@ -55,7 +55,8 @@ class Within:
 
         Raises what `enqueue` raises. Where another transaction commits one of the idempotency keys
         at the same moment, PostgreSQL raises a serialization failure (SQLSTATE 40001) instead of
-        KeyConflict: repeat your transaction.
+        KeyConflict: repeat your transaction. Unique jobs wait for it, up to 100 in a call; with
+        more, that is a unique violation (23505).
         """
         return self._borrowed.call(partial(self._add, new_jobs), verb="enqueue")
 

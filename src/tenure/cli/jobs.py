@@ -14,7 +14,7 @@ import click
 from tenure.cli import completing, outcomes, terminal
 from tenure.cli.bulk import change_all, filter_of, preview
 from tenure.cli.command import Group, application, complain, existing
-from tenure.cli.new_job import job_options, options_given, time_given
+from tenure.cli.new_job import job_options, options_given, time_given, unique_options
 from tenure.cli.options import (
     answer_options,
     flag,
@@ -47,6 +47,7 @@ HINTS = {"retry": "run it again", "cancel": "cancel it", "run_now": "run it now"
 @job_options
 @option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
 @option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=time_given)
+@unique_options
 @option("--key idempotency_key", "TEXT", "Idempotency key: using it again prints the same job.")
 @flag("--wait", "Wait until it is settled, and print its result; exit codes as `jobs wait`.")
 @answer_options

@@ -43,11 +43,23 @@ job_options = together(
 """What an enqueue may say of its job, but when it runs."""
 
 
+unique_options = together(
+    repeated("--unique-by", "NAME", "A payload value: one unsettled job of the type with it"),
+    option("--unique-until", "settled|started", "How long the earlier job counts."),
+    option("--on-conflict", "WORD", "If it is there: return, error, replace or reschedule."),
+)
+"""With which other jobs the job is the same."""
+UNIQUE = {"unique_by": "by", "unique_until": "until", "on_conflict": "on_conflict"}
+
+
 def options_given(given: dict[str, Any], payload: str | None) -> Any:
     """Return what was given of the options, and the payload as a value."""
     from tenure.jobs.payload import MAX_PAYLOAD_BYTES
 
     options = {name: value for name, value in given.items() if value not in (None, ())}
+    rule = {field: options.pop(name) for name, field in UNIQUE.items() if name in options}
+    if rule:
+        options["unique"] = rule
     backoff = options.get("backoff", "")
     if backoff.startswith("{"):
         options["backoff"] = _json(backoff.encode(), "$.backoff")

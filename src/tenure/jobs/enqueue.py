@@ -18,6 +18,7 @@ from msgspec.structs import asdict, replace
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, payload
 from tenure.jobs.names import check_key, check_label, check_open, check_partition, check_tags
+from tenure.jobs.uniqueness import Unique, Uniqueness, unique_of, uniqueness
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
@@ -53,6 +54,7 @@ class Options(TypedDict, total=False):
     start_by: Duration | datetime  # cancel it if it has not started by then; default: never
     tags: Sequence[str]  # at most 20 words to find it by
     partition: str  # what divides its queue, such as a tenant; 1 to 128 characters
+    unique: Unique | Mapping[str, Any] | None  # with which other jobs it is the same
     idempotency_key: str  # 1 to 255 visible ASCII characters
     actor: str  # who adds it; default: the application's actor
 
@@ -103,7 +105,8 @@ class KnownType(TypeOptions, frozen=True, kw_only=True, gc=False):
 class HandlerOptions(TypeOptions, frozen=True, kw_only=True):
     """What a handler says about its jobs: options, and what only its process can work out."""
 
-    partition_by: PartitionBy
+    partition_by: PartitionBy | None = None
+    unique: Unique | None = None
 
 
 class CheckedJob(TypeOptions, frozen=True, kw_only=True, gc=False):
@@ -123,10 +126,13 @@ class CheckedJob(TypeOptions, frozen=True, kw_only=True, gc=False):
     partition: str | None = None
     actor: str | None = None
     traceparent: str | None = None  # the span that adds it, if any
+    unique: Uniqueness | None = None
+    unique_key: str | None = None  # that of `unique`, if the job holds it
+    unique_until: str | None = None  # how long it does
 
 
 class Enqueued(msgspec.Struct, frozen=True):
-    """The new job, or (`created` false) the earlier job with the same idempotency key."""
+    """The new job, or (`created` false) the one with its idempotency key or its unique key."""
 
     job: Job
     created: bool
@@ -167,7 +173,9 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
     tags: str | None = None
     partition: str | None = None
     key: Any = None
-    by = defaults.partition_by if isinstance(defaults, HandlerOptions) else None
+    by, rule = None, None
+    if isinstance(defaults, HandlerOptions):
+        by, rule = defaults.partition_by, defaults.unique
     if options:  # most jobs have none
         if unknown := options.keys() - _OPTIONS:
             raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path="$")
@@ -181,6 +189,8 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
             tags = msgspec.json.encode(check_tags(options["tags"])).decode()
         if options.get("partition") is not None:
             partition, by = check_partition(options["partition"]), None
+        if "unique" in options:
+            rule = None if options["unique"] is None else unique_of(options["unique"])
         key = options.get("idempotency_key")
         if key is not None:
             key = check_key(key, "$.idempotency_key")
@@ -208,9 +218,31 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
         partition = by(payload.load(checked_job.payload))
     if partition is not None:
         checked_job = replace(checked_job, partition=partition)
+    if rule is not None:
+        checked_job = with_unique_key(checked_job, rule)
     if key is None:
         return checked_job
     return replace(checked_job, fingerprint=_fingerprint(checked_job, options))
+
+
+def with_unique_key(job: CheckedJob, rule: Unique) -> CheckedJob:
+    """Return a job as `rule` makes it unique; raises InvalidInput."""
+    wait: Any = rule.max_wait
+    if wait is not None and job.run_at is not None:
+        raise InvalidInput("it goes with a delay, not with run_at", path="$.unique.max_wait")
+    if rule.changes and job.delay and wait is None:
+        raise InvalidInput(
+            "requests without end would put the job off without end: say how long it may wait",
+            path="$.unique.max_wait",
+        )
+    one = uniqueness(rule, job.type, job.queue, job.payload)
+    return replace(
+        job,
+        unique=one,
+        unique_key=one.key if rule.until else None,
+        unique_until=rule.until,
+        delay=job.delay if wait is None else min(job.delay, wait),
+    )
 
 
 def check_changes(changes: Changes) -> tuple[dict[str, Any], float | None]:
@@ -277,7 +309,7 @@ def defaults_of(options: Mapping[str, Any], otherwise: TypeOptions) -> TypeOptio
 
 _OPTIONS = frozenset(Options.__annotations__)
 _TYPE_OPTIONS = frozenset(TypeOptions.__struct_fields__)
-_FINGERPRINTED = _TYPE_OPTIONS | {"delay", "run_at", "start_by", "tags", "partition"}
+_FINGERPRINTED = _TYPE_OPTIONS | {"delay", "run_at", "start_by", "tags", "partition", "unique"}
 
 
 def policy_of(backoff: Any, path: str) -> RetryPolicy:

@@ -34,6 +34,7 @@ class Facts:
     rate: float  # attempts of its queue that end per second, over the last minutes
     fire: Fire | None = None  # of the schedule that added it
     parents: Sequence[tuple[str, str]] = ()  # id and status of the jobs that it waits for
+    holder: str | None = None  # the job that has its unique key instead, if it failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ def explain(job: Job, facts: Facts) -> Explanation:
         text += f" It is cancelled if it has not started by {_at(job.start_by)}."
     if facts.fire is not None:
         text += f" Schedule {facts.fire.schedule} added it for {_at(facts.fire.at)}."
+    if facts.holder is not None:
+        text += f" It cannot be retried: job {facts.holder} holds its unique key."
     return Explanation(reason, text, legal_events(job.status, job.event))
 
 

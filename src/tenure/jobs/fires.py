@@ -159,7 +159,7 @@ def job_for(
     spread = blake2b(f"{schedule.name}/{at.isoformat()}".encode(), digest_size=4).digest()
     share = int.from_bytes(spread, "big") / 2**32
     run_at = at + timedelta(milliseconds=int(schedule.jitter * share * 1000))
-    options: dict[str, Any] = {**template.options}
+    options: dict[str, Any] = {**template.options, "unique": None}  # `overlap` says what is unique
     if run_at > now and tick.how is not How.TRIGGER:
         options["run_at"] = run_at
     if "start_by" in options:

@@ -21,10 +21,11 @@ from tenure.errors import InvalidInput
 from tenure.jobs import json_types
 from tenure.jobs import payload as payloads
 from tenure.jobs.context import JobContext
-from tenure.jobs.enqueue import HandlerOptions, TypeOptions, whole
+from tenure.jobs.enqueue import HandlerOptions, PartitionBy, TypeOptions, whole
 from tenure.jobs.hooks import Around, Hooks, Lifespan
 from tenure.jobs.partitions import By, partitioner
 from tenure.jobs.schedules import Rules
+from tenure.jobs.uniqueness import Unique, unique_of
 
 _PLAIN_OPTIONS = TypeOptions()
 Errors = tuple[type[BaseException], ...]
@@ -162,6 +163,7 @@ def describe(
     permanent: Errors = (),
     retry_on: Errors | None = None,
     partition_by: By | None = None,
+    unique: Unique | None = None,
 ) -> Handler:
     """Read a function's signature into a Handler; raises InvalidInput if no payload could fit."""
     for option, kinds in (("permanent", permanent), ("retry_on", retry_on)):
@@ -187,11 +189,15 @@ def describe(
         others = hints.get(parameters.pop().name, Any)
     fields = [_field(name, parameter, hints.get(parameter.name, Any)) for parameter in parameters]
     annotated = {parameter.name: hints.get(parameter.name, Any) for parameter in parameters}
+    by: PartitionBy | None = None
     if partition_by is not None:
         usual = {p.name: p.default for p in parameters if p.default is not p.empty}
         names = annotated if others is None else None
         by = partitioner(name, partition_by, names, usual)
-        defaults = HandlerOptions(**msgspec.structs.asdict(defaults), partition_by=by)
+    if by is not None or unique is not None:
+        rule = None if unique is None else unique_of(unique)
+        options = msgspec.structs.asdict(defaults)
+        defaults = HandlerOptions(**options, partition_by=by, unique=rule)
     takes_any = not fields and others in (Any, object) and not named_context
     return Handler(
         name=name,

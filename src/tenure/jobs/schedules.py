@@ -185,7 +185,7 @@ def changed_rules(rules: Rules, job: NewJob | None, options: ScheduleOptions) ->
 def _template_of(job: NewJob, time_key: str | None) -> Template:
     """Return the job that each tick adds, checked as an enqueue checks it."""
     options: dict[str, Any] = {**job.options}
-    if refused := options.keys() & {"delay", "run_at", "idempotency_key", "actor"}:
+    if refused := options.keys() & {"delay", "run_at", "idempotency_key", "actor", "unique"}:
         raise InvalidInput(f"a schedule says that of its jobs: {', '.join(refused)}", path="$.job")
     plain = msgspec.structs.replace(job, options=options)
     checked = check_job(plain, new_id(), defaults=TypeOptions(), actor="schedule")

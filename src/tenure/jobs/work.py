@@ -149,6 +149,7 @@ class Duty(StrEnum):
     BULKS = "bulks"  # a bulk action has not ended
     TRANSITIONS = "transitions"  # some are not in the statistics
     WEBHOOKS = "webhooks"  # there are some
+    THROTTLES = "throttles"  # the time of some is over
     DELIVERIES = "deliveries"  # some are pending, perhaps to webhooks that were removed
 
 

@@ -29,7 +29,7 @@ from tenure.store.duties import look
 from tenure.store.notify import Notifier
 from tenure.store.protocol import Database
 from tenure.store.reader import Reader
-from tenure.store.tables import progress
+from tenure.store.tables import progress, unique_keys
 from tenure.store.tables.stats import Place, add_next, reach
 from tenure.store.waits import Waits
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, nothing
@@ -113,6 +113,10 @@ class Store:
     def expire(self, limit: int = 500) -> Future[list[transitions.Steps]]:
         """Cancel up to `limit` jobs that had to start before now, and return their steps."""
         return self.write("sweep", lambda db: transitions.expire(db, limit), brings=nothing)
+
+    def forget_throttles(self) -> Future[int]:
+        """Delete some of the `within` of unique jobs that are over. The result is how many."""
+        return self.write("sweep", unique_keys.forget, brings=nothing, jobs=())
 
     def set_times_right(self, limit: int = 500) -> Future[list[transitions.Steps]]:
         """If the clock was ahead and was put back, let up to `limit` jobs run that wait for it.

@@ -26,6 +26,7 @@ from tenure.lifecycle import (
     MAX_SNOOZES,
     ROOM_SQL,
     TRANSITIONS,
+    holds_sql,
     rest_sql,
 )
 from tenure.store.constraints import SETTLED_SQL, quoted
@@ -84,6 +85,8 @@ INVARIANTS: Mapping[str, str] = {
     "one job per idempotency key": "an enqueue that was repeated made a second job: cancel one of "
     "them, then create the unique index on idempotency_key again (`tenure doctor` says if it is "
     "missing)",
+    "one holder per unique key, and each holder is a row that may hold": "jobs that are the same "
+    f"can be added side by side, or none can: {BYPASSED}. Cancel those that are one too many",
     "a job is found by its tags and by no others": "filters and actions by tag leave it out, or "
     f"take it in: {BYPASSED}",
     "no job waits for one that is settled": f"nothing will ever release it: {BYPASSED}",
@@ -105,9 +108,6 @@ INVARIANTS: Mapping[str, str] = {
 """Invariant -> what a violation means, and what to do."""
 
 
-TABLES = ("job", "transition", "tag", "ready", "ended", "arrival", "dependency", "fire")
-
-
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
     """A SELECT of a job and, in columns that are named for invariants, of what breaks them.
@@ -127,12 +127,10 @@ class AuditQuery:
         """Return the SQL that selects the rows which break an invariant."""
         broken = " OR ".join(f'"{name}" IS NOT NULL' for name in self.invariants)
         text = f"SELECT * FROM ({self.select}) AS seen WHERE {broken}"
-        text = text.replace("{miscounts}", stats_sql.miscounts(dialect))
-        text = text.replace("{broken_value}", dialect.broken_value)
-        text = text.replace("{tags}", dialect.tags)
-        for name in TABLES:
-            text = text.replace(f"{{{name}}}", dialect.table(name))
-        return text
+        parts = {"broken_value": dialect.broken_value, "tags": dialect.tags}
+        parts["miscounts"] = stats_sql.miscounts(dialect)
+        name = re.compile("{([a-z_]+)}")
+        return name.sub(lambda it: parts.get(it[1]) or dialect.table(it[1]), text)
 
 
 Finding = tuple[str, str, str]
@@ -313,6 +311,17 @@ FROM (
     UNION ALL SELECT job_id, tag, 1 FROM {tag}
 ) AS either GROUP BY job_id, tag HAVING sum(found) <> 0""",
 )
+HOLDERS = AuditQuery(
+    "unique keys",
+    f"""
+SELECT CAST(held.job_id AS text) AS job_id, coalesce(job.status, 'no job') || ' holds ' || held.key
+    AS "one holder per unique key, and each holder is a row that may hold"
+FROM {{unique_key}} AS held LEFT JOIN {{job}} AS job ON job.id = held.job_id
+WHERE (job.unique_key = held.key AND {holds_sql("job.")}) IS NOT TRUE
+UNION ALL SELECT CAST(id AS text), status || ' does not hold ' || unique_key FROM {{job}} AS job
+WHERE unique_key IS NOT NULL AND {holds_sql()}
+    AND NOT EXISTS (SELECT 1 FROM {{unique_key}} WHERE key = job.unique_key AND job_id = job.id)""",
+)
 COUNTS = AuditQuery(
     "counts",
     """
@@ -339,7 +348,7 @@ FROM {fire} AS fire JOIN {transition} AS entry
     ON entry.job_id = fire.job_id AND entry.source IS NULL
 WHERE coalesce(entry.actor, '') <> 'schedule ' || fire.schedule""",
 )
-QUERIES = (PATH, JOBS, LEASES, KEYS, TAGS, COUNTS, WAITING, FIRES)
+QUERIES = (PATH, JOBS, LEASES, KEYS, HOLDERS, TAGS, COUNTS, WAITING, FIRES)
 
 PLACES = AuditQuery(
     "where jobs are looked for",

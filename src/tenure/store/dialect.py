@@ -18,6 +18,7 @@ from tenure.jobs.queue_rights import ANY_REST, Patterns
 class Dialect:
     """What differs between the engines. Names in braces in a template are filled in at use."""
 
+    engine: str  # `sqlite` or `postgres`
     prefix: str  # of the name of every table
     value: str  # a parameter
     id_value: str  # a parameter that is the id of a job or of a bulk action

@@ -25,6 +25,7 @@ def searches(d: Dialect) -> dict[Duty, str]:
         Duty.BULKS: f"{d.table('bulk')} WHERE finished_at IS NULL",
         Duty.TRANSITIONS: f"{d.table('transition')} AS t WHERE {d.since} AND {d.settled}",
         Duty.WEBHOOKS: d.table("webhook"),
+        Duty.THROTTLES: f"{d.table('throttle')} WHERE expires_at <= {d.now}",
         Duty.DELIVERIES: f"{d.pending} WHERE queue >= '{RESERVED}' AND queue < '{AFTER}'",
     }
 

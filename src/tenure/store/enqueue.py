@@ -1,4 +1,4 @@
-"""Add jobs: one or many, with idempotency keys and queue limits.
+"""Add jobs: one or many, with idempotency keys, unique keys and queue limits.
 
 These functions run inside the committer's transaction. They are the same for every database.
 """
@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+
+from msgspec.structs import replace
 
 from tenure.errors import KeyConflict, QueueFull, TenureError
 from tenure.jobs.enqueue import CheckedJob, Enqueued
+from tenure.jobs.uniqueness import Plan, plan
 from tenure.lifecycle import Job
+from tenure.store import transitions
 from tenure.store.protocol import Database
+from tenure.store.rows import UNIQUE
 
 
-def add(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | TenureError]:
-    """Insert jobs; the answer of a refused job is its error, and nothing of it is stored."""
-    made = dict(db.insert(checked_jobs))
+def add(
+    db: Database, checked_jobs: Sequence[CheckedJob], more: Sequence[str] = ()
+) -> list[Enqueued | TenureError]:
+    """Insert jobs; the answer of a refused job is its error, and nothing of it is stored.
+
+    Unique keys must be free. `more` are columns that only jobs with one have.
+    """
+    made = dict(db.insert(checked_jobs, more))
     others = [a for a in checked_jobs if a.id not in made]
     known = db.known(others) if others else {}
     if gone := [a for a in others if a.id not in known]:  # deleted since the insert met it
-        made.update(db.insert(gone))
+        made.update(db.insert(gone, more))
     traced = [(a.id, a.traceparent) for a in checked_jobs if a.traceparent and a.id in made]
     if traced:
         db.keep_traces(traced)
@@ -34,11 +44,70 @@ def add(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | Ten
 
 def add_each(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | TenureError]:
     """Insert jobs of separate requests, up to the limits of their queues."""
+    if any(checked_job.unique for checked_job in checked_jobs):
+        return _add_unique(db, checked_jobs, _add_each)
+    return _add_each(db, checked_jobs)
+
+
+def add_together(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued]:
+    """Insert the jobs of one request; if one is refused, raise its error: the caller undoes all."""
+    if any(checked_job.unique for checked_job in checked_jobs):
+        answers = _add_unique(db, checked_jobs, _add_together)
+    else:
+        answers = _add_together(db, checked_jobs)
+    added = []
+    for answer in answers:
+        if isinstance(answer, TenureError):
+            raise answer
+        added.append(answer)
+    return added
+
+
+Add = Callable[[Database, Sequence[CheckedJob], Sequence[str]], list[Enqueued | TenureError]]
+
+
+def _add_unique(
+    db: Database, checked_jobs: Sequence[CheckedJob], add_all: Add
+) -> list[Enqueued | TenureError]:
+    """Add jobs of which some have unique keys: those whose place is free, by `add_all`."""
+    from tenure.store.borrowed import unique_keys  # it comes with the drivers of callers
+
+    engine = db.dialect.engine
+    made = plan(checked_jobs, unique_keys.run(db, unique_keys.look(engine, checked_jobs)))
+    transitions.save(db, [(before, (after,)) for before, after in made.changed.values()])
+    added = add_all(db, made.fresh, UNIQUE) if made.fresh else []
+    new = {one.job.id for one in added if isinstance(one, Enqueued) and one.created}
+    accepted = [checked_job for checked_job in made.fresh if checked_job.id in new]
+    unique_keys.run(db, unique_keys.keep_throttles(engine, accepted))
+    return answers_of(made, added)
+
+
+def answers_of(made: Plan, added: Sequence[Enqueued | TenureError]) -> list[Enqueued | TenureError]:
+    """Return the answer to each request of a plan, given those of its `fresh` jobs."""
+    answers: list[Enqueued | TenureError] = []
+    answered: set[int] = set()
+    for answer in made.answers:
+        if isinstance(answer, str):
+            answers.append(Enqueued(made.holders[answer], created=False))
+        elif isinstance(answer, TenureError):
+            answers.append(answer)
+        else:
+            one = added[answer]
+            if isinstance(one, Enqueued) and answer in answered:
+                one = replace(one, created=False)
+            answers.append(one)
+            answered.add(answer)
+    return answers
+
+
+def _add_each(
+    db: Database, checked_jobs: Sequence[CheckedJob], more: Sequence[str] = ()
+) -> list[Enqueued | TenureError]:
     full = full_queues(db, _per_queue(checked_jobs))
     if not full:
-        return add(db, checked_jobs)
+        return add(db, checked_jobs, more)
     free = [a for a in checked_jobs if a.queue not in full]
-    answers = dict(zip((a.id for a in free), add(db, free), strict=True))
+    answers = dict(zip((a.id for a in free), add(db, free, more), strict=True))
     closed: set[str] = set()
     for checked_job in checked_jobs:
         queue = checked_job.queue
@@ -49,24 +118,20 @@ def add_each(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued 
             closed.add(queue)
             answers[checked_job.id] = QueueFull(queue, full[queue])
         else:
-            answers[checked_job.id] = add(db, [checked_job])[0]
+            answers[checked_job.id] = add(db, [checked_job], more)[0]
     return [answers[a.id] for a in checked_jobs]
 
 
-def add_together(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued]:
-    """Insert the jobs of one request; if one is refused, raise its error: the caller undoes all."""
+def _add_together(
+    db: Database, checked_jobs: Sequence[CheckedJob], more: Sequence[str] = ()
+) -> list[Enqueued | TenureError]:
     full = full_queues(db, _per_queue(checked_jobs))
     if full:
         known = db.known([a for a in checked_jobs if a.queue in full])
         full = full_queues(db, _per_queue([a for a in checked_jobs if a.id not in known]))
     for queue, limit in full.items():
         raise QueueFull(queue, limit)
-    answers = []
-    for answer in add(db, checked_jobs):
-        if isinstance(answer, TenureError):
-            raise answer
-        answers.append(answer)
-    return answers
+    return add(db, checked_jobs, more)
 
 
 def full_queues(db: Database, wanted: Mapping[str, int]) -> Mapping[str, int]:

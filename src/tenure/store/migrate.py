@@ -12,14 +12,15 @@ import logging
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from itertools import groupby
+from typing import get_args
 
 from tenure import failpoints
 from tenure.errors import SchemaMismatch
-from tenure.jobs import durations, enqueue, names, payload
+from tenure.jobs import durations, enqueue, names, payload, uniqueness
 from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.names import MAX_REASON_LENGTH, MAX_TAG_LENGTH
 from tenure.jobs.stats import BUCKETS
-from tenure.lifecycle import AMENDABLE, DEFAULT_MAX_RETRIES, FIRST_EVENT, rest_sql
+from tenure.lifecycle import AMENDABLE, DEFAULT_MAX_RETRIES, FIRST_EVENT, holds_sql, rest_sql
 from tenure.store import constraints as guards
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,11 @@ def generated(
         "amended": guards.amended(differs, old, new),
         "amendable": ", ".join(AMENDABLE),
         "at_rest": rest_sql(f"{new}."),
+        "held_key": holds_sql(f"{old}."),
+        "holds_key": holds_sql(f"{new}."),
+        "job_holds_key": holds_sql("job."),
+        "untils": guards.quoted(*get_args(uniqueness.Until)),
+        "max_locked_keys": str(uniqueness.MAX_LOCKED_KEYS),
         "illegal_delete": guards.ILLEGAL_DELETE,
         "first_event": FIRST_EVENT,
         "default_max_retries": str(DEFAULT_MAX_RETRIES),

@@ -83,12 +83,17 @@ class Database(Statements, Protocol):
         """Add jobs by one statement, a whole transaction; id -> job for those that were added.
 
         It leaves out what needs a closer look: jobs whose id or key is there already, or (perhaps
-        with others) whose queue has a limit. If `whole`, then either all are added or none. It may
-        leave all of them out.
+        with others) whose queue has a limit or that are unique. If `whole`, then either all are
+        added or none. It may leave all of them out.
         """
 
-    def insert(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, Job]:
-        """Add the jobs whose id and key are new; id -> job for exactly those."""
+    def insert(
+        self, checked_jobs: Sequence[CheckedJob], more: Sequence[str] = ()
+    ) -> Mapping[str, Job]:
+        """Add the jobs whose id and key are new; id -> job for exactly those.
+
+        `more` names columns that are written beside those of every job.
+        """
 
     def known(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, tuple[Job, str | None]]:
         """Return the job and fingerprint of each that is there already, by id or by key."""

@@ -25,13 +25,14 @@ from tenure.events import (
     Interrupted,
     LeaseExpired,
     Released,
+    Retried,
     Snoozed,
 )
 from tenure.jobs.work import ALREADY_RECORDED, RECORDED, Answer, Outcome, Report, Verdict
-from tenure.lifecycle import FINAL_FAILURE, Job, follow, retry_in
+from tenure.lifecycle import FINAL_FAILURE, Job, follow, legal_events, retry_in
 from tenure.store.protocol import Database
 from tenure.store.rows import CHANGED_BY
-from tenure.store.tables import pauses, progress, webhooks, workers
+from tenure.store.tables import pauses, progress, unique_keys, webhooks, workers
 
 Steps: TypeAlias = tuple[Job, ...]
 """The rows that one job passes through in one transaction, as `follow` returns them."""
@@ -187,8 +188,24 @@ def apply(db: Database, job_id: str, event: Event) -> Job:
     steps = follow(job, event, db.now())
     if not is_changed(job, steps[-1]):
         return job
+    if isinstance(event, Retried):
+        check_unique(job, unique_keys.keys_of(db, [job_id]), set())
     save(db, [(job, steps)])
     return steps[-1]
+
+
+def check_unique(job: Job, keys: Mapping[str, tuple[str, str | None]], taken: set[str]) -> None:
+    """Raise IllegalTransition if a failed job cannot run again because of its unique key.
+
+    `keys` are what `unique_keys.keys_of` says; its own is added to those that are `taken`.
+    """
+    key, holder = keys.get(job.id, ("", None))
+    if holder is not None or key in taken:
+        reason = f"job {holder or 'before it'} holds its unique key"
+        legal = legal_events(job.status, job.event)
+        raise IllegalTransition(job.id, job.status, Retried.name, legal, reason)
+    if key:
+        taken.add(key)
 
 
 def is_changed(before: Job, after: Job) -> bool:

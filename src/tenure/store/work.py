@@ -71,18 +71,25 @@ def parts(db: Database, batch: Sequence[Work]) -> list[Sequence[Work]]:
     A transaction locks the jobs that it changes first, in the order of their ids, then the limits
     of queues, then idempotency keys, each in one order. Work that cannot keep to that is alone.
     Jobs that wait for one that is settled are locked last: that may deadlock, and is repeated.
+    Unique jobs of one request each go together: first they lock their keys, then the holders.
     """
     if not batch or db.alone is None:  # a database with one writer
         return [batch] if batch else []
-    together = [work for work in batch if not _locks_in_another_order(work)]
     parts: list[Sequence[Work]] = [[work] for work in batch if _locks_in_another_order(work)]
-    return [together, *parts] if together else parts
+    others = [work for work in batch if not _locks_in_another_order(work)]
+    unique = [work for work in others if _is_unique(work)]
+    together = [work for work in others if not _is_unique(work)] if unique else others
+    return [*(some for some in (together, unique) if some), *parts]
 
 
 def _locks_in_another_order(work: Work) -> bool:
     if isinstance(work, EnqueueWork):
-        return work.size > 1 and any(a.idempotency_key for a in work.checked_jobs)
+        return work.size > 1 and any(a.idempotency_key or a.unique for a in work.checked_jobs)
     return isinstance(work, CallWork) and work.job_ids is None
+
+
+def _is_unique(work: Work) -> bool:
+    return isinstance(work, EnqueueWork) and work.size == 1 and bool(work.checked_jobs[0].unique)
 
 
 def is_only_adding(batch: Sequence[Work]) -> TypeGuard[Sequence[EnqueueWork]]:

@@ -19,6 +19,7 @@ import msgspec
 
 from tenure.errors import (
     BulkNotFound,
+    DuplicateJob,
     Forbidden,
     IllegalEdition,
     IllegalTransition,
@@ -87,6 +88,7 @@ KINDS: tuple[Kind, ...] = (
         "The idempotency key was used for another request",
         {"idempotency_key": "key", "job_id": "job_id"},
     ),
+    Kind(DuplicateJob, 409, "Another job is the same", {"job_id": "job_id"}),
     Kind(QueueFull, 429, "The queue is full", {"queue": "queue", "max_pending": "max_pending"}),
     Kind(
         StoreUnavailable,

@@ -36,6 +36,7 @@ from tenure.jobs.payload import JsonText, canonical
 from tenure.jobs.postpone import Pause
 from tenure.jobs.progress import MAX_MESSAGE, JobProgress
 from tenure.jobs.queries import MAX_SEARCHED_FOR, Action, State
+from tenure.jobs.uniqueness import OnConflict, Until
 from tenure.jobs.work import Outcome, Report
 from tenure.lifecycle import Status
 from tenure.retry import MAX_DELAYS
@@ -145,12 +146,28 @@ class DeclareRequest(TypeRequest, kw_only=True):
     schema: Annotated[str, Meta(max_length=MAX_SCHEMA_LENGTH)] | None = None
 
 
+class UniqueRequest(Request):
+    """With which other jobs a job is the same, and what happens if one of them is there.
+
+    `by` names values of the payload; `[]` allows one job of the type, a text is the key itself,
+    and null stands for the whole payload.
+    """
+
+    by: Annotated[str | list[str] | None, _component("UniqueBy")] = None
+    until: Until | None = None
+    within: Timeout | None = None
+    on_conflict: OnConflict = "return"
+    max_wait: Timeout | None = None
+    across_queues: bool = True
+
+
 class AgainRequest(TypeRequest, kw_only=True):
     """A job to add that does again what another one did. What is left out is as of that job."""
 
     payload: Annotated[dict[str, Any], JsonObject] | UnsetType = UNSET
     tags: Tags | UnsetType = UNSET
     partition: Partition | UnsetType = UNSET
+    unique: UniqueRequest | UnsetType | None = UNSET  # null: not unique, whatever its type says
     run_at: RunAt | None = None
     delay: Seconds | None = None
     start_by: StartBy | None = None
@@ -189,12 +206,15 @@ class AmendRequest(ReasonRequest, kw_only=True):
     pack = AgainRequest.pack
 
 
+MAY_BE_NONE = frozenset({"timeout", "unique"})
+
+
 def options_of(request: Request) -> dict[str, Any]:
-    """Return the options that a request gives. Only a timeout can be None."""
+    """Return the options that a request gives. Only those of `MAY_BE_NONE` can be None."""
     return {
-        name: given(value) if isinstance(value, Backoff) else value
+        name: given(value) if isinstance(value, Request) else value
         for name, value in given(request).items()
-        if (value is not None or name == "timeout") and name not in {"type", "payload", "reason"}
+        if (value is not None or name in MAY_BE_NONE) and name not in {"type", "payload", "reason"}
     }
 
 
@@ -249,7 +269,7 @@ def new_job(new_job: NewJob, at: str) -> dict[str, Any]:
     for name in options.keys() & {"delay", "timeout", "start_by"}:
         if isinstance(options[name], float):  # JSON would make null of NaN
             durations.seconds(options[name], path=f"{at}.{name}")
-    given = {name: v for name, v in options.items() if v is not None or name == "timeout"}
+    given = {name: v for name, v in options.items() if v is not None or name in MAY_BE_NONE}
     return {**body, **given}
 
 

@@ -112,6 +112,7 @@ class MaintenanceThread(threading.Thread):
             (Duty.SCHEDULES, lambda: self._repeat(self._decide_due, SCHEDULES_SHARE)),
             (None, self._set_times_right),
             (None, self._delete_old_jobs),  # at times that are known here
+            (Duty.THROTTLES, lambda: self._repeat(self._forget_throttles, PRUNE_SHARE)),
             (Duty.BULKS, lambda: self._repeat(lambda: run_batches(app.core), BULK_SHARE)),
             (Duty.TRANSITIONS, self._count_transitions),
             (Duty.WEBHOOKS, lambda: self._repeat(forward, WEBHOOK_SHARE)),
@@ -192,6 +193,9 @@ class MaintenanceThread(threading.Thread):
             self._prune_at = time.monotonic() + PRUNE_EVERY_SECONDS
             if self._repeat(lambda: self._core.prune(self._keep), PRUNE_SHARE):
                 self._prune_at = 0.0  # there is more
+
+    def _forget_throttles(self) -> int:
+        return self._core.store.forget_throttles().result()
 
     def _count_transitions(self) -> None:
         share, self._stats_share = self._stats_share, BUSY_SHARE

@@ -16,7 +16,7 @@ import msgspec
 
 import tenure
 from tenure.http.api.bodies import JSON
-from tenure.jobs import durations, ids, payload
+from tenure.jobs import durations, ids, payload, uniqueness
 from tenure.jobs.names import KEY_PATTERN, MAX_KEY_LENGTH, MAX_NAME_LENGTH, NAME_PATTERN
 from tenure.tokens.scopes import Scope
 from tenure.wire import problems
@@ -68,6 +68,23 @@ HAND_WRITTEN: Mapping[str, Any] = {
         "anyOf": [
             {"$ref": "#/components/schemas/PositiveDuration"},
             {"type": "string", "format": "date-time", "pattern": "^[1-8]"},
+        ],
+    },
+    "UniqueBy": {
+        "description": "Names of payload values, a key that is not of one type, or null: the whole"
+        " payload.",
+        "anyOf": [
+            {"type": "null"},
+            {"type": "string", "maxLength": MAX_KEY_LENGTH, "pattern": KEY_PATTERN},
+            {
+                "type": "array",
+                "maxItems": uniqueness.MAX_VALUES,
+                "items": {
+                    "type": "string",
+                    "minLength": 1,
+                    "maxLength": uniqueness.MAX_PATH_LENGTH,
+                },
+            },
         ],
     },
     "PositiveDuration": _duration("A duration above 0, of a microsecond or more.", 0.000001),

@@ -77,7 +77,7 @@ class Route:
     def refusals(self) -> tuple[int, ...]:
         """The statuses of refusals that depend on what the call does."""
         if self.path.startswith("/jobs") and 201 in self.answers:
-            return (404, 422, 429) if "{id}" in self.path else (422, 429)
+            return (404, 409, 422, 429) if "{id}" in self.path else (409, 422, 429)
         if "{id}" in self.path:
             changes_a_job = self.path.startswith("/jobs/") and self.body is not None
             return (404, 409) if changes_a_job else (404,)

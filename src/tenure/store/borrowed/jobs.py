@@ -1,36 +1,37 @@
 """Jobs in the transaction of a caller: add them, read one, change one.
 
-What is sent and answered is JSON, which every driver carries as one text. It has ASCII characters
-only, so the encoding of the caller's connection does not matter. On SQLite answers are bytes.
+What is sent and answered is JSON, which every driver carries as one text. On SQLite answers are
+bytes.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import chain
 from typing import Any, NamedTuple
 
-from tenure.errors import JobNotFound, KeyConflict, LeaseLost, QueueFull, TenureError
+from tenure.errors import DuplicateJob, JobNotFound, KeyConflict, LeaseLost, QueueFull, TenureError
 from tenure.events import Event
 from tenure.jobs.enqueue import CheckedJob, Enqueued, TypeOptions
+from tenure.jobs.uniqueness import plan
 from tenure.lifecycle import Job, follow
+from tenure.store.borrowed import unique_keys
 from tenure.store.borrowed.drivers import Ask, Steps
-from tenure.store.enqueue import answer_known
+from tenure.store.borrowed.json_jobs import SQLITE_JOB, job_in, millis, time_in, written
+from tenure.store.enqueue import answer_known, answers_of
 from tenure.store.rows import (
     ADDED,
     CHANGED,
     CHANGED_BY,
-    COLUMNS,
     TIMED,
+    UNIQUE,
     added_job,
     changed_values,
-    job_of,
     write_policy,
 )
-from tenure.store.sqlite.connection import kept, to_millis
-from tenure.store.sqlite.connection import to_time as of_millis
+from tenure.store.sqlite.connection import kept
 from tenure.store.sqlite.statements import INSERTED
 from tenure.store.sqlite.writer import due
 from tenure.store.tables import types
@@ -53,13 +54,12 @@ TYPES = f"SELECT CAST(json_agg(json_build_array({_TYPE})) AS text) FROM {{s}}typ
 # Takes the right to write, and waits for it, so that what follows is one look. It also begins the
 # transaction, if Python's module has not yet.
 LOCK_FILE = Ask("UPDATE tenure_queue SET name = name WHERE false")
-_PAIRS = ", ".join(f"'{column}', {column}" for column in (*COLUMNS, "fingerprint"))
-_JOB = f"json_object({_PAIRS})"
 SQLITE_LOOK = f"""
 WITH doc AS MATERIALIZED (
     SELECT value ->> 'idempotency_key' AS key, value ->> 'queue' AS queue FROM json_each({{p}}))
 SELECT CAST(json_object('now', (SELECT at FROM tenure_now), 'known', json((
-    SELECT json_group_array({_JOB}) FROM tenure_job WHERE idempotency_key IN (SELECT key FROM doc)
+    SELECT json_group_array({SQLITE_JOB}) FROM tenure_job
+    WHERE idempotency_key IN (SELECT key FROM doc)
 )), 'full', json((
     SELECT json_array(name, max_pending)
     FROM (SELECT queue, count(*) AS jobs FROM doc GROUP BY queue) JOIN tenure_queue ON name = queue
@@ -68,18 +68,19 @@ SELECT CAST(json_object('now', (SELECT at FROM tenure_now), 'known', json((
     ORDER BY name LIMIT 1
 ))) AS BLOB)
 """
+STORED = (*INSERTED, *UNIQUE)
 SQLITE_INSERT = f"""
-INSERT INTO tenure_job ({", ".join(INSERTED)})
-SELECT {", ".join(f"value ->> '{column}'" for column in INSERTED)} FROM json_each({{p}})
+INSERT INTO tenure_job ({", ".join(STORED)})
+SELECT {", ".join(f"value ->> '{column}'" for column in STORED)} FROM json_each({{p}})
 """
 SQLITE_TRACE = """
 INSERT INTO tenure_trace (job_id, traceparent)
 SELECT value ->> 'id', value ->> 'traceparent' FROM json_each({p})
 WHERE value ->> 'traceparent' IS NOT NULL
 """
-SQLITE_GET = f"SELECT CAST({_JOB} AS BLOB) FROM tenure_job WHERE id = {{p}}"
+SQLITE_GET = f"SELECT CAST({SQLITE_JOB} AS BLOB) FROM tenure_job WHERE id = {{p}}"
 SQLITE_HOLD = f"""
-SELECT CAST(json_object('now', (SELECT at FROM tenure_now), 'job', {_JOB}) AS BLOB)
+SELECT CAST(json_object('now', (SELECT at FROM tenure_now), 'job', {SQLITE_JOB}) AS BLOB)
 FROM tenure_job WHERE id = {{p}}
 """
 SQLITE_SAVE = """
@@ -103,9 +104,28 @@ class Looked(NamedTuple):
 def add(engine: str, checked_jobs: Sequence[CheckedJob], *, notify: bool) -> Steps[list[Enqueued]]:
     """Add jobs, all or none, and answer in the same order.
 
-    Raises KeyConflict or QueueFull before anything is added, so the transaction can go on. Limits
-    count what the transaction can see, and hold back nobody else.
+    Raises KeyConflict, DuplicateJob or QueueFull before anything is written, so the transaction can
+    go on. Limits count what the transaction can see, and hold back nobody else.
     """
+    if not any(checked_job.unique for checked_job in checked_jobs):
+        return (yield from _add_all(engine, checked_jobs, notify=notify))
+    if engine == "sqlite":
+        yield LOCK_FILE
+    made = plan(checked_jobs, (yield from unique_keys.look(engine, checked_jobs)))
+    for refusal in made.answers:
+        if isinstance(refusal, DuplicateJob):
+            raise refusal
+    added = yield from _add_all(engine, made.fresh, notify=notify)
+    for _, after in made.changed.values():
+        yield _saved(engine, after)
+    new = {one.job.id for one in added if one.created}
+    yield from unique_keys.keep_throttles(engine, [a for a in made.fresh if a.id in new])
+    return [one for one in answers_of(made, added) if isinstance(one, Enqueued)]
+
+
+def _add_all(
+    engine: str, checked_jobs: Sequence[CheckedJob], *, notify: bool
+) -> Steps[list[Enqueued]]:
     left: dict[str, CheckedJob] = {}
     for checked_job in checked_jobs:
         first = left.setdefault(_key(checked_job), checked_job)
@@ -141,37 +161,40 @@ def _answer(checked_job: CheckedJob, job: Job, fingerprint: str | None) -> Enque
 def _add(checked_jobs: Sequence[CheckedJob], notify: bool) -> Steps[Looked]:
     docs = [_document(checked_job) for checked_job in checked_jobs]
     keyed = any(checked_job.idempotency_key for checked_job in checked_jobs)
-    ((text,),) = yield Ask(ADD, _written({"jobs": docs, "keyed": keyed, "notify": notify}))
+    ((text,),) = yield Ask(ADD, written({"jobs": docs, "keyed": keyed, "notify": notify}))
     answer = json.loads(text)
     if answer.get("known") or answer.get("full"):
-        known = [(_of_iso(values), values["fingerprint"]) for values in answer.get("known") or ()]
+        rows = answer.get("known") or ()
+        known = [(job_in("postgres", values), values["fingerprint"]) for values in rows]
         return Looked(known, answer.get("full"))
-    created, runs = _iso(answer["created"]), answer["runs"] or {}
-    return Looked(made=[added_job(a, created, _iso(runs[a.id])) for a in checked_jobs if runs])
+    created, runs = time_in("postgres", answer["created"]), answer["runs"] or {}
+    times = {id: time_in("postgres", at) for id, at in runs.items()}
+    return Looked(made=[added_job(a, created, times[a.id]) for a in checked_jobs if runs])
 
 
 def _add_on_sqlite(checked_jobs: Sequence[CheckedJob]) -> Steps[Looked]:
     docs = [_document(checked_job) for checked_job in checked_jobs]
     yield LOCK_FILE
-    ((text,),) = yield Ask(SQLITE_LOOK, _written(docs))
+    ((text,),) = yield Ask(SQLITE_LOOK, written(docs))
     look = json.loads(text)
     if look["known"] or look["full"]:
-        known = [(_of_millis(values), values["fingerprint"]) for values in look["known"]]
+        known = [(job_in("sqlite", values), values["fingerprint"]) for values in look["known"]]
         return Looked(known, look["full"])
-    now = of_millis(look["now"])
+    now = time_in("sqlite", look["now"])
     jobs = [added_job(a, now, due(a, now), kept=kept) for a in checked_jobs]
     for doc, job in zip(docs, jobs, strict=True):
-        doc |= {name: _millis(getattr(job, name)) for name in ("created_at", *TIMED)}
-    yield Ask(SQLITE_INSERT, _written(docs))
+        doc |= {name: millis(getattr(job, name)) for name in ("created_at", *TIMED)}
+    yield Ask(SQLITE_INSERT, written(docs))
     if any(checked_job.traceparent for checked_job in checked_jobs):
-        yield Ask(SQLITE_TRACE, _written(docs))
+        yield Ask(SQLITE_TRACE, written(docs))
     return Looked(made=jobs)
 
 
 def _document(checked_job: CheckedJob) -> dict[str, Any]:
     """What is said of a job to add, as JSON."""
+    more = UNIQUE if checked_job.unique_key else ()
     return {
-        **{name: getattr(checked_job, name) for name in SENT},
+        **{name: getattr(checked_job, name) for name in (*SENT, *more)},
         "backoff": write_policy(checked_job.backoff),
     }
 
@@ -180,7 +203,7 @@ def get(engine: str, job_id: str) -> Steps[Job]:
     """Return a job as the transaction sees it; raises JobNotFound."""
     rows = yield Ask(SQLITE_GET if engine == "sqlite" else GET, job_id)
     for (text,) in rows:
-        return _of(engine, json.loads(text))
+        return job_in(engine, json.loads(text))
     raise JobNotFound(job_id)
 
 
@@ -192,10 +215,15 @@ def apply(engine: str, job_id: str, event: Event) -> Steps[Job]:
     job, now = yield from _locked(engine, job_id)
     steps = follow(job, event, now)
     for after in steps:
-        columns = (*CHANGED, *CHANGED_BY[after.event])
-        values = dict(zip(columns, changed_values(after, columns), strict=True))
-        yield _save(engine, {"id": job.id, **values})
+        yield _saved(engine, after)
     return steps[-1]
+
+
+def _saved(engine: str, after: Job) -> Ask:
+    """Write a locked job as it is after a transition."""
+    columns = (*CHANGED, *CHANGED_BY[after.event])
+    values = dict(zip(columns, changed_values(after, columns), strict=True))
+    return _save(engine, {"id": after.id, **values})
 
 
 def hold(engine: str, job_id: str, lease_id: str) -> Steps[None]:
@@ -213,45 +241,20 @@ def _locked(engine: str, job_id: str) -> Steps[tuple[Job, datetime]]:
     if not rows:
         raise JobNotFound(job_id)
     held = json.loads(rows[0][0])
-    now = of_millis(held["now"]) if engine == "sqlite" else _iso(held["now"])
-    return _of(engine, held["job"]), now
+    now = time_in(engine, held["now"])
+    return job_in(engine, held["job"]), now
 
 
 def _save(engine: str, values: dict[str, Any]) -> Ask:
     if engine == "sqlite":
         changes = ", ".join(f"{name} = new.value ->> '{name}'" for name in values)
-        stored = {name: _millis(value) for name, value in values.items()}
-        return Ask(SQLITE_SAVE.replace("{set}", changes), _written([stored]))
+        stored = {name: millis(value) for name, value in values.items()}
+        return Ask(SQLITE_SAVE.replace("{set}", changes), written([stored]))
     changes = ", ".join(f"{name} = new.{name}" for name in values)
-    return Ask(SAVE.replace("{set}", changes), _written(values))
+    return Ask(SAVE.replace("{set}", changes), written(values))
 
 
 def options_of_types(engine: str) -> Steps[dict[str, TypeOptions]]:
     """Return the options of types that the database knows, by name."""
     rows = yield Ask(SQLITE_TYPES if engine == "sqlite" else TYPES)
     return types.read(json.loads(rows[0][0] or "[]"))
-
-
-def _of(engine: str, values: dict[str, Any]) -> Job:
-    return _of_millis(values) if engine == "sqlite" else _of_iso(values)
-
-
-def _of_iso(values: dict[str, Any]) -> Job:
-    return job_of([values[name] for name in COLUMNS], _iso)
-
-
-def _of_millis(values: dict[str, Any]) -> Job:
-    return job_of([values[name] for name in COLUMNS], of_millis)
-
-
-def _iso(text: str) -> datetime:
-    return datetime.fromisoformat(text).astimezone(UTC)
-
-
-def _millis(value: Any) -> Any:
-    return to_millis(value) if isinstance(value, datetime) else value
-
-
-def _written(value: object) -> str:
-    """JSON in ASCII."""
-    return json.dumps(value, default=datetime.isoformat)

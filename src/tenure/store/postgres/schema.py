@@ -11,8 +11,7 @@ from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.jobs.findings import Progress, no_progress
 from tenure.store import constraints, migrate
 from tenure.store.postgres.connection import NOW, OLDEST_SERVER, Address, address_of, connect, one
-from tenure.store.postgres.statements import NEW, type_of
-from tenure.store.rows import ADDED, TIMED
+from tenure.store.postgres.statements import ENTERING, ENTERING_VALUES, NEW, type_of
 
 # The import above says what to do where psycopg is missing, so it comes first.
 # isort: split
@@ -162,13 +161,10 @@ def _conditions(schema: str) -> dict[str, str]:
 
 def _columns() -> dict[str, str]:
     """The columns of jobs that are added, by placeholder."""
-    later = "coalesce({}, now + {} * interval '1 second')"
-    entering = (*ADDED, "backoff", *TIMED, "created_at")
-    times = (later.format(time, seconds) for time, seconds in TIMED.items())
     return {
-        "entering": ", ".join(entering),
-        "entering_types": ", ".join(f"{column} {type_of(column)}" for column in entering),
-        "entering_values": ", ".join((*ADDED, "backoff", *times, "now")),
+        "entering": ", ".join(ENTERING),
+        "entering_types": ", ".join(f"{column} {type_of(column)}" for column in ENTERING),
+        "entering_values": ", ".join(ENTERING_VALUES),
         "new_columns": ", ".join(NEW),
         "new_values": ", ".join(f"{column} {type_of(column)}" for column in NEW),
         "new_names": ", ".join(f"new_{column}" for column in NEW),

@@ -220,6 +220,8 @@ class PostgresSession:
     def trouble(self, error: Exception) -> Trouble:
         if isinstance(error, NOTHING_COMMITTED) or getattr(error, "sqlstate", "") == OVER_LIMIT:
             return Trouble.RETRY
+        if isinstance(error, errors.UniqueViolation) and error.diag.table_name == "unique_key":
+            return Trouble.RETRY  # which looks again, and finds the holder
         if isinstance(error, Unconfirmed):
             return Trouble.UNCONFIRMED
         if isinstance(error, AWAY):

@@ -33,6 +33,7 @@ def _arrived(status: str, more: str = "") -> str:
 
 
 DIALECT = Dialect(
+    engine="postgres",
     prefix="{s}.",
     value="%s",
     id_value="%s::uuid",
@@ -119,6 +120,27 @@ def arrays(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> list[Any]
 
 NEW = (*ADDED, *chain.from_iterable(TIMED.items()), "backoff")
 """What is said of a job to add, and of a new option: everything else of it is generated."""
+
+ENTERING = (*ADDED, "backoff", *TIMED, "created_at")
+"""The columns of a new row."""
+_LATER = "coalesce({}, now + {} * interval '1 second')"
+ENTERING_VALUES = (*ADDED, "backoff", *(_LATER.format(*each) for each in TIMED.items()), "now")
+"""The same as they are made of `NEW`, at the time `now`."""
+
+
+@cache
+def insert_with(more: tuple[str, ...]) -> str:
+    """Add the jobs whose id and key are new; `more` columns than those of every job."""
+    return f"""
+WITH entered AS (
+    INSERT INTO {{s}}.job ({", ".join((*ENTERING, *more))})
+    SELECT {", ".join((*ENTERING_VALUES, *more))}
+    FROM {rows_of("new", *NEW, *more)} CROSS JOIN (SELECT %s::timestamptz) AS clock (now)
+    ON CONFLICT DO NOTHING RETURNING job.id, job.run_at
+)
+SELECT id::text, run_at AT TIME ZONE 'UTC' FROM entered
+"""
+
 
 # The hot path: functions of the schema, whose plans a session keeps; see 0001_2_statements.sql.
 ENQUEUE = (

@@ -49,8 +49,17 @@ class Postgres(PostgresSession):
 
     # --- adding
 
-    def insert(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, Job]:
-        return self._enqueue(checked_jobs) if checked_jobs else {}
+    def insert(
+        self, checked_jobs: Sequence[CheckedJob], more: Sequence[str] = ()
+    ) -> Mapping[str, Job]:
+        if not checked_jobs or not more:
+            return self._enqueue(checked_jobs) if checked_jobs else {}
+        ordered = sorted(checked_jobs, key=lambda a: (a.idempotency_key or "", a.unique_key or ""))
+        rows = [(*_row(a), *[getattr(a, column) for column in more]) for a in ordered]
+        now = self.now()
+        values = (*sql.arrays((*sql.NEW, *more), rows), now)
+        made = dict(self.rows(sql.insert_with(tuple(more)), values))
+        return {a.id: added_job(a, now, to_time(made[a.id])) for a in checked_jobs if a.id in made}
 
     def _enqueue(
         self, checked_jobs: Sequence[CheckedJob], *, sparing: bool = False, whole: bool = False
@@ -116,7 +125,7 @@ class Postgres(PostgresSession):
     ) -> Mapping[str, Job]:
         if not checked_jobs or not self._commits_alone():
             return {}
-        if any(checked_job.traceparent for checked_job in checked_jobs):
+        if any(checked_job.traceparent or checked_job.unique for checked_job in checked_jobs):
             return {}  # that is another table, and so a transaction of several statements
         if len(checked_jobs) == 1:
             made = self._enqueue_one(checked_jobs[0])

@@ -26,6 +26,7 @@ LATE_JOBS = """tenure_job
 WHERE start_by IS NOT NULL AND status IN ('waiting', 'pending') AND start_by"""
 
 DIALECT = Dialect(
+    engine="sqlite",
     prefix="tenure_",
     value="?",
     id_value="?",
@@ -140,14 +141,21 @@ def _shape(rows: int) -> int:
 
 
 INSERTED = (*ADDED, "backoff", "created_at", *TIMED)
-INSERT = OverRows(
-    "new",
-    INSERTED,
-    f"""
-INSERT INTO tenure_job ({", ".join(INSERTED)}) SELECT * FROM {{rows}} WHERE id <> {PADDING}
+
+
+@cache
+def insert_with(more: tuple[str, ...]) -> OverRows:
+    """Add jobs; `more` columns than those of every job."""
+    columns = (*INSERTED, *more)
+    return OverRows(
+        "new",
+        columns,
+        f"""
+INSERT INTO tenure_job ({", ".join(columns)}) SELECT * FROM {{rows}} WHERE id <> {PADDING}
 ON CONFLICT DO NOTHING
 """,
-)
+    )
+
 
 ONE = (*ADDED, "backoff", *chain.from_iterable(TIMED.items()))
 """What may be said of one job to add; `delay` and `start_within` are milliseconds."""

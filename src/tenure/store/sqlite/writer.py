@@ -163,7 +163,9 @@ class Sqlite:
 
     # --- adding
 
-    def insert(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, Job]:
+    def insert(
+        self, checked_jobs: Sequence[CheckedJob], more: Sequence[str] = ()
+    ) -> Mapping[str, Job]:
         now = self.now()
         stored = to_millis(now)
         jobs = [added_job(a, now, due(a, now), kept=kept) for a in checked_jobs]
@@ -177,14 +179,17 @@ class Sqlite:
             )
             for job, checked_job in zip(jobs, checked_jobs, strict=True)
         ]
-        made = self._changed_each(sql.INSERT, rows)
+        if more:
+            added = zip(rows, checked_jobs, strict=True)
+            rows = [(*row, *[getattr(a, column) for column in more]) for row, a in added]
+        made = self._changed_each(sql.insert_with(tuple(more)), rows)
         return {job.id: job for job, new in zip(jobs, made, strict=True) if new}
 
     def enqueue_alone(
         self, checked_jobs: Sequence[CheckedJob], *, whole: bool
     ) -> Mapping[str, Job]:
         (checked_job,) = checked_jobs
-        if checked_job.traceparent:
+        if checked_job.traceparent or checked_job.unique:
             return {}  # that is another table, and so a transaction of several statements
         run_at, start_by = checked_job.run_at, checked_job.start_by
         said = (

@@ -23,6 +23,7 @@ from tenure.store import transitions
 from tenure.store.dialect import Reads, Statements
 from tenure.store.rows import fields_of, selected
 from tenure.store.search import fits, some_ids
+from tenure.store.tables import unique_keys
 
 if TYPE_CHECKING:
     from tenure.store import Store
@@ -174,11 +175,14 @@ def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) 
         return False
     jobs = db.lock(sorted(job_ids))
     now = db.now()
+    keys = unique_keys.keys_of(db, list(jobs)) if bulk.action is Action.RETRY else {}
+    taken: set[str] = set()
     changes: list[tuple[Job, transitions.Steps]] = []
     for job in jobs.values():
         try:
             if fits(bulk.filter, job, now) and _had_settled(job, bulk):
                 steps = follow(job, _event(bulk), now)
+                transitions.check_unique(job, keys, taken)
                 changes += [(job, steps)] if transitions.is_changed(job, steps[-1]) else []
         except IllegalTransition:
             continue

@@ -322,6 +322,7 @@ BEGIN
             bool_or(status IN ('failed', 'cancelled')) AS is_ended,
             bool_or(status = 'cancelled') AS is_cancelled,
             bool_or(followed > 0) AS is_followed,
+            bool_or(unique_key IS NOT NULL) AS is_unique,
             max(CASE WHEN {unfit_change} THEN {broken_change} END) AS broken
         FROM after
     ) AS n;
@@ -383,6 +384,16 @@ BEGIN
     IF seen.is_ended THEN
         INSERT INTO {schema}.ended (status, id)
         SELECT status, id FROM after WHERE status IN ('failed', 'cancelled');
+    END IF;
+    IF seen.is_unique THEN
+        DELETE FROM {schema}.unique_key WHERE ctid = ANY (ARRAY(
+            SELECT held.ctid FROM before AS o JOIN after AS n ON n.id = o.id CROSS JOIN LATERAL (
+                SELECT ctid FROM {schema}.unique_key WHERE key = o.unique_key AND job_id = o.id
+                LIMIT 1) AS held
+            WHERE o.unique_key IS NOT NULL AND {held_key} AND NOT {holds_key}));
+        INSERT INTO {schema}.unique_key (key, job_id)
+        SELECT n.unique_key, n.id FROM before AS o JOIN after AS n ON n.id = o.id
+        WHERE n.unique_key IS NOT NULL AND {holds_key} AND NOT {held_key} ORDER BY 1;
     END IF;
     IF seen.was_processing AND seen.is_cancelled THEN -- so that workers stop the handlers
         PERFORM pg_notify(TG_TABLE_SCHEMA, o.worker)

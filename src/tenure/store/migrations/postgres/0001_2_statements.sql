@@ -119,10 +119,11 @@ BEGIN
         RETURN json_build_object('full', filled);
     END IF;
     WITH doc AS MATERIALIZED (
-        SELECT * FROM json_to_recordset(docs) AS doc ({new_values}, traceparent text)
+        SELECT * FROM json_to_recordset(docs) AS doc (
+            {new_values}, traceparent text, unique_key text, unique_until text)
     ), made AS (
-        INSERT INTO {schema}.job ({entering})
-        SELECT {entering_values} FROM doc
+        INSERT INTO {schema}.job ({entering}, unique_key, unique_until)
+        SELECT {entering_values}, unique_key, unique_until FROM doc
         ON CONFLICT DO NOTHING
         RETURNING job.id, job.run_at
     ), traced AS (

@@ -1,0 +1,44 @@
+"""Jobs and times in the JSON that SQL reads and answers, on each engine.
+
+It has ASCII characters only, so the encoding of a caller's connection does not matter.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from tenure.lifecycle import Job
+from tenure.store.rows import COLUMNS, job_of
+from tenure.store.sqlite.connection import to_millis
+from tenure.store.sqlite.connection import to_time as of_millis
+
+_PAIRS = ", ".join(f"'{column}', {column}" for column in (*COLUMNS, "fingerprint"))
+SQLITE_JOB = f"json_object({_PAIRS})"
+"""A row of `tenure_job` as JSON."""
+
+
+def job_in(engine: str, values: dict[str, Any]) -> Job:
+    """Return the job of a row, given by column."""
+    return job_of([values[name] for name in COLUMNS], of_millis if engine == "sqlite" else of_iso)
+
+
+def time_in(engine: str, value: Any) -> datetime:
+    """Return a time of an answer."""
+    return of_millis(value) if engine == "sqlite" else of_iso(value)
+
+
+def of_iso(text: str) -> datetime:
+    """Read a time of PostgreSQL."""
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def millis(value: Any) -> Any:
+    """Return a value as SQLite stores it."""
+    return to_millis(value) if isinstance(value, datetime) else value
+
+
+def written(value: object) -> str:
+    """Return JSON in ASCII."""
+    return json.dumps(value, default=datetime.isoformat)

@@ -1,0 +1,91 @@
+-- Which job holds a unique key. The triggers of `job` keep this table, and its primary key refuses a
+-- second holder from anybody. No index of `job` could: it would mention a status.
+CREATE TABLE {schema}.unique_key (
+    key text COLLATE "C" PRIMARY KEY,
+    job_id uuid NOT NULL
+);
+
+-- The job that was accepted last by the rule of a unique key that lasts for a time.
+CREATE TABLE {schema}.throttle (
+    key text COLLATE "C" PRIMARY KEY,
+    job_id uuid NOT NULL,
+    expires_at timestamptz NOT NULL
+);
+CREATE INDEX throttle_expires ON {schema}.throttle (expires_at);
+
+-- Of a job that has a unique key and enters, or is deleted. What follows from its transitions is in
+-- `record_move`. A holder that a snapshot is too old to see ends in a serialization failure.
+CREATE FUNCTION {schema}.keep_unique_key() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF TG_RELID <> '{schema}.job'::regclass THEN
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
+    ELSIF TG_OP = 'DELETE' THEN
+        DELETE FROM {schema}.unique_key WHERE key = OLD.unique_key AND job_id = OLD.id;
+        RETURN NULL;
+    ELSIF (NEW.unique_key ~ '^[0-9a-f]{{32}}$' AND NEW.unique_until IN ({untils})) IS NOT TRUE THEN
+        PERFORM {schema}.refuse_row('a value of a job is refused: unique_key');
+    END IF;
+    INSERT INTO {schema}.unique_key (key, job_id) VALUES (NEW.unique_key, NEW.id)
+    ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'unique_violation', TABLE = 'unique_key',
+            MESSAGE = 'tenure: another job holds this unique key';
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER job_holds AFTER INSERT ON {schema}.job
+    FOR EACH ROW WHEN (NEW.unique_key IS NOT NULL OR NEW.unique_until IS NOT NULL)
+    EXECUTE FUNCTION {schema}.keep_unique_key();
+
+CREATE TRIGGER job_lets_go AFTER DELETE ON {schema}.job
+    FOR EACH ROW WHEN (OLD.unique_key IS NOT NULL) EXECUTE FUNCTION {schema}.keep_unique_key();
+
+CREATE TRIGGER unique_key_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.unique_key
+    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
+        OR NOT has_table_privilege('{schema}.unique_key'::regclass, 'TRUNCATE'))
+    EXECUTE FUNCTION {schema}.refuse('this table follows the jobs');
+
+ALTER TABLE {schema}.job
+    ENABLE ALWAYS TRIGGER job_holds, ENABLE ALWAYS TRIGGER job_lets_go;
+ALTER TABLE {schema}.unique_key ENABLE ALWAYS TRIGGER unique_key_follows;
+
+-- What an enqueue has to know about unique keys: `request` is JSON, and so is the answer, for every
+-- kind of connection. Until the transaction ends, nobody else adds a job with one of these keys, and
+-- nobody claims the holder of a `firm` one. That takes a lock for each key, of which a server has room
+-- for some thousands: many keys are not locked, and a conflict is found by the insert.
+CREATE FUNCTION {schema}.look_unique(request text) RETURNS text
+    LANGUAGE plpgsql
+    SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '10s'
+    SET enable_seqscan = off SET enable_bitmapscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+#variable_conflict use_column
+DECLARE
+    keys CONSTANT text[] := ARRAY(SELECT DISTINCT one.key COLLATE "C"
+        FROM json_array_elements_text(request::json -> 'keys') AS one (key) ORDER BY 1);
+    firm CONSTANT text[] := ARRAY(SELECT json_array_elements_text(request::json -> 'firm'));
+    asked CONSTANT text[] := ARRAY(SELECT json_array_elements_text(request::json -> 'known'));
+    one text;
+BEGIN
+    IF cardinality(keys) <= {max_locked_keys} THEN
+        FOREACH one IN ARRAY keys LOOP
+            PERFORM pg_advisory_xact_lock(hashtextextended('{schema}.unique_key ' || one, 0));
+        END LOOP;
+    END IF;
+    PERFORM FROM {schema}.unique_key AS held JOIN {schema}.job ON job.id = held.job_id
+    WHERE held.key = ANY (firm) AND job.status = 'pending' AND job.token = 0
+    ORDER BY job.id FOR UPDATE OF job;
+    RETURN (SELECT json_build_object('now', {schema}.clock(), 'held', (
+            SELECT json_agg(json_build_object('key', held.key, 'job', row_to_json(job)))
+            FROM {schema}.unique_key AS held JOIN {schema}.job ON job.id = held.job_id
+            WHERE held.key = ANY (keys)
+        ), 'throttled', (
+            SELECT json_agg(json_build_object('key', last.key, 'job_id', last.job_id,
+                'expires_at', last.expires_at, 'job', row_to_json(job)))
+            FROM {schema}.throttle AS last LEFT JOIN {schema}.job ON job.id = last.job_id
+            WHERE last.key = ANY (keys) AND last.expires_at > {schema}.clock()
+        ), 'known', (
+            SELECT json_agg(idempotency_key) FROM {schema}.job WHERE idempotency_key = ANY (asked)
+        )));
+END $$;

@@ -1,0 +1,54 @@
+-- Which job holds a unique key. The triggers of `tenure_job` keep this table, and nobody else: what
+-- they do not ask for is refused. A conflict is found before it is written, since an OR REPLACE of the
+-- outer statement would hold in here, too.
+CREATE TABLE tenure_unique_key (
+    key TEXT PRIMARY KEY NOT NULL,
+    job_id TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- The job that was accepted last by the rule of a unique key that lasts for a time.
+CREATE TABLE tenure_throttle (
+    key TEXT PRIMARY KEY NOT NULL,
+    job_id TEXT NOT NULL,
+    expires_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tenure_throttle_expires ON tenure_throttle (expires_at);
+
+CREATE TRIGGER tenure_job_holds AFTER INSERT ON tenure_job
+WHEN NEW.unique_key IS NOT NULL OR NEW.unique_until IS NOT NULL
+BEGIN
+    SELECT RAISE(ABORT, 'tenure: a value of a job is refused: unique_key')
+    WHERE (NEW.unique_until IN ({untils}) AND length(NEW.unique_key) = 32
+        AND NEW.unique_key NOT GLOB '*[^0-9a-f]*') IS NOT TRUE;
+    INSERT INTO tenure_unique_key (key, job_id) VALUES (NEW.unique_key, NEW.id);
+END;
+
+CREATE TRIGGER tenure_job_keeps AFTER UPDATE OF status ON tenure_job
+WHEN OLD.unique_key IS NOT NULL
+BEGIN
+    DELETE FROM tenure_unique_key WHERE key = OLD.unique_key AND job_id = OLD.id
+        AND {held_key} AND NOT {holds_key};
+    INSERT INTO tenure_unique_key (key, job_id)
+    SELECT NEW.unique_key, NEW.id WHERE {holds_key} AND NOT {held_key};
+END;
+
+CREATE TRIGGER tenure_job_lets_go AFTER DELETE ON tenure_job
+WHEN OLD.unique_key IS NOT NULL
+BEGIN DELETE FROM tenure_unique_key WHERE key = OLD.unique_key AND job_id = OLD.id; END;
+
+CREATE TRIGGER tenure_unique_key_enters BEFORE INSERT ON tenure_unique_key
+BEGIN
+    SELECT RAISE(ABORT, 'tenure: another job holds this unique key')
+    WHERE EXISTS (SELECT 1 FROM tenure_unique_key WHERE key = NEW.key);
+    SELECT RAISE(ABORT, 'tenure: this table follows the jobs') WHERE NOT EXISTS (
+        SELECT 1 FROM tenure_job AS job WHERE id = NEW.job_id AND unique_key = NEW.key
+            AND {job_holds_key});
+END;
+
+CREATE TRIGGER tenure_unique_key_stays BEFORE UPDATE ON tenure_unique_key
+BEGIN SELECT RAISE(ABORT, 'tenure: this table follows the jobs'); END;
+
+CREATE TRIGGER tenure_unique_key_leaves BEFORE DELETE ON tenure_unique_key
+WHEN EXISTS (SELECT 1 FROM tenure_job AS job WHERE id = OLD.job_id AND unique_key = OLD.key
+    AND {job_holds_key})
+BEGIN SELECT RAISE(ABORT, 'tenure: this table follows the jobs'); END;
