@@ -527,11 +527,11 @@ def test_one_job_for_each_tick(app: Tenure, clock: Clock, raw: RawSql) -> None:
         "INSERT INTO {fire} (schedule, at, outcome, how, decided_at)"
         " VALUES ('s', {later}, 'fired', 'due', {now})",
         "INSERT INTO {fire} (schedule, at, outcome, how, job_id, decided_at)"
-        " SELECT 's', {later}, 'missed', 'skip', id, {now} FROM {job}",
+        " SELECT 's', {later}, 'missed', 'skip', id, {now} FROM {job} LIMIT 1",
         "INSERT INTO {fire} (schedule, at, until, outcome, how, decided_at)"
         " VALUES ('s', {later}, {later}, 'missed', 'skip', {now})",
         "INSERT INTO {fire} (schedule, at, until, outcome, how, job_id, decided_at)"
-        " SELECT 's', {now}, {later}, 'fired', 'due', id, {now} FROM {job}",
+        " SELECT 't', {now}, {later}, 'fired', 'due', id, {now} FROM {job} LIMIT 1",
         "UPDATE {fire} SET until = at WHERE outcome = 'missed'",
         "UPDATE {fire} SET until = {later}, schedule = 't' WHERE outcome = 'missed'",
         "UPDATE {fire} SET until = {later}, outcome = 'paused' WHERE outcome = 'missed'",
