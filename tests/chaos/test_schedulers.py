@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -97,9 +96,11 @@ class Scene:
         if self.chance.random() < 0.5 and victim.poll() is None:
             os.kill(victim.pid, signal.SIGSTOP)
             fault_counts.count("processes frozen")
-            self.move(self.chance.randrange(1, 20))
-            time.sleep(self.chance.random() / 5)  # the fault itself
-            os.kill(victim.pid, signal.SIGCONT)
+            length = 0.05 + self.chance.random() / 5
+            thaw = threading.Timer(length, os.kill, (victim.pid, signal.SIGCONT))
+            thaw.start()
+            self.move(self.chance.randrange(1, 20))  # waits, if it was frozen as it wrote to SQLite
+            thaw.join()
             return
         victim.kill()
         victim.wait()
