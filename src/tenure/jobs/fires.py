@@ -15,15 +15,7 @@ from msgspec.structs import replace
 
 from tenure.jobs.enqueue import CheckedJob, NewJob, TypeOptions, check_job
 from tenure.jobs.ids import new_ids
-from tenure.jobs.schedule_times import (
-    MAX_COUNTED,
-    When,
-    count,
-    latest,
-    newest,
-    next_after,
-    zone_of,
-)
+from tenure.jobs.schedule_times import When, count, latest, newest, next_after, zone_of
 from tenure.jobs.schedules import MAX_FIRES, Fire, FireOutcome, How, Missed, Overlap, Schedule
 
 Defaults = Callable[[str], TypeOptions]
@@ -110,13 +102,8 @@ def ticks_between(
     first = next_after(when, after)
     if first is None or first > until:
         return ()
-    last = latest(when, first, until)
-    number = count(when, after, until)
-    return (
-        Tick(
-            at=first, until=last, outcome=outcome, count=MAX_COUNTED if number is None else number
-        ),
-    )
+    last, number = latest(when, first, until), count(when, after, until)
+    return (Tick(at=first, until=last, outcome=outcome, count=number),)
 
 
 def with_room(
@@ -137,14 +124,10 @@ def with_room(
     buffers = overlap in ("buffer_one", "buffer_all")
     decided: list[Tick] = []
     for number, tick in enumerate(ticks):
+        before = decided[-1] if decided else tick
         if start <= number < start + room:
-            waits = buffers and (is_open or number > 0)
-            decided.append(replace(tick, waits=waits))
-        elif decided and (decided[-1].outcome, decided[-1].how) == (
-            FireOutcome.OVERLAPPED,
-            tick.how,
-        ):
-            before = decided[-1]
+            decided.append(replace(tick, waits=buffers and (is_open or number > 0)))
+        elif (before.outcome, before.how) == (FireOutcome.OVERLAPPED, tick.how):
             decided[-1] = replace(before, until=tick.at, count=before.count + 1)
         else:
             decided.append(replace(tick, outcome=FireOutcome.OVERLAPPED))
@@ -200,17 +183,9 @@ def advance(
             job = job_for(schedule, tick, now, job_id, defaults(schedule.template.type))
             jobs.append((job, last if tick.waits else None))
             last = job_id
+        same: Any = {name: getattr(tick, name) for name in ("at", "until", "outcome", "how")}
         fires.append(
-            Fire(
-                schedule=schedule.name,
-                at=tick.at,
-                until=tick.until,
-                outcome=tick.outcome,
-                how=tick.how,
-                job_id=job_id,
-                decided_at=now,
-                actor=actor,
-            )
+            Fire(schedule=schedule.name, job_id=job_id, decided_at=now, actor=actor, **same)
         )
     after = replace(
         schedule,

@@ -149,13 +149,12 @@ def newest(when: When, after: datetime, until: datetime, most: int) -> list[date
     return list(islice(times(when, after, until, newest_first=True), most))[::-1]
 
 
-def count(when: When, after: datetime, until: datetime) -> int | None:
-    """How many times are in (after, until]; None for more than 100 of a cron expression."""
+def count(when: When, after: datetime, until: datetime) -> int:
+    """How many times are in (after, until]; of a cron expression, at most `MAX_COUNTED`."""
     if when.every is not None:
         low, high = _bounds(when, after, until)
         return max(_passed(when, high or low) - _passed(when, low), 0)
-    counted = sum(1 for _ in islice(times(when, after, until), MAX_COUNTED + 1))
-    return counted if counted <= MAX_COUNTED else None
+    return sum(1 for _ in islice(times(when, after, until), MAX_COUNTED))
 
 
 def preview(when: When, now: datetime, count: int = 5) -> Preview:

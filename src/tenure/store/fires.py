@@ -105,13 +105,8 @@ def decide(db: Database, due: Sequence[Schedule], defaults: Defaults) -> Mapping
     for schedule in due:
         is_open, waiting = _open_jobs(db, schedule, last)
         try:
-            decision = decide_fires(
-                schedule,
-                now,
-                is_open=is_open,
-                waiting=waiting,
-                fired=fired.get(schedule.name, ()),
-            )
+            had = fired.get(schedule.name, ())
+            decision = decide_fires(schedule, now, is_open=is_open, waiting=waiting, fired=had)
             done.append(advance(schedule, decision, now, defaults, None))
         except InvalidInput as error:
             undecided[schedule.name] = error

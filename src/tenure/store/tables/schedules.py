@@ -158,13 +158,8 @@ def add(db: Statements, schedule: Schedule) -> bool:
     """Add a schedule. Returns False if the name is taken."""
     d = db.dialect
     names, values = ", ".join(COLUMNS), ", ".join(_value(d, column) for column in COLUMNS)
-    return (
-        db.changed(
-            f"INSERT INTO {d.table('schedule')} ({names}) VALUES ({values}) ON CONFLICT DO NOTHING",
-            _stored(d, schedule, COLUMNS),
-        )
-        == 1
-    )
+    insert = f"INSERT INTO {d.table('schedule')} ({names}) VALUES ({values}) ON CONFLICT DO NOTHING"
+    return db.changed(insert, _stored(d, schedule, COLUMNS)) == 1
 
 
 def save(db: Statements, schedule: Schedule, columns: Sequence[str]) -> None:
