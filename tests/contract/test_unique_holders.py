@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tenure.jobs.queries import Action, Counted, Filter
 from tenure.jobs.uniqueness import Unique, uniqueness
 from tenure.lifecycle import Job
 from tenure.retry import RetryPolicy
+from tenure.store import POSTGRES_WRITERS
 from tenure.store.tables import bulk
 from tests.contract.situations import DRESS, refused
 from tests.support.raw_sql import Refused
@@ -125,6 +127,20 @@ def test_a_job_that_started_never_takes_its_key_back(harness: StoreHarness) -> N
     assert len(swept) == 10
     assert {harness.get(id).status for id in pairs} == {"pending"}
     assert holders(harness) == sorted(pairs[1::2])
+
+
+def test_a_hot_key_is_one_write_for_each_batch(harness: StoreHarness) -> None:
+    """Not one for each request, which would be as many entries of the ledger."""
+    goes_on = threading.Event()
+    for _ in range(POSTGRES_WRITERS):
+        harness.store.write("block", lambda db: goes_on.wait(10))
+    rule: Any = {"until": "started", "on_conflict": "replace", "max_wait": 60.0}
+    asked = [harness.store.add([unique(delay=n, **rule)]) for n in range(50)]
+    goes_on.set()
+    answers = [future.result()[0] for future in asked]
+    assert [answer.created for answer in answers].count(True) == 1
+    (job_id,) = {answer.job.id for answer in answers}
+    assert len(harness.events(job_id)) <= 1 + POSTGRES_WRITERS
 
 
 def failed_pair(harness: StoreHarness) -> tuple[Job, Job]:

@@ -144,7 +144,7 @@ def uniqueness(rule: Unique, type: str, queue: str, payload: str) -> Uniqueness:
     scope = [1, None if isinstance(rule.by, str) else type, None if rule.across_queues else queue]
     chosen: Any = rule.by
     if not isinstance(chosen, str):
-        values = msgspec.json.decode(payload)
+        values = msgspec.json.decode(payload.encode())  # a text may be a `JsonText`
         names = rule.by
         chosen = values if names is None else [[name, _value(values, name)] for name in names]
     text = msgspec.json.encode([*scope, chosen], order="sorted")
