@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import pytest
 from tenure import Tenure
 from tenure.store import migrate_store
 from tests.support.clock import Clock
+from tests.support.effort import EVERYTHING
 from tests.support.postgres import PostgresServer, PostgresUnavailable
 
 # A busy machine is no failure: no deadline per example. CI draws the same examples every time.
@@ -28,6 +31,11 @@ hypothesis.settings.load_profile("tenure")
 # A shell starts what runs in its background deaf to Ctrl-C, and so would be all processes of tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Containers often forbid to keep bytecode. Then each of some thousand processes that tests start
+# would compile the package again, which takes it longer than all else.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 UNTIL = "TENURE_CHAOS_UNTIL"
 """Unix time after which `make chaos` begins no further test."""
 
@@ -38,8 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Name the faults that a test shows (`-k scenario_022`) and the requirements (`-k
     requirement_c06`), and keep those that take their time for `make chaos`.
     """
-    whole = int(os.environ.get("TENURE_CHAOS_EFFORT", "1")) > 1
-    if left := [] if whole else [item for item in items if item.get_closest_marker("full")]:
+    if left := [] if EVERYTHING else [item for item in items if item.get_closest_marker("full")]:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
     if UNTIL in os.environ:  # another part of them is reached in time at each seed
@@ -53,6 +60,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             )
         if {"postgres_server", "postgres_url"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("postgres")
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over all that was imported and collected: it stays."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

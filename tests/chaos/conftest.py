@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-EFFORT = "TENURE_CHAOS_EFFORT"
+from tests.support.effort import EFFORT
+
 SEED = "TENURE_CHAOS_SEED"
 
 
@@ -19,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def effort() -> int:
     """How many times as much to do as in `make test`: 1 there, more in `make chaos`."""
-    return int(os.environ.get(EFFORT, "1"))
+    return EFFORT
 
 
 @pytest.fixture

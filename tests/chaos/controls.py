@@ -350,7 +350,6 @@ def caught_by(control: Control, processes: int = 2) -> str:
         environment = {
             **os.environ,
             "PYTHONPATH": str(broken(control, Path(folder))),
-            "PYTHONDONTWRITEBYTECODE": "1",
             "COLUMNS": "250",  # room for the reason in the last lines of pytest
         }
         command = [sys.executable, "-m", "pytest", "-qx", "--tb=line", "-p", "no:cacheprovider"]

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tests.chaos import conftest
 from tests.conftest import UNTIL
-from tests.support import fault_counts
+from tests.support import effort, fault_counts
 
 ROOT = Path(__file__).parents[2]
 LAST_RUN = Path(__file__).with_name("last_run.json")
@@ -46,11 +46,11 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "figures"
-        effort = max(2, int(asked.seconds // SECONDS_PER_EFFORT))
+        times = max(2, int(asked.seconds // SECONDS_PER_EFFORT))
         os.environ |= {
             fault_counts.ENVIRONMENT: str(figures),
             conftest.SEED: str(asked.seed),
-            conftest.EFFORT: str(effort),
+            effort.VARIABLE: str(times),
             UNTIL: str(time.time() + (1 - SOAK_SHARE) * asked.seconds),
         }
         beside = None if asked.soak else fuzz(asked.seconds, asked.seed)

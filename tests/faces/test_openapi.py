@@ -5,20 +5,27 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import strategies as st
+from schemathesis import Case, openapi
 from schemathesis.config import SchemathesisConfig
-from starlette.types import ASGIApp, Receive, Scope, Send
+from schemathesis.core.errors import InvalidSchema
+from schemathesis.generation import GenerationMode
+from schemathesis.generation.hypothesis.builder import (
+    HypothesisTestConfig,
+    HypothesisTestMode,
+    create_test,
+)
+from schemathesis.schemas import APIOperation
+from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from tenure import Tenure
 from tenure.http.api.openapi import document
 from tenure.http.api.routes import ROUTES
-from tenure.server import build
+from tenure.server import Application, build
 from tenure.settings import Settings
 
 TOKEN = "a-token-for-schemathesis"
@@ -35,24 +42,27 @@ CONFIG = {
 }
 
 
-class Door:
-    """The application under test; what is described is the same before its database exists."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app(scope, receive, send)
+ENDLESS = ("/events", "/leases/ended")
+CALLS = {f"{r.method} {r.path}": r for r in ROUTES if r.path not in ENDLESS}
+EXAMPLES = 20
+"""Requests by chance to each call, good ones and bad ones, after those at every boundary."""
 
 
-NEVER_MIND = Path(tempfile.mkdtemp(prefix="tenure-openapi-")) / "jobs.db"
-door = Door(build(Tenure(f"sqlite:///{NEVER_MIND}"), SETTINGS))
-schema = schemathesis.openapi.from_asgi(
-    "/openapi.json", door, config=SchemathesisConfig.from_dict(CONFIG), headers=AUTHORIZATION
-)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    with Tenure(f"sqlite:///{tmp_path_factory.mktemp('openapi')}/jobs.db") as app:
+        built = build(app, SETTINGS)
+        yield built
+        built.state.notifier.stop()
 
 
-def do_not_wait(case: schemathesis.Case) -> None:
+@pytest.fixture(scope="module")
+def schema(built: Application) -> OpenApiSchema:
+    config = SchemathesisConfig.from_dict(CONFIG)
+    return openapi.from_asgi("/openapi.json", built, config=config, headers=AUTHORIZATION)
+
+
+def do_not_wait(case: Case) -> None:
     """Long polls are tested elsewhere; here they would only take time."""
     wait = case.body.get("wait_seconds") if isinstance(case.body, dict) else None
     if type(wait) in (int, float) and 0 <= wait <= 30:
@@ -61,7 +71,7 @@ def do_not_wait(case: schemathesis.Case) -> None:
         case.query["wait"] = 0
 
 
-def start_in_time(case: schemathesis.Case) -> None:
+def start_in_time(case: Case) -> None:
     """A schema cannot say that `start_by` has to be after the time when a job is due."""
     is_valid = case.meta is not None and case.meta.generation.mode.is_positive
     jobs = case.body if isinstance(case.body, list) else [case.body]
@@ -71,7 +81,7 @@ def start_in_time(case: schemathesis.Case) -> None:
             job.pop("run_at", None)
 
 
-def be_unique(case: schemathesis.Case) -> None:
+def be_unique(case: Case) -> None:
     """Nor that the payload has what is to be unique, or how `max_wait` goes with other fields."""
     is_valid = case.meta is not None and case.meta.generation.mode.is_positive
     jobs = case.body if isinstance(case.body, list) else [case.body]
@@ -83,7 +93,7 @@ def be_unique(case: schemathesis.Case) -> None:
                 rule["by"] = []
 
 
-def be_due(case: schemathesis.Case) -> None:
+def be_due(case: Case) -> None:
     """Nor that a schedule needs one of three fields, of which two have a grammar of their own."""
     is_valid = case.meta is not None and case.meta.generation.mode.is_positive
     if is_valid and isinstance(case.body, dict) and case.path.startswith(("/sched", "/preview")):
@@ -95,18 +105,7 @@ def be_due(case: schemathesis.Case) -> None:
             case.body |= {"cron": "10 3 * * *", "zone": "Europe/Berlin"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with Tenure(f"sqlite:///{tmp_path_factory.mktemp('openapi')}/jobs.db") as app:
-        built = build(app, SETTINGS)
-        door.app = built
-        yield
-        built.state.notifier.stop()
-
-
-@schema.exclude(path=["/events", "/leases/ended"]).parametrize()  # endless
-@settings(max_examples=20, suppress_health_check=list(HealthCheck))
-def test_no_answer_that_is_not_described(case: schemathesis.Case) -> None:
+def check(case: Case) -> None:
     do_not_wait(case)
     start_in_time(case)
     be_unique(case)
@@ -114,7 +113,28 @@ def test_no_answer_that_is_not_described(case: schemathesis.Case) -> None:
     case.call_and_validate()
 
 
-def test_every_route_is_described_in_full() -> None:
+@st.composite
+def cases(draw: st.DrawFn, operation: APIOperation) -> Case:
+    """A request, good or bad."""
+    mode = draw(st.sampled_from(list(GenerationMode)))
+    try:
+        return draw(operation.as_strategy(generation_mode=mode))
+    except InvalidSchema:  # Schemathesis has made a wrong schema that no value fits
+        reject()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_answer_that_is_not_described(call: str, schema: OpenApiSchema) -> None:
+    """Made here and not by Schemathesis's plugin, which does it in each process that collects."""
+    operation = schema[CALLS[call].path][CALLS[call].method]
+    modes = [HypothesisTestMode.EXAMPLES, HypothesisTestMode.COVERAGE]
+    at_boundaries = HypothesisTestConfig(project=schema.config, modes=modes)
+    create_test(operation=operation, test_func=check, config=at_boundaries)()
+    by_chance = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+    by_chance(given(cases(operation))(check))()
+
+
+def test_every_route_is_described_in_full(schema: OpenApiSchema) -> None:
     """Each call with its parameters, its body, its answers, and every refusal as a problem."""
     description = schema.raw_schema
     assert description["openapi"] == "3.1.0"
@@ -134,13 +154,13 @@ def test_every_route_is_described_in_full() -> None:
             assert kinds == {"application/problem+json"} if int(status) >= 400 else kinds
 
 
-def test_references_lead_somewhere() -> None:
+def test_references_lead_somewhere(schema: OpenApiSchema) -> None:
     text = json.dumps(schema.raw_schema)
     names = set(re.findall(r'"#/components/schemas/(\w+)"', text))
     assert names <= set(schema.raw_schema["components"]["schemas"])
 
 
-def test_only_health_is_open() -> None:
+def test_only_health_is_open(schema: OpenApiSchema) -> None:
     calls = [call for calls in schema.raw_schema["paths"].values() for call in calls.values()]
     assert [call["operationId"] for call in calls if call.get("security") == []] == ["health"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
 import pytest
@@ -45,46 +45,65 @@ def ids(app_on_each_engine: Tenure, clock: Clock) -> Ids:
     }
 
 
-def by_find(app: Tenure, **wanted: Any) -> list[str]:
-    found = [job.id for job in app.find(**wanted)]
-    assert app.count(**wanted).jobs == len(found)
-    return found
+Find = Callable[..., list[str]]
 
 
-def by_http(app: Tenure, **wanted: Any) -> list[str]:
+@contextmanager
+def by_find(app: Tenure) -> Iterator[Find]:
+    def find(**wanted: Any) -> list[str]:
+        found = [job.id for job in app.find(**wanted)]
+        assert app.count(**wanted).jobs == len(found)
+        return found
+
+    yield find
+
+
+@contextmanager
+def by_http(app: Tenure) -> Iterator[Find]:
     with api_client(app) as api:
-        return [job["id"] for job in api.get("/jobs", params=wanted).json()]
+        yield lambda **wanted: [job["id"] for job in api.get("/jobs", params=wanted).json()]
 
 
-def by_page(app: Tenure, **wanted: Any) -> list[str]:
+@contextmanager
+def by_page(app: Tenure) -> Iterator[Find]:
     with api_client(app) as web:
-        page = web.get("/ui/jobs", params=wanted).text
-        return [part[:36] for part in page.split('<tr id="job-')[1:]]
+
+        def find(**wanted: Any) -> list[str]:
+            page = web.get("/ui/jobs", params=wanted).text
+            return [part[:36] for part in page.split('<tr id="job-')[1:]]
+
+        yield find
 
 
-def by_client(app: Tenure, **wanted: Any) -> list[str]:
+@contextmanager
+def by_client(app: Tenure) -> Iterator[Find]:
     with ServerProcess(app.database) as server, Client(server.url) as client:
-        return [job.id for job in client.find(**wanted)]
+        yield lambda **wanted: [job.id for job in client.find(**wanted)]
 
 
-def by_command(app: Tenure, **wanted: Any) -> list[str]:
-    options = [word for k, v in wanted.items() for word in (f"--{k.replace('_', '-')}", v)]
-    found = cli_json("jobs", "list", *options, "--database", app.database)
-    return [job["id"] for job in found]
+@contextmanager
+def by_command(app: Tenure) -> Iterator[Find]:
+    def find(**wanted: Any) -> list[str]:
+        options = [word for k, v in wanted.items() for word in (f"--{k.replace('_', '-')}", v)]
+        found = cli_json("jobs", "list", *options, "--database", app.database)
+        return [job["id"] for job in found]
+
+    yield find
 
 
 DOORS = [by_find, by_http, by_page, by_client, by_command]
 
 
-@pytest.mark.parametrize("find", DOORS)
+@pytest.mark.parametrize("door", DOORS)
 def test_every_door_finds_them(
-    find: Callable[..., list[str]], app_on_each_engine: Tenure, ids: Ids
+    door: Callable[[Tenure], AbstractContextManager[Find]], app_on_each_engine: Tenure, ids: Ids
 ) -> None:
-    for state, id in ids.items():
-        wanted = {"running_longer_than": state} if state == "5m" else {"state": state}
-        assert find(app_on_each_engine, **wanted) == [id], state
-    assert find(app_on_each_engine, running_longer_than="302s") == []
-    assert find(app_on_each_engine, state="ready", status="failed") == []
+    with door(app_on_each_engine) as find:
+        for state, id in ids.items():
+            wanted = {"running_longer_than": state} if state == "5m" else {"state": state}
+            assert find(**wanted) == [id], state
+        assert find(running_longer_than="302s") == []
+        assert find(state="ready", status="failed") == []
 
 
 def test_an_action_changes_what_is_so_when_it_comes_by(

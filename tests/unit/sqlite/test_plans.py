@@ -1,4 +1,4 @@
-"""The plans that SQLite makes for the store's statements, at a million rows."""
+"""The plans that SQLite makes for the store's statements, on tables of many rows."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from tenure.store.sqlite.connection import connect
 from tenure.store.sqlite.reader import AHEAD, GATHERED_BY, SqliteReader
 from tenure.store.sqlite.statements import DIALECT, PADDING, SHAPES, OverRows, calls
 from tenure.store.tables import stats_sql
+from tests.support.effort import MANY_ROWS
 from tests.support.store import claim_request
 
-ROWS = 1_000_000
 reader = SqliteReader(Path())
 JOB_COLUMNS = selected(DIALECT, COLUMNS)
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
-    """A table of a million failed jobs and then a million pending ones, made without triggers."""
+    """A table of many failed jobs and then as many pending ones, made without triggers."""
     path: Path = tmp_path_factory.mktemp("plans") / "jobs.db"
     migrate_store(f"sqlite:///{path}")
     connection = connect(path)
@@ -50,7 +50,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connectio
             "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n LIMIT ?)"
             f" INSERT INTO tenure_job (id, type, run_at, created_at{columns})"
             f" SELECT format('%d%035d', ?, n), 'mail', n, n{values} FROM n",
-            (ROWS, 1 if columns else 2),
+            (MANY_ROWS, 1 if columns else 2),
         )
     yield connection
     connection.close()
@@ -75,7 +75,7 @@ def plan(connection: sqlite3.Connection, statement: str, values: Sequence[Any] |
 
 @pytest.mark.scenario(100)
 def test_a_claim_reads_a_lane_in_order_and_no_further(crowded: sqlite3.Connection) -> None:
-    values = {"queue": "default", "priority": 0, "now": ROWS, "limit": 100, "types": "[]"}
+    values = {"queue": "default", "priority": 0, "now": MANY_ROWS, "limit": 100, "types": "[]"}
     values |= {"after_time": 1, "after_id": ""}
     ready = "INDEX tenure_job_ready (queue=? AND priority=? AND "
     for of_types, after in sql.PICK:
@@ -105,7 +105,7 @@ def test_the_newest_jobs_are_read_from_the_end(crowded: sqlite3.Connection) -> N
 def test_a_look_into_a_lane_goes_over_so_many_jobs_and_no_more(
     crowded: sqlite3.Connection,
 ) -> None:
-    """Of a million jobs, none of them of the types that are asked for."""
+    """Of all the jobs, none of them of the types that are asked for."""
     claim = SqliteClaim(crowded, claim_request(9, types=("other",)), EPOCH + timedelta(days=1))
     steps = 0
 
@@ -200,7 +200,7 @@ def test_a_search_reads_no_further_than_its_bound(
     (found,) = plan(crowded, *search.edge(reader, asked, 10_000)).splitlines()
     assert f"tenure_job USING COVERING INDEX {index}" in found
     assert crowded.execute(*search.edge(reader, Query(status="failed"), 3)).fetchone() == (
-        f"1{ROWS - 2:035d}",
+        f"1{MANY_ROWS - 2:035d}",
     )
 
 
