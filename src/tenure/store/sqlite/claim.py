@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from tenure.jobs.limits import Turn
+from tenure.jobs.limits import NEXT, Turn, has_enough, quotas
 from tenure.jobs.names import serves
 from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease
-from tenure.store.lanes import MAX_LANES, Head, Lane, Limited, Mark
+from tenure.store.lanes import MAX_KNOWN, MAX_LANES, Head, Lane, LaneView, Limited, Mark
 from tenure.store.sqlite import statements as sql
+from tenure.store.sqlite import turns
 from tenure.store.sqlite.connection import kept, to_millis, to_time
 
 _read_picked = msgspec.json.Decoder(
@@ -22,20 +24,34 @@ _read_picked = msgspec.json.Decoder(
 ).decode
 
 
+@dataclass(slots=True)
+class SqliteLaneView(LaneView):
+    """What is known of the lanes; and of partitions, what was passed over in them."""
+
+    marks: dict[tuple[Lane, str], Mark] = field(default_factory=dict)
+
+
 class SqliteClaim:
     """One claim, in the open transaction of a connection; see `lanes.Claim`."""
 
     start: Mark = (-(2**62), "")
 
-    def __init__(self, db: sqlite3.Connection, request: ClaimRequest, now: datetime) -> None:
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        request: ClaimRequest,
+        now: datetime,
+        view: SqliteLaneView | None = None,
+    ) -> None:
         self.now = now
+        self._marks = view.marks if view else {}
         self._db = db
         self._until = kept(now + timedelta(seconds=request.lease_seconds))
         self._values: dict[str, Any] = {"now": to_millis(now), "worker": request.worker}
         self._of_types = request.types is not None
         if self._of_types:
             self._values["types"] = msgspec.json.encode(request.types).decode()
-        self._paused: set[str] = set()
+        self._paused: set[str | None] = set()  # and None, if any queue has limits
 
     def search(self, queues: Sequence[str] | None, after: Lane) -> tuple[list[Head], Lane | None]:
         self._paused = {name for (name,) in self._db.execute(sql.PAUSED)}
@@ -50,7 +66,14 @@ class SqliteClaim:
                 if len(heads) >= MAX_LANES and name != names[-1]:
                     stopped = (name, 0)
                     break
-        return [head for head in heads if head.lane[0] not in self._paused], stopped
+        heads = [head for head in heads if head.lane[0] not in self._paused]
+        if limited := self._limited([head.lane for head in heads]):
+            heads = [head._replace(limited=limited.get(head.lane[0])) for head in heads]
+        return heads, stopped
+
+    def _limited(self, lanes: Sequence[Lane]) -> Mapping[str, Limited]:
+        """Return how the queues of lanes are limited, for those that are."""
+        return turns.limited(self._db, {lane[0] for lane in lanes}) if None in self._paused else {}
 
     def _step(self, statement: str, lane: Lane, most: int | None) -> tuple[list[Head], Lane | None]:
         """Step from lane to lane, up to `most` times; return their heads, and where it stopped."""
@@ -71,14 +94,18 @@ class SqliteClaim:
         return self._db.execute(sql.NEWEST)
 
     def open(self, lanes: Sequence[Lane]) -> Mapping[Lane, Limited]:
-        return {lane: None for lane in lanes if lane[0] not in self._paused}
+        limited = self._limited(lanes)
+        return {lane: limited.get(lane[0]) for lane in lanes if lane[0] not in self._paused}
 
     def take(self, lane: Lane, after: Mark, limit: int) -> list[Lease]:
         self._look_at(lane, after)
         self._values["limit"] = limit
         statement = sql.PICK[self._of_types, after != self.start]
         (text,) = self._db.execute(statement, self._values).fetchone()
-        picked: Sequence[Any] = _read_picked(text)
+        return self._lease(_read_picked(text))
+
+    def _lease(self, picked: Sequence[Any]) -> list[Lease]:
+        """Claim the jobs of rows of `PICKED`, up to `MAX_BYTES`."""
         if not picked:
             return []
         if any(row[4] is None for row in picked):
@@ -101,14 +128,25 @@ class SqliteClaim:
         found: Mark | None = self._db.execute(statement, self._values).fetchone()
         return found
 
-    def room(self, queue: str, most: int) -> int | None:
-        raise NotImplementedError
+    def room(self, queue: str, most: int) -> int:
+        return turns.room(self._db, {**self._values, "queue": queue, "most": most})
 
     def take_in_turn(self, lane: Lane, turn: Turn, limit: int) -> tuple[list[Lease], Turn]:
-        raise NotImplementedError
+        self._look_at(lane, self.start)
+        parts, last = turns.open_partitions(self._db, self._values, turn, limit)
+        shares, next_turn = quotas(parts, turn, limit)
+        if last is not None and not has_enough(parts, turn, limit):
+            next_turn = Turn(last + NEXT)
+        given = {part.partition: n for part, n in zip(parts, shares, strict=True) if n}
+        if not given:
+            return [], next_turn
+        if len(self._marks) > MAX_KNOWN:
+            self._marks.clear()
+        picked = turns.pick(self._db, self._values, given, self._marks)
+        return self._lease(picked), next_turn
 
     def look_again(self, queue: str) -> float:
-        raise NotImplementedError
+        return turns.opens(self._db, queue, self._values["now"])
 
     def _look_at(self, lane: Lane, after: Mark) -> None:
         values = self._values

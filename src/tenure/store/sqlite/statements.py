@@ -214,7 +214,11 @@ LIMIT 1
 """
 LOWEST = -(2**63)
 """Before every priority."""
-PAUSED = "SELECT name FROM tenure_queue WHERE paused_at IS NOT NULL"
+# And NULL, if any queue has limits.
+PAUSED = """
+SELECT name FROM tenure_queue WHERE paused_at IS NOT NULL
+UNION ALL SELECT * FROM (SELECT NULL FROM tenure_queue_limit LIMIT 1)
+"""
 NEWEST = """
 SELECT DISTINCT queue, priority FROM (
     SELECT queue, priority, status FROM tenure_job ORDER BY rowid DESC LIMIT 50)
@@ -233,20 +237,22 @@ OF_TYPES = {
     True: f"{OPEN_TYPES} AND seen.type IN (SELECT value FROM json_each(:types))",
 }
 _ALONE = " OR ".join(f"last_error GLOB '{start}*'" for start in ALONE_AFTER)
+PICKED = f"""
+    job.rowid, job.id, job.type, job.queue,
+    CASE WHEN length(CAST(job.payload AS BLOB)) <= 8192 THEN job.payload END,
+    attempts + 1, max_retries, token + 1, timeout, coalesce({_ALONE}, 0)"""
 # One row with everything: each row that SQLite hands over lets go of the interpreter and has to
 # win it back from the event loop, which doubled the cost of a claim in a busy worker. The rows
 # keep the order of the inner SELECT. Large payloads are left out: as many as may be picked could be
 # a gigabyte.
 PICK = {
     (of_types, after): f"""
-SELECT json_group_array(json_array(
-    row, id, type, queue, CASE WHEN length(CAST(payload AS BLOB)) <= 8192 THEN payload END,
-    attempts + 1, max_retries, token + 1, timeout, coalesce({_ALONE}, 0)))
+SELECT json_group_array(json_array({PICKED}))
 FROM (
-    SELECT seen.row, job.* FROM (
+    SELECT job.rowid AS rowid, job.* FROM (
         SELECT rowid AS row, type {SEEN.format(after=AFTER[after])} LIMIT {MAX_SEEN}) AS seen
     CROSS JOIN tenure_job AS job ON job.rowid = seen.row
-    WHERE (job.start_by IS NULL OR job.start_by > :now) {OF_TYPES[of_types]} LIMIT :limit)
+    WHERE (job.start_by IS NULL OR job.start_by > :now) {OF_TYPES[of_types]} LIMIT :limit) AS job
 """
     for of_types in (False, True)
     for after in (False, True)

@@ -17,7 +17,7 @@ from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
-from tenure.store.lanes import Lanes, LaneView, next_due
+from tenure.store.lanes import Lanes, next_due
 from tenure.store.protocol import Trouble
 from tenure.store.rows import (
     ADDED,
@@ -29,7 +29,7 @@ from tenure.store.rows import (
     write_policy,
 )
 from tenure.store.sqlite import statements as sql
-from tenure.store.sqlite.claim import SqliteClaim
+from tenure.store.sqlite.claim import SqliteClaim, SqliteLaneView
 from tenure.store.sqlite.connection import (
     NOW,
     Checkpoints,
@@ -71,7 +71,7 @@ class Sqlite:
         self._in_place = False  # the files were, when the last transaction began
         self._now: datetime | None = None
         self._checkpoints = Checkpoints(path)
-        self._lanes = Lanes(LaneView)
+        self._lanes = Lanes(SqliteLaneView)
         self.stats = StatsWriter(self)
 
     # --- transactions
@@ -234,12 +234,12 @@ class Sqlite:
         return {r.lease_id for r, accepted in zip(reports, done, strict=True) if accepted}
 
     def claim(self, request: ClaimRequest) -> list[Lease]:
-        return self._lanes.claim(request, SqliteClaim(self._db, request, self.now()))
+        view = self._lanes.view(request)
+        return self._lanes.claim(request, SqliteClaim(self._db, request, self.now(), view))
 
     def next_due(self, request: ClaimRequest) -> float | None:
-        return next_due(
-            request, self._lanes.view(request), SqliteClaim(self._db, request, self.now())
-        )
+        view = self._lanes.view(request)
+        return next_due(request, view, SqliteClaim(self._db, request, self.now(), view))
 
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
         self._db.executemany(

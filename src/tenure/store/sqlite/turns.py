@@ -1,0 +1,187 @@
+"""Claims from queues with limits on SQLite: what room there is, and the turns of partitions.
+
+Nobody else writes meanwhile, so what is read here holds when the jobs start. The triggers of
+`0001_4_limits.sql` compute the same once more, for starts by whatever SQL.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from tenure.jobs.limits import NEXT, Open, Turn, has_enough, look_again
+from tenure.store.lanes import Lane, Limited, Mark
+from tenure.store.sqlite.statements import OF_TYPES, PICKED
+
+MAX_PARTITIONS = 250
+"""Partitions that one look into a lane goes over."""
+MAX_SEEN = 250
+"""Jobs of a partition that one look goes over."""
+START: Mark = (-(2**62), "")
+"""Before every job."""
+ANY = 2**31 - 1
+NOW = ":now * 1000"
+
+LIMITED = """
+SELECT queue, iif(partitioned, 'partitions', 'queue') FROM tenure_queue_limit
+WHERE queue IN (SELECT value FROM json_each(?))
+"""
+ROOM = f"""
+SELECT min(:most, iif(resume_at > :now, 0, {ANY}),
+    coalesce(max_running - (SELECT count(*) FROM tenure_slot WHERE queue = :queue), {ANY}),
+    coalesce(({NOW} + burst * every - max(tat, {NOW})) / every, {ANY}))
+FROM tenure_queue_limit WHERE queue = :queue
+"""
+LOOK_AGAIN = """
+SELECT every, burst, tat, resume_at * 1000, per_every FROM tenure_queue_limit WHERE queue = ?
+"""
+FIRST_IN_LINE = """(
+    SELECT id FROM tenure_line WHERE queue = :queue AND partition = {of} ORDER BY id LIMIT 1)"""
+# One row with everything, as in PICK. Each partition is found by a search behind the one before.
+WALK = f"""
+WITH RECURSIVE walk (partition, n) AS (
+    SELECT min(partition), 1 FROM tenure_turn
+    WHERE queue = :queue AND priority = :priority AND partition >= :place
+    UNION ALL
+    SELECT (SELECT min(t.partition) FROM tenure_turn AS t WHERE t.queue = :queue
+            AND t.priority = :priority AND t.partition > walk.partition), n + 1
+    FROM walk WHERE partition IS NOT NULL AND n < :looks
+)
+SELECT json_group_array(json_array(walk.partition, CASE
+    WHEN p.paused_at IS NOT NULL OR p.resume_at > :now THEN 0
+    WHEN ordered IS NULL AND :now < (
+        SELECT run_at FROM tenure_turn AS t WHERE t.queue = :queue AND t.priority = :priority
+            AND t.partition = walk.partition ORDER BY run_at LIMIT 1) THEN 0
+    WHEN ordered IS NOT NULL AND NOT EXISTS (
+        SELECT 1 FROM tenure_job WHERE id = {FIRST_IN_LINE.format(of="walk.partition")}
+            AND status = 'pending' AND priority = :priority AND run_at <= :now) THEN 0
+    ELSE min(iif(ordered IS NULL, {ANY}, 1),
+        coalesce(coalesce(p.max_running, per_max_running) - (SELECT count(*) FROM tenure_slot AS s
+            WHERE s.queue = :queue AND s.partition = walk.partition), {ANY}),
+        coalesce(({NOW} + per_burst * per_every - max(coalesce(p.tat, 0), {NOW})) / per_every,
+            {ANY}))
+    END, coalesce(p.weight, 1)))
+FROM walk CROSS JOIN tenure_queue_limit AS l ON l.queue = :queue
+LEFT JOIN tenure_partition_limit AS p ON p.queue = :queue AND p.partition = walk.partition
+WHERE walk.partition IS NOT NULL
+"""
+_TURN = "queue = :queue AND priority = :priority AND partition = part.value ->> 0"
+_DUE = f"{_TURN} AND (run_at, id) > (part.value ->> 1, part.value ->> 2) AND run_at <= :now"
+# The first jobs of each of `parts`, up to their `share`: those seen from its mark on, or, in order,
+# the one that is first in its line.
+PICK = {
+    (of_types, in_order): f"""
+SELECT json_group_array(json_array({PICKED}, part.value ->> 0, run_at))
+FROM json_each(:parts) AS part CROSS JOIN tenure_job AS job ON job.rowid IN (
+    SELECT seen.rowid FROM {seen} WHERE seen.status = 'pending'
+        AND (seen.start_by IS NULL OR seen.start_by > :now) {OF_TYPES[of_types]} LIMIT :share)
+"""
+    for of_types in (False, True)
+    for in_order, seen in (
+        (
+            False,
+            f"(SELECT id FROM tenure_turn WHERE {_DUE} ORDER BY run_at, id LIMIT {MAX_SEEN})"
+            " AS token CROSS JOIN tenure_job AS seen ON seen.id = token.id",
+        ),
+        (
+            True,
+            "(SELECT " + FIRST_IN_LINE.format(of="part.value ->> 0") + " AS id)"
+            " AS token CROSS JOIN tenure_job AS seen ON seen.id = token.id",
+        ),
+    )
+}
+PASSED = f"""
+SELECT json_group_array(json_array(part, run_at, id)) FROM (
+    SELECT part.value ->> 0 AS part, t.run_at, t.id FROM json_each(:parts) AS part
+    CROSS JOIN tenure_turn AS t ON (t.queue, t.priority, t.partition, t.run_at, t.id) = (
+        SELECT queue, priority, partition, run_at, id FROM tenure_turn WHERE {_DUE}
+        ORDER BY run_at, id LIMIT 1 OFFSET {MAX_SEEN - 1}))
+"""
+
+_read = msgspec.json.decode
+_read_picked = msgspec.json.Decoder(
+    list[tuple[int, str, str, str, Any, int, int, int, float | None, int, str, int]]
+).decode
+
+
+def limited(db: sqlite3.Connection, queues: Collection[str]) -> Mapping[str, Limited]:
+    """Return how queues are limited, for those that are."""
+    return dict(db.execute(LIMITED, (_json(list(queues)),)))
+
+
+def room(db: sqlite3.Connection, values: Mapping[str, Any]) -> int:
+    """Return how many jobs of a `queue` may start `now`, `most` at most."""
+    (found,) = db.execute(ROOM, values).fetchone()
+    return max(int(found), 0)
+
+
+def opens(db: sqlite3.Connection, queue: str, now: int) -> float:
+    """Return what `limits.look_again` says of a queue; the time is in milliseconds."""
+    return look_again(now * 1000, *db.execute(LOOK_AGAIN, (queue,)).fetchone())
+
+
+def open_partitions(
+    db: sqlite3.Connection, values: Mapping[str, Any], turn: Turn, space: int
+) -> tuple[list[Open], str | None]:
+    """Return partitions of a lane that may start jobs, in the order of their turns.
+
+    They are enough to fill `space`, or all that `MAX_PARTITIONS` looks found; and
+    the last one that was looked at, None if every one was.
+    """
+    parts: list[Open] = []
+    place, end, last = turn.partition, None, None
+    looks, step = MAX_PARTITIONS, max(2 * space, 16)
+    while looks > 0 and not has_enough(parts, turn, space):
+        step = min(step, looks)
+        (text,) = db.execute(WALK, {**values, "place": place, "looks": step}).fetchone()
+        found = [Open(*row) for row in _read(text)]
+        seen = [part for part in found if end is None or part.partition < end]
+        parts += [part for part in seen if part.room > 0]
+        looks -= len(seen)
+        last = seen[-1].partition if seen else last
+        if len(seen) == step:
+            place = seen[-1].partition + NEXT
+        elif end is None and turn.partition:
+            end, place = turn.partition, ""
+        else:
+            return parts, None
+        step = looks
+    return parts, last
+
+
+def pick(
+    db: sqlite3.Connection,
+    values: Mapping[str, Any],
+    parts: Mapping[str, int],
+    marks: dict[tuple[Lane, str], Mark],
+) -> list[Any]:
+    """Return the first jobs of partitions, up to the share of each, as rows of `PICKED`.
+
+    Where a look finds no job for this worker, the next one begins behind those that it saw.
+    """
+    lane = (values["queue"], values["priority"])
+    is_ordered = "SELECT ordered IS NOT NULL FROM tenure_queue_limit WHERE queue = ?"
+    (in_order,) = db.execute(is_ordered, lane[:1]).fetchone()
+    statement = PICK["types" in values, bool(in_order)]
+    places = {part: (part, *marks.get((lane, part), START)) for part in parts}
+    rows: list[Any] = []
+    for share in set(parts.values()):
+        some = _json([places[part] for part in parts if parts[part] == share])
+        (text,) = db.execute(statement, {**values, "parts": some, "share": share}).fetchone()
+        rows += _read_picked(text)
+    order = {part: n for n, part in enumerate(parts)}
+    rows.sort(key=lambda row: (order[row[-2]], row[-1], row[1]))
+    if not in_order and (vain := parts.keys() - {row[-2] for row in rows}):
+        some = _json([places[part] for part in vain])
+        (text,) = db.execute(PASSED, {**values, "parts": some}).fetchone()
+        for part in vain:
+            marks.pop((lane, part), None)
+        marks.update({(lane, part): (run_at, id) for part, run_at, id in _read(text)})
+    return rows
+
+
+def _json(rows: Any) -> str:
+    return msgspec.json.encode(rows).decode()
