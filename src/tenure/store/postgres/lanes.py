@@ -36,12 +36,13 @@ SEEN_MORE = 10
 """Jobs that a look goes over for each one that is asked for, beside `MAX_SEEN`: other claims may
 have locked the first ones."""
 
-SEARCH_ALL = f"SELECT * FROM {{s}}.lanes(%s, %s, {MAX_LANES})"
-SEARCH_QUEUES = f"SELECT * FROM {{s}}.lanes(%b::text[], {MAX_LANES})"
+LIMITED = """(SELECT CASE WHEN l.partitioned THEN 'partitions' ELSE 'queue' END
+    FROM {s}.queue_limit AS l WHERE l.queue = lane.queue)"""
+SEARCH_ALL = f"SELECT *, {LIMITED} FROM {{s}}.lanes(%s, %s, {MAX_LANES}) AS lane"
+SEARCH_QUEUES = f"SELECT *, {LIMITED} FROM {{s}}.lanes(%b::text[], {MAX_LANES}) AS lane"
 SEARCH_ON = f"""
 SELECT {NOW} AT TIME ZONE 'UTC', lane.queue, lane.priority, head.run_at AT TIME ZONE 'UTC',
-    head.id::text, (SELECT CASE WHEN l.partitioned THEN 'partitions' ELSE 'queue' END
-        FROM {{s}}.queue_limit AS l WHERE l.queue = lane.queue)
+    head.id::text, {LIMITED}
 FROM unnest(%b::text[], %b::bigint[], %b::timestamptz[]) AS lane (queue, priority, since)
 CROSS JOIN LATERAL (
     SELECT run_at, id FROM {{s}}.ready

@@ -226,6 +226,14 @@ BEGIN
     RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: ' || what;
 END $$;
 
+-- What the token of a job has for a partition.
+CREATE FUNCTION {schema}.turn_of(of text, partition text) RETURNS text
+    LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT coalesce(turn_of.partition, '') FROM {schema}.queue_limit AS l
+        WHERE l.queue = of AND l.partitioned);
+END $$;
+
 CREATE FUNCTION {schema}.record_entry() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -240,7 +248,7 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM {schema}.check_snapshot();
     END IF;
-    limited := EXISTS (SELECT FROM {schema}.queue_limit);
+    limited := pg_sequence_last_value('{schema}.limit_edition_seq'::regclass) IS NOT NULL;
     INSERT INTO {schema}.transition (job_id, at, source, target, event, attempt, token, actor)
     SELECT id, created_at, NULL, status, '{first_event}', 0, 0, actor FROM entered
     WHERE CASE WHEN {illegal_entry} THEN
@@ -249,16 +257,18 @@ BEGIN
             {schema}.refuse_row('a value of a job is refused: ' || {broken_new_value})
         ELSE true END;
     GET DIAGNOSTICS jobs = ROW_COUNT;
-    INSERT INTO {schema}.ready (queue, priority, run_at, id, type, start_by, partition)
-    SELECT queue, priority, run_at, id, type, start_by, CASE WHEN limited THEN (
-        SELECT coalesce(entered.partition, '') FROM {schema}.queue_limit AS l
-        WHERE l.queue = entered.queue AND l.partitioned) END
-    FROM entered WHERE status = 'pending';
-    GET DIAGNOSTICS tokens = ROW_COUNT;
     IF limited THEN
+        INSERT INTO {schema}.ready (queue, priority, run_at, id, type, start_by, partition)
+        SELECT queue, priority, run_at, id, type, start_by, {schema}.turn_of(queue, partition)
+        FROM entered WHERE status = 'pending';
+        GET DIAGNOSTICS tokens = ROW_COUNT;
         INSERT INTO {schema}.line (queue, partition, id)
         SELECT queue, coalesce(partition, ''), id FROM entered WHERE (
             SELECT ordered FROM {schema}.queue_limit AS l WHERE l.queue = entered.queue) IS NOT NULL;
+    ELSE
+        INSERT INTO {schema}.ready (queue, priority, run_at, id, type, start_by)
+        SELECT queue, priority, run_at, id, type, start_by FROM entered WHERE status = 'pending';
+        GET DIAGNOSTICS tokens = ROW_COUNT;
     END IF;
     IF tokens < jobs THEN
         INSERT INTO {schema}.arrival (status, at, ids)
@@ -310,7 +320,7 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM {schema}.check_snapshot();
     END IF;
-    SELECT *, EXISTS (SELECT FROM {schema}.queue_limit) AS limited INTO seen FROM (
+    SELECT * INTO seen FROM (
         SELECT bool_or(status = 'pending') AS was_pending,
             bool_or(status = 'processing') AS was_processing,
             bool_or(status IN ('failed', 'cancelled')) AS was_ended
@@ -326,7 +336,7 @@ BEGIN
             max(CASE WHEN {unfit_change} THEN {broken_change} END) AS broken
         FROM after
     ) AS n;
-    IF seen.limited THEN
+    IF pg_sequence_last_value('{schema}.limit_edition_seq'::regclass) IS NOT NULL THEN
         SELECT EXISTS (SELECT FROM (SELECT DISTINCT queue FROM after) AS mine CROSS JOIN LATERAL (
             SELECT FROM {schema}.queue_limit WHERE queue = mine.queue LIMIT 1) AS l) INTO limited;
     END IF;
@@ -364,9 +374,8 @@ BEGIN
     END IF;
     IF seen.is_pending THEN
         INSERT INTO {schema}.ready (queue, priority, run_at, id, type, start_by, partition)
-        SELECT queue, priority, run_at, id, type, start_by, CASE WHEN limited THEN (
-            SELECT coalesce(after.partition, '') FROM {schema}.queue_limit AS l
-            WHERE l.queue = after.queue AND l.partitioned) END
+        SELECT queue, priority, run_at, id, type, start_by,
+            CASE WHEN limited THEN {schema}.turn_of(queue, partition) END
         FROM after WHERE status = 'pending';
     END IF;
     IF seen.is_waiting THEN

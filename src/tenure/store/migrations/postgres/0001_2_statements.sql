@@ -178,11 +178,11 @@ END $$;
 -- `most` of them. They are found by stepping through the index of tokens: one search per
 -- lane, however many jobs wait in it. `walked` says how many dead entries of the index were met. One
 -- row at least: without lanes its `queue` is NULL. Not `open` are paused queues, and those whose
--- names begin with `tenure.`: they have to be named. `limited` says by what a queue has limits.
+-- names begin with `tenure.`: they have to be named.
 CREATE FUNCTION {schema}.lanes(after_queue text, after_priority bigint, most integer)
     RETURNS TABLE (
         walked bigint, at timestamp, queue text, priority bigint, run_at timestamp, id text,
-        open boolean, limited text)
+        open boolean)
     LANGUAGE plpgsql
     SET plan_cache_mode = force_generic_plan SET jit = off
     SET enable_seqscan = off SET enable_bitmapscan = off
@@ -212,9 +212,7 @@ BEGIN
     SELECT walk.entries - walk.lanes, (SELECT {schema}.clock()) AT TIME ZONE 'UTC',
         found.queue, found.priority, found.run_at AT TIME ZONE 'UTC', found.id::text,
         left(found.queue, 7) <> 'tenure.' AND NOT EXISTS (
-            SELECT FROM {schema}.queue WHERE name = found.queue AND paused_at IS NOT NULL),
-        (SELECT CASE WHEN l.partitioned THEN 'partitions' ELSE 'queue' END
-            FROM {schema}.queue_limit AS l WHERE l.queue = found.queue)
+            SELECT FROM {schema}.queue WHERE name = found.queue AND paused_at IS NOT NULL)
     FROM walk LEFT JOIN found ON true;
 END $$;
 
@@ -223,7 +221,7 @@ END $$;
 CREATE FUNCTION {schema}.lanes(wanted text[], most integer)
     RETURNS TABLE (
         walked bigint, at timestamp, queue text, priority bigint, run_at timestamp, id text,
-        open boolean, limited text)
+        open boolean)
     LANGUAGE plpgsql
     SET plan_cache_mode = force_generic_plan SET jit = off
     SET enable_seqscan = off SET enable_bitmapscan = off
@@ -250,9 +248,7 @@ BEGIN
         )
         SELECT NULL::bigint, now, lane.queue, lane.priority,
             lane.run_at AT TIME ZONE 'UTC', lane.id::text, NOT EXISTS (
-                SELECT FROM {schema}.queue WHERE name = lane.queue AND paused_at IS NOT NULL),
-            (SELECT CASE WHEN l.partitioned THEN 'partitions' ELSE 'queue' END
-                FROM {schema}.queue_limit AS l WHERE l.queue = lane.queue)
+                SELECT FROM {schema}.queue WHERE name = lane.queue AND paused_at IS NOT NULL)
         FROM lane;
         GET DIAGNOSTICS found = ROW_COUNT;
         lanes := lanes + found;
@@ -260,7 +256,7 @@ BEGIN
     END LOOP;
     RETURN QUERY
     SELECT pg_stat_get_xact_tuples_returned('{schema}.ready_pkey'::regclass) - entries - lanes,
-        now, NULL, NULL::bigint, NULL::timestamp, NULL, NULL::boolean, NULL;
+        now, NULL, NULL::bigint, NULL::timestamp, NULL, NULL::boolean;
 END $$;
 
 -- Claim up to `most` jobs of one lane (a queue at a priority) that are due, in the order in which
@@ -348,7 +344,6 @@ DECLARE
     due integer;
     due_queue text;
     due_priority bigint;
-    closer boolean;
     now timestamptz;
 BEGIN
     -- Taken anyway, and here before the clock is read: leases count from the end of the wait.
@@ -364,21 +359,25 @@ BEGIN
     END IF;
     IF queues IS NULL THEN
         SELECT count(*), count(*) FILTER (WHERE is_due), max(lane.queue) FILTER (WHERE is_due),
-            max(lane.priority) FILTER (WHERE is_due), max(lane.at), max(lane.walked),
-            bool_or(is_due AND limited IS NOT NULL)
-        INTO lanes, due, due_queue, due_priority, at, walked, closer
+            max(lane.priority) FILTER (WHERE is_due), max(lane.at), max(lane.walked)
+        INTO lanes, due, due_queue, due_priority, at, walked
         FROM {schema}.lanes('', 0, most_lanes) AS lane, LATERAL (
             SELECT lane.open AND lane.run_at <= lane.at AS is_due) AS state;
     ELSE
         SELECT count(*), count(*) FILTER (WHERE is_due), max(lane.queue) FILTER (WHERE is_due),
-            max(lane.priority) FILTER (WHERE is_due), max(lane.at), max(lane.walked),
-            bool_or(is_due AND limited IS NOT NULL)
-        INTO lanes, due, due_queue, due_priority, at, walked, closer
+            max(lane.priority) FILTER (WHERE is_due), max(lane.at), max(lane.walked)
+        INTO lanes, due, due_queue, due_priority, at, walked
         FROM {schema}.lanes(queues, most_lanes) AS lane, LATERAL (
             SELECT lane.open AND lane.run_at <= lane.at AS is_due) AS state;
     END IF;
-    IF lanes >= most_lanes OR due > 1 OR closer THEN
+    IF lanes >= most_lanes OR due > 1 THEN
         RETURN;
+    END IF;
+    IF pg_sequence_last_value('{schema}.limit_edition_seq'::regclass) IS NOT NULL THEN
+        PERFORM FROM {schema}.queue_limit WHERE queue_limit.queue = due_queue;
+        IF FOUND THEN
+            RETURN;
+        END IF;
     END IF;
     IF due = 1 THEN
         now := at AT TIME ZONE 'UTC';

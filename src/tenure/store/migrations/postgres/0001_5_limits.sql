@@ -70,17 +70,19 @@ CREATE TABLE {schema}.limit_change (
 CREATE INDEX limit_change_place ON {schema}.limit_change (queue, place);
 
 -- Changes of limits that `slot`, `line` and the partitions of tokens were filled for. A transaction whose
--- snapshot is older than the last one would not follow it.
+-- snapshot is older than the last one would not follow it. The sequence has no value until there is the
+-- first row of limits: to ask that takes a tenth of a look into a table.
 CREATE SEQUENCE {schema}.limit_edition_seq;
+GRANT SELECT ON SEQUENCE {schema}.limit_edition_seq TO PUBLIC;
 CREATE TABLE {schema}.limit_edition (edition bigint NOT NULL);
-INSERT INTO {schema}.limit_edition SELECT nextval('{schema}.limit_edition_seq');
+INSERT INTO {schema}.limit_edition VALUES (0);
 
 -- In a transaction with one snapshot: fail with a serialization error if that is too old. The sequence
 -- shows every change. To lock the row fails if another transaction has committed a change of it since.
 CREATE FUNCTION {schema}.check_snapshot() RETURNS void
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF (SELECT last_value FROM {schema}.limit_edition_seq)
+    IF pg_sequence_last_value('{schema}.limit_edition_seq'::regclass)
         <> (SELECT edition FROM {schema}.limit_edition)
     THEN
         PERFORM FROM {schema}.limit_edition FOR SHARE;
@@ -264,6 +266,9 @@ BEGIN
         PERFORM {schema}.refuse_row('limits stay with their queue');
     END IF;
     IF TG_TABLE_NAME = 'queue_limit' THEN
+        IF pg_sequence_last_value('{schema}.limit_edition_seq'::regclass) IS NULL THEN
+            PERFORM nextval('{schema}.limit_edition_seq');
+        END IF;
         IF NOT ({schema}.sets_limits(NEW) OR {schema}.sets_limits(OLD)) THEN
             RETURN coalesce(NEW, OLD);
         ELSIF {schema}.sets_limits(NEW) <> {schema}.sets_limits(OLD) AND (TG_OP <> 'INSERT'
