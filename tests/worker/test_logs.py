@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tenure import NewJob, Tenure
+from tenure import JobContext, NewJob, Tenure
 from tenure.app.bulk import run_batches
 from tenure.client import Client
 from tenure.jobs.queries import Filter
@@ -244,6 +244,76 @@ def test_at_the_default_level_one_completion_a_second_has_a_line(
     assert sum(1 + line.get("others", 0) for line in completed) == 21
     assert "others" not in completed[0]
     assert completed[0]["duration"] >= 0
+
+
+@pytest.fixture
+def few(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> Lines:
+    """Three failures of a type have lines."""
+    monkeypatch.setattr(worker_log, "SHOWN_SECONDS", 3600)
+    monkeypatch.setattr(worker_log, "MAX_FAILURES", 3)
+    return lines
+
+
+@contextlib.contextmanager
+def failed_at_first(url: str) -> Iterator[None]:
+    """Have 10 jobs of `work` and 1 of `other` fail once, and 5 for good; the worker goes on."""
+    with Tenure(url) as app:
+
+        async def at_first(context: JobContext) -> None:
+            assert context.attempt > 1, "the first time"
+
+        async def hopeless() -> None:
+            raise ValueError("for good")
+
+        for name in ("work", "other"):
+            app.job(at_first, name=name, backoff=0)
+        app.job(hopeless, max_retries=1)
+        types = ["work"] * 10 + ["other"] + ["hopeless"] * 5
+        jobs = app.enqueue_many([NewJob(type, {}, {}) for type in types])
+        with running_worker(app):
+            wait_until_all_settled(app, jobs)
+            yield
+
+
+def failures(lines: Lines) -> list[tuple[str, str, int]]:
+    """The type, level and `others` of each line about a failure."""
+    return sorted(
+        (line["type"], line["level"], line.get("others", 0))
+        for line in list(lines.kept)
+        if line["message"] == "job_failed"
+    )
+
+
+SHOWN = [*[("hopeless", "error", 0)] * 5, ("other", "warning", 0), *[("work", "warning", 0)] * 3]
+
+
+def test_of_many_failures_that_are_tried_again_one_line_says_how_many_others(
+    sqlite_url: str, few: Lines
+) -> None:
+    """A line for each took a worker 15 % of its time where every job fails at once."""
+    logging.getLogger("tenure").setLevel(logging.INFO)
+    with failed_at_first(sqlite_url):
+        wait_until(lambda: len(failures(few)) == len(SHOWN))
+        assert failures(few) == SHOWN
+    assert failures(few) == [*SHOWN, ("work", "warning", 6)], "when the worker ends"
+    failed = [line for line in few.kept if line["message"] == "job_failed"]
+    assert all("Traceback" in line["traceback"] for line in failed)
+    retried = [line["job"] for line in few.kept if line["message"] == "job_retried"]
+    assert sorted(retried) == sorted(one["job"] for one in failed if one["level"] == "warning")
+
+
+def test_failures_without_lines_are_not_kept_for_long(
+    sqlite_url: str, few: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logging.getLogger("tenure").setLevel(logging.INFO)
+    with failed_at_first(sqlite_url):
+        monkeypatch.setattr(worker_log, "SHOWN_SECONDS", 0)
+        wait_until(lambda: ("work", "warning", 6) in failures(few))
+
+
+def test_at_debug_each_failure_has_a_line(sqlite_url: str, few: Lines) -> None:
+    with failed_at_first(sqlite_url):
+        wait_until(lambda: len(failures(few)) == 16)
 
 
 class Exceptions(logging.Handler):

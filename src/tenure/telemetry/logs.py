@@ -1,9 +1,9 @@
 """How a process writes its log: one event per line, on standard error, as text or as JSON.
 
-Every transition of a job is a line whose message is `job_` and the event, with fields of the job. A
-line that a handler logs gets the fields of its job, and in JSON those that it gives by `extra`.
-Texts in a log come from jobs and requests, so control characters are written as escapes: no stored
-text can forge a second line or send an escape sequence to the terminal.
+The line of a transition has the message `job_` and the event, with fields of the job. A line that a
+handler logs gets the fields of its job, and in JSON those that it gives by `extra`. Texts in a
+log come from jobs and requests, so control characters are written as escapes: no stored text can
+forge a second line or send an escape sequence to the terminal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FIELDS = (
     *("duration", "error", "delay", "others"),
 )
 """The fields of a record about a job, in this order. `duration` and `delay` are in seconds; `delay`
-is the time until the job may run again. `others` completed without a line since the last one."""
+is the time until the job may run again. `others` is how many more there were without a line."""
 NOT_EXTRA = {*logging.makeLogRecord({}).__dict__, *FIELDS, "asctime", "message", "color_message"}
 """The attributes of a record that are no `extra`, or only repeat the message of uvicorn."""
 MAX_EXTRA = 50

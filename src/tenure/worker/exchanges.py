@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -126,6 +127,7 @@ class Exchanges:
 
     async def leave(self) -> None:
         """Have this worker listed no longer; in vain if the source does not answer soon."""
+        self._worklog.catch_up(math.inf)
         try:
             future = self._source.exchange((), replace(self._request, limit=1, leaves=True))
             await asyncio.wait_for(asyncio.wrap_future(future), LEAVE_SECONDS)

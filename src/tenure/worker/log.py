@@ -3,7 +3,9 @@
 A line is written after the store has recorded the transition. Claims and releases are logged at
 level `debug` only: a line for each would cost more than a short job. So are completions, but one a
 second has a line at `info`, so that people see the worker work. A failure is logged with its
-exception, as `warning` if a retry follows, which has a line too, and as `error` if it is final.
+exception, as `warning` if a retry follows, which has a line too, and as `error` if it is final. A
+job that fails at once would spend a tenth of its time on that. So where many of one type fail and
+are tried again, not all have lines, and one says how many others there are.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tenure.events import STORE, Claimed, Retried
@@ -23,7 +26,9 @@ from tenure.worker.leases import Attempt, log_fields
 log = logging.getLogger(__name__)
 
 SHOWN_SECONDS = 1.0
-"""Pause between two completions that have a line."""
+"""Pause between two completions that have a line, and the time in which failures are counted."""
+MAX_FAILURES = 100
+"""Failures of one type that have lines in that time although they are tried again."""
 UNSTORABLE = "the result of job %s (%s) cannot be stored, a note is kept instead: %s"
 
 NOT_COMMITTED = "the transaction in which the handler completed this job was not committed"
@@ -46,6 +51,7 @@ class WorkLog:
         self._redaction = redaction
         self._others = 0  # completions without a line
         self._shown_at = -SHOWN_SECONDS
+        self._failed: dict[str, _Failed] = {}  # those of each type, if they are tried again
 
     def refresh_level(self) -> None:
         """Read the log level. Called once per exchange, because asking for every job is slow."""
@@ -61,6 +67,8 @@ class WorkLog:
 
     def answered(self, attempts: Sequence[Attempt], verdicts: Sequence[Verdict]) -> None:
         """Log what the store made of the reports of these attempts."""
+        if self._failed:
+            self.catch_up(time.monotonic())
         completed: Attempt | None = None
         for attempt, verdict in zip(attempts, verdicts, strict=True):
             report = attempt.report
@@ -93,25 +101,51 @@ class WorkLog:
 
     def _show(self, completed: Attempt) -> None:
         """Log one completion for all since the last one."""
-        fields = _ended(completed)
-        if self._others > 1:
-            fields["others"] = self._others - 1
-        log_transition(log, _COMPLETED, fields)
+        log_transition(log, _COMPLETED, _ended(completed, self._others - 1))
         self._shown_at, self._others = time.monotonic(), 0
 
+    def catch_up(self, now: float) -> None:
+        """Log one failure for all without lines, of each type that was counted long enough."""
+        for type, failed in tuple(self._failed.items()):
+            if now - failed.began >= SHOWN_SECONDS:
+                self._failed.pop(type, None)  # another thread may have done it
+                if failed.kept is not None:
+                    self._show_failure(*failed.kept, others=failed.count - MAX_FAILURES - 1)
+
     def _recorded(self, attempt: Attempt, report: Report, verdict: Verdict) -> None:
-        fields, lease = _ended(attempt), attempt.lease
-        if report.outcome is _FAILED:
-            error, final = self._hidden(report.error, lease), _is_final(verdict)
-            fields["error"] = error.partition("\n")[0]
-            level = logging.ERROR if final else logging.WARNING
-            log_failure(log, report.outcome, fields, level, error, attempt.exception)
-            if self._failures:
-                self._failures.add(lease, error, attempt.exception, final, verdict.retry_in)
-            attempt.exception = None  # its frames refer to the attempt: leave no cycle
-        else:
+        if report.outcome is not _FAILED:
             level = logging.INFO if report.outcome in _SHOWN else logging.DEBUG
-            log_transition(log, report.outcome, fields, level)
+            log_transition(log, report.outcome, _ended(attempt), level)
+            self._show_retry(attempt, verdict)
+            return
+        lease, final = attempt.lease, _is_final(verdict)
+        if self._failures:
+            error = self._hidden(report.error, lease)
+            self._failures.add(lease, error, attempt.exception, final, verdict.retry_in)
+        if not (final or self.detailed):
+            failed = self._failed.get(lease.type)
+            if failed is None:
+                failed = self._failed[lease.type] = _Failed(time.monotonic())
+            failed.count += 1
+            if failed.count > MAX_FAILURES:
+                if failed.kept is None:
+                    failed.kept = (attempt, verdict)
+                else:
+                    attempt.exception = None
+                return
+        self._show_failure(attempt, verdict)
+
+    def _show_failure(self, attempt: Attempt, verdict: Verdict, others: int = 0) -> None:
+        report, fields = attempt.report, _ended(attempt, others)
+        assert report is not None
+        error = self._hidden(report.error, attempt.lease)
+        fields["error"] = error.partition("\n")[0]
+        level = logging.ERROR if _is_final(verdict) else logging.WARNING
+        log_failure(log, report.outcome, fields, level, error, attempt.exception)
+        attempt.exception = None  # its frames refer to the attempt: leave no cycle
+        self._show_retry(attempt, verdict)
+
+    def _show_retry(self, attempt: Attempt, verdict: Verdict) -> None:
         if verdict.retry_in is not None and self._shows_retries:
             retry = {"actor": STORE, "delay": round(verdict.retry_in, 3)}
             log_transition(log, Retried.name, attempt.log_fields() | retry)
@@ -142,8 +176,19 @@ class WorkLog:
         return self._redaction.hider(lease.payload)(error) if self._redaction else error
 
 
-def _ended(attempt: Attempt) -> dict[str, Any]:
+@dataclass(slots=True)
+class _Failed:
+    """Failures since a time of the monotonic clock; `kept` is the first that has no line."""
+
+    began: float
+    count: int = 0
+    kept: tuple[Attempt, Verdict] | None = None
+
+
+def _ended(attempt: Attempt, others: int = 0) -> dict[str, Any]:
     fields = attempt.log_fields()
+    if others:
+        fields["others"] = others
     if attempt.seconds is not None:
         fields["duration"] = round(attempt.seconds, 6)
     return fields
