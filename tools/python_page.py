@@ -50,6 +50,7 @@ from tenure.jobs.stats import (
     Activity,
     Count,
     FailureGroup,
+    PartitionState,
     QueueState,
     Total,
     TypeState,
@@ -94,7 +95,7 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
         Queues,
         (
             *("list", "pause", "resume", "limit"),
-            *("limit_partition", "pause_partition", "resume_partition"),
+            *("limit_partition", "pause_partition", "resume_partition", "partitions", "pass_over"),
         ),
     ),
     "types": (Types, ("list", "pause", "resume")),
@@ -176,7 +177,17 @@ ANSWERS = (
         Total,
         FailureGroup,
     ),
-    *(JobProgress, QueueState, TypeState, WorkerState, Violation, Check, AccessToken, Webhook),
+    *(
+        JobProgress,
+        QueueState,
+        PartitionState,
+        TypeState,
+        WorkerState,
+        Violation,
+        Check,
+        AccessToken,
+        Webhook,
+    ),
     *(Schedule, When, Template, Fire, Preview),
 )
 

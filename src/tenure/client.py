@@ -258,15 +258,15 @@ class Client(_Client):
             return
         try:
             verdicts = self._report(reports) if reports else []
-            found = self._claim(claim) if claim is not None else Exchange([], [])
+            leases = self._claim(claim) if claim is not None else []
         except BaseException as error:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
             return
         if future.set_running_or_notify_cancel():
-            future.set_result(structs.replace(found, verdicts=verdicts))
-        elif found.leases:
-            self._hand_back(found.leases)
+            future.set_result(Exchange(verdicts, leases))
+        elif leases:
+            self._hand_back(leases)
 
     def _hand_back(self, leases: Sequence[Lease]) -> None:
         try:
@@ -279,15 +279,13 @@ class Client(_Client):
         verdicts = self._ask("POST", "/reports", list[responses.VerdictBody], body)
         return [Verdict(one.answer, one.recorded, one.retry_in) for one in verdicts]
 
-    def _claim(self, claim: ClaimRequest) -> Exchange:
+    def _claim(self, claim: ClaimRequest) -> list[Lease]:
         wait = min(claim.wait_seconds, requests.MAX_WAIT_SECONDS)
         fields = {**structs.asdict(claim), "label": claim.label or UNSET, "wait_seconds": wait}
         del fields["next_due"]  # a claim that is held until there is work needs no hint
         body = requests.LeaseRequest(**fields)
-        answer = finished(self._to.request("POST", "/leases", body, wait=wait))
-        leases = self._to.read(answer, "/leases", list[responses.LeaseBody])
-        held = requests.HELD in answer.headers
-        return Exchange([], [responses.lease_of(lease) for lease in leases], held=held)
+        leases = self._ask("POST", "/leases", list[responses.LeaseBody], body, wait=wait)
+        return [responses.lease_of(lease) for lease in leases]
 
     def declare(self, options: Mapping[str, TypeOptions]) -> None:
         """Make the options of types known to the server, by name; called by workers.

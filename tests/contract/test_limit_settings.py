@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
-from tenure.errors import InvalidInput
+from tenure.app.app import limited_to
+from tenure.errors import Forbidden, InvalidInput
 from tenure.jobs.limits import Limits, PerPartition
 from tenure.jobs.stats import QueueState
 from tests.support.clock import Clock
@@ -143,6 +144,26 @@ def test_partitions_are_limited_paused_and_resumed(app: Tenure, raw: RawSql) -> 
     app.queues.limit_partition("sync", "acme", weight=None)
     (row,) = raw.run(read, "acme")
     assert (*row[:4], bool(row[4])) == (0, None, "bob", None, True)
+
+
+def test_with_rights_for_some_queues_the_limits_of_others_are_out_of_reach(app: Tenure) -> None:
+    app.queues.limit("sync", max_running=1)
+    mine = limited_to(app, ("mail",)).queues
+    for call in (
+        lambda: mine.limit("sync", max_running=2),
+        lambda: mine.limit_partition("sync", "a", weight=2),
+        lambda: mine.pause_partition("sync", "a"),
+        lambda: mine.resume_partition("sync", "a"),
+        lambda: mine.pass_over("sync", "a"),
+        lambda: mine.partitions("sync"),
+    ):
+        with pytest.raises(Forbidden):
+            call()
+    mine.limit("mail", max_running=2)
+    mine.limit_partition("mail", "a", weight=2)
+    assert [each.partition for each in mine.partitions("mail")] == ["a"]
+    assert [each.name for each in mine.list()] == ["mail"]
+    assert state(app).limits == Limits(1)
 
 
 def test_a_wait_for_a_rate_limit_outside_is_shown_and_ended(

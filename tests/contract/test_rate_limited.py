@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from datetime import datetime, timedelta
 
 import pytest
 
 from tenure import RetryPolicy, Tenure, lifecycle
 from tenure.jobs.work import Lease, Report
-from tenure.store import open_store
 from tests.support.http import api_client, claim_jobs
 from tests.support.raw_sql import EPOCH
 from tests.support.store import (
     ALREADY,
     RECORDED,
     StoreHarness,
-    claim_request,
     report_failed,
     report_snoozed,
 )
@@ -155,27 +152,3 @@ def test_a_report_over_http_lets_others_wait(harness: StoreHarness, app: Tenure)
             assert answer.status_code == (400 if pause == "all" else 200), answer.text
         app.cancel(leases[2]["id"])
     assert pauses(harness) == {("llm",): 7.0, ("llm", "acme"): 7.0}
-
-
-@pytest.mark.parametrize("divided", [True, False])
-def test_no_machine_starts_a_job_that_waits(
-    harness: StoreHarness, app: Tenure, divided: bool
-) -> None:
-    """Another store stands for another machine: what it knows is in the database alone."""
-    if divided:
-        divide(harness, "llm")
-    for partition in ("acme", "acme", "other"):
-        harness.add(queue="llm", partition=partition)
-    first = harness.claim(limit=1)[0]
-    held = harness.get(first.id).partition
-    harness.report(rate_limited(first, 30))
-    with closing(open_store(harness.url)) as other:
-        found = [other.exchange((), claim_request(9)).result().leases for _ in range(2)]
-        assert [harness.get(one.id).partition for leases in found for one in leases] == (
-            [one for one in ("acme", "acme", "other") if one != held] if divided else []
-        )
-        harness.clock.advance(29.9)
-        assert list(other.exchange((), claim_request(9)).result().leases) == []
-        harness.clock.advance(0.2)
-        again = other.exchange((), claim_request(9)).result().leases
-    assert len(again) == (3 if not divided else 2 if held == "acme" else 1)

@@ -29,19 +29,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def install(python: Path, *what: str) -> None:
-    """Install into another environment, with uv where it works."""
+    """Install into another environment, with uv or with the pip of the Python below this one."""
     uv = Path(sys.executable).with_name("uv")
-    command = [str(uv), "pip", "install", "--system-certs", "--python", str(python), *what]
-    if not uv.exists() or subprocess.run(command, check=False, capture_output=True).returncode:
-        install_with_pip(python, *what)
-
-
-def install_with_pip(python: Path, *what: str) -> None:
-    """Install as `make demo` does, with the pip of the Python below this environment."""
     base: str = sys._base_executable  # type: ignore[attr-defined]
-    command = [base, "-m", "pip", "--python", str(python), "install", *what]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    commands = [
+        [str(uv), "pip", "install", "--system-certs", "--python", str(python), *what],
+        [base, "-m", "pip", "--python", str(python), "install", *what],
+    ]
+    for command in commands if uv.exists() else commands[1:]:
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode == 0:
+            return
+    pytest.fail(done.stderr)
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel: Path) -> None:
@@ -94,7 +93,7 @@ def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_installed_alone_it_runs_the_demo(wheel: Path, tmp_path: Path) -> None:
     scripts = environment(tmp_path / "environment")
-    install_with_pip(scripts / "python", "--require-hashes", "-r", str(ROOT / "requirements.txt"))
+    install(scripts / "python", "--require-hashes", "-r", str(ROOT / "requirements.txt"))
     install(scripts / "python", "--no-index", f"{wheel}[standard]")  # fails if it asks for more
     demo = run(tmp_path, scripts / "tenure", "demo")
 
@@ -194,9 +193,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize(
-    "fastapi", ["fastapi==0.115.0", pytest.param("fastapi", marks=pytest.mark.full)]
-)
+@pytest.mark.parametrize("fastapi", ["fastapi==0.115.0", "fastapi"])
 def test_it_lives_beside_the_frameworks(wheel: Path, tmp_path: Path, fastapi: str) -> None:
     """`starlette>=1.0` kept out all FastAPI before 0.133, `rich>=14` pinned applications."""
     scripts = environment(tmp_path / "environment")

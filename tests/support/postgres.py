@@ -83,7 +83,6 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._launcher: Launcher | None = None
         self._folders = contextlib.ExitStack()
-        self._administrator: psycopg.Connection[Any] | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -153,9 +152,6 @@ class PostgresServer:
 
         A server that is not ours is left alone, and so is one that is stopped already.
         """
-        if self._administrator is not None:
-            self._administrator.close()
-            self._administrator = None
         if self._process is None:
             return
         process, self._process = self._process, None
@@ -191,13 +187,8 @@ class PostgresServer:
 
     def _administer(self, statement: sql.Composed) -> None:
         url = self.external_url or self.url()
-        if self.durable:  # it may crash at any time
-            with psycopg.connect(url, autocommit=True) as connection:
-                connection.execute(statement)
-            return
-        if self._administrator is None:  # kept: to connect takes as long as to make a database
-            self._administrator = psycopg.connect(url, autocommit=True)
-        self._administrator.execute(statement)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(statement)
 
 
 class Launcher:

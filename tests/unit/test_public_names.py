@@ -47,7 +47,11 @@ VERBS = """
 NOUNS = {
     "bulk": (BulkActions, "get list sample start step stop"),
     "events": (Events, "end read"),
-    "queues": (Queues, "limit limit_partition list pause pause_partition resume resume_partition"),
+    "queues": (
+        Queues,
+        """limit limit_partition list partitions pass_over pause pause_partition resume
+        resume_partition""",
+    ),
     "schedules": (
         Schedules,
         "backfill create delete fires get list next pause preview resume trigger update",

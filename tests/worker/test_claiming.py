@@ -7,17 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tenure import JobContext, NewJob, Status, Tenure
-from tenure.client import Client
-from tenure.jobs.queries import Filter
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.worker import demand
-from tests.support.http import ServerProcess
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit
 from tests.support.workers import (
@@ -384,36 +380,3 @@ def test_a_claim_says_how_many_handlers_are_free(
         go.set()
         for job in jobs:
             wait_until_completed(app, job)
-
-
-@pytest.mark.parametrize("remote", [False, True])
-def test_a_limited_queue_has_its_turn_beside_a_backlog(
-    app_on_each_engine: Tenure, remote: bool
-) -> None:
-    """What is claimed ahead keeps every handler busy, so that none was ever free for a limit."""
-    app, starts = app_on_each_engine, list[int]()
-    app.queues.limit("llm", max_running=1)
-    done = 0
-
-    @app.job(queue="bulk", priority=1)
-    async def quick() -> None:
-        nonlocal done
-        await asyncio.sleep(0.01)
-        done += 1
-
-    @app.job(queue="llm")
-    async def ask() -> None:
-        starts.append(done)
-
-    app.enqueue_many([quick.new_job()] * 6_000)
-    with ExitStack() as stack:
-        source = None
-        if remote:
-            server = stack.enter_context(ServerProcess(app.database))
-            source = stack.enter_context(Client(server.url))
-        stack.enter_context(running_worker(app, source, concurrency=20))
-        wait_until(lambda: done > 500, "some of the backlog to be done")
-        ask.enqueue()
-        wait_until(lambda: starts, "the limited job to start")
-        app.bulk.start("cancel", Filter(queue="bulk", status="pending"))
-    assert starts[0] < 5_000

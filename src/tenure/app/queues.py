@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from tenure.jobs.limits import (
 )
 from tenure.jobs.names import check_name, check_open, check_partition, check_reason
 from tenure.jobs.queue_rights import includes, require
-from tenure.jobs.stats import QueueState, TypeState, WorkerState
+from tenure.jobs.stats import PartitionState, QueueState, TypeState, WorkerState
 from tenure.store.dialect import Statements
 from tenure.store.tables import limits, queues, types
 
@@ -164,17 +164,46 @@ class Queues(Noun):
         """
         self._change_partition(queue, partition, actor, paused=False)
 
+    def partitions(self, queue: str, limit: int = 20) -> Sequence[PartitionState]:
+        """Return the partitions of a queue that have jobs or settings, those with most jobs first.
+
+        - `queue`: the name of a queue with limits.
+        - `limit`: how many, 1 to 1,000. Default: 20.
+
+        Raises InvalidInput.
+        """
+        name, most = check_name(queue, "queue", "$.queue"), whole(limit, 1, 1_000, "$.limit")
+        require(self._core.queues, [name])
+        return limits.partitions(self._core.limited_store.read, name, most)
+
+    def pass_over(self, queue: str, partition: str, *, actor: str | None = None) -> str | None:
+        """Let a partition go on that stands still after a failed job; see `ordered` of `limit`.
+
+        The job stays failed. If it is retried later, it is the first of its partition again.
+
+        - `queue`, `partition`: their names; `""` for the jobs without a partition.
+        - `actor`: who passes over it. Default: the application's actor.
+
+        Returns the id of that job, or None if the partition does not wait for a failed one.
+        Raises InvalidInput.
+        """
+        return self._write(queue, partial(limits.pass_over, partition=_place(partition)), actor)
+
     def _change_partition(
         self, queue: str, partition: str, actor: str | None, **change: Any
     ) -> None:
-        change["partition"] = "" if partition == "" else check_partition(partition)
-        self._write(queue, partial(limits.change_partition, **change), actor)
+        act = partial(limits.change_partition, partition=_place(partition), **change)
+        self._write(queue, act, actor)
 
     def _write(self, queue: str, act: Callable[..., T], actor: str | None) -> T:
         name, by = check_name(queue, "queue", "$.queue"), self._core.signed(actor)
         require(self._core.queues, [name])
         write = partial(act, name=name, actor=by)
         return self._core.limited_store.write("queue", write).result()
+
+
+def _place(partition: str) -> str:
+    return "" if partition == "" else check_partition(partition)
 
 
 class Workers(Noun):

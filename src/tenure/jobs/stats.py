@@ -100,6 +100,27 @@ class QueueState:
 
 
 @dataclass(frozen=True, slots=True)
+class PartitionState:
+    """A partition of a queue with limits: its jobs, and what differs for it.
+
+    `partition` is empty for the jobs without one. `pending` counts those of a queue whose
+    partitions take turns. No job starts before `resume_at`, if one has met a rate limit outside.
+    `halted_by` is the id of the failed job that the later ones of an ordered queue wait for.
+    """
+
+    partition: str
+    pending: int
+    running: int
+    max_running: int | None
+    weight: int | None
+    paused_at: Time | None
+    paused_by: str | None  # who paused or resumed it last
+    pause_reason: str | None
+    resume_at: Time | None
+    halted_by: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerState:
     """A worker that asked for jobs lately; None for `queues` or `types` means any.
 

@@ -138,8 +138,6 @@ class Exchange(msgspec.Struct, frozen=True):
     leases: Sequence[Lease]
     next_due: float | None = None
     """Seconds for which only a notification can bring the next job, if that is known."""
-    held: bool = False
-    """Whether jobs of a queue with limits were left, because no handler was free for them."""
 
 
 class Duty(StrEnum):

@@ -320,8 +320,7 @@ class Committer:
         for exchange, verdict in zip(exchanges, settled, strict=True):
             leases = _claim(db, exchange.claim) if exchange.claim else []
             due = _next_due(db, exchange.claim, leases)
-            held = exchange.claim is not None and _held(db, exchange.claim)
-            answers.append((exchange, Exchange(verdict, leases, due, held)))
+            answers.append((exchange, Exchange(verdict, leases, due)))
         return answers
 
     def _add(self, db: Database, works: Sequence[EnqueueWork]) -> list[tuple[Work, Any]]:
@@ -389,10 +388,6 @@ def _claim(db: Database, request: ClaimRequest) -> Any:
 
 def _next_due(db: Database, request: ClaimRequest | None, leases: Sequence[Lease]) -> float | None:
     return db.next_due(request) if request and request.next_due and not leases else None
-
-
-def _held(db: Database, request: ClaimRequest) -> bool:
-    return request.free is not None and request.free < request.limit and db.held(request)
 
 
 def _undoing(db: Database, act: Callable[[Database], Any]) -> Any:

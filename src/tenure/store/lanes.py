@@ -148,7 +148,6 @@ class LaneView:
     passed: dict[Lane, _Passed] = field(default_factory=dict)
     turns: dict[Lane, Turn] = field(default_factory=dict)
     busy: bool = False  # another transaction had locked a limited queue at the last claim
-    held: bool = False  # the last claim passed a limited queue, because no handler was free
 
     @property
     def is_plain(self) -> bool:
@@ -177,7 +176,7 @@ class Lanes(Generic[V]):
     def claim(self, request: ClaimRequest, claim: Claim) -> list[Lease]:
         """Lease due jobs: urgent ones first, queues of one priority in turn."""
         view = self.view(request)
-        view.busy = view.held = False
+        view.busy = False
         rooms = _Rooms(request, view, claim)
         leases: list[Lease] = []
         vain: list[Lane] = []
@@ -258,7 +257,6 @@ class _Rooms:
     def of(self, queue: str, leased: int) -> int:
         """Return the room of a queue, where so many jobs of any queue are leased already."""
         free = self._free - leased
-        self._view.held |= free <= 0
         if free > 0 and queue not in self._rooms:
             room = self._claim.room(queue, free)
             self._view.busy |= room is None

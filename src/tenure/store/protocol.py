@@ -110,9 +110,6 @@ class Database(Statements, Protocol):
     def next_due(self, request: ClaimRequest) -> float | None:
         """Return what `lanes.next_due` says; inside a transaction or outside."""
 
-    def held(self, request: ClaimRequest) -> bool:
-        """Whether the last such claim passed a limited queue because no handler was free."""
-
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
         """Keep (job id, traceparent) of jobs that were just added."""
 

@@ -48,8 +48,6 @@ MIN_LEASE_SECONDS, MAX_LEASE_SECONDS = 1.0, 86_400.0
 MAX_WAIT_SECONDS = 30.0
 MAX_JOB_WAIT_SECONDS = 60.0
 DEFAULT_LEASE_SECONDS = 30.0
-HELD = "Tenure-Held"
-"""Header of an answer to a claim: jobs of a queue with limits were left, as no handler was free."""
 
 
 def _schema(**keywords: Any) -> Meta:

@@ -56,8 +56,6 @@ class Demand:
         self._concurrency = concurrency
         self._may_be_more = True
         self._busy_at = 0.0  # when jobs were claimed last
-        self._holds = False  # the next claim waits until a handler is free
-        self._next_hold = 0.0
 
     def notify(self) -> None:
         """Note that there may be work. Called from any thread."""
@@ -79,26 +77,16 @@ class Demand:
 
     def jobs(self, present: int) -> int:
         """Return how many jobs to ask for where `present` are here or on their way."""
-        room = self._concurrency + (0 if self._holds else self.ahead) - present
+        room = self._concurrency + self.ahead - present
         return min(room, MAX_CLAIMED) if self._may_be_more else 0
 
     def free(self, present: int) -> int:
         """Return how many handlers have nothing to run, where `present` jobs are here or coming."""
         return max(self._concurrency - present, 0)
 
-    def hold(self, now: float) -> None:
-        """Let the next claim wait until a handler is free, as jobs of limited queues need one.
-
-        Not more often than every `POLL_SECONDS`: it costs the others what was claimed ahead.
-        """
-        if now >= self._next_hold:
-            self._holds = self._may_be_more = True
-            self._next_hold = now + POLL_SECONDS
-
     def asked(self) -> None:
         """Note that a claim was sent. Without a backlog, the next one waits for a reason."""
         self._may_be_more = self.backlogged
-        self._holds = False
 
     def answered(self, asked: int, claimed: int, *, idle: bool, max_ahead: int) -> None:
         """Learn from a claim of `asked` jobs. `idle`: no job was left here when it came."""

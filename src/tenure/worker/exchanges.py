@@ -272,8 +272,6 @@ class Exchanges:
         self._worklog.answered(flight.attempts, exchange.verdicts)
         if flight.claim is not None and flight.claim.limit:
             self._take(exchange.leases, flight.claim.limit)
-            if exchange.held:
-                self.demand.hold(time.monotonic())
             if exchange.next_due is not None:
                 self.demand.sleep(time.monotonic(), exchange.next_due)
 

@@ -150,13 +150,6 @@ def at_step(number: int, act: Callable[[], None]) -> Iterator[list[int]]:
         sys.settrace(before)
 
 
-@pytest.fixture
-def all_direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each call that can be made on this thread is, however long the machine takes."""
-    monkeypatch.setattr(direct, "MAX_COMMITS", 10_000)
-    monkeypatch.setattr(direct, "CALM_SECONDS", 0)
-
-
 def interrupt() -> None:
     raise KeyboardInterrupt
 
@@ -184,9 +177,12 @@ def free(path: Path) -> None:
         other.execute("ROLLBACK")
 
 
-@pytest.mark.usefixtures("all_direct")
-def test_an_interrupt_at_any_step_leaves_nothing_half_done(path: Path) -> None:
+def test_an_interrupt_at_any_step_leaves_nothing_half_done(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As Ctrl-C in the main thread does, but before each step in turn."""
+    monkeypatch.setattr(direct, "MAX_COMMITS", 10_000)  # all on this thread
+    monkeypatch.setattr(direct, "CALM_SECONDS", 0)
     app = knowing(path)
     steps = steps_of(app)
     lost = whole = 0
@@ -210,7 +206,6 @@ def test_an_interrupt_at_any_step_leaves_nothing_half_done(path: Path) -> None:
     app.close()
 
 
-@pytest.mark.usefixtures("all_direct")
 def test_a_signal_handler_may_enqueue_at_any_step(path: Path) -> None:
     with closing(knowing(path)) as app:
         steps = steps_of(app)
@@ -245,7 +240,6 @@ def test_a_store_that_a_signal_closes_at_any_step_of_an_enqueue_does_not_hang(pa
     assert closed > 0
 
 
-@pytest.mark.usefixtures("all_direct")
 def test_a_store_that_is_closed_at_any_step_keeps_no_connection(path: Path) -> None:
     with closing(knowing(path)) as app:
         steps = steps_of(app)

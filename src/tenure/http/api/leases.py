@@ -18,7 +18,7 @@ from tenure.jobs.enqueue import KnownType, TypeOptions, defaults_of
 from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
 from tenure.jobs.payload import damage
-from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, Report, Verdict
+from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.wire import requests, responses
 from tenure.wire.problems import storable
 
@@ -34,13 +34,11 @@ async def lease_jobs(call: Call) -> Response:
     types = _names(body.types, check_name, "job type", "types")
     given = {**requests.given(body), "worker": call.caller.worker(body.worker)}
     wanted = ClaimRequest(**{**given, "queues": queues, "types": types})
-    exchange = await _claim(call, wanted)
-    headers = {requests.HELD: "true"} if exchange.held else {}
-    leases = [responses.lease_body(lease) for lease in exchange.leases]
-    return answer(leases, headers=headers)
+    leases = await _claim(call, wanted)
+    return answer([responses.lease_body(lease) for lease in leases])
 
 
-async def _claim(call: Call, wanted: ClaimRequest) -> Exchange:
+async def _claim(call: Call, wanted: ClaimRequest) -> Sequence[Lease]:
     """Lease jobs, waiting up to `wait_seconds`; no jobs once the server stops.
 
     Nothing is claimed for a token that was revoked meanwhile: raises Unauthorized. Nothing is
@@ -66,12 +64,12 @@ async def _claim(call: Call, wanted: ClaimRequest) -> Exchange:
                 leases = await _without_damaged(call, leases, wanted.worker)
                 left = deadline - loop.time()
                 if leases or left <= 0:
-                    return replace(exchange, leases=leases)
+                    return leases
                 await waiter.wait(min(left, look_pause(exchange.next_due)))
                 await check_again(call.request.scope)
         finally:
             gone.cancel()
-    return Exchange((), ())
+    return ()
 
 
 async def _without_damaged(call: Call, leases: Sequence[Lease], worker: str) -> Sequence[Lease]:

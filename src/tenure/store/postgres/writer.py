@@ -107,9 +107,6 @@ class Postgres(PostgresSession):
         view = self._lanes.view(request)
         return next_due(request, view, PostgresClaim(self.rows, request, view, self._lanes.clock))
 
-    def held(self, request: ClaimRequest) -> bool:
-        return self._lanes.view(request).held
-
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
         ids, parents = zip(*traces, strict=True)
         self._run(sql.KEEP_TRACES, (uuids(ids), list(parents)), binary=True)

@@ -35,6 +35,7 @@ DIALECT = Dialect(
     now=NOW,
     duration="CAST({seconds} * 1000 AS INTEGER)",
     pending="(SELECT * FROM tenure_job WHERE status = 'pending') AS job",
+    turns="tenure_turn",
     processing="(SELECT * FROM tenure_job WHERE status = 'processing') AS job",
     expiring="tenure_job WHERE status = 'processing' AND lease_expires_at",
     late=f"{LATE_JOBS} <= {NOW}",

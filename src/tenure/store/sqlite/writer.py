@@ -241,9 +241,6 @@ class Sqlite:
         view = self._lanes.view(request)
         return next_due(request, view, SqliteClaim(self._db, request, self.now(), view))
 
-    def held(self, request: ClaimRequest) -> bool:
-        return self._lanes.view(request).held
-
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
         self._db.executemany(
             "INSERT OR IGNORE INTO tenure_trace (job_id, traceparent) VALUES (?, ?)", traces

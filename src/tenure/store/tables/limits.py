@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from tenure.jobs.limits import Limits, PerPartition, Rate, merged, parse_rate
+from tenure.jobs.stats import PartitionState
 from tenure.store.dialect import Reads, Statements
 from tenure.store.rows import fields_of, selected
 
@@ -17,7 +18,10 @@ RATE = ("rate_starts", "rate_seconds", "burst", "every")
 OF = ("max_running", *RATE)
 SETTINGS = (*OF, "partitioned", *(f"per_{name}" for name in OF), "ordered")
 WAITS_NOT = "resume_at = NULL, paused_for = NULL"
-PARTITION = ("max_running", "weight", "paused_at", "paused_by", "pause_reason", "resume_at")
+PARTITION = (
+    *("partition", "pending", "running", "max_running", "weight"),
+    *("paused_at", "paused_by", "pause_reason", "resume_at"),
+)
 MAX_DELETED = 1_000
 SPARE_MICROS = 2_000_000
 """How far ahead of its bound a rate may be before it is set right: the clock was put back."""
@@ -110,6 +114,48 @@ def end_wait(db: Statements, queue: str) -> None:
     """Let jobs of a queue start again that wait since one met a rate limit outside."""
     table, v = db.dialect.table("queue_limit"), db.dialect.value
     db.changed(f"UPDATE {table} SET {WAITS_NOT} WHERE queue = {v}", (queue,))
+
+
+def partitions(db: Reads, queue: str, limit: int) -> list[PartitionState]:
+    """Return the partitions of a queue that have jobs or settings, those with most jobs first."""
+    d = db.dialect
+    v, own = d.value, d.table("partition_limit")
+    columns = selected(d, PARTITION, "part")
+    found = db.rows(
+        f"""
+SELECT {columns}, {d.id("job.id")} FROM (
+    SELECT sums.*, {", ".join(PARTITION[3:])} FROM (
+        SELECT partition, CAST(sum(pending) AS bigint) AS pending,
+            CAST(sum(running) AS bigint) AS running
+        FROM (
+            SELECT partition, 1 AS pending, 0 AS running FROM {d.turns} WHERE queue = {v}
+            UNION ALL SELECT partition, 0, 1 FROM {d.table("slot")} WHERE queue = {v}
+            UNION ALL SELECT partition, 0, 0 FROM {own} WHERE queue = {v}
+        ) AS one GROUP BY partition
+    ) AS sums LEFT JOIN {own} AS own ON own.queue = {v} AND own.partition = sums.partition
+    ORDER BY pending + running DESC, sums.partition LIMIT {v}
+) AS part LEFT JOIN {d.table("job")} AS job ON job.status = 'failed' AND job.id = (
+    SELECT id FROM {d.table("line")} AS line WHERE line.queue = {v}
+        AND line.partition = part.partition ORDER BY id LIMIT 1)
+ORDER BY pending + running DESC, part.partition""",
+        (*(queue,) * 4, limit, queue),
+    )
+    columns_of = (*PARTITION, "halted_by")
+    return [PartitionState(**fields_of(d, columns_of, row)) for row in found]
+
+
+def pass_over(db: Statements, name: str, partition: str, *, actor: str) -> str | None:
+    """Take a failed job out of its line if it is the first; return its id."""
+    d = db.dialect
+    line, place = d.table("line"), f"queue = {d.value} AND partition = {d.value}"
+    found = db.rows(
+        f"SELECT {d.id('job.id')} FROM {d.table('job')} AS job WHERE status = 'failed' AND id ="
+        f" (SELECT id FROM {line} AS line WHERE {place} ORDER BY id LIMIT 1)",
+        (name, partition),
+    )
+    for (id,) in found:
+        db.changed(f"DELETE FROM {line} WHERE {place} AND id = {d.id_value}", (name, partition, id))
+    return found[0][0] if found else None
 
 
 def tidy(db: Statements) -> None:
