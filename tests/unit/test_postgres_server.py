@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import psycopg
 import pytest
@@ -90,17 +91,18 @@ def test_leaving_ends_the_process_and_removes_the_folder() -> None:
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("mode", ["smart", "fast", "immediate"])
-def test_a_durable_server_keeps_its_data_over_any_stop(mode: str) -> None:
+def test_a_durable_server_keeps_its_data_over_any_stop() -> None:
+    modes: tuple[Literal["smart", "fast", "immediate"], ...] = ("smart", "fast", "immediate")
     with PostgresServer(durable=True) as server:
         assert ask(server.url(), "SHOW fsync") == "on"
-        with psycopg.connect(server.url()) as connection:
-            connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
-        server.stop(mode)  # type: ignore[arg-type]
-        with pytest.raises(psycopg.OperationalError):
-            psycopg.connect(server.url())
-        server.start()
-        assert ask(server.url(), "SELECT answer FROM kept") == 42
+        for mode in modes:
+            with psycopg.connect(server.url()) as connection:
+                connection.execute(f"CREATE TABLE kept_{mode} AS SELECT 42 AS answer".encode())
+            server.stop(mode)
+            with pytest.raises(psycopg.OperationalError):
+                psycopg.connect(server.url())
+            server.start()
+            assert ask(server.url(), f"SELECT answer FROM kept_{mode}") == 42, mode
 
 
 def test_settings_of_the_caller_win() -> None:
@@ -131,6 +133,7 @@ def test_the_folder_of_a_killed_owner_is_removed_and_that_of_a_living_one_is_not
 ) -> None:
     program = f"""
 from pathlib import Path
+from typing import Literal
 from tests.support.postgres import own_folder
 with own_folder(Path({str(tmp_path)!r})) as folder:
     print(folder, flush=True)
@@ -165,14 +168,14 @@ def test_root_without_user_namespaces_runs_it_as_nobody(monkeypatch: pytest.Monk
 
 
 def test_a_url_in_the_environment_is_used_and_left_running(
-    monkeypatch: pytest.MonkeyPatch,
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with PostgresServer() as theirs:
-        monkeypatch.setenv("TENURE_TEST_DATABASE_URL", theirs.url("postgres"))
-        with PostgresServer() as server:
-            assert server.pid is None
-            assert ask(server.create_database("ours"), "SELECT current_database()") == "ours"
-            server.drop_database("ours")
+    theirs = postgres_server
+    monkeypatch.setenv("TENURE_TEST_DATABASE_URL", theirs.url("postgres"))
+    with PostgresServer() as server:
+        assert server.pid is None
+        assert ask(server.create_database("ours"), "SELECT current_database()") == "ours"
+        server.drop_database("ours")
         assert ask(theirs.url(), "SELECT 1") == 1
         with PostgresServer(durable=True) as own:
             assert own.pid is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -21,11 +22,25 @@ JOBS = 20
 A, B, C, D, E = (queue_of(name) for name in "abcde")
 
 
+@dataclass
+class Silent:
+    """A receiver that accepts connections and says nothing, until it hangs up."""
+
+    listener: socket.socket
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def hang_up(self) -> None:
+        """End its connections, or a worker that stops would wait ten seconds for an answer."""
+        self.listener.close()
+
+
 @pytest.fixture
-def silent() -> Iterator[str]:
-    """The URL of a receiver that accepts connections and says nothing."""
+def silent() -> Iterator[Silent]:
     with socket.create_server(("127.0.0.1", 0), backlog=200) as listener:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield Silent(listener)
 
 
 def by_queue(app: Tenure, status: Status) -> Counter[str]:
@@ -33,10 +48,10 @@ def by_queue(app: Tenure, status: Status) -> Counter[str]:
     return Counter(job.queue.removeprefix(QUEUES) for job in found)
 
 
-def test_a_silent_receiver_delays_no_other(app_on_each_engine: Tenure, silent: str) -> None:
+def test_a_silent_receiver_delays_no_other(app_on_each_engine: Tenure, silent: Silent) -> None:
     app = app_on_each_engine
     with receiving() as good:
-        app.webhooks.create("a", silent, ["enqueued"])  # its deliveries are added first
+        app.webhooks.create("a", silent.url, ["enqueued"])  # its deliveries are added first
         app.webhooks.create("good", good.url, ["enqueued"])
         app.enqueue_many([NewJob("mail", {}, {}) for _ in range(JOBS)])
         with delivering(app):
@@ -44,15 +59,16 @@ def test_a_silent_receiver_delays_no_other(app_on_each_engine: Tenure, silent: s
             assert by_queue(app, Status.PROCESSING)["a"] <= MAX_OF_ONE
             failed = [job for job in app.find(type="tenure.webhook", limit=500) if job.last_error]
             assert failed == []  # not after ten seconds, but at once
+            silent.hang_up()
     assert app.verify() == []
 
 
 def test_a_silent_receiver_is_skipped_and_tried_again(
-    app: Tenure, silent: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    app: Tenure, silent: Silent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(request, "REQUEST_SECONDS", 0.05)
     monkeypatch.setattr(receivers, "MIN_SKIP_SECONDS", 0.5)
-    app.webhooks.create("a", silent, ["enqueued"])
+    app.webhooks.create("a", silent.url, ["enqueued"])
     app.enqueue_many([NewJob("mail", {}, {}) for _ in range(JOBS)])
     with delivering(app):
         wait_until(lambda: "no delivery to it for 0.5 s" in caplog.text, "the first pause")
@@ -63,14 +79,16 @@ def test_a_silent_receiver_is_skipped_and_tried_again(
     assert len(untouched) > JOBS / 2
 
 
-def test_a_webhook_made_meanwhile_gets_its_events(app: Tenure, silent: str) -> None:
+def test_a_webhook_made_meanwhile_gets_its_events(app: Tenure, silent: Silent) -> None:
     with receiving() as good, delivering(app):
-        app.webhooks.create("a", silent, ["enqueued"])
+        app.webhooks.create("a", silent.url, ["enqueued"])
         app.enqueue("mail")
         wait_until(lambda: by_queue(app, Status.PROCESSING)["a"], "the first delivery")
         app.webhooks.create("good", good.url, ["enqueued"])
         app.enqueue("mail")
         wait_until(lambda: good.requests, "a delivery to the new webhook")
+        assert by_queue(app, Status.PROCESSING)["a"]  # still
+        silent.hang_up()
 
 
 # --- the rule -------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ def far(proxy: Proxy, url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The database behind the proxy; what does not answer within a second hangs."""
     monkeypatch.setattr(postgres, "ANSWER_SECONDS", 1.0)
     monkeypatch.setattr(postgres_reader, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(postgres_reader, "WAIT_SECONDS", 1.0)
     return f"{proxy.url_of(url)}&connect_timeout=2"
 
 
