@@ -72,14 +72,9 @@ def decide_fires(
     missed = ticks_between(when, cursor, first[0] - INSTANT if first else late, FireOutcome.MISSED)
     ticks = [Tick(at=at, how=How.CAUGHT_UP) for at in made_up if at not in fired]
     ticks += [Tick(at=at) for at in due if at not in fired]
-    return Decision(
-        ticks=(
-            *(replace(tick, how=RULE_OF[schedule.missed]) for tick in missed),
-            *with_room(ticks, schedule.overlap, is_open=is_open, waiting=waiting),
-        ),
-        cursor_at=until,
-        next_at=next_after(when, until),
-    )
+    decided = [replace(tick, how=RULE_OF[schedule.missed]) for tick in missed]
+    decided += with_room(ticks, schedule.overlap, is_open=is_open, waiting=waiting)
+    return Decision(ticks=tuple(decided), cursor_at=until, next_at=next_after(when, until))
 
 
 def _made_up(

@@ -180,13 +180,10 @@ def _cancel(db: Database, one: Advance) -> None:
 
 def trigger(db: Database, schedule: Schedule, actor: str, defaults: Defaults) -> Fire:
     """Fire a locked schedule at this moment."""
-    d, now = db.dialect, db.now()
+    d, v, now = db.dialect, db.dialect.value, db.now()
     at = now.replace(microsecond=now.microsecond // 1000 * 1000)
-    where = (
-        f"WHERE schedule = {d.value} AND at >= {d.value} AND outcome = 'fired'"
-        " ORDER BY at DESC LIMIT 1"
-    )
-    for fire in fires(db, where, (schedule.name, d.to_bound(at))):
+    last = f"WHERE schedule = {v} AND at >= {v} AND outcome = 'fired' ORDER BY at DESC LIMIT 1"
+    for fire in fires(db, last, (schedule.name, d.to_bound(at))):
         at = fire.at + timedelta(milliseconds=1)
     return by_hand(db, schedule, [Tick(at=at, how=How.TRIGGER)], actor, defaults)[0]
 
