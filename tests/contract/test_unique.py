@@ -20,6 +20,7 @@ from tenure import (
     Tenure,
     Unique,
 )
+from tenure.jobs.ids import new_id
 from tenure.lifecycle import Job
 from tenure.store.borrowed import unique_keys
 from tests.support.store import StoreHarness, report_completed, report_failed
@@ -242,6 +243,16 @@ def test_handlers_have_a_rule_of_their_own(app: Tenure) -> None:
         app.job(name="other", unique="doc")(lambda doc: None)  # type: ignore[call-overload]
 
 
+def test_the_jobs_of_a_schedule_are_not_unique(app: Tenure) -> None:
+    """Its `overlap` says what happens while one of them is not settled, and each tick is a job."""
+    app.job(name="index", unique=ONE)(lambda doc=0: None)  # and they need not have its values
+    job = NewJob("index", {}, {})
+    app.schedules.create("nightly", job, every=60)
+    assert len({app.schedules.trigger("nightly").job_id for _ in range(2)}) == 2
+    with pytest.raises(InvalidInput, match=r"\$\.job: a schedule says that of its jobs: unique"):
+        app.schedules.create("other", NewJob("index", {}, {"unique": Unique(())}), every=60)
+
+
 def test_a_holder_explains_why_another_job_is_not_retried(
     harness: StoreHarness, app: Tenure
 ) -> None:
@@ -274,12 +285,19 @@ def test_verify_finds_a_holder_that_is_none(unaudited_harness: StoreHarness) -> 
         harness.sql.without_triggers(
             "UPDATE {job} SET unique_key = ? WHERE id = ?", "f" * 32, two.id
         )
+        three = new_id()
+        columns = "id, type, run_at, created_at, unique_key, unique_until"
+        harness.sql.without_triggers(
+            f"INSERT INTO {{job}} ({columns}) VALUES (?, 'x', {{now}}, {{now}}, ?, 'started')",
+            three,
+            "e" * 32,
+        )
         found = {
             (violation.job_id, violation.found.split(" ", 1)[0])
             for violation in app.verify()
             if violation.invariant.startswith("one holder per unique key")
         }
-    assert found == {(one.id, "cancelled"), (two.id, "pending")}
+    assert found == {(one.id, "cancelled"), (two.id, "pending"), (three, "pending")}
 
 
 def test_many_keys_are_not_locked_and_a_conflict_is_looked_at_again(

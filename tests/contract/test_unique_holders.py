@@ -71,7 +71,6 @@ def test_a_second_holder_is_refused_whoever_adds_it(harness: StoreHarness) -> No
     assert holders(harness) == [first, other]
     for key, until in (("X" * 32, "settled"), (KEY, "settled"), (KEY + "c", "done")):
         refused(harness, INSERT, new_id(), key, until)
-    refused(harness, INSERT, new_id(), None, "settled")
     refused(harness, INSERT, new_id(), KEY + "c", None)
     assert harness.sql.value("SELECT count(*) FROM {job}") == 2
 

@@ -101,15 +101,33 @@ def test_an_enqueue_waits_for_who_is_adding_the_same(both: Any, end: str, rule: 
     assert app.count().jobs == 1
 
 
+CLAIMED = (
+    "status = 'processing', attempts = 1, token = 1, event = 'claimed', worker = 'w',"
+    " lease_id = gen_random_uuid(), lease_expires_at = now() + interval '1 h',"
+    " started_at = now()"
+)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("within", [None, "1h"])
+def test_a_job_that_is_being_claimed_is_not_replaced(both: Any, within: str | None) -> None:
+    app, connection = both
+    rule = Unique(("doc",), within=within, on_conflict="replace")
+    first = app.enqueue_many([new(1, rule, n=1)])[0]
+    connection.execute(f"UPDATE tenure.job SET {CLAIMED}")
+    future = meanwhile(app, connection, lambda: app.enqueue_many([new(1, rule, n=2)])[0])
+    connection.commit()
+    job = future.result(10)
+    assert (job.id, job.status, job.payload["n"]) == (first.id, "processing", 1)
+
+
 @pytest.mark.postgres
 def test_an_enqueue_between_a_failure_and_its_retry_finds_the_holder(both: Any) -> None:
     """F16: river PR 619."""
     app, connection = both
     first = app.enqueue_many([new()])[0]
     steps = (
-        "status = 'processing', attempts = 1, token = 1, event = 'claimed', worker = 'w',"
-        " lease_id = gen_random_uuid(), lease_expires_at = now() + interval '1 h',"
-        " started_at = now()",
+        CLAIMED,
         "status = 'failed', event = 'failed', lease_id = NULL, lease_expires_at = NULL,"
         " finished_at = now(), last_error = 'x'",
         "status = 'pending', event = 'retried', finished_at = NULL",

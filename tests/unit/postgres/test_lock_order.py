@@ -14,11 +14,12 @@ import pytest
 
 from tenure.events import Cancelled
 from tenure.jobs.queries import Action, Counted, Filter
+from tenure.jobs.uniqueness import Unique, Uniqueness
 from tenure.jobs.work import Lease, Report
 from tenure.store import commit, transitions
 from tenure.store.postgres.writer import Postgres
 from tenure.store.tables import bulk
-from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, Work
+from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, Work, parts
 from tests.support.store import new_job, report_completed, report_failed
 from tests.unit.postgres.connections import (
     Connection,
@@ -153,3 +154,13 @@ def test_requests_with_keys_do_not_wait_for_the_keys_of_each_other(url: str, db:
         holder.rollback()
     assert len(blocked.future.result(30)) == 2
     committer.close()
+
+
+def test_unique_jobs_of_one_request_each_have_a_transaction_together() -> None:
+    """They lock keys and holders first, and nothing else locks in that order."""
+    unique = Uniqueness("0" * 32, Unique())
+    one, two = (EnqueueWork([new_job(unique=unique)]) for _ in range(2))
+    many = EnqueueWork([new_job(), new_job(unique=unique)])
+    plain, report = EnqueueWork([new_job()]), reported()
+    batch: list[Work] = [one, plain, many, report, two]
+    assert parts(Postgres("postgresql:///jobs"), batch) == [[plain, report], [one, two], [many]]

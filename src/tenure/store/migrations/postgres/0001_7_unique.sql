@@ -36,7 +36,7 @@ BEGIN
 END $$;
 
 CREATE TRIGGER job_holds AFTER INSERT ON {schema}.job
-    FOR EACH ROW WHEN (NEW.unique_key IS NOT NULL OR NEW.unique_until IS NOT NULL)
+    FOR EACH ROW WHEN (NEW.unique_key IS NOT NULL)
     EXECUTE FUNCTION {schema}.keep_unique_key();
 
 CREATE TRIGGER job_lets_go AFTER DELETE ON {schema}.job
@@ -73,8 +73,11 @@ BEGIN
             PERFORM pg_advisory_xact_lock(hashtextextended('{schema}.unique_key ' || one, 0));
         END LOOP;
     END IF;
-    PERFORM FROM {schema}.unique_key AS held JOIN {schema}.job ON job.id = held.job_id
-    WHERE held.key = ANY (firm) AND job.status = 'pending' AND job.token = 0
+    PERFORM FROM (
+        SELECT job_id FROM {schema}.unique_key WHERE key = ANY (firm)
+        UNION SELECT job_id FROM {schema}.throttle WHERE key = ANY (firm)
+    ) AS held JOIN {schema}.job ON job.id = held.job_id
+    WHERE job.status = 'pending' AND job.token = 0
     ORDER BY job.id FOR UPDATE OF job;
     RETURN (SELECT json_build_object('now', {schema}.clock(), 'held', (
             SELECT json_agg(json_build_object('key', held.key, 'job', row_to_json(job)))

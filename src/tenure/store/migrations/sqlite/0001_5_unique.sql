@@ -15,7 +15,7 @@ CREATE TABLE tenure_throttle (
 CREATE INDEX tenure_throttle_expires ON tenure_throttle (expires_at);
 
 CREATE TRIGGER tenure_job_holds AFTER INSERT ON tenure_job
-WHEN NEW.unique_key IS NOT NULL OR NEW.unique_until IS NOT NULL
+WHEN NEW.unique_key IS NOT NULL
 BEGIN
     SELECT RAISE(ABORT, 'tenure: a value of a job is refused: unique_key')
     WHERE (NEW.unique_until IN ({untils}) AND length(NEW.unique_key) = 32
