@@ -90,3 +90,11 @@ def test_a_limit_after_it_counts_what_runs(app: Tenure) -> None:
     reports = [report_completed(one) for one in others]
     assert app.core.store.exchange(reports, None).result().verdicts == [RECORDED] * 2
     assert slots(app) == 0
+
+
+def test_verify_knows_that_a_paused_queue_has_no_slots(app: Tenure) -> None:
+    for _ in range(2):
+        app.enqueue("ask", queue="llm")
+    first, _ = claim(app.core.store, 2)
+    app.core.store.exchange([limited(first)], None).result()
+    assert (slots(app), app.count(status="processing").jobs, app.verify()) == (0, 1, [])

@@ -7,7 +7,6 @@ else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from tenure.jobs.work import Report
 from tenure.lifecycle import Job
@@ -30,28 +29,13 @@ def extend(db: Statements, paused: Sequence[tuple[Job, Report]]) -> None:
             key = (job.queue, job.partition or "")
         longest[key] = max(longest.get(key, (0.0, "")), (report.delay or 0.0, job.id))
     for key in sorted(longest, key=lambda key: (len(key), key)):  # locked in this order everywhere
-        _extend(db, key, *longest[key])
-
-
-def _extend(db: Statements, key: tuple[str, ...], delay: float, job_id: str) -> None:
-    d = db.dialect
-    table = d.table("queue_limit" if len(key) == 1 else "partition_limit")
-    columns = ("queue", "partition")[: len(key)]
-    mine = " AND ".join(f"{column} = {d.value}" for column in columns)
-    until = d.later(d.value)
-    values: tuple[Any, ...] = (delay, job_id, *key)
-    if db.changed(
-        f"UPDATE {table} SET resume_at = {until}, paused_for = {d.id_value}"
-        f" WHERE {mine} AND coalesce(resume_at < {until}, true)",
-        (*values, delay),
-    ):
-        return
-    db.changed(  # without a row, or with a longer pause
-        f"INSERT INTO {table} AS known (resume_at, paused_for, {', '.join(columns)})"
-        f" SELECT {until}, {d.id_value}, {d.values(len(key))}"
-        f" WHERE NOT EXISTS (SELECT 1 FROM {table} WHERE {mine})"
-        f" ON CONFLICT ({', '.join(columns)}) DO UPDATE SET resume_at = excluded.resume_at,"
-        " paused_for = excluded.paused_for"
-        " WHERE coalesce(known.resume_at < excluded.resume_at, true)",
-        (*values, *key),
-    )
+        table = d.table("queue_limit" if len(key) == 1 else "partition_limit")
+        columns = ", ".join(("queue", "partition")[: len(key)])
+        db.changed(
+            f"INSERT INTO {table} AS known ({columns}, resume_at, paused_for)"
+            f" VALUES ({d.values(len(key))}, {d.later(d.value)}, {d.id_value})"
+            f" ON CONFLICT ({columns}) DO UPDATE SET resume_at = excluded.resume_at,"
+            " paused_for = excluded.paused_for"
+            " WHERE coalesce(known.resume_at < excluded.resume_at, true)",
+            (*key, *longest[key]),
+        )

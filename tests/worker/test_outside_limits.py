@@ -1,0 +1,119 @@
+"""Jobs that ask a service with limits of its own: five at once, so many in a time, HTTP 429."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tenure import Tenure
+from tests.support.waiting import wait_until
+from tests.support.worker_scripts import WorkerScript
+
+SECONDS, STARTS, AT_ONCE = 2, 20, 5
+CLOSED_SECONDS = 1.5
+JOBS, OPEN_FOR = 24, 8
+
+LLM = f"""
+import httpx2
+
+from tenure import RateLimited
+
+app.queues.limit("llm", max_running={AT_ONCE}, rate="{STARTS}/{SECONDS}s")
+
+@app.job(queue="llm")
+def ask(question: str) -> str:
+    answer = httpx2.post("ADDRESS", json=question)
+    if answer.status_code == 429:
+        raise RateLimited(answer.headers["retry-after"], pause="queue")
+    return answer.text
+"""
+
+
+class Service(ThreadingHTTPServer):
+    """Answers `OPEN_FOR` questions, then none for `CLOSED_SECONDS`, and so on."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Question)
+        self.lock = threading.Lock()
+        self.here = self.most = self.answered = 0
+        self.closed_until = 0.0
+        self.refused: list[int] = []  # of each time that it was closed
+
+
+class Question(BaseHTTPRequestHandler):
+    server: Service
+
+    def do_POST(self) -> None:
+        service, now = self.server, time.monotonic()
+        text = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with service.lock:
+            service.here += 1
+            service.most = max(service.most, service.here)
+            is_open = now >= service.closed_until
+            if is_open:
+                service.answered += 1
+                if service.answered % OPEN_FOR == 0:
+                    service.closed_until = now + CLOSED_SECONDS
+                    service.refused.append(0)
+            else:
+                service.refused[-1] += 1
+        if is_open:
+            time.sleep(0.1)
+        answer = f"answer to {text}".encode()
+        with service.lock:
+            service.here -= 1
+        self.send_response(200 if is_open else 429)
+        self.send_header("content-length", str(len(answer)))
+        self.send_header("retry-after", f"{max(service.closed_until - now, 0):.3f}")
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with Service() as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        yield service
+        service.shutdown()
+
+
+def test_an_answer_of_429_is_the_only_one_of_its_pause(
+    app_on_each_engine: Tenure, service: Service, tmp_path: Path
+) -> None:
+    """The job that the newcomer wrote first, on two machines: seven lines with its limits."""
+    app = app_on_each_engine
+    source = LLM.replace("ADDRESS", f"http://127.0.0.1:{service.server_port}")
+    with WorkerScript(tmp_path / "workers", app.database, source, concurrency=10) as script:
+        workers = [script.start() for _ in range(2)]
+        wait_until(lambda: len(app.workers.list()) == 2, "two workers")
+        jobs = [app.enqueue("ask", {"question": str(n)}, queue="llm") for n in range(JOBS)]
+        ends = [app.wait(job.id, timeout=30) for job in jobs]
+    assert [end.result for end in ends] == [f"answer to {n}" for n in range(JOBS)]
+    assert {(end.status, end.attempts) for end in ends} == {("completed", 1)}
+    assert len({end.worker for end in ends}) == len(workers)
+    assert service.most <= AT_ONCE
+    assert len(service.refused) == JOBS // OPEN_FOR
+    assert sum(service.refused) > 0
+    assert max(service.refused) <= AT_ONCE  # those that had asked when the first was refused
+    ledger = [entry for job in jobs for entry in app.history(job.id)]
+    starts = sorted(entry.at for entry in ledger if entry.event == "claimed")
+    for first, last in zip(starts, starts[STARTS:], strict=False):
+        assert last - first > timedelta(seconds=SECONDS)
+    pauses = [timedelta(), *(b - a for a, b in pairwise(starts))]
+    assert sum(pause > timedelta(seconds=CLOSED_SECONDS * 0.7) for pause in pauses) >= 2
+    met = sorted(entry.at for entry in ledger if entry.event == "snoozed")
+    for at in met:
+        late = timedelta(seconds=0.3), timedelta(seconds=CLOSED_SECONDS * 0.6)
+        assert not [one for one in starts if at + late[0] < one < at + late[1]]
+    assert app.verify() == []
