@@ -101,6 +101,29 @@ def test_an_enqueue_waits_for_who_is_adding_the_same(both: Any, end: str, rule: 
     assert app.count().jobs == 1
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_an_enqueue_waits_for_who_takes_the_key_back(both: Any, end: str) -> None:
+    """An operator's retry: its end is known before the caller's transaction writes anything."""
+    app, connection = both
+    first = app.enqueue_many([new()])[0]
+    failed = (
+        "status = 'failed', event = 'gave_up', lease_id = NULL, lease_expires_at = NULL,"
+        " finished_at = now(), last_error = 'x'"
+    )
+    retried = "status = 'pending', event = 'retried', finished_at = NULL"
+    for change in (CLAIMED, failed):
+        connection.execute(f"UPDATE tenure.job SET {change}")
+        connection.commit()
+    connection.execute(f"UPDATE tenure.job SET {retried}")
+    with psycopg.connect(app.database) as caller:
+        add = app.within(caller).enqueue_many
+        future = meanwhile(app, connection, lambda: add([new()])[0])
+        getattr(connection, end)()
+        assert (future.result(10).id == first.id) is (end == "commit")
+        caller.execute("SELECT 1")
+
+
 CLAIMED = (
     "status = 'processing', attempts = 1, token = 1, event = 'claimed', worker = 'w',"
     " lease_id = gen_random_uuid(), lease_expires_at = now() + interval '1 h',"

@@ -196,43 +196,36 @@ class Plan:
 
 def plan(jobs: Sequence[CheckedJob], seen: Seen) -> Plan:
     """Return what becomes of jobs, in order: each sees what those before it have done."""
-    made = Plan()
+    made, asked = Plan(), set(seen.known)
     numbers: dict[str, int] = {}  # unique key -> the number of its job in `fresh`
-    asked = set(seen.known)
     for job in jobs:
-        if job.unique is None or job.idempotency_key in asked:  # the insert knows what to answer
-            made.fresh.append(job)
-            made.answers.append(len(made.fresh) - 1)
-            continue
-        if job.idempotency_key is not None:
+        one = None if job.idempotency_key in asked else job.unique  # the insert knows the answer
+        if one is not None and job.idempotency_key is not None:
             asked.add(job.idempotency_key)
-        key, rule = job.unique.key, job.unique.rule
-        number = numbers.get(key)
-        there = None if number is not None else _there(job, seen, made)
-        if number is None and there is None:
-            numbers[key] = len(made.fresh)
+        number = None if one is None else numbers.get(one.key)
+        there = None if one is None or number is not None else _there(one, seen, made)
+        if one is None or (number is None and there is None):
+            if one is not None:
+                numbers[one.key] = len(made.fresh)
+            made.answers.append(len(made.fresh))
             made.fresh.append(job)
-            made.answers.append(numbers[key])
-        elif number is not None:
-            if rule.on_conflict == "error":
-                made.answers.append(DuplicateJob(made.fresh[number].id))
-                continue
-            made.fresh[number] = _merged(made.fresh[number], job)
-            made.answers.append(number)
-        elif isinstance(there, Job) and rule.on_conflict != "error":
-            _change(made, job, there, seen.now)
+        elif one.rule.on_conflict == "error" or isinstance(there, str):
+            holder = made.fresh[number] if number is not None else there
+            made.answers.append(DuplicateJob(str(getattr(holder, "id", holder))))
+        elif there is not None:
+            _change(made, job, one.rule, there, seen.now)
             made.answers.append(there.id)
-        else:
-            made.answers.append(DuplicateJob(there.id if isinstance(there, Job) else str(there)))
+        elif number is not None:
+            made.fresh[number] = _merged(made.fresh[number], job, one.rule)
+            made.answers.append(number)
     return made
 
 
-def _there(job: CheckedJob, seen: Seen, made: Plan) -> Job | str | None:
+def _there(one: Uniqueness, seen: Seen, made: Plan) -> Job | str | None:
     """The job that is in the way of another one, or its id if it was deleted; None if none is."""
-    assert job.unique is not None
-    rule: Any = job.unique.rule
-    holder = seen.held.get(job.unique.key) if rule.until else None
-    last = seen.throttled.get(job.unique.key) if holder is None and rule.within else None
+    rule: Any = one.rule
+    holder = seen.held.get(one.key) if rule.until else None
+    last = seen.throttled.get(one.key) if holder is None and rule.within else None
     # A clock that was ahead may have left a later time.
     if last and seen.now < last.expires_at <= seen.now + timedelta(seconds=rule.within):
         if last.job is None:
@@ -241,10 +234,8 @@ def _there(job: CheckedJob, seen: Seen, made: Plan) -> Job | str | None:
     return None if holder is None else made.holders.get(holder.id, holder)
 
 
-def _merged(first: CheckedJob, job: CheckedJob) -> CheckedJob:
+def _merged(first: CheckedJob, job: CheckedJob, rule: Unique) -> CheckedJob:
     """The first of two jobs to add with one key, as it is to be added because of the other."""
-    assert job.unique is not None
-    rule = job.unique.rule
     if not rule.changes or first.type != job.type:  # with a text as the key
         return first
     first = replace(first, delay=job.delay, run_at=job.run_at)
@@ -252,14 +243,11 @@ def _merged(first: CheckedJob, job: CheckedJob) -> CheckedJob:
     return replace(first, **more) if rule.on_conflict == "replace" else first
 
 
-def _change(made: Plan, job: CheckedJob, holder: Job, now: datetime) -> None:
+def _change(made: Plan, job: CheckedJob, rule: Any, holder: Job, now: datetime) -> None:
     """Note what a job changes of the holder of its key; nothing, if that was claimed before."""
-    assert job.unique is not None
     made.holders[holder.id] = holder
-    rule: Any = job.unique.rule
-    if not rule.changes or holder.status is not Status.PENDING or holder.token:
-        return
-    if holder.type != job.type:  # with a text as the key
+    same = holder.type == job.type  # with a text as the key it may not be
+    if not rule.changes or not same or holder.status is not Status.PENDING or holder.token:
         return
     due = job.run_at or now + timedelta(seconds=job.delay)
     if job.run_at is None and not job.delay:

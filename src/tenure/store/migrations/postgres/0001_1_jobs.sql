@@ -401,8 +401,11 @@ BEGIN
                 LIMIT 1) AS held
             WHERE o.unique_key IS NOT NULL AND {held_key} AND NOT {holds_key}));
         INSERT INTO {schema}.unique_key (key, job_id)
-        SELECT n.unique_key, n.id FROM before AS o JOIN after AS n ON n.id = o.id
-        WHERE n.unique_key IS NOT NULL AND {holds_key} AND NOT {held_key} ORDER BY 1;
+        SELECT key, id FROM (
+            SELECT n.unique_key AS key, n.id, pg_advisory_xact_lock( -- as `look_unique` does
+                hashtextextended('{schema}.unique_key ' || n.unique_key, 0))
+            FROM before AS o JOIN after AS n ON n.id = o.id
+            WHERE n.unique_key IS NOT NULL AND {holds_key} AND NOT {held_key} ORDER BY 1) AS back;
     END IF;
     IF seen.was_processing AND seen.is_cancelled THEN -- so that workers stop the handlers
         PERFORM pg_notify(TG_TABLE_SCHEMA, o.worker)
