@@ -148,11 +148,6 @@ def _whole(value: object, least: int, most: int, path: str) -> int:
     raise InvalidInput(f"give a whole number, {least} to {most:,}", path=path)
 
 
-def starts_left(every: int, burst: int, tat: int, now: int) -> int:
-    """Return how many jobs a rate lets start now; `tat` is when it is unused again."""
-    return burst - -(-max(tat - now, 0) // every)
-
-
 def look_again(
     now: int, every: int | None, burst: int | None, tat: int, resume_at: int | None, per: int | None
 ) -> float:

@@ -128,7 +128,8 @@ SELECT {columns}, {d.id("job.id")} FROM (
         SELECT partition, CAST(sum(pending) AS bigint) AS pending,
             CAST(sum(running) AS bigint) AS running
         FROM (
-            SELECT partition, 1 AS pending, 0 AS running FROM {d.turns} WHERE queue = {v}
+            SELECT partition, count(*) AS pending, 0 AS running FROM {d.turns} WHERE queue = {v}
+            GROUP BY priority, partition
             UNION ALL SELECT partition, 0, 1 FROM {d.table("slot")} WHERE queue = {v}
             UNION ALL SELECT partition, 0, 0 FROM {own} WHERE queue = {v}
         ) AS one GROUP BY partition
