@@ -293,6 +293,20 @@ def test_what_one_partition_has_no_jobs_for_goes_to_others_in_the_same_claim(
     assert len(harness.claim(20)) == 20
 
 
+def test_a_claim_that_large_payloads_end_goes_on_with_the_partitions_it_left_out(
+    harness: StoreHarness, queues: Queues
+) -> None:
+    """A batch that is cut in the order of the names starves the last ones for ever."""
+    queues.limit("q", per_partition=PerPartition())
+    names = [f"t{n:02}" for n in range(12)]
+    payload = f'{{"a":"{"x" * 900_000}"}}'
+    for _ in range(3):
+        add(harness, 1, *names, payload=payload)
+    leases = [lease for _ in range(2) for lease in harness.claim(12)]
+    assert len(leases) < 24
+    assert set(partitions_of(harness, leases)) == set(names)
+
+
 def test_a_worker_that_lacks_a_type_passes_over_it_in_each_partition(
     harness: StoreHarness, queues: Queues
 ) -> None:

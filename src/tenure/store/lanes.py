@@ -118,7 +118,8 @@ class Claim(Protocol):
         """Claim up to `limit` due jobs of a lane with partitions; return them, and the next turn.
 
         The partitions begin at the turn, and have what `limits.quotas` deals them. A look goes over
-        a bounded number of them, and the turn that is returned is then behind the last one.
+        a bounded number of them, and the turn that is returned is then behind the last one. So it
+        is behind the last one that got jobs, if their payloads are as many bytes as a claim has.
         """
 
     def look_again(self, queue: str) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tenure.jobs.ids import EPOCH
 from tenure.jobs.limits import NEXT, Open, Turn, has_enough, look_again, quotas
-from tenure.jobs.work import ClaimRequest, Lease
+from tenure.jobs.work import ClaimRequest, Lease, is_full
 from tenure.store import lanes
 from tenure.store.lanes import MAX_KNOWN, MAX_LANES, MAX_SEEN, Head, Lane, Limited, Mark
 from tenure.store.postgres import statements as sql
@@ -205,11 +205,14 @@ class PostgresClaim:
         places = ([time for time, _ in since], uuids([id for _, id in since]))
         values = (until, self._request.worker, types, names, shares, *places, in_order)
         rows = self._rows(sql.CLAIM_IN_TURN, (*lane, self.now, *values))
+        leases = [Lease(*[*row[:9], until, None, row[9]]) for row in rows]
+        if is_full(leases):
+            return leases, Turn(rows[-1][10] + NEXT)
         taken = {row[10] for row in rows}
         vain = {name: mark for name, mark in zip(names, since, strict=True) if name not in taken}
         if vain and not in_order:
             self._pass_over(lane, vain)
-        return [Lease(*[*row[:9], until, None, row[9]]) for row in rows], next_turn
+        return leases, next_turn
 
     def _pass_over(self, lane: Lane, vain: Mapping[str, Mark]) -> None:
         """Note where the next looks into partitions begin that this one took nothing of.

@@ -13,7 +13,7 @@ import msgspec
 
 from tenure.jobs.limits import NEXT, Turn, has_enough, quotas
 from tenure.jobs.names import serves
-from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease
+from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease, is_full
 from tenure.store.lanes import MAX_KNOWN, MAX_LANES, Head, Lane, LaneView, Limited, Mark
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite import turns
@@ -143,7 +143,10 @@ class SqliteClaim:
         if len(self._marks) > MAX_KNOWN:
             self._marks.clear()
         picked = turns.pick(self._db, self._values, given, self._marks)
-        return self._lease(picked), next_turn
+        leases = self._lease(picked)
+        if is_full(leases):
+            next_turn = Turn(picked[len(leases) - 1][-2] + NEXT)
+        return leases, next_turn
 
     def look_again(self, queue: str) -> float:
         return turns.opens(self._db, queue, self._values["now"])
