@@ -61,10 +61,10 @@ class Hooks:
     on_failure: list[OnFailure] = field(default_factory=list)
 
 
-def bound(handler: Handler, context: JobContext | None) -> Callable[..., Any]:
+def bound(handler: Handler, context: JobContext) -> Callable[..., Any]:
     """Return the function of a handler for one attempt, inside what the application puts around."""
     function = partial(handler.function, context) if handler.wants_context else handler.function
-    if not handler.around or context is None:
+    if not handler.around:
         return function
     call = _await_within if handler.is_async else _call_within
     return partial(call, handler.around, context, function)

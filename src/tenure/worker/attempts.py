@@ -111,11 +111,11 @@ class Attempts:
 
     def _start_ready(self) -> None:
         while (attempt := self._leases.start_next()) is not None:
-            self._try(self._start, attempt)
+            self._try(attempt, self._start)
 
-    def _try(self, start: Callable[..., None], attempt: Attempt, *more: Any) -> None:
+    def _try(self, attempt: Attempt, start: Callable[[Attempt], None]) -> None:
         try:
-            start(attempt, *more)
+            start(attempt)
         except NotStarted as trouble:
             self._finish(attempt, trouble)
         except BaseException as error:
@@ -177,11 +177,12 @@ class Attempts:
     def _start_here(self, attempt: Attempt, handler: Handler) -> None:
         self._start_clock(attempt)
         arguments = handler.arguments(attempt.lease.payload)
+        function = handler.function
         if handler.wants_context or handler.around:
             on_progress = partial(self._progress.note, attempt.lease)
             attempt.fence = LeaseFence(attempt.lease, attempt.worker, self._leases.database)
             attempt.context = context_of(attempt.lease, attempt.fence, on_progress)
-        function = bound(handler, attempt.context)
+            function = bound(handler, attempt.context)
         if handler.is_async:
             running = self._run_coroutine(attempt, handler, function, arguments)
             attempt.task = asyncio.get_running_loop().create_task(running)
@@ -218,9 +219,11 @@ class Attempts:
     def _finish(self, attempt: Attempt, ending: Ending | NotStarted) -> None:
         """Free the slot of a handler that has returned; its ending counts unless it was stopped."""
         child = attempt.child
-        if isinstance(ending, NotStarted) and child and child.alone and attempt.state is STARTED:
+        if child and child.alone and isinstance(ending, NotStarted) and attempt.state is STARTED:
             handler = self._handlers.find(attempt.lease.type)
-            self._try(self._start_here_after_all, attempt, handler, str(ending))
+            assert handler is not None  # it was found before the child started
+            again = partial(self._start_here_after_all, handler=handler, why=str(ending))
+            self._try(attempt, again)
             return
         if attempt.timer is not None:
             attempt.timer.cancel()

@@ -38,6 +38,7 @@ class AttemptState(Enum):
 
 
 CLAIMED, STARTED, ENDED, REPORTED, LOST = AttemptState
+BUSY = Answer.BUSY  # for each report: before Python 3.12 a member takes 0.08 µs to find
 
 
 @dataclass(slots=True, eq=False)
@@ -74,8 +75,10 @@ class Attempt:
         """Return the report of this attempt with the given outcome."""
         lease, worker = self.lease, self.worker
         uncertain = self.child is not None or (self.fence is not None and self.fence.is_used)
-        how = (outcome, result, error, retryable, worker, delay, None, pause, uncertain)
-        return Report(lease.id, lease.lease_id, *how)
+        # fmt: off
+        return Report(lease.id, lease.lease_id, outcome, result, error, retryable, worker, delay,
+                      None, pause, uncertain)
+        # fmt: on
 
     def failure(self, error: BaseException, handler: Handler | None = None) -> Ending:
         """Return the ending of its handler, which raised; keep the exception if that counts."""
@@ -302,7 +305,7 @@ class LeaseBook:
         busy = []
         with self._lock:
             for attempt, verdict in zip(attempts, verdicts, strict=True):
-                if verdict.answer is Answer.BUSY:
+                if verdict.answer is BUSY:
                     busy.append(attempt)
                     continue
                 attempt.state = REPORTED

@@ -21,7 +21,7 @@ from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
 from tenure.telemetry.logs import log_failure, log_transition
 from tenure.worker.failures import FailureCalls
-from tenure.worker.leases import Attempt, log_fields
+from tenure.worker.leases import BUSY, Attempt, log_fields
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class WorkLog:
         for attempt, verdict in zip(attempts, verdicts, strict=True):
             report = attempt.report
             assert report is not None
-            if verdict.answer is Answer.BUSY:
+            if verdict.answer is BUSY:
                 continue
             if report.uncertain and verdict == _COMMITTED:
                 if report.error != NOT_COMMITTED:
@@ -91,11 +91,11 @@ class WorkLog:
                     verdict.answer,
                     verdict.recorded,
                 )
-            elif self.detailed or report.outcome in _SHOWN:
-                self._recorded(attempt, report, verdict)
-            elif report.outcome is _COMPLETED:
+            elif report.outcome is _COMPLETED and not self.detailed:
                 self._others += 1
                 completed = attempt
+            elif self.detailed or report.outcome in _SHOWN:
+                self._recorded(attempt, report, verdict)
         if completed is not None and time.monotonic() - self._shown_at >= SHOWN_SECONDS:
             self._show(completed)
 
