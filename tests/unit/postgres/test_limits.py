@@ -15,6 +15,7 @@ from tests.support.store import claim_request
 from tests.support.waiting import wait_until
 from tests.unit.postgres.connections import (
     Connection,
+    ask_in_store_session,
     claim_alone,
     committed,
     in_thread,
@@ -402,6 +403,19 @@ def test_a_limit_waits_for_the_claims_before_it(url: str, raw: Connection) -> No
     refused(raw, ids[1:])
 
 
+def test_the_first_limits_wait_for_all_that_change_jobs(url: str, raw: Connection) -> None:
+    """Else a job that started meanwhile would have no slot."""
+    ids = add(raw, 2)
+    with psycopg.connect(url) as claim:
+        start(claim, ids[:1])
+        first = "INSERT INTO tenure.queue_limit (queue, max_running) VALUES ('q', 1)"
+        thread = in_thread(lambda: change(url, first))
+        wait_until(lambda: value(raw, BLOCKED) == 1, "the limits to wait for the claim")
+        claim.commit()
+        thread.join()
+    refused(raw, ids[1:])
+
+
 def change(url: str, statement: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(statement.encode())
@@ -530,6 +544,18 @@ def test_a_claim_goes_over_jobs_of_other_types_in_steps(raw: Connection, db: Pos
     looks = [claim(db, 5, types=("rare",)) for _ in range(4)]
     assert looks.index(wanted) == 2
     assert looks[3] == []
+
+
+def test_jobs_of_a_full_partition_cost_one_look(raw: Connection, db: Postgres) -> None:
+    """As in the Oban forum, 53388: they must not be gone through to find others behind them."""
+    limit(raw, partitioned=True, per_max_running=1)
+    full = add(raw, 3_000, partition="a")
+    start(raw, full[:1])
+    rest = [add(raw, 2, partition=f"b{n}")[0] for n in range(8)]
+    reads = "SELECT pg_stat_get_xact_tuples_returned('tenure.ready_turn'::regclass)"
+    with committed(db):
+        assert {lease.id for lease in db.claim(claim_request(8))} == set(rest)
+        assert ask_in_store_session(db, reads)[0][0] < 50
 
 
 def test_a_claim_looks_at_partitions_in_steps(

@@ -93,6 +93,50 @@ def test_a_claim_reads_a_lane_in_order_and_no_further(
     check_claim(url, raw, kept_plans)
 
 
+@pytest.mark.parametrize("ordered", [None, "halt"])
+def test_a_claim_in_turn_reads_each_partition_in_order_and_no_further(
+    url: str, raw: Connection, crowded: list[str], kept_plans: list[str], ordered: str | None
+) -> None:
+    kept_plans.clear()
+    raw.execute(
+        "INSERT INTO tenure.queue_limit (queue, max_running, partitioned, per_max_running, ordered,"
+        " rate_starts, rate_seconds, burst, every, per_rate_starts, per_rate_seconds, per_burst,"
+        " per_every) VALUES ('default', 5, true, 2, %s, 9, 1, 9, 1000000, 9, 1, 9, 1000000)",
+        (ordered,),
+    )
+    (now,) = raw.execute("SELECT now()").fetchone() or ()
+    asked = ("w", None, [""], [2], [PostgresClaim.start[0]], [crowded[0]], ordered is not None)
+    kept_plans.clear()
+    raw.execute("BEGIN")
+    raw.execute(address_of(url).sql(sql.ROOM), ("default", now))
+    raw.execute(address_of(url).sql(sql.OPEN), ("default", 0, now, "", 0, 5))
+    claimed = raw.execute(address_of(url).sql(sql.CLAIM_IN_TURN), ("default", 0, now, now, *asked))
+    assert len(claimed.fetchall()) == (2 if ordered is None else 1)
+    raw.execute("COMMIT")
+    raw.execute(
+        address_of(url).sql(sql.PASSED_IN_TURN),
+        ("default", 0, now, *map(list, asked[2:3]), *asked[4:6]),
+    )
+    raw.execute(
+        "UPDATE tenure.job SET status = 'cancelled', finished_at = now(), lease_id = NULL,"
+        " lease_expires_at = NULL WHERE status = 'processing'"
+    )
+    read = [plan for plan in kept_plans if "Scan" in plan]
+    for table in ("ready", "slot", "line", "queue_limit", "partition_limit"):
+        assert not [plan for plan in read if f"Seq Scan on {table}" in plan], table
+    walk, *_ = (plan for plan in read if "token.partition >= " in plan)
+    assert "using ready_turn" in walk
+    assert "Sort" not in walk
+    (found,) = (plan for plan in read if "CTE claimed" in plan)
+    picked, claimed_plan = found.split("CTE claimed")
+    assert "using ready_turn" in picked
+    assert "Tid Scan on ready" in picked
+    assert "Index Scan using job_pkey" in picked
+    assert "Sort" not in picked.split("CTE picked")[1]
+    assert "Tid Scan on job" in claimed_plan
+    assert len([plan for plan in read if "using slot_pkey" in plan]) >= 4
+
+
 @pytest.mark.scenario(100)
 def test_every_statement_keeps_its_plan_at_many_rows_of_each_kind(
     url: str, raw: Connection, kept_plans: list[str]

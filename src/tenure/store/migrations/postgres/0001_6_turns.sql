@@ -81,7 +81,7 @@ BEGIN
 END $$;
 
 -- `claim` for partitions of a lane, each up to its share: of the first `seen` due jobs of it from a place on,
--- or, `in_order`, only the job at that place. Answers with their partitions, too.
+-- or, `in_order`, the one job that was found there. Answers with their partitions, too.
 CREATE FUNCTION {schema}.claim_in_turn(
     lane_queue text, lane_priority bigint, due timestamptz, until timestamptz, holder text,
     wanted text[], in_turn text[], shares integer[], since timestamptz[], since_ids uuid[],
@@ -113,7 +113,6 @@ BEGIN
                 AND first.type <> ALL (ARRAY(
                     SELECT name FROM {schema}.type WHERE paused_at IS NOT NULL))
                 AND (job.start_by IS NULL OR job.start_by > due)
-                AND (NOT in_order OR first.id = part.since_id)
             ORDER BY first.run_at, first.id LIMIT part.share FOR UPDATE OF token, job SKIP LOCKED
         ) AS mine
     ), fitting AS MATERIALIZED ( -- up to 8 MiB of payloads
