@@ -22,7 +22,7 @@ from tenure.store.sqlite.connection import connect, to_time
 from tests.support.store import claim_request
 
 LANE = ("q", 0)
-MANY = 20_000
+MANY = 5_000
 NOW = "(SELECT at FROM tenure_now)"
 
 

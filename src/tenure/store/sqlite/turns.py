@@ -141,9 +141,9 @@ def open_partitions(
         seen = [part for part in found if end is None or part.partition < end]
         parts += [part for part in seen if part.room > 0]
         looks -= len(seen)
-        last = seen[-1].partition if seen else last
         if len(seen) == step:
-            place = seen[-1].partition + NEXT
+            last = seen[-1].partition
+            place = last + NEXT
         elif end is None and turn.partition:
             end, place = turn.partition, ""
         else:
