@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -20,7 +21,12 @@ from tenure import Tenure
 from tenure.store import migrate_store
 from tests.support.clock import Clock
 from tests.support.effort import EVERYTHING
-from tests.support.postgres import PostgresServer, PostgresUnavailable
+from tests.support.postgres import (
+    PostgresServer,
+    PostgresUnavailable,
+    data_parent,
+    own_folder,
+)
 
 # A busy machine is no failure: no deadline per example. CI draws the same examples every time.
 hypothesis.settings.register_profile(
@@ -38,6 +44,24 @@ sys.dont_write_bytecode = False
 
 UNTIL = "TENURE_CHAOS_UNTIL"
 """Unix time after which `make chaos` begins no further test."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Let tests write into memory where there is enough of it.
+
+    What a commit of SQLite costs to reach a disk is half of the time of a test.
+    """
+    if config.option.basetemp is None:
+        folders = contextlib.ExitStack()
+        folder = folders.enter_context(own_folder(data_parent(durable=False)))
+        config.option.basetemp = folder / "tests"
+
+        def remove() -> None:
+            with contextlib.suppress(OSError):  # a process still writes: the next run removes it
+                folders.close()
+
+        config.add_cleanup(remove)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

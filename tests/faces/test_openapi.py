@@ -32,6 +32,7 @@ TOKEN = "a-token-for-schemathesis"
 SETTINGS = Settings(tokens=(TOKEN,), allowed_hosts=("testserver", "localhost"))
 AUTHORIZATION = {"Authorization": f"Bearer {TOKEN}"}
 CONFIG = {
+    "request-timeout": 60,  # a batch of 10,000 jobs on a busy machine
     "auth": {"openapi": {"token": {"bearer": TOKEN}}},
     # A valid request may meet a job, a queue or a key that is not as it would have to be.
     "checks": {

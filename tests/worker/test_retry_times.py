@@ -66,7 +66,7 @@ def test_retry_after_sets_the_time_and_is_charged(app_on_each_engine: Tenure, ki
     with running_worker(app):
         after = until_pending_again(app, job, "retried")
     assert transitions(app, job) == ["enqueued", "claimed", "failed", "retried"]
-    assert wait_of(app, job) == pytest.approx(3600, abs=0.1)
+    assert wait_of(app, job) == pytest.approx(3600, abs=2)
     assert (after.attempts, after.snoozes) == (1, 0)
     assert "RetryAfter: the service is busy" in (after.last_error or "")
 
@@ -87,7 +87,7 @@ def test_a_snooze_costs_nothing(app_on_each_engine: Tenure, kind: str) -> None:
     job = app.enqueue("later", max_retries=1)
     with running_worker(app):
         after = until_pending_again(app, job, "snoozed")
-    assert wait_of(app, job) == pytest.approx(600, abs=0.1)
+    assert wait_of(app, job) == pytest.approx(600, abs=2)
     assert (after.attempts, after.token, after.snoozes) == (0, 1, 1)
     assert after.last_error is None
     assert app.verify() == []
@@ -109,7 +109,7 @@ def test_a_rate_limit_is_a_snooze_that_the_queue_waits_for(
             source = stack.enter_context(Client(server.url))
         stack.enter_context(running_worker(app, source))
         after = until_pending_again(app, job, "snoozed")
-    assert wait_of(app, job) == pytest.approx(600, abs=0.1)
+    assert wait_of(app, job) == pytest.approx(600, abs=2)
     assert (after.attempts, after.snoozes, after.last_error) == (0, 1, None)
     assert failures == []
     ((queue, paused_for),) = sql.run("SELECT queue, paused_for FROM {queue_limit}")
