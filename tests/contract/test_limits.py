@@ -320,6 +320,20 @@ def test_a_worker_that_lacks_a_type_passes_over_it_in_each_partition(
     assert sorted(harness.ids(got)) == sorted(wanted)
 
 
+@pytest.mark.parametrize("per", [PerPartition(), PerPartition(max_running=1)])
+def test_a_worker_finds_its_job_among_partitions_with_jobs_of_other_types(
+    harness: StoreHarness, queues: Queues, per: PerPartition
+) -> None:
+    """Not one partition with each claim, for a worker that asks for one job."""
+    queues.limit("q", per_partition=per)
+    add(harness, 1, *[f"t{n:03}" for n in range(300)], type="other")
+    harness.clock.advance(TICK)
+    wanted = add(harness, 1, "t150", "t160")
+    claims = [harness.ids(harness.claim(1, types=("mail",))) for _ in range(6)]
+    assert sorted(claims)[-2:] == [[id] for id in sorted(wanted)]
+    assert len(harness.claim(300)) == 300 - (2 if per.max_running else 0)
+
+
 # --- rates
 
 

@@ -114,12 +114,16 @@ class Claim(Protocol):
         locked until the end of the transaction; None if another transaction has locked it.
         """
 
-    def take_in_turn(self, lane: Lane, turn: Turn, limit: int) -> tuple[list[Lease], Turn]:
+    def take_in_turn(
+        self, lane: Lane, turn: Turn, limit: int, wide: bool = False
+    ) -> tuple[list[Lease], Turn]:
         """Claim up to `limit` due jobs of a lane with partitions; return them, and the next turn.
 
         The partitions begin at the turn, and have what `limits.quotas` deals them. A look goes over
         a bounded number of them, and the turn that is returned is then behind the last one. So it
         is behind the last one that got jobs, if their payloads are as many bytes as a claim has.
+
+        If `wide`, a look goes over as many of them as it may, however small the limit is.
         """
 
     def look_again(self, queue: str) -> float:
@@ -343,13 +347,16 @@ def _look_in_turn(view: LaneView, claim: Claim, lane: Lane, limit: int) -> tuple
     """Claim jobs of a lane with partitions; return them, and how many looks it took."""
     turn = view.turns.get(lane) or Turn(secrets.choice(PLACES))
     leases: list[Lease] = []
-    looks = 0
+    looks, wide = 0, False
     while looks < MAX_ROUNDS:
-        found, turn = claim.take_in_turn(lane, turn, limit - len(leases))
+        began = turn
+        found, turn = claim.take_in_turn(lane, turn, limit - len(leases), wide)
         leases += found
         looks += 1
-        if not found or len(leases) >= limit or is_full(leases):
+        # Those that were asked may be closed, or have jobs of other types alone. Then ask many.
+        if (not found and (wide or turn == began)) or len(leases) >= limit or is_full(leases):
             break
+        wide = not found
     if len(view.turns) >= MAX_KNOWN:
         view.turns.clear()
     view.turns[lane] = turn

@@ -185,11 +185,14 @@ class PostgresClaim:
         ((room,),) = self._rows(sql.ROOM, (queue, self.now))
         return None if room is None else max(min(room, most), 0)
 
-    def take_in_turn(self, lane: Lane, turn: Turn, limit: int) -> tuple[list[Lease], Turn]:
-        *found, (last, *_) = self._rows(sql.OPEN, (*lane, self.now, *turn, limit))
+    def take_in_turn(
+        self, lane: Lane, turn: Turn, limit: int, wide: bool = False
+    ) -> tuple[list[Lease], Turn]:
+        space = max(limit, sql.MAX_PARTITIONS) if wide else limit
+        *found, (last, *_) = self._rows(sql.OPEN, (*lane, self.now, *turn, space))
         parts = [Open(*row[:3]) for row in found]
-        shares, next_turn = quotas(parts, turn, limit)
-        if last is not None and not has_enough(parts, turn, limit):
+        shares, next_turn = quotas(parts, turn, space)
+        if last is not None and not has_enough(parts, turn, space):
             next_turn = Turn(last + NEXT)
         if not parts:
             return [], next_turn
@@ -203,10 +206,10 @@ class PostgresClaim:
         types = None if self._request.types is None else list(self._request.types)
         names = [part.partition for part in parts]
         places = ([time for time, _ in since], uuids([id for _, id in since]))
-        values = (until, self._request.worker, types, names, shares, *places, in_order)
+        values = (until, self._request.worker, types, names, shares, *places, in_order, limit)
         rows = self._rows(sql.CLAIM_IN_TURN, (*lane, self.now, *values))
         leases = [Lease(*[*row[:9], until, None, row[9]]) for row in rows]
-        if is_full(leases):
+        if (wide and len(leases) == limit) or is_full(leases):
             return leases, Turn(rows[-1][10] + NEXT)
         taken = {row[10] for row in rows}
         vain = {name: mark for name, mark in zip(names, since, strict=True) if name not in taken}

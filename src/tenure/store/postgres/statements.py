@@ -162,7 +162,7 @@ ROOM = "SELECT {s}.room(%s, %s)"
 OPEN = f"SELECT * FROM {{s}}.open_partitions(%s, %s, %s, %s, %s, %s, {MAX_PARTITIONS})"
 CLAIM_IN_TURN = f"""
 SELECT * FROM {{s}}.claim_in_turn(%s, %s, %s, %s, %s, %b::text[],
-    %b::text[], %b::integer[], %b::timestamptz[], %b::uuid[], %s, {SEEN_IN_TURN})
+    %b::text[], %b::integer[], %b::timestamptz[], %b::uuid[], %s, %s::integer, {SEEN_IN_TURN})
 """
 PASSED_IN_TURN = f"""
 SELECT * FROM {{s}}.passed_in_turn(%s, %s, %s,

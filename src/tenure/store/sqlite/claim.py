@@ -131,11 +131,14 @@ class SqliteClaim:
     def room(self, queue: str, most: int) -> int:
         return turns.room(self._db, {**self._values, "queue": queue, "most": most})
 
-    def take_in_turn(self, lane: Lane, turn: Turn, limit: int) -> tuple[list[Lease], Turn]:
+    def take_in_turn(
+        self, lane: Lane, turn: Turn, limit: int, wide: bool = False
+    ) -> tuple[list[Lease], Turn]:
         self._look_at(lane, self.start)
-        parts, last = turns.open_partitions(self._db, self._values, turn, limit)
-        shares, next_turn = quotas(parts, turn, limit)
-        if last is not None and not has_enough(parts, turn, limit):
+        space = max(limit, turns.MAX_PARTITIONS) if wide else limit
+        parts, last = turns.open_partitions(self._db, self._values, turn, space)
+        shares, next_turn = quotas(parts, turn, space)
+        if last is not None and not has_enough(parts, turn, space):
             next_turn = Turn(last + NEXT)
         given = {part.partition: n for part, n in zip(parts, shares, strict=True) if n}
         if not given:
@@ -143,8 +146,8 @@ class SqliteClaim:
         if len(self._marks) > MAX_KNOWN:
             self._marks.clear()
         picked = turns.pick(self._db, self._values, given, self._marks)
-        leases = self._lease(picked)
-        if is_full(leases):
+        leases = self._lease(picked[:limit])
+        if len(picked) > limit or is_full(leases):
             next_turn = Turn(picked[len(leases) - 1][-2] + NEXT)
         return leases, next_turn
 

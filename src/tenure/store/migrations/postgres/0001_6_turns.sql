@@ -80,12 +80,12 @@ BEGIN
     RETURN NEXT;
 END $$;
 
--- `claim` for partitions of a lane, each up to its share: of the first `seen` due jobs of it from a place on,
--- or, `in_order`, the one job that was found there. Answers with their partitions, too.
+-- `claim` for partitions of a lane, each up to its share, `most` in all: of the first `seen` due jobs of each from
+-- a place on, or, `in_order`, the one job that was found there. Answers with their partitions, too.
 CREATE FUNCTION {schema}.claim_in_turn(
     lane_queue text, lane_priority bigint, due timestamptz, until timestamptz, holder text,
     wanted text[], in_turn text[], shares integer[], since timestamptz[], since_ids uuid[],
-    in_order boolean, seen integer
+    in_order boolean, most integer, seen integer
 ) RETURNS TABLE (
     id text, type text, queue text, payload text, attempts integer, max_retries bigint,
     token integer, timeout double precision, lease_id text, alone boolean, partition text
@@ -114,7 +114,7 @@ BEGIN
                     SELECT name FROM {schema}.type WHERE paused_at IS NOT NULL))
                 AND (job.start_by IS NULL OR job.start_by > due)
             ORDER BY first.run_at, first.id LIMIT part.share FOR UPDATE OF token, job SKIP LOCKED
-        ) AS mine
+        ) AS mine LIMIT most
     ), fitting AS MATERIALIZED ( -- up to 8 MiB of payloads
         SELECT place FROM (
             SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM picked
