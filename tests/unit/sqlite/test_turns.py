@@ -257,5 +257,6 @@ def test_no_processes_together_start_more_than_the_limits(path: Path) -> None:
     for source, target, partition in raw.execute(ledger):
         holders[partition] += (target == "processing") - (source == "processing")
         fullest, most = max(fullest, *holders.values()), max(most, holders.total())
-    assert (fullest, most) == (2, 5)
+    assert fullest <= 2
+    assert 2 < most <= 5  # else nothing ran side by side
     raw.close()
