@@ -30,6 +30,8 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "tenure"
 LIFECYCLE = "lifecycle.py"
 SQLITE, POSTGRES = "store/sqlite/statements.py", "store/postgres/statements.py"
+SQLITE_LIMITS = "store/migrations/sqlite/0001_4_limits.sql"
+LIMITS = "store/migrations/postgres/0001_5_limits.sql"
 HOT_PATH = "store/migrations/postgres/0001_2_statements.sql"
 GUARDED_FILES = (
     SQLITE,
@@ -267,6 +269,37 @@ CONTROLS = (
         "worker/heartbeat.py",
         "        interval = self._lease_seconds / 3\n        rounds",
         "        interval = self._lease_seconds * 1.5\n        rounds",
+    ),
+    Control(
+        "PostgreSQL: starts are counted without a lock of the queue",
+        LIMITS,
+        "queue_limit WHERE queue = of FOR UPDATE;",
+        "queue_limit WHERE queue = of;",
+    ),
+    Control(
+        "PostgreSQL: starts are counted without a lock of the partition",
+        LIMITS,
+        "PERFORM pg_advisory_xact_lock(place) FROM",
+        "PERFORM place FROM",
+    ),
+    Control(
+        "PostgreSQL: starts are counted in a snapshot from before the lock",
+        LIMITS,
+        "IF current_setting('transaction_isolation') <> 'read committed' THEN\n"
+        "        PERFORM {schema}.refuse_start(",
+        "IF false THEN\n        PERFORM {schema}.refuse_start(",
+    ),
+    Control(
+        "SQLite: one more runs than the limit of the queue",
+        SQLITE_LIMITS,
+        "> l.max_running",
+        "> 1 + l.max_running",
+    ),
+    Control(
+        "SQLite: one more runs than the limit of the partition",
+        SQLITE_LIMITS,
+        "> coalesce(p.max_running, l.per_max_running)",
+        "> 1 + coalesce(p.max_running, l.per_max_running)",
     ),
 )
 

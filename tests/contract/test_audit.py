@@ -11,7 +11,7 @@ import sqlite3
 import pytest
 
 from tenure.events import Retried
-from tenure.store import audit, open_store
+from tenure.store import audit, limit_audit, open_store
 from tests.support.store import (
     LEASE_SECONDS,
     StoreHarness,
@@ -58,7 +58,7 @@ KEY = "one job per idempotency key"
 COUNTS = "the counts are those of the jobs"
 TAGS = "a job is found by its tags and by no others"
 HOLDERS = "one holder per unique key, and each holder is a row that may hold"
-"""Broken in test_unique."""
+"""Broken in test_unique; what is said of limits, in test_limit_audit."""
 WAITED = "no job waits for one that is settled"
 FIRES = "a fire has the job that its schedule added"
 ORPHANS = "no ledger without its job"
@@ -322,10 +322,12 @@ def test_an_index_without_its_jobs_is_found(sqlite_url: str) -> None:
 
 
 def test_there_is_a_case_for_every_question_and_advice_for_every_answer() -> None:
-    asked = {name for each in (*audit.QUERIES, audit.PLACES) for name in each.invariants}
+    questions = (*audit.QUERIES, audit.PLACES)
+    asked = {name for each in questions for name in each.invariants}
+    assert {name for each in limit_audit.QUERIES for name in each.invariants} == {audit.FOLLOWED}
     breaks = LEDGER_BREAKS + ROW_BREAKS + PLACE_BREAKS
     shown = {invariant for broken, _ in breaks for invariant in broken}
-    others = {audit.SOUND, audit.TICKS}
+    others = {audit.SOUND, audit.TICKS, audit.HELD, audit.FOLLOWED}
     assert asked | others == shown | {KEY, HOLDERS, WAITED, *others} == set(audit.INVARIANTS)
     assert all(audit.INVARIANTS.values())
 

@@ -126,7 +126,8 @@ class RawSql:
             for (name,) in self.run("SELECT name FROM sqlite_schema WHERE type = 'trigger'"):
                 self.run(f"DROP TRIGGER {name}")
             return
-        for table in ("job", "transition", "tag", "ready", "ended", "arrival", "fire"):
+        tables = ("job", "transition", "tag", "ready", "ended", "arrival", "fire", "slot", "line")
+        for table in (*tables, "queue_limit", "partition_limit"):
             self.run(f"ALTER TABLE tenure.{table} DISABLE TRIGGER ALL")
 
     def without_triggers(self, statement: str, *values: Any) -> None:

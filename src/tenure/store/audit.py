@@ -43,6 +43,9 @@ TICKS = "every tick that was due is on record"
 """Checked by computing the ticks again: `store.fires.unrecorded`."""
 SOUND = "the tables and their indexes are sound"
 """Checked on SQLite files only, by SQLite itself."""
+HELD = "each start kept to the limits of its time"
+FOLLOWED = "slots, turns and lines are those of the jobs"
+"""Checked in `store.limit_audit`, where queues have limits."""
 
 INVARIANTS: Mapping[str, str] = {
     "every transition in the ledger is legal": EDITED,
@@ -100,6 +103,8 @@ INVARIANTS: Mapping[str, str] = {
     f" for ever, or it is in no list: {BYPASSED}",
     SOUND: "the file is damaged, by a fault of the disk, or because it was copied, replaced or "
     "written by other means while it was in use: stop everything, keep a copy, restore a backup",
+    HELD: f"more ran or started than was allowed: a clock was set back, or {BYPASSED}",
+    FOLLOWED: f"limits count wrong, or a job never starts: {BYPASSED}",
     "the counts are those of the jobs": "`tenure stats` is wrong by that much, no job is: jobs "
     "were deleted or the ledger was edited by hand. `Tenure(url).stats.recount()` counts again",
     "no ledger without its job": "a job was deleted that was not settled, or not by Tenure: look "
@@ -128,7 +133,7 @@ class AuditQuery:
         broken = " OR ".join(f'"{name}" IS NOT NULL' for name in self.invariants)
         text = f"SELECT * FROM ({self.select}) AS seen WHERE {broken}"
         parts = {"broken_value": dialect.broken_value, "tags": dialect.tags}
-        parts["miscounts"] = stats_sql.miscounts(dialect)
+        parts |= {"miscounts": stats_sql.miscounts(dialect), "turns": dialect.turns}
         name = re.compile("{([a-z_]+)}")
         return name.sub(lambda it: parts.get(it[1]) or dialect.table(it[1]), text)
 

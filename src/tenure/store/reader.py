@@ -21,7 +21,7 @@ from tenure.jobs.queries import Query
 from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.stats import QueueState, WorkerState
 from tenure.lifecycle import Job, Status
-from tenure.store import audit
+from tenure.store import audit, limit_audit
 from tenure.store.dialect import Dialect
 from tenure.store.notify import Notify
 from tenure.store.rows import COLUMNS, job_of, read_tags, selected
@@ -108,9 +108,14 @@ class Reader(ABC):
         """Return stored facts that break an invariant: (invariant, job id, what was found)."""
         found: list[audit.Finding] = []
         more = ("ticks of schedules", *self.more_checks)
-        for asked in audit.queries(progress, self.questions, more):
+        limited = self.rows(limit_audit.used(self.dialect))
+        questions = (*self.questions, *(limit_audit.QUERIES if limited else ()))
+        for asked in audit.queries(progress, questions, more):
             read = partial(audit.findings, asked, before=tuple(found), limit=limit)
             found += self.read_through(asked.statement(self.dialect), read)
+        if limited:
+            replay = partial(limit_audit.Replay().findings, limit=limit)
+            found += self.read_through(limit_audit.starts_and_ends(self.dialect), replay)
         return found + schedules.unrecorded(self)[:limit]
 
     @staticmethod
