@@ -24,10 +24,10 @@ from tenure.jobs import explain, payload
 from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
 from tenure.jobs.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH
 from tenure.jobs.queries import MAX_LISTED
-from tenure.jobs.stats import QueueState, TypeState, WorkerState
+from tenure.jobs.stats import PartitionState, QueueState, TypeState, WorkerState
 from tenure.jobs.work import Answer, Outcome
 from tenure.lifecycle import FIRST_EVENT, MAX_RETURNS, TRANSITIONS, Status
-from tenure.wire import problems, requests, responses
+from tenure.wire import problems, queues, requests, responses
 from tenure.wire.requests import MAX_LEASED
 from tests.docs.monitoring import metrics_with_labels
 from tests.docs.pages import DOCS, Page, reference, table_rows
@@ -140,15 +140,16 @@ def test_every_field_and_parameter_is_named() -> None:
         *(
             responses.HeldBody,
             responses.StatsBody,
-            requests.LimitRequest,
+            queues.LimitRequest,
             TypeState,
+            queues.PartitionSettings,
         ),
         *(route.query for route in ROUTES if route.query is not None),
     )
     wanted = {name for shape in shapes for name in shape.__struct_encode_fields__}
     wanted |= {
         field.name
-        for shape in (QueueState, WorkerState, explain.Explanation)
+        for shape in (QueueState, PartitionState, WorkerState, explain.Explanation)
         for field in fields(shape)
     }
     assert wanted <= named, sorted(wanted - named)

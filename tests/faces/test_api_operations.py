@@ -423,3 +423,46 @@ def test_the_api_can_be_mounted(app: Tenure) -> None:
     assert link.startswith("</queue/jobs?limit=1&cursor=")
     assert_problem(client.get("/queue/nothing"), 404, "not_found")
     assert client.post("/queue/leases", json={"worker": "w", "wait_seconds": 1}).json()
+
+
+def test_limits_are_set_one_by_one(api: TestClient) -> None:
+    def limit(**change: Any) -> Any:
+        return api.put("/queues/sync/limit", json=change).json()
+
+    set_first = limit(max_running=5, rate="900/1m", per_partition={"max_running": 2})
+    assert set_first["running"] == 0
+    per_partition = {"max_running": 2, "rate": None, "burst": None}
+    limits = {"max_running": 5, "rate": "900/1m", "burst": 90, "ordered": None}
+    assert set_first["limits"] == {**limits, "per_partition": per_partition}
+    assert limit(max_running=None)["limits"]["max_running"] is None
+    assert limit(ordered="halt", per_partition={})["limits"]["ordered"] == "halt"
+    assert limit(rate=None, ordered=None, per_partition=None)["limits"] is None
+    for body, path in (
+        ({"max_running": -1}, "$.max_running"),
+        ({"rate": "900"}, "$.rate"),
+        ({"burst": 2}, "$.burst"),
+        ({"per_partition": {"rate": "fast"}}, "$.per_partition.rate"),
+        ({"ordered": "yes"}, "$.ordered"),
+    ):
+        refused = assert_problem(api.put("/queues/sync/limit", json=body), 400, "invalid_input")
+        assert path in json.dumps(refused)
+
+
+def test_partitions_are_listed_limited_and_paused(api: TestClient) -> None:
+    api.put("/queues/sync/limit", json={"ordered": "halt"})
+    for tenant in ("acme", "acme", "b/c"):
+        job = {"type": "a", "queue": "sync", "partition": tenant, "max_retries": 1}
+        assert api.post("/jobs", json=job).status_code == 201
+    partition = {"partition": "b/c", "weight": 3, "paused": True, "reason": "they asked"}
+    assert api.put("/queues/sync/partition", json=partition).status_code == 200
+    (lease,) = claim_jobs(api, limit=10)
+    report = {"lease_id": lease["lease_id"], "outcome": "failed", "error": "no"}
+    api.post("/reports", json=[report])
+    assert claim_jobs(api, limit=10) == []
+    acme, other = api.get("/queues/sync/partitions").json()
+    assert (acme["partition"], acme["pending"], acme["halted_by"]) == ("acme", 1, lease["id"])
+    assert (other["weight"], other["pause_reason"], other["running"]) == (3, "they asked", 0)
+    api.post("/queues/sync/pass-over", json={"partition": "acme"})
+    api.put("/queues/sync/partition", json={"partition": "b/c", "paused": False})
+    assert len(claim_jobs(api, limit=10)) == 2
+    assert len(api.get("/queues/sync/partitions?limit=1").json()) == 1

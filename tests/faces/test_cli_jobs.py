@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tenure import Tenure
+from tenure import PerPartition, Tenure
+from tenure.jobs.limits import Limits
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.wire import responses
 from tests.support.cli import cli_json, output_of, run_cli
@@ -108,7 +109,7 @@ def test_enqueue_as_json_is_the_job_as_the_api_shows_it(app: Tenure) -> None:
 
 
 def test_a_full_queue_refuses(app: Tenure) -> None:
-    output_of("queues", "limit", "mail", "1")
+    output_of("queues", "limit", "mail", "--max-pending", "1")
     output_of("enqueue", "email", "--queue", "mail")
 
     result = run_cli("enqueue", "email", "--queue", "mail")
@@ -286,18 +287,19 @@ def test_a_paused_queue_hands_out_nothing_until_it_is_resumed(app: Tenure) -> No
 
 def test_queues_are_listed_as_the_api_shows_them(app: Tenure) -> None:
     app.enqueue("email", queue="mail")
-    output_of("queues", "limit", "mail", "10")
+    output_of("queues", "limit", "mail", "--max-pending", "10")
 
     assert cli_json("queues", "list") == as_json(app.queues.list())
     head, line = output_of("queues", "list").splitlines()
-    assert head.split() == ["QUEUE", "PENDING", "PROCESSING", "OLDEST", "DUE", "PAUSED", "LIMIT"]
-    assert line.split() == ["mail", "1", "0", "0s", "ago", "-", "10"]
+    assert head.split()[:6] == ["QUEUE", "PENDING", "PROCESSING", "OLDEST", "DUE", "PAUSED"]
+    assert head.split()[6:] == ["MAX", "PENDING", "LIMITS"]
+    assert line.split() == ["mail", "1", "0", "0s", "ago", "-", "10", "-"]
 
 
 def test_a_limit_is_lifted_by_none(app: Tenure) -> None:
-    output_of("queues", "limit", "mail", "0")
+    output_of("queues", "limit", "mail", "--max-pending", "0")
     assert run_cli("enqueue", "email", "--queue", "mail").exit_code == 1
-    output_of("queues", "limit", "mail", "none")
+    output_of("queues", "limit", "mail", "--max-pending", "none")
     assert run_cli("enqueue", "email", "--queue", "mail").exit_code == 0
 
 
@@ -366,3 +368,31 @@ def test_a_job_in_a_queue_that_no_worker_of_its_type_takes_from_is_warned_of(app
     assert warning("other") == ""
     ask("w-2", types=("email", "other"))
     assert warning("email") == ""
+
+
+def test_limits_and_partitions_are_set_and_listed(app: Tenure) -> None:
+    per = "max_running=2,rate=10/1s"
+    output_of("queues", "limit", "sync", "--max-running", "5", "--rate", "900/1m")
+    output_of("queues", "limit", "sync", "--per-partition", per, "--ordered", "halt")
+    (queue,) = [queue for queue in app.queues.list() if queue.name == "sync"]
+    per_partition = PerPartition(max_running=2, rate="10/1s", burst=1)
+    assert queue.limits == Limits(5, "900/1m", 90, per_partition, "halt")
+    assert "0 of 5 run, starts 900/1m, per partition 2" in output_of("queues", "list", "--wide")
+    app.enqueue("a", queue="sync", partition="acme")
+    output_of("queues", "partition", "sync", "acme", "--weight", "3", "--pause", "--reason", "no")
+    (part,) = app.queues.partitions("sync")
+    assert (part.weight, part.pause_reason, part.pending) == (3, "no", 1)
+    head, line, note = output_of("queues", "partitions", "sync").splitlines()
+    assert (head.split()[0], line.split()[:2], note.strip()) == ("PARTITION", ["acme", "1"], "no")
+    assert cli_json("queues", "partitions", "sync") == as_json([part])
+    assert "no failed job" in output_of("queues", "partition", "sync", "acme", "--pass-over")
+    output_of("queues", "partition", "sync", "acme", "--resume", "--weight", "none")
+    output_of("queues", "limit", "sync", "--per-partition", "turns", "--rate", "none")
+    for words in (
+        ("limit", "sync"),
+        ("limit", "sync", "--max-running", "many"),
+        ("limit", "sync", "--per-partition", "speed=1"),
+        ("partition", "sync", "acme"),
+        ("partition", "sync", "acme", "--pause", "--resume"),
+    ):
+        assert run_cli("queues", *words).exit_code == 2, words

@@ -106,8 +106,19 @@ def be_due(case: Case) -> None:
             case.body |= {"cron": "10 3 * * *", "zone": "Europe/Berlin"}
 
 
+def be_limited(case: Case) -> None:
+    """Nor that a limit has to be given, and that a burst is a part of a rate."""
+    is_valid = case.meta is not None and case.meta.generation.mode.is_positive
+    if is_valid and isinstance(case.body, dict) and case.path.endswith("/limit"):
+        case.body |= {"max_running": 1}
+        for of in (case.body, case.body.get("per_partition")):
+            if isinstance(of, dict):
+                of |= {"rate": "10/1s", "burst": 2}
+
+
 def check(case: Case) -> None:
     do_not_wait(case)
+    be_limited(case)
     start_in_time(case)
     be_unique(case)
     be_due(case)

@@ -12,7 +12,7 @@ from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Counted, Fields, Filter, checked_query
 from tenure.lifecycle import Job, Status
 from tenure.store import search
-from tenure.store.tables import dependencies, schedules, types, unique_keys
+from tenure.store.tables import dependencies, limits, schedules, types, unique_keys
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -106,4 +106,5 @@ def _facts(core: Core, job: Job) -> Facts:
         fire=next(iter(schedules.fires(read, by_schedule, (job.id,))), None),
         parents=dependencies.parents(read, job.id) if blocked else (),
         holder=holder,
+        limits=limits.facts(read, job) if due else None,
     )

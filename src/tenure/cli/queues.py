@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from operator import attrgetter
+from typing import Any
 
 import click
 
 from tenure.cli import completing
 from tenure.cli.command import Group, application, existing
-from tenure.cli.options import database_option, reading_options, reason_option
+from tenure.cli.options import (
+    database_option,
+    flag,
+    option,
+    reading_options,
+    reason_option,
+    together,
+)
 from tenure.cli.terminal import Cell, print_json, table, used
 from tenure.errors import InvalidInput
+from tenure.jobs.limits import PerPartition
+from tenure.jobs.stats import limits_of
 
 queues = Group("queues", help="List, pause, resume and limit queues.")
 
@@ -25,9 +35,10 @@ def list_queues(as_json: bool) -> None:
         print_json(found)
     else:
         columns = ("name", "pending", "processing", "oldest_due_at", "paused_at", "max_pending")
-        heads = ("QUEUE", "PENDING", "PROCESSING", "OLDEST DUE", "PAUSED", "LIMIT")
+        heads = ("QUEUE", "PENDING", "PROCESSING", "OLDEST DUE", "PAUSED", "MAX PENDING", "LIMITS")
         notes = [queue.pause_reason or "" for queue in found]
-        table(heads, map(attrgetter(*columns), found), now=now, notes=notes)
+        rows = [(*attrgetter(*columns)(each), limits_of(each)) for each in found]
+        table(heads, rows, now=now, notes=notes)
 
 
 @queues.command()
@@ -51,19 +62,105 @@ def resume(name: str) -> None:
     click.echo(f"queue {name} is resumed")
 
 
+LIMITS = together(
+    option("--max-pending", "N", "Refuse new jobs while N are pending."),
+    option("--max-running", "N", "Process at most N at once, on all machines together."),
+    option("--rate", "N/TIME", "Start at most N in any such time, as in 900/1m."),
+    option("--burst", "N", "How many of a rate may start at once."),
+    option(
+        "--per-partition",
+        "LIMITS",
+        "For each partition, max_running=N,rate=N/TIME,burst=N, or `turns` for turns alone.",
+    ),
+    option("--ordered", "halt|pass", "Run a partition in order; after a failure halt it, or not."),
+)
+
+
 @queues.command()
 @click.argument("name", shell_complete=completing.queue_names)
-@click.argument("most", metavar="NUMBER|none")
+@LIMITS
 @database_option
-def limit(name: str, most: str) -> None:
-    """Refuse new jobs while NUMBER are pending; `none` lifts it."""
-    if most != "none" and not (most.isascii() and most.isdigit() and len(most) < 16):
-        raise InvalidInput("give a whole number of pending jobs, or none", path="NUMBER")
-    wanted = None if most == "none" else int(most)
+def limit(name: str, **given: str | None) -> None:
+    """Change limits of a queue, for all workers; `none` removes one."""
+    if not (wanted := {key: _limit(key, text) for key, text in given.items() if text}):
+        raise InvalidInput("give a limit: --help lists them", path="NAME")
     with application() as app:
-        app.queues.limit(name, max_pending=wanted)
-    holds = "has no limit" if wanted is None else f"holds at most {wanted}"
-    click.echo(f"queue {name} {holds}")
+        app.queues.limit(name, **wanted)
+    said = ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in given.items() if text)
+    click.echo(f"queue {name}: {said}")
+
+
+def _limit(key: str, text: str) -> Any:
+    if text == "none":
+        return None
+    if key in ("rate", "ordered"):
+        return text
+    if key != "per_partition":
+        return number(text, key)
+    parts = [] if text == "turns" else [part.partition("=") for part in text.split(",")]
+    if unknown := {key for key, _, _ in parts} - {"max_running", "rate", "burst"}:
+        raise InvalidInput(f"no such limit: {', '.join(sorted(unknown))}", path="--per-partition")
+    return PerPartition(**{key: _limit(key, value) for key, _, value in parts})
+
+
+def number(text: str, of: str) -> int:
+    """Return a whole number; raises InvalidInput for the option `of`."""
+    if text.isascii() and text.isdigit() and len(text) < 16:
+        return int(text)
+    raise InvalidInput("give a whole number, or none", path=f"--{of.replace('_', '-')}")
+
+
+@queues.command()
+@click.argument("name", shell_complete=completing.queue_names)
+@option("--limit", "N", "How many to list.", type=click.IntRange(1, 1_000), default=20)
+@reading_options
+def partitions(name: str, limit: int, as_json: bool) -> None:
+    """List the partitions of a queue with limits, those with most jobs first."""
+    with existing() as app:
+        found, now = app.queues.partitions(name, limit), app.core.clock()
+    if as_json:
+        print_json(found)
+        return
+    columns = ("pending", "running", "max_running", "weight", "paused_at", "resume_at", "halted_by")
+    heads = ("PARTITION", "PENDING", "RUNNING", "LIMIT", "WEIGHT", "PAUSED", "WAITS", "HALTED BY")
+    rows = [(one.partition, *attrgetter(*columns)(one)) for one in found]
+    table(heads, rows, now=now, notes=[one.pause_reason or "" for one in found])
+
+
+@queues.command()
+@click.argument("name", shell_complete=completing.queue_names)
+@click.argument("partition")
+@option("--max-running", "N", "Process at most N at once; `none`: as many as of any other.")
+@option("--weight", "N", "How many jobs its turn has, 1 to 1,000; `none`: 1.")
+@flag("--pause", "Stop starting its jobs.")
+@flag("--resume", "Start its jobs again.")
+@flag("--pass-over", "Go on after the failed job that halts it.")
+@reason_option
+@database_option
+def partition(
+    name: str,
+    partition: str,
+    pause: bool,
+    resume: bool,
+    pass_over: bool,
+    reason: str | None,
+    **given: str | None,
+) -> None:
+    """Change what differs for a partition of a queue."""
+    wanted: dict[str, Any] = {key: _limit(key, text) for key, text in given.items() if text}
+    if sum((pause, resume)) > 1 or not (wanted or pause or resume or pass_over):
+        raise InvalidInput("say what to change: --help lists it", path="PARTITION")
+    with application() as app:
+        if wanted:
+            app.queues.limit_partition(name, partition, **wanted)
+        if pause:
+            app.queues.pause_partition(name, partition, reason=reason)
+        if resume:
+            app.queues.resume_partition(name, partition)
+        passed = app.queues.pass_over(name, partition) if pass_over else None
+    click.echo(f"partition {partition} of queue {name} is changed")
+    if pass_over:
+        click.echo(f"passed over {passed}" if passed else "no failed job halts it")
 
 
 types = Group("types", help="List, pause and resume types of jobs.")

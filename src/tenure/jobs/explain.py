@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from tenure.events import Retried
+from tenure.jobs.explain_limits import LimitFacts, limit_reason
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.schedules import Fire
 from tenure.jobs.stats import Activity, QueueState, TypeState, WorkerState
@@ -35,6 +36,7 @@ class Facts:
     fire: Fire | None = None  # of the schedule that added it
     parents: Sequence[tuple[str, str]] = ()  # id and status of the jobs that it waits for
     holder: str | None = None  # the job that has its unique key instead, if it failed
+    limits: LimitFacts | None = None  # of its queue, if it is due
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,13 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
             f"No worker takes jobs of type {job.type}, of {len(of_queue)} alive "
             f"for queue {job.queue}; start one that does."
         )
-    if facts.ahead == 0:
+    if facts.limits and (closed := limit_reason(job.queue, facts.limits, facts.now)):
+        return closed
+    if facts.limits is not None and facts.limits.ahead:
+        jobs = "1 job" if facts.limits.ahead == 1 else f"{facts.limits.ahead:,} jobs"
+        go = "goes" if facts.limits.ahead == 1 else "go"
+        return "behind_others", f"{jobs} of its partition {go} first; partitions take turns."
+    if facts.ahead == 0 or (facts.limits is not None and facts.limits.partition is not None):
         return "next", f"It is next in queue {job.queue}: {_room(takers)}."
     return "behind_others", _place_in_queue(job, facts)
 

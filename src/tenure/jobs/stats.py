@@ -99,6 +99,22 @@ class QueueState:
     resume_at: Time | None = None
 
 
+def limits_of(queue: QueueState) -> str:
+    """Say what limits a queue has, and how far they are used; nothing if it has none."""
+    limits = queue.limits
+    if limits is None:
+        return ""
+    bound = limits.max_running
+    said = [] if bound is None else [f"{queue.running} of {bound} run"]
+    said += [f"starts {limits.rate}"] if limits.rate else []
+    if per := limits.per_partition:
+        said += [f"per partition {per.max_running}"] if per.max_running is not None else []
+        said += [f"per partition starts {per.rate}"] if per.rate else []
+        said += [] if per.max_running is not None or per.rate else ["partitions in turn"]
+    said += [f"ordered, {limits.ordered}"] if limits.ordered else []
+    return ", ".join(said)
+
+
 @dataclass(frozen=True, slots=True)
 class PartitionState:
     """A partition of a queue with limits: its jobs, and what differs for it.

@@ -27,7 +27,7 @@ class Dialect:
     now: str  # the store's clock
     duration: str  # template: what so many `seconds` (SQL) add to a time
     pending: str  # a FROM item: id, queue, priority, run_at and type of the pending jobs
-    turns: str  # a FROM item: queue, priority, partition of what is pending and takes turns
+    turns: str  # a FROM item: the pending jobs of queues whose partitions take turns, by partition
     processing: str  # a FROM item: the processing jobs, as `job`
     expiring: str  # FROM ... WHERE and the time at which leases may end, of what the sweep reads
     late: str  # FROM ... WHERE: one row at least if a job has to expire

@@ -86,7 +86,6 @@ StartBy = Annotated[float | str, _component("StartBy")]
 Priority = Annotated[int, _schema(minimum=-100, maximum=100)]
 Retries = Annotated[int, _schema(minimum=0, maximum=1_000)]
 MoreRetries = Annotated[int, _schema(minimum=1, maximum=1_000)]
-MaxPending = Annotated[int, _schema(minimum=0, maximum=2**53)]
 Factor = Annotated[float, _schema(minimum=1, maximum=1_000)]
 Delays = Annotated[list[Seconds], _schema(minItems=1, maxItems=MAX_DELAYS)]
 Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
@@ -250,12 +249,6 @@ class BulkRequest(ReasonRequest, kw_only=True):
 
 class NoFields(Request):
     """An empty object; the body may be left out."""
-
-
-class LimitRequest(Request):
-    """How many jobs of a queue may wait; null lifts the limit."""
-
-    max_pending: MaxPending | None
 
 
 def new_job(new_job: NewJob, at: str) -> dict[str, Any]:

@@ -71,36 +71,6 @@ def stop_bulk(call: Call) -> Response:
     return answer(responses.bulk_body(call.app.bulk.stop(call.path["id"], actor=call.caller.name)))
 
 
-def list_queues(call: Call) -> Response:
-    """List every queue with jobs waiting or running, or with settings."""
-    return answer(call.app.queues.list())
-
-
-def pause_queue(call: Call) -> Response:
-    """Stop handing out jobs of a queue; running jobs continue."""
-    call.app.queues.pause(call.path["name"], actor=call.caller.name, reason=call.body.reason)
-    return _queue(call)
-
-
-def resume_queue(call: Call) -> Response:
-    """Hand out jobs of a queue again."""
-    call.app.queues.resume(call.path["name"], actor=call.caller.name)
-    return _queue(call)
-
-
-def limit_queue(call: Call) -> Response:
-    """Set how many jobs of a queue may wait, or lift the limit."""
-    call.app.queues.limit(
-        call.path["name"], max_pending=call.body.max_pending, actor=call.caller.name
-    )
-    return _queue(call)
-
-
-def _queue(call: Call) -> Response:
-    name = call.path["name"]
-    return answer(next(q for q in call.app.queues.list() if q.name == name))
-
-
 def list_types(call: Call) -> Response:
     """List the types whose handlers are known, with the options of their jobs."""
     return answer(call.app.types.list())

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 from starlette.responses import Response
 
 from tenure.app.adding import MAX_JOBS_AT_ONCE
-from tenure.http.api import events, jobs, leases, openapi, operations, schedules
+from tenure.http.api import events, jobs, leases, openapi, operations, queues, schedules
 from tenure.http.api.bodies import JSON, SMALL_BODY
 from tenure.http.api.call import Call
 from tenure.http.api.metrics import CONTENT_TYPE
@@ -20,8 +20,9 @@ from tenure.jobs.explain import Explanation
 from tenure.jobs.queries import Counted
 from tenure.jobs.schedule_times import Preview
 from tenure.jobs.schedules import Fire
-from tenure.jobs.stats import QueueState, TypeState, WorkerState
+from tenure.jobs.stats import PartitionState, QueueState, TypeState, WorkerState
 from tenure.tokens.scopes import EVERY_SCOPE, Scope
+from tenure.wire import queues as limits
 from tenure.wire import requests, responses
 from tenure.wire import schedules as forms
 
@@ -124,7 +125,9 @@ PROGRESS = Body(
     Progress, limit=MAX_BATCH_BYTES, lenient=True, item=requests.ProgressEntry, most=MAX_LEASES
 )
 TYPE_OPTIONS = Body(requests.DeclareRequest)
-LIMIT = Body(requests.LimitRequest)
+LIMIT = Body(limits.LimitRequest)
+PARTITION = Body(limits.PartitionSettings)
+PASS_OVER = Body(limits.PartitionRequest)
 BULK_REQUEST = Body(requests.BulkRequest)
 REASON = Body(requests.ReasonRequest, optional=True)
 NO_BODY = Body(requests.NoFields, optional=True)
@@ -159,6 +162,7 @@ HELD = Reply(list[responses.HeldBody], "Whether each lease is held, in order.")
 PROGRESS_ON_RECORD = Reply(responses.RecordedBody, "How many were stored.")
 QUEUES = Reply(list[QueueState], "The queues.")
 QUEUE = Reply(QueueState, "The queue, changed.")
+PARTITIONS = Reply(list[PartitionState], "The partitions.")
 TYPES = Reply(list[TypeState], "The types.")
 TYPE = Reply(TypeState, "The type.")
 WORKERS = Reply(list[WorkerState], "The workers.")
@@ -261,10 +265,20 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/progress", WORK, leases.record_progress, PROGRESS_ON_RECORD, body=PROGRESS),
     Route("PUT", "/types/{name}", WORK, leases.declare_type, TYPE, body=TYPE_OPTIONS),
     # --- what operators call
-    Route("GET", "/queues", READ, operations.list_queues, QUEUES),
-    Route("POST", "/queues/{name}/pause", ADMIN, operations.pause_queue, QUEUE, body=REASON),
-    Route("POST", "/queues/{name}/resume", ADMIN, operations.resume_queue, QUEUE, body=NO_BODY),
-    Route("PUT", "/queues/{name}/limit", ADMIN, operations.limit_queue, QUEUE, body=LIMIT),
+    Route("GET", "/queues", READ, queues.list_queues, QUEUES),
+    Route("POST", "/queues/{name}/pause", ADMIN, queues.pause_queue, QUEUE, body=REASON),
+    Route("POST", "/queues/{name}/resume", ADMIN, queues.resume_queue, QUEUE, body=NO_BODY),
+    Route("PUT", "/queues/{name}/limit", ADMIN, queues.limit_queue, QUEUE, body=LIMIT),
+    Route(
+        "GET",
+        "/queues/{name}/partitions",
+        READ,
+        queues.list_partitions,
+        PARTITIONS,
+        query=queues.PartitionsQuery,
+    ),
+    Route("PUT", "/queues/{name}/partition", ADMIN, queues.set_partition, QUEUE, body=PARTITION),
+    Route("POST", "/queues/{name}/pass-over", ADMIN, queues.pass_over, QUEUE, body=PASS_OVER),
     Route("POST", "/types/{name}/pause", ADMIN, operations.pause_type, TYPE, body=REASON),
     Route("POST", "/types/{name}/resume", ADMIN, operations.resume_type, TYPE, body=NO_BODY),
     Route("GET", "/types", READ, operations.list_types, TYPES),

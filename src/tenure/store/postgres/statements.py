@@ -42,7 +42,8 @@ DIALECT = Dialect(
     now=NOW,
     duration="({seconds})::double precision * interval '1 second'",
     pending="{s}.ready",
-    turns="(SELECT queue, priority, partition FROM {s}.ready WHERE partition IS NOT NULL) AS turn",
+    turns="(SELECT queue, priority, partition, run_at, id FROM {s}.ready"
+    " WHERE partition IS NOT NULL) AS turn",
     processing=f"(SELECT job.* FROM {_arrived('processing')} JOIN {{s}}.job USING (id)"
     " WHERE job.status = 'processing') AS job",
     expiring="{s}.arrival WHERE status = 'processing' AND at",

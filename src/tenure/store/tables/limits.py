@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from tenure.jobs.explain_limits import LimitFacts, Part
 from tenure.jobs.limits import Limits, PerPartition, Rate, merged, parse_rate
+from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.stats import PartitionState
+from tenure.lifecycle import Job, Status
 from tenure.store.dialect import Reads, Statements
 from tenure.store.rows import fields_of, selected
 
@@ -180,3 +183,75 @@ def tidy(db: Statements) -> None:
         idle += "".join(f" AND {name} IS NULL" for name in settings)
         idle += f" LIMIT {MAX_DELETED} {d.skip_locked}"
         db.changed(f"DELETE FROM {table} WHERE ({key}) IN ({idle})")
+
+
+def facts(db: Reads, job: Job) -> LimitFacts | None:
+    """Return the limits of a job's queue and how far they are used; None if it has none."""
+    d, name = db.dialect, job.partition or ""
+    limits = read(db, job.queue).get(job.queue, (None,))[0]
+    if limits is None:
+        return None
+    queue = _part(db, "queue_limit", {"queue": job.queue}, limits.max_running)
+    if limits.per_partition is None and limits.ordered is None:
+        return LimitFacts(limits=limits, queue=queue)
+    most = limits.per_partition.max_running if limits.per_partition else None
+    place = {"queue": job.queue, "partition": name}
+    part = _part(db, "partition_limit", place, most, in_order=limits.ordered is not None)
+    first = db.rows(
+        f"SELECT {d.id('j.id')}, j.status, {d.time('j.run_at')} FROM {d.table('job')} AS j"
+        f" WHERE j.id = (SELECT id FROM {d.table('line')} AS line"
+        f" WHERE queue = {d.value} AND partition = {d.value} ORDER BY id LIMIT 1)",
+        (*place.values(),),
+    )
+    before = [(id, Status(status), d.to_time(at)) for id, status, at in first if id != job.id]
+    ((ahead,),) = db.rows(
+        f"SELECT count(*) FROM (SELECT 1 FROM {d.turns} WHERE queue = {d.value}"
+        f" AND priority = {d.value} AND partition = {d.value} AND (run_at, id) <"
+        f" ({d.value}, {d.id_value}) LIMIT {MAX_AHEAD}) AS first",
+        (job.queue, job.priority, name, d.to_bound(job.run_at), job.id),
+    )
+    return LimitFacts(
+        limits=limits,
+        queue=queue,
+        name=name,
+        partition=part,
+        ahead=ahead,
+        before=next(iter(before), None),
+    )
+
+
+def _part(
+    db: Reads, table: str, place: Mapping[str, str], most: int | None, *, in_order: bool = False
+) -> Part:
+    d, values = db.dialect, tuple(place.values())
+    where = " AND ".join(f"x.{column} = {d.value}" for column in place)
+    columns = ["max_running", "tat", "resume_at", "paused_for"]
+    columns += ["paused_at", "paused_by", "pause_reason"] if "partition" in place else []
+    row = dict.fromkeys(columns)
+    for found in db.rows(
+        f"SELECT {selected(d, columns, 'x')} FROM {d.table(table)} AS x WHERE {where}", values
+    ):
+        row = fields_of(d, columns, found)
+    slots = f"FROM {d.table('slot')} AS x WHERE {where}"
+    ((running,),) = db.rows(f"SELECT count(*) {slots}", values)
+    oldest = db.rows(
+        f"SELECT {d.id('j.id')}, {d.time('j.started_at')} FROM {d.table('job')} AS j"
+        f" WHERE j.id IN (SELECT job_id {slots}) ORDER BY j.started_at LIMIT 1",
+        values,
+    )
+    paused = None
+    if row.get("paused_at") is not None:
+        why = f": {row['pause_reason']}" if row["pause_reason"] else ""
+        paused = f" by {row['paused_by']}{why}" if row["paused_by"] else why
+    most = most if row["max_running"] is None else row["max_running"]
+    if in_order:
+        most = 1 if most is None else min(most, 1)
+    return Part(
+        running=running,
+        tat=row["tat"] or 0,
+        resume_at=row["resume_at"],
+        paused_for=row["paused_for"],
+        oldest=next(((id, d.to_time(at)) for id, at in oldest), None),
+        max_running=most,
+        paused=paused,
+    )

@@ -1,0 +1,83 @@
+"""Queues and their limits over HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+from starlette.responses import Response
+
+from tenure.errors import InvalidInput
+from tenure.http.api.call import Call, answer
+from tenure.jobs.limits import PerPartition
+from tenure.jobs.names import check_reason
+from tenure.jobs.stats import QueueState
+from tenure.wire.queues import LimitRequest, PartitionRequest
+from tenure.wire.requests import given
+
+
+class PartitionsQuery(Struct, kw_only=True):
+    """How many partitions to list."""
+
+    limit: Annotated[int, Meta(ge=1, le=1_000)] = 20
+
+
+def list_queues(call: Call) -> Response:
+    """List every queue with jobs waiting or running, or with settings."""
+    return answer(call.app.queues.list())
+
+
+def pause_queue(call: Call) -> Response:
+    """Stop handing out jobs of a queue; running jobs continue."""
+    call.app.queues.pause(call.path["name"], actor=call.caller.name, reason=call.body.reason)
+    return _queue(call)
+
+
+def resume_queue(call: Call) -> Response:
+    """Hand out jobs of a queue again."""
+    call.app.queues.resume(call.path["name"], actor=call.caller.name)
+    return _queue(call)
+
+
+def limit_queue(call: Call) -> Response:
+    """Change limits of a queue; those that are left out stay, null removes one."""
+    body: LimitRequest = call.body
+    limits = given(body)
+    if not limits:
+        raise InvalidInput("give a limit of a queue, or null for none", path="$")
+    if body.per_partition:
+        limits["per_partition"] = PerPartition(**given(body.per_partition))
+    call.app.queues.limit(call.path["name"], **limits, actor=call.caller.name)
+    return _queue(call)
+
+
+def list_partitions(call: Call) -> Response:
+    """List the partitions of a queue that have jobs or settings, those with most jobs first."""
+    return answer(call.app.queues.partitions(call.path["name"], call.query.limit))
+
+
+def set_partition(call: Call) -> Response:
+    """Change what differs for a partition of a queue; pause or resume it."""
+    queues, body = call.app.queues, call.body
+    check_reason(body.reason)
+    of, by = (call.path["name"], body.partition), {"actor": call.caller.name}
+    queues.limit_partition(*of, max_running=body.max_running, weight=body.weight, **by)
+    if body.paused is True:
+        queues.pause_partition(*of, reason=body.reason, **by)
+    elif body.paused is False:
+        queues.resume_partition(*of, **by)
+    return _queue(call)
+
+
+def pass_over(call: Call) -> Response:
+    """Let a partition go on that stands still after a failed job."""
+    body: PartitionRequest = call.body
+    queues = call.app.queues
+    queues.pass_over(call.path["name"], body.partition, actor=call.caller.name)
+    return _queue(call)
+
+
+def _queue(call: Call) -> Response:
+    name = call.path["name"]
+    nothing = QueueState(name, None, None, 0, 0, None)
+    return answer(next((q for q in call.app.queues.list() if q.name == name), nothing))

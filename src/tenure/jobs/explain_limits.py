@@ -1,0 +1,101 @@
+"""Why limits keep a due job from starting, in words. Pure: facts in, a reason out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from tenure.jobs.limits import Limits, Rate, parse_rate
+from tenure.jobs.text import length
+from tenure.lifecycle import Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A queue, or a partition of one: how far its limits are used.
+
+    `tat` is when its rate is unused again, in microseconds since 1970. `oldest` is the id of the
+    job that runs for longest, and since when.
+    """
+
+    running: int
+    tat: int
+    resume_at: datetime | None
+    paused_for: str | None
+    oldest: tuple[str, datetime] | None
+    max_running: int | None
+    paused: str | None = None  # by whom and why
+
+    def opens_at(self, rate: Rate | None) -> datetime | None:
+        """Return when its rate lets the next job start."""
+        if rate is None:
+            return None
+        micros = self.tat - (rate.burst - 1) * rate.every
+        return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=micros)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitFacts:
+    """The limits of a job's queue, and how far they are used.
+
+    `partition` is None where partitions do not take turns; `ahead` counts the due jobs of it that
+    go first, up to 10,000. `before` is the first of its line, if the queue is ordered and that is
+    another job: its id, status and time.
+    """
+
+    limits: Limits
+    queue: Part
+    name: str = ""
+    partition: Part | None = None
+    ahead: int = 0
+    before: tuple[str, Status, datetime] | None = None
+
+
+def limit_reason(queue: str, facts: LimitFacts, now: datetime) -> tuple[str, str] | None:
+    """Return a stable reason and a sentence, None if no limit keeps a due job from starting."""
+    limits, per, named = facts.limits, facts.limits.per_partition, f"Queue {queue}"
+    rate = parse_rate(limits.rate, limits.burst, "$")
+    if found := _closed("queue", named, facts.queue, rate, now):
+        return found
+    if facts.partition is None:
+        return None
+    called = f"Partition {facts.name}" if facts.name else "The partition without a name"
+    part = f"{called} of queue {queue}"
+    if facts.partition.paused is not None:
+        return "partition_paused", f"{part} is paused{facts.partition.paused}; resume it to go on."
+    if facts.before is not None:
+        return _in_order(part, *facts.before)
+    rate = parse_rate(per.rate, per.burst, "$") if per else None
+    return _closed("partition", part, facts.partition, rate, now)
+
+
+def _closed(
+    kind: str, named: str, part: Part, rate: Rate | None, now: datetime
+) -> tuple[str, str] | None:
+    if part.resume_at is not None and part.resume_at > now:
+        wait = length((part.resume_at - now).total_seconds())
+        why = f": job {part.paused_for} met a rate limit outside" if part.paused_for else ""
+        return f"{kind}_waits", f"{named} starts no job for {wait}{why}."
+    if part.max_running is not None and part.running >= part.max_running:
+        if part.max_running == 0:
+            return f"{kind}_full", f"{named} may run no job: its limit is 0."
+        since = ""
+        if part.oldest is not None:
+            for_long = length((now - part.oldest[1]).total_seconds())
+            since = f", the oldest for {for_long} (job {part.oldest[0]})"
+        jobs = f"{part.running:,} of {part.max_running:,} jobs run{since}"
+        return f"{kind}_full", f"{named} is full: {jobs}."
+    opens_at = part.opens_at(rate)
+    if opens_at is not None and opens_at > now:
+        wait = length(max((opens_at - now).total_seconds(), 0.1))
+        return f"{kind}_rate", f"{named} starts {rate} at most; the next job can start in {wait}."
+    return None
+
+
+def _in_order(part: str, id: str, status: Status, run_at: datetime) -> tuple[str, str]:
+    if status is Status.FAILED:
+        return "halted", (
+            f"{part} stands still since job {id} failed for good: retry that job, or pass over it."
+        )
+    until = f", due {run_at:%Y-%m-%d %H:%M:%S UTC}" if status is Status.PENDING else ""
+    return "behind_in_order", f"{part} runs in order, and job {id} is before it ({status}{until})."
