@@ -226,20 +226,12 @@ BEGIN
     RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: ' || what;
 END $$;
 
--- What the token of a job has for a partition.
-CREATE FUNCTION {schema}.turn_of(of text, partition text) RETURNS text
-    LANGUAGE plpgsql STABLE AS $$
-BEGIN
-    RETURN (SELECT coalesce(turn_of.partition, '') FROM {schema}.queue_limit AS l
-        WHERE l.queue = of AND l.partitioned);
-END $$;
-
 CREATE FUNCTION {schema}.record_entry() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     jobs bigint;
     tokens bigint;
-    limited boolean;
+    limited boolean := false;
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
         RAISE EXCEPTION USING ERRCODE = 'TN001',
@@ -248,7 +240,10 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM {schema}.check_snapshot();
     END IF;
-    limited := pg_sequence_last_value('{schema}.limit_edition_seq'::regclass) IS NOT NULL;
+    IF pg_sequence_last_value('{schema}.limit_edition_seq'::regclass) IS NOT NULL THEN
+        SELECT EXISTS (SELECT FROM (SELECT DISTINCT queue FROM entered) AS mine CROSS JOIN LATERAL (
+            SELECT FROM {schema}.queue_limit WHERE queue = mine.queue LIMIT 1) AS l) INTO limited;
+    END IF;
     INSERT INTO {schema}.transition (job_id, at, source, target, event, attempt, token, actor)
     SELECT id, created_at, NULL, status, '{first_event}', 0, 0, actor FROM entered
     WHERE CASE WHEN {illegal_entry} THEN
@@ -259,12 +254,13 @@ BEGIN
     GET DIAGNOSTICS jobs = ROW_COUNT;
     IF limited THEN
         INSERT INTO {schema}.ready (queue, priority, run_at, id, type, start_by, partition)
-        SELECT queue, priority, run_at, id, type, start_by, {schema}.turn_of(queue, partition)
-        FROM entered WHERE status = 'pending';
+        SELECT queue, priority, run_at, id, type, start_by,
+            CASE WHEN partitioned THEN coalesce(partition, '') END
+        FROM entered LEFT JOIN {schema}.queue_limit USING (queue) WHERE status = 'pending';
         GET DIAGNOSTICS tokens = ROW_COUNT;
         INSERT INTO {schema}.line (queue, partition, id)
-        SELECT queue, coalesce(partition, ''), id FROM entered WHERE (
-            SELECT ordered FROM {schema}.queue_limit AS l WHERE l.queue = entered.queue) IS NOT NULL;
+        SELECT queue, coalesce(partition, ''), id
+        FROM entered JOIN {schema}.queue_limit USING (queue) WHERE ordered IS NOT NULL;
     ELSE
         INSERT INTO {schema}.ready (queue, priority, run_at, id, type, start_by)
         SELECT queue, priority, run_at, id, type, start_by FROM entered WHERE status = 'pending';
@@ -375,7 +371,8 @@ BEGIN
     IF seen.is_pending THEN
         INSERT INTO {schema}.ready (queue, priority, run_at, id, type, start_by, partition)
         SELECT queue, priority, run_at, id, type, start_by,
-            CASE WHEN limited THEN {schema}.turn_of(queue, partition) END
+            CASE WHEN limited THEN (SELECT coalesce(after.partition, '')
+                FROM {schema}.queue_limit AS l WHERE l.queue = after.queue AND partitioned) END
         FROM after WHERE status = 'pending';
     END IF;
     IF seen.is_waiting THEN
