@@ -153,6 +153,15 @@ def test_the_looks_go_on_where_they_ended_and_around(raw: sqlite3.Connection) ->
     assert partitions(raw, leases) == ["a"]
 
 
+def test_the_look_goes_around_once(raw: sqlite3.Connection) -> None:
+    for name in "abc":
+        add(raw, 2, name)
+    limit(raw, "per_max_running = 1")
+    values = {"queue": "q", "priority": 0, "now": 2**50}
+    parts, last = turns.open_partitions(raw, values, Turn("b"), 9)
+    assert ([part.partition for part in parts], last) == (["b", "c", "a"], None)
+
+
 def test_a_worker_passes_over_jobs_of_other_types_in_bounded_steps(
     raw: sqlite3.Connection,
 ) -> None:

@@ -67,13 +67,10 @@ class SqliteClaim:
                     stopped = (name, 0)
                     break
         heads = [head for head in heads if head.lane[0] not in self._paused]
-        if limited := self._limited([head.lane for head in heads]):
+        if None in self._paused:
+            limited = turns.limited(self._db, {head.lane[0] for head in heads})
             heads = [head._replace(limited=limited.get(head.lane[0])) for head in heads]
         return heads, stopped
-
-    def _limited(self, lanes: Sequence[Lane]) -> Mapping[str, Limited]:
-        """Return how the queues of lanes are limited, for those that are."""
-        return turns.limited(self._db, {lane[0] for lane in lanes}) if None in self._paused else {}
 
     def _step(self, statement: str, lane: Lane, most: int | None) -> tuple[list[Head], Lane | None]:
         """Step from lane to lane, up to `most` times; return their heads, and where it stopped."""
@@ -94,7 +91,7 @@ class SqliteClaim:
         return self._db.execute(sql.NEWEST)
 
     def open(self, lanes: Sequence[Lane]) -> Mapping[Lane, Limited]:
-        limited = self._limited(lanes)
+        limited = turns.limited(self._db, {lane[0] for lane in lanes})
         return {lane: limited.get(lane[0]) for lane in lanes if lane[0] not in self._paused}
 
     def take(self, lane: Lane, after: Mark, limit: int) -> list[Lease]:
