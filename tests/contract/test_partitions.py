@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,8 +117,13 @@ def test_every_road_takes_the_partition_of_the_payload(app: Tenure) -> None:
     app.schedules.trigger("s")
     app.schedules.create("t", sync.options(partition="given").new_job("f"), every="1h")
     app.schedules.trigger("t")
+    open_one = psycopg.connect if app.database.startswith("postgres") else sqlite3.connect
+    with closing(open_one(app.database.removeprefix("sqlite:///"))) as connection:
+        sync.within(connection).enqueue("g")
+        sync.options(partition="given").within(connection).enqueue("g")
+        connection.commit()
     found = [job.partition for job in reversed(app.find())]
-    assert found == ["a", "given", "b", "c", "d", "e", "f", "given"]
+    assert found == ["a", "given", "b", "c", "d", "e", "f", "given", "g", "given"]
 
 
 def test_values_are_written_as_text(app: Tenure) -> None:
