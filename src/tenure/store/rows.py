@@ -123,7 +123,6 @@ def added_job(
         backoff=checked_job.backoff,
         idempotency_key=checked_job.idempotency_key,
         again_of=checked_job.again_of,
-        partition=checked_job.partition,
         created_at=created_at,
         run_at=run_at,
         actor=checked_job.actor,
@@ -131,10 +130,12 @@ def added_job(
     start_by, within = checked_job.start_by, checked_job.start_within
     if within is not None:
         start_by = created_at + timedelta(seconds=within)
-    if start_by is None and checked_job.tags is None:  # as most
+    partition = checked_job.partition
+    if start_by is None and checked_job.tags is None and partition is None:  # as most
         return job
     start_by = None if start_by is None else kept(start_by)
-    return replace(job, start_by=start_by, tags=read_tags(checked_job.tags))
+    tags = read_tags(checked_job.tags)
+    return replace(job, start_by=start_by, tags=tags, partition=partition)
 
 
 def changed_values(job: Job, columns: Sequence[str]) -> tuple[Any, ...]:
