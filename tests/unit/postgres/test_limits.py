@@ -9,7 +9,6 @@ import psycopg
 import pytest
 from psycopg import IsolationLevel, errors
 
-from tenure.jobs.ids import new_ids
 from tenure.store.postgres.writer import Postgres
 from tests.support.store import claim_request
 from tests.support.waiting import wait_until
@@ -20,13 +19,8 @@ from tests.unit.postgres.connections import (
     committed,
     in_thread,
 )
+from tests.unit.postgres.limits import START, add, limit, rate
 
-START = """
-UPDATE tenure.job SET status = 'processing', attempts = attempts + 1, token = token + 1,
-    lease_id = gen_random_uuid(), lease_expires_at = tenure.clock() + interval '1 minute',
-    started_at = {started}, worker = 'by hand', event = 'claimed'
-WHERE id = ANY (%s::uuid[])
-"""
 COMPLETE = """
 UPDATE tenure.job SET status = 'completed', finished_at = tenure.clock(), lease_id = NULL,
     lease_expires_at = NULL, event = 'completed' WHERE id = ANY (%s::uuid[])
@@ -50,16 +44,6 @@ EVERY_LEVEL = [
 ]
 
 
-def add(raw: Connection, count: int, queue: str = "q", partition: str | None = None) -> list[str]:
-    ids = new_ids(count)
-    raw.execute(
-        "INSERT INTO tenure.job (id, type, queue, partition, run_at, created_at)"
-        " SELECT id, 'mail', %s, %s, tenure.clock(), tenure.clock() FROM unnest(%s::uuid[]) AS id",
-        (queue, partition, ids),
-    )
-    return ids
-
-
 def start(raw: Connection, ids: Sequence[str], started: str = "tenure.clock()") -> None:
     raw.execute(START.format(started=started).encode(), (list(ids),))
 
@@ -69,21 +53,6 @@ def refused(raw: Connection, ids: Sequence[str], started: str = "tenure.clock()"
     with pytest.raises(psycopg.Error) as caught:
         start(raw, ids, started)
     assert caught.value.sqlstate == "TN006", caught.value
-
-
-def limit(raw: Connection, queue: str = "q", **settings: Any) -> None:
-    columns = "".join(f", {name}" for name in settings)
-    values = ", %s" * len(settings)
-    raw.execute(
-        f"INSERT INTO tenure.queue_limit (queue{columns}) VALUES (%s{values})".encode(),
-        (queue, *settings.values()),
-    )
-
-
-def rate(starts: int, seconds: float, burst: int, per: str = "") -> dict[str, Any]:
-    every = -(-round(seconds * 1_000_000) // (starts - burst + 1))
-    names = [f"{per}{name}" for name in ("rate_starts", "rate_seconds", "burst", "every")]
-    return dict(zip(names, (starts, seconds, burst, every), strict=True))
 
 
 def value(raw: Connection, question: str, *values: Any) -> Any:

@@ -18,7 +18,7 @@ from tenure.store import transitions
 from tenure.store.postgres.writer import Postgres
 from tests.support.store import claim_request
 from tests.unit.postgres.connections import Connection
-from tests.unit.postgres.test_limits import START, add, limit, rate
+from tests.unit.postgres.limits import START, add, limit, rate
 
 SECONDS = 3.0
 OFTEN = {"40001", "40P01", "55P03", "TN006"}

@@ -13,14 +13,8 @@ import pytest
 from tenure.jobs.ids import new_ids
 from tenure.store import migrate_store
 from tenure.store.sqlite.connection import connect
+from tests.unit.sqlite.limits import CLOCK, START
 
-CLOCK = "(SELECT at FROM tenure_now)"
-START = f"""
-{{verb}} tenure_job SET status = 'processing', attempts = attempts + 1, token = token + 1,
-    lease_id = lower(hex(randomblob(16))), lease_expires_at = {CLOCK} + 60000,
-    started_at = {CLOCK} + :later, worker = 'by hand', event = 'claimed'
-WHERE id IN (SELECT value FROM json_each(:ids))
-"""
 END = f"""
 UPDATE tenure_job SET status = :status, finished_at = {CLOCK}, lease_id = NULL,
     lease_expires_at = NULL, event = :status, last_error = iif(:status = 'failed', 'boom', NULL)

@@ -220,7 +220,7 @@ store.close()
 """
 VANDAL = """
 import sqlite3, sys
-from tests.unit.sqlite.test_limits import START
+from tests.unit.sqlite.limits import START
 db = sqlite3.connect(sys.argv[1].removeprefix("sqlite:///"), isolation_level=None, timeout=20)
 refused = 0
 for n in range(60):
