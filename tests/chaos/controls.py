@@ -298,8 +298,8 @@ CONTROLS = (
     Control(
         "SQLite: one more runs than the limit of the partition",
         SQLITE_LIMITS,
-        "> coalesce(p.max_running, l.per_max_running)",
-        "> 1 + coalesce(p.max_running, l.per_max_running)",
+        "> iif(l.ordered IS NULL, coalesce(p.max_running, l.per_max_running),",
+        "> 1 + iif(l.ordered IS NULL, coalesce(p.max_running, l.per_max_running),",
     ),
 )
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tenure import PerPartition, Tenure
+from tenure import NewJob, PerPartition, Tenure, failpoints
+from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
 from tests.chaos import storming
+from tests.support.clock import Clock
 from tests.support.raw_sql import RawSql
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.chaos
 
@@ -96,4 +102,77 @@ def test_no_committed_state_is_over_a_limit(
             process.wait()
     assert any(running >= 3 for running, _ in seen)
     assert sum(one["refused"] for one in figures) > 0
+    assert app.verify() == []
+
+
+@pytest.mark.parametrize("size", [1, 5, 50])
+def test_shares_over_many_workers_are_as_the_weights(
+    app_on_each_engine: Tenure, chance: random.Random, size: int
+) -> None:
+    """Each has a turn of its own. An open partition waits for one round of each of them at most."""
+    app = app_on_each_engine
+    app.queues.limit("q", per_partition=PerPartition())
+    app.queues.limit_partition("q", "b", weight=4)
+    options = {"queue": "q"}
+    app.enqueue_many(
+        [NewJob(name, {}, {**options, "partition": name}) for name in "abc" for _ in range(700)]
+    )
+    started, late = list[str](), ""
+    with ExitStack() as opened:
+        workers = [opened.enter_context(Tenure(app.database)) for _ in range(4)]
+        while len(started) < 900:
+            if not late and len(started) >= 600:
+                late, before = app.enqueue("late", **options, partition="bb").id, len(started)
+            request = ClaimRequest(worker="w", limit=size, lease_seconds=600)
+            leases = chance.choice(workers).core.claim(request).leases
+            started += [lease.type for lease in leases]
+    shares = Counter(started)
+    for name, weight in (("a", 1), ("b", 4), ("c", 1)):
+        assert abs(shares[name] / shares.total() - weight / 6) < 0.02
+    assert started.index("late") - before <= len(workers) * (6 + size)
+    assert app.verify() == []
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_claimer_that_is_killed_at_its_commit_holds_no_place_for_ever(
+    app_on_each_engine: Tenure, clock: Clock, moment: str
+) -> None:
+    """As solid_queue#456, sidekiq-unique-jobs#379: places of the dead had to be repaired."""
+    app = app_on_each_engine
+    app.queues.limit("q", max_running=2, per_partition=PerPartition(max_running=1))
+    app.enqueue_many(storming.jobs(8))
+    code = "from tenure import Tenure; from tenure.jobs.work import ClaimRequest; import sys;"
+    code += "Tenure(sys.argv[1]).core.claim(ClaimRequest(worker='w', limit=9, lease_seconds=30))"
+    armed = {**os.environ, failpoints.ENVIRONMENT: f"claim.{moment}_commit=kill"}
+    done = subprocess.run([sys.executable, "-c", code, app.database], env=armed, check=False)
+    assert done.returncode == -signal.SIGKILL
+    request = ClaimRequest(worker="v", limit=9, lease_seconds=30)
+    if moment == "after":
+        assert not app.core.claim(request).leases
+        clock.advance(31)
+        assert len(app.core.sweep()) == 2
+    leases = list[Lease]()
+    wait_until(  # the server may see a moment later that it is gone
+        lambda: leases.extend(app.core.claim(request).leases) or len(leases) == 2, "two to start"
+    )
+    assert not app.core.claim(request).leases
+    assert app.verify() == []
+
+
+def test_a_late_report_of_a_lost_lease_frees_no_second_place(
+    app_on_each_engine: Tenure, clock: Clock
+) -> None:
+    """As solid_queue#761: a frozen worker came back, and one job of limit 1 ran eleven times."""
+    app = app_on_each_engine
+    app.queues.limit("q", max_running=1)
+    app.enqueue_many(storming.jobs(4))
+    request = ClaimRequest(worker="frozen", limit=9, lease_seconds=30)
+    (old,) = app.core.claim(request).leases
+    clock.advance(31)
+    assert len(app.core.sweep()) == 1
+    assert len(app.core.claim(request).leases) == 1
+    for outcome in (Outcome.COMPLETED, Outcome.FAILED, Outcome.RELEASED):
+        (verdict,) = app.core.report([Report(old.id, old.lease_id, outcome)]).verdicts
+        assert verdict.answer == "lost"
+        assert not app.core.claim(request).leases
     assert app.verify() == []

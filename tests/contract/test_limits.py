@@ -18,7 +18,7 @@ from tenure.jobs.work import Lease
 from tenure.store import open_store
 from tenure.store.lanes import BUSY_AGAIN_SECONDS, LOOKS_OVER_MANY, MAX_LOOKS
 from tests.support.clock import TICK
-from tests.support.raw_sql import RawSql
+from tests.support.raw_sql import RawSql, Refused
 from tests.support.store import (
     LEASE_SECONDS,
     StoreHarness,
@@ -406,6 +406,26 @@ def test_the_jobs_of_a_partition_run_one_at_a_time_in_the_order_of_their_enqueue
         assert harness.claim(9) == []
         for lease in leases:
             harness.report(report_completed(lease))
+
+
+def test_an_earlier_job_that_comes_late_waits_for_the_one_that_runs(
+    harness: StoreHarness, queues: Queues
+) -> None:
+    """A producer was slow to commit, or an operator retried what had failed."""
+    queues.limit("q", ordered="pass")
+    early, later = (new_job(queue="q", partition="a") for _ in range(2))
+    harness.add_all(later)
+    (lease,) = harness.claim(9)
+    harness.add_all(early)
+    assert harness.claim(9) == []
+    with pytest.raises(Refused):
+        harness.sql.run(
+            "UPDATE {job} SET status = 'processing', attempts = 1, token = 1,"
+            " lease_id = {new_lease}, lease_expires_at = {later}, started_at = {now}, worker = 'w',"
+            f" event = 'claimed', actor = 'w' WHERE id = '{early.id}'"
+        )
+    harness.report(report_completed(lease))
+    assert harness.ids(harness.claim(9)) == [early.id]
 
 
 @pytest.mark.parametrize("ordered", ["halt", "pass"])

@@ -58,8 +58,10 @@ SELECT json_group_array(json_array(walk.partition, CASE
     WHEN ordered IS NOT NULL AND NOT EXISTS (
         SELECT 1 FROM tenure_job WHERE id = {FIRST_IN_LINE.format(of="walk.partition")}
             AND status = 'pending' AND priority = :priority AND run_at <= :now) THEN 0
-    ELSE min(iif(ordered IS NULL, {ANY}, 1),
-        coalesce(coalesce(p.max_running, per_max_running) - (SELECT count(*) FROM tenure_slot AS s
+    ELSE min(
+        coalesce(iif(ordered IS NULL, coalesce(p.max_running, per_max_running),
+            min(1, coalesce(p.max_running, per_max_running, 1)))
+            - (SELECT count(*) FROM tenure_slot AS s
             WHERE s.queue = :queue AND s.partition = walk.partition), {ANY}),
         coalesce(({NOW} + per_burst * per_every - max(coalesce(p.tat, 0), {NOW})) / per_every,
             {ANY}))

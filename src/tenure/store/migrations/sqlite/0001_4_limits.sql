@@ -142,12 +142,13 @@ BEGIN
         THEN RAISE(ABORT, 'tenure: its queue or partition waits')
         WHEN (SELECT count(*) FROM tenure_slot WHERE queue = NEW.queue) > l.max_running
         THEN RAISE(ABORT, 'tenure: no more jobs of this queue may run at once')
-        WHEN (SELECT count(*) FROM tenure_slot WHERE queue = NEW.queue AND partition = NEW.partition)
-            > coalesce(p.max_running, l.per_max_running)
-        THEN RAISE(ABORT, 'tenure: no more jobs of this partition may run at once')
         WHEN l.ordered IS NOT NULL AND EXISTS (SELECT 1 FROM tenure_line
             WHERE queue = NEW.queue AND partition = NEW.partition AND id < NEW.id)
         THEN RAISE(ABORT, 'tenure: an earlier job of this partition comes first')
+        WHEN (SELECT count(*) FROM tenure_slot WHERE queue = NEW.queue AND partition = NEW.partition)
+            > iif(l.ordered IS NULL, coalesce(p.max_running, l.per_max_running),
+                min(1, coalesce(p.max_running, l.per_max_running, 1)))
+        THEN RAISE(ABORT, 'tenure: no more jobs of this partition may run at once')
         WHEN max(l.tat, NEW.started_at * 1000) + l.every
             > NEW.started_at * 1000 + l.burst * l.every
         THEN RAISE(ABORT, 'tenure: no more jobs of this queue may start at this time')
