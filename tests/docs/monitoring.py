@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from prometheus_client.parser import text_string_to_metric_families
 
 from tenure.http.api import metrics
+from tenure.jobs.limits import Limits
 from tenure.jobs.stats import BUCKETS, Count, QueueState, Total
 from tenure.wire.responses import MetricsBody
 
@@ -15,7 +16,7 @@ SEEN = MetricsBody(
     total=1,
     by_status={"pending": 1},
     counts=[Count("pending", "mail", "email", 1)],
-    queues=[QueueState("mail", None, None, 1, 0, None)],
+    queues=[QueueState("mail", None, None, 1, 0, None, limits=Limits(5), running=0)],
     workers=1,
     late_leases=0,
     totals=[

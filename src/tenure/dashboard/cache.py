@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from tenure.app.app import Tenure
+from tenure.jobs.stats import PartitionState
 
 T = TypeVar("T")
 
@@ -63,6 +64,7 @@ class ReadCache:
     """The values of one application, each used again for a moment. Safe from any thread."""
 
     def __init__(self, app: Tenure) -> None:
+        self._app = app
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="tenure-dashboard")
@@ -73,6 +75,10 @@ class ReadCache:
         self.next_tick = partial(self._once, "next_tick", app.stats.next_tick)
         self.failures = partial(self._once, "failures", app.stats.failures)
         self.measured_until = partial(self._once, "measured_until", app.stats.measured_until)
+
+    def partitions(self, queue: str) -> Sequence[PartitionState]:
+        """Return the partitions with most jobs of a queue with limits; there are few of these."""
+        return self._once(f"partitions of {queue}", partial(self._app.queues.partitions, queue))
 
     def forget(self) -> None:
         """Clear the values after a change. Old counts are kept in case new ones take long."""

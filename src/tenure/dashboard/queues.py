@@ -1,8 +1,9 @@
-"""The queues, their actions, and the workers."""
+"""The queues, one of them with its limits and partitions, their actions, and the workers."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 from starlette.responses import Response
 
@@ -11,9 +12,15 @@ from tenure.dashboard.health import LATE
 from tenure.dashboard.request import PageRequest
 from tenure.errors import InvalidInput
 from tenure.jobs.explain import is_live
+from tenure.jobs.limits import Limits, PerPartition
+from tenure.jobs.stats import QueueState, limits_of
 from tenure.lifecycle import Job, Status
 
 MAX_RUNNING = 500
+LIMITS = ("max_pending", "max_running", "rate", "burst", "ordered")
+PER_PARTITION = ("max_running", "rate", "burst")
+TEXTS = ("rate", "ordered")
+"""The limits that are not numbers."""
 
 
 def show(request: PageRequest) -> Response:
@@ -27,8 +34,24 @@ def show(request: PageRequest) -> Response:
         rates=charts.queue_rates(cache.activity(), now),
         lag=cache.lag(now, "queues"),
         late=now - LATE,
+        limits_of=limits_of,
         types=request.app.types.list(),
         takers={queue.name: sum(w.serves(queue.name) for w in workers) for queue in queues},
+    )
+
+
+def show_one(request: PageRequest) -> Response:
+    """Show a queue, with a form for its limits, and its partitions with most jobs."""
+    name, ask = request.path("name"), request.app.queues.partitions
+    queue = next((one for one in request.cache.queues() if one.name == name), None)
+    limits = (queue.limits if queue else None) or Limits()
+    return request.page(
+        "queue.html",
+        queue=queue or QueueState(name, None, None, 0, 0, None),
+        limits=limits,
+        per=limits.per_partition,
+        limits_of=limits_of,
+        partitions=request.cache.partitions(name) if queue and queue.limits else ask(name),
     )
 
 
@@ -49,14 +72,16 @@ def pause(request: PageRequest) -> Response:
     """Stop handing out jobs of a queue."""
     name = request.path("name")
     request.app.queues.pause(name, actor=request.actor, reason=request.field("reason"))
-    return _back(request, f"Queue {name} is paused. Running jobs continue, new ones are accepted.")
+    return _to_queue(
+        request, f"Queue {name} is paused. Running jobs continue, new ones are accepted."
+    )
 
 
 def resume(request: PageRequest) -> Response:
     """Hand out jobs of a queue again."""
     name = request.path("name")
     request.app.queues.resume(name, actor=request.actor)
-    return _back(request, f"Queue {name} is open.")
+    return _to_queue(request, f"Queue {name} is open.")
 
 
 def pause_type(request: PageRequest) -> Response:
@@ -73,14 +98,82 @@ def resume_type(request: PageRequest) -> Response:
 
 
 def limit(request: PageRequest) -> Response:
-    """Set how many jobs of a queue may be pending, or lift the limit."""
-    name, given = request.path("name"), request.field("max_pending").replace(",", "")
-    if given and not (given.isascii() and given.isdigit() and len(given) <= 15):
-        raise InvalidInput("give a whole number from 0, or nothing for no limit", path="limit")
-    most = int(given) if given else None
-    request.app.queues.limit(name, max_pending=most, actor=request.actor)
-    limited = "has no limit" if most is None else f"takes at most {most:,} pending jobs"
-    return _back(request, f"Queue {name} {limited}.")
+    """Change those limits of a queue that differ from what the form showed."""
+    name = request.path("name")
+    given = {key: _limit(request, key) for key in LIMITS if _changed(request, key)}
+    if any(_changed(request, f"per_{key}") for key in ("partition", *PER_PARTITION)):
+        given["per_partition"] = _per_partition(request)
+    if given:
+        request.app.queues.limit(name, **given, actor=request.actor)
+    return _to_queue(
+        request, f"The limits of queue {name} are {'set' if given else 'as they were'}."
+    )
+
+
+def _per_partition(request: PageRequest) -> PerPartition | None:
+    if _changed(request, "per_partition") and not request.field("per_partition"):
+        return None
+    values = {key: _limit(request, key, "per_") for key in PER_PARTITION}
+    if _changed(request, "per_rate") and not _changed(request, "per_burst"):
+        values["burst"] = None
+    return PerPartition(**values)
+
+
+def _changed(request: PageRequest, key: str) -> bool:
+    """Whether a field was sent and differs from what it held when the page was made."""
+    return request.fields.get(key) != request.fields.get(f"was.{key}")
+
+
+def _limit(request: PageRequest, key: str, prefix: str = "") -> Any:
+    given = request.field(prefix + key)
+    if not given or key in TEXTS:
+        return given or None
+    digits = given.replace(",", "")
+    if digits.isascii() and digits.isdigit() and len(digits) <= 15:
+        return int(digits)
+    raise InvalidInput("give a whole number, or nothing for no limit", path=prefix + key)
+
+
+def limit_partition(request: PageRequest) -> Response:
+    """Change what differs for a partition of a queue."""
+    keys = [key for key in ("max_running", "weight") if _changed(request, key)]
+    given = {key: _limit(request, key) for key in keys}
+    request.app.queues.limit_partition(*_partition(request), **given, actor=request.actor)
+    return _to_queue(request, f"{_called(request)} is changed.")
+
+
+def pause_partition(request: PageRequest) -> Response:
+    """Stop handing out jobs of a partition."""
+    why = request.field("reason")
+    request.app.queues.pause_partition(*_partition(request), actor=request.actor, reason=why)
+    return _to_queue(request, f"{_called(request)} is paused. Running jobs continue.")
+
+
+def resume_partition(request: PageRequest) -> Response:
+    """Hand out jobs of a partition again."""
+    request.app.queues.resume_partition(*_partition(request), actor=request.actor)
+    return _to_queue(request, f"{_called(request)} is open.")
+
+
+def pass_over(request: PageRequest) -> Response:
+    """Let a partition go on after the failed job that halts it."""
+    passed = request.app.queues.pass_over(*_partition(request), actor=request.actor)
+    if passed is None:
+        return _to_queue(request, f"Not done: no failed job halts {_called(request)}.", "bad")
+    return _to_queue(request, f"{_called(request)} continues. Job {passed} stays failed.")
+
+
+def _partition(request: PageRequest) -> tuple[str, str]:
+    return request.path("name"), request.fields.get("partition", "")
+
+
+def _called(request: PageRequest) -> str:
+    name = request.fields.get("partition", "")
+    return f"Partition {name}" if name else "The partition of jobs without one"
+
+
+def _to_queue(request: PageRequest, message: str, tone: str = "good") -> Response:
+    return request.go(request.address(f"/ui/queues/{request.path('name')}"), message, tone)
 
 
 def _back(request: PageRequest, message: str) -> Response:

@@ -15,6 +15,7 @@ from tenure.jobs.names import listed
 from tenure.jobs.stats import TypeState, WorkerState, queues_instead
 from tenure.store import migrate
 from tenure.store.dialect import Reads
+from tenure.store.tables import limits as limit_tables
 from tenure.store.tables import schedules as tables
 
 Settings = Mapping[str, tuple[Collection[str], str]]
@@ -131,3 +132,14 @@ def schedules(db: Reads, now: datetime) -> Check:
         "`tenure schedules show`"
     )
     return warning("schedules", f"{len(found)} known", advice if flaws else "")
+
+
+def limits(db: Reads) -> Check:
+    """Whether each queue with limits may start jobs."""
+    found = limit_tables.read(db)
+    closed = sorted(name for name, (limits, _, _) in found.items() if limits.max_running == 0)
+    advice = (
+        f"{', '.join(listed(closed))}: at most 0 jobs may run, so none starts. If that is "
+        "not meant, raise it with `tenure queues limit`"
+    )
+    return warning("limits", f"queues with limits: {len(found)}", advice if closed else "")

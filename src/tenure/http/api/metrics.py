@@ -79,13 +79,19 @@ def _families(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
         "How long the longest-waiting due job has been due; 0 when none is.",
         labels=["queue"],
     )
+    slots = Gauge("tenure_queue_running", "Jobs that a queue's limits count.", labels=["queue"])
+    most = Gauge("tenure_queue_max_running", "How many of these may run.", labels=["queue"])
     paused = Gauge("tenure_queue_paused", "1 when the queue is paused.", labels=["queue"])
     for queue in seen.queues:
         waiting.add_metric([queue.name], queue.pending)
         running.add_metric([queue.name], queue.processing)
         oldest.add_metric([queue.name], _seconds(queue.oldest_due_at, now))
         paused.add_metric([queue.name], 0 if queue.paused_at is None else 1)
-    yield from (waiting, running, oldest, paused)
+        if queue.running is not None:
+            slots.add_metric([queue.name], queue.running)
+        if queue.limits is not None and queue.limits.max_running is not None:
+            most.add_metric([queue.name], queue.limits.max_running)
+    yield from (waiting, running, oldest, paused, slots, most)
     yield Gauge("tenure_workers", "Workers that asked for jobs lately.", value=seen.workers)
     late = "Leases that have run out and were not yet ended by a sweep."
     yield Gauge("tenure_late_leases", late, value=seen.late_leases)

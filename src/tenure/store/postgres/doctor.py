@@ -200,6 +200,7 @@ def check_postgres(url: str) -> Iterator[Check]:
             with closing(PostgresReader(url)) as reader:
                 yield doctor.types(types.every(reader).values(), reader.workers())
                 yield doctor.schedules(reader, reader.clock())
+                yield doctor.limits(reader)
     except psycopg.Error as error:
         advice = f"{error}: is the server running, and may this user connect?"
         yield problem("database", "does not answer", advice)
