@@ -40,7 +40,7 @@ def settings(chance: random.Random) -> tuple[int, int, dict[str, Any]]:
     per = PerPartition(max_running=of_one, rate=chance.choice((None, None, "30/1s")))
     if chance.random() < 0.5:  # then nobody locks the queue
         given = {"max_running": None, "rate": None, "per_partition": per}
-        return of_one * len(storming.PARTITIONS), of_one, given
+        return 2 * len(storming.PARTITIONS), of_one, given
     most, rate = chance.choice((1, 3, 5, 5)), chance.choice((None, None, "60/1s"))
     return most, of_one, {"max_running": most, "rate": rate, "per_partition": per}
 
@@ -53,16 +53,14 @@ def watch(
     Returns how many of the queue, and how many of a partition, ran in each look. More than a limit
     are those only that ran before it was lowered.
     """
-    seen, change, (most, of_one) = list[tuple[int, int]](), 0.0, (0, 0)
-    bounds = (0, 0)
+    seen, change, bounds = list[tuple[int, int]](), 0.0, (0, 0)
     with closing(RawSql(app.database)) as raw:
         while any(process.poll() is None for process in storm):
             if time.monotonic() > change:
-                before = (most, of_one)
                 most, of_one, given = settings(chance)
                 app.queues.limit("q", **given)
                 change = time.monotonic() + 0.2 + chance.random()
-                bounds = (max(before[0], most), max(before[1], of_one))
+                bounds = (max(bounds[0], most), max(bounds[1], of_one))
             ((running, fullest, slots),) = raw.run(RUNNING)
             assert running <= bounds[0]
             assert fullest <= bounds[1]
