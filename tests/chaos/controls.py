@@ -37,6 +37,7 @@ GUARDED_FILES = (
     SQLITE,
     POSTGRES,
     "store/constraints.py",
+    "store/row_values.py",
     "store/migrations/sqlite/0001_1_jobs.sql",
     "store/migrations/postgres/0001_1_jobs.sql",
     HOT_PATH,
@@ -351,6 +352,7 @@ def parts_of_generated_guards() -> Iterator[Control]:
     file = "store/constraints.py"
     text = (SOURCE / file).read_text("utf-8")
     rules = text[text.index("def checks(") : text.index("def is_legal(")]
+    rules += (SOURCE / "store/row_values.py").read_text("utf-8")
     for name in dict.fromkeys(re.findall(r'^        "(\w+)": ', rules, re.MULTILINE)):
         filtered = text.replace(
             "for name, rule in rules.items())",

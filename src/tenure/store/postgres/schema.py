@@ -9,7 +9,7 @@ from typing import Any
 from tenure import failpoints
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.jobs.findings import Progress, no_progress
-from tenure.store import constraints, migrate
+from tenure.store import constraints, migrate, row_values
 from tenure.store.postgres.connection import NOW, OLDEST_SERVER, Address, address_of, connect, one
 from tenure.store.postgres.statements import ENTERING, ENTERING_VALUES, NEW, type_of
 
@@ -137,25 +137,25 @@ def _steps(address: Address, version: int, progress: Progress = no_progress) -> 
 def _conditions(schema: str) -> dict[str, str]:
     """What triggers ask of rows, by placeholder."""
     json_type = "json_typeof({}::json)"
-    set_later = constraints.enforced(constraints.postgres_values(json_type, schema, "NEW."))
-    new = constraints.enforced(constraints.postgres_values(json_type, schema, "entered."))
+    set_later = row_values.enforced(row_values.postgres_values(json_type, schema, "NEW."))
+    new = row_values.enforced(row_values.postgres_values(json_type, schema, "entered."))
     result = new.pop("result_is_json")  # a new job has none
     del set_later["result_is_json"]
-    every = {**constraints.IN_REACH, "times_in_reach": constraints.POSTGRES_TIMES}
+    every = {**row_values.IN_REACH, "times_in_reach": row_values.POSTGRES_TIMES}
     changed = {**every, "result_is_json": result.replace("entered.", "")}
     new_names = _renamed(constraints.ILLEGAL_INSERT, NEW="entered")
     return {
-        "values_of_a_job": ", ".join(constraints.VALUES_OF_A_JOB),
-        "broken_value": constraints.broken(set_later),
-        "unfit_job": constraints.unfit(set_later),
-        "broken_new_value": constraints.broken(new | every),
-        "unfit_new_job": constraints.unfit(new | every),
-        "unfit_change": constraints.unfit(changed),
-        "broken_change": constraints.broken(changed),
+        "values_of_a_job": ", ".join(row_values.VALUES_OF_A_JOB),
+        "broken_value": row_values.broken(set_later),
+        "unfit_job": row_values.unfit(set_later),
+        "broken_new_value": row_values.broken(new | every),
+        "unfit_new_job": row_values.unfit(new | every),
+        "unfit_change": row_values.unfit(changed),
+        "broken_change": row_values.broken(changed),
         "illegal_entry": new_names,
         "illegal_move": _renamed(constraints.illegal_change("IS DISTINCT FROM"), OLD="o", NEW="n"),
-        "partition_is_short_text": constraints.postgres_values("", "")["partition_is_short_text"],
-        "is_policy": constraints.postgres_policy("value"),
+        "partition_is_short_text": row_values.postgres_values("", "")["partition_is_short_text"],
+        "is_policy": row_values.postgres_policy("value"),
     }
 
 

@@ -12,10 +12,10 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from tenure.store.constraints import IN_REACH, broken, postgres_values
 from tenure.store.dialect import Dialect
 from tenure.store.lanes import MAX_LANES, MAX_SEEN
 from tenure.store.postgres.connection import NOW, array_of, is_uuid, to_time
+from tenure.store.row_values import IN_REACH, broken, postgres_values
 from tenure.store.rows import ADDED, CHANGED, COLUMNS, TIMED, TIMES, selected
 
 MAX_PARTITIONS = 250

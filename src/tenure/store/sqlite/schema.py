@@ -13,7 +13,7 @@ from tenure.errors import StoreUnavailable
 from tenure.jobs.enqueue import YEARS
 from tenure.jobs.findings import Progress, no_progress
 from tenure.store import migrate
-from tenure.store.constraints import enforced, sqlite_values
+from tenure.store.row_values import enforced, sqlite_values
 from tenure.store.sqlite.connection import NOW, connect, to_millis
 
 
