@@ -100,7 +100,7 @@ def database(sqlite_url: str) -> str:
 
 
 COMMANDS = {
-    "verify": (["verify"], "32/33", "jobs checked: 700"),
+    "verify": (["verify"], "33/34", "jobs checked: 700"),
     "bulk": (["jobs", "cancel", "--status", "pending", "--yes"], "700/700", "700 jobs changed"),
     "migrate": (["migrate"], r"0/1 .*schema 1", "schema 1"),
     "demo": (["demo"], "35/35", "no job lost"),
@@ -148,7 +148,7 @@ def test_verify_tells_each_check_before_it_is_made(database_url: str) -> None:
     told = Recorder()
     with Tenure(database_url) as app:
         app.verify(progress=told)
-    names = ["the ledger of each job", "each job", "leases", "idempotency keys"]
+    names = ["the ledger of each job", "each job", "leases", "idempotency keys", "unique keys"]
     names += ["tags", "counts", "jobs that wait for others", "fires of schedules"]
     if database_url.startswith("sqlite"):
         names += ["ticks of schedules", "tables and indexes"]

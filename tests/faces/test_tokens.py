@@ -52,6 +52,8 @@ NEEDED = {
     **dict.fromkeys(["resumeSchedule", "triggerSchedule", "backfillSchedule"], "admin"),
     **dict.fromkeys(["pauseType", "resumeType"], "admin"),
     **dict.fromkeys(["pauseQueue", "resumeQueue", "limitQueue"], "admin"),
+    **dict.fromkeys(["setPartition", "passOver"], "admin"),
+    "listPartitions": "read",
 }
 """The scopes, one of which a call needs beside `admin`: said again here, so that a change of the
 routes is a change of two places, and a new route fails until somebody has thought about it."""

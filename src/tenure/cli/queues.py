@@ -19,8 +19,6 @@ from tenure.cli.options import (
 )
 from tenure.cli.terminal import Cell, print_json, table, used
 from tenure.errors import InvalidInput
-from tenure.jobs.limits import PerPartition
-from tenure.jobs.stats import limits_of
 
 queues = Group("queues", help="List, pause, resume and limit queues.")
 
@@ -34,6 +32,8 @@ def list_queues(as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
+        from tenure.jobs.stats import limits_of
+
         columns = ("name", "pending", "processing", "oldest_due_at", "paused_at", "max_pending")
         heads = ("QUEUE", "PENDING", "PROCESSING", "OLDEST DUE", "PAUSED", "MAX PENDING", "LIMITS")
         notes = [queue.pause_reason or "" for queue in found]
@@ -97,6 +97,8 @@ def _limit(key: str, text: str) -> Any:
         return text
     if key != "per_partition":
         return number(text, key)
+    from tenure.jobs.limits import PerPartition
+
     parts = [] if text == "turns" else [part.partition("=") for part in text.split(",")]
     if unknown := {key for key, _, _ in parts} - {"max_running", "rate", "burst"}:
         raise InvalidInput(f"no such limit: {', '.join(sorted(unknown))}", path="--per-partition")
@@ -115,7 +117,7 @@ def number(text: str, of: str) -> int:
 @option("--limit", "N", "How many to list.", type=click.IntRange(1, 1_000), default=20)
 @reading_options
 def partitions(name: str, limit: int, as_json: bool) -> None:
-    """List the partitions of a queue with limits, those with most jobs first."""
+    """List the partitions of a queue with limits, the fullest first."""
     with existing() as app:
         found, now = app.queues.partitions(name, limit), app.core.clock()
     if as_json:

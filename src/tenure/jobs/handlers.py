@@ -166,38 +166,27 @@ def describe(
     unique: Unique | None = None,
 ) -> Handler:
     """Read a function's signature into a Handler; raises InvalidInput if no payload could fit."""
-    for option, kinds in (("permanent", permanent), ("retry_on", retry_on)):
-        if not _are_errors(kinds):
-            raise InvalidInput(f"{option} is a tuple of exception classes, not {kinds!r}")
+    _check_errors(permanent=permanent, retry_on=retry_on)
     if on_interrupt not in typing.get_args(OnInterrupt):
         raise InvalidInput("give 'again' or 'fail'", path="$.on_interrupt")
-    if not process and (max_jobs is not None or max_memory is not None):
+    _check_kind(function, name, in_process=process)
+    if not process and (max_jobs, max_memory) != (None, None):
         raise InvalidInput("max_jobs and max_memory are limits of child processes: process=True")
     signature = inspect.signature(function)
     hints = _hints(function, name)
     parameters = list(signature.parameters.values())
     wants_context = bool(parameters) and hints.get(parameters[0].name) is JobContext
-    _check_kind(function, name, in_process=process)
-    named_context = False
-    if wants_context:
-        context = parameters.pop(0)
-        if context.kind not in (_BY_PLACE, _BY_PLACE_OR_NAME):
-            raise InvalidInput(f"{name}({context}): the context is passed by its place")
-        named_context = context.kind is not _BY_PLACE
+    named_context = wants_context and _own_context(name, parameters)
     others: Any = None
     if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
         others = hints.get(parameters.pop().name, Any)
-    fields = [_field(name, parameter, hints.get(parameter.name, Any)) for parameter in parameters]
     annotated = {parameter.name: hints.get(parameter.name, Any) for parameter in parameters}
-    by: PartitionBy | None = None
+    fields = [_field(name, each, annotated[each.name]) for each in parameters]
     if partition_by is not None:
-        usual = {p.name: p.default for p in parameters if p.default is not p.empty}
-        names = annotated if others is None else None
-        by = partitioner(name, partition_by, names, usual)
-    if by is not None or unique is not None:
-        rule = None if unique is None else unique_of(unique)
-        options = msgspec.structs.asdict(defaults)
-        defaults = HandlerOptions(**options, partition_by=by, unique=rule)
+        by = _partitioner(name, partition_by, parameters, annotated if others is None else None)
+        defaults = _with(defaults, partition_by=by)
+    if unique is not None:
+        defaults = _with(defaults, unique=unique_of(unique))
     takes_any = not fields and others in (Any, object) and not named_context
     return Handler(
         name=name,
@@ -221,6 +210,31 @@ def describe(
         models={n: hint for n, hint in annotated.items() if json_types.has_models(hint)},
         returns=hints.get("return", Any),
     )
+
+
+def _partitioner(
+    name: str, by: By, parameters: Sequence[inspect.Parameter], names: Mapping[str, Any] | None
+) -> PartitionBy:
+    usual = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return partitioner(name, by, names, usual)
+
+
+def _with(defaults: TypeOptions, **rules: Any) -> HandlerOptions:
+    return HandlerOptions(**{**msgspec.structs.asdict(defaults), **rules})
+
+
+def _own_context(name: str, parameters: list[inspect.Parameter]) -> bool:
+    """Take the context out of a handler's parameters; return whether it could go by name."""
+    context = parameters.pop(0)
+    if context.kind not in (_BY_PLACE, _BY_PLACE_OR_NAME):
+        raise InvalidInput(f"{name}({context}): the context is passed by its place")
+    return context.kind is not _BY_PLACE
+
+
+def _check_errors(**options: Any) -> None:
+    for option, kinds in options.items():
+        if not _are_errors(kinds):
+            raise InvalidInput(f"{option} is a tuple of exception classes, not {kinds!r}")
 
 
 def _are_errors(kinds: Any) -> bool:

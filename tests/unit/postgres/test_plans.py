@@ -105,7 +105,7 @@ def test_a_claim_in_turn_reads_each_partition_in_order_and_no_further(
         (ordered,),
     )
     (now,) = raw.execute("SELECT now()").fetchone() or ()
-    asked = ("w", None, [""], [2], [PostgresClaim.start[0]], [crowded[0]], ordered is not None)
+    asked = ("w", None, [""], [2], [PostgresClaim.start[0]], [crowded[0]], ordered is not None, 100)
     kept_plans.clear()
     raw.execute("BEGIN")
     raw.execute(address_of(url).sql(sql.ROOM), ("default", now))

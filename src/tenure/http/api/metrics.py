@@ -64,9 +64,8 @@ def prometheus_text(seen: MetricsBody, now: datetime) -> bytes:
 
 
 def _families(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
-    from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+    from prometheus_client.core import CounterMetricFamily
     from prometheus_client.core import GaugeMetricFamily as Gauge
-    from prometheus_client.utils import floatToGoString
 
     jobs = Gauge("tenure_jobs", "Stored jobs.", labels=["status", "queue", "type"])
     for count in seen.counts:
@@ -119,6 +118,13 @@ def _families(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
     for reason, requests in seen.refused.items():
         refused.add_metric([reason], requests)
     yield refused
+    yield from _histograms(seen)
+
+
+def _histograms(seen: MetricsBody) -> Iterator[Metric]:
+    from prometheus_client.core import HistogramMetricFamily
+    from prometheus_client.utils import floatToGoString
+
     for name, text, events in (
         ("tenure_wait_seconds", "From due until claimed.", WAITED),
         ("tenure_run_seconds", "From claimed until the attempt ended, however.", RUN_ENDS),
