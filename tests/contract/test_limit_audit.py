@@ -189,3 +189,22 @@ def test_a_million_entries_take_seconds() -> None:
     began = time.process_time()
     assert limit_audit.Replay().findings((change, *rows), 9) == []
     assert time.process_time() - began < 3
+
+
+def test_the_largest_number_of_each_limit_is_told(
+    unaudited_harness: StoreHarness, queues: Queues
+) -> None:
+    harness = unaudited_harness
+    per = PerPartition(max_running=2)
+    queues.limit("q", max_running=4, rate="6/1h", burst=6, per_partition=per)
+    add(harness, 9, "a")
+    add(harness, 9, "b")
+    for lease in harness.claim(limit=10):
+        harness.report(report_completed(lease))
+    harness.claim(limit=10)
+    queues.limit("q", max_running=1)
+    seen: list[str] = []
+    assert harness.store.read.violations(100, seen=seen.append) == []
+    assert seen[0].startswith("partition ")
+    assert seen[0].endswith("of queue q: 2 of 2 at once")
+    assert seen[1:] == ["queue q: 6 of 6 starts in 3600 s", "queue q: 4 of 4 at once"]

@@ -396,3 +396,12 @@ def test_limits_and_partitions_are_set_and_listed(app: Tenure) -> None:
         ("partition", "sync", "acme", "--pause", "--resume"),
     ):
         assert run_cli("queues", *words).exit_code == 2, words
+
+
+def test_verify_says_the_largest_number_that_ran_at_once(app: Tenure) -> None:
+    app.queues.limit("mail", max_running=2)
+    for _ in range(3):
+        app.enqueue("email", queue="mail")
+    app.core.claim(ClaimRequest(worker="w", limit=5, lease_seconds=30))
+    assert output_of("verify").splitlines()[1:] == ["largest seen: queue mail: 2 of 2 at once"]
+    assert cli_json("verify") == []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tenure.jobs.findings import Check, Progress, Violation, no_progress
+from tenure.jobs.findings import Check, Progress, Violation, no_note, no_progress
 from tenure.store import check_store, migrate_store, schema_of
 from tenure.store import migration_sql as sql_of_migration
 from tenure.store.audit import INVARIANTS
@@ -41,13 +42,21 @@ def check(app: Tenure) -> list[Check]:
     return check_store(app.database)
 
 
-def verify(app: Tenure, limit: int = 100, *, progress: Progress | None = None) -> list[Violation]:
+def verify(
+    app: Tenure,
+    limit: int = 100,
+    *,
+    progress: Progress | None = None,
+    seen: Callable[[str], object] | None = None,
+) -> list[Violation]:
     """Check the stored data against every invariant; return what violates one.
 
     - `limit`: at most this many violations of each invariant. Default: 100.
     - `progress`: called before each check as `progress(done, total, what)`.
+    - `seen`: called with a sentence for each limit of a queue: the largest number of jobs that ever
+      ran at once, or started in the time of a rate, and how many were allowed then.
 
     Reads every job. Writers are not held up. An empty list is good.
     """
-    found = app.core.store.read.violations(limit, progress or no_progress)
+    found = app.core.store.read.violations(limit, progress or no_progress, seen or no_note)
     return [Violation(*finding, INVARIANTS[finding[0]]) for finding in found]

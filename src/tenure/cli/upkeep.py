@@ -37,10 +37,11 @@ def verify(limit: int, as_json: bool) -> None:
     """Check every stored job and transition against every invariant.
 
     Lists the violations, what each means and what to do. Exit 1 if there are any. Safe to run
-    while jobs run.
+    while jobs run. Of each limit of a queue it says the largest number that was ever seen.
     """
+    seen: list[str] = []
     with existing() as app, progress_bar("Checking", shown=not as_json) as progress:
-        violations = app.verify(limit, progress=progress)
+        violations = app.verify(limit, progress=progress, seen=seen.append)
         jobs = sum(count.jobs for count in app.stats.counts())
     if as_json:
         print_json(violations)
@@ -51,6 +52,8 @@ def verify(limit: int, as_json: bool) -> None:
         click.get_current_context().exit(REFUSED)
     elif not as_json:
         click.echo(f"jobs checked: {jobs}; no violation")
+        for sentence in seen:
+            click.echo(f"largest seen: {visible(sentence)}")
 
 
 def _explain(violations: Sequence[Violation], limit: int) -> None:

@@ -42,5 +42,9 @@ Progress = Callable[[int, int | None, str], None]
 """Called at times with how much is done, of how much (None: not known), and what is done now."""
 
 
+def no_note(text: str) -> None:
+    """Ignore a sentence."""
+
+
 def no_progress(done: int, total: int | None, doing: str) -> None:
     """Ignore the progress that is reported."""

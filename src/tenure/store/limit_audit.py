@@ -101,6 +101,11 @@ class Replay:
         self._settings: dict[tuple[str, str | None], Setting] = {}
         self._running = Counter[tuple[str, str | None]]()
         self._starts: dict[tuple[str, str | None], list[int]] = {}
+        self._most: dict[tuple[str, str], tuple[int, str]] = {}
+
+    def seen(self) -> list[str]:
+        """Say of each limit the largest number that was ever seen, of partitions in the fullest."""
+        return [text for _, (_, text) in sorted(self._most.items())]
 
     def findings(self, rows: Iterable[tuple[Any, ...]], limit: int) -> list[Finding]:
         """Return starts that the limits of their time did not allow, up to `limit` of them."""
@@ -147,13 +152,22 @@ class Replay:
         prefix: str,
         most: int | None,
     ) -> Iterable[str]:
-        if most is not None and self._running[place] > most:
-            yield f"{self._running[place]} of {name} at once, {most} allowed"
+        if most is not None:
+            running = self._running[place]
+            self._note(place, f"{prefix}running", running, f"{name}: {running} of {most} at once")
+            if running > most:
+                yield f"{running} of {name} at once, {most} allowed"
         if (starts := setting.get(f"{prefix}rate_starts")) is not None:
             seconds = setting[f"{prefix}rate_seconds"]
             seen = busiest(self._starts.setdefault(place, []), at, int(seconds * 1000), starts)
+            text = f"{name}: {seen} of {starts} starts in {seconds:g} s"
+            self._note(place, f"{prefix}rate", seen, text)
             if seen > starts:
                 yield f"{seen} starts of {name} in {seconds:g} s, {starts} allowed"
+
+    def _note(self, place: tuple[str, str | None], kind: str, seen: int, text: str) -> None:
+        if seen > self._most.get((place[0], kind), (0, ""))[0]:
+            self._most[place[0], kind] = seen, text
 
 
 def busiest(times: list[int], at: int, length: int, most: int) -> int:

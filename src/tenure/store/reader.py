@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from tenure.errors import InvalidInput
-from tenure.jobs.findings import Progress, no_progress
+from tenure.jobs.findings import Progress, no_note, no_progress
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
 from tenure.jobs.queries import Query
 from tenure.jobs.queue_rights import Patterns
@@ -103,9 +103,12 @@ class Reader(ABC):
         """Execute a statement that may take minutes; return what `read` makes of its rows."""
 
     def violations(
-        self, limit: int, progress: Progress = no_progress
+        self, limit: int, progress: Progress = no_progress, seen: Callable[[str], object] = no_note
     ) -> list[tuple[str, str, str]]:
-        """Return stored facts that break an invariant: (invariant, job id, what was found)."""
+        """Return stored facts that break an invariant: (invariant, job id, what was found).
+
+        Calls `seen` with what `limit_audit.Replay.seen` says of each limit.
+        """
         found: list[audit.Finding] = []
         more = ("ticks of schedules", *self.more_checks)
         limited = self.rows(limit_audit.used(self.dialect))
@@ -114,8 +117,11 @@ class Reader(ABC):
             read = partial(audit.findings, asked, before=tuple(found), limit=limit)
             found += self.read_through(asked.statement(self.dialect), read)
         if limited:
-            replay = partial(limit_audit.Replay().findings, limit=limit)
-            found += self.read_through(limit_audit.starts_and_ends(self.dialect), replay)
+            replay = limit_audit.Replay()
+            again = partial(replay.findings, limit=limit)
+            found += self.read_through(limit_audit.starts_and_ends(self.dialect), again)
+            for sentence in replay.seen():
+                seen(sentence)
         return found + schedules.unrecorded(self)[:limit]
 
     @staticmethod

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tenure.errors import StoreUnavailable
-from tenure.jobs.findings import Progress, no_progress
+from tenure.jobs.findings import Progress, no_note, no_progress
 from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.lifecycle import Job, Status
 from tenure.store import audit
@@ -187,9 +187,9 @@ class SqliteReader(Reader):
         return f"tenure_job INDEXED BY {GATHERED_BY[status]}"
 
     def violations(
-        self, limit: int, progress: Progress = no_progress
+        self, limit: int, progress: Progress = no_progress, seen: Callable[[str], object] = no_note
     ) -> list[tuple[str, str, str]]:
-        found = super().violations(limit, progress)
+        found = super().violations(limit, progress, seen)
         try:
             with closing(connect(self._path)) as connection:
                 return found + _unsound(connection)[:limit]
