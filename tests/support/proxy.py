@@ -153,9 +153,7 @@ class Proxy:
         """Reset what is open, and refuse new connections."""
 
         async def change() -> None:
-            if self._listener is not None:
-                self._listener.close()
-                self._listener = None
+            await self._stop_listening()
             self._reset_all()
 
         self._ask(change())
@@ -225,9 +223,19 @@ class Proxy:
             listener = _bound(self.address[1])
             self._listener = await asyncio.start_server(self._serve, sock=listener, backlog=1024)
 
+    async def _stop_listening(self) -> None:
+        """Close the listener. asyncio leaks a connection that it is about to serve meanwhile."""
+        if self._listener is None:
+            return
+        for listening in self._listener.sockets:
+            self._loop.remove_reader(listening.fileno())
+        for _ in range(3):  # steps of the loop in which connections that are accepted begin
+            await asyncio.sleep(0)
+        self._listener.close()
+        self._listener = None
+
     async def _close(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
+        await self._stop_listening()
         for link in list(self._links):
             self._abort(link)
         left = asyncio.all_tasks() - {asyncio.current_task()}

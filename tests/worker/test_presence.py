@@ -72,7 +72,7 @@ def test_a_worker_that_stops_says_so(
     with running_worker(app, concurrency=2) as worker:
         wait_until(lambda: app.get(job.id).status == "processing", "the job to run")
         worker.request_stop()
-        wait_until(lambda: app.workers.list()[0].stopping, "it to say that it stops")
+        wait_until(lambda: any(w.stopping for w in app.workers.list()), "it to say that it stops")
         goes_on.set()
     assert app.workers.list() == []
     assert app.explain(work.enqueue().id).reason == "no_worker"
