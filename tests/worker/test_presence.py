@@ -62,15 +62,16 @@ def test_a_worker_that_stops_says_so(
     app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = app_on_each_engine
-    goes_on = threading.Event()
+    started, goes_on = threading.Event(), threading.Event()
 
     @app.job
     def work() -> None:
+        started.set()
         goes_on.wait(60)
 
-    job = work.enqueue()
+    work.enqueue()
     with running_worker(app, concurrency=2) as worker:
-        wait_until(lambda: app.get(job.id).status == "processing", "the job to run")
+        assert started.wait(60)  # a job that has not started would go back, and the worker away
         worker.request_stop()
         wait_until(lambda: any(w.stopping for w in app.workers.list()), "it to say that it stops")
         goes_on.set()
