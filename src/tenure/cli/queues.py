@@ -96,7 +96,7 @@ def _limit(key: str, text: str) -> Any:
     if key in ("rate", "ordered"):
         return text
     if key != "per_partition":
-        return number(text, key)
+        return _number(text, key)
     from tenure.jobs.limits import PerPartition
 
     parts = [] if text == "turns" else [part.partition("=") for part in text.split(",")]
@@ -105,8 +105,7 @@ def _limit(key: str, text: str) -> Any:
     return PerPartition(**{key: _limit(key, value) for key, _, value in parts})
 
 
-def number(text: str, of: str) -> int:
-    """Return a whole number; raises InvalidInput for the option `of`."""
+def _number(text: str, of: str) -> int:
     if text.isascii() and text.isdigit() and len(text) < 16:
         return int(text)
     raise InvalidInput("give a whole number, or none", path=f"--{of.replace('_', '-')}")

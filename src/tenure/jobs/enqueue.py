@@ -173,8 +173,8 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
     tags: str | None = None
     partition: str | None = None
     key: Any = None
-    by, rule = None, None
-    if isinstance(defaults, HandlerOptions):
+    by = rule = None
+    if type(defaults) is HandlerOptions:  # most types have no such rules
         by, rule = defaults.partition_by, defaults.unique
     if options:  # most jobs have none
         if unknown := options.keys() - _OPTIONS:

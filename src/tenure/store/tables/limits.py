@@ -192,10 +192,9 @@ def facts(db: Reads, job: Job) -> LimitFacts | None:
     if limits is None:
         return None
     queue = _part(db, "queue_limit", {"queue": job.queue}, limits.max_running)
-    if limits.per_partition is None and limits.ordered is None:
+    if limits.per_partition is None:  # an ordered queue has it, too
         return LimitFacts(limits=limits, queue=queue)
-    most = limits.per_partition.max_running if limits.per_partition else None
-    place = {"queue": job.queue, "partition": name}
+    place, most = {"queue": job.queue, "partition": name}, limits.per_partition.max_running
     part = _part(db, "partition_limit", place, most, in_order=limits.ordered is not None)
     first = db.rows(
         f"SELECT {d.id('j.id')}, j.status, {d.time('j.run_at')} FROM {d.table('job')} AS j"
