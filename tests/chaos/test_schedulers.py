@@ -226,7 +226,8 @@ def test_a_deadlock_behind_a_release_reaches_nobody(
         assert answers[first] == "recorded"
         assert acting.result().changed + (answers[last] == "recorded") == 2
         assert app.get(waits).status == "cancelled"
-        assert [type(error) for error in ended] == [DeadlockDetected]
+        # The repetition may meet the same lock once more before the other has committed.
+        assert {type(error) for error in ended} == {DeadlockDetected}
         assert app.verify() == []
 
 
