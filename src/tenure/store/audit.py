@@ -1,8 +1,6 @@
 """What `tenure verify` checks in the stored data, in SQL that both engines read.
 
-An invariant is a sentence. A query reads a table once, in one statement, so all its rows belong to
-the same state of the data. Its columns, each with the sentence as its name, say of a row what
-breaks the invariant. The legal transitions come from the lifecycle table.
+The legal transitions come from the lifecycle table.
 
 The data cannot show two things. Nothing is left of a deleted job, so deletion by retention and loss
 look the same. Times can be out of order because a clock was set back.
@@ -10,13 +8,8 @@ look the same. Times can be out of order because a clock was set back.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-from tenure.jobs.findings import Progress
 from tenure.lifecycle import (
     ENTRANCES,
     FIRST_EVENT,
@@ -29,9 +22,8 @@ from tenure.lifecycle import (
     holds_sql,
     rest_sql,
 )
+from tenure.store.audit_query import AuditQuery
 from tenure.store.constraints import SETTLED_SQL, quoted
-from tenure.store.dialect import Dialect
-from tenure.store.tables import stats_sql
 
 EDITED = "ledger entries were edited or deleted: do not trust the history of this job"
 BYPASSED = (
@@ -111,49 +103,6 @@ INVARIANTS: Mapping[str, str] = {
     "in the ledger for what it was, and enqueue it again if it must run",
 }
 """Invariant -> what a violation means, and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class AuditQuery:
-    """A SELECT of a job and, in columns that are named for invariants, of what breaks them.
-
-    Such a column is NULL in rows that break nothing. Names in braces stand for tables and
-    `miscounts`.
-    """
-
-    about: str
-    select: str
-
-    @property
-    def invariants(self) -> list[str]:
-        return re.findall(r'AS "(.+)"', self.select)
-
-    def statement(self, dialect: Dialect) -> str:
-        """Return the SQL that selects the rows which break an invariant."""
-        broken = " OR ".join(f'"{name}" IS NOT NULL' for name in self.invariants)
-        text = f"SELECT * FROM ({self.select}) AS seen WHERE {broken}"
-        parts = {"broken_value": dialect.broken_value, "tags": dialect.tags}
-        parts |= {"miscounts": stats_sql.miscounts(dialect), "turns": dialect.turns}
-        name = re.compile("{([a-z_]+)}")
-        return name.sub(lambda it: parts.get(it[1]) or dialect.table(it[1]), text)
-
-
-Finding = tuple[str, str, str]
-"""(invariant, job id, what was found)."""
-
-
-def findings(
-    asked: AuditQuery, rows: Iterable[Sequence[Any]], before: Iterable[Finding], limit: int
-) -> list[Finding]:
-    """Return what the rows show, at most `limit` per invariant, counting those found `before`."""
-    listed = Counter(invariant for invariant, _, _ in before)
-    found = []
-    for job_id, *answers in rows:
-        for invariant, answer in zip(asked.invariants, answers, strict=True):
-            if answer is not None and listed[invariant] < limit:
-                listed[invariant] += 1
-                found.append((invariant, str(job_id), str(answer)))
-    return found
 
 
 CHANGES = {rule.event: rule.attempts for rule in TRANSITIONS if rule.attempts}
@@ -380,20 +329,3 @@ FROM {{job}} AS job FULL JOIN {{ready}} AS token ON token.id = job.id
     ) AS arrived ON arrived.id = job.id AND arrived.status = job.status""",
 )
 """On PostgreSQL, where the store keeps tables of what is looked up by status."""
-
-
-def queries(
-    progress: Progress, questions: Sequence[AuditQuery], more: Sequence[str] = ()
-) -> Iterator[AuditQuery]:
-    """Yield the queries in turn; before each, report how many invariants were checked.
-
-    `more` names checks that the caller makes afterwards.
-    """
-    total = sum(len(asked.invariants) for asked in questions) + len(more)
-    done = 0
-    for asked in questions:
-        progress(done, total, asked.about)
-        yield asked
-        done += len(asked.invariants)
-    for number, check in enumerate(more):
-        progress(done + number, total, check)

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tenure.store.audit import FOLLOWED, HELD, AuditQuery, Finding
+from tenure.store.audit import FOLLOWED, HELD
+from tenure.store.audit_query import AuditQuery, Finding
 from tenure.store.constraints import SETTLED_SQL
 from tenure.store.dialect import Dialect
 

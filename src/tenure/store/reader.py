@@ -21,7 +21,7 @@ from tenure.jobs.queries import Query
 from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.stats import QueueState, WorkerState
 from tenure.lifecycle import Job, Status
-from tenure.store import audit, limit_audit
+from tenure.store import audit, audit_query, limit_audit
 from tenure.store.dialect import Dialect
 from tenure.store.notify import Notify
 from tenure.store.rows import COLUMNS, job_of, read_tags, selected
@@ -56,7 +56,7 @@ class Reader(ABC):
     """Whether `watch` calls after every commit of any process."""
     spares_writer = False
     """Whether a transaction that writes should do no reading that can be done before it."""
-    questions: Sequence[audit.AuditQuery] = audit.QUERIES
+    questions: Sequence[audit_query.AuditQuery] = audit.QUERIES
     """What `violations` asks."""
     more_checks: Sequence[str] = ()
     """What `violations` checks beside the questions of `audit`."""
@@ -109,12 +109,12 @@ class Reader(ABC):
 
         Calls `seen` with what `limit_audit.Replay.seen` says of each limit.
         """
-        found: list[audit.Finding] = []
+        found: list[audit_query.Finding] = []
         more = ("ticks of schedules", *self.more_checks)
         limited = self.rows(limit_audit.used(self.dialect))
         questions = (*self.questions, *(limit_audit.QUERIES if limited else ()))
-        for asked in audit.queries(progress, questions, more):
-            read = partial(audit.findings, asked, before=tuple(found), limit=limit)
+        for asked in audit_query.queries(progress, questions, more):
+            read = partial(audit_query.findings, asked, before=tuple(found), limit=limit)
             found += self.read_through(asked.statement(self.dialect), read)
         if limited:
             replay = limit_audit.Replay()

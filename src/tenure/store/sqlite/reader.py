@@ -13,7 +13,7 @@ from tenure.errors import StoreUnavailable
 from tenure.jobs.findings import Progress, no_note, no_progress
 from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.lifecycle import Job, Status
-from tenure.store import audit
+from tenure.store import audit, audit_query
 from tenure.store.constraints import quoted
 from tenure.store.notify import Notify
 from tenure.store.reader import Reader
@@ -210,7 +210,7 @@ class SqliteReader(Reader):
             self._idle.clear()
 
 
-def _unsound(connection: sqlite3.Connection) -> list[audit.Finding]:
+def _unsound(connection: sqlite3.Connection) -> list[audit_query.Finding]:
     """What SQLite finds when it compares our tables with their indexes, page by page."""
     connection.execute("PRAGMA ignore_check_constraints = ON")  # the questions say more about rows
     return [
