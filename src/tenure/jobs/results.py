@@ -10,7 +10,7 @@ import dataclasses
 import json
 import linecache
 import reprlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from traceback import walk_tb
 from types import CoroutineType, FrameType, TracebackType
@@ -22,6 +22,7 @@ from tenure.errors import InvalidInput, PayloadTooLarge, PermanentFailure
 from tenure.jobs import json_types
 from tenure.jobs.handlers import BadArguments, Handler
 from tenure.jobs.hooks import WITHIN
+from tenure.jobs.parking import Parked, Wait
 from tenure.jobs.payload import MAX_DEPTH, JsonText, too_large, walk
 from tenure.jobs.postpone import Pause, RateLimited, RetryAfter, Snooze
 from tenure.jobs.text import CUT, UNSTORABLE
@@ -55,6 +56,7 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
     pause: Pause | None = None  # what is to wait together with a job that is snoozed
     flaw: str | None = None  # why the result is only a note
     completes: bool = False  # in a transaction of the handler, if that was committed
+    wait: Wait | None = None  # what the job waits for, if it is suspended
 
 
 def success(value: object) -> Ending:
@@ -86,7 +88,10 @@ def failure(error: BaseException, handler: Handler | None = None) -> Ending:
             _cut_traceback(error, within or ours.tb_next)
         if issubclass(type(error), BadArguments):
             return Ending(error=str(error), retryable=False)
-        text, parts = describe_exception(error), _parts(error)
+        text, every = describe_exception(error), _parts(error)
+        parts = [part for part in every if type(part) is not Parked]
+        if not parts:
+            return _parking(text, every)
         if any(_is_permanent(part, handler) for part in parts):
             return Ending(error=text, retryable=False)
         delays = [part.seconds for part in parts if _is_postponed(part)]
@@ -96,6 +101,12 @@ def failure(error: BaseException, handler: Handler | None = None) -> Ending:
         return Ending(error=text, delay=max(delays, default=None), snoozed=snoozed, pause=pause)
     except BaseException:
         return Ending(error=f"{type.__repr__(type(error))} was raised, and cannot be read")
+
+
+def _parking(text: str, parked: Sequence[Any]) -> Ending:
+    """Return the ending of a handler of which all tasks are parked; the shortest sleep counts."""
+    first = min(parked, key=lambda one: (one.wait is not None, one.delay))
+    return Ending(error=text, delay=first.delay, snoozed=True, wait=first.wait)
 
 
 # The definitions of BaseException, because those of a handler's own class may raise.

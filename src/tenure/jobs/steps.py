@@ -1,0 +1,171 @@
+"""What attempts keep for the attempts after them: steps, the last state; and how it is asked for.
+
+A handler does not know where its steps are stored: beside its worker, behind a server or behind the
+pipe of a child process. Each call is a struct, and one method carries them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, wait
+from datetime import datetime
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import msgspec
+
+from tenure.errors import InvalidInput
+from tenure.jobs.progress import JobProgress
+
+T = TypeVar("T")
+
+MAX_STEPS = 1_000
+"""Steps of one job."""
+MAX_STEPS_BYTES = 8 * 1024 * 1024
+"""Results of the steps of one job together, as JSON."""
+JOB_LOCKED = "job_locked"
+"""The code of the error while another transaction has the job locked."""
+
+
+class Step(msgspec.Struct, frozen=True, gc=False):
+    """A step that an attempt has recorded.
+
+    - `name`: unique in its job. A name with `sleep:`, `wait:` or `timeout:` is Tenure's.
+    - `number`: the place of the step among those of the job, 1 for the first.
+    - `token`: that of the attempt.
+    - `at`: when it was recorded.
+    - `result_json`: what it returned, as JSON text; None for None.
+    """
+
+    name: str
+    number: int
+    token: int
+    at: datetime
+    result_json: str | None
+
+    @property
+    def result(self) -> Any:
+        """What the step returned, as JSON values."""
+        return _decoded(self.result_json)
+
+
+class JobSteps(msgspec.Struct, frozen=True, gc=False):
+    """What the attempts of a job have kept, as `Tenure.steps` returns it.
+
+    - `steps`: in order of their numbers.
+    - `state_json`: what `JobContext.checkpoint` was given last, as JSON text; None if nothing was.
+    - `state_at`: when that was stored.
+    """
+
+    steps: Sequence[Step] = ()
+    state_json: str | None = None
+    state_at: datetime | None = None
+
+    @property
+    def state(self) -> Any:
+        """The last checkpoint, as JSON values."""
+        return _decoded(self.state_json)
+
+
+class Load(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """Read what earlier attempts have kept; the answer is `Loaded`."""
+
+
+class Record(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """Keep the result of a step; the answer is `Recorded`. Again with the same name: the first."""
+
+    name: str
+    number: int
+    result: str | None
+
+
+class KeepState(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """Keep a state, unless a later attempt has, or this one with a larger number."""
+
+    number: int
+    state: str
+
+
+class Loaded(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """What earlier attempts have kept; `now` is the time of the store."""
+
+    now: datetime
+    steps: Sequence[Step] = ()
+    state: str | None = None
+    signals: Sequence[tuple[str, int, str | None]] = ()  # name, number, payload
+
+
+class Recorded(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """The step as it is on record."""
+
+    step: Step
+
+
+StepCall: TypeAlias = Load | Record | KeepState
+StepAnswer: TypeAlias = Loaded | Recorded | None
+
+
+class Notes(msgspec.Struct, frozen=True, gc=False):
+    """What an attempt has said and nobody waits for: how far it is, its state."""
+
+    progress: JobProgress | None = None
+    state: KeepState | None = None
+
+
+class StepSource(Protocol):
+    """Where the notes and steps of one attempt go."""
+
+    def note(self, notes: Notes) -> None:
+        """Take notes, to be written soon, and at the end of the attempt at the latest."""
+
+    def ask(self, call: StepCall) -> Future[Any]:
+        """Return what a call is answered: `StepAnswer`.
+
+        The future raises LeaseLost, StoreUnavailable, or InvalidInput with the code JOB_LOCKED.
+        """
+
+
+def _decoded(text: str | None) -> Any:
+    return None if text is None else msgspec.json.decode(text)
+
+
+def job_locked(job_id: str) -> InvalidInput:
+    """Return the error of a call that meets a lock."""
+    return InvalidInput(
+        f"another transaction has job {job_id} locked, perhaps one of its handler: end it "
+        "first, or use `step_within`",
+        code=JOB_LOCKED,
+    )
+
+
+Waiting: TypeAlias = Generator[Future[Any] | float, None, T]
+"""Yields a future to wait for, or seconds to let pass: so threads and coroutines share it."""
+
+
+def waited(steps: Waiting[T]) -> T:
+    """Do what waits on this thread, and return its result."""
+    while True:
+        try:
+            pause = next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        if isinstance(pause, float):
+            time.sleep(pause)
+        else:
+            wait([pause])
+
+
+async def awaited(steps: Waiting[T]) -> T:
+    """Do what waits without blocking the event loop, and return its result."""
+    while True:
+        try:
+            pause = next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        if isinstance(pause, float):
+            await asyncio.sleep(pause)
+        else:
+            await asyncio.gather(asyncio.wrap_future(pause), return_exceptions=True)
