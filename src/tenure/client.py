@@ -34,6 +34,14 @@ from tenure.jobs.stats import Count, TypeState
 from tenure.jobs.work import ClaimRequest, Exchange, HeldLeases, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job
 from tenure.wire import requests, responses
+from tenure.wire.reports import (
+    MAX_WAIT_SECONDS,
+    LeaseRequest,
+    ProgressEntry,
+    join_lease,
+    report_entry,
+    split_lease,
+)
 from tenure.wire.transport import (
     DEFAULT_TIMEOUT_SECONDS,
     Transport,
@@ -275,15 +283,15 @@ class Client(_Client):
             log.warning("%d leases could not be handed back and run out: %s", len(leases), error)
 
     def _report(self, reports: Sequence[Report]) -> list[Verdict]:
-        body = [requests.report_entry(report) for report in reports]
+        body = [report_entry(report) for report in reports]
         verdicts = self._ask("POST", "/reports", list[responses.VerdictBody], body)
         return [Verdict(one.answer, one.recorded, one.retry_in) for one in verdicts]
 
     def _claim(self, claim: ClaimRequest) -> list[Lease]:
-        wait = min(claim.wait_seconds, requests.MAX_WAIT_SECONDS)
+        wait = min(claim.wait_seconds, MAX_WAIT_SECONDS)
         fields = {**structs.asdict(claim), "label": claim.label or UNSET, "wait_seconds": wait}
         del fields["next_due"]  # a claim that is held until there is work needs no hint
-        body = requests.LeaseRequest(**fields)
+        body = LeaseRequest(**fields)
         leases = self._ask("POST", "/leases", list[responses.LeaseBody], body, wait=wait)
         return [responses.lease_of(lease) for lease in leases]
 
@@ -298,17 +306,17 @@ class Client(_Client):
 
     def heartbeat(self, leases: HeldLeases, lease_seconds: float) -> Mapping[str, str]:
         """Extend (job id, lease id) leases; returns by lease id which event ended the others."""
-        names = [requests.join_lease(*lease) for lease in leases]
+        names = [join_lease(*lease) for lease in leases]
         # Leaves time for another try before the leases run out.
         timeout = min(self._to.timeout, max(lease_seconds / 2, 1.0))
         query, kind = {"lease_seconds": str(lease_seconds)}, list[responses.HeldBody]
         answers = self._ask("POST", "/heartbeats", kind, names, query=query, timeout=timeout)
-        return {requests.split_lease(a.lease_id)[1]: a.ended_by for a in answers if not a.held}
+        return {split_lease(a.lease_id)[1]: a.ended_by for a in answers if not a.held}
 
     def record_progress(self, entries: Sequence[tuple[str, str, JobProgress]]) -> int:
         """Store how far (job id, lease id) attempts have come; returns how many are still held."""
         body = [
-            requests.ProgressEntry(p.done, p.total, p.message, lease_id=requests.join_lease(*lease))
+            ProgressEntry(p.done, p.total, p.message, lease_id=join_lease(*lease))
             for *lease, p in entries
         ]
         return self._ask("POST", "/progress", responses.RecordedBody, body).recorded

@@ -27,8 +27,8 @@ from tenure.jobs.queries import MAX_LISTED
 from tenure.jobs.stats import PartitionState, QueueState, TypeState, WorkerState
 from tenure.jobs.work import Answer, Outcome
 from tenure.lifecycle import FIRST_EVENT, MAX_RETURNS, TRANSITIONS, Status
-from tenure.wire import problems, queues, requests, responses
-from tenure.wire.requests import MAX_LEASED
+from tenure.wire import problems, queues, reports, requests, responses
+from tenure.wire.reports import MAX_LEASED
 from tests.docs.monitoring import metrics_with_labels
 from tests.docs.pages import DOCS, Page, reference, table_rows
 
@@ -129,12 +129,12 @@ def test_every_field_and_parameter_is_named() -> None:
             requests.RetryRequest,
         ),
         *(
-            requests.LeaseRequest,
+            reports.LeaseRequest,
             responses.LeaseBody,
         ),
         *(
-            requests.HeartbeatRequest,
-            requests.ReportEntry,
+            reports.HeartbeatRequest,
+            reports.ReportEntry,
             responses.VerdictBody,
         ),
         *(
@@ -159,7 +159,7 @@ def test_the_fields_of_a_new_job_and_of_a_lease_request_stand_in_their_tables() 
     new = {bare(row[0]) for row in table_rows(HTTP.section("A new job"))}
     lease = {name for row in table_rows(HTTP.section("Workers")) for name in in_code(row[0])}
     assert new == set(requests.EnqueueRequest.__struct_fields__)
-    assert set(requests.LeaseRequest.__struct_fields__) <= lease
+    assert set(reports.LeaseRequest.__struct_fields__) <= lease
 
 
 def test_every_metric_stands_with_its_labels() -> None:

@@ -24,7 +24,7 @@ from tenure.jobs.names import check_key
 from tenure.store.postgres.connection import address_of
 from tenure.store.sqlite.connection import path_of
 from tenure.telemetry.logs import JsonLines, TextLines
-from tenure.wire import requests
+from tenure.wire import reports
 from tests.support.http import ServerProcess, api_client, assert_problem
 from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
 
@@ -296,8 +296,8 @@ def test_durations_are_read_or_refused(text: str) -> None:
 @pytest.mark.requirement("C10")
 @given(st.one_of(ANY, st.from_regex("[0-9a-f-]{36}\\.[0-9a-f]{32}", fullmatch=True)))
 def test_a_lease_is_read_or_nobodys(text: str) -> None:
-    job_id, lease_id = requests.split_lease(text)
-    assert requests.join_lease(job_id, lease_id) == text or (job_id, lease_id) == requests.NO_LEASE
+    job_id, lease_id = reports.split_lease(text)
+    assert reports.join_lease(job_id, lease_id) == text or (job_id, lease_id) == reports.NO_LEASE
 
 
 @pytest.mark.requirement("C10")

@@ -23,14 +23,8 @@ from tenure.jobs.work import Answer, Lease
 from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy
 from tenure.texts import TEXT_FIELDS
-from tenure.wire.requests import (
-    FilterForm,
-    JsonObject,
-    LeaseName,
-    embedded,
-    join_lease,
-    split_lease,
-)
+from tenure.wire.reports import LeaseName, join_lease, split_lease
+from tenure.wire.requests import FilterForm, JsonObject, embedded
 
 Id = Annotated[str, Meta(extra_json_schema={"pattern": ids.ID_PATTERN})]
 AnyJson = Meta(extra_json_schema={"$ref": "#/components/schemas/Json"})

@@ -19,7 +19,7 @@ from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
 from tenure.jobs.payload import damage
 from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report, Verdict
-from tenure.wire import requests, responses
+from tenure.wire import reports, requests, responses
 from tenure.wire.problems import storable
 
 ENDED = b"event: ended\ndata: {}\n\n"
@@ -29,7 +29,7 @@ MAX_END_STREAMS = 500
 
 async def lease_jobs(call: Call) -> Response:
     """Lease jobs to a worker, waiting for some up to `wait_seconds`."""
-    body: requests.LeaseRequest = call.body
+    body: reports.LeaseRequest = call.body
     queues = _names(body.queues, check_open, "queue", "queues")
     types = _names(body.types, check_name, "job type", "types")
     given = {**requests.given(body), "worker": call.caller.worker(body.worker)}
@@ -113,16 +113,16 @@ def _names(
 
 async def report_many(call: Call) -> Response:
     """Report on many leases at once; a verdict for each, in order."""
-    reports = await call.compute(_reports, call.body)
-    exchange = await answer_of(call.app.core.exchange(reports, None))
+    made = await call.compute(_reports, call.body)
+    exchange = await answer_of(call.app.core.exchange(made, None))
     return await call.compute(_verdicts, call.body, exchange.verdicts)
 
 
-def _reports(entries: Sequence[requests.ReportEntry]) -> list[Report]:
-    return [requests.report_of(entry) for entry in entries]
+def _reports(entries: Sequence[reports.ReportEntry]) -> list[Report]:
+    return [reports.report_of(entry) for entry in entries]
 
 
-def _verdicts(entries: Sequence[requests.ReportEntry], verdicts: Sequence[Verdict]) -> Response:
+def _verdicts(entries: Sequence[reports.ReportEntry], verdicts: Sequence[Verdict]) -> Response:
     shown = responses.VerdictBody.of
     pairs = zip(entries, verdicts, strict=True)
     return answer([shown(verdict, lease_id=storable(e.lease_id)) for e, verdict in pairs])
@@ -130,7 +130,7 @@ def _verdicts(entries: Sequence[requests.ReportEntry], verdicts: Sequence[Verdic
 
 def renew_leases(call: Call) -> Response:
     """Extend many leases at once; whether each is still held, in order."""
-    leases = [requests.split_lease(name) for name in call.body]
+    leases = [reports.split_lease(name) for name in call.body]
     ended = call.app.core.heartbeat(leases, call.query.lease_seconds) if leases else {}
     return answer(
         [
@@ -162,8 +162,8 @@ async def _ends(call: Call) -> Source:
 
 def record_progress(call: Call) -> Response:
     """Store how far attempts have come, at most once a second or so for all of a worker."""
-    body: list[requests.ProgressEntry] = call.body
-    said = [(*requests.split_lease(one.lease_id), requests.progress_of(one)) for one in body]
+    body: list[reports.ProgressEntry] = call.body
+    said = [(*reports.split_lease(one.lease_id), reports.progress_of(one)) for one in body]
     return answer(responses.RecordedBody(call.app.core.record_progress(said)))
 
 

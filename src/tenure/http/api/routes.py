@@ -23,7 +23,7 @@ from tenure.jobs.schedules import Fire
 from tenure.jobs.stats import PartitionState, QueueState, TypeState, WorkerState
 from tenure.tokens.scopes import EVERY_SCOPE, Scope
 from tenure.wire import queues as limits
-from tenure.wire import requests, responses
+from tenure.wire import reports, requests, responses
 from tenure.wire import schedules as forms
 
 
@@ -95,9 +95,9 @@ JOB_DEPTH = payload.MAX_DEPTH + 1  # a payload lies one level deep in a job, two
 
 Job = responses.JobBody
 Batch = Annotated[list[requests.EnqueueRequest], Meta(max_length=MAX_JOBS_AT_ONCE)]
-Reports = Annotated[list[requests.ReportEntry], Meta(max_length=MAX_LEASES)]
-Progress = Annotated[list[requests.ProgressEntry], Meta(max_length=MAX_LEASES)]
-LeaseNames = Annotated[list[requests.LeaseName], Meta(max_length=MAX_LEASES)]
+Reports = Annotated[list[reports.ReportEntry], Meta(max_length=MAX_LEASES)]
+Progress = Annotated[list[reports.ProgressEntry], Meta(max_length=MAX_LEASES)]
+LeaseNames = Annotated[list[reports.LeaseName], Meta(max_length=MAX_LEASES)]
 
 OPEN: frozenset[Scope] = frozenset()
 ANY = EVERY_SCOPE
@@ -114,15 +114,15 @@ BATCH_BODY = Body(
 AGAIN = Body(requests.AgainRequest, limit=MAX_JOB_BYTES, depth=JOB_DEPTH, optional=True)
 AMEND = Body(requests.AmendRequest, limit=MAX_JOB_BYTES, depth=JOB_DEPTH)
 RETRY = Body(requests.RetryRequest, optional=True)
-LEASE = Body(requests.LeaseRequest, limit=2 * 1024 * 1024)
+LEASE = Body(reports.LeaseRequest, limit=2 * 1024 * 1024)
 REPORTS = Body(
-    Reports, limit=MAX_BATCH_BYTES, lenient=True, item=requests.ReportEntry, most=MAX_LEASES
+    Reports, limit=MAX_BATCH_BYTES, lenient=True, item=reports.ReportEntry, most=MAX_LEASES
 )
 HEARTBEATS = Body(
-    LeaseNames, limit=4 * 1024 * 1024, lenient=True, item=requests.LeaseName, most=MAX_LEASES
+    LeaseNames, limit=4 * 1024 * 1024, lenient=True, item=reports.LeaseName, most=MAX_LEASES
 )
 PROGRESS = Body(
-    Progress, limit=MAX_BATCH_BYTES, lenient=True, item=requests.ProgressEntry, most=MAX_LEASES
+    Progress, limit=MAX_BATCH_BYTES, lenient=True, item=reports.ProgressEntry, most=MAX_LEASES
 )
 TYPE_OPTIONS = Body(requests.DeclareRequest)
 LIMIT = Body(limits.LimitRequest)
@@ -258,10 +258,10 @@ ROUTES: tuple[Route, ...] = (
         WORK,
         leases.renew_leases,
         HELD,
-        query=requests.HeartbeatRequest,
+        query=reports.HeartbeatRequest,
         body=HEARTBEATS,
     ),
-    Route("GET", "/leases/ended", WORK, leases.stream_ends, STREAM, query=requests.EndsRequest),
+    Route("GET", "/leases/ended", WORK, leases.stream_ends, STREAM, query=reports.EndsRequest),
     Route("POST", "/progress", WORK, leases.record_progress, PROGRESS_ON_RECORD, body=PROGRESS),
     Route("PUT", "/types/{name}", WORK, leases.declare_type, TYPE, body=TYPE_OPTIONS),
     # --- what operators call
