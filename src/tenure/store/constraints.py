@@ -26,6 +26,12 @@ COUNTED = ("need", "spare")
 """Columns that count what a waiting job waits for, while it waits."""
 
 
+FINAL = (
+    *("started_at", "finished_at", "worker", "event", "actor", "reason", "result", "last_error"),
+)
+"""Columns of a settled job that no setting of `followed` may change, beside the other guards."""
+
+
 def quoted(*names: str) -> str:
     """SQL string literals, comma separated. Only for names from the lifecycle table."""
     return ", ".join(f"'{name}'" for name in names)
@@ -104,14 +110,17 @@ def _events(source: Status, target: Status) -> list[str]:
 def illegal_change(differs: str) -> str:
     """The condition under which an UPDATE must be refused for its status, counters and lease.
 
+    Of a settled job only `followed` may change: it may come to be waited for.
     `differs` is the engine's null-safe inequality: `IS NOT` or `IS DISTINCT FROM`.
     """
     changes = (rule for rule in lifecycle.TRANSITIONS if rule.source is not rule.target)
     legal = " OR\n        ".join(map(is_legal, changes))
+    final = " AND ".join(f"NOT (NEW.{column} {differs} OLD.{column})" for column in FINAL)
+    counted = f"NEW.followed {differs} OLD.followed AND {final}"
     stays = (
-        f"(OLD.status = NEW.status AND NOT {one_of('OLD.status', ENDS)}"
-        " AND NEW.attempts = OLD.attempts AND NEW.token = OLD.token"
-        f" AND NOT (NEW.lease_id {differs} OLD.lease_id))"
+        "(OLD.status = NEW.status AND NEW.attempts = OLD.attempts AND NEW.token = OLD.token"
+        f" AND NOT (NEW.lease_id {differs} OLD.lease_id)"
+        f" AND (NOT {one_of('OLD.status', ENDS)} OR ({counted})))"
     )
     return f"NOT ({stays} OR\n        {legal})"
 

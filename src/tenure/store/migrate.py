@@ -19,9 +19,11 @@ from tenure.errors import SchemaMismatch
 from tenure.jobs import durations, enqueue, names, payload, uniqueness
 from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.names import MAX_REASON_LENGTH, MAX_TAG_LENGTH
+from tenure.jobs.results import MAX_RESULT_BYTES
 from tenure.jobs.stats import BUCKETS
 from tenure.lifecycle import AMENDABLE, DEFAULT_MAX_RETRIES, FIRST_EVENT, holds_sql, rest_sql
 from tenure.store import constraints as guards
+from tenure.store.row_values import MAX_LABEL_STORED
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,8 @@ def generated(
         "max_key": str(names.MAX_KEY_LENGTH),
         "max_partition": str(names.MAX_PARTITION_LENGTH),
         "max_payload": str(payload.MAX_PAYLOAD_BYTES),
+        "max_result": str(MAX_RESULT_BYTES),
+        "max_label": str(MAX_LABEL_STORED),
         "max_depth": str(payload.MAX_DEPTH),
         "max_priority": str(enqueue.MAX_PRIORITY),
         "max_retries": str(enqueue.MAX_RETRIES),

@@ -160,15 +160,6 @@ BEGIN
     RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: ' || TG_ARGV[0];
 END $$;
 
--- Which job waits for which other one to be settled. `followed` of the other is how many do.
-CREATE TABLE {schema}.dependency (
-    parent uuid NOT NULL,
-    child uuid NOT NULL CHECK (child <> parent),
-    meets text COLLATE "C" NOT NULL CHECK (meets = 'settled'),
-    PRIMARY KEY (parent, child)
-);
-CREATE INDEX dependency_child ON {schema}.dependency (child);
-
 -- Guards. The illegal case is in the WHEN clause, so a legal transition calls nothing; they fire
 -- AFTER, because a trigger BEFORE an update would lock, and log, every row once more.
 
@@ -500,19 +491,6 @@ CREATE TRIGGER job_tagged AFTER INSERT ON {schema}.job
 CREATE TRIGGER job_untagged AFTER DELETE ON {schema}.job
     FOR EACH ROW WHEN (OLD.tags IS NOT NULL) EXECUTE FUNCTION {schema}.keep_tags();
 
-CREATE FUNCTION {schema}.unbind() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    IF TG_RELID <> '{schema}.job'::regclass THEN
-        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
-    END IF;
-    DELETE FROM {schema}.dependency WHERE child = OLD.id;
-    RETURN NULL;
-END $$;
-
-CREATE TRIGGER job_unbound AFTER DELETE ON {schema}.job
-    FOR EACH ROW WHEN (OLD.need IS NOT NULL) EXECUTE FUNCTION {schema}.unbind();
-
 CREATE FUNCTION {schema}.keep_arrivals() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -587,7 +565,7 @@ ALTER TABLE {schema}.job
     ENABLE ALWAYS TRIGGER job_leaves, ENABLE ALWAYS TRIGGER job_stays,
     ENABLE ALWAYS TRIGGER job_entered, ENABLE ALWAYS TRIGGER job_moved,
     ENABLE ALWAYS TRIGGER job_tagged, ENABLE ALWAYS TRIGGER job_untagged,
-    ENABLE ALWAYS TRIGGER job_left, ENABLE ALWAYS TRIGGER job_unbound;
+    ENABLE ALWAYS TRIGGER job_left;
 ALTER TABLE {schema}.transition
     ENABLE ALWAYS TRIGGER transition_stays, ENABLE ALWAYS TRIGGER transition_is_final,
     ENABLE ALWAYS TRIGGER transition_appends;

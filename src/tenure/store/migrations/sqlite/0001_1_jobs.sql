@@ -170,15 +170,6 @@ BEGIN
     VALUES ({ledger_values});
 END;
 
--- Which job waits for which other one to be settled. `followed` of the other is how many do.
-CREATE TABLE tenure_dependency (
-    parent TEXT NOT NULL,
-    child TEXT NOT NULL CHECK (child <> parent),
-    meets TEXT NOT NULL CHECK (meets = 'settled'),
-    PRIMARY KEY (parent, child)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX tenure_dependency_child ON tenure_dependency (child);
-
 CREATE TRIGGER tenure_job_unblocks AFTER UPDATE OF status ON tenure_job
 WHEN NEW.followed > 0 AND {at_rest}
 BEGIN
@@ -187,10 +178,6 @@ BEGIN
         event = iif(need > 1, event, 'unblocked'), actor = iif(need > 1, actor, 'store')
     WHERE status = 'waiting' AND id IN (SELECT child FROM tenure_dependency WHERE parent = NEW.id);
 END;
-
-CREATE TRIGGER tenure_job_unbound AFTER DELETE ON tenure_job
-WHEN OLD.need IS NOT NULL
-BEGIN DELETE FROM tenure_dependency WHERE child = OLD.id; END;
 
 CREATE TRIGGER tenure_transition_appends BEFORE INSERT ON tenure_transition
 WHEN NEW.seq <> -1

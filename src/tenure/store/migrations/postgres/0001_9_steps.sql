@@ -1,0 +1,94 @@
+-- The steps of a job that are done, with the result of each as JSON. `token` is that of the attempt.
+CREATE TABLE {schema}.step (
+    job_id uuid NOT NULL,
+    name text COLLATE "C" NOT NULL CHECK (char_length(name) BETWEEN 1 AND {max_key}),
+    number integer NOT NULL CHECK (number >= 0),
+    token integer NOT NULL,
+    at timestamptz NOT NULL,
+    result text CHECK (octet_length(result) <= {max_result}),
+    PRIMARY KEY (job_id, name)
+);
+
+-- The last state that a handler has stored.
+CREATE TABLE {schema}.checkpoint (
+    job_id uuid PRIMARY KEY,
+    token integer NOT NULL,
+    at timestamptz NOT NULL,
+    state text NOT NULL CHECK (octet_length(state) <= {max_result})
+) WITH (fillfactor = 50);
+
+-- Signals to a job, numbered by name: its n-th wait for a name takes the n-th of them.
+CREATE TABLE {schema}.signal (
+    job_id uuid NOT NULL,
+    name text COLLATE "C" NOT NULL CHECK (char_length(name) BETWEEN 1 AND {max_name}),
+    number integer NOT NULL CHECK (number >= 0),
+    at timestamptz NOT NULL,
+    key text COLLATE "C" CHECK (char_length(key) BETWEEN 1 AND {max_key}),
+    payload text CHECK (octet_length(payload) <= {max_payload}),
+    actor text CHECK (char_length(actor) <= {max_label}),
+    PRIMARY KEY (job_id, name, number),
+    UNIQUE (job_id, name, key)
+);
+
+-- What a suspended job waits for, and until when.
+CREATE TABLE {schema}.wait (
+    job_id uuid PRIMARY KEY,
+    name text COLLATE "C" NOT NULL CHECK (char_length(name) BETWEEN 1 AND {max_name}),
+    number integer NOT NULL CHECK (number >= 0),
+    expires_at timestamptz
+);
+CREATE INDEX wait_expires ON {schema}.wait (expires_at) WHERE expires_at IS NOT NULL;
+
+-- Secrets that allow one signal each, for addresses that people outside can use.
+CREATE TABLE {schema}.signal_token (
+    digest text COLLATE "C" PRIMARY KEY,
+    job_id uuid NOT NULL,
+    name text COLLATE "C" NOT NULL CHECK (char_length(name) BETWEEN 1 AND {max_name}),
+    payload text CHECK (octet_length(payload) <= {max_payload}),
+    at timestamptz NOT NULL
+);
+CREATE INDEX signal_token_job ON {schema}.signal_token (job_id, name);
+
+CREATE FUNCTION {schema}.keep_step() RETURNS trigger
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM FROM {schema}.job WHERE id = NEW.job_id AND status = 'processing';
+    IF NOT FOUND THEN
+        PERFORM {schema}.refuse_row('only a job that is processing has steps');
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER step_enters AFTER INSERT ON {schema}.step
+    FOR EACH ROW EXECUTE FUNCTION {schema}.keep_step();
+
+CREATE TRIGGER step_is_final BEFORE UPDATE OR TRUNCATE ON {schema}.step
+    EXECUTE FUNCTION {schema}.refuse('a step that is done stays as it is');
+
+CREATE FUNCTION {schema}.forget_steps() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    SET enable_nestloop = on SET enable_seqscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+BEGIN
+    IF TG_RELID <> '{schema}.job'::regclass THEN
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
+    END IF;
+    IF EXISTS (SELECT FROM {schema}.step) OR EXISTS (SELECT FROM {schema}.checkpoint)
+        OR EXISTS (SELECT FROM {schema}.signal) OR EXISTS (SELECT FROM {schema}.signal_token)
+    THEN
+        DELETE FROM {schema}.step USING removed WHERE job_id = removed.id;
+        DELETE FROM {schema}.checkpoint USING removed WHERE job_id = removed.id;
+        DELETE FROM {schema}.signal USING removed WHERE job_id = removed.id;
+        DELETE FROM {schema}.wait USING removed WHERE job_id = removed.id;
+        DELETE FROM {schema}.signal_token USING removed WHERE job_id = removed.id;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER job_left_steps AFTER DELETE ON {schema}.job
+    REFERENCING OLD TABLE AS removed
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.forget_steps();
+
+ALTER TABLE {schema}.job ENABLE ALWAYS TRIGGER job_left_steps;
+ALTER TABLE {schema}.step ENABLE ALWAYS TRIGGER step_enters, ENABLE ALWAYS TRIGGER step_is_final;
