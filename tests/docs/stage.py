@@ -57,7 +57,7 @@ _patterns = (
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?UTC|Z|[+-]\d\d:\d\d)?", "<time>"),
     (r"\b(Mon|Tue|Wed|Thu|Fri|Sat|Sun) <time>", "<time>"),
     (r"worker-[0-9a-f]{16}", "<worker>"),
-    (r"\b\d+(\.\d+)?m?s ago", "<ago>"),
+    (r"\b(\d+[dhm] )*\d+(\.\d+)?(ms|[smhd]) ago", "<ago>"),
 )
 
 

@@ -70,7 +70,7 @@ def page(browser: Browser, site: Path) -> Iterator[Page]:
     """The home page of the site, opened as a file. What a page complains about fails the test."""
     complaints: list[str] = []
     with browser.new_context() as context:
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         page = context.new_page()
         page.on("console", lambda m: m.type == "error" and complaints.append(m.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
