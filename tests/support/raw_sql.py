@@ -143,9 +143,11 @@ class RawSql:
             for (name,) in self.run("SELECT name FROM sqlite_schema WHERE type = 'trigger'"):
                 self.run(f"DROP TRIGGER {name}")
             return
-        tables = ("job", "transition", "tag", "ready", "ended", "arrival", "fire", "slot", "line")
-        for table in (*tables, "queue_limit", "partition_limit"):
-            self.run(f"ALTER TABLE tenure.{table} DISABLE TRIGGER ALL")
+        for (table,) in self.run(
+            "SELECT oid::regclass::text FROM pg_class WHERE relhastriggers"
+            " AND relnamespace = 'tenure'::regnamespace"
+        ):
+            self.run(f"ALTER TABLE {table} DISABLE TRIGGER ALL")
 
     def without_triggers(self, statement: str, *values: Any) -> None:
         """Run a statement while the triggers of the jobs are off."""

@@ -84,7 +84,18 @@ INVARIANTS: Mapping[str, str] = {
     f"can be added side by side, or none can: {BYPASSED}. Cancel those that are one too many",
     "a job is found by its tags and by no others": "filters and actions by tag leave it out, or "
     f"take it in: {BYPASSED}",
-    "no job waits for one that is settled": f"nothing will ever release it: {BYPASSED}",
+    "a waiting job needs what its dependencies say": "it is released too early or never: "
+    f"{BYPASSED}. `tenure jobs unblock` releases it",
+    "a job is skipped if and only if it can no longer run": "nothing skips it, or it was skipped "
+    f"without a cause: {BYPASSED}",
+    "a job that others wait for counts them": f"they will not hear of its end: {BYPASSED}",
+    "no jobs wait for each other": "none of them will ever run: cancel one of them",
+    "a step is of an attempt of its job": "its result may be that of nobody, and no attempt "
+    f"repeats it: {BYPASSED}",
+    "a suspended job waits for what has not come": f"nothing wakes it: {BYPASSED}. `tenure jobs "
+    "unblock` releases it",
+    "a finished workflow has no unsettled job": "retention takes it too early, and nobody sees that"
+    f" it runs: {BYPASSED}",
     "a fire has the job that its schedule added": "the job, or the record of the schedule, was "
     f"changed while the triggers were off: {EDITED.split(': ')[1]}",
     TICKS: "it was due, and nothing says what became of it: look at `tenure schedules fires`, and "
@@ -283,16 +294,6 @@ SELECT '' AS job_id, status || ' of ' || type || ' in ' || queue || ': ' || jobs
     || counted AS "the counts are those of the jobs"
 FROM ({miscounts}) AS wrong""",
 )
-WAITING = AuditQuery(
-    "jobs that wait for others",
-    f"""
-SELECT job.id AS job_id, dependency.parent || ' is ' || coalesce(parent.status, 'gone')
-    AS "no job waits for one that is settled"
-FROM {{dependency}} AS dependency
-    JOIN {{job}} AS job ON job.id = dependency.child AND job.status = 'waiting'
-    LEFT JOIN {{job}} AS parent ON parent.id = dependency.parent
-WHERE parent.id IS NULL OR {rest_sql("parent.")}""",
-)
 FIRES = AuditQuery(
     "fires of schedules",
     """
@@ -302,7 +303,7 @@ FROM {fire} AS fire JOIN {transition} AS entry
     ON entry.job_id = fire.job_id AND entry.source IS NULL
 WHERE coalesce(entry.actor, '') <> 'schedule ' || fire.schedule""",
 )
-QUERIES = (PATH, JOBS, LEASES, KEYS, HOLDERS, TAGS, COUNTS, WAITING, FIRES)
+QUERIES = (PATH, JOBS, LEASES, KEYS, HOLDERS, TAGS, COUNTS, FIRES)
 
 PLACES = AuditQuery(
     "where jobs are looked for",

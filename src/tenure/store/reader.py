@@ -21,7 +21,7 @@ from tenure.jobs.queries import Query
 from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.stats import QueueState, WorkerState
 from tenure.lifecycle import Job, Status
-from tenure.store import audit, audit_query, limit_audit
+from tenure.store import audit_query, limit_audit
 from tenure.store.dialect import Dialect
 from tenure.store.notify import Notify
 from tenure.store.rows import COLUMNS, job_of, read_tags, selected
@@ -56,7 +56,7 @@ class Reader(ABC):
     """Whether `watch` calls after every commit of any process."""
     spares_writer = False
     """Whether a transaction that writes should do no reading that can be done before it."""
-    questions: Sequence[audit_query.AuditQuery] = audit.QUERIES
+    questions: Sequence[audit_query.AuditQuery]
     """What `violations` asks."""
     more_checks: Sequence[str] = ()
     """What `violations` checks beside the questions of `audit`."""

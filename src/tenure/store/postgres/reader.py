@@ -16,7 +16,7 @@ from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.jobs.work import MAX_BYTES
 from tenure.lifecycle import Job, Status
-from tenure.store import audit
+from tenure.store import audit, dependency_audit
 from tenure.store.constraints import quoted
 from tenure.store.notify import Notify
 from tenure.store.postgres.connection import (
@@ -114,7 +114,7 @@ class PostgresReader(Reader):
     dialect = DIALECT
     heads = HEADS
     ahead_sql = AHEAD
-    questions = (*audit.QUERIES, audit.PLACES)
+    questions = (*audit.QUERIES, audit.PLACES, *dependency_audit.ON_POSTGRES)
 
     def __init__(self, url: str) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from tenure.errors import StoreUnavailable
 from tenure.jobs.findings import Progress, no_note, no_progress
 from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.lifecycle import Job, Status
-from tenure.store import audit, audit_query
+from tenure.store import audit, audit_query, dependency_audit
 from tenure.store.constraints import quoted
 from tenure.store.notify import Notify
 from tenure.store.reader import Reader
@@ -84,6 +84,7 @@ class SqliteReader(Reader):
     ahead_sql = AHEAD
     sees_commits = True
     spares_writer = True  # there is one at a time
+    questions = (*audit.QUERIES, *dependency_audit.ON_SQLITE)
     more_checks = ("tables and indexes",)
 
     def __init__(self, path: Path) -> None:

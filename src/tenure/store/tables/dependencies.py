@@ -31,7 +31,7 @@ def add(db: Database, jobs: Sequence[tuple[CheckedJob, str]]) -> None:
         due = job.run_at or now + timedelta(seconds=job.delay)
         times = [time and d.to_bound(time) for time in (due, job.start_by, now)]
         given = [getattr(job, column) for column in ADDED]
-        db.changed(insert, (*given, write_policy(job.backoff), *times, "waiting", 1, 1))
+        db.changed(insert, (*given, write_policy(job.backoff), *times, "waiting", 1, 0))
         db.changed(follow, (parent,))
         db.changed(depend, (parent, job.id))
 
