@@ -127,7 +127,11 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
 }
 VALUES: Mapping[type, Sequence[str]] = {
     Job: ("payload", "result"),
-    JobContext: (*("progress", "complete", "complete_async", "hold", "hold_async", "transaction"),),
+    JobContext: (
+        *("progress", "complete", "complete_async", "hold", "hold_async", "transaction"),
+        *("step", "step_async", "step_key", "step_within", "step_within_async"),
+        *("sleep", "sleep_async", "state", "state_async", "checkpoint", "checkpoint_async"),
+    ),
 }
 HANDLE = ("id", "result", "result_async", "progress", "progress_async")
 JOB_TYPE = (
@@ -156,6 +160,7 @@ CLIENT: Mapping[str, Sequence[str]] = {
             "exchange",
             "heartbeat",
             "record_progress",
+            "ask",
             "waits",
             "exchanges",
             "database",

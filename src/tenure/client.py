@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from msgspec import UNSET, structs
 
-from tenure.errors import Forbidden, JobNotFound, StoreUnavailable, TenureError
+from tenure.errors import Forbidden, InvalidInput, JobNotFound, StoreUnavailable, TenureError
 from tenure.jobs import durations, ids
 from tenure.jobs.enqueue import Duration, NewJob, Options, TypeOptions
 from tenure.jobs.explain import Explanation
@@ -31,6 +31,7 @@ from tenure.jobs.ledger import Transition
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Fields
 from tenure.jobs.stats import Count, TypeState
+from tenure.jobs.steps import StepCall
 from tenure.jobs.work import ClaimRequest, Exchange, HeldLeases, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job
 from tenure.wire import requests, responses
@@ -320,6 +321,10 @@ class Client(_Client):
             for *lease, p in entries
         ]
         return self._ask("POST", "/progress", responses.RecordedBody, body).recorded
+
+    def ask(self, job_id: str, lease_id: str, call: StepCall) -> Future[Any]:
+        """Refuse what an attempt asks for."""
+        raise InvalidInput("a worker that gets its jobs over HTTP cannot keep steps yet")
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Do nothing: the server answers a claim that waits when there is work."""

@@ -41,6 +41,19 @@ class JobNotFound(TenureError):
         self.job_id = job_id
 
 
+class DuplicateStep(InvalidInput):
+    """This attempt has started a step of this `name` already."""
+
+    code = "duplicate_step"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"this attempt has started step {name!r} already: give each step its own name, in a "
+            f'loop as in f"{name}:{{number}}"'
+        )
+        self.name = name
+
+
 class ResultGone(JobNotFound):
     """The job was settled and then deleted, by retention, while its result was waited for."""
 

@@ -9,6 +9,7 @@ from tenure import InvalidInput, JobContext, LeaseLost, Tenure
 from tenure.app.fence import LeaseFence
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
 from tenure.worker.child import context_of
+from tenure.worker.note_writer import AttemptSource, NoteWriter
 from tests.support.effects import effects, own_connection
 from tests.support.lenders import Kind, Lender, lent
 from tests.support.waiting import wait_until
@@ -29,7 +30,7 @@ def claim(app: Tenure, lease_seconds: float = 60) -> Lease:
 
 def attempt(app: Tenure, lease: Lease) -> JobContext:
     fence = LeaseFence(lease, "worker-1", app.database)
-    return context_of(lease, fence, lambda _: None)
+    return context_of(lease, fence, AttemptSource(lease, NoteWriter(app.core)))
 
 
 def ask(app: Tenure, lease: Lease) -> tuple[str, str]:
@@ -108,7 +109,8 @@ def test_a_job_is_completed_once(app: Tenure, lender: Lender) -> None:
 def test_what_cannot_complete_a_job(app: Tenure, lender: Lender, kind: Kind) -> None:
     app.enqueue("ship")
     lease = claim(app)
-    remote = context_of(lease, LeaseFence(lease, "worker-1", None), lambda _: None)
+    source = AttemptSource(lease, NoteWriter(app.core))
+    remote = context_of(lease, LeaseFence(lease, "worker-1", None), source)
     plain = JobContext("", "ship", "default", 1, 10, token=1, deadline=None)
     for verb in ("complete", "hold"):
         with pytest.raises(InvalidInput, match="over HTTP"):

@@ -63,7 +63,7 @@ def test_every_error_has_a_place_in_the_table() -> None:
     listed = {kind.error for kind in KINDS}
     raised = {kind for kind in every_error() if kind.__module__ == postpone.__name__}
     raised |= {errors.PermanentFailure, errors.JobFailed, errors.JobCancelled}
-    raised |= {errors.ResultGone, errors.ResultTruncated}
+    raised |= {errors.ResultGone, errors.ResultTruncated, errors.DuplicateStep}
     assert set(every_error()) - listed == raised
     assert {type(example) for example in EXAMPLES} == listed - {
         errors.StoreUnavailable,

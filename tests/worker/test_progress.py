@@ -15,7 +15,7 @@ from tenure import JobContext, Status, Tenure
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.progress import MAX_MESSAGE, JobProgress
 from tenure.jobs.work import ClaimRequest, Lease
-from tenure.worker import progress_writer
+from tenure.worker import note_writer
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import (
     running_worker,
@@ -38,7 +38,7 @@ def claimed(app: Tenure) -> Lease:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress_writer, "PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(note_writer, "PAUSE_SECONDS", 0.05)
 
 
 def test_progress_is_seen_while_a_job_runs_and_after_it(app_on_each_engine: Tenure) -> None:
@@ -145,7 +145,7 @@ def test_any_message_can_be_stored(app_on_each_engine: Tenure) -> None:
 def test_calls_at_any_rate_cost_one_write_a_second(
     app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress_writer, "PAUSE_SECONDS", 60)
+    monkeypatch.setattr(note_writer, "PAUSE_SECONDS", 60)
     app = app_on_each_engine
     writes: list[int] = []
     record = app.core.record_progress
@@ -196,7 +196,7 @@ def test_a_store_that_is_away_loses_no_progress(
 def test_an_interrupted_attempt_keeps_what_it_said_last(
     app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress_writer, "PAUSE_SECONDS", 60)
+    monkeypatch.setattr(note_writer, "PAUSE_SECONDS", 60)
     app, began = app_on_each_engine, threading.Event()
 
     @app.job

@@ -26,6 +26,7 @@ from tenure.jobs.names import check_label
 from tenure.jobs.queries import Counted, Filter, Page, action_of, check_filter, checked_query
 from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, require
 from tenure.jobs.redaction import Redaction
+from tenure.jobs.steps import StepAnswer, StepCall
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
 from tenure.lifecycle import Job
 from tenure.store import Store, is_sqlite, open_store, search
@@ -249,6 +250,10 @@ class Core:
     def record_progress(self, entries: Sequence[progress.Entry]) -> int:
         """Store how far attempts have come, if their lease is held; return how many these were."""
         return self.limited_store.record_progress(entries)
+
+    def ask(self, job_id: str, lease_id: str, call: StepCall) -> Future[StepAnswer]:
+        """Return what an attempt asks for, as `StepSource.ask`."""
+        return self.limited_store.ask(job_id, lease_id, call)
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify` whenever there may be work; return the function that ends this."""

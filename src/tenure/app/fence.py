@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound, LeaseLost
 from tenure.events import Completed
 from tenure.jobs.context import JobTransaction
+from tenure.jobs.parking import Parked, swallowed
 from tenure.jobs.results import success
+from tenure.jobs.steps import Record
 from tenure.jobs.work import Lease
 from tenure.lifecycle import Status
 from tenure.store.borrowed import jobs
 from tenure.store.borrowed.dispatch import Borrowed, borrow
 from tenure.store.borrowed.drivers import Steps
 from tenure.store.borrowed.opened import opened
+from tenure.store.tables import steps
 
 REMOTE = (
     "this worker gets its jobs over HTTP, where your transactions cannot complete or hold them: "
     "return from the handler instead"
 )
+WITHIN = "step_within"
 AGAIN = "this attempt has completed its job already: call it once"
 
 
@@ -38,6 +42,8 @@ class LeaseFence:
         """The result that was given, as JSON."""
         self.flaw: str | None = None
         """Why the result that was given is stored as a note only."""
+        self.parked: str | None = None
+        """The error of the attempt if its handler returns although it was parked."""
         self._lease = lease
         self._worker = worker
         self._database = database
@@ -58,10 +64,30 @@ class LeaseFence:
 
     @contextmanager
     def transaction(self) -> Iterator[JobTransaction]:
-        with opened(self._url()) as connection:
+        with self.opened() as connection:
             transaction = JobTransaction(connection)
             yield transaction
             self.complete(connection, transaction.result)
+
+    def opened(self) -> AbstractContextManager[Any]:
+        """Begin a transaction on a new connection, which a clean end of the block commits."""
+        return opened(self._url())
+
+    def record(self, connection: Any, step: Record) -> None:
+        self._borrow(connection, outermost=True).call(partial(self._record, step), verb=WITHIN)
+
+    async def record_async(self, connection: Any, step: Record) -> None:
+        borrowed = self._borrow(connection, outermost=True)
+        await borrowed.call_async(partial(self._record, step), verb=WITHIN)
+
+    def park(self, parked: Parked) -> None:
+        """Let the handler end as parked; if it returns all the same, that is a failure."""
+        self.parked = swallowed(parked)
+        self.completes = True  # so that its return is looked at
+
+    def _record(self, step: Record, engine: str) -> Steps[None]:
+        self.is_used = True
+        yield from steps.record_within(engine, self._lease.id, self._lease.lease_id, step)
 
     def _url(self) -> str:
         if self._database is None:
@@ -72,6 +98,8 @@ class LeaseFence:
         return borrow(connection, self._url(), outermost=outermost)
 
     def _complete(self, result: object, engine: str) -> Steps[None]:
+        if self.parked is not None:
+            raise InvalidInput(self.parked)
         ending, lease, again = success(result), self._lease, self.completes
         self.is_used = self.completes = True  # before it is asked: the answer may get lost
         event = Completed(lease_id=lease.lease_id, result=ending.result, actor=self._worker)

@@ -8,13 +8,12 @@ from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import msgspec
-
 from tenure.app.core import Core
-from tenure.errors import InvalidInput, JobCancelled, JobFailed, JobNotFound, ResultTruncated
-from tenure.jobs import durations, ids, json_types
+from tenure.errors import JobCancelled, JobFailed, JobNotFound, ResultTruncated
+from tenure.jobs import durations, ids
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.progress import JobProgress
+from tenure.jobs.results import read_result
 from tenure.jobs.text import UNSTORABLE
 from tenure.lifecycle import Job, Status
 
@@ -132,13 +131,7 @@ class Handle(Generic[R]):
         text = job.result_json or "null"
         if text.startswith(f'{{"{UNSTORABLE}":'):
             raise ResultTruncated(job.id, job.result["reason"])
-        if text == "null":
-            return None  # type: ignore[return-value]
-        try:
-            value: R = msgspec.json.decode(text, type=self._returns, dec_hook=json_types.decoded)
-        except (msgspec.MsgspecError, TypeError, ValueError) as error:
-            said = f"it does not fit the annotation of the handler, {self._returns}: {error}"
-            raise InvalidInput(said, path="$.result") from error
+        value: R = read_result(text, self._returns, "the result of the handler")
         return value
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from tenure.errors import InvalidInput
+from tenure.jobs.durable import DurableContext
+from tenure.jobs.parking import Parked
 from tenure.jobs.progress import JobProgress
+from tenure.jobs.steps import Notes, Record, StepSource
 
 Stopped = Literal["cancelled", "timeout", "shutdown", "lost"]
 """Why the outcome of a handler no longer counts."""
@@ -35,10 +37,14 @@ class Fence(Protocol):
     def hold(self, connection: Any) -> None: ...
     async def hold_async(self, connection: Any) -> None: ...
     def transaction(self) -> AbstractContextManager[JobTransaction]: ...
+    def opened(self) -> AbstractContextManager[Any]: ...
+    def record(self, connection: Any, step: Record) -> None: ...
+    async def record_async(self, connection: Any, step: Record) -> None: ...
+    def park(self, parked: Parked) -> None: ...
 
 
 @dataclass(slots=True)
-class JobContext:
+class JobContext(DurableContext):
     """What a handler knows about its attempt: annotate its first parameter with `JobContext`.
 
     - `id`: the id of the job.
@@ -72,8 +78,9 @@ class JobContext:
     deadline: datetime | None  # by the worker's clock
     stopping: bool = False  # the worker is
     stopped: Stopped | None = None  # why the outcome of the handler no longer counts
-    _on_progress: Callable[[JobProgress], object] | None = field(default=None, repr=False)
+    _source: StepSource | None = field(default=None, repr=False)
     _fence: Fence | None = field(default=None, repr=False)
+    _book: Any = field(default=None, repr=False, compare=False)
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Say how far this attempt has come; others see it within about a second.
@@ -90,8 +97,8 @@ class JobContext:
             said = JobProgress(float(done), None if total is None else float(total), str(message))
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"progress takes finite numbers: {error}") from error
-        if self._on_progress is not None:
-            self._on_progress(said)
+        if self._source is not None:
+            self._source.note(Notes(progress=said))
 
     def complete(self, connection: Any, result: object = None) -> None:
         """Complete this job in the transaction that is open on your connection.

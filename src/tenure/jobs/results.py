@@ -153,19 +153,31 @@ def result_text(value: object) -> str:
     return _stored(value)[0]
 
 
+def read_result(text: str | None, returns: Any, what: str) -> Any:
+    """Return a stored result as an annotation says; raises InvalidInput if it does not fit."""
+    if text is None or text == "null":
+        return None
+    try:
+        return msgspec.json.decode(text, type=returns, dec_hook=json_types.decoded)
+    except (msgspec.MsgspecError, TypeError, ValueError) as error:
+        said = f"{what} does not fit the annotation, {returns}: {error}"
+        raise InvalidInput(said, path="$.result") from error
+
+
 def _stored(value: object) -> tuple[str, str | None]:
     """Return the text of a result, and why it is only a note."""
     if type(value) is JsonText:
         return value, None
     try:
-        return _result(value), None
+        return storable_result(value), None
     except BaseException as flaw:  # a handler's object may raise anything, even SystemExit
         reason = error_text(f"{type(flaw).__name__}: {_spoken(flaw)}", MAX_MESSAGE_BYTES)
     note = {UNSTORABLE: _preview(value), "reason": reason}
     return msgspec.json.encode(note).decode(), reason
 
 
-def _result(value: object) -> str:
+def storable_result(value: object) -> str:
+    """Return a result as JSON text; raises InvalidInput, or anything, if it has none."""
     try:
         walk(value, "$.result", MAX_RESULT_BYTES, MAX_DEPTH)
     except PayloadTooLarge:

@@ -93,7 +93,6 @@ class Loaded(msgspec.Struct, frozen=True, gc=False, tag=True):
     now: datetime
     steps: Sequence[Step] = ()
     state: str | None = None
-    signals: Sequence[tuple[str, int, str | None]] = ()  # name, number, payload
 
 
 class Recorded(msgspec.Struct, frozen=True, gc=False, tag=True):

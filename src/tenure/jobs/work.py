@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
 from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.postpone import Pause
 from tenure.jobs.progress import JobProgress
+from tenure.jobs.steps import Notes, StepCall
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +96,7 @@ class Report(msgspec.Struct, frozen=True, gc=False):
     retryable: bool = True
     actor: str | None = None
     delay: float | None = None  # seconds: of a snooze, or until the retry of a failure
-    progress: JobProgress | None = None  # if it is not stored yet
+    notes: Notes | None = None  # what its handler has said that is not stored yet
     pause: Pause | None = None  # what waits as long as a job that is snoozed
     uncertain: bool = False  # a transaction of its handler may complete the job, or have it locked
 
@@ -182,6 +183,9 @@ class WorkSource(Protocol):
 
     def record_progress(self, entries: Sequence[tuple[str, str, JobProgress]]) -> object:
         """Store how far (job id, lease id) attempts have come, of those still held. Any thread."""
+
+    def ask(self, job_id: str, lease_id: str, call: StepCall) -> Future[Any]:
+        """Return what an attempt asks for, as `StepSource.ask`. Called on any thread."""
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify`, from any thread, when there may be work; return what ends this."""

@@ -20,6 +20,7 @@ from tenure.events import Event
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.findings import Check, Progress, no_progress
 from tenure.jobs.redaction import without_password
+from tenure.jobs.steps import StepAnswer, StepCall
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
 from tenure.lifecycle import Job
 from tenure.store import migrate, times, transitions
@@ -29,7 +30,7 @@ from tenure.store.duties import look
 from tenure.store.notify import Notifier
 from tenure.store.protocol import Database
 from tenure.store.reader import Reader
-from tenure.store.tables import progress, unique_keys
+from tenure.store.tables import progress, steps, unique_keys
 from tenure.store.tables.stats import Place, add_next, reach
 from tenure.store.waits import Waits
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, nothing
@@ -166,6 +167,11 @@ class Store:
     def record_progress(self, entries: Sequence[progress.Entry]) -> int:
         """Store the progress of attempts whose lease is held; return how many these were."""
         return self._on_heart(lambda db: progress.record(db, entries))
+
+    def ask(self, job_id: str, lease_id: str, call: StepCall) -> Future[StepAnswer]:
+        """Return what the attempt with a lease asks for, as `steps.answer`."""
+        act = partial(steps.answer, job_id=job_id, lease_id=lease_id, call=call)
+        return self.write("step", act, brings=nothing, jobs=())
 
     def _on_heart(self, act: Callable[[Database], T]) -> T:
         """Call `act`, which waits for no job that others hold, on the connection of heartbeats."""

@@ -270,7 +270,7 @@ class Committer:
         work, claim = batch[0], getattr(batch[0], "claim", None)
         if len(batch) > 1 or not isinstance(work, ExchangeWork) or not (work.reports or claim):
             return None
-        if any(r.outcome is not Outcome.COMPLETED or r.progress for r in work.reports):
+        if any(r.outcome is not Outcome.COMPLETED or r.notes for r in work.reports):
             return None
         if len({report.lease_id for report in work.reports}) < len(work.reports):
             return None

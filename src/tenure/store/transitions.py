@@ -32,7 +32,8 @@ from tenure.jobs.work import ALREADY_RECORDED, RECORDED, Answer, Outcome, Report
 from tenure.lifecycle import FINAL_FAILURE, Job, follow, legal_events, retry_in
 from tenure.store.protocol import Database
 from tenure.store.rows import CHANGED_BY
-from tenure.store.tables import pauses, progress, unique_keys, webhooks, workers
+from tenure.store.tables import pauses, unique_keys, webhooks, workers
+from tenure.store.tables.steps import write_notes
 
 Steps: TypeAlias = tuple[Job, ...]
 """The rows that one job passes through in one transaction, as `follow` returns them."""
@@ -55,8 +56,8 @@ def hold(db: Database, reports: Sequence[Report], others: Sequence[str]) -> None
 
 def settle(db: Database, reports: Sequence[Report]) -> list[Verdict]:
     """Record the reports of workers; return one verdict per report, in order."""
-    if said := [(r.job_id, r.lease_id, r.progress) for r in reports if r.progress is not None]:
-        progress.record(db, said)
+    if said := [(r.job_id, r.lease_id, r.notes) for r in reports if r.notes is not None]:
+        write_notes(db, said)
     verdicts: dict[int, Verdict] = {}
     completed = [r for r in reports if r.outcome is Outcome.COMPLETED]
     done = db.complete(completed) if completed else set()

@@ -28,7 +28,7 @@ WOKEN_SHARE = 1 / 64
 JOBS_AT_ONCE = 500
 
 
-class Wait:
+class Pending:
     """One who waits for one job. Times are those of the clock, in seconds."""
 
     def __init__(self, job_id: str, now: float) -> None:
@@ -55,7 +55,7 @@ class Waits:
         self._reader = reader
         self._watch = watch
         self._changed = threading.Condition()
-        self._waits: set[Wait] = set()
+        self._waits: set[Pending] = set()
         self._running = False
         self._closed = False
 
@@ -65,7 +65,7 @@ class Waits:
         It raises JobNotFound if there is no such job, ResultGone if the job is deleted meanwhile,
         and StoreUnavailable if the first look fails or the store is closed.
         """
-        wait = Wait(job_id, time.monotonic())
+        wait = Pending(job_id, time.monotonic())
         with self._changed:
             if self._closed:
                 raise StoreUnavailable("the store is closed")
@@ -117,7 +117,7 @@ class Waits:
                 for start in range(0, len(due), JOBS_AT_ONCE):
                     self._look(due[start : start + JOBS_AT_ONCE])
 
-    def _next(self) -> list[Wait]:
+    def _next(self) -> list[Pending]:
         """Return those for whom it is time to look, when it is; none if nobody waits any more."""
         with self._changed:
             while True:
@@ -135,7 +135,7 @@ class Waits:
                     return due
                 self._changed.wait(min(wait.due for wait in self._waits) - now)
 
-    def _look(self, due: Sequence[Wait]) -> None:
+    def _look(self, due: Sequence[Pending]) -> None:
         try:
             settled = self._reader.settled({wait.job_id for wait in due})
         except Exception as error:
@@ -151,7 +151,7 @@ class Waits:
             wait.seen = True
 
 
-def _answer(wait: Wait, answer: Job | Exception) -> None:
+def _answer(wait: Pending, answer: Job | Exception) -> None:
     if wait.future.set_running_or_notify_cancel():
         if isinstance(answer, Job):
             wait.future.set_result(answer)

@@ -17,6 +17,7 @@ from tenure.jobs.durations import MAX_SECONDS
 from tenure.jobs.payload import JsonText
 from tenure.jobs.postpone import Pause
 from tenure.jobs.progress import MAX_MESSAGE, JobProgress
+from tenure.jobs.steps import Notes
 from tenure.jobs.work import Outcome, Report
 from tenure.wire.requests import LINE, Label, Name, Request, embedded
 
@@ -142,13 +143,13 @@ def report_of(entry: ReportEntry) -> Report:
         retryable=entry.retryable,
         delay=entry.delay,
         pause=entry.pause,
-        progress=None if entry.progress is None else progress_of(entry.progress),
+        notes=None if entry.progress is None else Notes(progress_of(entry.progress)),
     )
 
 
 def report_entry(report: Report) -> ReportEntry:
     """Return a report as a worker sends it."""
-    p = report.progress
+    p = None if report.notes is None else report.notes.progress
     return ReportEntry(
         lease_id=join_lease(report.job_id, report.lease_id),
         outcome=report.outcome,

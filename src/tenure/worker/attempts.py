@@ -29,8 +29,8 @@ from tenure.worker.child import ChildTask, context_of
 from tenure.worker.fitness import Fitness, NotStarted
 from tenure.worker.leases import CLAIMED, STARTED, Attempt, LeaseBook, Wakeup
 from tenure.worker.log import NOT_COMMITTED, WorkLog
+from tenure.worker.note_writer import AttemptSource, NoteWriter
 from tenure.worker.processes import ChildCall, Children
-from tenure.worker.progress_writer import ProgressWriter
 from tenure.worker.threads import Original, Threads, call_in_thread
 
 log = logging.getLogger(__name__)
@@ -53,14 +53,14 @@ class Attempts:
         concurrency: int,
         wakeup: Wakeup,
         worklog: WorkLog,
-        progress: ProgressWriter,
+        notes: NoteWriter,
         tracing: Tracing | None,
     ) -> None:
         self._handlers = handlers
         self._leases = leases
         self._wakeup = wakeup
         self._log = worklog
-        self._progress = progress
+        self._notes = notes
         self._tracing = tracing
         self.fitness = Fitness()
         self._delivered: deque[tuple[Attempt, Ending | NotStarted]] = deque()  # from threads
@@ -168,9 +168,9 @@ class Attempts:
         )
         loop = asyncio.get_running_loop()
         started = partial(loop.call_soon_threadsafe, self._start_clock, attempt)
-        on_progress = partial(self._progress.note, attempt.lease)
+        source = AttemptSource(attempt.lease, self._notes)
         attempt.child = ChildCall(
-            self._children, task, started, on_progress, alone=not handler.in_process
+            self._children, task, started, source, alone=not handler.in_process
         )
         self._threads.submit(attempt, attempt.child.run)
 
@@ -179,9 +179,9 @@ class Attempts:
         arguments = handler.arguments(attempt.lease.payload)
         function = handler.function
         if handler.wants_context or handler.around:
-            on_progress = partial(self._progress.note, attempt.lease)
+            source = AttemptSource(attempt.lease, self._notes)
             attempt.fence = LeaseFence(attempt.lease, attempt.worker, self._leases.database)
-            attempt.context = context_of(attempt.lease, attempt.fence, on_progress)
+            attempt.context = context_of(attempt.lease, attempt.fence, source)
             function = bound(handler, attempt.context)
         if handler.is_async:
             running = self._run_coroutine(attempt, handler, function, arguments)
@@ -244,9 +244,10 @@ class Attempts:
         fence = attempt.fence
         if error is None and (ending.completes or (fence is not None and fence.completes)):
             # Nobody here knows whether that was committed, so this is a question.
-            report = attempt.outcome(Outcome.FAILED, None, NOT_COMMITTED)
+            error = None if fence is None else fence.parked
+            report = attempt.outcome(Outcome.FAILED, None, error or NOT_COMMITTED)
             flaw = flaw if fence is None else fence.flaw
-            if ending.result not in (None, fence and fence.result):
+            if error is None and ending.result not in (None, fence and fence.result):
                 self._log.ignored(attempt.lease)
         elif error is None:
             report = attempt.outcome(_COMPLETED, ending.result)
@@ -261,8 +262,8 @@ class Attempts:
 
     def _settle(self, attempt: Attempt, report: Report, error: str | None, *, free: bool) -> None:
         """Decide how an attempt ended that had started."""
-        if self._progress.is_used:
-            report = replace(report, progress=self._progress.take(report.lease_id))
+        if self._notes.is_used:
+            report = replace(report, notes=self._notes.take(report.lease_id))
         if attempt.started_at is not None:
             attempt.seconds = time.monotonic() - attempt.started_at
         if attempt.span is not None:

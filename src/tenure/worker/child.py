@@ -11,7 +11,8 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -23,17 +24,19 @@ import msgspec
 from msgspec.structs import replace
 
 from tenure.app.fence import LeaseFence
+from tenure.errors import LeaseLost
 from tenure.jobs.context import Fence, JobContext
 from tenure.jobs.handlers import Handler
 from tenure.jobs.hooks import Lifespan, bound
 from tenure.jobs.hooks import enter as enter_manager
-from tenure.jobs.progress import JobProgress
 from tenure.jobs.results import Ending, failure, success, success_of_function
+from tenure.jobs.steps import Loaded, Notes, Recorded, StepCall, StepSource
 from tenure.jobs.work import Lease
 from tenure.telemetry import logs
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
-from tenure.worker.progress_writer import storable
+from tenure.wire.problems import error_of, problem_of
+from tenure.worker.note_writer import storable
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PROGRESS_SECONDS = 0.05
@@ -57,13 +60,23 @@ class ChildAnswer(msgspec.Struct, frozen=True):
     ending: Ending | None = None
     not_started: str | None = None
     leaves: bool = False  # the child ends after this
-    progress: JobProgress | None = None  # alone, or with the ending if it was not sent yet
+    notes: Notes | None = None  # alone, or with the ending if they were not sent yet
+    call: StepCall | None = None  # the child waits for its `ChildReply`
+
+
+class ChildReply(msgspec.Struct, frozen=True):
+    """What a call for steps is answered: with a problem if `status` says so."""
+
+    answer: Loaded | Recorded | None = None
+    status: int = 0
+    problem: bytes = b""
 
 
 READY = ChildAnswer()
 # Not pickle, which could run code of a child in the worker.
 encode = msgspec.msgpack.encode
 read_answer = msgspec.msgpack.Decoder(ChildAnswer).decode
+_read_reply = msgspec.msgpack.Decoder(ChildReply).decode
 _read_task = msgspec.msgpack.Decoder(ChildTask).decode
 
 
@@ -95,40 +108,65 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
                 pipe.send_bytes(encode(ChildAnswer(not_started=why)))
                 continue
             pipe.send_bytes(encode(READY))
-            sender = _ProgressSender(pipe)
+            source = _PipeSource(pipe, task.lease.id)
             fence = LeaseFence(task.lease, task.worker, task.database)
-            ending = _call(found, task, fence, runner, sender.note)
-            if fence.completes:
+            ending = _call(found, task, fence, runner, source)
+            if fence.parked and ending.error is None:
+                ending = Ending(error=fence.parked)
+            elif fence.completes:
                 other = None if ending.result == fence.result else ending.result
                 ending = replace(ending, result=other, completes=True, flaw=fence.flaw)
             jobs += 1
             leaves = isinstance(found, Handler) and _has_enough(found, jobs)
-            last = ChildAnswer(ending, leaves=leaves, progress=sender.close())
+            last = ChildAnswer(ending, leaves=leaves, notes=source.close())
             pipe.send_bytes(_encoded(last))
     lifespans.leave()
 
 
-class _ProgressSender:
-    """Sends the progress of one call, so often that people see it move, and not more."""
+class _PipeSource:
+    """Sends the notes of one call to the worker, and asks it for steps.
 
-    def __init__(self, pipe: Connection) -> None:
+    Progress goes so often that people see it move, and not more.
+    """
+
+    def __init__(self, pipe: Connection, job_id: str) -> None:
         self._pipe: Connection | None = pipe
-        self._lock = threading.Lock()  # the handler may have threads
+        self._job_id = job_id
+        self._lock = threading.Lock()  # of sending: the handler may have threads
+        self._asking = threading.Lock()  # one at a time
         self._next_at = 0.0
-        self._left: JobProgress | None = None
+        self._left: Notes | None = None
 
-    def note(self, progress: JobProgress) -> None:
+    def note(self, notes: Notes) -> None:
         with self._lock:
-            self._left = storable(progress)
-            if self._pipe is not None and time.monotonic() >= self._next_at:
-                self._pipe.send_bytes(encode(ChildAnswer(progress=self._left)))
+            if notes.state is None:
+                self._left = notes
+                if time.monotonic() < self._next_at:
+                    return
                 self._left, self._next_at = None, time.monotonic() + PROGRESS_SECONDS
+            if self._pipe is not None:
+                self._pipe.send_bytes(encode(ChildAnswer(notes=storable(notes))))
 
-    def close(self) -> JobProgress | None:
+    def ask(self, call: StepCall) -> Future[Any]:
+        """Return the answer of the worker, for which this waits."""
+        future = Future[Any]()
+        with self._asking:
+            with self._lock:
+                if self._pipe is None:  # from a thread that its handler has left behind
+                    raise LeaseLost(self._job_id)
+                self._pipe.send_bytes(encode(ChildAnswer(call=call)))
+            reply = _read_reply(self._pipe.recv_bytes())
+        if reply.status:
+            future.set_exception(error_of(reply.status, reply.problem))
+        else:
+            future.set_result(reply.answer)
+        return future
+
+    def close(self) -> Notes | None:
         """Send nothing any more; return what was not sent."""
-        with self._lock:
+        with self._asking, self._lock:
             self._pipe = None
-            return self._left
+            return self._left and storable(self._left)
 
 
 def _ignore(*_: object) -> None:
@@ -170,9 +208,7 @@ def _encoded(answer: ChildAnswer) -> bytes:
         return encode(ChildAnswer(failure(error), leaves=answer.leaves))
 
 
-def context_of(
-    lease: Lease, fence: Fence, on_progress: Callable[[JobProgress], object]
-) -> JobContext:
+def context_of(lease: Lease, fence: Fence, source: StepSource) -> JobContext:
     """Return what the handler may know of its attempt, which starts now. Workers use it too."""
     deadline: datetime | None = None
     if lease.timeout is not None:  # by the clock of this machine, for the handler to compare with
@@ -185,7 +221,7 @@ def context_of(
         max_retries=lease.max_retries,
         token=lease.token,
         deadline=deadline,
-        _on_progress=on_progress,
+        _source=source,
         _fence=fence,
     )
 
@@ -238,7 +274,7 @@ def _call(
     task: ChildTask,
     fence: LeaseFence,
     runner: asyncio.Runner,
-    on_progress: Callable[[JobProgress], object],
+    source: StepSource,
 ) -> Ending:
     try:
         if not isinstance(handler, Handler):
@@ -247,7 +283,7 @@ def _call(
         context = contextvars.copy_context()  # keeps what the module set
         if task.traceparent is not None:
             context.run(enter, Tracing().context(task.traceparent))
-        function = bound(handler, context_of(task.lease, fence, on_progress))
+        function = bound(handler, context_of(task.lease, fence, source))
         arguments = handler.arguments(task.lease.payload)
         if handler.is_async:
             running = _run_coroutine(handler, partial(function, **arguments))
@@ -263,6 +299,15 @@ async def _run_coroutine(handler: Handler, function: partial[Any]) -> Ending:
         return success(await function())
     except BaseException as error:
         return failure(error, handler)
+
+
+def reply_to(future: Future[Any]) -> ChildReply:
+    """Wait for the answer to a child's call; an error travels as it does over HTTP."""
+    try:
+        return ChildReply(future.result())
+    except Exception as error:
+        body, _ = problem_of(error, "", ())
+        return ChildReply(None, body.status, msgspec.json.encode(body))
 
 
 def new_loop() -> asyncio.AbstractEventLoop:

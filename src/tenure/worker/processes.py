@@ -20,8 +20,8 @@ from multiprocessing.process import BaseProcess
 
 import msgspec
 
-from tenure.jobs.progress import JobProgress
 from tenure.jobs.results import Ending, failure
+from tenure.jobs.steps import StepSource
 from tenure.telemetry import logs
 from tenure.worker.child import (
     READY,
@@ -30,6 +30,7 @@ from tenure.worker.child import (
     ChildTask,
     encode,
     read_answer,
+    reply_to,
     said,
     serve_calls,
 )
@@ -104,11 +105,11 @@ class ChildCall:
         children: Children,
         task: ChildTask,
         on_start: Callable[[], object],
-        on_progress: Callable[[JobProgress], object],
+        source: StepSource,
         *,
         alone: bool,
     ) -> None:
-        """The thread of `run` calls `on_start` when the handler starts, and `on_progress`.
+        """The thread of `run` calls `on_start` when the handler starts, and the `source`.
 
         `alone`: the handler is in a child for this attempt only.
         """
@@ -116,7 +117,7 @@ class ChildCall:
         self._children = children
         self._task = task
         self._on_start = on_start
-        self._on_progress = on_progress
+        self._source = source
         self._lock = threading.Lock()
         self._child: Child | None = None  # while it works on this call
         self._killed = False
@@ -140,7 +141,7 @@ class ChildCall:
             answer = last = child.accept(self._task)
             if answer == READY:
                 self._on_start()
-                last = child.ending(self._on_progress)
+                last = child.ending(self._source)
         except BaseException as error:
             return failure(error)
         finally:
@@ -207,10 +208,13 @@ class Child:
             return None
         return self.receive(deadline)
 
-    def ending(self, on_progress: Callable[[JobProgress], object]) -> ChildAnswer | None:
+    def ending(self, source: StepSource) -> ChildAnswer | None:
         """Return the message with the ending; None if the child dies or sends what is none."""
-        while (answer := self.receive()) is not None and answer.progress is not None:
-            on_progress(answer.progress)
+        while (answer := self.receive()) is not None and (answer.notes or answer.call):
+            if answer.notes is not None:
+                source.note(answer.notes)
+            if answer.call is not None:
+                self.pipe.send_bytes(encode(reply_to(source.ask(answer.call))))
             if answer.ending is not None:
                 break
         return answer

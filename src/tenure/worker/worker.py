@@ -29,7 +29,7 @@ from tenure.worker.failures import FailureCalls
 from tenure.worker.heartbeat import Heartbeat
 from tenure.worker.leases import LeaseBook, Wakeup
 from tenure.worker.log import WorkLog
-from tenure.worker.progress_writer import ProgressWriter
+from tenure.worker.note_writer import NoteWriter
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Worker:
         self._lifespans = handlers.hooks.lifespans
         self.failures = FailureCalls(handlers.hooks.on_failure)
         worklog = WorkLog(self.id, redaction, self.failures)
-        self._writer = ProgressWriter(source)
+        self._writer = NoteWriter(source)
         self._attempts = Attempts(
             handlers, self._leases, concurrency, self._wakeup, worklog, self._writer, tracing
         )

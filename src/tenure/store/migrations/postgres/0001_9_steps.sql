@@ -9,10 +9,11 @@ CREATE TABLE {schema}.step (
     PRIMARY KEY (job_id, name)
 );
 
--- The last state that a handler has stored.
+-- The last state that a handler has stored: of an attempt the one with the largest number.
 CREATE TABLE {schema}.checkpoint (
     job_id uuid PRIMARY KEY,
     token integer NOT NULL,
+    number integer NOT NULL,
     at timestamptz NOT NULL,
     state text NOT NULL CHECK (octet_length(state) <= {max_result})
 ) WITH (fillfactor = 50);

@@ -9,10 +9,11 @@ CREATE TABLE tenure_step (
     PRIMARY KEY (job_id, name)
 ) STRICT, WITHOUT ROWID;
 
--- The last state that a handler has stored.
+-- The last state that a handler has stored: of an attempt the one with the largest number.
 CREATE TABLE tenure_checkpoint (
     job_id TEXT PRIMARY KEY NOT NULL,
     token INTEGER NOT NULL,
+    number INTEGER NOT NULL,
     at INTEGER NOT NULL,
     state TEXT NOT NULL CHECK (length(CAST(state AS BLOB)) <= {max_result})
 ) STRICT, WITHOUT ROWID;

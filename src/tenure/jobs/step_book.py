@@ -1,0 +1,236 @@
+"""The steps of one attempt, against what earlier attempts of its job have kept."""
+
+from __future__ import annotations
+
+import functools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, NoReturn, get_type_hints
+
+from tenure.errors import DuplicateStep, InvalidInput, PermanentFailure, StoreUnavailable
+from tenure.jobs.names import check_name
+from tenure.jobs.parking import Parked
+from tenure.jobs.results import read_result, storable_result
+from tenure.jobs.steps import (
+    JOB_LOCKED,
+    MAX_STEPS,
+    MAX_STEPS_BYTES,
+    KeepState,
+    Load,
+    Loaded,
+    Notes,
+    Record,
+    Step,
+    StepCall,
+    StepSource,
+    Waiting,
+)
+
+RESERVED_STEPS = ("sleep:", "wait:", "timeout:")
+"""How the names of steps begin that Tenure records."""
+ASK_SECONDS = 30.0
+"""How long a call is asked again while the database does not answer, or the job is locked."""
+ASK_AGAIN_SECONDS = 0.1
+NOW = datetime.fromtimestamp(0, UTC)
+"""The time of a step of this attempt, which nothing reads."""
+SLEEP_HERE_SECONDS = 5.0
+"""A shorter sleep keeps its slot."""
+
+
+class StepBook:
+    """What one attempt has done, and what is on record. Threads of a handler may share it.
+
+    Without a `source`, where a handler is called as a function, it only remembers.
+    """
+
+    def __init__(
+        self, token: int, source: StepSource | None, on_park: Callable[[Parked], object] | None
+    ) -> None:
+        self._token = token
+        self._source = source
+        self._on_park = on_park
+        self._parked: Parked | None = None
+        self._loaded: Loaded | None = None
+        self._loaded_at = 0.0  # monotonic
+        # The first attempt has nothing to read.
+        self._steps: dict[str, Step] | None = None if source is not None and token > 1 else {}
+        self._started: set[str] = set()
+        self._state: str | None = None
+        self._states = 0
+        self._lock = threading.Lock()
+
+    # --- what is on record
+
+    def ask(self, call: StepCall) -> Waiting[Any]:
+        """Return the answer to a call; an outage that passes only takes time."""
+        if self._source is None:
+            return None
+        end = time.monotonic() + ASK_SECONDS
+        while True:
+            future = self._source.ask(call)
+            yield future
+            error = future.exception()
+            if error is None:
+                return future.result()
+            passes = isinstance(error, StoreUnavailable) or (
+                isinstance(error, InvalidInput) and error.code == JOB_LOCKED
+            )
+            if not passes or time.monotonic() > end:
+                raise error
+            yield ASK_AGAIN_SECONDS
+
+    def steps(self) -> Waiting[dict[str, Step]]:
+        """Return the steps on record by name, read at the first use."""
+        if self._steps is None:
+            began = time.monotonic()
+            loaded: Loaded = yield from self.ask(Load())
+            with self._lock:
+                if self._steps is None:
+                    self._loaded, self._loaded_at = loaded, began
+                    self._steps = {step.name: step for step in loaded.steps}
+        return self._steps
+
+    def left(self, step: Step) -> float:
+        """Return the seconds until a time that a step keeps, as seconds from when it was recorded.
+
+        By the clock of the store.
+        """
+        left = float(step.result or 0)
+        if self._loaded is None or step.token == self._token:
+            return left
+        passed = (self._loaded.now - step.at).total_seconds()
+        return left - passed - (time.monotonic() - self._loaded_at)
+
+    # --- steps
+
+    def begin(self, name: str, *, reserved: bool = False) -> Waiting[Step | None]:
+        """Begin a step; return it if it is on record, None if it is to be done now."""
+        self.check_parked()
+        check_name(name, "step", "name")
+        if name.startswith(RESERVED_STEPS) and not reserved:
+            raise InvalidInput(f"names with {', '.join(RESERVED_STEPS)} are Tenure's", path="name")
+        with self._lock:
+            if name in self._started:
+                raise DuplicateStep(name)
+            self._started.add(name)
+        steps = yield from self.steps()
+        if name not in steps and len(steps) >= MAX_STEPS:
+            self._started.discard(name)
+            raise InvalidInput(
+                f"this job has {MAX_STEPS} steps on record, the limit: keep a state instead "
+                "(context.checkpoint), or add more jobs"
+            )
+        return steps.get(name)
+
+    @contextmanager
+    def doing(self, name: str) -> Iterator[None]:
+        """Let a step that fails here be started again by the same attempt."""
+        try:
+            yield
+        except BaseException:
+            self._started.discard(name)
+            raise
+
+    def new(self, name: str, value: object) -> Record:
+        """Return what is to be recorded of a step; raises PermanentFailure if it cannot be."""
+        text = None if value is None else kept(value, f"step {name!r}")
+        steps = self._steps or {}
+        size = sum(len(one.result_json or "") for one in list(steps.values())) + len(text or "")
+        if size > MAX_STEPS_BYTES:
+            raise PermanentFailure(
+                f"step {name!r} was done and its result cannot be kept: the results of all steps "
+                f"of a job have {MAX_STEPS_BYTES} bytes at most"
+            )
+        return Record(name, len(steps) + 1, text)
+
+    def record(self, new: Record) -> Waiting[Step]:
+        """Record a step, and return it as it is on record."""
+        recorded = yield from self.ask(new)
+        return self.noted(new) if recorded is None else self._noted(recorded.step)
+
+    def noted(self, new: Record) -> Step:
+        """Note that a step is on record; return it."""
+        return self._noted(Step(new.name, new.number, self._token, NOW, new.result))
+
+    def _noted(self, step: Step) -> Step:
+        with self._lock:
+            assert self._steps is not None  # it was started
+            self._steps[step.name] = step
+        return step
+
+    @staticmethod
+    def value(step: Step, returns: Any) -> Any:
+        """Return the result of a step as an annotation says; raises InvalidInput if it cannot."""
+        return read_result(step.result_json, returns, f"step {step.name!r}")
+
+    @staticmethod
+    def returned_by(function: Any) -> Any:
+        """Return the annotation of what a function returns; Any if none can be read."""
+        while isinstance(function, functools.partial):
+            function = function.func
+        try:
+            return get_type_hints(function).get("return", Any)
+        except Exception:  # it evaluates annotations
+            return Any
+
+    # --- sleep and state
+
+    def sleep(self, seconds: float) -> Waiting[None]:
+        """Sleep, without a slot if it takes a while."""
+        with self._lock:
+            number = 1 + sum(name.startswith("sleep:") for name in self._started)
+        step = yield from self.begin(f"sleep:{number}", reserved=True)
+        if step is None:
+            step = yield from self.record(self.new(f"sleep:{number}", seconds))
+        left = self.left(step) if self._source is not None else 0.0
+        if left >= SLEEP_HERE_SECONDS:
+            self.park(Parked(f"it sleeps for {left:.0f} s", delay=left))
+        if left > 0:
+            yield left
+
+    def park(self, parked: Parked) -> NoReturn:
+        """End the attempt; from now on nothing else can be done in it."""
+        self._parked = parked
+        if self._on_park is not None:
+            self._on_park(parked)
+        raise parked
+
+    def check_parked(self) -> None:
+        """Raise what parked this attempt, if something has, and its handler went on."""
+        if self._parked is not None:
+            raise self._parked
+
+    def state(self, default: Any) -> Waiting[Any]:
+        """Return the last state, of this attempt or an earlier one."""
+        yield from self.steps()
+        text = self._state
+        if text is None and self._loaded is not None:
+            text = self._loaded.state
+        return default if text is None else json.loads(text)
+
+    def keep_state(self, value: object, *, flush: bool) -> Waiting[None]:
+        """Keep a state: on disk when this returns if `flush`, else soon."""
+        self.check_parked()
+        text = kept(value, "the checkpoint")
+        with self._lock:
+            self._states += 1
+            self._state, state = text, KeepState(self._states, text)
+        if flush:
+            yield from self.ask(state)
+        elif self._source is not None:
+            self._source.note(Notes(state=state))
+
+
+def kept(value: object, what: str) -> str:
+    """Return a value as the JSON text that is stored; raises PermanentFailure if it has none.
+
+    Whatever it is that was done, to do it once more would not help.
+    """
+    try:
+        return storable_result(value)
+    except Exception as flaw:
+        raise PermanentFailure(f"{what} cannot be stored: {flaw}") from flaw

@@ -1,0 +1,177 @@
+"""The tables of what attempts keep: their steps, and their last state.
+
+Both count only if the attempt has the lease when they are committed. On PostgreSQL a lock on the
+job makes sure of that: without it, a statement that began before another worker took the job over
+could still record a step. On SQLite the right to write is the lock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from tenure.errors import LeaseLost
+from tenure.jobs.steps import (
+    JobSteps,
+    KeepState,
+    Load,
+    Loaded,
+    Notes,
+    Record,
+    Recorded,
+    Step,
+    StepAnswer,
+    StepCall,
+    job_locked,
+)
+from tenure.store.borrowed.drivers import Ask
+from tenure.store.borrowed.drivers import Steps as Asks
+from tenure.store.dialect import Dialect, Reads, Statements
+from tenure.store.tables import progress
+
+RECORD = """
+INSERT INTO {s}step (job_id, name, number, token, at, result)
+SELECT job.id, doc ->> 'name', CAST(doc ->> 'number' AS integer), job.token, {now}, doc ->> 'result'
+FROM (SELECT {doc} AS doc) AS new, {s}job AS job WHERE job.id = {job} AND job.lease_id = {lease}
+{share} ON CONFLICT DO NOTHING RETURNING token, {at}"""
+KEEP = """
+INSERT INTO {s}checkpoint AS old (job_id, token, number, at, state)
+SELECT job.id, job.token, CAST(doc ->> 'number' AS integer), {now}, doc ->> 'state'
+FROM (SELECT {doc} AS doc) AS new, {s}job AS job WHERE job.id = {job} AND job.lease_id = {lease}
+{share} ON CONFLICT (job_id) DO UPDATE SET token = excluded.token, number = excluded.number,
+    at = excluded.at, state = excluded.state
+WHERE (old.token, old.number) < (excluded.token, excluded.number) RETURNING token"""
+SHARE = "FOR SHARE OF job"
+SPELLED = {
+    "sqlite": {
+        "now": "(SELECT at FROM tenure_now)",
+        "at": "at",
+        "doc": "{p}",
+        "job": "doc ->> 'job_id'",
+        "lease": "doc ->> 'lease_id'",
+        "share": "",
+    },
+    "postgres": {
+        "now": "{s}clock()",
+        "at": "at AT TIME ZONE 'UTC'",
+        "doc": "CAST(CAST({p} AS text) AS json)",
+        "job": "CAST(doc ->> 'job_id' AS uuid)",
+        "lease": "CAST(doc ->> 'lease_id' AS uuid)",
+        "share": SHARE,
+    },
+}
+KEPT = ("step", "checkpoint", "signal", "signal_token")
+"""The tables that a retry from scratch empties."""
+
+
+def answer(db: Statements, job_id: str, lease_id: str, call: StepCall) -> StepAnswer:
+    """Do what an attempt asks for; raises LeaseLost, and InvalidInput if the job is locked.
+
+    It waits for no lock, which may be that of the handler that waits for this answer.
+    """
+    d = db.dialect
+    if not (d.is_id(job_id) and d.is_id(lease_id)):
+        raise LeaseLost(job_id)
+    if isinstance(call, Load):
+        now, kept = _now(db, job_id, lease_id), of(db, job_id)
+        return Loaded(now, kept.steps, kept.state_json)
+    if isinstance(call, KeepState):
+        if not _written(db, KEEP, job_id, lease_id, call):
+            _now(db, job_id, lease_id)
+            if not db.rows(*_newer(d, job_id, call.number)):
+                raise job_locked(job_id)
+        return None
+    for token, at in _written(db, RECORD, job_id, lease_id, call):
+        return Recorded(Step(call.name, call.number, token, d.to_time(at), call.result))
+    _now(db, job_id, lease_id)
+    for step in _steps(db, job_id, call.name):  # the answer before this one got lost
+        return Recorded(step)
+    raise job_locked(job_id)
+
+
+def record_within(engine: str, job_id: str, lease_id: str, step: Record) -> Asks[None]:
+    """Record a step in the transaction of a caller; raises LeaseLost."""
+    statement = _spelled(RECORD, engine)
+    if not (yield Ask(statement, _document(job_id, lease_id, step))):
+        raise LeaseLost(job_id)
+
+
+def write_notes(db: Statements, said: Sequence[tuple[str, str, Notes]]) -> None:
+    """Store notes of (job id, lease id) attempts whose lease is held, and whose job not locked."""
+    progress.record(db, [(id, lease, n.progress) for id, lease, n in said if n.progress])
+    is_id = db.dialect.is_id
+    for job_id, lease_id, notes in said:
+        if notes.state is not None and is_id(job_id) and is_id(lease_id):
+            _written(db, KEEP, job_id, lease_id, notes.state)
+
+
+def of(db: Reads, job_id: str) -> JobSteps:
+    """Return what the attempts of a job have kept."""
+    d = db.dialect
+    rows = db.rows(
+        f"SELECT state, {d.time('at')} FROM {d.table('checkpoint')} WHERE job_id = {d.id_value}",
+        (job_id,),
+    )
+    state, at = rows[0] if rows else (None, None)
+    return JobSteps(_steps(db, job_id), state, d.time_or_none(at))
+
+
+def forget(db: Statements, job_id: str) -> None:
+    """Delete what the attempts of a job have kept, and what was sent to it."""
+    d = db.dialect
+    for table in KEPT:
+        db.changed(f"DELETE FROM {d.table(table)} WHERE job_id = {d.id_value}", (job_id,))
+
+
+def _written(
+    db: Statements, statement: str, job_id: str, lease_id: str, call: Record | KeepState
+) -> list[Any]:
+    d = db.dialect
+    spelled = _spelled(statement, d.engine).replace("{s}", d.prefix).replace("{p}", d.value)
+    spelled = spelled.replace(SHARE, f"{SHARE} SKIP LOCKED")
+    return db.rows(spelled, (_document(job_id, lease_id, call),))
+
+
+def _newer(d: Dialect, job_id: str, number: int) -> tuple[str, tuple[str, int]]:
+    """The question whether this attempt has kept a state with this number, or a larger one."""
+    return (
+        f"SELECT 1 FROM {d.table('checkpoint')} AS one JOIN {d.table('job')} AS job"
+        f" ON job.id = one.job_id AND job.token = one.token"
+        f" WHERE one.job_id = {d.id_value} AND one.number >= {d.value}",
+        (job_id, number),
+    )
+
+
+def _spelled(statement: str, engine: str) -> str:
+    for name, text in SPELLED[engine].items():
+        statement = statement.replace(f"{{{name}}}", text)
+    return statement
+
+
+def _document(job_id: str, lease_id: str, call: Record | KeepState) -> str:
+    values = {name: getattr(call, name) for name in call.__struct_fields__}
+    return json.dumps({"job_id": job_id, "lease_id": lease_id, **values})
+
+
+def _now(db: Reads, job_id: str, lease_id: str) -> datetime:
+    """Return the time of the store; raises LeaseLost unless the lease is held."""
+    d = db.dialect
+    held = f"FROM {d.table('job')} WHERE id = {d.id_value} AND lease_id = {d.id_value}"
+    for (now,) in db.rows(f"SELECT {d.time(d.now)} {held}", (job_id, lease_id)):
+        return d.to_time(now)
+    raise LeaseLost(job_id)
+
+
+def _steps(db: Reads, job_id: str, name: str | None = None) -> list[Step]:
+    d = db.dialect
+    named = "" if name is None else f" AND name = {d.value}"
+    rows = db.rows(
+        f"SELECT name, number, token, {d.time('at')}, result FROM {d.table('step')}"
+        f" WHERE job_id = {d.id_value}{named} ORDER BY number, name",
+        (job_id,) if name is None else (job_id, name),
+    )
+    return [
+        Step(name, number, token, d.to_time(at), result) for name, number, token, at, result in rows
+    ]
