@@ -220,6 +220,7 @@ class Job(Texts, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     again_of: str | None = None  # the job that it runs again
     partition: str | None = None  # what divides its queue, such as a tenant
+    workflow: str | None = None  # the id of the workflow that it belongs to
     created_at: datetime
     run_at: datetime  # not claimed before
     status: Status = Status.PENDING

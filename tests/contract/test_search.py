@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from tenure.events import Cancelled
 from tenure.jobs import ids
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
 from tenure.jobs.queries import Filter, Query, State, check_filter, query_of
 from tenure.lifecycle import Job, Status
@@ -23,6 +25,13 @@ from tests.support.store import StoreHarness, new_job, report_completed, report_
 
 WORDS = ["Ümlaut", "ümlaut", "100%_done", "100x_done", "back\\slash", "it's", "STRASSE", "straße"]
 HOUR = timedelta(hours=1)
+WORKFLOW = new_id()
+
+
+class Member(CheckedJob, frozen=True, kw_only=True):
+    """A job of a workflow."""
+
+    workflow: str | None
 
 
 def id_at(harness: StoreHarness, ahead: timedelta = timedelta()) -> str:
@@ -33,6 +42,9 @@ def id_at(harness: StoreHarness, ahead: timedelta = timedelta()) -> str:
 def fill(harness: StoreHarness) -> list[Job]:
     """Jobs of every status, type and queue, an hour and more apart; newest first."""
     made: list[str] = []
+    harness.sql.run(
+        "INSERT INTO {workflow} (id, created_at, created_by) VALUES (?, {now}, 'me')", WORKFLOW
+    )
     for number in range(48):
         harness.clock.advance(1800)
         skew = timedelta(minutes=(number * 37) % 100 - 50)
@@ -44,12 +56,15 @@ def fill(harness: StoreHarness) -> list[Job]:
             max_retries=2 if number % 12 == 5 else 1,
             run_at=harness.clock.now + 100 * HOUR if number % 12 == 11 else None,
             id=id_at(harness, skew),
+            tags='["red"]' if number % 7 < 3 else None,
         )
-        (added,) = harness.add_all(checked_job)
-        made.append(added.job.id)
+        member = Member(**structs.asdict(checked_job), workflow=WORKFLOW)
+        some = ([member], ("workflow",)) if number % 5 < 3 else ([checked_job], ())
+        harness.store.write("enqueue", lambda db, some=some: db.insert(*some)).result()  # type: ignore[misc]
+        made.append(checked_job.id)
         match number % 6:
             case 0:
-                harness.store.apply(added.job.id, Cancelled()).result()
+                harness.store.apply(checked_job.id, Cancelled()).result()
             case 1 | 2:
                 (lease,) = harness.claim(queues=(checked_job.queue,), types=(checked_job.type,))
                 harness.report(report_failed(lease, f"Boom {word}"))
@@ -85,6 +100,8 @@ def plainly(job: Job, wanted: Filter, now: datetime) -> bool:
         wanted.status is None or job.status == wanted.status,
         wanted.type is None or job.type == wanted.type,
         wanted.queue is None or job.queue == wanted.queue,
+        wanted.tag is None or wanted.tag in job.tags,
+        wanted.workflow is None or job.workflow == wanted.workflow,
         wanted.created_after is None or job.created_at >= wanted.created_after,
         wanted.created_before is None or job.created_at < wanted.created_before,
         wanted.error is None or lower(wanted.error) in lower(job.last_error),
@@ -106,6 +123,8 @@ FILTERS = st.builds(
     running_longer_than=maybe(st.sampled_from(["2h", "12h"])),
     type=maybe(st.sampled_from(["a", "b", "c"])),
     queue=maybe(st.sampled_from(["x", "y"])),
+    tag=maybe(st.just("red")),
+    workflow=maybe(st.sampled_from([WORKFLOW, WORKFLOW, new_id()])),
     created_after=maybe(TIMES),
     created_before=maybe(TIMES),
     error=maybe(TEXTS),

@@ -47,7 +47,7 @@ def find(
     - `state`: `scheduled` (pending, with a time to come, and never failed), `ready` (pending and
       due), `retrying` (pending after a failure) or `blocked` (waiting).
     - `running_longer_than`: a duration above 0 since the job was claimed; it is processing.
-    - `type`, `queue`, `tag`, `partition`: the whole name.
+    - `type`, `queue`, `tag`, `partition`: the whole name. `workflow`: its id.
     - `created_after`, `created_before`: aware datetimes, by the store's clock. A job created at
       exactly `created_after` matches, one created at exactly `created_before` does not.
     - `error`: text in the last error, 1 to 200 characters; ASCII case does not matter.

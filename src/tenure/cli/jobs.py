@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SHOWN = (
     *("id", "type", "queue", "status", "attempts", "priority", "timeout", "idempotency_key"),
     *("worker", "token", "created_at", "run_at", "start_by", "started_at", "finished_at"),
-    *("lease_expires_at", "again_of", "partition"),
+    *("lease_expires_at", "again_of", "partition", "workflow"),
 )
 """What `jobs show` prints of a job, if it is set, in this order."""
 HINTS = {"retry": "run it again", "cancel": "cancel it", "run_now": "run it now"}
@@ -106,6 +106,7 @@ filter_options = together(
     option("--queue", "NAME", "Only jobs of this queue.", completing.queue_names),
     option("--tag", "TAG", "Only jobs with this tag."),
     option("--partition", "TEXT", "Only jobs of this partition."),
+    option("--workflow", "ID", "Only jobs of this workflow."),
     option(
         "--created-after", "WHEN", "Only jobs added at or after this time.", callback=time_given
     ),

@@ -48,6 +48,7 @@ class Filter:
     queue: str | None = None
     tag: str | None = None
     partition: str | None = None
+    workflow: str | None = None  # its id
     created_after: datetime | None = None  # inclusive, by the store's clock
     created_before: datetime | None = None  # exclusive
     error: str | None = None  # substring of `last_error`, without regard to ASCII case
@@ -66,6 +67,7 @@ class Fields(TypedDict, total=False):
     queue: str | None
     tag: str | None
     partition: str | None
+    workflow: str | None
     created_after: datetime | None
     created_before: datetime | None
     error: str | None
@@ -97,6 +99,8 @@ def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filte
         check_tag(filter.tag, f"{at}tag")
     if filter.partition is not None:
         check_partition(filter.partition, f"{at}partition")
+    if filter.workflow is not None:
+        ids.check_id(filter.workflow, f"{at}workflow")
     for name in ("created_after", "created_before"):
         time: datetime | None = getattr(filter, name)
         if time is not None and time.utcoffset() is None:
@@ -128,6 +132,11 @@ class Query(Filter):
     created_by: datetime | None = None  # inclusive
     settled_by: datetime | None = None  # inclusive
     not_due: bool = False
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether an index has only the jobs of its tag or workflow, in the order of their ids."""
+        return self.tag is not None or self.workflow is not None
 
 
 def query_of(filter: Filter, **more: Any) -> Query:

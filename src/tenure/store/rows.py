@@ -22,7 +22,7 @@ COLUMNS = (
     *("run_at", "created_at", "started_at", "finished_at", "worker", "lease_id"),
     *("lease_expires_at", "timeout", "backoff", "event", "actor", "idempotency_key"),
     *("payload", "result", "last_error", "snoozes", "need", "spare", "start_by", "reason"),
-    *("tags", "again_of", "partition"),
+    *("tags", "again_of", "partition", "workflow"),
 )
 """Every column that a `Job` is made of, in the order in which the stores select them."""
 
@@ -54,7 +54,9 @@ CHANGED_BY = {
 TIMES = frozenset(
     {"run_at", "created_at", "started_at", "finished_at", "lease_expires_at", "start_by"}
 )
-IDS = frozenset({"id", "job_id", "lease_id", "cursor", "again_of", "last_job_id", "parent"})
+IDS = frozenset(
+    {"id", "job_id", "lease_id", "cursor", "again_of", "last_job_id", "parent", "child", "workflow"}
+)
 
 
 def field_of(column: str) -> str:

@@ -1,8 +1,9 @@
 """Find jobs by any property without reading a table of millions in one call.
 
 No index has types, times or texts: the hot path would pay for it. So a search goes along the ids
-in order, of all jobs or of those with a tag, and looks at a bounded number of rows; the next page
-starts where it stopped. Where a status has few jobs, their partial index is read whole instead.
+in order, of all jobs or of those of a tag or a workflow, and looks at a bounded number of rows; the
+next page starts where it stopped. Where a status has few jobs, their partial index is read whole
+instead.
 The same for both engines.
 """
 
@@ -74,12 +75,13 @@ def between(query: Query) -> tuple[str | None, str | None]:
 def edge(read: Reader, query: Query, rows: int) -> Statement:
     """Select the id of the last of so many rows that a search passes, if there are as many.
 
-    It passes all rows, or those of a tag or of an indexed status.
+    It passes all rows, or those of a tag, of a workflow or of an indexed status.
     """
     after, before = between(query)
-    status = query.status if query.status in ENDED and query.tag is None else None
+    status = query.status if query.status in ENDED and not query.is_narrow else None
     along = Query(
         tag=query.tag,
+        workflow=query.workflow if query.tag is None else None,
         status=status,
         after=after,
         before=before,
@@ -142,6 +144,7 @@ def fits(filter: Filter, job: Job, now: datetime) -> bool:
         and filter.queue in (None, job.queue)
         and (filter.tag is None or filter.tag in job.tags)
         and filter.partition in (None, job.partition)
+        and filter.workflow in (None, job.workflow)
         and includes(filter.within, job.queue)
         and (filter.created_after is None or job.created_at >= filter.created_after)
         and (filter.created_before is None or job.created_at < filter.created_before)
@@ -217,7 +220,7 @@ def bounded(read: Reader, query: Query) -> Query:
     most = MAX_TEXTS if query.error or query.text else MAX_ROWS
     if _is_indexed(query):
         return query
-    waits = query.status in (Status.PENDING, Status.PROCESSING) and query.tag is None
+    waits = query.status in (Status.PENDING, Status.PROCESSING) and not query.is_narrow
     if waits and read.rows_by_index(*waiting(read, query, most + 1))[0][0] <= most:
         return replace(query, gather=True)
     last = read.rows_by_index(*edge(read, query, most))
@@ -228,8 +231,9 @@ def _is_indexed(query: Query) -> bool:
     """Whether an index holds the jobs of the query, in order, and no others."""
     names = (query.state, query.type, query.queue, query.partition, query.within)
     times = (query.created_after, query.created_before, query.created_by, query.settled_by)
-    by_status = (None,) if query.tag is not None else (None, *ENDED)
-    in_order = query.status in by_status and not query.among
+    by_status = (None,) if query.is_narrow else (None, *ENDED)
+    is_one = query.tag is None or query.workflow is None
+    in_order = query.status in by_status and is_one and not query.among
     return in_order and all(value is None for value in (*names, query.error, query.text, *times))
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
 from tenure.errors import InvalidInput
-from tenure.jobs import durations
+from tenure.jobs import durations, ids
 from tenure.jobs.enqueue import NewJob, Options
 from tenure.jobs.json_types import MAX_SCHEMA_LENGTH
 from tenure.jobs.names import (
@@ -60,6 +60,7 @@ Tags = Annotated[list[Tag], _schema(maxItems=MAX_TAGS)]
 Partition = Annotated[
     str, _schema(minLength=1, maxLength=MAX_PARTITION_LENGTH, pattern=PARTITION_PATTERN)
 ]
+Id = Annotated[str, _schema(pattern=ids.ID_PATTERN)]
 Reason = Annotated[str, _schema(maxLength=MAX_REASON_LENGTH)]
 SearchText = Annotated[
     str, _schema(minLength=1, maxLength=MAX_SEARCHED_FOR, pattern="^[^\\u0000]*$")
@@ -214,6 +215,7 @@ class FilterForm(Request):
     queue: Name | UnsetType = UNSET
     tag: Tag | UnsetType = UNSET
     partition: Partition | UnsetType = UNSET
+    workflow: Id | UnsetType = UNSET
     created_after: RunAt | UnsetType = UNSET
     created_before: RunAt | UnsetType = UNSET
     error: SearchText | UnsetType = UNSET

@@ -70,6 +70,7 @@ class JobBody(Answered, frozen=True):
     tags: tuple[str, ...]
     again_of: Id | None
     partition: str | None
+    workflow: Id | None
     progress: JobProgress | None = None  # of one job, and of the processing ones in a list
 
 

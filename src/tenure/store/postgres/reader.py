@@ -234,7 +234,7 @@ SELECT {self._job}, found FROM (
             table = PostgresReader.gathered(status)
             if status is Status.PENDING:
                 add("queue = %s", query.queue, inside)
-        elif query.tag is None and status in ENDED:
+        elif not query.is_narrow and status in ENDED:
             table, id = "{s}.ended AS place (ended_as, id) JOIN {s}.job USING (id)", "place.id"
             inside.append(f"place.ended_as = {quoted(status)}")
         elif status is not None:
@@ -243,6 +243,7 @@ SELECT {self._job}, found FROM (
             table = "{s}.tag AS tagged JOIN {s}.job ON job.id = tagged.job_id"
             id = "tagged.job_id"
             add("tagged.tag = %s", query.tag, inside)
+        add("job.workflow = %s::uuid", query.workflow, outside if query.tag else inside)
         after, before = between(query)
         along = outside if query.gather else inside
         add(f"{id} > %s::uuid", _uuid(after), along)

@@ -95,7 +95,7 @@ LOCK TABLE {s}.job IN ROW EXCLUSIVE MODE
 
 TYPES = {
     **dict.fromkeys(TIMES, "timestamptz"),
-    **dict.fromkeys(("id", "job_id", "lease_id", "again_of"), "uuid"),
+    **dict.fromkeys(("id", "job_id", "lease_id", "again_of", "workflow"), "uuid"),
     **dict.fromkeys(("priority", "max_retries"), "bigint"),
     **dict.fromkeys(("attempts", "token", "snoozes", "need", "spare"), "integer"),
     **dict.fromkeys(("timeout", "delay", "start_within"), "float8"),

@@ -157,7 +157,7 @@ class SqliteReader(Reader):
                 values.append(value)
 
         if query.status is not None:
-            by_index = query.gather or (query.status in ENDED and query.tag is None)
+            by_index = query.gather or (query.status in ENDED and not query.is_narrow)
             column = "status" if by_index else "+status"
             parts.append(f"{column} = {quoted(Status(query.status))}")
             if query.status in ENDED:  # SQLite knows a partial index only by its own condition
@@ -169,6 +169,7 @@ class SqliteReader(Reader):
             values += given
         key = "+id" if query.gather else "id" if query.tag is None else "tagged.job_id"
         add("tagged.tag = ?", query.tag)
+        add(f"{'+' if query.tag else ''}workflow = ?", query.workflow)
         after, before = between(query)
         # One bound on each side: SQLite searches by the first and only tests the second.
         down = query.through is not None and not query.oldest_first
