@@ -286,7 +286,7 @@ class Client(_Client):
     def _report(self, reports: Sequence[Report]) -> list[Verdict]:
         body = [report_entry(report) for report in reports]
         verdicts = self._ask("POST", "/reports", list[responses.VerdictBody], body)
-        return [Verdict(one.answer, one.recorded, one.retry_in) for one in verdicts]
+        return [Verdict(one.answer, one.recorded, one.retry_in, one.error) for one in verdicts]
 
     def _claim(self, claim: ClaimRequest) -> list[Lease]:
         wait = min(claim.wait_seconds, MAX_WAIT_SECONDS)

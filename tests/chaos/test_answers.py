@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tenure import Status, StoreUnavailable
+from tenure import JobContext, NewJob, Status, StoreUnavailable
 from tests.chaos import checker
 from tests.chaos.remote_stores import REMOTE_STORES, RemoteStore, remote_store
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -73,7 +73,8 @@ def test_a_report_whose_answer_was_lost_is_sent_again(remote: RemoteStore) -> No
     running = threading.Event()
 
     @remote.direct.job(max_retries=1)
-    def work() -> str:
+    def work(context: JobContext) -> str:
+        context.enqueue(NewJob("next", {"of": context.id}, {}))
         running.set()
         go_on.wait(WAIT_SECONDS)
         return "done"
@@ -91,6 +92,8 @@ def test_a_report_whose_answer_was_lost_is_sent_again(remote: RemoteStore) -> No
     assert told == ["already_recorded", "recorded"], "sent again, until the worker was told"
     assert (end.attempts, end.result_json) == (1, '"done"')
     assert transitions(remote.direct, job) == ["enqueued", "claimed", "completed"]
+    added = remote.direct.find(type="next")
+    assert sum(one.payload["of"] == job.id for one in added) == 1, "added once"
     remote.check()
 
 

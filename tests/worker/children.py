@@ -20,7 +20,7 @@ from decimal import Decimal
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tenure import JobContext, PermanentFailure, RateLimited, RetryAfter, Snooze, Tenure
+from tenure import JobContext, NewJob, PermanentFailure, RateLimited, RetryAfter, Snooze, Tenure
 from tenure.worker.child import PROGRESS_SECONDS
 
 app = Tenure("sqlite:///never-opened.db")
@@ -279,3 +279,24 @@ def completes(context: JobContext, url: str, kind: str, how: str) -> str:
     if how == "dies" and context.attempt == 1:
         os._exit(1)
     return "ignored"
+
+
+@app.job(process=True)
+def split(context: JobContext, how: str, parts: int) -> list[str]:
+    """Add a job for each part, and end as is said."""
+    return enqueue_parts(context, how, parts)
+
+
+def enqueue_parts(context: JobContext, how: str, parts: int) -> list[str]:
+    """Add jobs, and raise in the first attempts; return the ids of the jobs."""
+    made = [
+        context.enqueue(NewJob("part", {"of": context.id, "number": number}, {"tags": [how]}))
+        for number in range(parts)
+    ]
+    if how == "raises" and context.attempt == 1:
+        raise ValueError(how)
+    if how == "snoozes" and context.token == 1:
+        raise Snooze(0)
+    if how == "dies" and context.attempt == 1:
+        os._exit(1)
+    return made

@@ -17,8 +17,10 @@ from tenure.jobs.enqueue import (
     NewJob,
     TypeOptions,
     check_jobs,
+    with_own_key,
     with_unique_key,
 )
+from tenure.jobs.follow_ups import FollowUp
 from tenure.jobs.queue_rights import Patterns, own_key, require
 from tenure.telemetry import logs
 
@@ -119,6 +121,17 @@ class Adding:
         """End the span as the store has answered."""
         error = None if added.cancelled() else added.exception()
         self.end([] if error or added.cancelled() else added.result(), error)
+
+
+def allowed(core: Core, follow_ups: Sequence[FollowUp], *, own_keys: bool) -> list[FollowUp]:
+    """Return the jobs of a report as its sender may add them; raises Forbidden."""
+    made = []
+    for one in follow_ups:
+        job = with_own_key(one.checked) if own_keys else one.checked
+        if core.queues is not None:
+            job = _limited_to(core.queues, job)
+        made.append(replace(one, checked=job))
+    return made
 
 
 def _limited_to(queues: Patterns, job: CheckedJob) -> CheckedJob:

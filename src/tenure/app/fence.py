@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound, LeaseLost
 from tenure.events import Completed
 from tenure.jobs.context import JobTransaction
+from tenure.jobs.follow_ups import Defaults, FollowUp, FollowUps, unknown_types, with_options
 from tenure.jobs.parking import Parked, swallowed
 from tenure.jobs.results import success
 from tenure.jobs.steps import Record
@@ -32,8 +33,21 @@ AGAIN = "this attempt has completed its job already: call it once"
 class LeaseFence:
     """What one attempt may do to its job in transactions of its handler."""
 
-    def __init__(self, lease: Lease, worker: str, database: str | None) -> None:
-        """`database` is the URL where the jobs are; None in a worker that does not know it."""
+    def __init__(
+        self,
+        lease: Lease,
+        worker: str,
+        database: str | None,
+        traceparent: str | None = None,
+        defaults: Defaults = lambda _: None,
+    ) -> None:
+        """`database` is the URL where the jobs are; None in a worker that does not know it.
+
+        `traceparent` is the span of the attempt. `defaults` are what types say whose handlers are
+        known.
+        """
+        self.jobs: FollowUps | None = None
+        """The jobs that the handler adds."""
         self.is_used = False
         """Whether a transaction of the handler may have the job locked."""
         self.completes = False
@@ -47,6 +61,18 @@ class LeaseFence:
         self._lease = lease
         self._worker = worker
         self._database = database
+        self._traceparent = traceparent
+        self._defaults = defaults
+
+    def follow_ups(self) -> FollowUps:
+        if self.jobs is None:
+            self.jobs = FollowUps(self._defaults)
+        return self.jobs
+
+    def signed(self) -> Sequence[FollowUp] | None:
+        """Return the jobs that the handler adds, for the report of its attempt."""
+        jobs = self.jobs
+        return None if jobs is None else jobs.signed(self._worker, self._traceparent)
 
     def complete(self, connection: Any, result: object) -> None:
         borrowed = self._borrow(connection, outermost=True)
@@ -101,8 +127,13 @@ class LeaseFence:
         if self.parked is not None:
             raise InvalidInput(self.parked)
         ending, lease, again = success(result), self._lease, self.completes
-        self.is_used = self.completes = True  # before it is asked: the answer may get lost
+        self.is_used = True
         event = Completed(lease_id=lease.lease_id, result=ending.result, actor=self._worker)
+        if self.jobs is not None:
+            if again and (yield from self._is_completed(engine)):
+                raise InvalidInput(AGAIN)
+            yield from self._add(engine, self.jobs)
+        self.completes = True  # before it is asked: the answer may get lost
         try:
             yield from jobs.apply(engine, lease.id, event)
         except (IllegalTransition, JobNotFound, LeaseLost) as error:
@@ -111,6 +142,15 @@ class LeaseFence:
             self.completes = False
             raise LeaseLost(lease.id, getattr(error, "ended_by", "")) from error
         self.result, self.flaw = ending.result, ending.flaw
+        if self.jobs is not None:
+            self.jobs.is_closed = True
+
+    def _add(self, engine: str, follow_ups: FollowUps) -> Steps[None]:
+        """Add jobs before the completion, so that nothing is written if one is refused."""
+        yield from self._hold(engine)
+        added = follow_ups.signed(self._worker, self._traceparent)
+        options = (yield from jobs.options_of_types(engine)) if unknown_types(added) else {}
+        yield from jobs.add(engine, with_options(added, options), notify=False, limited=False)
 
     def _is_completed(self, engine: str) -> Steps[bool]:
         try:

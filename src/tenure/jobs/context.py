@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -9,6 +10,8 @@ from typing import Any, Literal, Protocol
 
 from tenure.errors import InvalidInput
 from tenure.jobs.durable import DurableContext
+from tenure.jobs.enqueue import NewJob
+from tenure.jobs.follow_ups import FollowUps
 from tenure.jobs.parking import Parked
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.steps import Notes, Record, StepSource
@@ -41,6 +44,7 @@ class Fence(Protocol):
     def record(self, connection: Any, step: Record) -> None: ...
     async def record_async(self, connection: Any, step: Record) -> None: ...
     def park(self, parked: Parked) -> None: ...
+    def follow_ups(self) -> FollowUps: ...
 
 
 @dataclass(slots=True)
@@ -81,6 +85,7 @@ class JobContext(DurableContext):
     _source: StepSource | None = field(default=None, repr=False)
     _fence: Fence | None = field(default=None, repr=False)
     _book: Any = field(default=None, repr=False, compare=False)
+    _jobs: FollowUps | None = field(default=None, repr=False)
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Say how far this attempt has come; others see it within about a second.
@@ -100,6 +105,35 @@ class JobContext(DurableContext):
         if self._source is not None:
             self._source.note(Notes(progress=said))
 
+    def enqueue(self, new_job: NewJob) -> str:
+        """Add a job if and only if this run completes the job, in the same transaction.
+
+        - `new_job`: what `new_job(...)` of a job type returns, or a `NewJob`. It may depend on this
+          job and on jobs that this run has added.
+
+        A run that fails, sleeps, is cancelled or loses its lease adds nothing, so no idempotency
+        key is needed. At most 1,000 jobs in a run, of about 1 MiB as JSON in all. The limit of a
+        queue holds none of them back, their `delay` counts from the end of the run, and the history
+        names the worker as who added them.
+
+        It only notes the job: nothing waits, and there is no `_async` form. With `complete` or
+        `transaction`, the jobs are added in that transaction. Without an attempt, where the handler
+        is called as a function, they are not added: see `enqueued`.
+
+        Returns the id that the job will have. Where a job with its idempotency key or unique key is
+        there, that one counts and none has this id. Raises InvalidInput at once. What only the
+        database can find, KeyConflict, DuplicateJob or JobNotFound, fails the attempt with that
+        reason when it ends.
+        """
+        if self._jobs is None:
+            self._jobs = FollowUps() if self._fence is None else self._fence.follow_ups()
+        return self._jobs.add(new_job)
+
+    @property
+    def enqueued(self) -> Sequence[NewJob]:
+        """The jobs that this run adds if it completes, in order; for tests of a handler."""
+        return [] if self._jobs is None else self._jobs.given()
+
     def complete(self, connection: Any, result: object = None) -> None:
         """Complete this job in the transaction that is open on your connection.
 
@@ -113,9 +147,10 @@ class JobContext(DurableContext):
         Call it last, so that the job is locked for a short time; under REPEATABLE READ and
         SERIALIZABLE first, since a heartbeat may change the job before. Without an attempt, where
         the handler is called as a function, it does nothing. Raises LeaseLost if this attempt has
-        been ended elsewhere: let that roll your transaction back. Raises InvalidInput if the job is
-        completed by this attempt already, if the connection is none that `within` takes or inside
-        a savepoint of SQLAlchemy, and in a worker that gets its jobs over HTTP.
+        been ended elsewhere: let that roll your transaction back. Raises KeyConflict, DuplicateJob
+        or JobNotFound, with nothing written, for a job of `enqueue`. Raises InvalidInput if the job
+        is completed by this attempt already, if the connection is none that `within` takes or
+        inside a savepoint of SQLAlchemy, and in a worker that gets its jobs over HTTP.
         """
         if self._fence is not None:
             self._fence.complete(connection, result)

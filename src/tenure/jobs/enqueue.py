@@ -160,7 +160,7 @@ def check_jobs(
             raise
         path = f"$[{len(made)}]{error.path.removeprefix('$')}"
         raise type(error)(error.message, path=path, code=error.code) from error.__cause__
-    return [_with_own_key(checked_job) for checked_job in made] if own_keys else made
+    return [with_own_key(checked_job) for checked_job in made] if own_keys else made
 
 
 def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) -> CheckedJob:
@@ -370,7 +370,8 @@ def _fingerprint(checked_job: CheckedJob, options: Options) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def _with_own_key(checked_job: CheckedJob) -> CheckedJob:
+def with_own_key(checked_job: CheckedJob) -> CheckedJob:
+    """Return a job whose idempotency key is that of another request for every other actor."""
     if checked_job.fingerprint is None:
         return checked_job
     asked = msgspec.json.encode((checked_job.fingerprint, checked_job.actor))

@@ -10,7 +10,9 @@ from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
+from tenure.errors import TenureError
 from tenure.jobs.enqueue import TypeOptions
+from tenure.jobs.follow_ups import FollowUp, FollowUps
 from tenure.jobs.postpone import Pause
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.steps import Notes, StepCall
@@ -99,9 +101,16 @@ class Report(msgspec.Struct, frozen=True, gc=False):
     notes: Notes | None = None  # what its handler has said that is not stored yet
     pause: Pause | None = None  # what waits as long as a job that is snoozed
     uncertain: bool = False  # a transaction of its handler may complete the job, or have it locked
+    jobs: Sequence[FollowUp] | TenureError | None = None
+    """Jobs to add with a completion, or why they cannot be: made by `FollowUps.signed`."""
 
     def __repr__(self) -> str:
         return f"<report on {self.job_id}: {self.outcome}>"
+
+
+def adds_jobs(reports: Sequence[Report]) -> bool:
+    """Whether one of these adds jobs: who never does pays for one test per batch."""
+    return FollowUps.in_use and any(report.jobs is not None for report in reports)
 
 
 class Answer(StrEnum):
@@ -120,12 +129,14 @@ class Answer(StrEnum):
 class Verdict(msgspec.Struct, frozen=True, gc=False):
     """The answer to a report. `recorded` names the outcome on record if it differs.
 
-    `retry_in`: seconds until the job may run again, if this failure led to a retry.
+    `retry_in`: seconds until the job may run again, if this failure led to a retry. `error`: why an
+    attempt that completed has failed: a job that its report adds was refused.
     """
 
     answer: Answer
     recorded: str = ""
     retry_in: float | None = None
+    error: str = ""
 
 
 RECORDED = Verdict(Answer.RECORDED)

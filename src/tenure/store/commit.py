@@ -24,8 +24,8 @@ from msgspec.structs import replace
 from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.enqueue import Enqueued
-from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Outcome
-from tenure.store import enqueue, transitions
+from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Outcome, adds_jobs
+from tenure.store import enqueue, follow_ups
 from tenure.store.direct import Direct
 from tenure.store.protocol import Database, Trouble
 from tenure.store.tables import workers
@@ -277,7 +277,7 @@ class Committer:
         special = claim and (
             claim.limit < 1 or claim.traces or claim.leaves or self._is_to_be_seen(claim.worker)
         )
-        return None if special else work
+        return None if special or adds_jobs(work.reports) else work
 
     def _answer(self, answers: Sequence[tuple[Work, Any]]) -> None:
         """Answer the callers, and notify those who wait for jobs if there may be new ones."""
@@ -311,8 +311,8 @@ class Committer:
         exchanges = [work for work in batch if isinstance(work, ExchangeWork)]
         calls = [work for work in batch if isinstance(work, CallWork)]
         reports = [report for exchange in exchanges for report in exchange.reports]
-        transitions.hold(db, reports, [id for work in calls for id in work.job_ids or ()])
-        verdicts = iter(transitions.settle(db, reports) if reports else ())
+        follow_ups.hold(db, reports, [id for work in calls for id in work.job_ids or ()])
+        verdicts = iter(follow_ups.settle(db, reports) if reports else ())
         settled = [[next(verdicts) for _ in exchange.reports] for exchange in exchanges]
         answers += self._add(db, [work for work in batch if isinstance(work, EnqueueWork)])
         answers += [(work, _undoing(db, work.act)) for work in calls]

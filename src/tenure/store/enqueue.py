@@ -63,6 +63,18 @@ def add_together(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enque
     return added
 
 
+def add_follow_ups(db: Database, checked_jobs: Sequence[CheckedJob]) -> None:
+    """Insert the jobs that a run adds, whatever the limits of their queues.
+
+    If one is refused, raise its error: the caller undoes all.
+    """
+    unique = any(checked_job.unique for checked_job in checked_jobs)
+    answers = _add_unique(db, checked_jobs, add) if unique else add(db, checked_jobs)
+    for answer in answers:
+        if isinstance(answer, TenureError):
+            raise answer
+
+
 Add = Callable[[Database, Sequence[CheckedJob], Sequence[str]], list[Enqueued | TenureError]]
 
 

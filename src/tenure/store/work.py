@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from tenure import failpoints
 from tenure.jobs.enqueue import CheckedJob, Enqueued
-from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Report
+from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Report, adds_jobs
 from tenure.store.protocol import Database
 
 
@@ -85,7 +85,9 @@ def parts(db: Database, batch: Sequence[Work]) -> list[Sequence[Work]]:
 def _locks_in_another_order(work: Work) -> bool:
     if isinstance(work, EnqueueWork):
         return work.size > 1 and any(a.idempotency_key or a.unique for a in work.checked_jobs)
-    return isinstance(work, CallWork) and work.job_ids is None
+    if isinstance(work, ExchangeWork):
+        return adds_jobs(work.reports)
+    return work.job_ids is None
 
 
 def _is_unique(work: Work) -> bool:
@@ -125,7 +127,7 @@ def rest_of(
 
 def may_bring_work(work: Work, answer: Any) -> bool:
     if isinstance(work, ExchangeWork):
-        return any(report.outcome != "completed" for report in work.reports)
+        return adds_jobs(work.reports) or any(r.outcome != "completed" for r in work.reports)
     return not isinstance(work, CallWork) or work.brings(answer)
 
 

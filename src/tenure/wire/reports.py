@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, UnsetType
 
+from tenure.errors import TenureError
 from tenure.jobs import ids
 from tenure.jobs import results as produced
 from tenure.jobs.durations import MAX_SECONDS
@@ -19,6 +20,7 @@ from tenure.jobs.postpone import Pause
 from tenure.jobs.progress import MAX_MESSAGE, JobProgress
 from tenure.jobs.steps import Notes
 from tenure.jobs.work import Outcome, Report
+from tenure.wire.new_jobs import FollowUpRequests, entries
 from tenure.wire.requests import LINE, Label, Name, Request, embedded
 
 MAX_LEASED = 1_000
@@ -117,6 +119,8 @@ class ReportEntry(Request):
     delay: Delay | None = None
     pause: Pause | None = None
     progress: Progress | None = None
+    jobs: FollowUpRequests | None = None
+    traceparent: Annotated[str, Meta(max_length=100)] | None = None
 
     def pack(self, path: str) -> None:
         """Replace the result by its text."""
@@ -150,7 +154,8 @@ def report_of(entry: ReportEntry) -> Report:
 def report_entry(report: Report) -> ReportEntry:
     """Return a report as a worker sends it."""
     p = None if report.notes is None else report.notes.progress
-    return ReportEntry(
+    jobs = report.jobs
+    entry = ReportEntry(
         lease_id=join_lease(report.job_id, report.lease_id),
         outcome=report.outcome,
         result=embedded(report.result),
@@ -160,3 +165,6 @@ def report_entry(report: Report) -> ReportEntry:
         pause=report.pause,
         progress=None if p is None else Progress(p.done, p.total, p.message),
     )
+    if jobs and not isinstance(jobs, TenureError):
+        entry.jobs, entry.traceparent = entries(jobs), jobs[0].checked.traceparent
+    return entry

@@ -180,13 +180,15 @@ def lease_of(body: LeaseBody) -> Lease:
 class VerdictBody(Answered, frozen=True, omit_defaults=True):
     """What the store did with one report. `recorded` names the outcome on record if it differs.
 
-    `retry_in`: seconds until the job may run again, if this failure led to a retry.
+    `retry_in`: seconds until the job may run again, if this failure led to a retry. `error`: why an
+    attempt that completed has failed: a job that its report adds was refused.
     """
 
     lease_id: LeaseName
     answer: Answer
     recorded: str = ""
     retry_in: float | None = None
+    error: str = ""
 
 
 class RecordedBody(Answered, frozen=True):

@@ -17,6 +17,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from tenure.app.fence import LeaseFence
+from tenure.errors import InvalidInput
 from tenure.events import Completed
 from tenure.jobs.context import Stopped
 from tenure.jobs.handlers import Handler, Handlers
@@ -25,7 +26,8 @@ from tenure.jobs.results import Ending, success
 from tenure.jobs.work import Outcome, Report
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
-from tenure.worker.child import ChildTask, context_of
+from tenure.wire import new_jobs
+from tenure.worker.child import ChildTask, context_of, said
 from tenure.worker.fitness import Fitness, NotStarted
 from tenure.worker.leases import CLAIMED, STARTED, Attempt, LeaseBook, Wakeup
 from tenure.worker.log import NOT_COMMITTED, WorkLog
@@ -180,7 +182,7 @@ class Attempts:
         function = handler.function
         if handler.wants_context or handler.around:
             source = AttemptSource(attempt.lease, self._notes)
-            attempt.fence = LeaseFence(attempt.lease, attempt.worker, self._leases.database)
+            attempt.fence = self._fence(attempt)
             attempt.context = context_of(attempt.lease, attempt.fence, source)
             function = bound(handler, attempt.context)
         if handler.is_async:
@@ -191,6 +193,11 @@ class Attempts:
             self._threads.submit(attempt, call)
             attempt.on_thread = True
             self.fitness.started(attempt.lease.type)
+
+    def _fence(self, attempt: Attempt) -> LeaseFence:
+        lease, database, traced = attempt.lease, self._leases.database, self._tracing
+        traceparent = None if traced is None else traced.carried(attempt.trace_context)
+        return LeaseFence(lease, attempt.worker, database, traceparent, self._handlers.defaults)
 
     async def _run_coroutine(
         self,
@@ -251,6 +258,8 @@ class Attempts:
                 self._log.ignored(attempt.lease)
         elif error is None:
             report = attempt.outcome(_COMPLETED, ending.result)
+            if fence is not None or ending.jobs is not None:
+                report = self._with_follow_ups(attempt, report, ending)
         else:
             outcome = Outcome.SNOOZED if ending.snoozed else Outcome.FAILED
             how = (None, error, ending.retryable, ending.delay, ending.pause)
@@ -259,6 +268,16 @@ class Attempts:
         if flaw is not None:
             self._log.unstorable(attempt.lease, flaw)
         self._settle(attempt, report, error, free=free)
+
+    def _with_follow_ups(self, attempt: Attempt, report: Report, ending: Ending) -> Report:
+        """Return the report with the jobs that its handler adds, or one of a failure."""
+        fence = attempt.fence or self._fence(attempt)
+        try:
+            if ending.jobs is not None:  # from a child, which does not have every handler
+                new_jobs.read(ending.jobs, fence.follow_ups())
+        except InvalidInput as error:
+            return attempt.outcome(Outcome.FAILED, None, said(error))
+        return report if fence.jobs is None else replace(report, jobs=fence.signed())
 
     def _settle(self, attempt: Attempt, report: Report, error: str | None, *, free: bool) -> None:
         """Decide how an attempt ended that had started."""

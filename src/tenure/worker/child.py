@@ -35,6 +35,7 @@ from tenure.jobs.work import Lease
 from tenure.telemetry import logs
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
+from tenure.wire import new_jobs
 from tenure.wire.problems import error_of, problem_of
 from tenure.worker.note_writer import storable
 
@@ -109,7 +110,7 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
                 continue
             pipe.send_bytes(encode(READY))
             source = _PipeSource(pipe, task.lease.id)
-            fence = LeaseFence(task.lease, task.worker, task.database)
+            fence = LeaseFence(task.lease, task.worker, task.database, task.traceparent)
             ending = _call(found, task, fence, runner, source)
             if fence.parked and ending.error is None:
                 ending = Ending(error=fence.parked)
@@ -287,8 +288,12 @@ def _call(
         arguments = handler.arguments(task.lease.payload)
         if handler.is_async:
             running = _run_coroutine(handler, partial(function, **arguments))
-            return runner.run(running, context=context)
-        return success_of_function(context.run(function, **arguments))
+            ending = runner.run(running, context=context)
+        else:
+            ending = success_of_function(context.run(function, **arguments))
+        if ending.error is None and fence.jobs is not None and not fence.completes:
+            ending = replace(ending, jobs=new_jobs.written(fence.jobs))
+        return ending
     except BaseException as error:
         return failure(error, handler if isinstance(handler, Handler) else None)
 

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
+
 from tenure.events import STORE, Claimed, Retried
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
@@ -83,6 +85,10 @@ class WorkLog:
                 else:
                     self._others += 1
                     completed = attempt
+            elif verdict.answer in _TOO_LATE and verdict.error:
+                attempt.report = replace(report, outcome=_FAILED, error=verdict.error)
+                recorded = Verdict(Answer.RECORDED, retry_in=verdict.retry_in)
+                self._recorded(attempt, attempt.report, recorded)
             elif verdict.answer in _TOO_LATE:
                 log.warning(
                     "the report of %s for job %s came too late: %s %s",

@@ -41,8 +41,8 @@ SECRETS = ("TENURE_TOKEN", "TENURE_TOKEN_FILE")
 """Variables of the environment that a process removes before it starts a child, which can read the
 environment that it was started with. The address of the database stays: the module of a handler is
 imported there and may need it to open its queue."""
-MAX_ANSWER_BYTES = 1024 * 1024
-"""Longest message from a child; results and errors have far lower limits."""
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
+"""Longest message from a child; results, errors and jobs to add have lower limits."""
 EXIT_SECONDS = 1.0
 """How long a child that has no more to do may take to end by itself. Python's exit handlers run
 then, which send the last spans and log lines."""

@@ -9,17 +9,23 @@ from msgspec.structs import asdict, replace
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from tenure.app import adding
 from tenure.app.twins import answer_of
+from tenure.errors import Forbidden, TenureError
 from tenure.http import waiting
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import check_again
 from tenure.http.waiting import PING, EventStream, Source, check_room, look_pause, until_gone
 from tenure.jobs.enqueue import KnownType, TypeOptions, defaults_of
+from tenure.jobs.follow_ups import FollowUps
 from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
 from tenure.jobs.payload import damage
 from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report, Verdict
+from tenure.telemetry import tracing
+from tenure.tokens.scopes import Scope
 from tenure.wire import reports, requests, responses
+from tenure.wire.new_jobs import add
 from tenure.wire.problems import storable
 
 ENDED = b"event: ended\ndata: {}\n\n"
@@ -113,13 +119,33 @@ def _names(
 
 async def report_many(call: Call) -> Response:
     """Report on many leases at once; a verdict for each, in order."""
-    made = await call.compute(_reports, call.body)
+    if types := [job.type for entry in call.body for job in entry.jobs or ()]:
+        await call.app.core.defaults.look_up(types)
+    made = await call.compute(_reports, call)
     exchange = await answer_of(call.app.core.exchange(made, None))
     return await call.compute(_verdicts, call.body, exchange.verdicts)
 
 
-def _reports(entries: Sequence[reports.ReportEntry]) -> list[Report]:
-    return [reports.report_of(entry) for entry in entries]
+def _reports(call: Call) -> list[Report]:
+    entries: Sequence[reports.ReportEntry] = call.body
+    return [_adding(call, entry) if entry.jobs else reports.report_of(entry) for entry in entries]
+
+
+def _adding(call: Call, entry: reports.ReportEntry) -> Report:
+    """Return a report that adds jobs. If they are refused, its attempt fails: it has ended."""
+    core, jobs = call.app.core, FollowUps(call.app.core.defaults.known)
+    parent = tracing.given([entry.traceparent]) if entry.traceparent else None
+    report = reports.report_of(entry)
+    try:
+        if not call.caller.may(frozenset({Scope.ENQUEUE})):
+            raise Forbidden("a report that adds jobs needs a token with the scope enqueue, too")
+        for job in entry.jobs or ():
+            add(job, jobs, call.caller.name)
+        own_keys = bool(call.redaction)
+        signed = jobs.signed(call.caller.name, parent)
+        return replace(report, jobs=adding.allowed(core, signed, own_keys=own_keys))
+    except TenureError as refusal:
+        return replace(report, jobs=refusal)
 
 
 def _verdicts(entries: Sequence[reports.ReportEntry], verdicts: Sequence[Verdict]) -> Response:

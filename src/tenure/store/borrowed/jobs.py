@@ -101,21 +101,23 @@ class Looked(NamedTuple):
     made: Sequence[Job] = ()
 
 
-def add(engine: str, checked_jobs: Sequence[CheckedJob], *, notify: bool) -> Steps[list[Enqueued]]:
-    """Add jobs, all or none, and answer in the same order.
+def add(
+    engine: str, checked_jobs: Sequence[CheckedJob], *, notify: bool, limited: bool = True
+) -> Steps[list[Enqueued]]:
+    """Add jobs, all or none, and answer in the same order; up to the limits of queues if `limited`.
 
     Raises KeyConflict, DuplicateJob or QueueFull before anything is written, so the transaction can
     go on. Limits count what the transaction can see, and hold back nobody else.
     """
     if not any(checked_job.unique for checked_job in checked_jobs):
-        return (yield from _add_all(engine, checked_jobs, notify=notify))
+        return (yield from _add_all(engine, checked_jobs, notify, limited))
     if engine == "sqlite":
         yield LOCK_FILE
     made = plan(checked_jobs, (yield from unique_keys.look(engine, checked_jobs)))
     for refusal in made.answers:
         if isinstance(refusal, DuplicateJob):
             raise refusal
-    added = yield from _add_all(engine, made.fresh, notify=notify)
+    added = yield from _add_all(engine, made.fresh, notify, limited)
     for _, after in made.changed.values():
         yield _saved(engine, after)
     new = {one.job.id for one in added if one.created}
@@ -124,7 +126,7 @@ def add(engine: str, checked_jobs: Sequence[CheckedJob], *, notify: bool) -> Ste
 
 
 def _add_all(
-    engine: str, checked_jobs: Sequence[CheckedJob], *, notify: bool
+    engine: str, checked_jobs: Sequence[CheckedJob], notify: bool, limited: bool
 ) -> Steps[list[Enqueued]]:
     left: dict[str, CheckedJob] = {}
     for checked_job in checked_jobs:
@@ -134,8 +136,9 @@ def _add_all(
     found: dict[str, tuple[Job, str | None]] = {}
     while left:
         ordered = [left[key] for key in sorted(left)]  # two that wait for keys go the same way
-        on_engine = _add_on_sqlite(ordered) if engine == "sqlite" else _add(ordered, notify)
-        looked: Looked = yield from on_engine
+        on_sqlite = engine == "sqlite"
+        added = _add_on_sqlite(ordered, limited) if on_sqlite else _add(ordered, notify, limited)
+        looked: Looked = yield from added
         if looked.full:
             raise QueueFull(*looked.full)
         for job, fingerprint in looked.known:
@@ -158,10 +161,11 @@ def _answer(checked_job: CheckedJob, job: Job, fingerprint: str | None) -> Enque
     return answer
 
 
-def _add(checked_jobs: Sequence[CheckedJob], notify: bool) -> Steps[Looked]:
+def _add(checked_jobs: Sequence[CheckedJob], notify: bool, limited: bool) -> Steps[Looked]:
     docs = [_document(checked_job) for checked_job in checked_jobs]
     keyed = any(checked_job.idempotency_key for checked_job in checked_jobs)
-    ((text,),) = yield Ask(ADD, written({"jobs": docs, "keyed": keyed, "notify": notify}))
+    request = {"jobs": docs, "keyed": keyed, "notify": notify, "limited": limited}
+    ((text,),) = yield Ask(ADD, written(request))
     answer = json.loads(text)
     if answer.get("known") or answer.get("full"):
         rows = answer.get("known") or ()
@@ -172,14 +176,15 @@ def _add(checked_jobs: Sequence[CheckedJob], notify: bool) -> Steps[Looked]:
     return Looked(made=[added_job(a, created, times[a.id]) for a in checked_jobs if runs])
 
 
-def _add_on_sqlite(checked_jobs: Sequence[CheckedJob]) -> Steps[Looked]:
+def _add_on_sqlite(checked_jobs: Sequence[CheckedJob], limited: bool) -> Steps[Looked]:
     docs = [_document(checked_job) for checked_job in checked_jobs]
     yield LOCK_FILE
     ((text,),) = yield Ask(SQLITE_LOOK, written(docs))
     look = json.loads(text)
-    if look["known"] or look["full"]:
+    full = look["full"] if limited else None
+    if look["known"] or full:
         known = [(job_in("sqlite", values), values["fingerprint"]) for values in look["known"]]
-        return Looked(known, look["full"])
+        return Looked(known, full)
     now = time_in("sqlite", look["now"])
     jobs = [added_job(a, now, due(a, now), kept=kept) for a in checked_jobs]
     for doc, job in zip(docs, jobs, strict=True):

@@ -106,7 +106,9 @@ BEGIN
     IF known IS NOT NULL THEN
         RETURN json_build_object('known', known);
     END IF;
-    IF EXISTS (SELECT FROM {schema}.queue WHERE max_pending IS NOT NULL) THEN
+    IF (request::json ->> 'limited')::boolean
+        AND EXISTS (SELECT FROM {schema}.queue WHERE max_pending IS NOT NULL)
+    THEN
         SELECT json_build_array(limited.name, limited.max_pending) INTO filled
         FROM (SELECT queue, count(*) AS jobs FROM json_to_recordset(docs) AS doc (queue text)
             GROUP BY queue) AS wanted JOIN {schema}.queue AS limited ON limited.name = wanted.queue
