@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tenure.dashboard.graph_drawing import Picture, draw
+from tenure.dashboard.graph_drawing import GraphPicture, draw
 from tenure.jobs.stacks import MANY, MAX_STACKS, Link, Member, Shape, shape_of
 
 
@@ -111,7 +111,7 @@ def some_shape(seed: int) -> Shape:
     return shape(members, sorted(links))
 
 
-def uprights(picture: Picture) -> list[tuple[int, int, int]]:
+def uprights(picture: GraphPicture) -> list[tuple[int, int, int]]:
     """The straight parts of all lines: where they are, from where to where."""
     found = [re.findall(r"M(-?\d+) (\d+)V(\d+)", line.path) for line in picture.lines]
     return [(int(x), int(top), int(bottom)) for some in found for x, top, bottom in some]
@@ -123,7 +123,7 @@ def test_no_box_lies_on_another_or_on_a_line() -> None:
         check_places(found, draw(found))
 
 
-def check_places(found: Shape, picture: Picture) -> None:
+def check_places(found: Shape, picture: GraphPicture) -> None:
     assert len(picture.boxes) == len(found.stacks)
     for number, box in enumerate(picture.boxes):
         assert min(box.x, box.y) >= 0

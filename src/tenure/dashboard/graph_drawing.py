@@ -22,7 +22,7 @@ ENTRANCES = {"completed": 0, "settled": 64, "failed": -64, "past": 96}
 """Where lines end at a box, from its middle, by what they need of the parent."""
 
 
-class Part(NamedTuple):
+class BarPart(NamedTuple):
     """A part of a stack's bar."""
 
     status: str
@@ -38,14 +38,14 @@ class Entrance(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
+class StackBox:
     """A stack with its corner."""
 
     stack: Stack
     x: int
     y: int
     height: int
-    bar: Sequence[Part]  # none for one job
+    bar: Sequence[BarPart]  # none for one job
     entrances: Sequence[Entrance]
     width: int = BOX_WIDTH
 
@@ -59,12 +59,12 @@ class Line(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class GraphPicture:
     """A workflow as boxes and lines, and the size of the picture."""
 
     width: int
     height: int
-    boxes: Sequence[Box]
+    boxes: Sequence[StackBox]
     lines: Sequence[Line]
 
 
@@ -76,7 +76,7 @@ class _Spot(NamedTuple):
     passing: str = ""  # what these lines need of the parent; empty for a box
 
 
-def draw(shape: Shape) -> Picture:
+def draw(shape: Shape) -> GraphPicture:
     """Draw the stacks of a workflow and what ties them."""
     layers: list[list[_Spot]] = [[] for _ in range(1 + max(s.layer for s in shape.stacks))]
     for number, stack in enumerate(shape.stacks):
@@ -107,7 +107,7 @@ def draw(shape: Shape) -> Picture:
             path.append(f" {x} {top}")
         lines.append(Line("".join(path), shape.stacks[parent].type, meets))
     boxes = [
-        Box(
+        StackBox(
             stack,
             middles[_Spot(stack.layer, number)] - BOX_WIDTH // 2,
             tops[stack.layer],
@@ -118,7 +118,7 @@ def draw(shape: Shape) -> Picture:
         for number, stack in enumerate(shape.stacks)
     ]
     right = max(middles[spot] + _width(spot) // 2 for spots in layers for spot in spots)
-    return Picture(right + MARGIN, y - BELOW + MARGIN, boxes, lines)
+    return GraphPicture(right + MARGIN, y - BELOW + MARGIN, boxes, lines)
 
 
 Hops = Mapping[tuple[int, str], Sequence[tuple[_Spot, _Spot]]]
@@ -187,7 +187,7 @@ def _height(stack: Stack) -> int:
     return HEAD + BAR * (stack.jobs > 1) + ROW * rows + FOOT
 
 
-def _bar(stack: Stack) -> list[Part]:
+def _bar(stack: Stack) -> list[BarPart]:
     if stack.jobs == 1:
         return []
     least = 4  # so that one job of ten thousand is seen
@@ -195,6 +195,6 @@ def _bar(stack: Stack) -> list[Part]:
     parts, x = [], 0.0
     for status, jobs in stack.statuses.items():
         width = round(least + free * jobs / stack.jobs, 1)
-        parts.append(Part(status, round(x, 1), width))
+        parts.append(BarPart(status, round(x, 1), width))
         x += width
     return parts
