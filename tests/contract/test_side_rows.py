@@ -12,7 +12,7 @@ from tests.support.store import StoreHarness, report_completed
 OTHER = "0190163d-8694-739b-aea5-966c26f8ad92"
 ROWS = {
     "step": "(job_id, name, number, token, at, result) VALUES (?, 'charge', 0, 1, {now}, '1')",
-    "checkpoint": "(job_id, token, at, state) VALUES (?, 1, {now}, '{\"after\":1}')",
+    "checkpoint": "(job_id, token, number, at, state) VALUES (?, 1, 0, {now}, '{\"after\":1}')",
     "signal": "(job_id, name, number, at, key) VALUES (?, 'approved', 0, {now}, 'k')",
     "wait": "(job_id, name, number) VALUES (?, 'approved', 0)",
     "signal_token": "(digest, job_id, name, at) VALUES ('d', ?, 'approved', {now})",

@@ -27,6 +27,11 @@ from tenure.store.row_values import MAX_LABEL_STORED
 
 log = logging.getLogger(__name__)
 
+MAX_FOLLOWERS_OF_ONE = 1_000
+"""Followers of one job that are counted in the statement that ends it."""
+MAX_FOLLOWERS_AT_ONCE = 10_000
+"""Followers in all that are counted in one statement, about."""
+
 
 def steps(engine: str) -> list[tuple[int, str]]:
     """Return the migrations of an engine: (number, SQL text with placeholders), in order."""
@@ -55,6 +60,10 @@ def generated(
         "amended": guards.amended(differs, old, new),
         "amendable": ", ".join(AMENDABLE),
         "at_rest": rest_sql(f"{new}."),
+        "was_at_rest": rest_sql(f"{old}."),
+        "job_at_rest": rest_sql("job."),
+        "many_followers": str(MAX_FOLLOWERS_OF_ONE),
+        "most_followers": str(MAX_FOLLOWERS_AT_ONCE),
         "held_key": holds_sql(f"{old}."),
         "holds_key": holds_sql(f"{new}."),
         "job_holds_key": holds_sql("job."),

@@ -295,7 +295,9 @@ WITH seen AS MATERIALIZED (
 ), old AS MATERIALIZED (
     SELECT job.id FROM (SELECT DISTINCT unnest(ids) AS id FROM seen) AS arrived
         JOIN {s}.job USING (id)
-    WHERE job.status = {status} AND finished_at < %s
+    WHERE job.status = {status} AND workflow IS NULL
+        AND (coalesce(followed, 0) = 0 OR NOT {s}.is_awaited(job.id))
+        AND finished_at < %s
         AND finished_at < to_timestamp((%s + 1) / 1000.0::double precision) AND (
             SELECT count(*) FROM {s}.transition AS t
             WHERE t.job_id = job.id AND (t.xid, t.seq) > (%s::text::xid8, %s::bigint)) = 0

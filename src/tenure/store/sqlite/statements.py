@@ -328,8 +328,12 @@ WHERE job_id = ? AND lease_id = ? AND event <> 'claimed' ORDER BY seq DESC LIMIT
 DELETE_SETTLED = """
 DELETE FROM tenure_job WHERE rowid IN (
     SELECT rowid FROM tenure_job
-    WHERE status = {status} AND finished_at < ? AND finished_at <= ? AND NOT EXISTS (
-        SELECT 1 FROM tenure_transition AS t WHERE t.job_id = tenure_job.id AND t.seq > ?)
+    WHERE status = {status} AND workflow IS NULL AND finished_at < ? AND finished_at <= ?
+        AND NOT EXISTS (
+            SELECT 1 FROM tenure_transition AS t WHERE t.job_id = tenure_job.id AND t.seq > ?)
+        AND NOT (coalesce(followed, 0) > 0 AND EXISTS (
+            SELECT 1 FROM tenure_dependency JOIN tenure_job AS one ON one.id = child
+            WHERE parent = tenure_job.id AND one.finished_at IS NULL))
     ORDER BY finished_at LIMIT ?)
 RETURNING id, queue, type
 """

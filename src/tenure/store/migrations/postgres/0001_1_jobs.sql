@@ -261,6 +261,8 @@ BEGIN
         INSERT INTO {schema}.arrival (status, at, ids)
         SELECT status, start_by, array_agg(id) FROM entered
         WHERE status = 'waiting' AND start_by IS NOT NULL GROUP BY status, start_by;
+        INSERT INTO {schema}.revisit (job_id)
+        SELECT id FROM entered WHERE status = 'waiting' AND spare < 0;
     END IF;
     RETURN NULL;
 END $$;
@@ -268,27 +270,6 @@ END $$;
 CREATE TRIGGER job_entered AFTER INSERT ON {schema}.job
     REFERENCING NEW TABLE AS entered
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.record_entry();
-
--- Let the jobs run that wait for these alone, which have just been settled.
-CREATE FUNCTION {schema}.unblock(parents uuid[]) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-    SET enable_nestloop = on SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
-DECLARE
-    children CONSTANT uuid[] := ARRAY(
-        SELECT job.id FROM unnest(parents) AS settled (id)
-            JOIN {schema}.dependency ON parent = settled.id JOIN {schema}.job ON job.id = child
-        WHERE job.status = 'waiting' ORDER BY job.id FOR UPDATE OF job);
-BEGIN
-    UPDATE {schema}.job SET need = need - met,
-        status = CASE WHEN need > met THEN 'waiting' ELSE 'pending' END,
-        run_at = CASE WHEN need > met THEN run_at ELSE greatest(run_at, {schema}.clock()) END,
-        event = CASE WHEN need > met THEN event ELSE 'unblocked' END,
-        actor = CASE WHEN need > met THEN actor ELSE 'store' END
-    FROM (SELECT id, count(*) AS met FROM unnest(children) AS one (id) GROUP BY id) AS each
-    WHERE job.id = each.id;
-    PERFORM pg_notify('{channel}', '');
-END $$;
 
 CREATE FUNCTION {schema}.record_move() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -318,7 +299,7 @@ BEGIN
             bool_or(status = 'waiting') AS is_waiting,
             bool_or(status IN ('failed', 'cancelled')) AS is_ended,
             bool_or(status = 'cancelled') AS is_cancelled,
-            bool_or(followed > 0) AS is_followed,
+            bool_or(followed > 0 OR workflow IS NOT NULL) AS is_linked,
             bool_or(unique_key IS NOT NULL) AS is_unique,
             max(CASE WHEN {unfit_change} THEN {broken_change} END) AS broken
         FROM after
@@ -370,6 +351,8 @@ BEGIN
         INSERT INTO {schema}.arrival (status, at, ids)
         SELECT status, start_by, array_agg(id) FROM after
         WHERE status = 'waiting' AND start_by IS NOT NULL GROUP BY status, start_by;
+        INSERT INTO {schema}.revisit (job_id)
+        SELECT id FROM after WHERE status = 'waiting' AND spare < 0 ON CONFLICT DO NOTHING;
     END IF;
     IF seen.was_ended THEN
         DELETE FROM {schema}.ended WHERE ctid = ANY (ARRAY(
@@ -400,8 +383,15 @@ BEGIN
         FROM before AS o JOIN after AS n ON n.id = o.id
         WHERE o.status = 'processing' AND n.status = 'cancelled' GROUP BY o.worker;
     END IF;
-    IF seen.is_followed THEN
-        PERFORM {schema}.unblock(ARRAY(SELECT id FROM after AS n WHERE followed > 0 AND {at_rest}));
+    IF seen.is_linked THEN
+        PERFORM {schema}.follow_all(
+            array_agg(n.id ORDER BY n.id),
+            array_agg(CASE WHEN {at_rest} THEN n.status ELSE o.status END ORDER BY n.id),
+            array_agg(CASE WHEN {at_rest} THEN 1 ELSE -1 END ORDER BY n.id),
+            array_agg(n.followed ORDER BY n.id),
+            array_agg(n.workflow) FILTER (WHERE n.workflow IS NOT NULL AND {was_at_rest}),
+            array_agg(n.id) FILTER (WHERE o.event = 'skipped'))
+        FROM before AS o JOIN after AS n ON n.id = o.id WHERE {at_rest} <> {was_at_rest};
     END IF;
     IF seen.was_processing AND seen.is_processing THEN -- a lease may end earlier now
         INSERT INTO {schema}.arrival (status, at, ids)
@@ -500,11 +490,14 @@ BEGIN
     IF TG_RELID <> '{schema}.arrival'::regclass THEN
         RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
     END IF;
+    -- Retention finds the jobs of a workflow by that. One that others wait for is left for as long again.
     INSERT INTO {schema}.arrival (status, at, ids)
-    SELECT job.status, coalesce(job.lease_expires_at, job.finished_at, job.start_by),
+    SELECT job.status, CASE WHEN job.followed > 0 AND job.finished_at IS NOT NULL THEN {schema}.clock()
+            ELSE coalesce(job.lease_expires_at, job.finished_at, job.start_by) END,
         array_agg(DISTINCT job.id)
     FROM removed CROSS JOIN unnest(removed.ids) AS one (id) JOIN {schema}.job ON job.id = one.id
-    WHERE job.status = removed.status GROUP BY 1, 2;
+    WHERE job.status = removed.status AND (job.workflow IS NULL OR job.finished_at IS NULL)
+    GROUP BY 1, 2;
     RETURN NULL;
 END $$;
 

@@ -57,7 +57,7 @@ CREATE INDEX tenure_job_start_by ON tenure_job (start_by)
 -- What operators and retention look for.
 CREATE INDEX tenure_job_ended ON tenure_job (status, id) WHERE status IN ('failed', 'cancelled');
 CREATE INDEX tenure_job_finished ON tenure_job (status, finished_at)
-    WHERE finished_at IS NOT NULL;
+    WHERE finished_at IS NOT NULL AND workflow IS NULL;
 CREATE UNIQUE INDEX tenure_job_key ON tenure_job (idempotency_key)
     WHERE idempotency_key IS NOT NULL;
 
@@ -163,20 +163,22 @@ BEGIN
         AND tag IN (SELECT value FROM json_each(OLD.tags));
 END;
 
+-- What others wait for has come to rest, or has left it again. SQLite runs the trigger that was made last
+-- first: so the ledger has this ending before what follows from it.
+CREATE TRIGGER tenure_job_followed AFTER UPDATE OF status ON tenure_job
+WHEN NEW.followed > 0 AND {at_rest} <> {was_at_rest}
+BEGIN
+    INSERT INTO tenure_ending (parent, status, sign, after, upto)
+    SELECT NEW.id, iif({at_rest}, NEW.status, OLD.status), {at_rest} - {was_at_rest}, '',
+        coalesce((SELECT after FROM tenure_overdue WHERE parent = NEW.id), '~');
+    DELETE FROM tenure_overdue WHERE parent = NEW.id AND {was_at_rest};
+END;
+
 CREATE TRIGGER tenure_job_moved AFTER UPDATE OF status, {amendable} ON tenure_job
 WHEN OLD.status <> NEW.status OR {amended}
 BEGIN
     INSERT INTO tenure_transition ({ledger_columns})
     VALUES ({ledger_values});
-END;
-
-CREATE TRIGGER tenure_job_unblocks AFTER UPDATE OF status ON tenure_job
-WHEN NEW.followed > 0 AND {at_rest}
-BEGIN
-    UPDATE tenure_job SET need = need - 1, status = iif(need > 1, 'waiting', 'pending'),
-        run_at = iif(need > 1, run_at, max(run_at, (SELECT at FROM tenure_now))),
-        event = iif(need > 1, event, 'unblocked'), actor = iif(need > 1, actor, 'store')
-    WHERE status = 'waiting' AND id IN (SELECT child FROM tenure_dependency WHERE parent = NEW.id);
 END;
 
 CREATE TRIGGER tenure_transition_appends BEFORE INSERT ON tenure_transition

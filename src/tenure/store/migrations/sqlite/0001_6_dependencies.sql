@@ -1,5 +1,6 @@
--- A number of jobs that belong together. `settled_to`: its jobs up to this id are known to be settled, so
--- that the sweep looks at each job about once. NULL again, and so `finished_at`, if that is no longer so.
+-- A number of jobs that belong together. `statuses` is what they have ended as, sorted, once it is finished.
+-- Its jobs up to `settled_to` are known to be settled, so that the sweep looks at each about once. The three
+-- are NULL again if a job of it enters or runs again.
 CREATE TABLE tenure_workflow (
     id TEXT PRIMARY KEY NOT NULL,
     name TEXT CHECK (length(name) BETWEEN 1 AND {max_name}),
@@ -8,10 +9,12 @@ CREATE TABLE tenure_workflow (
     created_at INTEGER NOT NULL,
     created_by TEXT NOT NULL CHECK (length(created_by) <= {max_label}),
     finished_at INTEGER,
+    statuses TEXT,
     settled_to TEXT
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tenure_workflow_open ON tenure_workflow (id) WHERE finished_at IS NULL;
-CREATE INDEX tenure_workflow_finished ON tenure_workflow (finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX tenure_workflow_finished ON tenure_workflow (statuses, finished_at)
+    WHERE finished_at IS NOT NULL;
 CREATE INDEX tenure_job_workflow ON tenure_job (workflow, id) WHERE workflow IS NOT NULL;
 
 -- Which job (`child`) waits for which other one (`parent`), and which endings of that one meet it; an edge
@@ -36,6 +39,86 @@ CREATE TABLE tenure_overdue (
 -- Jobs for which somebody has to decide: one that waits is skipped if its `spare` is below 0; one that was
 -- skipped is restored if it can run after all.
 CREATE TABLE tenure_revisit (job_id TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
+
+-- To insert here counts that a job has come to rest with a status (sign 1), or has left it again (-1), for
+-- those that wait for it: behind `after`, up to `upto`. What has nothing left to wait for is released. Of
+-- many followers the first are counted, and the others are overdue. One that was claimed waits for a signal.
+CREATE VIEW tenure_ending AS
+    SELECT '' AS parent, '' AS status, 0 AS sign, '' AS after, '' AS upto WHERE false;
+
+CREATE TRIGGER tenure_ending_counts INSTEAD OF INSERT ON tenure_ending
+BEGIN
+    UPDATE tenure_job SET need = need - edge.met, spare = coalesce(spare, 0) - edge.missed,
+        status = iif(need > edge.met, 'waiting', 'pending'),
+        run_at = iif(need > edge.met, run_at, max(run_at, (SELECT at FROM tenure_now))),
+        event = iif(need > edge.met, event, 'unblocked'),
+        actor = iif(need > edge.met, actor, 'store')
+    FROM (
+        SELECT child, NEW.sign * met AS met, NEW.sign * (1 - met) AS missed FROM (
+            SELECT child,
+                meets = 'settled' OR (meets = 'completed') = (NEW.status = 'completed') AS met
+            FROM tenure_dependency
+            WHERE parent = NEW.parent AND child > NEW.after AND child <= NEW.upto AND meets <> 'past'
+            ORDER BY child LIMIT iif(NEW.sign = 1, {many_followers}, -1))
+    ) AS edge
+    WHERE tenure_job.id = edge.child AND tenure_job.status = 'waiting' AND tenure_job.token = 0;
+    INSERT INTO tenure_revisit (job_id)
+    SELECT job.id FROM tenure_dependency JOIN tenure_job AS job ON job.id = child
+    WHERE NEW.sign = -1 AND parent = NEW.parent AND child <= NEW.upto
+        AND job.status = 'cancelled' AND job.event = 'skipped'
+        AND NOT EXISTS (SELECT 1 FROM tenure_revisit WHERE job_id = job.id);
+    INSERT INTO tenure_overdue (parent, status, after)
+    SELECT NEW.parent, NEW.status, child FROM tenure_dependency
+    WHERE NEW.sign = 1 AND parent = NEW.parent AND child > NEW.after AND meets <> 'past'
+    ORDER BY child LIMIT 1 OFFSET {many_followers} - 1;
+END;
+
+-- Who deletes a job from `overdue` counts for the next followers of it.
+CREATE TRIGGER tenure_overdue_counts AFTER DELETE ON tenure_overdue
+WHEN EXISTS (SELECT 1 FROM tenure_job AS job WHERE id = OLD.parent AND {job_at_rest})
+BEGIN
+    INSERT INTO tenure_ending (parent, status, sign, after, upto)
+    VALUES (OLD.parent, OLD.status, 1, OLD.after, '~');
+END;
+
+CREATE TRIGGER tenure_overdue_stays BEFORE UPDATE ON tenure_overdue
+BEGIN SELECT RAISE(ABORT, 'tenure: this table follows the jobs'); END;
+
+CREATE TRIGGER tenure_job_doomed AFTER UPDATE OF spare ON tenure_job
+WHEN NEW.status = 'waiting' AND NEW.spare < 0
+BEGIN
+    INSERT INTO tenure_revisit (job_id)
+    SELECT NEW.id WHERE NOT EXISTS (SELECT 1 FROM tenure_revisit WHERE job_id = NEW.id);
+END;
+
+-- Who has looked at a job deletes it from `revisit`. One that is still to be skipped comes back.
+CREATE TRIGGER tenure_revisit_comes_back AFTER DELETE ON tenure_revisit
+WHEN EXISTS (
+    SELECT 1 FROM tenure_job WHERE id = OLD.job_id AND status = 'waiting' AND spare < 0)
+BEGIN INSERT INTO tenure_revisit (job_id) VALUES (OLD.job_id); END;
+
+CREATE TRIGGER tenure_job_links AFTER INSERT ON tenure_job
+WHEN NEW.need IS NOT NULL OR NEW.workflow IS NOT NULL
+BEGIN
+    SELECT RAISE(ABORT, 'tenure: its workflow does not exist') WHERE NEW.workflow IS NOT NULL
+        AND NOT EXISTS (SELECT 1 FROM tenure_workflow WHERE id = NEW.workflow);
+    UPDATE tenure_workflow SET finished_at = NULL, statuses = NULL, settled_to = NULL
+    WHERE id = NEW.workflow AND (finished_at IS NOT NULL OR settled_to IS NOT NULL);
+    INSERT INTO tenure_revisit (job_id) SELECT NEW.id WHERE NEW.spare < 0;
+END;
+
+CREATE TRIGGER tenure_job_reopens AFTER UPDATE OF status ON tenure_job
+WHEN OLD.workflow IS NOT NULL AND {was_at_rest} AND NOT {at_rest}
+BEGIN
+    UPDATE tenure_workflow SET finished_at = NULL, statuses = NULL, settled_to = NULL
+    WHERE id = NEW.workflow AND (finished_at IS NOT NULL OR settled_to IS NOT NULL);
+END;
+
+CREATE TRIGGER tenure_job_awaited BEFORE DELETE ON tenure_job
+WHEN OLD.followed > 0 AND EXISTS (
+    SELECT 1 FROM tenure_dependency JOIN tenure_job AS job ON job.id = child
+    WHERE parent = OLD.id AND job.finished_at IS NULL)
+BEGIN SELECT RAISE(ABORT, 'tenure: a job that depends on this one is not settled'); END;
 
 CREATE TRIGGER tenure_job_unbound AFTER DELETE ON tenure_job
 WHEN OLD.need IS NOT NULL OR OLD.followed IS NOT NULL
