@@ -14,6 +14,7 @@ from typing import Any
 import tenure
 import tenure.sqlite
 from tenure import (
+    Dependency,
     Failure,
     Handle,
     Job,
@@ -126,14 +127,14 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     "webhooks": (Webhooks, ("create", "list", "remove")),
 }
 VALUES: Mapping[type, Sequence[str]] = {
-    Job: ("payload", "result"),
+    Job: ("payload", "result", "settled", "failed"),
     JobContext: (
         *("progress", "complete", "complete_async", "hold", "hold_async", "transaction"),
         *("step", "step_async", "step_key", "step_within", "step_within_async"),
         *("sleep", "sleep_async", "state", "state_async", "checkpoint", "checkpoint_async"),
     ),
 }
-HANDLE = ("id", "result", "result_async", "progress", "progress_async")
+HANDLE = ("id", "result", "result_async", "progress", "progress_async", "settled", "failed")
 JOB_TYPE = (
     "enqueue",
     "enqueue_async",
@@ -226,6 +227,7 @@ def page() -> str:
         PerPartition,
         Limits,
         Unique,
+        Dependency,
     ):
         parts += [f"## {value.__name__}\n", _text(value), _table(_annotated(value))]
         parts += [_member(value, name) for name in VALUES.get(value, ())]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tenure.app.app import Tenure
     from tenure.app.job_types import JobType
     from tenure.app.waiting import Handle
+    from tenure.dependency import Dependency
     from tenure.errors import (
         DuplicateJob,
         IllegalTransition,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Dependency",
     "DuplicateJob",
     "Failure",
     "Handle",
@@ -71,6 +73,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Dependency": "dependency",
     "Handle": "app.waiting",
     "NewJob": "jobs.enqueue",
     "Job": "lifecycle",

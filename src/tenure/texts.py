@@ -8,11 +8,13 @@ from typing import Any
 
 import msgspec
 
+from tenure.dependency import Parent
+
 TEXT_FIELDS: Mapping[str, str] = {"payload": "payload_json", "result": "result_json"}
 """Column -> field, of the columns that are stored as JSON text."""
 
 
-class Texts(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+class Texts(Parent, msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Payload and result, as they are stored and as values.
 
     It has a `__dict__` for the values. That makes a job larger by 32 bytes, and making one slower

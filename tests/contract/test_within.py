@@ -10,6 +10,7 @@ from tenure import InvalidInput, JobNotFound, KeyConflict, NewJob, QueueFull, Re
 from tests.support.lenders import DRIVERS, Kind, Lender, lent
 
 pytest_plugins = ["tests.support.lent_app"]
+NOWHERE = "0190163d-8694-739b-aea5-966c26f8ad90"
 TEXT = "%s :x ? ' \\ é 😀 \x7f"
 
 
@@ -70,8 +71,12 @@ def test_what_is_added_is_what_is_read(app: Tenure, lender: Lender) -> None:
     assert lender.call(app, "enqueue_many", []) == []
     many = lender.call(app, "enqueue_many", [NewJob("bulk", {"n": n}, {}) for n in range(40)])
     assert [each.payload for each in many] == [{"n": n} for n in range(40)]
+    child = lender.call(app, "enqueue", "sum", depends_on=[job, later.settled], needs="any")
+    assert (child.status, child.need, child.spare) == ("waiting", 1, 1)
+    with pytest.raises(JobNotFound):
+        lender.call(app, "enqueue", "sum", depends_on=[NOWHERE])
     lender.commit()
-    for each in (job, later, many[0], many[-1]):
+    for each in (job, later, many[0], many[-1], child):
         assert app.get(each.id) == each
     assert app.history(job.id)[0].actor == "ann"
 

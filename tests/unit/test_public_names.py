@@ -24,8 +24,8 @@ from tenure.contrib import sentry
 SOURCES = Path(tenure.__file__).parent
 
 PACKAGE = """
-    DuplicateJob Failure Handle IllegalTransition InvalidInput Job JobCancelled JobContext
-    JobFailed
+    Dependency DuplicateJob Failure Handle IllegalTransition InvalidInput Job JobCancelled
+    JobContext JobFailed
     JobNotFound JobType KeyConflict LeaseLost NewJob PerPartition PermanentFailure QueueFull
     RateLimited ResultGone ResultTruncated RetryAfter RetryPolicy Snooze Status StoreUnavailable
     Tenure TenureError Unique

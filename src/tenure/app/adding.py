@@ -14,6 +14,7 @@ from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import (
     CheckedJob,
     Enqueued,
+    LinkedJob,
     NewJob,
     TypeOptions,
     check_jobs,
@@ -138,5 +139,7 @@ def _limited_to(queues: Patterns, job: CheckedJob) -> CheckedJob:
     require(queues, [job.queue])
     if job.unique and job.unique.rule.across_queues:  # it may not know of jobs of other queues
         job = with_unique_key(job, dataclasses.replace(job.unique.rule, across_queues=False))
+    if type(job) is LinkedJob:
+        job = replace(job, within=queues)
     key = job.idempotency_key
     return job if key is None else replace(job, idempotency_key=own_key(job.queue, key))

@@ -46,6 +46,13 @@ def enqueue(
     - `unique`: a `Unique`, or an object of its fields: with which other jobs this one is the same,
       and what to do if one of them is there, by default return it. None for not unique. Default:
       that of `@app.job(...)`, otherwise None.
+    - `depends_on`: jobs that have to end before this one runs, at most 10,000: a list of jobs, of
+      what `submit` returned, of ids, or of a `Dependency` such as `job.settled`; or an object of
+      them by the name by which the handler finds them. Until then it is `waiting`, and runs at
+      once if they have ended so already. If they cannot end so any more, it is `skipped`: it ends
+      as cancelled, and waits again if an operator retries what had failed. Default: none.
+    - `needs`: how many of these it needs: `all`, `any`, or a number. A number that is less than
+      all and more than one goes with up to 256. Default: `all`.
     - `idempotency_key`: 1 to 255 visible ASCII characters. A second enqueue with the same key,
       type, payload and options returns the first job, with others it raises KeyConflict. Only
       options given in the call count, not the defaults of `@app.job(...)`.
@@ -57,9 +64,9 @@ def enqueue(
     handler, they are those that a worker or a server with it has stored in the database, at
     most five seconds old. For a type that is not known there, they are the ones given here.
 
-    Returns the job. Raises InvalidInput (PayloadTooLarge), KeyConflict, DuplicateJob, QueueFull, or
-    StoreUnavailable. After StoreUnavailable the job may exist: enqueue again, with an
-    `idempotency_key` if it must not exist twice.
+    Returns the job. Raises InvalidInput (PayloadTooLarge), KeyConflict, DuplicateJob, QueueFull,
+    JobNotFound for a job that it cannot depend on, or StoreUnavailable. After StoreUnavailable the
+    job may exist: enqueue again, with an `idempotency_key` if it must not exist twice.
     """
     return app.enqueue_many([NewJob(type, {} if payload is None else payload, options)])[0]
 
@@ -72,7 +79,7 @@ def run_again(
     - `job_id`: the other job, which does not change.
     - `payload`: the handler's arguments by name. Default: those of the other job.
     - `options`: those of `enqueue`. Default: queue, priority, `max_retries`, timeout, backoff,
-      tags and partition of the other job.
+      tags and partition of the other job. It depends on no other job.
 
     Returns the new job, whose `again_of` is `job_id`. Raises JobNotFound, and what `enqueue` does.
     """

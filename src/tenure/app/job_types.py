@@ -117,8 +117,8 @@ class JobType(Generic[P, R]):
         """Return the same job type with other options: `send.options(delay="5m").enqueue(...)`.
 
         The options are those of `Tenure.enqueue`: `queue`, `priority`, `max_retries`, `timeout`,
-        `backoff`, `delay`, `run_at`, `start_by`, `tags`, `partition`, `unique`, `idempotency_key`
-        and `actor`. The enqueue checks them.
+        `backoff`, `delay`, `run_at`, `start_by`, `tags`, `partition`, `unique`, `depends_on`,
+        `needs`, `idempotency_key` and `actor`. The enqueue checks them.
         """
         return JobType(self._app, self.handler, {**self._options, **options}, self._adds)
 

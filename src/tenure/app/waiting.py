@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tenure.app.core import Core
+from tenure.dependency import Parent
 from tenure.errors import JobCancelled, JobFailed, JobNotFound, ResultTruncated
 from tenure.jobs import durations, ids
 from tenure.jobs.enqueue import Duration
@@ -74,7 +75,7 @@ def _late(job_id: str, seconds: float | None) -> TimeoutError:
     return TimeoutError(f"job {job_id} is not settled after {seconds:g} s; it goes on")
 
 
-class Handle(Generic[R]):
+class Handle(Parent, Generic[R]):
     """A job that was added by `submit`, whose result is an `R`. `await handle` is its result."""
 
     def __init__(self, app: Tenure, job_id: str, returns: Any) -> None:

@@ -1,7 +1,8 @@
 """Durations as people write them: numbers of seconds, `1h30m`, ISO 8601 `PT1H30M`.
 
 `seconds` reads every form, to the microsecond, and refuses negative and infinite durations and
-those over ten years. Months and years are refused because they have no fixed length.
+those over ten years. Months and years are refused because they have no fixed length. `policy_of`
+reads the waits between attempts.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Mapping
 from datetime import timedelta
 from fractions import Fraction
 from math import floor
+from typing import Any
 
 from tenure.errors import InvalidInput
 from tenure.lifecycle import SETTLED
+from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
 MAX_SECONDS = 10 * 365 * 86_400
 """Ten years of 365 days."""
@@ -91,3 +94,28 @@ def _read(written: str, path: str) -> int:
 def _micros(number: str, unit: str) -> int:
     """Return `number` of `unit` in microseconds, exactly; a half is rounded up."""
     return floor(Fraction(number) * _UNITS[unit] + Fraction(1, 2))
+
+
+def policy_of(backoff: Any, path: str) -> RetryPolicy:
+    """The retry policy that a caller means; raises InvalidInput at `path`."""
+    if isinstance(backoff, RetryPolicy):
+        return backoff
+    if isinstance(backoff, list | tuple) and backoff:
+        backoff = {"delays": backoff}
+    if not isinstance(backoff, Mapping):
+        return RetryPolicy(base=seconds(backoff, path=path))
+    if unknown := backoff.keys() - {"base", "factor", "cap", "delays"}:
+        raise InvalidInput(f"no such field: {', '.join(map(str, unknown))}", path=path)
+    values: dict[str, Any] = {
+        name: seconds(backoff[name], path=f"{path}.{name}")
+        for name in ("base", "cap")
+        if name in backoff
+    }
+    delays = backoff.get("delays", ())
+    if not isinstance(delays, list | tuple):
+        raise InvalidInput("give a list of durations", path=f"{path}.delays")
+    values["delays"] = [seconds(wait, path=f"{path}.delays[{n}]") for n, wait in enumerate(delays)]
+    factor = backoff.get("factor", DEFAULT_POLICY.factor)
+    if isinstance(factor, bool) or not isinstance(factor, int | float):
+        raise InvalidInput("give a number", path=f"{path}.factor")
+    return RetryPolicy(**values, factor=float(factor))

@@ -15,8 +15,10 @@ from typing import Any, Literal, TypedDict
 import msgspec
 from msgspec.structs import asdict, replace
 
+from tenure.dependency import Dependency
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, payload
+from tenure.jobs.graph import DependsOn, Links, links_of
 from tenure.jobs.names import check_key, check_label, check_open, check_partition, check_tags
 from tenure.jobs.uniqueness import Unique, Uniqueness, unique_of, uniqueness
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
@@ -55,6 +57,8 @@ class Options(TypedDict, total=False):
     tags: Sequence[str]  # at most 20 words to find it by
     partition: str  # what divides its queue, such as a tenant; 1 to 128 characters
     unique: Unique | Mapping[str, Any] | None  # with which other jobs it is the same
+    depends_on: Sequence[DependsOn] | Mapping[str, DependsOn]  # what has to end before, by name
+    needs: Literal["all", "any"] | int  # how many of those; default: all
     idempotency_key: str  # 1 to 255 visible ASCII characters
     actor: str  # who adds it; default: the application's actor
 
@@ -129,6 +133,17 @@ class CheckedJob(TypeOptions, frozen=True, kw_only=True, gc=False):
     unique: Uniqueness | None = None
     unique_key: str | None = None  # that of `unique`, if the job holds it
     unique_until: str | None = None  # how long it does
+    simple: bool = True  # one statement can add it
+
+
+class LinkedJob(CheckedJob, frozen=True, kw_only=True, gc=False):
+    """A job to add that waits for others, or belongs to a workflow."""
+
+    simple: bool = False
+    edges: tuple[Dependency, ...] = ()
+    needs: int | None = None  # how many of them; None for all
+    workflow: str | None = None
+    within: tuple[str, ...] | None = None  # patterns of queues of jobs that may be named
 
 
 class Enqueued(msgspec.Struct, frozen=True):
@@ -173,7 +188,7 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
     tags: str | None = None
     partition: str | None = None
     key: Any = None
-    by = rule = None
+    by = rule = links = None
     if type(defaults) is HandlerOptions:  # most types have no such rules
         by, rule = defaults.partition_by, defaults.unique
     if options:  # most jobs have none
@@ -194,6 +209,8 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
         key = options.get("idempotency_key")
         if key is not None:
             key = check_key(key, "$.idempotency_key")
+        if "depends_on" in options or "needs" in options:
+            links = links_of(options)
         defaults = defaults_of(options, defaults)
     checked_job = CheckedJob(
         id=id,
@@ -214,15 +231,26 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
     if start_by or start_within:  # not above: Python makes a dictionary of 16 named arguments
         checked_job = replace(checked_job, start_by=start_by, start_within=start_within)
         _check_it_can_start(checked_job)
-    if by is not None:
-        partition = by(payload.load(checked_job.payload))
-    if partition is not None:
-        checked_job = replace(checked_job, partition=partition)
-    if rule is not None:
-        checked_job = with_unique_key(checked_job, rule)
+    if by or partition is not None or rule or links:
+        if by is not None:
+            partition = by(payload.load(checked_job.payload))
+        checked_job = _with_more(checked_job, partition, rule, links)
     if key is None:
         return checked_job
     return replace(checked_job, fingerprint=_fingerprint(checked_job, options))
+
+
+def _with_more(
+    job: CheckedJob, partition: str | None, rule: Unique | None, links: Links | None
+) -> CheckedJob:
+    if partition is not None:
+        job = replace(job, partition=partition)
+    if rule is not None:
+        job = with_unique_key(job, rule)
+    if links is None:
+        return job
+    edges, needs = links
+    return LinkedJob(**asdict(job) | {"simple": False}, edges=edges, needs=needs)
 
 
 def with_unique_key(job: CheckedJob, rule: Unique) -> CheckedJob:
@@ -238,6 +266,7 @@ def with_unique_key(job: CheckedJob, rule: Unique) -> CheckedJob:
     one = uniqueness(rule, job.type, job.queue, job.payload)
     return replace(
         job,
+        simple=False,
         unique=one,
         unique_key=one.key if rule.until else None,
         unique_until=rule.until,
@@ -303,40 +332,13 @@ def defaults_of(options: Mapping[str, Any], otherwise: TypeOptions) -> TypeOptio
         priority=whole(given["priority"], -MAX_PRIORITY, MAX_PRIORITY, "$.priority"),
         max_retries=whole(given["max_retries"], 0, MAX_RETRIES, "$.max_retries"),
         timeout=None if given["timeout"] is None else positive(given["timeout"], "$.timeout"),
-        backoff=policy_of(given["backoff"], "$.backoff"),
+        backoff=durations.policy_of(given["backoff"], "$.backoff"),
     )
 
 
 _OPTIONS = frozenset(Options.__annotations__)
 _TYPE_OPTIONS = frozenset(TypeOptions.__struct_fields__)
 _FINGERPRINTED = _TYPE_OPTIONS | {"delay", "run_at", "start_by", "tags", "partition", "unique"}
-
-
-def policy_of(backoff: Any, path: str) -> RetryPolicy:
-    """The retry policy that a caller means; raises InvalidInput at `path`."""
-    if isinstance(backoff, RetryPolicy):
-        return backoff
-    if isinstance(backoff, list | tuple) and backoff:
-        backoff = {"delays": backoff}
-    if not isinstance(backoff, Mapping):
-        return RetryPolicy(base=durations.seconds(backoff, path=path))
-    if unknown := backoff.keys() - {"base", "factor", "cap", "delays"}:
-        raise InvalidInput(f"no such field: {', '.join(map(str, unknown))}", path=path)
-    values: dict[str, Any] = {
-        name: durations.seconds(backoff[name], path=f"{path}.{name}")
-        for name in ("base", "cap")
-        if name in backoff
-    }
-    delays = backoff.get("delays", ())
-    if not isinstance(delays, list | tuple):
-        raise InvalidInput("give a list of durations", path=f"{path}.delays")
-    values["delays"] = [
-        durations.seconds(wait, path=f"{path}.delays[{n}]") for n, wait in enumerate(delays)
-    ]
-    factor = backoff.get("factor", DEFAULT_POLICY.factor)
-    if isinstance(factor, bool) or not isinstance(factor, int | float):
-        raise InvalidInput("give a number", path=f"{path}.factor")
-    return RetryPolicy(**values, factor=float(factor))
 
 
 def whole(value: Any, low: int, high: int, path: str) -> int:
@@ -366,6 +368,8 @@ def _fingerprint(checked_job: CheckedJob, options: Options) -> str:
         asked["start_by"] = checked_job.start_within
     if checked_job.again_of is not None:
         asked["again_of"] = checked_job.again_of
+    if type(checked_job) is LinkedJob:
+        asked |= {"depends_on": checked_job.edges, "needs": checked_job.needs}
     text = msgspec.json.encode(asked, enc_hook=str.__str__)  # of a payload that is a JsonText
     return hashlib.sha256(text).hexdigest()
 

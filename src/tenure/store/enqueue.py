@@ -13,7 +13,7 @@ from decimal import Decimal
 from msgspec.structs import replace
 
 from tenure.errors import KeyConflict, QueueFull, TenureError
-from tenure.jobs.enqueue import CheckedJob, Enqueued
+from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob
 from tenure.jobs.uniqueness import Plan, plan
 from tenure.lifecycle import Job
 from tenure.store import transitions
@@ -44,17 +44,29 @@ def add(
 
 def add_each(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | TenureError]:
     """Insert jobs of separate requests, up to the limits of their queues."""
-    if any(checked_job.unique for checked_job in checked_jobs):
-        return _add_unique(db, checked_jobs, _add_each)
-    return _add_each(db, checked_jobs)
+    if all(checked_job.simple for checked_job in checked_jobs):
+        return _add_each(db, checked_jobs)
+    linked = {a.id: _linked_answer(db, a) for a in checked_jobs if type(a) is LinkedJob}
+    others = [a for a in checked_jobs if a.id not in linked]
+    answers = iter(_add_unique(db, others, _add_each) if others else ())
+    return [linked.get(a.id) or next(answers) for a in checked_jobs]
+
+
+def _linked_answer(db: Database, checked_job: CheckedJob) -> Enqueued | TenureError:
+    try:
+        return add_linked(db, [checked_job])[0]
+    except TenureError as refusal:  # before anything was written
+        return refusal
 
 
 def add_together(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued]:
     """Insert the jobs of one request; if one is refused, raise its error: the caller undoes all."""
-    if any(checked_job.unique for checked_job in checked_jobs):
-        answers = _add_unique(db, checked_jobs, _add_together)
-    else:
+    if all(checked_job.simple for checked_job in checked_jobs):
         answers = _add_together(db, checked_jobs)
+    elif any(type(checked_job) is LinkedJob for checked_job in checked_jobs):
+        return add_linked(db, checked_jobs)
+    else:
+        answers = _add_unique(db, checked_jobs, _add_together)
     added = []
     for answer in answers:
         if isinstance(answer, TenureError):
@@ -68,11 +80,29 @@ def add_follow_ups(db: Database, checked_jobs: Sequence[CheckedJob]) -> None:
 
     If one is refused, raise its error: the caller undoes all.
     """
+    if any(type(checked_job) is LinkedJob for checked_job in checked_jobs):
+        add_linked(db, checked_jobs, limited=False)
+        return
     unique = any(checked_job.unique for checked_job in checked_jobs)
     answers = _add_unique(db, checked_jobs, add) if unique else add(db, checked_jobs)
     for answer in answers:
         if isinstance(answer, TenureError):
             raise answer
+
+
+def add_linked(
+    db: Database, checked_jobs: Sequence[CheckedJob], *, limited: bool = True
+) -> list[Enqueued]:
+    """Insert jobs of which some depend on others, all or none; raise what refuses them.
+
+    `limited`: up to the limits of their queues.
+    """
+    from tenure.store.borrowed import jobs, unique_keys  # they come with the drivers of callers
+
+    if limited:
+        db.limits({checked_job.queue for checked_job in checked_jobs})  # locks them
+    added = jobs.add(db.dialect.engine, checked_jobs, notify=False, limited=limited)
+    return unique_keys.run(db, added)
 
 
 Add = Callable[[Database, Sequence[CheckedJob], Sequence[str]], list[Enqueued | TenureError]]

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard, TypeVar
 from msgspec.structs import replace
 
 from tenure import failpoints
-from tenure.jobs.enqueue import CheckedJob, Enqueued
+from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob
 from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Report, adds_jobs
 from tenure.store.protocol import Database
 
@@ -84,7 +84,9 @@ def parts(db: Database, batch: Sequence[Work]) -> list[Sequence[Work]]:
 
 def _locks_in_another_order(work: Work) -> bool:
     if isinstance(work, EnqueueWork):
-        return work.size > 1 and any(a.idempotency_key or a.unique for a in work.checked_jobs)
+        if work.size == 1:
+            return type(work.checked_jobs[0]) is LinkedJob
+        return any(a.idempotency_key or not a.simple for a in work.checked_jobs)
     if isinstance(work, ExchangeWork):
         return adds_jobs(work.reports)
     return work.job_ids is None

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import msgspec
 
 from tenure.jobs import ids, payload
-from tenure.jobs.enqueue import CheckedJob, policy_of
+from tenure.jobs.durations import policy_of
+from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ledger import LedgerEvent, Webhook
 from tenure.wire import responses
 

@@ -9,27 +9,25 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 from tenure.errors import DuplicateJob, JobNotFound, KeyConflict, LeaseLost, QueueFull, TenureError
 from tenure.events import Event
-from tenure.jobs.enqueue import CheckedJob, Enqueued, TypeOptions
+from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob, TypeOptions
 from tenure.jobs.uniqueness import plan
 from tenure.lifecycle import Job, follow
-from tenure.store.borrowed import unique_keys
+from tenure.store.borrowed import links, unique_keys
 from tenure.store.borrowed.drivers import Ask, Steps
-from tenure.store.borrowed.json_jobs import SQLITE_JOB, job_in, millis, time_in, written
+from tenure.store.borrowed.json_jobs import SQLITE_JOB, document, job_in, millis, time_in, written
+from tenure.store.borrowed.links import Looked
 from tenure.store.enqueue import answer_known, answers_of
 from tenure.store.rows import (
-    ADDED,
     CHANGED,
     CHANGED_BY,
     TIMED,
     UNIQUE,
     added_job,
     changed_values,
-    write_policy,
 )
 from tenure.store.sqlite.connection import kept
 from tenure.store.sqlite.statements import INSERTED
@@ -90,17 +88,6 @@ WHERE tenure_job.id = new.value ->> 'id'
 SQLITE_TYPES = f"SELECT CAST(json_group_array(json_array({_TYPE})) AS BLOB) FROM tenure_type"
 
 
-SENT = (*ADDED, *chain.from_iterable(TIMED.items()), "traceparent")
-
-
-class Looked(NamedTuple):
-    """What came of adding jobs: either all of them were `made`, or none."""
-
-    known: Sequence[tuple[Job, str | None]] = ()  # jobs that have one of the keys; fingerprints
-    full: tuple[str, int] | None = None  # a queue without room, and its limit
-    made: Sequence[Job] = ()
-
-
 def add(
     engine: str, checked_jobs: Sequence[CheckedJob], *, notify: bool, limited: bool = True
 ) -> Steps[list[Enqueued]]:
@@ -109,15 +96,21 @@ def add(
     Raises KeyConflict, DuplicateJob or QueueFull before anything is written, so the transaction can
     go on. Limits count what the transaction can see, and hold back nobody else.
     """
-    if not any(checked_job.unique for checked_job in checked_jobs):
+    if all(checked_job.simple for checked_job in checked_jobs):
         return (yield from _add_all(engine, checked_jobs, notify, limited))
     if engine == "sqlite":
         yield LOCK_FILE
+    if not any(checked_job.unique for checked_job in checked_jobs):
+        return (yield from _add_all(engine, checked_jobs, notify, limited, {}))
     made = plan(checked_jobs, (yield from unique_keys.look(engine, checked_jobs)))
     for refusal in made.answers:
         if isinstance(refusal, DuplicateJob):
             raise refusal
-    added = yield from _add_all(engine, made.fresh, notify, limited)
+    linked: dict[str, str] | None = None
+    if any(type(checked_job) is LinkedJob for checked_job in checked_jobs):
+        holders = [made.fresh[to].id if isinstance(to, int) else str(to) for to in made.answers]
+        linked = {a.id: id for a, id in zip(checked_jobs, holders, strict=True) if a.id != id}
+    added = yield from _add_all(engine, made.fresh, notify, limited, linked)
     for _, after in made.changed.values():
         yield _saved(engine, after)
     new = {one.job.id for one in added if one.created}
@@ -126,27 +119,41 @@ def add(
 
 
 def _add_all(
-    engine: str, checked_jobs: Sequence[CheckedJob], notify: bool, limited: bool
+    engine: str,
+    checked_jobs: Sequence[CheckedJob],
+    notify: bool,
+    limited: bool,
+    linked: dict[str, str] | None = None,
 ) -> Steps[list[Enqueued]]:
+    """Add jobs. If some are linked, `linked` has the ids of the jobs that stand for others."""
     left: dict[str, CheckedJob] = {}
     for checked_job in checked_jobs:
         first = left.setdefault(_key(checked_job), checked_job)
         if first.fingerprint != checked_job.fingerprint:
             raise KeyConflict(_key(checked_job), first.id)
+        if linked is not None and first is not checked_job:
+            linked[checked_job.id] = first.id
     found: dict[str, tuple[Job, str | None]] = {}
     while left:
         ordered = [left[key] for key in sorted(left)]  # two that wait for keys go the same way
         on_sqlite = engine == "sqlite"
         added = _add_on_sqlite(ordered, limited) if on_sqlite else _add(ordered, notify, limited)
+        if linked is not None:
+            added = links.add(engine, ordered, linked, limited=limited)
         looked: Looked = yield from added
         if looked.full:
             raise QueueFull(*looked.full)
         for job, fingerprint in looked.known:
             key = str(job.idempotency_key)
-            _answer(left.pop(key), job, fingerprint)
+            _answer(asked := left.pop(key), job, fingerprint)
             found[key] = job, fingerprint
+            if linked is not None:
+                linked |= {id: job.id for id, to in linked.items() if to == asked.id}
+                linked[asked.id] = job.id
         for checked_job, job in zip(ordered, looked.made, strict=False):
             found[_key(left.pop(_key(checked_job)))] = job, checked_job.fingerprint
+        if looked.made and linked is not None and notify and engine == "postgres":
+            yield Ask(ADD, written({"jobs": [], "keyed": False, "notify": True, "limited": False}))
     return [_answer(a, *found[_key(a)]) for a in checked_jobs]
 
 
@@ -162,7 +169,7 @@ def _answer(checked_job: CheckedJob, job: Job, fingerprint: str | None) -> Enque
 
 
 def _add(checked_jobs: Sequence[CheckedJob], notify: bool, limited: bool) -> Steps[Looked]:
-    docs = [_document(checked_job) for checked_job in checked_jobs]
+    docs = [document(checked_job) for checked_job in checked_jobs]
     keyed = any(checked_job.idempotency_key for checked_job in checked_jobs)
     request = {"jobs": docs, "keyed": keyed, "notify": notify, "limited": limited}
     ((text,),) = yield Ask(ADD, written(request))
@@ -177,7 +184,7 @@ def _add(checked_jobs: Sequence[CheckedJob], notify: bool, limited: bool) -> Ste
 
 
 def _add_on_sqlite(checked_jobs: Sequence[CheckedJob], limited: bool) -> Steps[Looked]:
-    docs = [_document(checked_job) for checked_job in checked_jobs]
+    docs = [document(checked_job) for checked_job in checked_jobs]
     yield LOCK_FILE
     ((text,),) = yield Ask(SQLITE_LOOK, written(docs))
     look = json.loads(text)
@@ -193,15 +200,6 @@ def _add_on_sqlite(checked_jobs: Sequence[CheckedJob], limited: bool) -> Steps[L
     if any(checked_job.traceparent for checked_job in checked_jobs):
         yield Ask(SQLITE_TRACE, written(docs))
     return Looked(made=jobs)
-
-
-def _document(checked_job: CheckedJob) -> dict[str, Any]:
-    """What is said of a job to add, as JSON."""
-    more = UNIQUE if checked_job.unique_key else ()
-    return {
-        **{name: getattr(checked_job, name) for name in (*SENT, *more)},
-        "backoff": write_policy(checked_job.backoff),
-    }
 
 
 def get(engine: str, job_id: str) -> Steps[Job]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
+from tenure.jobs.enqueue import CheckedJob
 from tenure.lifecycle import Job
-from tenure.store.rows import COLUMNS, job_of
+from tenure.store.rows import ADDED, COLUMNS, TIMED, UNIQUE, job_of, write_policy
 from tenure.store.sqlite.connection import to_millis
 from tenure.store.sqlite.connection import to_time as of_millis
 
@@ -42,3 +44,15 @@ def millis(value: Any) -> Any:
 def written(value: object) -> str:
     """Return JSON in ASCII."""
     return json.dumps(value, default=datetime.isoformat)
+
+
+SENT = (*ADDED, *chain.from_iterable(TIMED.items()), "traceparent")
+
+
+def document(checked_job: CheckedJob) -> dict[str, Any]:
+    """Return what is said of a job to add."""
+    more = UNIQUE if checked_job.unique_key else ()
+    return {
+        **{name: getattr(checked_job, name) for name in (*SENT, *more)},
+        "backoff": write_policy(checked_job.backoff),
+    }

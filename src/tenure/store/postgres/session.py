@@ -220,8 +220,9 @@ class PostgresSession:
     def trouble(self, error: Exception) -> Trouble:
         if isinstance(error, NOTHING_COMMITTED) or getattr(error, "sqlstate", "") == OVER_LIMIT:
             return Trouble.RETRY
-        if isinstance(error, errors.UniqueViolation) and error.diag.table_name == "unique_key":
-            return Trouble.RETRY  # which looks again, and finds the holder
+        taken = error.diag.table_name if isinstance(error, errors.UniqueViolation) else ""
+        if taken in ("unique_key", "job"):
+            return Trouble.RETRY  # which looks again, and finds the holder of the key
         if isinstance(error, Unconfirmed):
             return Trouble.UNCONFIRMED
         if isinstance(error, AWAY):

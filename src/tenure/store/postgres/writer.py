@@ -125,7 +125,7 @@ class Postgres(PostgresSession):
     ) -> Mapping[str, Job]:
         if not checked_jobs or not self._commits_alone():
             return {}
-        if any(checked_job.traceparent or checked_job.unique for checked_job in checked_jobs):
+        if any(checked_job.traceparent or not checked_job.simple for checked_job in checked_jobs):
             return {}  # that is another table, and so a transaction of several statements
         if len(checked_jobs) == 1:
             made = self._enqueue_one(checked_jobs[0])

@@ -189,7 +189,7 @@ class Sqlite:
         self, checked_jobs: Sequence[CheckedJob], *, whole: bool
     ) -> Mapping[str, Job]:
         (checked_job,) = checked_jobs
-        if checked_job.traceparent or checked_job.unique:
+        if checked_job.traceparent or not checked_job.simple:
             return {}  # that is another table, and so a transaction of several statements
         run_at, start_by = checked_job.run_at, checked_job.start_by
         said = (
