@@ -23,6 +23,7 @@ from tenure import (
     NewJob,
     PerPartition,
     RetryPolicy,
+    Signal,
     Status,
     Tenure,
     Unique,
@@ -31,6 +32,7 @@ from tenure.app.bulk import BulkActions
 from tenure.app.job_types import JobOptions
 from tenure.app.queues import Queues, Types, Workers
 from tenure.app.schedules import Schedules
+from tenure.app.signals import Signals
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
@@ -88,6 +90,7 @@ APP: Mapping[str, Sequence[str]] = {
     "Waiting for jobs": ("wait", "wait_async", "as_completed"),
     "In your transaction": ("within", "wake"),
     "Jobs": ("get", "progress", "find", "count", "history", "explain", "cancel", "retry", "amend"),
+    "Signals": ("signal",),
     "Checking": ("verify", "check"),
 }
 INTERNAL = {"core"}
@@ -124,6 +127,7 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
             *("delete", "fires", "next", "preview"),
         ),
     ),
+    "signals": (Signals, ("list",)),
     "webhooks": (Webhooks, ("create", "list", "remove")),
 }
 VALUES: Mapping[type, Sequence[str]] = {
@@ -147,7 +151,7 @@ JOB_TYPE = (
 )
 WITHIN = (
     *("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
-    *("get", "get_async", "cancel", "cancel_async"),
+    *("get", "get_async", "cancel", "cancel_async", "signal", "signal_async"),
 )
 CLIENT_VERBS = (
     *("enqueue", "enqueue_many", "get", "wait", "find", "history", "explain", "cancel", "retry"),
@@ -185,6 +189,7 @@ ANSWERS = (
     ),
     *(
         JobProgress,
+        Signal,
         QueueState,
         PartitionState,
         TypeState,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         QueueFull,
         ResultGone,
         ResultTruncated,
+        SignalTimeout,
         StoreUnavailable,
         TenureError,
     )
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from tenure.jobs.hooks import Failure
     from tenure.jobs.limits import PerPartition
     from tenure.jobs.postpone import RateLimited, RetryAfter, Snooze
+    from tenure.jobs.signals import Signal
     from tenure.jobs.uniqueness import Unique
     from tenure.lifecycle import Job, Status
     from tenure.retry import RetryPolicy
@@ -64,6 +66,8 @@ __all__ = [
     "ResultTruncated",
     "RetryAfter",
     "RetryPolicy",
+    "Signal",
+    "SignalTimeout",
     "Snooze",
     "Status",
     "StoreUnavailable",
@@ -84,6 +88,7 @@ _HOMES = {
     "RateLimited": "jobs.postpone",
     "RetryAfter": "jobs.postpone",
     "RetryPolicy": "retry",
+    "Signal": "jobs.signals",
     "Snooze": "jobs.postpone",
     "Status": "lifecycle",
     "Tenure": "app.app",

@@ -185,6 +185,25 @@ class DuplicateJob(TenureError):
         self.job_id = job_id
 
 
+class SignalTimeout(TenureError):
+    """The signal that a handler waited for did not come in time; raised in the handler."""
+
+    code = "signal_timeout"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the signal {name} did not come in time")
+        self.name = name
+
+
+class SignalTokenNotFound(TenureError):
+    """No one-use token of a signal is this: it was used, or its job was deleted, or never was."""
+
+    code = "signal_token_not_found"
+
+    def __init__(self, message: str = "no such token, or it was used: each works once") -> None:
+        super().__init__(message)
+
+
 class QueueFull(TenureError):
     """The queue holds as many pending jobs as its `max_pending` allows."""
 

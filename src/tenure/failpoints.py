@@ -23,6 +23,7 @@ ENVIRONMENT = "TENURE_FAILPOINTS"
 WORKS = (
     *("enqueue", "claim", "report", "heartbeat", "sweep", "prune", "measure"),
     *("operator", "queue", "bulk", "webhook", "look", "schedule"),
+    "signal",
 )
 """What a transaction can be about."""
 NAMES = (
@@ -34,6 +35,7 @@ NAMES = (
     "bulk.between_jobs_and_cursor",
     "webhook.between_position_and_jobs",
     "schedule.between_jobs_and_cursor",
+    "signal.between_signal_and_job",
     "checkpoint.before",
     "checkpoint.after",
     "announce.before",

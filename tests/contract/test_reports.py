@@ -27,7 +27,11 @@ from tests.support.store import (
     report_released,
 )
 
-AFTER = {**dict.fromkeys(Outcome, "pending"), Outcome.COMPLETED: "completed"}
+AFTER = {
+    **dict.fromkeys(Outcome, "pending"),
+    Outcome.COMPLETED: "completed",
+    Outcome.SUSPENDED: "waiting",
+}
 
 
 def conflict(recorded: str) -> Verdict:

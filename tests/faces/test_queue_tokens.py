@@ -100,6 +100,8 @@ AIMED: dict[str, tuple[Any, Any]] = {
     **dict.fromkeys(["showJob", "showHistory", "explainJob"], (None, 404)),
     **dict.fromkeys(["cancelJob", "retryJob", "runJobAgain"], (None, 404)),
     "amendJob": ({"priority": 1}, 404),
+    **dict.fromkeys(["sendSignal", "listSignals"], (None, 404)),
+    **dict.fromkeys(["useSignalToken", "showSignalToken"], (None, 404)),
     "startBulk": ({"action": "cancel", "filter": {"queue": "billing"}}, 403),
     "listBulks": (None, 200),
     "showBulk": (None, 404),
@@ -142,7 +144,7 @@ def aim(tenants: Tenants, route: Route, job_id: str) -> httpx2.Response:
     sent, _ = AIMED[route.name]
     there = {"id": tenants.bulk if "/bulk" in route.path else job_id, "name": "billing"}
     guess = tenants.lease.partition(".")[0] + "." + "0" * 32
-    path = route.path.format(lease_id=guess, **there)
+    path = route.path.format(lease_id=guess, token="x" * 22, signal="x", **there)
     if isinstance(sent, str):
         path, sent = path + sent, None
     return tenants.api.request(route.method, path, json=sent)

@@ -31,7 +31,7 @@ from tenure.store import Store, open_store
 from tenure.store.borrowed import jobs
 from tenure.store.borrowed.dispatch import borrow
 from tenure.store.tables import bulk as bulk_table
-from tests.model.reference import Entry, Reference
+from tests.model.reference import OUTCOMES, Entry, Reference
 from tests.support.clock import START, Clock
 from tests.support.effects import own_connection
 from tests.support.raw_sql import EPOCH, RawSql
@@ -52,7 +52,7 @@ Receipt = tuple[str, str]  # (job id, lease id)
 
 ages = st.sampled_from([0.0, 0.001, 3600.0])
 keys = st.sampled_from([None, None, "a", "b"])
-outcomes = st.sampled_from(Outcome)
+outcomes = st.sampled_from(OUTCOMES)
 workers = st.sampled_from(["w1", "w2"])
 events: st.SearchStrategy[Event] = st.one_of(
     st.just(Cancelled(actor="ada")),

@@ -27,6 +27,8 @@ from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job, decide, follow
 
 FINAL = ("completed", "failed", "cancelled")
+OUTCOMES = tuple(outcome for outcome in Outcome if outcome is not Outcome.SUSPENDED)
+"""What the workers of the model report. Signals are tested by themselves."""
 
 
 class Entry(NamedTuple):

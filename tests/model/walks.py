@@ -24,6 +24,7 @@ from tests.model.histories import (
     History,
     Receipt,
 )
+from tests.model.reference import OUTCOMES
 
 
 class Walk:
@@ -70,7 +71,7 @@ class Walk:
         young = self.leases[-12:]
         count = self.die.randint(1, most)
         chosen = [self.die.choice(self.die.choice([young, self.leases])) for _ in range(count)]
-        return [(lease, self.die.choice(list(Outcome))) for lease in chosen]
+        return [(lease, self.die.choice(OUTCOMES)) for lease in chosen]
 
     def add(self) -> None:
         draw = self.die.choice
@@ -99,7 +100,7 @@ class Walk:
 
     def work(self) -> None:
         if self.machine.held():
-            said = [self.die.choice(list(Outcome)) for _ in range(self.die.randint(1, 3))]
+            said = [self.die.choice(OUTCOMES) for _ in range(self.die.randint(1, 3))]
             leased = self.machine.work(
                 which=self.die.randint(0, 9), said=said, limit=self.die.randint(0, 3), worker="w1"
             )
@@ -109,7 +110,7 @@ class Walk:
         if self.machine.held():
             self.machine.report(
                 which=self.die.randint(0, 9),
-                outcome=self.die.choice(list(Outcome)),
+                outcome=self.die.choice(OUTCOMES),
                 retryable=self.die.random() < 0.5,
                 twice=self.die.random() < 0.5,
                 uncertain=self.die.random() < 0.5,

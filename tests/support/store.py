@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.ids import new_id
 from tenure.jobs.ledger import Transition
+from tenure.jobs.parking import Wait
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job
 from tenure.store import Store
@@ -60,12 +61,21 @@ def report_snoozed(lease: Lease, **fields: Any) -> Report:
     return Report(lease.id, lease.lease_id, Outcome.SNOOZED, **{"delay": 0.0, **fields})
 
 
+def report_suspended(
+    lease: Lease, name: str = "approved", number: int = 1, expires_at: datetime | None = None
+) -> Report:
+    """The report that the job waits for a signal."""
+    wait = Wait(name, number, expires_at)
+    return Report(lease.id, lease.lease_id, Outcome.SUSPENDED, wait=wait)
+
+
 REPORTS = {
     Outcome.COMPLETED: report_completed,
     Outcome.FAILED: report_failed,
     Outcome.RELEASED: report_released,
     Outcome.INTERRUPTED: report_interrupted,
     Outcome.SNOOZED: report_snoozed,
+    Outcome.SUSPENDED: report_suspended,
 }
 RECORDED = Verdict(Answer.RECORDED)
 ALREADY = Verdict(Answer.ALREADY_RECORDED)

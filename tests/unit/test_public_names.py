@@ -15,6 +15,7 @@ from tenure import JobType, Tenure, client, errors, server
 from tenure.app.bulk import BulkActions
 from tenure.app.queues import Queues, Types, Workers
 from tenure.app.schedules import Schedules
+from tenure.app.signals import Signals
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
@@ -28,21 +29,22 @@ PACKAGE = """
     JobContext JobFailed
     JobNotFound JobType KeyConflict LeaseLost NewJob PerPartition PermanentFailure QueueFull
     RateLimited ResultGone ResultTruncated RetryAfter RetryPolicy Snooze Status StoreUnavailable
-    Tenure TenureError Unique
+    Signal SignalTimeout Tenure TenureError Unique
 """
 ERRORS = """
     BulkNotFound DuplicateJob DuplicateStep Forbidden IllegalEdition IllegalTransition InvalidInput
     JobCancelled JobFailed
     JobNotFound KeyConflict LeaseLost PayloadTooLarge PermanentFailure QueueFull
     ResultGone ResultTruncated ScheduleNotFound SchemaMismatch StoreUnavailable TenureError
-    Unauthorized
+    SignalTimeout SignalTokenNotFound Unauthorized
 """
 VERBS = """
     actor amend amend_async around as_completed cancel cancel_async check check_async close
     close_async count count_async database enqueue enqueue_async enqueue_many enqueue_many_async
     explain explain_async find find_async get get_async history history_async job lifespan migrate
     on_failure open open_async progress progress_async retry retry_async run_again run_again_async
-    run_worker running schedule verify verify_async wait wait_async wake within
+    run_worker running schedule signal signal_async verify verify_async
+    wait wait_async wake within
 """
 NOUNS = {
     "bulk": (BulkActions, "get list sample start step stop"),
@@ -62,6 +64,7 @@ NOUNS = {
     ),
     "tokens": (Tokens, "create list revoke"),
     "types": (Types, "list pause resume"),
+    "signals": (Signals, "list"),
     "webhooks": (Webhooks, "create list remove"),
     "workers": (Workers, "list"),
 }
@@ -69,6 +72,7 @@ INTERNAL = {"core"}
 JOB_TYPE = "enqueue enqueue_async handler name new_job options submit submit_async within"
 WITHIN = """
     cancel cancel_async enqueue enqueue_async enqueue_many enqueue_many_async get get_async
+    signal signal_async
 """
 
 

@@ -16,6 +16,7 @@ from tenure.app.core import Core, Noun
 from tenure.app.job_types import JobOptions, JobType, Register
 from tenure.app.queues import Queues, Types, Workers
 from tenure.app.schedules import Schedules, schedule
+from tenure.app.signals import Signals, signal
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.twins import twin
@@ -40,8 +41,9 @@ class Tenure:
     before the fork raises StoreUnavailable in the child: close it before.
 
     Everyday verbs are methods. The rest is by noun: `queues`, `types`, `workers`, `schedules`,
-    `stats` (counts, activity, failures), `bulk` (retry or cancel all that match), `events` (the
-    ledger as a stream), `tokens` (of the HTTP API) and `webhooks`. `core` is internal.
+    `signals`, `stats` (counts, activity, failures), `bulk` (retry or cancel all that match),
+    `events` (the ledger as a stream), `tokens` (of the HTTP API) and `webhooks`. `core` is
+    internal.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Tenure:
         self.workers = Workers(self.core)
         self.stats = Statistics(self.core)
         self.schedules = Schedules(self.core)
+        self.signals = Signals(self.core)
         self.bulk = BulkActions(self.core)
         self.events = Events(self.core)
         self.tokens = Tokens(self.core)
@@ -201,6 +204,9 @@ class Tenure:
     run_again_async = twin(enqueueing.run_again)
     retry = operations.retry
     retry_async = twin(operations.retry)
+
+    signal = signal
+    signal_async = twin(signal)
 
     around = hooks.around
     lifespan = hooks.lifespan

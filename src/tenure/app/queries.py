@@ -12,7 +12,7 @@ from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Counted, Fields, Filter, checked_query
 from tenure.lifecycle import Job, Status
 from tenure.store import search
-from tenure.store.tables import dependencies, limits, schedules, types, unique_keys
+from tenure.store.tables import dependencies, limits, schedules, signals, types, unique_keys
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -105,6 +105,7 @@ def _facts(core: Core, job: Job) -> Facts:
         rate=rate(read.stats.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
         fire=next(iter(schedules.fires(read, by_schedule, (job.id,))), None),
         parents=dependencies.parents(read, job.id) if blocked else (),
+        wait=signals.wait_of(read, job.id) if blocked and job.token else None,
         holder=holder,
         limits=limits.facts(read, job) if due else None,
     )

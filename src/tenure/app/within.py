@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from tenure.app import enqueueing
 from tenure.app.adding import Adding
+from tenure.app.signals import new_signal
 from tenure.errors import InvalidInput, JobNotFound
 from tenure.events import Cancelled, Event
 from tenure.jobs import ids
 from tenure.jobs.enqueue import Enqueued, NewJob, Options, Wake
 from tenure.jobs.names import check_reason
 from tenure.jobs.queue_rights import includes
+from tenure.jobs.signals import NewSignal, Signal
 from tenure.lifecycle import Job
-from tenure.store.borrowed import jobs
+from tenure.store.borrowed import jobs, signals
 from tenure.store.borrowed.dispatch import borrow
 from tenure.store.borrowed.drivers import Steps
 
@@ -110,6 +112,39 @@ class Within:
         """Cancel a job like `cancel`, on an asynchronous connection."""
         apply = partial(self._apply, job_id, self._cancelled(actor, reason))
         return await self._borrowed.call_async(apply, verb="cancel")
+
+    def signal(
+        self,
+        job_id: str,
+        name: str,
+        payload: object = None,
+        key: str | None = None,
+        *,
+        actor: str | None = None,
+    ) -> Signal:
+        """Send a signal to a job when you commit, as `Tenure.signal` does.
+
+        Until then the job stays locked. Arguments and errors are those of `Tenure.signal`.
+        """
+        new = new_signal(self._core, name, payload, key, actor)
+        return self._borrowed.call(partial(self._signal, job_id, new), verb="signal")
+
+    async def signal_async(
+        self,
+        job_id: str,
+        name: str,
+        payload: object = None,
+        key: str | None = None,
+        *,
+        actor: str | None = None,
+    ) -> Signal:
+        """Send a signal like `signal`, on an asynchronous connection."""
+        new = new_signal(self._core, name, payload, key, actor)
+        return await self._borrowed.call_async(partial(self._signal, job_id, new), verb="signal")
+
+    def _signal(self, job_id: str, new: NewSignal, engine: str) -> Steps[Signal]:
+        yield from self._get(job_id, engine)
+        return (yield from signals.send(engine, job_id, new))
 
     def _cancelled(self, actor: str | None, reason: str | None) -> Cancelled:
         return Cancelled(actor=self._core.signed(actor), reason=check_reason(reason))

@@ -20,6 +20,7 @@ from tenure.cli.queues import queues, stats, types, workers
 from tenure.cli.running import demo, serve, worker
 from tenure.cli.schedules import schedules
 from tenure.cli.secrets import tokens, webhooks
+from tenure.cli.signals import signals
 from tenure.cli.upkeep import doctor, migrate, simulate, verify
 from tenure.cli.watching import tail, top
 
@@ -40,7 +41,7 @@ The database is --database, else TENURE_DATABASE, else sqlite:///tenure.db.
 
 COMMANDS = (
     *(serve, worker, demo),
-    *(enqueue, jobs, explain, bulk, schedules, queues, types, workers, stats),
+    *(enqueue, jobs, explain, bulk, signals, schedules, queues, types, workers, stats),
     *(top, tail),
     *(tokens, webhooks, verify, doctor, migrate, simulate),
     completion,

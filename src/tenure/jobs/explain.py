@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from tenure.events import Retried
 from tenure.jobs.explain_limits import LimitFacts, limit_reason
+from tenure.jobs.parking import Wait
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.schedules import Fire
 from tenure.jobs.stats import Activity, QueueState, TypeState, WorkerState
@@ -35,6 +36,7 @@ class Facts:
     rate: float  # attempts of its queue that end per second, over the last minutes
     fire: Fire | None = None  # of the schedule that added it
     parents: Sequence[tuple[str, str]] = ()  # id and status of the jobs that it waits for
+    wait: Wait | None = None  # if it is suspended
     holder: str | None = None  # the job that has its unique key instead, if it failed
     limits: LimitFacts | None = None  # of its queue, if it is due
 
@@ -82,6 +84,9 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
                 f"It failed for good at {_at(job.finished_at)} after {job.attempts} of "
                 f"{max(job.max_retries, 1)} attempts: {first_line(job.last_error)}"
             )
+        case Status.WAITING if facts.wait is not None:
+            until = "" if facts.wait.expires_at is None else f" until {_at(facts.wait.expires_at)}"
+            return "suspended", f"It waits for the signal {facts.wait.name}{until}."
         case Status.WAITING:
             open_jobs = [f"{id} ({at})" for id, at in facts.parents if Status(at) not in SETTLED]
             of = f": {', '.join(open_jobs)}" if open_jobs else ""

@@ -13,6 +13,7 @@ import msgspec
 from tenure.errors import TenureError
 from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.follow_ups import FollowUp, FollowUps
+from tenure.jobs.parking import Wait
 from tenure.jobs.postpone import Pause
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.steps import Notes, StepCall
@@ -85,6 +86,7 @@ class Outcome(StrEnum):
     RELEASED = "released"  # its handler did not start
     INTERRUPTED = "interrupted"  # its handler started, and the worker stops
     SNOOZED = "snoozed"  # its handler wants to run again later
+    SUSPENDED = "suspended"  # its handler waits for a signal
 
 
 class Report(msgspec.Struct, frozen=True, gc=False):
@@ -101,6 +103,7 @@ class Report(msgspec.Struct, frozen=True, gc=False):
     notes: Notes | None = None  # what its handler has said that is not stored yet
     pause: Pause | None = None  # what waits as long as a job that is snoozed
     uncertain: bool = False  # a transaction of its handler may complete the job, or have it locked
+    wait: Wait | None = None  # for what a job that is suspended waits
     jobs: Sequence[FollowUp] | TenureError | None = None
     """Jobs to add with a completion, or why they cannot be: made by `FollowUps.signed`."""
 
@@ -157,6 +160,7 @@ class Duty(StrEnum):
 
     LEASES = "leases"  # some have run out
     STARTS = "starts"  # some jobs had to start before now
+    WAITS = "waits"  # some waits for a signal have expired
     SCHEDULES = "schedules"  # some are due, or soon
     BULKS = "bulks"  # a bulk action has not ended
     TRANSITIONS = "transitions"  # some are not in the statistics

@@ -115,6 +115,10 @@ class Store:
         """Cancel up to `limit` jobs that had to start before now, and return their steps."""
         return self.write("sweep", lambda db: transitions.expire(db, limit), brings=nothing)
 
+    def time_out(self, limit: int = 500) -> Future[list[transitions.Steps]]:
+        """Let up to `limit` jobs run whose wait for a signal has expired; return their steps."""
+        return self.write("sweep", lambda db: transitions.time_out(db, limit), brings=bool)
+
     def forget_throttles(self) -> Future[int]:
         """Delete some of the `within` of unique jobs that are over. The result is how many."""
         return self.write("sweep", unique_keys.forget, brings=nothing, jobs=())

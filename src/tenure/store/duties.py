@@ -21,6 +21,7 @@ def searches(d: Dialect) -> dict[Duty, str]:
     return {
         Duty.LEASES: f"{d.expiring} <= {d.now}",
         Duty.STARTS: d.late,
+        Duty.WAITS: f"{d.table('wait')} WHERE expires_at <= {d.now}",
         Duty.SCHEDULES: f"{d.table('schedule')} WHERE next_at <= {d.later(AHEAD)}",
         Duty.BULKS: f"{d.table('bulk')} WHERE finished_at IS NULL",
         Duty.TRANSITIONS: f"{d.table('transition')} AS t WHERE {d.since} AND {d.settled}",

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from tenure import failpoints
 from tenure.errors import IllegalTransition, JobNotFound, LeaseLost
 from tenure.events import (
+    SWEEP,
     Completed,
     Event,
     Expired,
@@ -27,12 +28,15 @@ from tenure.events import (
     Released,
     Retried,
     Snoozed,
+    Suspended,
+    Unblocked,
 )
+from tenure.jobs.parking import Wait
 from tenure.jobs.work import ALREADY_RECORDED, RECORDED, Answer, Outcome, Report, Verdict
-from tenure.lifecycle import FINAL_FAILURE, Job, follow, legal_events, retry_in
+from tenure.lifecycle import FINAL_FAILURE, Job, Status, decide, follow, legal_events, retry_in
 from tenure.store.protocol import Database
 from tenure.store.rows import CHANGED_BY
-from tenure.store.tables import pauses, unique_keys, webhooks, workers
+from tenure.store.tables import pauses, signals, unique_keys, webhooks, workers
 from tenure.store.tables.steps import write_notes
 
 Steps: TypeAlias = tuple[Job, ...]
@@ -91,6 +95,9 @@ def _settle_others(
     busy = db.busy(sorted(asked)) if asked else set()
     jobs |= db.lock(sorted(asked - busy)) if asked - busy else {}
     now = db.now()
+    waits = [(r.job_id, r.wait) for _, r in others if r.wait and r.job_id in jobs]
+    there = signals.senders(db, waits) if waits else {}  # under the locks that senders take
+    waiting: list[tuple[str, Wait]] = []
     changes: list[tuple[Job, Steps]] = []
     late: list[tuple[int, Report]] = []
     paused: list[tuple[Job, Report]] = []
@@ -102,6 +109,11 @@ def _settle_others(
             continue
         try:
             steps = follow(job, _event(report), now)
+            if report.wait is not None and steps[-1].status is Status.WAITING:
+                if job.id in there:
+                    steps += (decide(steps[-1], Unblocked(actor=there[job.id]), now),)
+                else:
+                    waiting.append((job.id, report.wait))
         except (LeaseLost, IllegalTransition):
             late.append((index, report))
             continue
@@ -111,6 +123,8 @@ def _settle_others(
         jobs[job.id] = steps[-1]
         verdicts[index] = _verdict(report, steps)
     save(db, changes)
+    if waiting:
+        signals.begin_waits(db, waiting)
     if paused:
         pauses.extend(db, paused)
     return late
@@ -170,6 +184,8 @@ def _event(report: Report) -> Event:
         case Outcome.SNOOZED:
             delay = report.delay or 0.0
             return Snoozed(lease_id=report.lease_id, delay=delay, actor=report.actor)
+        case Outcome.SUSPENDED:
+            return Suspended(lease_id=report.lease_id, need=1, actor=report.actor)
         case Outcome.INTERRUPTED:
             return Interrupted(lease_id=report.lease_id, actor=report.actor)
         case Outcome.RELEASED:
@@ -192,6 +208,7 @@ def apply(db: Database, job_id: str, event: Event) -> Job:
     if isinstance(event, Retried):
         check_unique(job, unique_keys.keys_of(db, [job_id]), set())
     save(db, [(job, steps)])
+    signals.end_waits(db, [job])
     return steps[-1]
 
 
@@ -224,6 +241,11 @@ def expire(db: Database, limit: int) -> list[Steps]:
     return _sweep(db, db.lock_late(limit), Expired())
 
 
+def time_out(db: Database, limit: int) -> list[Steps]:
+    """Let up to `limit` jobs run whose wait for a signal has expired; return the steps of each."""
+    return _sweep(db, signals.lock_expired(db, limit), Unblocked(actor=SWEEP))
+
+
 def _sweep(db: Database, jobs: Sequence[Job], event: Event) -> list[Steps]:
     failpoints.hit("sweep.between_read_and_write")
     now = db.now()
@@ -234,6 +256,7 @@ def _sweep(db: Database, jobs: Sequence[Job], event: Event) -> list[Steps]:
         except IllegalTransition:  # the lease was renewed between the read and `now`
             continue
     save(db, changes)
+    signals.end_waits(db, [job for job, _ in changes])
     return [steps for _, steps in changes]
 
 

@@ -31,6 +31,7 @@ from tenure.errors import (
     QueueFull,
     ScheduleNotFound,
     SchemaMismatch,
+    SignalTokenNotFound,
     StoreUnavailable,
     TenureError,
     Unauthorized,
@@ -63,6 +64,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(JobNotFound, 404, "No such job", {"job_id": "job_id"}),
     Kind(BulkNotFound, 404, "No such bulk action", {"bulk_id": "bulk_id"}),
     Kind(ScheduleNotFound, 404, "No such schedule", {"schedule": "name"}),
+    Kind(SignalTokenNotFound, 404, "No such token"),
     Kind(
         IllegalEdition,
         409,

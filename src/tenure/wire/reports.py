@@ -15,13 +15,16 @@ from tenure.errors import TenureError
 from tenure.jobs import ids
 from tenure.jobs import results as produced
 from tenure.jobs.durations import MAX_SECONDS
+from tenure.jobs.names import NAME_PATTERN
+from tenure.jobs.parking import Wait
 from tenure.jobs.payload import JsonText
 from tenure.jobs.postpone import Pause
 from tenure.jobs.progress import MAX_MESSAGE, JobProgress
+from tenure.jobs.signals import MAX_SIGNAL_NAME, MAX_SIGNALS
 from tenure.jobs.steps import Notes
 from tenure.jobs.work import Outcome, Report
 from tenure.wire.new_jobs import FollowUpRequests, entries
-from tenure.wire.requests import LINE, Label, Name, Request, embedded
+from tenure.wire.requests import LINE, Label, Name, Request, RunAt, embedded
 
 MAX_LEASED = 1_000
 MAX_WORKER_LENGTH = 120
@@ -104,11 +107,20 @@ class ProgressEntry(Progress, kw_only=True):
     lease_id: LeaseName
 
 
+class WaitForm(Request):
+    """What a suspended job waits for: the signal `number` of `name`, until `expires_at`."""
+
+    name: Annotated[str, Meta(pattern=NAME_PATTERN, max_length=MAX_SIGNAL_NAME)]
+    number: Annotated[int, Meta(ge=1, le=MAX_SIGNALS)]
+    expires_at: RunAt | None = None
+
+
 class ReportEntry(Request):
     """What became of one lease.
 
     `result` if it completed; `error` and `retryable` if it failed; `delay`, in seconds, if it was
-    snoozed or failed; `pause`, what starts no job as long, if it was snoozed.
+    snoozed or failed; `pause`, what starts no job as long, if it was snoozed; `wait`, if it was
+    suspended.
     """
 
     lease_id: LeaseName
@@ -118,6 +130,7 @@ class ReportEntry(Request):
     retryable: bool = True
     delay: Delay | None = None
     pause: Pause | None = None
+    wait: WaitForm | None = None
     progress: Progress | None = None
     jobs: FollowUpRequests | None = None
     traceparent: Annotated[str, Meta(max_length=100)] | None = None
@@ -137,22 +150,27 @@ def progress_of(entry: Progress) -> JobProgress:
 def report_of(entry: ReportEntry) -> Report:
     """Return the report of a worker. It is made storable, because the job must settle."""
     job_id, lease_id = split_lease(entry.lease_id)
-    completed = entry.outcome is Outcome.COMPLETED and entry.result is not None
+    outcome, error, wait = entry.outcome, entry.error, entry.wait
+    completed = outcome is Outcome.COMPLETED and entry.result is not None
+    if outcome is Outcome.SUSPENDED and wait is None:
+        outcome, error = Outcome.FAILED, "its worker suspended it, and did not say until when"
     return Report(
         job_id,
         lease_id,
-        entry.outcome,
+        outcome,
         result=produced.result_text(entry.result) if completed else None,
-        error=produced.error_text(entry.error) if entry.outcome is Outcome.FAILED else "",
+        error=produced.error_text(error) if outcome is Outcome.FAILED else "",
         retryable=entry.retryable,
         delay=entry.delay,
         pause=entry.pause,
+        wait=None if wait is None else Wait(wait.name, wait.number, wait.expires_at),
         notes=None if entry.progress is None else Notes(progress_of(entry.progress)),
     )
 
 
 def report_entry(report: Report) -> ReportEntry:
     """Return a report as a worker sends it."""
+    w = report.wait
     p = None if report.notes is None else report.notes.progress
     jobs = report.jobs
     entry = ReportEntry(
@@ -163,6 +181,7 @@ def report_entry(report: Report) -> ReportEntry:
         retryable=report.retryable,
         delay=report.delay,
         pause=report.pause,
+        wait=None if w is None else WaitForm(name=w.name, number=w.number, expires_at=w.expires_at),
         progress=None if p is None else Progress(p.done, p.total, p.message),
     )
     if jobs and not isinstance(jobs, TenureError):

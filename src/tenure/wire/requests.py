@@ -66,6 +66,7 @@ SearchText = Annotated[
     str, _schema(minLength=1, maxLength=MAX_SEARCHED_FOR, pattern="^[^\\u0000]*$")
 ]
 JsonObject = _component("JsonObject")
+Json = Annotated[Any, _component("Json")]
 Seconds = Annotated[float | str, _component("Duration")]
 Timeout = Annotated[float | str, _component("PositiveDuration")]
 StartBy = Annotated[float | str, _component("StartBy")]

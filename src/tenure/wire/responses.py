@@ -18,6 +18,7 @@ from tenure.jobs.ledger import LedgerEvent
 from tenure.jobs.payload import JsonText
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Action, Bulk
+from tenure.jobs.signals import Signal
 from tenure.jobs.stats import Count, QueueState, Time, Total
 from tenure.jobs.work import Answer, Lease
 from tenure.lifecycle import Job, Status
@@ -110,6 +111,29 @@ def job_of(body: JobBody) -> Job:
 def _text(raw: Raw) -> str | None:
     text = bytes(raw).decode()
     return None if text == "null" else text
+
+
+class SignalBody(Answered, frozen=True):
+    """A signal to a job: the `number`-th of its name."""
+
+    job_id: Id
+    name: str
+    number: int
+    at: Time
+    key: str | None
+    payload: Annotated[Raw, AnyJson]
+    actor: str
+
+
+def signal_body(signal: Signal, payload: str) -> SignalBody:
+    """Show a signal, with its payload as it is to be shown."""
+    return SignalBody.of(signal, payload=_stored(payload))
+
+
+def signal_of(body: SignalBody) -> Signal:
+    """Read the signal that an answer shows."""
+    fields = structs.asdict(body)
+    return Signal(payload_json=bytes(fields.pop("payload")).decode(), **fields)
 
 
 class TransitionBody(Answered, frozen=True):

@@ -261,8 +261,9 @@ class Attempts:
             if fence is not None or ending.jobs is not None:
                 report = self._with_follow_ups(attempt, report, ending)
         else:
-            outcome = Outcome.SNOOZED if ending.snoozed else Outcome.FAILED
-            how = (None, error, ending.retryable, ending.delay, ending.pause)
+            parked = Outcome.SNOOZED if ending.wait is None else Outcome.SUSPENDED
+            outcome = parked if ending.snoozed else Outcome.FAILED
+            how = (None, error, ending.retryable, ending.delay, ending.pause, ending.wait)
             report = attempt.outcome(outcome, *how)
             error = None if ending.snoozed else error
         if flaw is not None:

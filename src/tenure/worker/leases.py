@@ -21,6 +21,7 @@ from typing import Any
 from tenure.app.fence import LeaseFence
 from tenure.jobs.context import JobContext
 from tenure.jobs.handlers import Handler
+from tenure.jobs.parking import Wait
 from tenure.jobs.postpone import Pause
 from tenure.jobs.results import Ending, failure
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
@@ -71,13 +72,14 @@ class Attempt:
         retryable: bool = True,
         delay: float | None = None,
         pause: Pause | None = None,
+        wait: Wait | None = None,
     ) -> Report:
         """Return the report of this attempt with the given outcome."""
         lease, worker = self.lease, self.worker
         uncertain = self.child is not None or (self.fence is not None and self.fence.is_used)
         # fmt: off
         return Report(lease.id, lease.lease_id, outcome, result, error, retryable, worker, delay,
-                      None, pause, uncertain)
+                      None, pause, uncertain, wait)
         # fmt: on
 
     def failure(self, error: BaseException, handler: Handler | None = None) -> Ending:

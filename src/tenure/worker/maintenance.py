@@ -109,6 +109,7 @@ class MaintenanceThread(threading.Thread):
         self._duties: Sequence[tuple[Duty | None, Callable[[], object]]] = (
             (Duty.LEASES, lambda: self._sweep(self._core.sweep)),
             (Duty.STARTS, lambda: self._sweep(lambda: self._core.store.expire().result())),
+            (Duty.WAITS, lambda: self._sweep(lambda: self._core.store.time_out().result())),
             (Duty.SCHEDULES, lambda: self._repeat(self._decide_due, SCHEDULES_SHARE)),
             (None, self._set_times_right),
             (None, self._delete_old_jobs),  # at times that are known here

@@ -67,6 +67,8 @@ class BodyReader:
 
         Raises InvalidInput or Refusal.
         """
+        if body.form and _is_empty_form(request):
+            return None, False
         _check_media_type(request, optional=body.optional)
         held = 0
 
@@ -80,7 +82,7 @@ class BodyReader:
         try:
             data = await receive(request, body.limit, hold)
             if not data and body.optional:
-                return body.type(), False
+                return body.type() if isinstance(body.type, type) else None, False
             if not data:
                 raise InvalidInput("the request has no body; send JSON", path="$")
             if len(data) <= READ_IN_PLACE:
@@ -122,6 +124,12 @@ def _check_media_type(request: Request, *, optional: bool) -> None:
     else:
         return
     raise Refusal(415, "unsupported_media_type", "Unsupported media type", advice, {"Accept": JSON})
+
+
+def _is_empty_form(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_form = kind == "application/x-www-form-urlencoded"
+    return is_form and request.headers.get("content-length") == "0"
 
 
 _ABOUT_BODIES = frozenset({b"content-type", b"content-encoding"})

@@ -18,6 +18,7 @@ import tenure
 from tenure.http.api.bodies import JSON
 from tenure.jobs import durations, ids, payload, uniqueness
 from tenure.jobs.names import KEY_PATTERN, MAX_KEY_LENGTH, MAX_NAME_LENGTH, NAME_PATTERN
+from tenure.jobs.signals import MAX_SIGNAL_NAME
 from tenure.tokens.scopes import Scope
 from tenure.wire import problems
 
@@ -112,6 +113,8 @@ RULES: Mapping[str, Any] = dict.fromkeys(
 
 PATH_PARAMETERS: Mapping[str, Any] = {
     "id": {"type": "string", "pattern": ids.ID_PATTERN},
+    "signal": {"type": "string", "pattern": NAME_PATTERN, "maxLength": MAX_SIGNAL_NAME},
+    "token": {"type": "string", "pattern": "^[A-Za-z0-9_-]{22}$"},
     "name": {"type": "string", "pattern": NAME_PATTERN, "maxLength": MAX_NAME_LENGTH},
 }
 REQUEST_HEADERS: Mapping[str, Any] = {

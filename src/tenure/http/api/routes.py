@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 from starlette.responses import Response
 
 from tenure.app.adding import MAX_JOBS_AT_ONCE
-from tenure.http.api import events, jobs, leases, openapi, operations, queues, schedules
+from tenure.http.api import events, jobs, leases, openapi, operations, queues, schedules, signals
 from tenure.http.api.bodies import JSON, SMALL_BODY
 from tenure.http.api.call import Call
 from tenure.http.api.metrics import CONTENT_TYPE
+from tenure.http.guard import LINK_PATH
 from tenure.jobs import payload
 from tenure.jobs.explain import Explanation
 from tenure.jobs.queries import Counted
 from tenure.jobs.schedule_times import Preview
 from tenure.jobs.schedules import Fire
+from tenure.jobs.signals import MAX_SIGNAL_BYTES
 from tenure.jobs.stats import PartitionState, QueueState, TypeState, WorkerState
 from tenure.tokens.scopes import EVERY_SCOPE, Scope
 from tenure.wire import queues as limits
@@ -35,6 +37,7 @@ class Body:
     limit: int = SMALL_BODY  # bytes
     depth: int = 8  # levels of nesting
     optional: bool = False
+    form: bool = False  # an empty form of a page is as no body
     lenient: bool = False  # for reports: text and numbers that no database keeps are let through
     item: Any = None  # the type of each item, if the body is an array
     most: int = 0  # items
@@ -79,6 +82,10 @@ class Route:
         """The statuses of refusals that depend on what the call does."""
         if self.path.startswith("/jobs") and 201 in self.answers:
             return (404, 409, 422, 429) if "{id}" in self.path else (409, 422, 429)
+        if self.path == LINK:
+            return (404, 409, 429) if self.body else (404, 429)
+        if "{signal}" in self.path:
+            return (404, 409, 422)
         if "{id}" in self.path:
             changes_a_job = self.path.startswith("/jobs/") and self.body is not None
             return (404, 409) if changes_a_job else (404,)
@@ -124,6 +131,8 @@ HEARTBEATS = Body(
 PROGRESS = Body(
     Progress, limit=MAX_BATCH_BYTES, lenient=True, item=reports.ProgressEntry, most=MAX_LEASES
 )
+SIGNAL = Body(requests.Json, limit=MAX_SIGNAL_BYTES, depth=payload.MAX_DEPTH, optional=True)
+BY_FORM = replace(SIGNAL, form=True)
 TYPE_OPTIONS = Body(requests.DeclareRequest)
 LIMIT = Body(limits.LimitRequest)
 PARTITION = Body(limits.PartitionSettings)
@@ -137,6 +146,7 @@ TRIGGER = Body(forms.TriggerRequest, optional=True)
 BACKFILL, WHEN = Body(forms.BackfillRequest), Body(forms.WhenRequest)
 
 SCHEDULE = "/schedules/{name}"
+LINK = f"{LINK_PATH}{{token}}"
 TRACE = ("traceparent",)
 KEY = ("traceparent", "Idempotency-Key")
 LAST_EVENT = ("Last-Event-ID",)
@@ -152,6 +162,9 @@ CANCELLED = Reply(Job, "The job, cancelled.")
 AMENDED = Reply(Job, "The job, changed.")
 RETRIED = Reply(Job, "The job, pending again.")
 HISTORY = Reply(list[responses.TransitionBody], "The job's transitions.")
+SIGNALLED = Reply(responses.SignalBody, "The signal.")
+SIGNALS = Reply(list[responses.SignalBody], "The signals.")
+PAGE = Reply(None, "A page for people.", also=("text/html",))
 EXPLANATION = Reply(Explanation, "The reason.")
 NEW_BULK = Reply(responses.BulkBody, "The action, started.", status=202, headers=("Location",))
 BULKS = Reply(list[responses.BulkBody], "The actions.")
@@ -204,6 +217,18 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("POST", "/jobs/{id}/cancel", ADMIN, jobs.cancel_job, CANCELLED, body=REASON),
     Route("POST", "/jobs/{id}/retry", ADMIN, jobs.retry_job, RETRIED, body=RETRY),
+    Route(
+        "POST",
+        "/jobs/{id}/signals/{signal}",
+        ENQUEUE,
+        signals.send_signal,
+        SIGNALLED,
+        body=SIGNAL,
+        headers=("Idempotency-Key",),
+    ),
+    Route("GET", "/jobs/{id}/signals", READ, signals.list_signals, SIGNALS),
+    Route("POST", LINK, OPEN, signals.use_signal_token, SIGNALLED, body=BY_FORM),
+    Route("GET", LINK, OPEN, signals.show_signal_token, PAGE),
     # --- actions on all jobs that match a filter
     Route("POST", "/bulk", ADMIN, operations.start_bulk, NEW_BULK, body=BULK_REQUEST),
     Route("GET", "/bulk", READ, operations.list_bulks, BULKS, query=operations.BulksQuery),
@@ -296,5 +321,5 @@ ROUTES: tuple[Route, ...] = (
     ),
 )
 
-OPEN_PATHS = tuple(route.path for route in ROUTES if not route.scopes)
+OPEN_PATHS = tuple(route.path for route in ROUTES if not route.scopes and "{" not in route.path)
 """Paths that are answered without a token."""

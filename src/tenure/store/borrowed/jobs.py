@@ -15,7 +15,7 @@ from tenure.errors import DuplicateJob, JobNotFound, KeyConflict, LeaseLost, Que
 from tenure.events import Event
 from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob, TypeOptions
 from tenure.jobs.uniqueness import plan
-from tenure.lifecycle import Job, follow
+from tenure.lifecycle import Job, Status, follow
 from tenure.store.borrowed import links, unique_keys
 from tenure.store.borrowed.drivers import Ask, Steps
 from tenure.store.borrowed.json_jobs import SQLITE_JOB, document, job_in, millis, time_in, written
@@ -46,6 +46,10 @@ UPDATE {s}job AS job SET {set}
 FROM json_populate_record(CAST(NULL AS {s}job), CAST(CAST({p} AS text) AS json)) AS new
 WHERE job.id = new.id
 """
+END_WAIT = {
+    "postgres": f"DELETE FROM {{s}}wait WHERE job_id = {ID} RETURNING 1",
+    "sqlite": "DELETE FROM tenure_wait WHERE job_id = {p} RETURNING 1",
+}
 _TYPE = ", ".join(types.NAMED)
 TYPES = f"SELECT CAST(json_agg(json_build_array({_TYPE})) AS text) FROM {{s}}type"
 
@@ -112,7 +116,7 @@ def add(
         linked = {a.id: id for a, id in zip(checked_jobs, holders, strict=True) if a.id != id}
     added = yield from _add_all(engine, made.fresh, notify, limited, linked)
     for _, after in made.changed.values():
-        yield _saved(engine, after)
+        yield saved(engine, after)
     new = {one.job.id for one in added if one.created}
     yield from unique_keys.keep_throttles(engine, [a for a in made.fresh if a.id in new])
     return [one for one in answers_of(made, added) if isinstance(one, Enqueued)]
@@ -215,14 +219,16 @@ def apply(engine: str, job_id: str, event: Event) -> Steps[Job]:
 
     Raises JobNotFound, IllegalTransition, or LeaseLost for an event of a lease holder.
     """
-    job, now = yield from _locked(engine, job_id)
+    job, now = yield from locked(engine, job_id)
     steps = follow(job, event, now)
     for after in steps:
-        yield _saved(engine, after)
+        yield saved(engine, after)
+    if job.status is Status.WAITING and job.token:  # it was suspended
+        yield Ask(END_WAIT[engine], job_id)
     return steps[-1]
 
 
-def _saved(engine: str, after: Job) -> Ask:
+def saved(engine: str, after: Job) -> Ask:
     """Write a locked job as it is after a transition."""
     columns = (*CHANGED, *CHANGED_BY[after.event])
     values = dict(zip(columns, changed_values(after, columns), strict=True))
@@ -231,12 +237,12 @@ def _saved(engine: str, after: Job) -> Ask:
 
 def hold(engine: str, job_id: str, lease_id: str) -> Steps[None]:
     """Lock a job until the transaction ends; raises LeaseLost unless this is its lease."""
-    job, _ = yield from _locked(engine, job_id)
+    job, _ = yield from locked(engine, job_id)
     if job.lease_id != lease_id:
         raise LeaseLost(job_id)
 
 
-def _locked(engine: str, job_id: str) -> Steps[tuple[Job, datetime]]:
+def locked(engine: str, job_id: str) -> Steps[tuple[Job, datetime]]:
     """Lock a job; return it and the time. Raises JobNotFound."""
     if engine == "sqlite":
         yield LOCK_FILE

@@ -23,7 +23,7 @@ from tenure.store import transitions
 from tenure.store.dialect import Reads, Statements
 from tenure.store.rows import fields_of, selected
 from tenure.store.search import fits, some_ids
-from tenure.store.tables import unique_keys
+from tenure.store.tables import signals, unique_keys
 
 if TYPE_CHECKING:
     from tenure.store import Store
@@ -187,6 +187,7 @@ def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) 
         except IllegalTransition:
             continue
     transitions.save(db, changes)
+    signals.end_waits(db, [job for job, _ in changes])
     failpoints.hit("bulk.between_jobs_and_cursor")
     done = replace(
         bulk,

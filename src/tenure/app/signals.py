@@ -1,0 +1,94 @@
+"""Signals to jobs: sent by `Tenure.signal` or by a one-use token, and listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tenure.app.core import Core, Noun
+from tenure.errors import SignalTokenNotFound
+from tenure.jobs.names import check_key
+from tenure.jobs.signals import NewSignal, Signal, check_signal_name, signal_text, token_digest
+from tenure.lifecycle import Job
+from tenure.store.tables import signals as stored
+
+if TYPE_CHECKING:
+    from tenure.app.app import Tenure
+
+LINK = "signal link"
+"""The actor of a signal that was sent with a one-use token."""
+
+
+def signal(
+    app: Tenure,
+    job: Job | str,
+    name: str,
+    payload: object = None,
+    key: str | None = None,
+    *,
+    actor: str | None = None,
+) -> Signal:
+    """Send a signal to a job; one that waits for it runs again at once.
+
+    A signal that comes before the job waits is kept until it does: the first wait for a name takes
+    the first signal of that name, the second wait the second.
+
+    - `job`: the job, or its id.
+    - `name`: what `JobContext.wait_for_signal` names; 1 to 100 of `A-Z a-z 0-9 _ : - .`.
+    - `payload`: what to say, as plain JSON of at most 64 KiB. Default: None.
+    - `key`: an idempotency key for this job and name, at most 255 visible ASCII characters: sending
+      the same again sends nothing. Default: None.
+    - `actor`: who sends it, for the ledger; as of `cancel`.
+
+    Returns the `Signal`, with `key` perhaps the one of before. Raises JobNotFound;
+    IllegalTransition if the job is settled; KeyConflict if the key was used with another payload;
+    InvalidInput, also for more than 1,000 signals of a job, and PayloadTooLarge.
+    """
+    job_id = job if isinstance(job, str) else job.id
+    new = new_signal(app.core, name, payload, key, actor)
+    app.core.get(job_id)  # a job of another queue is not found
+    return sent(app.core, lambda db: stored.send(db, job_id, new), [job_id])
+
+
+def new_signal(
+    core: Core, name: str, payload: object, key: str | None, actor: str | None
+) -> NewSignal:
+    """Return a checked signal; raises InvalidInput or PayloadTooLarge."""
+    return NewSignal(
+        check_signal_name(name),
+        signal_text(payload),
+        None if key is None else check_key(key, "$.key"),
+        core.signed(actor),
+    )
+
+
+def sent(core: Core, send: Callable[[Any], Signal], jobs: Sequence[str] | None) -> Signal:
+    return core.limited_store.write("signal", send, jobs=jobs).result()
+
+
+class Signals(Noun):
+    """The signals of jobs. `Tenure.signal` sends one."""
+
+    def list(self, job_id: str) -> list[Signal]:
+        """Return the signals of a job, in the order in which they came. Raises JobNotFound."""
+        self._core.get(job_id)
+        return stored.of_job(self._core.limited_store.read, job_id)
+
+
+def by_token(core: Core, token: str, payload: str | None) -> Signal:
+    """Send the signal of a one-use token; raises SignalTokenNotFound and what `signal` raises."""
+    digest = _digest(token)
+    return sent(core, lambda db: stored.send_by_token(db, digest, payload, LINK), None)
+
+
+def of_token(core: Core, token: str) -> tuple[Job, str, str | None]:
+    """Return what a one-use token is for: the job, the name and the payload, if it has one."""
+    job_id, name, payload = stored.of_token(core.limited_store.read, _digest(token))
+    return core.get(job_id), name, payload
+
+
+def _digest(token: str) -> str:
+    digest = token_digest(token)
+    if digest is None:
+        raise SignalTokenNotFound()
+    return digest

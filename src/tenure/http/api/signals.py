@@ -1,0 +1,124 @@
+"""Signals over HTTP: to a job, and by one-use tokens, also from a page for people.
+
+A token is all that its call needs: the address may be used from anywhere, once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from tenure.app import signals
+from tenure.errors import TenureError
+from tenure.http.api.call import Call, answer
+from tenure.http.guard import as_problem
+from tenure.http.signal_page import HEADERS, page
+from tenure.jobs.payload import JsonText
+from tenure.jobs.redaction import Redaction
+from tenure.jobs.signals import Signal, signal_text
+from tenure.wire import responses
+from tenure.wire.problems import RETRY_LATER, Refusal
+
+MAX_LOOKS_A_SECOND = 100
+"""Tokens that one server looks up in a second, so that guesses cost the database little."""
+
+
+def send_signal(call: Call) -> Response:
+    """Send a signal to a job; the body is its payload."""
+    path = call.path
+    sent = call.app.signal(
+        path["id"],
+        path["signal"],
+        call.body,
+        call.header("Idempotency-Key"),
+        actor=call.caller.name,
+    )
+    return answer(shown(sent, call.redaction))
+
+
+def list_signals(call: Call) -> Response:
+    """Show the signals of a job, in the order in which they came."""
+    found = call.app.signals.list(call.path["id"])
+    return answer([shown(one, call.redaction) for one in found])
+
+
+def shown(signal: Signal, redaction: Redaction) -> responses.SignalBody:
+    """Return the JSON of a signal, without what is redacted."""
+    return responses.signal_body(signal, redaction.document(signal.payload_json))
+
+
+async def use_signal_token(call: Call) -> Response:
+    """Send the signal of a one-use token; the body is the payload if the token has none."""
+    payload = None if call.body is None else JsonText(signal_text(call.body, "$"))
+
+    def send() -> Response:
+        sent = signals.by_token(call.app.core, call.path["token"], payload)
+        if _is_for_people(call.request):
+            return _page(f"{sent.name}: sent", "You can close this page.")
+        return answer(shown(sent, call.redaction))
+
+    return await _looked_up(call, send)
+
+
+async def show_signal_token(call: Call) -> Response:
+    """Show people what a one-use token is for, with a button that uses it."""
+
+    def look() -> Response:
+        job, name, payload = signals.of_token(call.app.core, call.path["token"])
+        says = None if payload is None else call.redaction.document(payload)
+        return _page(name, f"Send this to the job {job.type}:", says=says, button=name)
+
+    return await _looked_up(call, look)
+
+
+async def _looked_up(call: Call, look: Callable[[], Response]) -> Response:
+    """Return what `look` answers; a refusal as a page where a person reads it."""
+    try:
+        _pace.go()
+        return await run_in_threadpool(look)
+    except (TenureError, Refusal) as error:
+        if not _is_for_people(call.request):
+            raise
+        problem = as_problem(call.request.scope, error)
+        title = "This does not work (any more)"
+        text = "The link was used, is wrong, or what it was for has ended."
+        return _page(title, text, status=problem.status_code)
+
+
+def _is_for_people(request: Request) -> bool:
+    return "text/html" in request.headers.get("accept", "")
+
+
+def _page(
+    title: str, text: str, *, says: str | None = None, button: str = "", status: int = 200
+) -> Response:
+    return HTMLResponse(page(title, text, says, button), status, HEADERS)
+
+
+class _Pace:
+    """Lets `MAX_LOOKS_A_SECOND` calls pass; called on the event loop only."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._left = 0
+
+    def go(self) -> None:
+        now = time.monotonic()
+        if now >= self._until:
+            self._until, self._left = now + 1, MAX_LOOKS_A_SECOND
+        self._left -= 1
+        if self._left < 0:
+            raise Refusal(
+                429,
+                "too_many_tokens",
+                "Too many tokens at once",
+                "this server looks up no more tokens of signals now; try again in a moment",
+                RETRY_LATER,
+            )
+
+
+_pace = _Pace()

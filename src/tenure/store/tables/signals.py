@@ -1,0 +1,152 @@
+"""The tables of signals, of what suspended jobs wait for, and of one-use tokens.
+
+`store/borrowed/signals.py` stores a signal. A row of `wait` counts only while its job is waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from tenure.errors import InvalidInput, LeaseLost
+from tenure.jobs.parking import Wait
+from tenure.jobs.signals import MAX_SIGNAL_TOKENS, NewSignal, Signal
+from tenure.lifecycle import Job, Status
+from tenure.store.dialect import Reads, Statements
+from tenure.store.rows import fields_of, selected
+
+if TYPE_CHECKING:
+    from tenure.store.protocol import Database
+
+COLUMNS = ("job_id", "name", "number", "at", "key", "payload", "actor")
+
+
+def send(db: Database, job_id: str, signal: NewSignal) -> Signal:
+    """Store a signal and release the job that waits for it, as `borrowed.signals.send` says."""
+    from tenure.store.borrowed import signals, unique_keys  # they come with the drivers of callers
+
+    return unique_keys.run(db, signals.send(db.dialect.engine, job_id, signal))
+
+
+def send_by_token(db: Database, digest: str, payload: str | None, actor: str) -> Signal:
+    """Send the signal of a one-use token, as `borrowed.signals.send_by_token` says."""
+    from tenure.store.borrowed import signals, unique_keys
+
+    steps = signals.send_by_token(db.dialect.engine, digest, payload, actor)
+    return unique_keys.run(db, steps)
+
+
+def of_job(db: Reads, job_id: str) -> list[Signal]:
+    """Return the signals of a job in the order in which they came."""
+    d = db.dialect
+    rows = db.rows(
+        f"SELECT {selected(d, COLUMNS, 'one')} FROM {d.table('signal')} AS one"
+        f" WHERE one.job_id = {d.id_value} ORDER BY one.at, one.name, one.number",
+        (job_id,),
+    )
+    found = [fields_of(d, COLUMNS, row) for row in rows]
+    return [Signal(payload_json=one.pop("payload") or "null", **one) for one in found]
+
+
+def wait_of(db: Reads, job_id: str) -> Wait | None:
+    """Return what a suspended job waits for."""
+    d = db.dialect
+    columns = ("name", "number", "expires_at")
+    where = f"WHERE job_id = {d.id_value}"
+    rows = db.rows(f"SELECT {selected(d, columns)} FROM {d.table('wait')} {where}", (job_id,))
+    return next((Wait(**fields_of(d, columns, row)) for row in rows), None)
+
+
+# --- suspensions
+
+
+def senders(db: Reads, waits: Sequence[tuple[str, Wait]]) -> Mapping[str, str]:
+    """Return who sent what jobs are about to wait for, by job, where it is there already."""
+    d = db.dialect
+    either = " OR ".join(
+        [f"(job_id = {d.id_value} AND name = {d.value} AND number = {d.value})"] * len(waits)
+    )
+    values = [value for id, wait in waits for value in (id, wait.name, wait.number)]
+    table = d.table("signal")
+    return dict(db.rows(f"SELECT {d.id('job_id')}, actor FROM {table} WHERE {either}", values))
+
+
+def begin_waits(db: Statements, waits: Iterable[tuple[str, Wait]]) -> None:
+    """Note what jobs wait for that are suspended in this transaction."""
+    d = db.dialect
+    statement = (
+        f"INSERT INTO {d.table('wait')} (job_id, name, number, expires_at)"
+        f" VALUES ({d.id_value}, {d.values(3)}) ON CONFLICT (job_id) DO UPDATE SET"
+        " name = excluded.name, number = excluded.number, expires_at = excluded.expires_at"
+    )
+    for id, wait in waits:
+        db.changed(statement, (id, wait.name, wait.number, d.to_bound(wait.expires_at)))
+
+
+def end_waits(db: Statements, jobs: Iterable[Job]) -> None:
+    """Delete what these jobs, as they were, waited for: they wait no longer."""
+    if ids := [job.id for job in jobs if _is_suspended(job)]:
+        _delete(db, ids)
+
+
+def _is_suspended(job: Job) -> bool:
+    """Whether a job waits for a signal: one that waits for other jobs was never claimed."""
+    return job.status is Status.WAITING and job.token > 0
+
+
+def _delete(db: Statements, ids: Sequence[str]) -> None:
+    d = db.dialect
+    all_ids = ", ".join([d.id_value] * len(ids))
+    db.changed(f"DELETE FROM {d.table('wait')} WHERE job_id IN ({all_ids})", ids)
+
+
+def lock_expired(db: Database, limit: int) -> list[Job]:
+    """Lock up to `limit` suspended jobs whose wait has expired, and pass over locked ones."""
+    d = db.dialect
+    over = f"SELECT {d.id('job_id')} FROM {d.table('wait')} WHERE expires_at <= {d.now}"
+    asked = sorted(id for (id,) in db.rows(f"{over} ORDER BY expires_at LIMIT {limit}"))
+    free = sorted(set(asked) - db.busy(asked)) if asked else []
+    if not free:
+        return []
+    jobs = db.lock(free)
+    # A signal may have come before the locks, and the job may have been suspended again since.
+    ids = ", ".join([d.id_value] * len(free))
+    expired = {id for (id,) in db.rows(f"{over} AND job_id IN ({ids})", free)}
+    found = [job for id, job in jobs.items() if id in expired and _is_suspended(job)]
+    if left := expired - {job.id for job in found}:  # by raw SQL that has changed the job
+        _delete(db, sorted(left))
+    return found
+
+
+# --- one-use tokens
+
+
+def of_token(db: Reads, digest: str) -> tuple[str, str, str | None]:
+    """Return job id, name and payload of a token; raises SignalTokenNotFound."""
+    from tenure.store.borrowed import signals, unique_keys
+
+    return unique_keys.run(db, signals.of_token(db.dialect.engine, digest))
+
+
+def keep_token(
+    db: Statements, job_id: str, lease_id: str, digest: str, name: str, payload: str | None
+) -> None:
+    """Keep a one-use token of a job; raises LeaseLost, or InvalidInput if there are too many."""
+    d = db.dialect
+    table = d.table("signal_token")
+    statement = f"SELECT count(*) FROM {table} WHERE job_id = {d.id_value}"
+    ((many,),) = db.rows(statement, (job_id,))
+    if many >= MAX_SIGNAL_TOKENS:
+        raise InvalidInput(
+            f"the job has {MAX_SIGNAL_TOKENS} unused tokens, which is the limit: make them in the"
+            " step that sends them",
+            path="$.name",
+        )
+    added = db.changed(
+        f"INSERT INTO {table} (digest, job_id, name, payload, at)"
+        f" SELECT {d.value}, id, {d.value}, {d.value}, {d.now} FROM {d.table('job')}"
+        f" WHERE id = {d.id_value} AND lease_id = {d.id_value}",
+        (digest, name, payload, job_id, lease_id),
+    )
+    if not added:
+        raise LeaseLost(job_id)

@@ -1,0 +1,158 @@
+"""Signals over HTTP and on the command line, and the page of a one-use token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from tenure import Tenure
+from tenure.http.api import signals as endpoints
+from tenure.jobs.signals import new_token, token_digest
+from tenure.jobs.work import Lease
+from tenure.settings import Settings
+from tenure.store.tables import signals
+from tests.support.http import UNKNOWN_ID, api_client, assert_problem
+from tests.support.store import claim_request, report_completed
+
+OWNER = "the-token-of-the-settings"
+HTML = {"Accept": "text/html,*/*;q=0.8"}
+FROM_MAIL = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", **HTML}
+FORM = {
+    "Content-Type": "application/x-www-form-urlencoded",
+    "Origin": "null",  # as browsers say on a page that has no referrer
+    "Sec-Fetch-Site": "same-origin",
+    **HTML,
+}
+
+
+@pytest.fixture
+def app(sqlite_url: str) -> Iterator[Tenure]:
+    with Tenure(sqlite_url) as app:
+        yield app
+        assert app.verify() == []
+
+
+@pytest.fixture
+def api(app: Tenure) -> Iterator[TestClient]:
+    with api_client(app, Settings(tokens=(OWNER,), redact=("card",))) as api:
+        api.headers["Authorization"] = f"Bearer {OWNER}"
+        yield api
+
+
+def taken(app: Tenure, type: str = "order") -> Lease:
+    app.enqueue(type)
+    request = claim_request(limit=1)
+    (lease,) = app.core.claim(request).leases
+    return lease
+
+
+def token_of(app: Tenure, lease: Lease, payload: str | None = None, name: str = "ok") -> str:
+    token = new_token()
+    digest = str(token_digest(token))
+    app.core.store.write(
+        "signal",
+        lambda db: signals.keep_token(db, lease.id, lease.lease_id, digest, name, payload),
+    ).result()
+    return token
+
+
+def test_send_and_list(app: Tenure, api: TestClient) -> None:
+    job = app.enqueue("order")
+    path = f"/jobs/{job.id}/signals"
+    key = {"Idempotency-Key": "k"}
+    sent = api.post(f"{path}/approved", json={"by": "ada", "card": 4711}, headers=key).json()
+    assert sent == {
+        "job_id": job.id,
+        "name": "approved",
+        "number": 1,
+        "key": "k",
+        "actor": "http",
+        "payload": {"by": "ada", "card": "[redacted]"},
+        "at": sent["at"],
+    }
+    same = api.post(f"{path}/approved", json={"by": "ada", "card": 4711}, headers=key)
+    assert (same.status_code, same.json()) == (200, sent)
+    assert_problem(api.post(f"{path}/approved", json=1, headers=key), 422, "idempotency_key_reused")
+    assert api.post(f"{path}/approved").json()["payload"] is None
+    for payload in ([1, [2]], "text", 1.5, False):
+        assert api.post(f"{path}/a.b:c-d", json=payload).json()["payload"] == payload
+    listed = api.get(path).json()
+    assert [one["number"] for one in listed] == [1, 2, 1, 2, 3, 4]
+    stored = [one.payload for one in app.signals.list(job.id)]
+    assert stored[:2] == [{"by": "ada", "card": 4711}, None]
+    app.cancel(job.id)
+    assert_problem(api.post(f"{path}/approved"), 409, "illegal_transition")
+
+
+def test_what_is_refused(app: Tenure, api: TestClient) -> None:
+    job = app.enqueue("order")
+    path = f"/jobs/{job.id}/signals/approved"
+    assert_problem(api.post(f"/jobs/{UNKNOWN_ID}/signals/approved"), 404, "job_not_found")
+    assert_problem(api.post(f"/jobs/{job.id}/signals/a%20b"), 400, "invalid_input")
+    assert_problem(api.post(path, json="x" * 65_536), 413, "payload_too_large")
+    json = {"Content-Type": "application/json"}
+    assert_problem(api.post(path, content=b"{", headers=json), 400, "invalid_input")
+    assert_problem(api.post(path, content=b"a=1", headers=FORM), 403, "cross_site")
+    plain = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert_problem(api.post(path, content=b"", headers=plain), 415, "unsupported_media_type")
+    assert app.signals.list(job.id) == []
+
+
+def test_a_link_from_a_mail(app: Tenure, api: TestClient) -> None:
+    """No token, no script; a scanner that follows the link, however often, uses up nothing."""
+    lease = taken(app)
+    yes = token_of(app, lease, '{"ok":true,"card":"<4711>"}', "approve<d")
+    api.headers.clear()
+    for method in ("GET", "HEAD", "GET"):
+        page = api.request(method, f"/signals/{yes}", headers=FROM_MAIL)
+        assert page.status_code == 200
+    assert page.headers["cache-control"] == "no-store"
+    assert page.headers["referrer-policy"] == "no-referrer"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "set-cookie" not in page.headers
+    assert page.text.count("<button") == 1
+    assert "approve&lt;d" in page.text
+    assert "<script" not in page.text
+    assert "4711" not in page.text
+    assert "[redacted]" in page.text
+    assert app.signals.list(lease.id) == []
+    done = api.post(f"/signals/{yes}", content=b"", headers=FORM)
+    assert (done.status_code, "sent" in done.text, "<button" in done.text) == (200, True, False)
+    assert app.signals.list(lease.id)[0].payload == {"ok": True, "card": "<4711>"}
+    again = api.post(f"/signals/{yes}", content=b"", headers=FORM)
+    assert (again.status_code, "does not work" in again.text) == (404, True)
+    assert api.get(f"/signals/{yes}", headers=FROM_MAIL).status_code == 404
+    assert len(app.signals.list(lease.id)) == 1
+
+
+def test_a_program_outside(app: Tenure, api: TestClient) -> None:
+    """Its whole body is the payload, whatever site it comes from."""
+    lease = taken(app)
+    api.headers.clear()
+    anywhere = {"Origin": "https://pay.example", "Sec-Fetch-Site": "cross-site"}
+    token = token_of(app, lease)
+    sent = api.post(f"/signals/{token}", json={"paid": 3}, headers=anywhere)
+    assert (sent.status_code, sent.json()["actor"]) == (200, "signal link")
+    assert [one.payload for one in app.signals.list(lease.id)] == [{"paid": 3}]
+    for used in (token, new_token()):
+        assert_problem(api.post(f"/signals/{used}"), 404, "signal_token_not_found")
+        assert_problem(api.get(f"/signals/{used}"), 404, "signal_token_not_found")
+    for wrong in ("x", "x" * 22 + "'", "%00" * 22):
+        assert_problem(api.post(f"/signals/{wrong}"), 404, "signal_token_not_found")
+    fixed = token_of(app, lease, "true")
+    assert_problem(api.post(f"/signals/{fixed}", json=False), 400, "invalid_input")
+    assert_problem(api.post(f"/signals/{fixed}", json="x" * 65_536), 413, "payload_too_large")
+    app.core.report([report_completed(lease)])
+    assert_problem(api.post(f"/signals/{fixed}"), 409, "illegal_transition")
+    page = api.post(f"/signals/{fixed}", content=b"", headers=FORM)
+    assert (page.status_code, lease.id in page.text) == (409, False)
+
+
+def test_guesses_cost_little(app: Tenure, api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "MAX_LOOKS_A_SECOND", 3)
+    monkeypatch.setattr(endpoints, "_pace", endpoints._Pace())
+    codes = [api.get(f"/signals/{new_token()}").status_code for _ in range(5)]
+    assert 429 in codes
+    assert set(codes) <= {404, 429}
