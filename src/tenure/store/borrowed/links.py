@@ -214,7 +214,7 @@ def _check_parents(
 
 def _overdue(engine: str, parents: Any) -> Steps[Mapping[str, str]]:
     """The parents at rest whose followers are not all counted, and the last one that is."""
-    many = [parent.id for parent in parents if parent.rests and parent.followed > 1_000]
+    many = [parent.id for parent in parents if parent.rests and parent.followed]
     if not many:
         return {}
     ((text,),) = yield Ask(OVERDUE[engine], written(many))
@@ -261,7 +261,7 @@ def _full(
 def _tie(
     engine: str, links: Sequence[Edge], counts: Mapping[str, Numbers], followed: Sequence[Any]
 ) -> Steps[None]:
-    """Store dependencies and gates, count followers, and note who can never run."""
+    """Store dependencies and gates, and count followers."""
     rows = [link._asdict() for link in links]
     if rows:
         more = ("gate",) if engine == "postgres" else ()
@@ -275,6 +275,3 @@ def _tie(
         yield inserted(engine, "gate", ("child", "gate", "need", "spare"), gates)
     if followed:
         yield Ask(FOLLOWED[engine], written(followed))
-    doomed = [{"job_id": id} for id, count in counts.items() if count.spare < 0 < count.need]
-    if doomed:
-        yield inserted(engine, "revisit", ("job_id",), doomed)
