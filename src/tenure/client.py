@@ -9,54 +9,33 @@ StoreUnavailable: the outcome may be unknown. A remote worker uses a client as i
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from math import inf
 from typing import Any, Self, TypeVar, Unpack
 from urllib.parse import parse_qs, urlsplit
 
-from msgspec import UNSET, structs
+from msgspec import structs
 
-from tenure.errors import Forbidden, InvalidInput, JobNotFound, StoreUnavailable, TenureError
+from tenure.errors import JobNotFound
 from tenure.jobs import durations, ids
-from tenure.jobs.enqueue import Duration, NewJob, Options, TypeOptions
+from tenure.jobs.enqueue import Duration, NewJob, Options
 from tenure.jobs.explain import Explanation
 from tenure.jobs.ledger import Transition
-from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Fields
-from tenure.jobs.stats import Count, TypeState
-from tenure.jobs.steps import StepCall
-from tenure.jobs.work import ClaimRequest, Exchange, HeldLeases, Lease, Outcome, Report, Verdict
+from tenure.jobs.stats import Count
 from tenure.lifecycle import Job
 from tenure.wire import requests, responses
-from tenure.wire.reports import (
-    MAX_WAIT_SECONDS,
-    LeaseRequest,
-    ProgressEntry,
-    join_lease,
-    report_entry,
-    split_lease,
-)
 from tenure.wire.transport import (
     DEFAULT_TIMEOUT_SECONDS,
     Transport,
     blocking,
-    finished,
 )
+from tenure.wire.worker_calls import WorkerCalls
 
 T = TypeVar("T")
-
-log = logging.getLogger(__name__)
-
-ENDS = "/leases/ended"
-SILENT_SECONDS = 40.0  # after which that stream is broken: a sign of life comes every 15 s
-RECONNECT_SECONDS = 1.0
 
 
 class _Client:
@@ -216,17 +195,10 @@ class AsyncClient(_Client):
         return list((await self._to.ask("GET", "/stats", responses.StatsBody)).counts)
 
 
-class Client(_Client):
+class Client(WorkerCalls, _Client):
     """A client of one Tenure server. Thread-safe. Close it, or use it with `with`."""
 
     _blocks = True
-
-    waits = True
-    """The server may hold a claim until there is work."""
-    exchanges = 1
-    """Exchanges that a worker has under way at once."""
-    database = None
-    """Only the server knows it."""
 
     def close(self) -> None:
         """Close the connections. A claim that still waits is cancelled."""
@@ -249,110 +221,6 @@ class Client(_Client):
     retry = blocking(AsyncClient.retry)
     stats = blocking(AsyncClient.stats)
 
-    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
-        """Report, then claim. Cancel the future to give up a claim that waits.
-
-        Leases that arrive after that are released.
-        """
-        if self._to.http.is_closed:
-            raise StoreUnavailable("the client is closed")
-        future: Future[Exchange] = Future()
-        _start(self._take_exchange, future, reports, claim)
-        return future
-
-    def _take_exchange(
-        self, future: Future[Exchange], reports: Sequence[Report], claim: ClaimRequest | None
-    ) -> None:
-        if future.cancelled():
-            return
-        try:
-            verdicts = self._report(reports) if reports else []
-            leases = self._claim(claim) if claim is not None else []
-        except BaseException as error:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(error)
-            return
-        if future.set_running_or_notify_cancel():
-            future.set_result(Exchange(verdicts, leases))
-        elif leases:
-            self._hand_back(leases)
-
-    def _hand_back(self, leases: Sequence[Lease]) -> None:
-        try:
-            self._report([Report(one.id, one.lease_id, Outcome.RELEASED) for one in leases])
-        except TenureError as error:
-            log.warning("%d leases could not be handed back and run out: %s", len(leases), error)
-
-    def _report(self, reports: Sequence[Report]) -> list[Verdict]:
-        body = [report_entry(report) for report in reports]
-        verdicts = self._ask("POST", "/reports", list[responses.VerdictBody], body)
-        return [Verdict(one.answer, one.recorded, one.retry_in, one.error) for one in verdicts]
-
-    def _claim(self, claim: ClaimRequest) -> list[Lease]:
-        wait = min(claim.wait_seconds, MAX_WAIT_SECONDS)
-        fields = {**structs.asdict(claim), "label": claim.label or UNSET, "wait_seconds": wait}
-        del fields["next_due"]  # a claim that is held until there is work needs no hint
-        body = LeaseRequest(**fields)
-        leases = self._ask("POST", "/leases", list[responses.LeaseBody], body, wait=wait)
-        return [responses.lease_of(lease) for lease in leases]
-
-    def declare(self, options: Mapping[str, TypeOptions]) -> None:
-        """Make the options of types known to the server, by name; called by workers.
-
-        Leaves out types with a queue that the token is not for.
-        """
-        for name, each in options.items():
-            with suppress(Forbidden):
-                self._ask("PUT", f"/types/{name}", TypeState, each)
-
-    def heartbeat(self, leases: HeldLeases, lease_seconds: float) -> Mapping[str, str]:
-        """Extend (job id, lease id) leases; returns by lease id which event ended the others."""
-        names = [join_lease(*lease) for lease in leases]
-        # Leaves time for another try before the leases run out.
-        timeout = min(self._to.timeout, max(lease_seconds / 2, 1.0))
-        query, kind = {"lease_seconds": str(lease_seconds)}, list[responses.HeldBody]
-        answers = self._ask("POST", "/heartbeats", kind, names, query=query, timeout=timeout)
-        return {split_lease(a.lease_id)[1]: a.ended_by for a in answers if not a.held}
-
-    def record_progress(self, entries: Sequence[tuple[str, str, JobProgress]]) -> int:
-        """Store how far (job id, lease id) attempts have come; returns how many are still held."""
-        body = [
-            ProgressEntry(p.done, p.total, p.message, lease_id=join_lease(*lease))
-            for *lease, p in entries
-        ]
-        return self._ask("POST", "/progress", responses.RecordedBody, body).recorded
-
-    def ask(self, job_id: str, lease_id: str, call: StepCall) -> Future[Any]:
-        """Refuse what an attempt asks for."""
-        raise InvalidInput("a worker that gets its jobs over HTTP cannot keep steps yet")
-
-    def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
-        """Do nothing: the server answers a claim that waits when there is work."""
-        return lambda: None
-
-    def on_end(self, worker: str, notify: Callable[[], None]) -> Callable[[], None]:
-        """Call `notify`, on any thread, when leases of a worker may have ended; as `WorkSource`."""
-        stopped, query = threading.Event(), {"worker": worker}
-
-        def listen() -> None:
-            while not (stopped.is_set() or self._to.http.is_closed):
-                try:
-                    with self._to.http.stream(
-                        "GET", ENDS, params=query, timeout=SILENT_SECONDS
-                    ) as answer:
-                        for line in answer.iter_lines():
-                            if line == "event: ended" and not stopped.is_set():
-                                notify()
-                except (*self._to.trouble, RuntimeError) as error:  # the latter if it is closed
-                    log.info("not listening for cancels, heartbeats continue: %r", error)
-                stopped.wait(RECONNECT_SECONDS)
-
-        _start(listen)
-        return stopped.set
-
-    def _ask(self, method: str, path: str, kind: type[T], body: object = None, **more: Any) -> T:
-        return finished(self._to.ask(method, path, kind, body, **more))
-
 
 async def _add(
     to: Transport, new_jobs: Sequence[NewJob], send: Callable[..., Coroutine[Any, Any, Any]]
@@ -369,15 +237,6 @@ async def _add(
         raise
     to.tracing.added(span, [job.id for job in (made if isinstance(made, list) else [made])], None)
     return made
-
-
-def _start(call: Callable[..., None], *arguments: Any) -> None:
-    """Call something on a daemon thread: the process can end while it waits for the server."""
-    thread = threading.Thread(target=call, args=arguments, name="tenure-client", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError as error:  # a limit of the machine
-        raise StoreUnavailable(f"nothing was sent: {error}") from error
 
 
 def _cursor_in(links: Mapping[str, Mapping[str, str]]) -> str | None:

@@ -114,6 +114,9 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "reportMany": ([], 200),
     "renewLeases": ([], 200),
     "recordProgress": ([], 200),
+    "showSteps": (None, 409),
+    "recordStep": ({"name": "a", "number": 1}, 409),
+    "keepState": ({"number": 1, "state": 1}, 409),
     "streamEnds": (None, 400),  # without a worker; the worker of a token is its own
     **dict.fromkeys(["pauseType", "resumeType"], (None, 403)),
     **dict.fromkeys(["listSchedules", "showSchedule", "listFires", "nextTicks"], (None, 403)),
@@ -144,7 +147,7 @@ def aim(tenants: Tenants, route: Route, job_id: str) -> httpx2.Response:
     sent, _ = AIMED[route.name]
     there = {"id": tenants.bulk if "/bulk" in route.path else job_id, "name": "billing"}
     guess = tenants.lease.partition(".")[0] + "." + "0" * 32
-    path = route.path.format(lease_id=guess, token="x" * 22, signal="x", **there)
+    path = route.path.format(lease=guess, token="x" * 22, signal="x", **there)
     if isinstance(sent, str):
         path, sent = path + sent, None
     return tenants.api.request(route.method, path, json=sent)

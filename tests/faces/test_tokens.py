@@ -44,7 +44,9 @@ NEEDED = {
     "streamEvents": "read",
     **dict.fromkeys(["leaseJobs", "reportMany", "renewLeases", "declareType"], "work"),
     "listTypes": "read",
-    **dict.fromkeys(["recordProgress", "streamEnds"], "work"),
+    **dict.fromkeys(
+        ["recordProgress", "streamEnds", "showSteps", "recordStep", "keepState"], "work"
+    ),
     **dict.fromkeys(["cancelJob", "retryJob", "amendJob", "runJobAgain"], "admin"),
     **dict.fromkeys(["listSchedules", "showSchedule", "listFires", "nextTicks"], "read"),
     "previewSchedule": "read",
@@ -79,7 +81,7 @@ def guarded(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient
 
 def call(api: TestClient, route: Route, token: str | None) -> tuple[int, str]:
     """Make a call that changes nothing and does not last; the status and the code of a refusal."""
-    path = route.path.format(id=UNKNOWN_ID, lease_id="x", name="no queue", token="x", signal="x")
+    path = route.path.format(id=UNKNOWN_ID, lease="x", name="no queue", token="x", signal="x")
     path += "?after=nowhere" if route.name == "streamEvents" else ""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     response = api.request(route.method, path, headers=headers)

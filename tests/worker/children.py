@@ -300,3 +300,19 @@ def enqueue_parts(context: JobContext, how: str, parts: int) -> list[str]:
     if how == "dies" and context.attempt == 1:
         os._exit(1)
     return made
+
+
+@app.job(process=True)
+def remembers(context: JobContext) -> tuple[tuple[int, str], dict[str, int]]:
+    """Fail twice; what the first attempt did is kept, and the state of each."""
+    charged = context.step("charge", _charge, context.attempt)
+    context.step("nothing", lambda: None)
+    state = context.state(default={"after": 0})
+    context.checkpoint({"after": state["after"] + 1}, flush=context.attempt == 2)
+    if context.attempt < 3:
+        raise ValueError("later")
+    return charged, state
+
+
+def _charge(attempt: int) -> tuple[int, str]:
+    return attempt, "eur"

@@ -21,7 +21,7 @@ from tenure.jobs.payload import JsonText
 from tenure.jobs.postpone import Pause
 from tenure.jobs.progress import MAX_MESSAGE, JobProgress
 from tenure.jobs.signals import MAX_SIGNAL_NAME, MAX_SIGNALS
-from tenure.jobs.steps import Notes
+from tenure.jobs.steps import MAX_STEPS, KeepState, Notes
 from tenure.jobs.work import Outcome, Report
 from tenure.wire.new_jobs import FollowUpRequests, entries
 from tenure.wire.requests import LINE, Label, Name, Request, RunAt, embedded
@@ -32,6 +32,7 @@ MAX_WORKER_LENGTH = 120
 MIN_LEASE_SECONDS, MAX_LEASE_SECONDS = 1.0, 86_400.0
 MAX_WAIT_SECONDS = 30.0
 DEFAULT_LEASE_SECONDS = 30.0
+MAX_NUMBER = 2**31 - 1
 
 WorkerName = Annotated[str, Meta(pattern=LINE, max_length=MAX_WORKER_LENGTH)]
 Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
@@ -115,6 +116,21 @@ class WaitForm(Request):
     expires_at: RunAt | None = None
 
 
+class StepRequest(Request):
+    """A step that is done: the `number` of those before it, plus 1, and what it returned."""
+
+    name: Name
+    number: Annotated[int, Meta(ge=1, le=MAX_STEPS)]
+    result: Any = None
+
+
+class StateRequest(Request):
+    """The state that the next attempt continues from. `number` rises with each of an attempt."""
+
+    number: Annotated[int, Meta(ge=1, le=MAX_NUMBER)]
+    state: Any
+
+
 class ReportEntry(Request):
     """What became of one lease.
 
@@ -134,6 +150,7 @@ class ReportEntry(Request):
     progress: Progress | None = None
     jobs: FollowUpRequests | None = None
     traceparent: Annotated[str, Meta(max_length=100)] | None = None
+    checkpoint: StateRequest | None = None
 
     def pack(self, path: str) -> None:
         """Replace the result by its text."""
@@ -164,15 +181,23 @@ def report_of(entry: ReportEntry) -> Report:
         delay=entry.delay,
         pause=entry.pause,
         wait=None if wait is None else Wait(wait.name, wait.number, wait.expires_at),
-        notes=None if entry.progress is None else Notes(progress_of(entry.progress)),
+        notes=_notes(entry) if entry.progress or entry.checkpoint else None,
+    )
+
+
+def _notes(entry: ReportEntry) -> Notes:
+    progress, state = entry.progress, entry.checkpoint
+    return Notes(
+        None if progress is None else progress_of(progress),
+        None if state is None else KeepState(state.number, produced.result_text(state.state)),
     )
 
 
 def report_entry(report: Report) -> ReportEntry:
     """Return a report as a worker sends it."""
-    w = report.wait
-    p = None if report.notes is None else report.notes.progress
-    jobs = report.jobs
+    w, jobs = report.wait, report.jobs
+    notes = report.notes or Notes()
+    p, state = notes.progress, notes.state
     entry = ReportEntry(
         lease_id=join_lease(report.job_id, report.lease_id),
         outcome=report.outcome,
@@ -184,6 +209,8 @@ def report_entry(report: Report) -> ReportEntry:
         wait=None if w is None else WaitForm(name=w.name, number=w.number, expires_at=w.expires_at),
         progress=None if p is None else Progress(p.done, p.total, p.message),
     )
+    if state is not None:
+        entry.checkpoint = StateRequest(number=state.number, state=embedded(state.state))
     if jobs and not isinstance(jobs, TenureError):
         entry.jobs, entry.traceparent = entries(jobs), jobs[0].checked.traceparent
     return entry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from msgspec.structs import asdict, replace
 from starlette.concurrency import run_in_threadpool
@@ -21,10 +22,11 @@ from tenure.jobs.follow_ups import FollowUps
 from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
 from tenure.jobs.payload import damage
+from tenure.jobs.steps import Load, Recorded, StepCall
 from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.telemetry import tracing
 from tenure.tokens.scopes import Scope
-from tenure.wire import reports, requests, responses
+from tenure.wire import kept, reports, requests, responses
 from tenure.wire.new_jobs import add
 from tenure.wire.problems import storable
 
@@ -191,6 +193,30 @@ def record_progress(call: Call) -> Response:
     body: list[reports.ProgressEntry] = call.body
     said = [(*reports.split_lease(one.lease_id), reports.progress_of(one)) for one in body]
     return answer(responses.RecordedBody(call.app.core.record_progress(said)))
+
+
+async def show_steps(call: Call) -> Response:
+    """Show what the attempts of a leased job have kept: steps, and the last state."""
+    loaded = await _asked(call, Load())
+    return await run_in_threadpool(lambda: answer(kept.kept_body(loaded)))
+
+
+async def record_step(call: Call) -> Response:
+    """Record a step of a leased job; a name that is on record answers that step."""
+    recorded: Recorded = await _asked(call, await call.compute(kept.record_of, call.body))
+    return answer(kept.step_body(recorded.step))
+
+
+async def keep_state(call: Call) -> Response:
+    """Keep the state that the next attempt of a leased job continues from."""
+    await _asked(call, await call.compute(kept.state_of, call.body))
+    return answer(responses.RecordedBody(1))
+
+
+async def _asked(call: Call, asked: StepCall) -> Any:
+    """Return the answer to what an attempt asks for; raises LeaseLost."""
+    lease = reports.split_lease(call.path["lease"])
+    return await answer_of(call.app.core.ask(*lease, asked))
 
 
 def declare_type(call: Call) -> Response:

@@ -107,7 +107,7 @@ _ONE_TIME = {
     }
 }
 RULES: Mapping[str, Any] = dict.fromkeys(
-    ("EnqueueRequest", "AgainRequest", "AmendRequest"), _ONE_TIME
+    ("EnqueueRequest", "AgainRequest", "AmendRequest", "FollowUpRequest"), _ONE_TIME
 )
 """Rules between several fields of a type."""
 
@@ -115,6 +115,7 @@ PATH_PARAMETERS: Mapping[str, Any] = {
     "id": {"type": "string", "pattern": ids.ID_PATTERN},
     "signal": {"type": "string", "pattern": NAME_PATTERN, "maxLength": MAX_SIGNAL_NAME},
     "token": {"type": "string", "pattern": "^[A-Za-z0-9_-]{22}$"},
+    "lease": {"type": "string", "description": "A lease id as `POST /leases` gave it."},
     "name": {"type": "string", "pattern": NAME_PATTERN, "maxLength": MAX_NAME_LENGTH},
 }
 REQUEST_HEADERS: Mapping[str, Any] = {

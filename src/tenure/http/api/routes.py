@@ -16,7 +16,7 @@ from tenure.http.api.bodies import JSON, SMALL_BODY
 from tenure.http.api.call import Call
 from tenure.http.api.metrics import CONTENT_TYPE
 from tenure.http.guard import LINK_PATH
-from tenure.jobs import payload
+from tenure.jobs import payload, results
 from tenure.jobs.explain import Explanation
 from tenure.jobs.queries import Counted
 from tenure.jobs.schedule_times import Preview
@@ -24,8 +24,8 @@ from tenure.jobs.schedules import Fire
 from tenure.jobs.signals import MAX_SIGNAL_BYTES
 from tenure.jobs.stats import PartitionState, QueueState, TypeState, WorkerState
 from tenure.tokens.scopes import EVERY_SCOPE, Scope
+from tenure.wire import kept, reports, requests, responses
 from tenure.wire import queues as limits
-from tenure.wire import reports, requests, responses
 from tenure.wire import schedules as forms
 
 
@@ -89,6 +89,8 @@ class Route:
         if "{id}" in self.path:
             changes_a_job = self.path.startswith("/jobs/") and self.body is not None
             return (404, 409) if changes_a_job else (404,)
+        if self.path.startswith(OF_LEASE):
+            return (409,)
         if self.path.startswith(SCHEDULE):
             return (404, 409) if self.method == "PUT" else (404,)
         return ()
@@ -98,6 +100,7 @@ MAX_JOB_BYTES = payload.MAX_PAYLOAD_BYTES + SMALL_BODY
 MAX_BATCH_BYTES = 32 * 1024 * 1024
 """Largest batch of jobs or of reports, in bytes."""
 MAX_LEASES = 10_000
+MAX_KEPT_BYTES = results.MAX_RESULT_BYTES + SMALL_BODY
 JOB_DEPTH = payload.MAX_DEPTH + 1  # a payload lies one level deep in a job, two in a batch
 
 Job = responses.JobBody
@@ -133,6 +136,8 @@ PROGRESS = Body(
 )
 SIGNAL = Body(requests.Json, limit=MAX_SIGNAL_BYTES, depth=payload.MAX_DEPTH, optional=True)
 BY_FORM = replace(SIGNAL, form=True)
+DONE_STEP = Body(reports.StepRequest, limit=MAX_KEPT_BYTES, depth=JOB_DEPTH)
+STATE = Body(reports.StateRequest, limit=MAX_KEPT_BYTES, depth=JOB_DEPTH)
 TYPE_OPTIONS = Body(requests.DeclareRequest)
 LIMIT = Body(limits.LimitRequest)
 PARTITION = Body(limits.PartitionSettings)
@@ -147,6 +152,7 @@ BACKFILL, WHEN = Body(forms.BackfillRequest), Body(forms.WhenRequest)
 
 SCHEDULE = "/schedules/{name}"
 LINK = f"{LINK_PATH}{{token}}"
+OF_LEASE = "/leases/{lease}"
 TRACE = ("traceparent",)
 KEY = ("traceparent", "Idempotency-Key")
 LAST_EVENT = ("Last-Event-ID",)
@@ -173,6 +179,9 @@ LEASES = Reply(list[responses.LeaseBody], "The leased jobs; none if there were n
 VERDICTS = Reply(list[responses.VerdictBody], "A verdict for each report, in order.")
 HELD = Reply(list[responses.HeldBody], "Whether each lease is held, in order.")
 PROGRESS_ON_RECORD = Reply(responses.RecordedBody, "How many were stored.")
+KEPT = Reply(kept.KeptBody, "What is kept.")
+STEP = Reply(kept.StepBody, "The step as it is on record.")
+STATE_KEPT = Reply(responses.RecordedBody, "It is kept.")
 QUEUES = Reply(list[QueueState], "The queues.")
 QUEUE = Reply(QueueState, "The queue, changed.")
 PARTITIONS = Reply(list[PartitionState], "The partitions.")
@@ -288,6 +297,9 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/leases/ended", WORK, leases.stream_ends, STREAM, query=reports.EndsRequest),
     Route("POST", "/progress", WORK, leases.record_progress, PROGRESS_ON_RECORD, body=PROGRESS),
+    Route("GET", f"{OF_LEASE}/steps", WORK, leases.show_steps, KEPT),
+    Route("POST", f"{OF_LEASE}/steps", WORK, leases.record_step, STEP, body=DONE_STEP),
+    Route("POST", f"{OF_LEASE}/checkpoint", WORK, leases.keep_state, STATE_KEPT, body=STATE),
     Route("PUT", "/types/{name}", WORK, leases.declare_type, TYPE, body=TYPE_OPTIONS),
     # --- what operators call
     Route("GET", "/queues", READ, queues.list_queues, QUEUES),

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from tenure.errors import LeaseLost
+from tenure.errors import InvalidInput, LeaseLost
 from tenure.jobs.steps import (
+    MAX_STEPS,
     JobSteps,
     KeepState,
     Load,
@@ -35,6 +36,7 @@ RECORD = """
 INSERT INTO {s}step (job_id, name, number, token, at, result)
 SELECT job.id, doc ->> 'name', CAST(doc ->> 'number' AS integer), job.token, {now}, doc ->> 'result'
 FROM (SELECT {doc} AS doc) AS new, {s}job AS job WHERE job.id = {job} AND job.lease_id = {lease}
+    AND (SELECT count(*) FROM {s}step AS old WHERE old.job_id = job.id) < {most}
 {share} ON CONFLICT DO NOTHING RETURNING token, {at}"""
 KEEP = """
 INSERT INTO {s}checkpoint AS old (job_id, token, number, at, state)
@@ -44,6 +46,7 @@ FROM (SELECT {doc} AS doc) AS new, {s}job AS job WHERE job.id = {job} AND job.le
     at = excluded.at, state = excluded.state
 WHERE (old.token, old.number) < (excluded.token, excluded.number) RETURNING token"""
 SHARE = "FOR SHARE OF job"
+TOO_MANY = f"this job has {MAX_STEPS} steps on record, the limit: keep a state, or add more jobs"
 SPELLED = {
     "sqlite": {
         "now": "(SELECT at FROM tenure_now)",
@@ -88,6 +91,8 @@ def answer(db: Statements, job_id: str, lease_id: str, call: StepCall) -> StepAn
     _now(db, job_id, lease_id)
     for step in _steps(db, job_id, call.name):  # the answer before this one got lost
         return Recorded(step)
+    if len(_steps(db, job_id)) >= MAX_STEPS:
+        raise InvalidInput(TOO_MANY)
     raise job_locked(job_id)
 
 
@@ -145,7 +150,7 @@ def _newer(d: Dialect, job_id: str, number: int) -> tuple[str, tuple[str, int]]:
 
 
 def _spelled(statement: str, engine: str) -> str:
-    for name, text in SPELLED[engine].items():
+    for name, text in (SPELLED[engine] | {"most": str(MAX_STEPS)}).items():
         statement = statement.replace(f"{{{name}}}", text)
     return statement
 

@@ -1,0 +1,70 @@
+"""What the attempts of a job keep for those after them, as JSON: steps and the last state."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Raw
+
+from tenure.jobs.names import check_name
+from tenure.jobs.results import storable_result
+from tenure.jobs.stats import Time
+from tenure.jobs.steps import KeepState, Loaded, Record, Step
+from tenure.wire.reports import StateRequest, StepRequest
+from tenure.wire.requests import embedded
+from tenure.wire.responses import Answered, AnyJson
+
+
+class StepBody(Answered, frozen=True):
+    """A step on record; `token` is that of the attempt that recorded it."""
+
+    name: str
+    number: int
+    token: int
+    at: Time
+    result: Annotated[Raw, AnyJson]
+
+
+class KeptBody(Answered, frozen=True):
+    """What earlier attempts have kept; `now` is the time of the store."""
+
+    now: Time
+    steps: list[StepBody]
+    state: Annotated[Raw, AnyJson]
+
+
+def record_of(request: StepRequest) -> Record:
+    """Return what a worker records; raises InvalidInput, PayloadTooLarge."""
+    result = None if request.result is None else storable_result(request.result)
+    return Record(check_name(request.name, "step", "$.name"), request.number, result)
+
+
+def state_of(request: StateRequest) -> KeepState:
+    """Return what a worker keeps; raises InvalidInput, PayloadTooLarge."""
+    return KeepState(request.number, storable_result(request.state))
+
+
+def step_body(step: Step) -> StepBody:
+    """Return a step as it is shown."""
+    return StepBody(step.name, step.number, step.token, step.at, embedded(step.result_json))
+
+
+def kept_body(loaded: Loaded) -> KeptBody:
+    """Return what is kept as it is shown."""
+    steps = [step_body(step) for step in loaded.steps]
+    return KeptBody(loaded.now, steps, embedded(loaded.state))
+
+
+def step_of(body: StepBody) -> Step:
+    """Read a step that an answer shows."""
+    return Step(body.name, body.number, body.token, body.at, _text(body.result))
+
+
+def loaded_of(body: KeptBody) -> Loaded:
+    """Read what an answer shows."""
+    return Loaded(body.now, [step_of(step) for step in body.steps], _text(body.state))
+
+
+def _text(raw: Raw) -> str | None:
+    text = bytes(raw).decode()
+    return None if text == "null" else text
