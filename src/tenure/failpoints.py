@@ -23,7 +23,7 @@ ENVIRONMENT = "TENURE_FAILPOINTS"
 WORKS = (
     *("enqueue", "claim", "report", "heartbeat", "sweep", "prune", "measure"),
     *("operator", "queue", "bulk", "webhook", "look", "schedule"),
-    "signal",
+    *("signal", "dependencies"),
 )
 """What a transaction can be about."""
 NAMES = (
@@ -36,6 +36,7 @@ NAMES = (
     "webhook.between_position_and_jobs",
     "schedule.between_jobs_and_cursor",
     "signal.between_signal_and_job",
+    "dependencies.before_decide",
     "checkpoint.before",
     "checkpoint.after",
     "announce.before",

@@ -4,8 +4,9 @@
     python -m tests.chaos.every_failpoint URL FOLDER FAILPOINT
 
 It opens the database (and migrates), adds jobs, pauses and resumes a queue, cancels one and many,
-makes a schedule, lets a lease run out and sweeps, works off everything, retries by hand and prunes,
-all on record in FOLDER. What fails is tried again, as an application would.
+makes a schedule, signals a job and skips one, lets a lease run out and sweeps, works off
+everything, retries by hand and prunes, all on record in FOLDER. What fails is tried again, as an
+application would.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LEASE_SECONDS = 0.4
 TRIES = 5
 NOT_REACHED = 3
 """The exit code of a process that did not reach its failpoint."""
-WAITING = ("pending", "processing")
+WAITING = ("waiting", "pending", "processing")
 UNWANTED: Any = {"queue": "unwanted", "delay": 1}
 """Jobs that are cancelled all at once."""
 
@@ -127,6 +128,7 @@ def walk(app: Recorded) -> None:
     again(lambda: app.enqueue("last", {"number": 300}))
     again(lambda: follow(app))
     again(lambda: schedule(app))
+    again(lambda: depend(app))
     request = ClaimRequest(worker="x", limit=1, lease_seconds=0.001, types=("abandoned",))
     again(lambda: app.claim(request))
     wait_until(lambda: again(lambda: swept(app)), "the abandoned lease to be swept")
@@ -153,6 +155,16 @@ def schedule(app: Recorded) -> None:
     if app.schedules.list() == []:
         app.schedules.create("yearly", NewJob("unheard-of", {}, {}), cron="@yearly")
     app.schedules.pause("yearly")
+
+
+def depend(app: Recorded) -> None:
+    """Signal a job, then cancel it, and skip the one that depends on it."""
+    first = app.enqueue("succeed", {"number": 500}, delay=1)
+    app.enqueue("succeed", {"number": 501}, depends_on=[first])
+    app.signal(first.id, "go", key="once")
+    app.cancel(first.id)
+    while app.core.follow():
+        pass
 
 
 def swept(app: Recorded) -> bool:

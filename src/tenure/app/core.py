@@ -273,6 +273,13 @@ class Core:
         """End leases that have expired; return the steps of each job."""
         return self.store.sweep().result()
 
+    def follow(self) -> bool:
+        """Count, skip and restore waiting jobs for which that is left; return if any was.
+
+        Call again while it is.
+        """
+        return self.store.follow().result()
+
     def measure(self, *, yielding: bool = False) -> int:
         """Add up to 2,000 transitions to the statistics; return how many there were.
 

@@ -158,6 +158,16 @@ def in_order(jobs: Collection[str], links: Iterable[tuple[str, str]]) -> list[st
 
     Raises InvalidInput for a cycle, with its members.
     """
+    ordered, left = _ordered(jobs, links)
+    if left:
+        raise InvalidInput(f"a cycle: {_cycle(left)}", path="$.depends_on")
+    return ordered
+
+
+def _ordered(
+    jobs: Collection[str], links: Iterable[tuple[str, str]]
+) -> tuple[list[str], dict[str, list[str]]]:
+    """Return jobs in order, and those in a cycle or behind one with their parents."""
     children: dict[str, list[str]] = defaultdict(list)
     parents: dict[str, list[str]] = {job: [] for job in jobs}
     for parent, child in links:
@@ -171,16 +181,14 @@ def in_order(jobs: Collection[str], links: Iterable[tuple[str, str]]) -> list[st
             left[child] -= 1
             if not left[child]:
                 ordered.append(child)
-    if left:
-        raise InvalidInput(f"a cycle: {_cycle(left, parents)}", path="$.depends_on")
-    return ordered
+    return ordered, {job: parents[job] for job in left}
 
 
-def _cycle(left: Mapping[str, int], parents: Mapping[str, Sequence[str]]) -> str:
+def _cycle(left: Mapping[str, Sequence[str]]) -> str:
     """Name the members of a cycle, given that each job that is left has a parent that is, too."""
     way = [next(iter(left))]
     while way.count(way[-1]) < 2:
-        way.append(next(parent for parent in parents[way[-1]] if parent in left))
+        way.append(next(parent for parent in left[way[-1]] if parent in left))
         if len(way) > MAX_PARENTS:
             break
     members = way[way.index(way[-1]) + 1 :][::-1]
@@ -206,7 +214,10 @@ def skipped_by(
                 left[link.child] -= 1
                 if left[link.child] == -1:
                     reached.append(link.child)
-    return {job: left[job] for job in reversed(reached)}
+    among = {*reached}
+    pairs = [(e.parent, e.child) for e in links if e.parent in among and e.child in among]
+    ordered, in_cycles = _ordered(reached, pairs)
+    return {job: left[job] for job in reversed([*ordered, *in_cycles])}
 
 
 def restored_by(
@@ -223,7 +234,7 @@ def restored_by(
     inside: dict[str, list[Edge]] = defaultdict(list)
     for link in links:
         inside[link.child].append(link)
-    for job in in_order(jobs, [(link.parent, link.child) for link in links]):
+    for job in _ordered(jobs, [(link.parent, link.child) for link in links])[0]:
         tallies = dict(outside.get(job, {}))
         for link in inside[job]:
             met = None if link.parent in back else is_met(link.meets, "cancelled")

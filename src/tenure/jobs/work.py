@@ -162,6 +162,7 @@ class Duty(StrEnum):
     STARTS = "starts"  # some jobs had to start before now
     WAITS = "waits"  # some waits for a signal have expired
     SCHEDULES = "schedules"  # some are due, or soon
+    DEPENDENCIES = "dependencies"  # jobs that wait are to be counted, skipped or restored
     BULKS = "bulks"  # a bulk action has not ended
     TRANSITIONS = "transitions"  # some are not in the statistics
     WEBHOOKS = "webhooks"  # there are some

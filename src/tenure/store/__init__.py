@@ -16,7 +16,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
-from tenure.events import Event
+from tenure.events import Event, Retried
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.findings import Check, Progress, no_progress
 from tenure.jobs.redaction import without_password
@@ -30,7 +30,7 @@ from tenure.store.duties import look
 from tenure.store.notify import Notifier
 from tenure.store.protocol import Database
 from tenure.store.reader import Reader
-from tenure.store.tables import progress, steps, unique_keys
+from tenure.store.tables import progress, revisits, steps, unique_keys
 from tenure.store.tables.stats import Place, add_next, reach
 from tenure.store.waits import Waits
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, nothing
@@ -99,6 +99,8 @@ class Store:
 
     def apply(self, job_id: str, event: Event) -> Future[Job]:
         """Apply an event to a job. The future raises JobNotFound or IllegalTransition."""
+        if isinstance(event, Retried):  # it restores others
+            return self.write("operator", lambda db: revisits.retry(db, job_id, event))
         return self.write(
             "operator", lambda db: transitions.apply(db, job_id, event), jobs=[job_id]
         )
@@ -118,6 +120,10 @@ class Store:
     def time_out(self, limit: int = 500) -> Future[list[transitions.Steps]]:
         """Let up to `limit` jobs run whose wait for a signal has expired; return their steps."""
         return self.write("sweep", lambda db: transitions.time_out(db, limit), brings=bool)
+
+    def follow(self) -> Future[bool]:
+        """Count, skip and restore some waiting jobs. The result is whether any was left."""
+        return self.write("dependencies", revisits.advance, brings=bool)
 
     def forget_throttles(self) -> Future[int]:
         """Delete some of the `within` of unique jobs that are over. The result is how many."""

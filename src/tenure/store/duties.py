@@ -23,6 +23,8 @@ def searches(d: Dialect) -> dict[Duty, str]:
         Duty.STARTS: d.late,
         Duty.WAITS: f"{d.table('wait')} WHERE expires_at <= {d.now}",
         Duty.SCHEDULES: f"{d.table('schedule')} WHERE next_at <= {d.later(AHEAD)}",
+        Duty.DEPENDENCIES: f"(SELECT 1 FROM {d.table('revisit')} UNION ALL SELECT 1"
+        f" FROM {d.table('overdue')}) AS undecided",
         Duty.BULKS: f"{d.table('bulk')} WHERE finished_at IS NULL",
         Duty.TRANSITIONS: f"{d.table('transition')} AS t WHERE {d.since} AND {d.settled}",
         Duty.WEBHOOKS: d.table("webhook"),

@@ -37,6 +37,7 @@ FULL_SWEEP = 500
 BULK_SHARE = 0.5
 """The part of an interval that bulk actions may take, so that the next sweep is not late."""
 SCHEDULES_SHARE = 0.5
+FOLLOW_SHARE = 0.5
 WEBHOOK_SHARE = 0.25
 BUSY_SHARE = 0.05
 MAX_SHARE = 0.5
@@ -110,6 +111,7 @@ class MaintenanceThread(threading.Thread):
             (Duty.LEASES, lambda: self._sweep(self._core.sweep)),
             (Duty.STARTS, lambda: self._sweep(lambda: self._core.store.expire().result())),
             (Duty.WAITS, lambda: self._sweep(lambda: self._core.store.time_out().result())),
+            (Duty.DEPENDENCIES, lambda: self._repeat(self._core.follow, FOLLOW_SHARE)),
             (Duty.SCHEDULES, lambda: self._repeat(self._decide_due, SCHEDULES_SHARE)),
             (None, self._set_times_right),
             (None, self._delete_old_jobs),  # at times that are known here

@@ -23,7 +23,7 @@ from tenure.store import transitions
 from tenure.store.dialect import Reads, Statements
 from tenure.store.rows import fields_of, selected
 from tenure.store.search import fits, some_ids
-from tenure.store.tables import signals, unique_keys
+from tenure.store.tables import revisits, signals, unique_keys
 
 if TYPE_CHECKING:
     from tenure.store import Store
@@ -188,6 +188,8 @@ def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) 
             continue
     transitions.save(db, changes)
     signals.end_waits(db, [job for job, _ in changes])
+    if bulk.action is Action.RETRY:
+        revisits.restore_behind(db, [job.id for job, _ in changes], bulk.signature)
     failpoints.hit("bulk.between_jobs_and_cursor")
     done = replace(
         bulk,

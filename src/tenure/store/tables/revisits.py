@@ -1,0 +1,216 @@
+"""What follows from endings and retries for jobs that wait: they are skipped, restored, or counted.
+
+The triggers of the jobs count each ending and release what it was the last one for. Two tables say
+what is left: `revisit` names jobs of which somebody has to decide whether they can still run, and
+`overdue` jobs with more followers than one statement counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+
+from tenure import failpoints
+from tenure.events import Restored, Retried, Skipped, Unblocked
+from tenure.jobs.graph import Edge, Numbers, Tally, restored_by, skipped_by
+from tenure.lifecycle import Job, Status, decide, follow, rest_sql
+from tenure.store import transitions
+from tenure.store.protocol import Database
+from tenure.store.tables import unique_keys
+from tenure.store.transitions import Steps
+
+AT_ONCE = 1_000
+"""Jobs of which one transaction decides."""
+DOOMED = "job.status = 'waiting' AND edge.meets = 'completed'"
+"""What a job that is skipped can doom: it will not complete."""
+SKIPPED = "job.status = 'cancelled' AND job.event = 'skipped'"
+
+
+def advance(db: Database) -> bool:
+    """Count what is overdue and decide what is to be decided, some of it; return if any was left.
+
+    Call again while it is.
+    """
+    counted = _count_on(db)
+    return bool(decide_some(db)) or counted
+
+
+def _count_on(db: Database) -> bool:
+    table = db.dialect.table("overdue")
+    if db.dialect.engine == "sqlite":
+        return db.changed(f"DELETE FROM {table} WHERE parent IN (SELECT parent FROM {table})") > 0
+    ((counted,),) = db.rows(f"SELECT {db.dialect.table('follow_on')}({AT_ONCE})")
+    return int(counted) >= 0
+
+
+def decide_some(db: Database, limit: int = AT_ONCE) -> list[str]:
+    """Skip and restore what `revisit` names, and what is behind it; return what was named."""
+    d = db.dialect
+    named = f"SELECT {d.id('job_id')} FROM {d.table('revisit')} ORDER BY job_id LIMIT {d.value}"
+    ids = [id for (id,) in db.rows(named, (limit,))]
+    if ids:
+        failpoints.hit("dependencies.before_decide")
+        seen = {*ids, *_skip(db, ids), *_restore(db, ids)}
+        _forget(db, seen)
+    return ids
+
+
+def retry(db: Database, job_id: str, event: Retried) -> Job:
+    """Do what `transitions.apply` does, and restore what was skipped because of the failure."""
+    job = transitions.apply(db, job_id, event)
+    restore_behind(db, [job_id], event.actor)
+    return job
+
+
+def restore_behind(db: Database, parents: Sequence[str], actor: str) -> None:
+    """Restore what was skipped because of jobs that are tried again: the first ones of it."""
+    d = db.dialect
+    if not parents:
+        return
+    children = db.rows(
+        f"SELECT DISTINCT {d.id('job.id')} FROM {d.table('dependency')} AS edge"
+        f" JOIN {d.table('job')} AS job ON job.id = edge.child AND {SKIPPED}"
+        f" WHERE edge.parent IN ({_ids(db, parents)}) LIMIT {AT_ONCE}",
+        parents,
+    )
+    if children:
+        _forget(db, _restore(db, [id for (id,) in children], actor))
+
+
+def _skip(db: Database, roots: Sequence[str]) -> Iterable[str]:
+    jobs = db.lock(_behind(db, roots, DOOMED))
+    spare = {job.id: job.spare or 0 for job in jobs.values() if job.status is Status.WAITING}
+    doomed = [id for id in roots if spare.get(id, 0) < 0]
+    if doomed:
+        links = [link for link in _links(db, spare) if link.gate is None]
+        now, skipped = db.now(), skipped_by(doomed, spare, links)
+        events = {id: Skipped(spare=left) for id, left in skipped.items()}
+        # Children first: a parent would be counted for them.
+        transitions.save(db, [(jobs[id], follow(jobs[id], it, now)) for id, it in events.items()])
+    return doomed
+
+
+def _restore(db: Database, roots: Sequence[str], actor: str = "store") -> Iterable[str]:
+    d = db.dialect
+    reached = _behind(db, roots, SKIPPED)
+    if d.engine == "postgres":  # before the jobs, as endings do
+        gates = f"SELECT 1 FROM {d.table('gate')} WHERE child IN ({_ids(db, reached)})"
+        db.rows(f"{gates} ORDER BY child, gate {d.hold}", reached)
+    jobs = {
+        job.id: job
+        for job in db.lock(reached).values()
+        if job.status is Status.CANCELLED and job.event == Skipped.name
+    }
+    taken = set[str]()
+    for id, (key, holder) in unique_keys.keys_of(db, list(jobs)).items():
+        if holder is not None or key in taken:
+            del jobs[id]
+        taken.add(key)
+    if jobs:
+        counts = restored_by(_needs(db, jobs), _tallies(db, jobs), _links(db, jobs))
+        now = db.now()
+        # Parents first: each leaves its rest for those who wait already.
+        changes = [(jobs[id], _restored(jobs[id], it, actor, now)) for id, it in counts.items()]
+        _set_gates(db, counts)
+        transitions.save(db, changes)
+    return reached
+
+
+def _restored(job: Job, count: Numbers, actor: str, now: datetime) -> Steps:
+    """The steps of a job that waits again, and of one for which by now enough has come."""
+    back = decide(job, Restored(need=max(count.need, 1), spare=count.spare, actor=actor), now)
+    if count.need > 0:
+        return (back,)
+    return (back, decide(back, Unblocked(need=count.need), now))
+
+
+# --- SQL ------------------------------------------------------------------------------------------
+
+
+def _behind(db: Database, roots: Sequence[str], which: str) -> list[str]:
+    """Jobs and what is behind them by dependencies, as far as it is such, in the order of ids."""
+    d = db.dialect
+    rows = db.rows(
+        f"WITH RECURSIVE behind (id) AS (SELECT id FROM {d.table('job')} WHERE id IN"
+        f" ({_ids(db, roots)}) UNION SELECT edge.child FROM behind"
+        f" JOIN {d.table('dependency')} AS edge ON edge.parent = behind.id"
+        f" JOIN {d.table('job')} AS job ON job.id = edge.child AND {which})"
+        f" SELECT {d.id('id')} FROM behind LIMIT {AT_ONCE}",
+        roots,
+    )
+    return sorted(id for (id,) in rows)
+
+
+def _links(db: Database, jobs: Collection[str]) -> list[Edge]:
+    """The dependencies between jobs."""
+    d = db.dialect
+    gate = "NULL" if d.engine == "sqlite" else "gate"
+    among, ids = _ids(db, jobs), list(jobs)
+    rows = db.rows(
+        f"SELECT {d.id('parent')}, {d.id('child')}, meets, {gate} FROM {d.table('dependency')}"
+        f" WHERE parent IN ({among}) AND (child IN ({among})) IS TRUE AND meets <> 'past'",
+        (*ids, *ids),
+    )
+    return [Edge(*row) for row in rows]
+
+
+def _needs(db: Database, jobs: Collection[str]) -> dict[str, int | None]:
+    d = db.dialect
+    ids = _ids(db, jobs)
+    return dict(
+        db.rows(f"SELECT {d.id('id')}, needs FROM {d.table('job')} WHERE id IN ({ids})", [*jobs])
+    )
+
+
+def _tallies(db: Database, jobs: Collection[str]) -> dict[str, dict[int | None, Tally]]:
+    """What the parents of jobs that are not among them have come to, by gate.
+
+    A parent that was deleted had ended, nobody knows how. One that is overdue counts later.
+    """
+    d = db.dialect
+    gate = "NULL" if d.engine == "sqlite" else "gate"
+    ids, given = _ids(db, jobs), list(jobs)
+    met = "(edge.meets = 'settled' OR (edge.meets = 'completed') = (parent.status = 'completed'))"
+    sums = ", ".join(
+        f"CAST(sum(CASE WHEN {which} THEN 1 ELSE 0 END) AS int)" for which in ("met", "NOT met")
+    )
+    rows = db.rows(
+        f"SELECT {d.id('child')}, gate, count(*), {sums} FROM (SELECT edge.child, {gate} AS gate,"
+        f" CASE WHEN parent.id IS NULL THEN edge.meets = 'settled'"
+        f" WHEN late.parent IS NULL AND {rest_sql('parent.')} THEN {met} END AS met"
+        f" FROM {d.table('dependency')} AS edge"
+        f" LEFT JOIN {d.table('job')} AS parent ON parent.id = edge.parent"
+        f" LEFT JOIN {d.table('overdue')} AS late"
+        " ON late.parent = edge.parent AND late.after < edge.child"
+        f" WHERE edge.child IN ({ids}) AND edge.parent NOT IN ({ids}) AND edge.meets <> 'past'"
+        ") AS one GROUP BY child, gate",
+        (*given, *given),
+    )
+    tallies: dict[str, dict[int | None, Tally]] = {}
+    for child, number, *counts in rows:
+        tallies.setdefault(child, {})[number] = Tally(*counts)
+    return tallies
+
+
+def _set_gates(db: Database, counts: Mapping[str, Numbers]) -> None:
+    d = db.dialect
+    for child, count in counts.items():
+        for gate, (need, spare) in count.gates.items():
+            db.changed(
+                f"UPDATE {d.table('gate')} SET need = {d.value}, spare = {d.value}"
+                f" WHERE child = {d.id_value} AND gate = {d.value}",
+                (need, spare, child, gate),
+            )
+
+
+def _forget(db: Database, job_ids: Iterable[str]) -> None:
+    """Of these jobs it is decided. The triggers keep those that are still to be skipped."""
+    ids = sorted(job_ids)
+    if ids:
+        db.changed(
+            f"DELETE FROM {db.dialect.table('revisit')} WHERE job_id IN ({_ids(db, ids)})", ids
+        )
+
+
+def _ids(db: Database, job_ids: Collection[str]) -> str:
+    return ", ".join([db.dialect.id_value] * len(job_ids))

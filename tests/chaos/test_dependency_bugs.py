@@ -1,0 +1,188 @@
+"""What went wrong with dependencies elsewhere, repeated here: chords, batches, flows, chains."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+
+from tenure import Dependency, Job, NewJob, Tenure, failpoints
+from tenure.jobs.enqueue import LinkedJob
+from tenure.jobs.ids import new_ids
+from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
+from tests.support.clock import Clock
+from tests.support.raw_sql import RawSql
+
+pytestmark = pytest.mark.chaos
+COMPLETE = """
+import sys
+from tenure import Tenure
+from tenure.jobs.work import ClaimRequest, Outcome, Report
+core = Tenure(sys.argv[1]).core
+(lease,) = core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=30)).leases
+core.report([Report(lease.id, lease.lease_id, Outcome.COMPLETED)])
+"""
+
+
+def claim(app: Tenure, limit: int = 9) -> list[Lease]:
+    request = ClaimRequest(worker="w", limit=limit, lease_seconds=30)
+    return sorted(app.core.claim(request).leases, key=lambda lease: lease.id)
+
+
+def said(lease: Lease, outcome: str = "completed") -> Report:
+    final = outcome == "gave_up"
+    outcome = Outcome.FAILED if final else Outcome(outcome)
+    return Report(lease.id, lease.lease_id, outcome, error="boom", retryable=not final)
+
+
+def state(app: Tenure, *jobs: Job) -> list[str]:
+    return [str(app.get(job.id).status) for job in jobs]
+
+
+def events(app: Tenure, job: Job) -> list[str]:
+    return [entry.event for entry in app.history(job.id)]
+
+
+def settle(app: Tenure) -> None:
+    """What the sweep of any process does for jobs that wait."""
+    while app.core.follow():
+        pass
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_chain_goes_on_wherever_its_worker_dies(
+    app_on_each_engine: Tenure, clock: Clock, moment: str
+) -> None:
+    """celery#9835: lost if the worker died after the result was stored; sidekiq#5143."""
+    app = app_on_each_engine
+    first = app.enqueue("a", backoff=0)
+    second = app.enqueue("b", depends_on=[first])
+    armed = {**os.environ, failpoints.ENVIRONMENT: f"report.{moment}_commit=kill"}
+    command = [sys.executable, "-c", COMPLETE, app.database]
+    assert subprocess.run(command, env=armed, check=False).returncode == -signal.SIGKILL
+    if moment == "before":
+        assert state(app, first, second) == ["processing", "waiting"]
+        clock.advance(31)
+        app.core.sweep()
+        assert state(app, second) == ["waiting"]
+        app.core.report([said(lease) for lease in claim(app)])
+    assert state(app, first, second) == ["completed", "pending"]
+    assert events(app, second) == ["enqueued", "unblocked"]
+    assert app.verify() == []
+
+
+def test_a_member_that_ends_twice_counts_once(app_on_each_engine: Tenure, clock: Clock) -> None:
+    """celery, on_chord_part_return of Redis: a redelivered member was counted for another one."""
+    app = app_on_each_engine
+    members = app.enqueue_many([NewJob("a", {}, {"backoff": 0}) for _ in range(3)])
+    chord = app.enqueue("sum", depends_on=[member.id for member in members])
+    old = claim(app, limit=1)
+    clock.advance(31)
+    app.core.sweep()
+    (new,) = [lease for lease in claim(app) if lease.id == old[0].id]
+    reports = [said(new), said(old[0]), said(new)]
+    for report in reports:
+        app.core.report([report, report])
+    assert (app.get(chord.id).status, app.get(chord.id).need) == ("waiting", 2)
+    assert app.core.report([said(old[0])]).verdicts[0].answer is Answer.LOST
+    assert app.verify() == []
+
+
+@pytest.mark.parametrize("ending", ["gave_up", "cancelled"])
+def test_nobody_waits_for_ever_for_a_failure(app_on_each_engine: Tenure, ending: str) -> None:
+    """bullmq#3362, #3122: `waiting-children` for ever; pg-boss: blocked for ever by a failed or
+    cancelled parent. Jobs that only wait for an ending run, and the way back is the retry."""
+    app = app_on_each_engine
+    bad, other = app.enqueue("a"), app.enqueue("b", delay="1h")
+    child = app.enqueue("c", depends_on=[bad, other])
+    far = app.enqueue("d", depends_on=[child])
+    clean_up = app.enqueue("e", depends_on=[bad.settled, far.failed])
+    (lease,) = claim(app)
+    if ending == "cancelled":
+        app.cancel(bad.id)
+    else:
+        app.core.report([said(lease, ending)])
+    settle(app)
+    assert state(app, other, child, far, clean_up) == [
+        "pending",
+        "cancelled",
+        "cancelled",
+        "pending",
+    ]
+    assert events(app, far) == ["enqueued", "skipped"]
+    assert app.verify() == []
+    if ending == "gave_up":
+        app.retry(bad.id)
+        settle(app)
+        assert state(app, bad, child, far) == ["pending", "waiting", "waiting"]
+        assert (app.get(child.id).need, app.get(far.id).need) == (2, 1)
+        assert app.verify() == []
+
+
+def test_a_callback_runs_after_a_failure_and_a_success(app_on_each_engine: Tenure) -> None:
+    """good_job#1239, #1450: not after a retry. breamware/sidekiq-batch#43: never."""
+    app = app_on_each_engine
+    member = app.enqueue("a", backoff=0, max_retries=3)
+    done, failed = (app.enqueue("b", depends_on=[one]) for one in (member, member.failed))
+    for outcome in ("failed", "failed"):
+        app.core.report([said(lease, outcome) for lease in claim(app)])
+        assert state(app, done, failed) == ["waiting", "waiting"]
+    app.core.report([said(lease) for lease in claim(app)])
+    settle(app)
+    assert state(app, done, failed) == ["pending", "cancelled"]
+    assert app.verify() == []
+
+
+def test_no_process_has_to_live_for_a_release(app_on_each_engine: Tenure) -> None:
+    """pg-boss resolves later, in a process with `supervise`; Celery in a task, chord_unlock. Here
+    whoever ends the parent, in whatever SQL, releases the child in the same statement."""
+    app = app_on_each_engine
+    parent = app.enqueue("a")
+    child = app.enqueue("b", depends_on=[parent.settled])
+    with closing(RawSql(app.database)) as raw:
+        raw.run(
+            "UPDATE {job} SET status = 'cancelled', event = 'cancelled', finished_at = {now}"
+            " WHERE id = ?",
+            parent.id,
+        )
+    assert state(app, child) == ["pending"]
+    assert app.verify() == []
+
+
+SECONDS = 30.0
+"""Ten times what it takes on a machine without other load."""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_a_long_chain_is_skipped_in_seconds(app_on_each_engine: Tenure) -> None:
+    """10,000 jobs: no recursion, neither in triggers nor in Python."""
+    app = app_on_each_engine
+    root = app.enqueue("a", max_retries=1)
+    ids = [root.id, *new_ids(10_000)]
+    links = [
+        LinkedJob(id=child, type="a", edges=(Dependency(parent),))
+        for parent, child in itertools.pairwise(ids)
+    ]
+    app.core.store.add(links).result()
+    app.core.report([said(lease, "gave_up") for lease in claim(app)])
+    assert timed(lambda: settle(app)) < SECONDS
+    assert str(app.get(ids[-1]).status) == "cancelled"
+    assert app.verify() == []
+    assert timed(lambda: app.retry(root.id)) < SECONDS
+    assert timed(lambda: settle(app)) < SECONDS
+    assert str(app.get(ids[-1]).status) == "waiting"
+    assert app.verify() == []
+
+
+def timed(act: Callable[[], object]) -> float:
+    began = time.monotonic()
+    act()
+    return time.monotonic() - began

@@ -1,0 +1,53 @@
+"""Random graphs of jobs end on both databases as on the reference, row by row at every step.
+
+Some are played with bounds so low that ten jobs meet gates and overdue parents.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from tenure.jobs import graph
+from tenure.store import migrate, migrate_store, open_store
+from tests.model.graphs import play
+from tests.support.effort import EVERYTHING
+from tests.support.raw_sql import RawSql
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if EVERYTHING else 300)]
+
+
+@pytest.fixture(params=["low bounds", "bounds"])
+def gated_above(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The number of parents above which PostgreSQL counts in gates."""
+    if request.param == "low bounds":
+        monkeypatch.setattr(migrate, "MAX_FOLLOWERS_OF_ONE", 3)
+        monkeypatch.setattr(migrate, "MAX_FOLLOWERS_AT_ONCE", 7)
+        monkeypatch.setattr(graph, "MAX_COUNTED", 4)
+    return graph.MAX_COUNTED
+
+
+@pytest.fixture
+def new_url(gated_above: int, database_url: str) -> str:
+    """A database whose schema has these bounds."""
+    migrate_store(database_url)
+    return database_url
+
+
+@pytest.mark.parametrize(
+    ("histories", "jobs"), [(3, 60), pytest.param(42, 600, marks=pytest.mark.full)]
+)
+def test_graphs_end_as_on_the_reference(
+    new_url: str, gated_above: int, histories: int, jobs: int
+) -> None:
+    on_postgres = not new_url.startswith("sqlite")
+    played = 0
+    with closing(open_store(new_url)) as store, closing(RawSql(new_url)) as raw:
+        for seed in range(histories):
+            game = play(store, raw, seed, jobs, gated_above=gated_above if on_postgres else None)
+            played += len(game.graph.nodes)
+            if seed % 20 == 0:
+                assert store.read.violations(10) == []
+        assert store.read.violations(10) == []
+    assert played >= histories * jobs
