@@ -134,6 +134,7 @@ VALUES: Mapping[type, Sequence[str]] = {
     Job: ("payload", "result", "settled", "failed"),
     JobContext: (
         *("progress", "complete", "complete_async", "hold", "hold_async", "transaction"),
+        *("wait_for_signal", "wait_for_signal_async", "signal_token", "signal_token_async"),
         *("step", "step_async", "step_key", "step_within", "step_within_async"),
         *("sleep", "sleep_async", "state", "state_async", "checkpoint", "checkpoint_async"),
     ),
@@ -155,7 +156,7 @@ WITHIN = (
 )
 CLIENT_VERBS = (
     *("enqueue", "enqueue_many", "get", "wait", "find", "history", "explain", "cancel", "retry"),
-    *("stats", "close"),
+    *("signal", "stats", "close"),
 )
 CLIENT: Mapping[str, Sequence[str]] = {
     "As in `Tenure`": CLIENT_VERBS,

@@ -24,7 +24,9 @@ from tenure.jobs import durations, ids
 from tenure.jobs.enqueue import Duration, NewJob, Options
 from tenure.jobs.explain import Explanation
 from tenure.jobs.ledger import Transition
+from tenure.jobs.names import check_key
 from tenure.jobs.queries import Fields
+from tenure.jobs.signals import Signal, check_signal_name, signal_text
 from tenure.jobs.stats import Count
 from tenure.lifecycle import Job
 from tenure.wire import requests, responses
@@ -190,6 +192,16 @@ class AsyncClient(_Client):
         body = {"more_retries": more_retries, "reason": reason}
         return await self._to.job("POST", f"{_path_of(job_id)}/retry", body)
 
+    async def signal(
+        self, job_id: str, name: str, payload: object = None, key: str | None = None
+    ) -> Signal:
+        """Send a signal to a job. Arguments and errors are those of `Tenure.signal`."""
+        path = f"{_path_of(job_id)}/signals/{check_signal_name(name)}"
+        headers = {} if key is None else {"Idempotency-Key": check_key(key, "$.key")}
+        body = None if payload is None else requests.embedded(signal_text(payload))
+        kind = responses.SignalBody
+        return responses.signal_of(await self._to.ask("POST", path, kind, body, headers=headers))
+
     async def stats(self) -> list[Count]:
         """Return the number of jobs by status, queue and type."""
         return list((await self._to.ask("GET", "/stats", responses.StatsBody)).counts)
@@ -219,6 +231,7 @@ class Client(WorkerCalls, _Client):
     explain = blocking(AsyncClient.explain)
     cancel = blocking(AsyncClient.cancel)
     retry = blocking(AsyncClient.retry)
+    signal = blocking(AsyncClient.signal)
     stats = blocking(AsyncClient.stats)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -20,11 +21,15 @@ from tenure.errors import (
     PayloadTooLarge,
     SignalTokenNotFound,
 )
+from tenure.events import Cancelled
 from tenure.jobs.queries import Filter
-from tenure.jobs.signals import new_token, token_digest
+from tenure.jobs.signals import NewSignal, new_token, token_digest
+from tenure.jobs.steps import KeepToken
 from tenure.jobs.work import Answer, Duty, Lease, Verdict
+from tenure.store import transitions
 from tenure.store.borrowed import signals as sending
 from tenure.store.borrowed.opened import opened
+from tenure.store.protocol import Database
 from tenure.store.tables import signals
 from tests.support.store import (
     ALREADY,
@@ -245,6 +250,63 @@ def test_how_often_a_job_may_be_suspended(
     assert waits(harness) == []
 
 
+# --- two at once
+
+ACTS: dict[str, Callable[[Database, Lease], object]] = {
+    "signal": lambda db, lease: signals.send(db, lease.id, NewSignal("approved", "1", None, "ada")),
+    "suspend": lambda db, lease: transitions.settle(db, [report_suspended(lease)]),
+    "time_out": lambda db, lease: transitions.time_out(db, 500),
+    "cancel": lambda db, lease: transitions.apply(db, lease.id, Cancelled()),
+}
+ENDS = {
+    ("signal", "suspend"): ["suspended", "unblocked"],
+    ("suspend", "signal"): ["suspended", "unblocked"],
+    ("cancel", "suspend"): ["claimed", "cancelled"],
+    ("suspend", "cancel"): ["suspended", "cancelled"],
+    ("signal", "time_out"): ["suspended", "unblocked"],
+    ("time_out", "signal"): ["suspended", "unblocked"],
+    ("signal", "cancel"): ["unblocked", "cancelled"],
+    ("cancel", "signal"): ["suspended", "cancelled"],
+    ("time_out", "cancel"): ["unblocked", "cancelled"],
+    ("cancel", "time_out"): ["suspended", "cancelled"],
+}
+"""What is done while the transaction of something else is open -> how the history ends."""
+
+
+@pytest.mark.parametrize(("first", "second"), ENDS)
+def test_whatever_comes_first_nothing_is_lost(
+    harness: StoreHarness, app: Tenure, first: str, second: str
+) -> None:
+    """The second meets the lock of the first, which has done all but its commit."""
+    is_new = "suspend" in (first, second)
+    lease = harness.take() if is_new else suspended(harness, within=1)
+    harness.clock.advance(2)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hold(db: Database) -> object:
+        done = ACTS[first](db, lease)
+        reached.set()
+        assert go_on.wait(30)
+        return done
+
+    held = harness.store.write("operator", hold)
+    assert reached.wait(30)
+    met = harness.store.write("operator", lambda db: ACTS[second](db, lease))
+    if second == "time_out" and not harness.url.startswith("sqlite"):
+        assert met.result(30) == []  # it passes over what is locked
+    else:
+        assert not met.done()
+    go_on.set()
+    held.result(30)
+    refused = first == "cancel" and second == "signal"
+    with pytest.raises(IllegalTransition) if refused else nullcontext():
+        met.result(30)
+    assert harness.events(lease.id)[-2:] == ENDS[first, second]
+    assert waits(harness) == []
+    sent = app.signals.list(lease.id)
+    assert len(sent) == ("signal" in (first, second) and not refused)
+
+
 # --- one-use tokens
 
 
@@ -253,7 +315,9 @@ def token_of(harness: StoreHarness, lease: Lease, payload: str | None = None) ->
     digest = str(token_digest(token))
     harness.store.write(
         "signal",
-        lambda db: signals.keep_token(db, lease.id, lease.lease_id, digest, "approved", payload),
+        lambda db: signals.keep_token(
+            db, lease.id, lease.lease_id, KeepToken(digest, "approved", payload)
+        ),
     ).result()
     return token
 

@@ -115,6 +115,8 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "renewLeases": ([], 200),
     "recordProgress": ([], 200),
     "showSteps": (None, 409),
+    "findSignal": ("?number=1", 409),
+    "keepSignalToken": ({"digest": "0" * 64, "name": "a"}, 409),
     "recordStep": ({"name": "a", "number": 1}, 409),
     "keepState": ({"number": 1, "state": 1}, 409),
     "streamEnds": (None, 400),  # without a worker; the worker of a token is its own

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.http.api import signals as endpoints
 from tenure.jobs.signals import new_token, token_digest
+from tenure.jobs.steps import KeepToken
 from tenure.jobs.work import Lease
 from tenure.settings import Settings
 from tenure.store.tables import signals
@@ -53,7 +54,9 @@ def token_of(app: Tenure, lease: Lease, payload: str | None = None, name: str = 
     digest = str(token_digest(token))
     app.core.store.write(
         "signal",
-        lambda db: signals.keep_token(db, lease.id, lease.lease_id, digest, name, payload),
+        lambda db: signals.keep_token(
+            db, lease.id, lease.lease_id, KeepToken(digest, name, payload)
+        ),
     ).result()
     return token
 

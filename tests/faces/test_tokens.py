@@ -57,6 +57,7 @@ NEEDED = {
     **dict.fromkeys(["setPartition", "passOver"], "admin"),
     "listPartitions": "read",
     "sendSignal": "enqueue",
+    **dict.fromkeys(["findSignal", "keepSignalToken"], "work"),
     "listSignals": "read",
     **dict.fromkeys(["useSignalToken", "showSignalToken"], ""),
 }

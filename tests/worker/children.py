@@ -15,10 +15,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from tenure import JobContext, NewJob, PermanentFailure, RateLimited, RetryAfter, Snooze, Tenure
 from tenure.worker.child import PROGRESS_SECONDS
@@ -42,6 +44,28 @@ def where() -> dict[str, int]:
 async def where_coroutines_run(context: JobContext) -> list[int]:
     """The process that this runs in, and its attempt."""
     return [os.getpid(), context.attempt]
+
+
+@dataclass
+class Approval:
+    """What the signal `approved` says."""
+
+    by: str
+    amount: int = 0
+
+
+@app.job
+def order(context: JobContext) -> list[Any]:
+    """Wait for two signals of one name."""
+    first = context.wait_for_signal("approved", type=Approval)
+    return [first.by, first.amount, context.wait_for_signal("approved")]
+
+
+@app.job
+def ask(context: JobContext) -> Any:
+    """Make a one-use token in a step, and wait for what it says."""
+    context.step("ask", context.signal_token, "answer", {"ok": True})
+    return context.wait_for_signal("answer")
 
 
 @app.job(timeout=0.3, max_retries=2)

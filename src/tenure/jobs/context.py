@@ -14,6 +14,7 @@ from tenure.jobs.enqueue import NewJob
 from tenure.jobs.follow_ups import FollowUps
 from tenure.jobs.parking import Parked
 from tenure.jobs.progress import JobProgress
+from tenure.jobs.signal_waits import SignalContext
 from tenure.jobs.steps import Notes, Record, StepSource
 
 Stopped = Literal["cancelled", "timeout", "shutdown", "lost"]
@@ -48,7 +49,7 @@ class Fence(Protocol):
 
 
 @dataclass(slots=True)
-class JobContext(DurableContext):
+class JobContext(DurableContext, SignalContext):
     """What a handler knows about its attempt: annotate its first parameter with `JobContext`.
 
     - `id`: the id of the job.

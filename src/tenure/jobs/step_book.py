@@ -63,6 +63,11 @@ class StepBook:
         self._states = 0
         self._lock = threading.Lock()
 
+    @property
+    def is_attempt(self) -> bool:
+        """Whether a worker runs the handler."""
+        return self._source is not None
+
     # --- what is on record
 
     def ask(self, call: StepCall) -> Waiting[Any]:
@@ -168,6 +173,11 @@ class StepBook:
         return read_result(step.result_json, returns, f"step {step.name!r}")
 
     @staticmethod
+    def said(payload: str, kind: Any, name: str) -> Any:
+        """Return what a signal says as an annotation says; raises InvalidInput if it cannot."""
+        return read_result(payload, kind, f"signal {name!r}")
+
+    @staticmethod
     def returned_by(function: Any) -> Any:
         """Return the annotation of what a function returns; Any if none can be read."""
         while isinstance(function, functools.partial):
@@ -181,8 +191,7 @@ class StepBook:
 
     def sleep(self, seconds: float) -> Waiting[None]:
         """Sleep, without a slot if it takes a while."""
-        with self._lock:
-            number = 1 + sum(name.startswith("sleep:") for name in self._started)
+        number = self.next_place("sleep:")
         step = yield from self.begin(f"sleep:{number}", reserved=True)
         if step is None:
             step = yield from self.record(self.new(f"sleep:{number}", seconds))
@@ -191,6 +200,11 @@ class StepBook:
             self.park(Parked(f"it sleeps for {left:.0f} s", delay=left))
         if left > 0:
             yield left
+
+    def next_place(self, prefix: str) -> int:
+        """Return 1, or one more than the steps with a prefix that this attempt has started."""
+        with self._lock:
+            return 1 + sum(name.startswith(prefix) for name in self._started)
 
     def park(self, parked: Parked) -> NoReturn:
         """End the attempt; from now on nothing else can be done in it."""

@@ -87,6 +87,21 @@ class KeepState(msgspec.Struct, frozen=True, gc=False, tag=True):
     state: str
 
 
+class FindSignal(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """Look for a signal to the job; the answer is `FoundSignal`, None if it is not there."""
+
+    name: str
+    number: int
+
+
+class KeepToken(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """Keep a one-use token of a signal. Only its digest goes this way."""
+
+    digest: str
+    name: str
+    payload: str | None
+
+
 class Loaded(msgspec.Struct, frozen=True, gc=False, tag=True):
     """What earlier attempts have kept; `now` is the time of the store."""
 
@@ -101,8 +116,14 @@ class Recorded(msgspec.Struct, frozen=True, gc=False, tag=True):
     step: Step
 
 
-StepCall: TypeAlias = Load | Record | KeepState
-StepAnswer: TypeAlias = Loaded | Recorded | None
+class FoundSignal(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """A signal that is there, and what it says as JSON text."""
+
+    payload: str
+
+
+StepCall: TypeAlias = Load | Record | KeepState | FindSignal | KeepToken
+StepAnswer: TypeAlias = Loaded | Recorded | FoundSignal | None
 
 
 class Notes(msgspec.Struct, frozen=True, gc=False):

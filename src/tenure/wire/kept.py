@@ -8,9 +8,10 @@ from msgspec import Raw
 
 from tenure.jobs.names import check_name
 from tenure.jobs.results import storable_result
+from tenure.jobs.signals import signal_text
 from tenure.jobs.stats import Time
-from tenure.jobs.steps import KeepState, Loaded, Record, Step
-from tenure.wire.reports import StateRequest, StepRequest
+from tenure.jobs.steps import FoundSignal, KeepState, KeepToken, Loaded, Record, Step
+from tenure.wire.reports import StateRequest, StepRequest, TokenRequest
 from tenure.wire.requests import embedded
 from tenure.wire.responses import Answered, AnyJson
 
@@ -31,6 +32,29 @@ class KeptBody(Answered, frozen=True):
     now: Time
     steps: list[StepBody]
     state: Annotated[Raw, AnyJson]
+
+
+class FoundBody(Answered, frozen=True):
+    """What a signal says, if it is there."""
+
+    found: bool
+    payload: Annotated[Raw, AnyJson]
+
+
+def found_body(signal: FoundSignal | None) -> FoundBody:
+    """Return what was found as it is shown."""
+    return FoundBody(signal is not None, embedded(None if signal is None else signal.payload))
+
+
+def found_of(body: FoundBody) -> FoundSignal | None:
+    """Read what an answer shows."""
+    return FoundSignal(bytes(body.payload).decode()) if body.found else None
+
+
+def token_of(request: TokenRequest) -> KeepToken:
+    """Return the one-use token that a worker made; raises InvalidInput, PayloadTooLarge."""
+    payload = None if request.payload is None else signal_text(request.payload)
+    return KeepToken(request.digest, request.name, payload)
 
 
 def record_of(request: StepRequest) -> Record:

@@ -38,6 +38,7 @@ WorkerName = Annotated[str, Meta(pattern=LINE, max_length=MAX_WORKER_LENGTH)]
 Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 Delay = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 LeaseSeconds = Annotated[float, Meta(ge=MIN_LEASE_SECONDS, le=MAX_LEASE_SECONDS)]
+SignalName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=MAX_SIGNAL_NAME)]
 LeaseName = Annotated[str, Meta(description="A lease id as `POST /leases` gave it.")]
 
 
@@ -111,7 +112,7 @@ class ProgressEntry(Progress, kw_only=True):
 class WaitForm(Request):
     """What a suspended job waits for: the signal `number` of `name`, until `expires_at`."""
 
-    name: Annotated[str, Meta(pattern=NAME_PATTERN, max_length=MAX_SIGNAL_NAME)]
+    name: SignalName
     number: Annotated[int, Meta(ge=1, le=MAX_SIGNALS)]
     expires_at: RunAt | None = None
 
@@ -122,6 +123,20 @@ class StepRequest(Request):
     name: Name
     number: Annotated[int, Meta(ge=1, le=MAX_STEPS)]
     result: Any = None
+
+
+class SignalQuery(Request):
+    """Which signal of the name: the first is 1."""
+
+    number: Annotated[int, Meta(ge=1, le=MAX_SIGNALS)]
+
+
+class TokenRequest(Request):
+    """A one-use token of a signal: its hexadecimal SHA-256, and what the signal is to say."""
+
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    name: SignalName
+    payload: Any = None
 
 
 class StateRequest(Request):

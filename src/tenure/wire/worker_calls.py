@@ -15,16 +15,25 @@ from tenure.errors import Forbidden, StoreUnavailable, TenureError
 from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.stats import TypeState
-from tenure.jobs.steps import KeepState, Load, Recorded, StepAnswer, StepCall
+from tenure.jobs.steps import (
+    FindSignal,
+    KeepState,
+    KeepToken,
+    Load,
+    Recorded,
+    StepAnswer,
+    StepCall,
+)
 from tenure.jobs.work import ClaimRequest, Exchange, HeldLeases, Lease, Outcome, Report, Verdict
 from tenure.wire import responses
-from tenure.wire.kept import KeptBody, StepBody, loaded_of, step_of
+from tenure.wire.kept import FoundBody, KeptBody, StepBody, found_of, loaded_of, step_of
 from tenure.wire.reports import (
     MAX_WAIT_SECONDS,
     LeaseRequest,
     ProgressEntry,
     StateRequest,
     StepRequest,
+    TokenRequest,
     join_lease,
     report_entry,
     split_lease,
@@ -143,6 +152,14 @@ class WorkerCalls:
         if isinstance(call, KeepState):
             body = StateRequest(number=call.number, state=embedded(call.state))
             self._ask("POST", f"{path}/checkpoint", responses.RecordedBody, body)
+            return None
+        if isinstance(call, FindSignal):
+            query = {"number": str(call.number)}
+            return found_of(self._ask("GET", f"{path}/signals/{call.name}", FoundBody, query=query))
+        if isinstance(call, KeepToken):
+            payload = None if call.payload is None else embedded(call.payload)
+            token = TokenRequest(digest=call.digest, name=call.name, payload=payload)
+            self._ask("POST", f"{path}/signal-tokens", responses.RecordedBody, token)
             return None
         step = StepRequest(name=call.name, number=call.number, result=embedded(call.result))
         return Recorded(step_of(self._ask("POST", f"{path}/steps", StepBody, step)))

@@ -30,7 +30,7 @@ from tenure.jobs.handlers import Handler
 from tenure.jobs.hooks import Lifespan, bound
 from tenure.jobs.hooks import enter as enter_manager
 from tenure.jobs.results import Ending, failure, success, success_of_function
-from tenure.jobs.steps import Loaded, Notes, Recorded, StepCall, StepSource
+from tenure.jobs.steps import Notes, StepAnswer, StepCall, StepSource
 from tenure.jobs.work import Lease
 from tenure.telemetry import logs
 from tenure.telemetry.logs import LOG_FIELDS
@@ -68,7 +68,7 @@ class ChildAnswer(msgspec.Struct, frozen=True):
 class ChildReply(msgspec.Struct, frozen=True):
     """What a call for steps is answered: with a problem if `status` says so."""
 
-    answer: Loaded | Recorded | None = None
+    answer: StepAnswer = None
     status: int = 0
     problem: bytes = b""
 

@@ -22,7 +22,7 @@ from tenure.jobs.follow_ups import FollowUps
 from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
 from tenure.jobs.payload import damage
-from tenure.jobs.steps import Load, Recorded, StepCall
+from tenure.jobs.steps import FindSignal, Load, Recorded, StepCall
 from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.telemetry import tracing
 from tenure.tokens.scopes import Scope
@@ -210,6 +210,18 @@ async def record_step(call: Call) -> Response:
 async def keep_state(call: Call) -> Response:
     """Keep the state that the next attempt of a leased job continues from."""
     await _asked(call, await call.compute(kept.state_of, call.body))
+    return answer(responses.RecordedBody(1))
+
+
+async def find_signal(call: Call) -> Response:
+    """Look for a signal to a leased job: what it says, if it is there."""
+    wanted = FindSignal(call.path["signal"], call.query.number)
+    return answer(kept.found_body(await _asked(call, wanted)))
+
+
+async def keep_signal_token(call: Call) -> Response:
+    """Keep a one-use token of a signal to a leased job, by its digest."""
+    await _asked(call, await call.compute(kept.token_of, call.body))
     return answer(responses.RecordedBody(1))
 
 

@@ -84,13 +84,13 @@ class Route:
             return (404, 409, 422, 429) if "{id}" in self.path else (409, 422, 429)
         if self.path == LINK:
             return (404, 409, 429) if self.body else (404, 429)
-        if "{signal}" in self.path:
-            return (404, 409, 422)
-        if "{id}" in self.path:
+        if "{id}" in self.path and self.path != TO_JOB:
             changes_a_job = self.path.startswith("/jobs/") and self.body is not None
             return (404, 409) if changes_a_job else (404,)
         if self.path.startswith(OF_LEASE):
             return (409,)
+        if self.path == TO_JOB:
+            return (404, 409, 422)
         if self.path.startswith(SCHEDULE):
             return (404, 409) if self.method == "PUT" else (404,)
         return ()
@@ -135,6 +135,9 @@ PROGRESS = Body(
     Progress, limit=MAX_BATCH_BYTES, lenient=True, item=reports.ProgressEntry, most=MAX_LEASES
 )
 SIGNAL = Body(requests.Json, limit=MAX_SIGNAL_BYTES, depth=payload.MAX_DEPTH, optional=True)
+TOKEN_KEPT = Body(
+    reports.TokenRequest, limit=MAX_SIGNAL_BYTES + SMALL_BODY, depth=payload.MAX_DEPTH + 1
+)
 BY_FORM = replace(SIGNAL, form=True)
 DONE_STEP = Body(reports.StepRequest, limit=MAX_KEPT_BYTES, depth=JOB_DEPTH)
 STATE = Body(reports.StateRequest, limit=MAX_KEPT_BYTES, depth=JOB_DEPTH)
@@ -151,6 +154,7 @@ TRIGGER = Body(forms.TriggerRequest, optional=True)
 BACKFILL, WHEN = Body(forms.BackfillRequest), Body(forms.WhenRequest)
 
 SCHEDULE = "/schedules/{name}"
+TO_JOB = "/jobs/{id}/signals/{signal}"
 LINK = f"{LINK_PATH}{{token}}"
 OF_LEASE = "/leases/{lease}"
 TRACE = ("traceparent",)
@@ -168,6 +172,7 @@ CANCELLED = Reply(Job, "The job, cancelled.")
 AMENDED = Reply(Job, "The job, changed.")
 RETRIED = Reply(Job, "The job, pending again.")
 HISTORY = Reply(list[responses.TransitionBody], "The job's transitions.")
+FOUND = Reply(kept.FoundBody, "What it says, if it is there.")
 SIGNALLED = Reply(responses.SignalBody, "The signal.")
 SIGNALS = Reply(list[responses.SignalBody], "The signals.")
 PAGE = Reply(None, "A page for people.", also=("text/html",))
@@ -228,7 +233,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/jobs/{id}/retry", ADMIN, jobs.retry_job, RETRIED, body=RETRY),
     Route(
         "POST",
-        "/jobs/{id}/signals/{signal}",
+        TO_JOB,
         ENQUEUE,
         signals.send_signal,
         SIGNALLED,
@@ -300,6 +305,14 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", f"{OF_LEASE}/steps", WORK, leases.show_steps, KEPT),
     Route("POST", f"{OF_LEASE}/steps", WORK, leases.record_step, STEP, body=DONE_STEP),
     Route("POST", f"{OF_LEASE}/checkpoint", WORK, leases.keep_state, STATE_KEPT, body=STATE),
+    Route(
+        *("GET", f"{OF_LEASE}/signals/{{signal}}", WORK, leases.find_signal, FOUND),
+        query=reports.SignalQuery,
+    ),
+    Route(
+        *("POST", f"{OF_LEASE}/signal-tokens", WORK, leases.keep_signal_token, STATE_KEPT),
+        body=TOKEN_KEPT,
+    ),
     Route("PUT", "/types/{name}", WORK, leases.declare_type, TYPE, body=TYPE_OPTIONS),
     # --- what operators call
     Route("GET", "/queues", READ, queues.list_queues, QUEUES),

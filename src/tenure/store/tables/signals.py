@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tenure.errors import InvalidInput, LeaseLost
 from tenure.jobs.parking import Wait
 from tenure.jobs.signals import MAX_SIGNAL_TOKENS, NewSignal, Signal
+from tenure.jobs.steps import FindSignal, FoundSignal, KeepToken
 from tenure.lifecycle import Job, Status
 from tenure.store.dialect import Reads, Statements
 from tenure.store.rows import fields_of, selected
@@ -55,6 +56,17 @@ def wait_of(db: Reads, job_id: str) -> Wait | None:
     where = f"WHERE job_id = {d.id_value}"
     rows = db.rows(f"SELECT {selected(d, columns)} FROM {d.table('wait')} {where}", (job_id,))
     return next((Wait(**fields_of(d, columns, row)) for row in rows), None)
+
+
+def find(db: Reads, job_id: str, wanted: FindSignal) -> FoundSignal | None:
+    """Return a signal to a job, if it is there."""
+    d = db.dialect
+    rows = db.rows(
+        f"SELECT payload FROM {d.table('signal')}"
+        f" WHERE job_id = {d.id_value} AND name = {d.value} AND number = {d.value}",
+        (job_id, wanted.name, wanted.number),
+    )
+    return next((FoundSignal(payload or "null") for (payload,) in rows), None)
 
 
 # --- suspensions
@@ -128,15 +140,15 @@ def of_token(db: Reads, digest: str) -> tuple[str, str, str | None]:
     return unique_keys.run(db, signals.of_token(db.dialect.engine, digest))
 
 
-def keep_token(
-    db: Statements, job_id: str, lease_id: str, digest: str, name: str, payload: str | None
-) -> None:
+def keep_token(db: Statements, job_id: str, lease_id: str, token: KeepToken) -> None:
     """Keep a one-use token of a job; raises LeaseLost, or InvalidInput if there are too many."""
     d = db.dialect
     table = d.table("signal_token")
-    statement = f"SELECT count(*) FROM {table} WHERE job_id = {d.id_value}"
-    ((many,),) = db.rows(statement, (job_id,))
-    if many >= MAX_SIGNAL_TOKENS:
+    known = f"SELECT digest = {d.value} FROM {table} WHERE job_id = {d.id_value}"
+    found = [same for (same,) in db.rows(known, (token.digest, job_id))]
+    if any(found):  # the answer before this one got lost
+        return
+    if len(found) >= MAX_SIGNAL_TOKENS:
         raise InvalidInput(
             f"the job has {MAX_SIGNAL_TOKENS} unused tokens, which is the limit: make them in the"
             " step that sends them",
@@ -146,7 +158,7 @@ def keep_token(
         f"INSERT INTO {table} (digest, job_id, name, payload, at)"
         f" SELECT {d.value}, id, {d.value}, {d.value}, {d.now} FROM {d.table('job')}"
         f" WHERE id = {d.id_value} AND lease_id = {d.id_value}",
-        (digest, name, payload, job_id, lease_id),
+        (token.digest, token.name, token.payload, job_id, lease_id),
     )
     if not added:
         raise LeaseLost(job_id)

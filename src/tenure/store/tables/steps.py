@@ -15,8 +15,10 @@ from typing import Any
 from tenure.errors import InvalidInput, LeaseLost
 from tenure.jobs.steps import (
     MAX_STEPS,
+    FindSignal,
     JobSteps,
     KeepState,
+    KeepToken,
     Load,
     Loaded,
     Notes,
@@ -30,7 +32,7 @@ from tenure.jobs.steps import (
 from tenure.store.borrowed.drivers import Ask
 from tenure.store.borrowed.drivers import Steps as Asks
 from tenure.store.dialect import Dialect, Reads, Statements
-from tenure.store.tables import progress
+from tenure.store.tables import progress, signals
 
 RECORD = """
 INSERT INTO {s}step (job_id, name, number, token, at, result)
@@ -85,6 +87,12 @@ def answer(db: Statements, job_id: str, lease_id: str, call: StepCall) -> StepAn
             _now(db, job_id, lease_id)
             if not db.rows(*_newer(d, job_id, call.number)):
                 raise job_locked(job_id)
+        return None
+    if isinstance(call, FindSignal):
+        _now(db, job_id, lease_id)
+        return signals.find(db, job_id, call)
+    if isinstance(call, KeepToken):
+        signals.keep_token(db, job_id, lease_id, call)
         return None
     for token, at in _written(db, RECORD, job_id, lease_id, call):
         return Recorded(Step(call.name, call.number, token, d.to_time(at), call.result))

@@ -1,0 +1,200 @@
+"""Handlers that wait for signals: kept through suspensions, in time, and typed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tenure import IllegalTransition, InvalidInput, JobContext, SignalTimeout, Tenure
+from tenure.app.signals import by_token
+from tenure.client import Client
+from tenure.store.tables import steps
+from tests.support.clock import Clock
+from tests.support.http import ServerProcess
+from tests.support.waiting import wait_until
+from tests.support.workers import (
+    running_sweeper,
+    running_worker,
+    transitions,
+    wait_until_completed,
+    wait_until_failed,
+)
+from tests.worker import children
+from tests.worker.children import Approval
+
+DAY = 86_400.0
+
+
+@pytest.fixture
+def app(app_on_each_engine: Tenure) -> Iterator[Tenure]:
+    yield app_on_each_engine
+    assert app_on_each_engine.verify() == []
+
+
+def wait_until_suspended(app: Tenure, job_id: str, times: int = 1) -> None:
+    wait_until(lambda: app.history(job_id)[-1].event == "suspended", "it is suspended")
+    wait_until(lambda: app.get(job_id).snoozes >= times, f"{times} suspensions")
+
+
+async def order_async(context: JobContext) -> list[Any]:
+    first = await context.wait_for_signal_async("approved", type=Approval)
+    return [first.by, first.amount, await context.wait_for_signal_async("approved")]
+
+
+@pytest.mark.parametrize("kind", ["thread", "coroutine", "process"])
+def test_a_handler_waits_without_a_slot_and_an_attempt(app: Tenure, kind: str) -> None:
+    """One slot: another job runs meanwhile. Each wait takes its signal, whenever it came."""
+    other = app.job(name="other", max_retries=1)(lambda: None)
+    handler: Any = order_async if kind == "coroutine" else children.order.handler.function
+    app.job(name="order", max_retries=1, process=kind == "process")(handler)
+    with running_worker(app, concurrency=1):
+        job = app.enqueue("order")
+        wait_until_suspended(app, job.id)
+        wait_until_completed(app, other.enqueue())
+        assert app.explain(job.id).text == "It waits for the signal approved."
+        assert app.explain(job.id).reason == "suspended"
+        app.signal(job, "approved", {"by": "ada", "amount": 3})
+        wait_until_suspended(app, job.id, 2)
+        app.signal(job, "approved", [1])
+        done = wait_until_completed(app, job)
+    assert done.result == ["ada", 3, [1]]
+    assert (done.attempts, done.snoozes, done.token) == (1, 2, 3)
+
+
+def test_a_signal_that_is_there_costs_nothing(app: Tenure) -> None:
+    app.job(name="order", max_retries=1)(children.order.handler.function)
+    job = app.enqueue("order")
+    app.signal(job, "approved", {"by": "ada"})
+    app.signal(job, "approved", None)
+    with running_worker(app):
+        assert wait_until_completed(app, job).result == ["ada", 0, None]
+    assert transitions(app, job) == ["enqueued", "claimed", "completed"]
+
+
+def test_a_wait_that_times_out_takes_no_signal(app: Tenure, clock: Clock) -> None:
+    """Wait, remind, wait again: the one signal that comes late is the answer to the second wait.
+
+    What timed out once does so in every later attempt, although the signal is there now.
+    """
+    runs: list[str] = []
+
+    def order(context: JobContext) -> str:
+        try:
+            return str(context.wait_for_signal("approved", "7d"))
+        except SignalTimeout as late:
+            runs.append(late.name)
+        answer = context.wait_for_signal("approved", timeout="2d")
+        if context.attempt == 1:
+            raise ValueError("again")
+        return f"{answer} late"
+
+    app.job(name="order", max_retries=2, backoff=0)(order)
+    with running_worker(app), running_sweeper(app):
+        job = app.enqueue("order")
+        wait_until_suspended(app, job.id)
+        until = (clock.now.replace(microsecond=0)).strftime("%Y-%m-")
+        assert f"until {until}" in app.explain(job.id).text
+        clock.advance(7 * DAY - 60)
+        assert app.core.store.time_out().result() == []
+        clock.advance(60)
+        wait_until_suspended(app, job.id, 2)
+        assert transitions(app, job)[-3:] == ["unblocked", "claimed", "suspended"]
+        app.signal(job, "approved", "yes")
+        done = wait_until_completed(app, job)
+    assert done.result == "yes late"
+    assert (done.attempts, runs) == (2, ["approved"] * 3)
+
+
+def test_a_timeout_that_nobody_catches_fails_the_attempt(app: Tenure, clock: Clock) -> None:
+    app.job(name="hurried", max_retries=1)(hurried)
+    with running_worker(app), running_sweeper(app):
+        job = app.enqueue("hurried")
+        wait_until_suspended(app, job.id)
+        clock.advance(61)
+        error = wait_until_failed(app, job)
+    assert "the signal approved did not come in time" in error
+
+
+def hurried(context: JobContext) -> None:
+    context.wait_for_signal("approved", timeout=60)
+
+
+def test_what_a_wait_refuses(app: Tenure) -> None:
+    def order(context: JobContext, name: str) -> Any:
+        return context.wait_for_signal(name, type=Approval)
+
+    app.job(name="order", max_retries=1)(order)
+    with running_worker(app):
+        job = app.enqueue("order", {"name": "approved"})
+        app.signal(job, "approved", {"amount": 3})
+        assert "signal 'approved' does not fit" in wait_until_failed(app, job)
+        assert "not a name for a signal" in wait_until_failed(
+            app, app.enqueue("order", {"name": "a b"})
+        )
+    with pytest.raises(InvalidInput, match="only in an attempt"):
+        order(JobContext("1", "order", "default", 1, 1, 1, None), "approved")
+
+
+@pytest.mark.parametrize("kind", ["thread", "coroutine", "process"])
+def test_a_token_for_somebody_outside(app: Tenure, kind: str) -> None:
+    """Made in the step that sends it, so that the token that was sent is the one that counts."""
+    sent: list[str] = []
+
+    def ask(context: JobContext) -> str:
+        token = context.signal_token("answer", {"ok": True})
+        sent.append(token)
+        return token
+
+    def order(context: JobContext) -> Any:
+        context.step("ask", ask, context)
+        return context.wait_for_signal("answer")
+
+    async def ask_async(context: JobContext) -> str:
+        sent.append(await context.signal_token_async("answer", {"ok": True}))
+        return sent[-1]
+
+    async def order_async(context: JobContext) -> Any:
+        await context.step_async("ask", ask_async, context)
+        return await context.wait_for_signal_async("answer")
+
+    handler: Any = {"thread": order, "coroutine": order_async}.get(
+        kind, children.ask.handler.function
+    )
+    app.job(name="order", max_retries=1, process=kind == "process")(handler)
+    with running_worker(app):
+        job = app.enqueue("order")
+        wait_until_suspended(app, job.id)
+        kept = steps.of(app.core.store.read, job.id).steps
+        (step,) = [one for one in kept if one.name == "ask"]
+        assert by_token(app.core, step.result, None).name == "answer"
+        assert wait_until_completed(app, job).result == {"ok": True}
+    assert len(sent) == (0 if kind == "process" else 1)
+
+
+def test_a_worker_on_another_machine(app: Tenure, clock: Clock) -> None:
+    """Over HTTP it waits, times out and makes tokens as beside the database."""
+
+    def order(context: JobContext) -> Any:
+        try:
+            context.wait_for_signal("early", timeout="1d")
+        except SignalTimeout:
+            context.step("ask", context.signal_token, "answer", {"ok": True})
+        return context.wait_for_signal("answer")
+
+    app.job(name="order", max_retries=1)(order)
+    with ServerProcess(app.database) as served, Client(served.url) as client:
+        with running_worker(app, client):
+            job = app.enqueue("order")
+            wait_until_suspended(app, job.id)
+            client.signal(job.id, "other", {"a": [1]}, key="k")
+            assert client.signal(job.id, "other", {"a": [1]}, key="k").payload == {"a": [1]}
+            clock.advance(DAY + 1)
+            wait_until_suspended(app, job.id, 2)
+            kept = steps.of(app.core.store.read, job.id).steps
+            (token,) = [one.result for one in kept if one.name == "ask"]
+            by_token(app.core, token, None)
+            assert wait_until_completed(app, job).result == {"ok": True}
+        with pytest.raises(IllegalTransition):
+            client.signal(job.id, "other")
