@@ -89,7 +89,10 @@ APP: Mapping[str, Sequence[str]] = {
     "Adding jobs": ("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async", "run_again"),
     "Waiting for jobs": ("wait", "wait_async", "as_completed"),
     "In your transaction": ("within", "wake"),
-    "Jobs": ("get", "progress", "find", "count", "history", "explain", "cancel", "retry", "amend"),
+    "Jobs": (
+        *("get", "progress", "steps", "find", "count", "history", "explain"),
+        *("cancel", "retry", "amend"),
+    ),
     "Signals": ("signal",),
     "Checking": ("verify", "check"),
 }

@@ -97,7 +97,7 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "createJobs": ([{"type": "own.type", "queue": "mail"}, NEW], 403),
     "listJobs": (None, 200),
     "countJobs": (None, 200),
-    **dict.fromkeys(["showJob", "showHistory", "explainJob"], (None, 404)),
+    **dict.fromkeys(["showJob", "showHistory", "showSteps", "explainJob"], (None, 404)),
     **dict.fromkeys(["cancelJob", "retryJob", "runJobAgain"], (None, 404)),
     "amendJob": ({"priority": 1}, 404),
     **dict.fromkeys(["sendSignal", "listSignals"], (None, 404)),

@@ -37,7 +37,7 @@ NEEDED = {
     "health": "",
     **dict.fromkeys(["ready", "describe"], "enqueue work read"),
     **dict.fromkeys(["createJob", "createJobs"], "enqueue"),
-    **dict.fromkeys(["listJobs", "showJob", "showHistory", "explainJob"], "read"),
+    **dict.fromkeys(["listJobs", "showJob", "showHistory", "showSteps", "explainJob"], "read"),
     **dict.fromkeys(["listQueues", "listWorkers", "showStats", "showMetrics"], "read"),
     **dict.fromkeys(["countJobs", "listBulks", "showBulk"], "read"),
     **dict.fromkeys(["startBulk", "stopBulk"], "admin"),

@@ -43,7 +43,7 @@ VERBS = """
     close_async count count_async database enqueue enqueue_async enqueue_many enqueue_many_async
     explain explain_async find find_async get get_async history history_async job lifespan migrate
     on_failure open open_async progress progress_async retry retry_async run_again run_again_async
-    run_worker running schedule signal signal_async verify verify_async
+    run_worker running schedule signal signal_async steps steps_async verify verify_async
     wait wait_async wake within
 """
 NOUNS = {

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -32,6 +32,50 @@ app = Tenure("sqlite:///never-opened.db")
 def describe(when: datetime, price: Decimal) -> list[str]:
     """The types of the arguments."""
     return [type(when).__name__, type(price).__name__]
+
+
+def price_of(order: int) -> Decimal:
+    """What a step calls; the file has a line for each call."""
+    with Path(os.environ["TENURE_TEST_CALLS"]).open("a") as file:
+        file.write(f"{order}\n")
+    return Decimal(order)
+
+
+@app.job(process=True, backoff=0)
+def order_in_steps(context: JobContext) -> list[str]:
+    """Fail, die and sleep between steps."""
+    found = [repr(context.step(f"price:{n}", price_of, n)) for n in range(2)]
+    last = context.state(default=0)
+    context.checkpoint(last + 1, flush=context.attempt == 2)
+    if context.attempt == 1:
+        raise ValueError("no")
+    if context.attempt == 2:
+        os._exit(1)
+    context.sleep("1h")
+    context.progress(1)
+    return [*found, str(last)]
+
+
+@app.job(process=True, backoff=0)
+async def order_in_steps_on_the_loop(context: JobContext) -> list[str]:
+    """The same as a coroutine."""
+    step, price = context.step_async, asyncio.to_thread
+    found = [repr(await step(f"price:{n}", price, price_of, n)) for n in range(2)]
+    last = await context.state_async(default=0)
+    await context.checkpoint_async(last + 1, flush=context.attempt == 2)
+    if context.attempt == 1:
+        raise ValueError("no")
+    if context.attempt == 2:
+        os._exit(1)
+    await context.sleep_async("1h")
+    return [*found, str(last)]
+
+
+@app.job(process=True, max_retries=1)
+def swallow_parking(context: JobContext) -> None:
+    """Go on although it is parked."""
+    with suppress(BaseException):
+        context.sleep("1h")
 
 
 @app.job(process=True)

@@ -292,7 +292,7 @@ def test_a_handle_that_came_out_answers_at_once_and_then_asks_again(
 
 
 def test_the_looks_grow_apart() -> None:
-    wait, at, pauses = waits.Wait("id", 0.0), 0.0, []
+    wait, at, pauses = waits.Pending("id", 0.0), 0.0, []
     while at < 10:
         wait.put_off(at)
         pauses.append(wait.due - at)

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tenure import JobContext, Tenure
+from tenure.errors import DuplicateStep
+from tenure.jobs import step_book
+from tenure.worker import note_writer
+from tests.support.clock import Clock
+from tests.support.effects import effects, make_effects
+from tests.support.waiting import wait_until
 from tests.support.workers import (
     running_worker,
+    transitions,
     wait_until_completed,
+    wait_until_failed,
 )
+from tests.worker import children
+
+Calls = list[Any]
 
 
-def charge(amount: int, calls: list[Any]) -> tuple[int, str]:
+def charge(amount: int, calls: Calls) -> tuple[int, str]:
     calls.append(amount)
     return amount, "eur"
 
@@ -22,8 +36,8 @@ def charge(amount: int, calls: list[Any]) -> tuple[int, str]:
 @pytest.mark.parametrize("kind", ["thread", "coroutine"])
 def test_a_step_is_done_once_in_all_attempts(app_on_each_engine: Tenure, kind: str) -> None:
     app = app_on_each_engine
-    calls: list[Any] = []
-    seen: list[Any] = []
+    calls: Calls = []
+    seen: Calls = []
 
     def order(context: JobContext) -> None:
         seen.extend(context.step(f"charge:{n}", charge, n, calls) for n in range(2))
@@ -46,4 +60,343 @@ def test_a_step_is_done_once_in_all_attempts(app_on_each_engine: Tenure, kind: s
     assert len(seen) == 9
     assert seen[:3] == seen[3:6] == seen[6:]
     assert job.attempts == 3
-    assert app.verify() == []
+    steps = [(one.name, one.token, one.result) for one in app.steps(job.id).steps]
+    assert steps == [("charge:0", 1, [0, "eur"]), ("charge:1", 1, [1, "eur"]), ("nothing", 1, None)]
+
+
+@pytest.mark.parametrize("type", ["order_in_steps", "order_in_steps_on_the_loop"])
+def test_steps_in_a_child_process(
+    app_on_each_engine: Tenure,
+    clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    type: str,
+) -> None:
+    app = app_on_each_engine
+    monkeypatch.setenv("TENURE_TEST_CALLS", str(tmp_path / "calls"))
+    app.job(process=True, backoff=0)(getattr(children, type).handler.function)
+    job = app.enqueue(type)
+    with running_worker(app):
+        wait_until(lambda: "snoozed" in transitions(app, job), "the job to sleep")
+    clock.advance(3600)
+    with running_worker(app):
+        end = wait_until_completed(app, job)
+    assert end.result == ["Decimal('0')", "Decimal('1')"][: 2 * (type == "order_in_steps")] + (
+        ["3"] if type == "order_in_steps" else ["'0'", "'1'", "3"]
+    )
+    assert (tmp_path / "calls").read_text().split() == ["0", "1"]
+    assert (end.attempts, end.token, end.snoozes) == (3, 4, 1)
+
+
+@pytest.mark.parametrize("kind", ["thread", "coroutine"])
+def test_sleep_takes_no_slot_and_no_attempt(
+    app_on_each_engine: Tenure, clock: Clock, kind: str
+) -> None:
+    app = app_on_each_engine
+    passed: Calls = []
+
+    def nap(context: JobContext) -> str:
+        try:
+            passed.append(context.step("first", lambda: "first"))
+            context.sleep("2d")
+            passed.append("second")
+            context.sleep(60)
+            return "awake"
+        finally:
+            passed.append("finally")
+
+    async def nap_async(context: JobContext) -> str:
+        try:
+            passed.append(await context.step_async("first", asyncio.sleep, 0, "first"))
+            await context.sleep_async("2d")
+            passed.append("second")
+            await context.sleep_async(60)
+            return "awake"
+        finally:
+            passed.append("finally")
+
+    app.job(name="nap", retry_on=(OSError,))(nap_async if kind == "coroutine" else nap)
+    job = app.enqueue("nap", max_retries=1)
+    for snoozes, seconds in ((1, 2 * 86_400), (2, 60)):
+        began = clock.now
+        with running_worker(app, concurrency=1):
+            wait_until(lambda n=snoozes: app.get(job.id).snoozes == n, "the job to sleep")
+            asleep = app.get(job.id)
+        assert (asleep.status, asleep.attempts) == ("pending", 0)
+        assert (asleep.run_at - began).total_seconds() == pytest.approx(seconds, abs=0.001)
+        clock.advance(seconds)
+    with running_worker(app):
+        end = wait_until_completed(app, job)
+    assert (end.result, end.attempts, end.token) == ("awake", 1, 3)
+    assert passed == [
+        "first",
+        "finally",
+        "first",
+        "second",
+        "finally",
+        "first",
+        "second",
+        "finally",
+    ]
+
+
+def test_an_attempt_that_died_in_its_sleep_sleeps_the_rest(
+    app_on_each_engine: Tenure, clock: Clock
+) -> None:
+    """The step that keeps the time is there, and the worker died before it could say so."""
+    app = app_on_each_engine
+
+    @app.job(backoff=0)
+    def nap(context: JobContext) -> None:
+        try:
+            context.sleep(600)
+        except BaseException:
+            if context.attempt == 1:
+                raise ValueError("died") from None
+            raise
+
+    job = nap.enqueue()
+    with running_worker(app):
+        wait_until(lambda: "snoozed" in transitions(app, job), "the second attempt to sleep")
+    assert (app.get(job.id).run_at - clock.now).total_seconds() == pytest.approx(600, abs=2)
+    clock.advance(400)  # and the job is amended to run at once
+    app.amend(job.id, delay=0)
+    with running_worker(app):
+        wait_until(lambda: app.get(job.id).snoozes == 2, "the third run to sleep")
+    assert (app.get(job.id).run_at - clock.now).total_seconds() == pytest.approx(200, abs=5)
+    clock.advance(200)
+    with running_worker(app):
+        wait_until_completed(app, job)
+
+
+def test_a_short_sleep_stays_where_it_is(app: Tenure) -> None:
+    @app.job
+    def blink(context: JobContext) -> None:
+        context.sleep(0.05)
+
+    with running_worker(app):
+        job = wait_until_completed(app, blink.enqueue())
+    assert transitions(app, job) == ["enqueued", "claimed", "completed"]
+    assert [step.name for step in app.steps(job.id).steps] == ["sleep:1"]
+
+
+def bare(context: JobContext) -> str:
+    try:
+        context.sleep(60)
+    except:  # noqa: E722
+        return "done"
+    return "never"
+
+
+def returns_in_finally(context: JobContext) -> str:
+    try:
+        context.sleep(60)
+    finally:
+        return "done"  # noqa: B012
+
+
+def suppressed(context: JobContext) -> str:
+    with contextlib.suppress(BaseException):
+        context.sleep(60)
+    return "done"
+
+
+async def bare_on_the_loop(context: JobContext) -> str:
+    try:
+        await context.sleep_async(60)
+    except BaseException:
+        return "done"
+    return "never"
+
+
+def completes_all_the_same(context: JobContext) -> None:
+    with contextlib.suppress(BaseException):
+        context.sleep(60)
+    with context.transaction():
+        pass
+
+
+FORMS = (
+    *(bare, returns_in_finally, suppressed, bare_on_the_loop, completes_all_the_same),
+    children.swallow_parking.handler.function,
+)
+
+
+def test_a_handler_that_keeps_its_parking_fails_and_says_so(app: Tenure) -> None:
+    for form in FORMS:
+        app.job(name=form.__name__, max_retries=1, process=form is FORMS[-1])(form)
+    with running_worker(app):
+        for form in FORMS:
+            error = wait_until_failed(app, app.enqueue(form.__name__))
+            assert "parked (it sleeps for" in error, form
+            assert "let BaseException pass" in error
+
+
+def test_what_comes_after_a_parking_that_was_kept_parks_again(app: Tenure) -> None:
+    calls: Calls = []
+
+    @app.job
+    def stubborn(context: JobContext) -> None:
+        with contextlib.suppress(BaseException):
+            context.sleep(60)
+        context.step("charge", charge, 1, calls)
+
+    with running_worker(app):
+        job = stubborn.enqueue()
+        wait_until(lambda: "snoozed" in transitions(app, job), "the job to sleep")
+    assert calls == []
+
+
+def test_a_task_group_parks_as_a_whole(app: Tenure) -> None:
+    @app.job
+    async def several(context: JobContext) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(60))
+            group.create_task(context.sleep_async("1h"))
+
+    with running_worker(app):
+        job = several.enqueue()
+        wait_until(lambda: "snoozed" in transitions(app, job), "the job to sleep")
+
+
+def test_a_sleep_too_many_is_a_failure(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 10,001st: the number itself is tested where the table of transitions is."""
+    from tenure import lifecycle
+
+    monkeypatch.setattr(lifecycle, "MAX_SNOOZES", 3)
+    monkeypatch.setattr(step_book, "SLEEP_HERE_SECONDS", 0.0)
+
+    @app.job(max_retries=1)
+    def restless(context: JobContext) -> None:
+        for _ in range(5):
+            context.sleep(0.01)
+
+    with running_worker(app):
+        assert "it was snoozed or suspended 3 times" in wait_until_failed(app, restless.enqueue())
+
+
+# --- checkpoints
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_a_checkpoint_is_where_the_next_attempt_goes_on(
+    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch, flush: bool
+) -> None:
+    app = app_on_each_engine
+    monkeypatch.setattr(note_writer, "PAUSE_SECONDS", 60)
+    asked: Calls = []
+    ask = app.core.ask
+
+    def count(*call: Any) -> Any:
+        asked.append(call)
+        return ask(*call)
+
+    monkeypatch.setattr(app.core, "ask", count)
+
+    @app.job(backoff=0)
+    def count_up(context: JobContext) -> list[int]:
+        start = context.state(default=0)
+        for n in range(start, start + 100):
+            context.checkpoint(n, flush=flush and n == start)
+        if flush:
+            assert app.steps(context.id).state == start
+        if context.attempt == 1:
+            raise ValueError("no")
+        return [start, context.state()]
+
+    with running_worker(app):
+        job = wait_until_completed(app, count_up.enqueue())
+    assert job.result == [99, 198]
+    assert app.steps(job.id).state == 198
+    assert len(asked) <= 4 + 2 * flush  # two attempts: one write at most of each, one load
+
+
+def test_a_checkpoint_is_written_without_the_end_of_the_attempt(
+    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(note_writer, "PAUSE_SECONDS", 0.05)
+    app, release = app_on_each_engine, threading.Event()
+
+    @app.job
+    def busy(context: JobContext) -> None:
+        context.checkpoint(1)
+        wait_until(lambda: app.steps(context.id).state == 1, "the first to be stored")
+        context.checkpoint(2)
+        release.wait(30)
+
+    with running_worker(app):
+        job = busy.enqueue()
+        wait_until(lambda: app.steps(job.id).state == 2, "the second to be stored")
+        release.set()
+        wait_until_completed(app, job)
+
+
+# --- together with the writes of the handler
+
+
+def test_a_step_and_its_writes_are_one(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
+    make_effects(app.database)
+
+    def insert(connection: Any, job: str) -> int:
+        connection.execute(f"INSERT INTO effect VALUES ('{job}')")
+        return 1
+
+    def insert_and_fail(connection: Any, job: str) -> int:
+        insert(connection, job)
+        raise ValueError("no")
+
+    @app.job(backoff=0)
+    def debit(context: JobContext) -> list[int]:
+        if context.attempt == 1:
+            context.step_within("debit", insert_and_fail, context.id)
+        found = [context.step_within("debit", insert, context.id)]
+        if context.attempt == 2:
+            raise ValueError("no")
+        return found
+
+    with running_worker(app):
+        job = wait_until_completed(app, debit.enqueue())
+    assert (job.result, job.attempts) == ([1], 3)
+    assert effects(app.database) == {job.id: 1}
+    assert [(step.name, step.token) for step in app.steps(job.id).steps] == [("debit", 2)]
+
+
+def test_names_are_used_once(app: Tenure) -> None:
+    calls: Calls = []
+
+    def boom() -> None:
+        calls.append("boom")
+        raise LookupError
+
+    @app.job(max_retries=1)
+    def twice(context: JobContext) -> None:
+        for _ in range(2):  # one that failed may be tried again
+            with contextlib.suppress(LookupError):
+                context.step("boom", boom)
+        context.step("a", charge, 1, calls)
+        with pytest.raises(DuplicateStep):
+            context.step("a", charge, 1, calls)
+
+    with running_worker(app):
+        wait_until_completed(app, twice.enqueue())
+    assert calls == ["boom", "boom", 1]
+
+
+def test_a_step_meets_the_lock_of_its_own_handler(
+    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for a transaction that waits for it."""
+    app = app_on_each_engine
+    if app.database.startswith("sqlite"):
+        pytest.skip("there the handler has the right to write, and all wait for it")
+    monkeypatch.setattr(step_book, "ASK_SECONDS", 0.2)
+
+    @app.job(max_retries=1)
+    def stuck(context: JobContext) -> None:
+        with context.transaction() as own:
+            context.hold(own.connection)
+            context.step("charge", charge, 1, [])
+
+    with running_worker(app):
+        assert "use `step_within`" in wait_until_failed(app, stuck.enqueue())

@@ -183,6 +183,8 @@ class Tenure:
     get_async = twin(queries.get)
     progress = queries.progress
     progress_async = twin(queries.progress)
+    steps = queries.steps
+    steps_async = twin(queries.steps)
     find = queries.find
     find_async = twin(queries.find)
     count = queries.count

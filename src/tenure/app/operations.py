@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack, overload
 from tenure.errors import InvalidInput
 from tenure.events import Amended, Cancelled, Event, Retried
 from tenure.jobs.enqueue import MAX_RETRIES, Changes, check_changes, whole
-from tenure.jobs.names import check_reason
+from tenure.jobs.names import MAX_REASON_LENGTH, check_reason
 from tenure.jobs.queries import Bulk, Filter
 from tenure.lifecycle import Job
 from tenure.telemetry import logs
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from tenure.app.app import Tenure
 
 log = logging.getLogger(__name__)
+
+FROM_SCRATCH = "from scratch"
+"""How the reason of a retry begins that deletes what the attempts have kept."""
 
 
 @overload
@@ -89,24 +92,30 @@ def retry(
     job_id: str,
     *,
     more_retries: int = 1,
+    from_scratch: bool = False,
     actor: str | None = None,
     reason: str | None = None,
 ) -> Job:
     """Run a failed job again; return it, pending.
 
     - `more_retries`: how many attempts to add to its `max_retries`, 1 to 1,000. Default: 1.
+    - `from_scratch`: whether to delete its steps, its checkpoint and the signals that were sent to
+      it. Default: False, it continues with them. The reason in the ledger says so.
     - `actor`, `reason`: who retries it, and why; as of `cancel`.
 
     Raises JobNotFound, IllegalTransition if the job is not failed, or InvalidInput.
     """
     more = whole(more_retries, 1, MAX_RETRIES, "$.more_retries")
     by, why = app.core.signed(actor), check_reason(reason)
-    return _apply(app, job_id, Retried(more_retries=more, actor=by, reason=why))
+    if from_scratch:
+        why = f"{FROM_SCRATCH}: {why}"[:MAX_REASON_LENGTH] if why else FROM_SCRATCH
+    event = Retried(more_retries=more, actor=by, reason=why)
+    return _apply(app, job_id, event, from_scratch=from_scratch)
 
 
-def _apply(app: Tenure, job_id: str, event: Event) -> Job:
+def _apply(app: Tenure, job_id: str, event: Event, *, from_scratch: bool = False) -> Job:
     if app.core.queues is not None:
         app.core.get(job_id)  # a job of another queue is not found
-    job = app.core.limited_store.apply(job_id, event).result()
+    job = app.core.limited_store.apply(job_id, event, from_scratch=from_scratch).result()
     logs.log_steps(log, [job])
     return job

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
-from tenure.app.shown import progress_shown
+from tenure.app.shown import progress_shown, steps_shown
 from tenure.jobs.explain import RATE_MINUTES, Explanation, Facts, rate
 from tenure.jobs.explain import explain as explanation
 from tenure.jobs.ledger import Transition
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Counted, Fields, Filter, checked_query
+from tenure.jobs.steps import JobSteps
 from tenure.lifecycle import Job, Status
 from tenure.store import search
 from tenure.store.tables import dependencies, limits, schedules, signals, types, unique_keys
@@ -31,6 +32,14 @@ def progress(app: Tenure, job_id: str) -> JobProgress | None:
     JobNotFound.
     """
     return progress_shown(app.core, [app.core.get(job_id)]).get(job_id)
+
+
+def steps(app: Tenure, job_id: str) -> JobSteps:
+    """Return the steps that a job has on record, and its last checkpoint (`JobContext.step`).
+
+    Raises JobNotFound.
+    """
+    return steps_shown(app.core, app.core.get(job_id))
 
 
 def find(

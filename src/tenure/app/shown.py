@@ -15,8 +15,9 @@ from tenure.jobs.progress import JobProgress
 from tenure.jobs.redaction import MARK, NOTHING_HIDDEN, Redaction
 from tenure.jobs.schedules import Fire
 from tenure.jobs.stats import FailureGroup
+from tenure.jobs.steps import JobSteps
 from tenure.lifecycle import Job
-from tenure.store.tables import progress, schedules
+from tenure.store.tables import progress, schedules, steps
 
 
 def run_again_as(core: Core, job_id: str) -> list[Job]:
@@ -65,6 +66,21 @@ def progress_shown(
     return {
         id: replace(one, message=redaction.text(one.message, ran[id])) for id, one in found.items()
     }
+
+
+def steps_shown(core: Core, job: Job, redaction: Redaction = NOTHING_HIDDEN) -> JobSteps:
+    """Return what the attempts of a job have kept."""
+    if not job.token:
+        return JobSteps()
+    kept = steps.of(core.limited_store.read, job.id)
+    if not redaction:
+        return kept
+    shown = [replace(one, result_json=_hidden(one.result_json, redaction)) for one in kept.steps]
+    return replace(kept, steps=tuple(shown), state_json=_hidden(kept.state_json, redaction))
+
+
+def _hidden(text: str | None, redaction: Redaction) -> str | None:
+    return None if text is None else redaction.document(text)
 
 
 def failures_shown(

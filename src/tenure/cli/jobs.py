@@ -155,8 +155,9 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
 @reading_options
 def show(id: str, as_json: bool) -> None:
     """Show a job, its history, and why it is not running."""
-    from tenure.app.shown import progress_shown, transitions_shown
+    from tenure.app.shown import progress_shown, steps_shown, transitions_shown
     from tenure.wire import responses
+    from tenure.wire.kept import steps_body
 
     with existing() as app:
         now = app.core.clock()
@@ -165,10 +166,12 @@ def show(id: str, as_json: bool) -> None:
         reason = replace(reason, text=app.core.redaction.text(reason.text, stored))
         history = transitions_shown(app.history(id), stored, app.core.redaction)
         said = progress_shown(app.core, [stored], app.core.redaction).get(id)
+        kept = steps_shown(app.core, stored, app.core.redaction)
     if as_json:
         entries = [responses.TransitionBody.of(entry) for entry in history]
         shown = responses.job_body(job, said)
-        terminal.print_json({"job": shown, "history": entries, "explanation": reason})
+        more = {"steps": steps_body(kept)} if kept.steps or kept.state_at else {}
+        terminal.print_json({"job": shown, "history": entries, "explanation": reason, **more})
         return
     facts: dict[str, object] = {name: getattr(job, name) for name in SHOWN}
     facts["attempts"] = terminal.attempts(job.attempts, job.max_retries)
@@ -178,12 +181,17 @@ def show(id: str, as_json: bool) -> None:
             click.echo(f"{name:<18}{terminal.when(value)}  ({ago(value, now)})")
         elif value is not None:
             click.echo(f"{name:<18}{terminal.tint(visible(str(value)))}")
-    for name, text in (("payload", job.payload_json), ("result", job.result_json)):
+    texts = {"payload": job.payload_json, "result": job.result_json, "checkpoint": kept.state_json}
+    for name, text in texts.items():
         if text is not None:
             click.echo(f"{name}\n{terminal.excerpt(terminal.laid_out(text))}")
     if job.last_error is not None:
         click.echo(f"last_error\n{terminal.excerpt(job.last_error)}")
     click.echo()
+    if kept.steps:
+        rows = [(one.number, one.name, one.at, one.result_json or "null") for one in kept.steps]
+        terminal.table(("STEP", "NAME", "AT", "RESULT"), rows)
+        click.echo()
     _time_line(history)
     why = click.wrap_text(visible(first_line(reason.text)), width=terminal.room())
     click.echo(f"\n{why}")
@@ -243,10 +251,14 @@ bulk_options = together(
 @jobs.command()
 @click.argument("ids", nargs=-1, metavar="[ID...]", shell_complete=completing.job_ids("failed"))
 @option("--more", None, "Attempts to add to the limit.", type=int, default=1)
+@flag("--from-scratch", "Delete its steps, checkpoint and signals; only by id.")
 @bulk_options
-def retry(ids: Sequence[str], more: int, **given: Any) -> None:
+def retry(ids: Sequence[str], more: int, *, from_scratch: bool, **given: Any) -> None:
     """Run failed jobs again: by id, or all that match."""
-    _change("retry", ids, {"more_retries": more}, **given)
+    if from_scratch and not ids:
+        raise click.UsageError("--from-scratch needs the ids of the jobs")
+    how = {"from_scratch": True} if from_scratch else {}
+    _change("retry", ids, {"more_retries": more, **how}, **given)
 
 
 @jobs.command()

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.responses import PlainTextResponse, Response
 
-from tenure.app.shown import progress_shown, run_again_as, transitions_shown
+from tenure.app.shown import progress_shown, run_again_as, steps_shown, transitions_shown
 from tenure.dashboard import charts, timeline
 from tenure.dashboard import format as fmt
 from tenure.dashboard.request import HEADERS, PageRequest, inside
@@ -208,6 +208,7 @@ def show(request: PageRequest) -> Response:
         again=run_again_as(request.app.core, job.id),
         progress=progress_shown(request.app.core, [job], request.redaction).get(job.id),
         explanation=request.redaction.text(explanation.text, job),
+        kept=steps_shown(request.app.core, job, request.redaction),
         legal=explanation.legal_events,
         transitions=transitions,
         titles=timeline.TITLES,

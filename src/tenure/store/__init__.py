@@ -97,13 +97,22 @@ class Store:
             claim = replace(claim, next_due=False)
         return self._committer.submit(ExchangeWork(reports, claim)).future
 
-    def apply(self, job_id: str, event: Event) -> Future[Job]:
-        """Apply an event to a job. The future raises JobNotFound or IllegalTransition."""
-        if isinstance(event, Retried):  # it restores others
-            return self.write("operator", lambda db: revisits.retry(db, job_id, event))
-        return self.write(
-            "operator", lambda db: transitions.apply(db, job_id, event), jobs=[job_id]
-        )
+    def apply(self, job_id: str, event: Event, *, from_scratch: bool = False) -> Future[Job]:
+        """Apply an event to a job; a retry `from_scratch` deletes what its attempts have kept.
+
+        The future raises JobNotFound or IllegalTransition.
+        """
+
+        def act(db: Database) -> Job:
+            if not isinstance(event, Retried):
+                return transitions.apply(db, job_id, event)
+            job = revisits.retry(db, job_id, event)
+            if from_scratch:
+                steps.forget(db, job_id)
+            return job
+
+        restores = isinstance(event, Retried)  # and so locks others
+        return self.write("operator", act, jobs=None if restores else [job_id])
 
     def look(self) -> Future[frozenset[Duty]]:
         """Return the regular duties that there is work for."""

@@ -10,7 +10,7 @@ from tenure.jobs.names import check_name
 from tenure.jobs.results import storable_result
 from tenure.jobs.signals import signal_text
 from tenure.jobs.stats import Time
-from tenure.jobs.steps import FoundSignal, KeepState, KeepToken, Loaded, Record, Step
+from tenure.jobs.steps import FoundSignal, JobSteps, KeepState, KeepToken, Loaded, Record, Step
 from tenure.wire.reports import StateRequest, StepRequest, TokenRequest
 from tenure.wire.requests import embedded
 from tenure.wire.responses import Answered, AnyJson
@@ -55,6 +55,20 @@ def token_of(request: TokenRequest) -> KeepToken:
     """Return the one-use token that a worker made; raises InvalidInput, PayloadTooLarge."""
     payload = None if request.payload is None else signal_text(request.payload)
     return KeepToken(request.digest, request.name, payload)
+
+
+class StepsBody(Answered, frozen=True):
+    """What the attempts of a job have kept: steps in order, and the last checkpoint."""
+
+    steps: list[StepBody]
+    state: Annotated[Raw, AnyJson]
+    state_at: Time | None
+
+
+def steps_body(kept: JobSteps) -> StepsBody:
+    """Return what the attempts of a job have kept as it is shown."""
+    steps = [step_body(step) for step in kept.steps]
+    return StepsBody(steps=steps, state=embedded(kept.state_json), state_at=kept.state_at)
 
 
 def record_of(request: StepRequest) -> Record:

@@ -201,9 +201,10 @@ def options_of(request: Request) -> dict[str, Any]:
 
 
 class RetryRequest(ReasonRequest, kw_only=True):
-    """How many attempts an operator's retry adds to the job's limit."""
+    """How many attempts a retry adds to the job's limit; `from_scratch` deletes what it kept."""
 
     more_retries: MoreRetries = 1
+    from_scratch: bool = False
 
 
 class FilterForm(Request):

@@ -9,14 +9,14 @@ from typing import Annotated, cast
 from urllib.parse import urlencode
 from uuid import UUID
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from tenure.app import adding
 from tenure.app.core import MAX_COUNTED
 from tenure.app.enqueueing import again
-from tenure.app.shown import progress_shown, transitions_shown
+from tenure.app.shown import progress_shown, steps_shown, transitions_shown
 from tenure.app.twins import answer_of
 from tenure.http.api.bodies import convert
 from tenure.http.api.call import Call, answer
@@ -27,6 +27,7 @@ from tenure.jobs.queries import MAX_LISTED, Action, Filter, check_filter
 from tenure.lifecycle import Status
 from tenure.telemetry import tracing
 from tenure.wire import requests, responses
+from tenure.wire.kept import steps_body
 
 CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
 """A cursor is the last id of a page without its hyphens. Clients send it back unchanged."""
@@ -171,6 +172,12 @@ def show_history(call: Call) -> Response:
     return answer([responses.TransitionBody.of(transition) for transition in shown])
 
 
+def show_steps(call: Call) -> Response:
+    """Show what the attempts of a job have kept: its steps in order, and its last checkpoint."""
+    job = call.app.get(call.path["id"])
+    return answer(steps_body(steps_shown(call.app.core, job, call.redaction)))
+
+
 def explain_job(call: Call) -> Response:
     """Say why a job is not running, or what it is doing."""
     found = call.app.explain(call.path["id"])
@@ -209,6 +216,6 @@ def run_job_again(call: Call) -> Response:
 
 def retry_job(call: Call) -> Response:
     """Retry a job that failed for good, with a higher limit."""
-    more, why = call.body.more_retries, call.body.reason
-    job = call.app.retry(call.path["id"], more_retries=more, actor=call.caller.name, reason=why)
+    body: requests.RetryRequest = call.body
+    job = call.app.retry(call.path["id"], actor=call.caller.name, **structs.asdict(body))
     return answer(call.shown(job))

@@ -176,6 +176,7 @@ FOUND = Reply(kept.FoundBody, "What it says, if it is there.")
 SIGNALLED = Reply(responses.SignalBody, "The signal.")
 SIGNALS = Reply(list[responses.SignalBody], "The signals.")
 PAGE = Reply(None, "A page for people.", also=("text/html",))
+STEPS = Reply(kept.StepsBody, "What its attempts have kept.")
 EXPLANATION = Reply(Explanation, "The reason.")
 NEW_BULK = Reply(responses.BulkBody, "The action, started.", status=202, headers=("Location",))
 BULKS = Reply(list[responses.BulkBody], "The actions.")
@@ -224,6 +225,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/jobs/count", READ, jobs.count_jobs, COUNTED, query=jobs.CountQuery),
     Route("GET", "/jobs/{id}", READ, jobs.show_job, JOB, query=jobs.WaitQuery),
     Route("GET", "/jobs/{id}/history", READ, jobs.show_history, HISTORY),
+    Route("GET", "/jobs/{id}/steps", READ, jobs.show_steps, STEPS),
     Route("GET", "/jobs/{id}/explain", READ, jobs.explain_job, EXPLANATION),
     Route("PATCH", "/jobs/{id}", ADMIN, jobs.amend_job, AMENDED, body=AMEND),
     Route(

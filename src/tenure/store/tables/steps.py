@@ -128,7 +128,7 @@ def of(db: Reads, job_id: str) -> JobSteps:
         (job_id,),
     )
     state, at = rows[0] if rows else (None, None)
-    return JobSteps(_steps(db, job_id), state, d.time_or_none(at))
+    return JobSteps(tuple(_steps(db, job_id)), state, d.time_or_none(at))
 
 
 def forget(db: Statements, job_id: str) -> None:
