@@ -32,6 +32,7 @@ LIFECYCLE = "lifecycle.py"
 SQLITE, POSTGRES = "store/sqlite/statements.py", "store/postgres/statements.py"
 SQLITE_LIMITS = "store/migrations/sqlite/0001_4_limits.sql"
 LIMITS = "store/migrations/postgres/0001_5_limits.sql"
+FOLLOWING = "store/migrations/postgres/0001_8_dependencies.sql"
 HOT_PATH = "store/migrations/postgres/0001_2_statements.sql"
 GUARDED_FILES = (
     SQLITE,
@@ -237,7 +238,7 @@ CONTROLS = (
     Control(
         "retention takes what is not settled",
         SQLITE,
-        "status = {status} AND finished_at < ? AND finished_at <= ?",
+        "status = {status} AND workflow IS NULL AND finished_at < ? AND finished_at <= ?",
         "status IN ({status}, 'pending') AND coalesce(finished_at, created_at) < ?"
         " AND coalesce(finished_at, 0) <= ?",
     ),
@@ -301,6 +302,51 @@ CONTROLS = (
         SQLITE_LIMITS,
         "> iif(l.ordered IS NULL, coalesce(p.max_running, l.per_max_running),",
         "> 1 + iif(l.ordered IS NULL, coalesce(p.max_running, l.per_max_running),",
+    ),
+    Control(
+        "PostgreSQL: a change of what rests is counted as an ending",
+        "store/migrations/postgres/0001_1_jobs.sql",
+        "ON n.id = o.id WHERE {at_rest} <> {was_at_rest};",
+        "ON n.id = o.id WHERE {at_rest} OR {was_at_rest};",
+    ),
+    Control(
+        "PostgreSQL: an ending does not lock what a retry restores",
+        FOLLOWING,
+        "    PERFORM FROM {schema}.job WHERE id = ANY (v_children)\n"
+        "        AND ((status = 'waiting' AND token = 0)"
+        " OR (status = 'cancelled' AND event = 'skipped'))\n"
+        "    ORDER BY id FOR UPDATE;\n",
+        "",
+    ),
+    Control(
+        "PostgreSQL: a gate counts again what it has counted",
+        FOLLOWING,
+        "(g.need <= 0)::integer - (g.need + t.met <= 0)::integer AS met",
+        "(g.need <= 0)::integer AS met",
+    ),
+    Control(
+        "SQLite: a job that leaves its rest is not taken back",
+        "store/migrations/sqlite/0001_1_jobs.sql",
+        "WHEN NEW.followed > 0 AND {at_rest} <> {was_at_rest}",
+        "WHEN NEW.followed > 0 AND {at_rest}",
+    ),
+    Control(
+        "what is overdue is counted by a retry, too",
+        "store/tables/revisits.py",
+        "late.parent IS NULL AND ",
+        "",
+    ),
+    Control(
+        "a job behind an overdue one is counted twice",
+        "store/borrowed/links.py",
+        "if parent.rests and parent.followed]",
+        "if parent.rests and parent.followed > 1_000]",
+    ),
+    Control(
+        "PostgreSQL: a step does not look at its lease when it is stored",
+        "store/tables/steps.py",
+        '"share": SHARE,',
+        '"share": "",',
     ),
 )
 

@@ -13,12 +13,17 @@ from contextlib import closing
 
 import pytest
 
-from tenure import Dependency, Job, NewJob, Tenure, failpoints
+from tenure import Dependency, Job, NewJob, Status, Tenure, failpoints
+from tenure.app.bulk import run_batches
+from tenure.events import Retried
 from tenure.jobs.enqueue import LinkedJob
 from tenure.jobs.ids import new_ids
+from tenure.jobs.queries import Filter
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
 from tests.support.clock import Clock
 from tests.support.raw_sql import RawSql
+from tests.support.waiting import wait_until
+from tests.support.workers import running_sweeper
 
 pytestmark = pytest.mark.chaos
 COMPLETE = """
@@ -56,6 +61,7 @@ def settle(app: Tenure) -> None:
         pass
 
 
+@pytest.mark.scenario(113)
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_chain_goes_on_wherever_its_worker_dies(
     app_on_each_engine: Tenure, clock: Clock, moment: str
@@ -78,6 +84,7 @@ def test_a_chain_goes_on_wherever_its_worker_dies(
     assert app.verify() == []
 
 
+@pytest.mark.scenario(114)
 def test_a_member_that_ends_twice_counts_once(app_on_each_engine: Tenure, clock: Clock) -> None:
     """celery, on_chord_part_return of Redis: a redelivered member was counted for another one."""
     app = app_on_each_engine
@@ -95,6 +102,7 @@ def test_a_member_that_ends_twice_counts_once(app_on_each_engine: Tenure, clock:
     assert app.verify() == []
 
 
+@pytest.mark.scenario(115)
 @pytest.mark.parametrize("ending", ["gave_up", "cancelled"])
 def test_nobody_waits_for_ever_for_a_failure(app_on_each_engine: Tenure, ending: str) -> None:
     """bullmq#3362, #3122: `waiting-children` for ever; pg-boss: blocked for ever by a failed or
@@ -126,6 +134,7 @@ def test_nobody_waits_for_ever_for_a_failure(app_on_each_engine: Tenure, ending:
         assert app.verify() == []
 
 
+@pytest.mark.scenario(115)
 def test_a_callback_runs_after_a_failure_and_a_success(app_on_each_engine: Tenure) -> None:
     """good_job#1239, #1450: not after a retry. breamware/sidekiq-batch#43: never."""
     app = app_on_each_engine
@@ -140,6 +149,7 @@ def test_a_callback_runs_after_a_failure_and_a_success(app_on_each_engine: Tenur
     assert app.verify() == []
 
 
+@pytest.mark.scenario(117)
 def test_no_process_has_to_live_for_a_release(app_on_each_engine: Tenure) -> None:
     """pg-boss resolves later, in a process with `supervise`; Celery in a task, chord_unlock. Here
     whoever ends the parent, in whatever SQL, releases the child in the same statement."""
@@ -156,10 +166,91 @@ def test_no_process_has_to_live_for_a_release(app_on_each_engine: Tenure) -> Non
     assert app.verify() == []
 
 
+def blocked(raw: RawSql) -> bool:
+    """Whether a session of this database waits for a lock."""
+    return bool(
+        raw.value(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+    )
+
+
+@pytest.mark.scenario(118)
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+@pytest.mark.parametrize("first", ["the ending", "the retry"])
+def test_an_ending_beside_a_retry_that_restores(app_on_each_engine: Tenure, first: str) -> None:
+    """The one counts what the other has not committed yet, or waits for it: never neither."""
+    app = app_on_each_engine
+    bad, other = app.enqueue("a", max_retries=1), app.enqueue("b")
+    child = app.enqueue("c", depends_on=[bad, other])
+    leases = {lease.id: lease for lease in claim(app)}
+    app.core.report([said(leases[bad.id], "gave_up")])
+    settle(app)
+    assert state(app, child) == ["cancelled"]
+    with closing(RawSql(app.database)) as raw, closing(RawSql(app.database)) as watch:
+        with raw.transaction():
+            if first == "the ending":
+                raw.run(
+                    "UPDATE {job} SET status = 'completed', event = 'completed', lease_id = NULL,"
+                    " lease_expires_at = NULL, finished_at = {now} WHERE id = ?",
+                    other.id,
+                )
+                acting = app.core.store.apply(bad.id, Retried(more_retries=1, actor="me"))
+            else:
+                raw.run("SELECT id FROM {job} WHERE id = ? FOR UPDATE", child.id)
+                acting = app.core.store.exchange([said(leases[other.id])], None)
+            wait_until(lambda: acting.done() or blocked(watch), "the other one to be there")
+        acting.result()
+        if first == "the retry":
+            app.retry(bad.id)
+    assert state(app, bad, other, child) == ["pending", "completed", "waiting"]
+    assert (app.get(child.id).need, app.get(child.id).spare) == (1, 0)
+    assert app.verify() == []
+
+
+@pytest.mark.scenario(115)
+def test_the_sweep_skips_and_restores(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
+    bad = app.enqueue("a")
+    child = app.enqueue("b", depends_on=[bad])
+    app.core.report([said(claim(app)[0], "gave_up")])
+    assert state(app, child) == ["waiting"]
+    with running_sweeper(app):
+        wait_until(lambda: state(app, child) == ["cancelled"], "the sweep to skip it")
+    app.bulk.start("retry", Filter(status=Status.FAILED))
+    run_batches(app.core)
+    assert state(app, bad, child) == ["pending", "waiting"]
+    assert app.verify() == []
+
+
+@pytest.mark.scenario(116)
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_sweeper_that_dies_while_it_skips(app_on_each_engine: Tenure, moment: str) -> None:
+    """All of what it decided in a transaction is there, or nothing, and the next one goes on."""
+    app = app_on_each_engine
+    bad = app.enqueue("a")
+    child = app.enqueue("b", depends_on=[bad])
+    last = app.enqueue("c", depends_on=[child])
+    app.core.report([said(claim(app)[0], "gave_up")])
+    place = "before_decide" if moment == "before" else "after_commit"
+    armed = {**os.environ, failpoints.ENVIRONMENT: f"dependencies.{place}=kill"}
+    code = "import sys; from tenure import Tenure; Tenure(sys.argv[1]).core.follow()"
+    command = [sys.executable, "-c", code, app.database]
+    assert subprocess.run(command, env=armed, check=False).returncode == -signal.SIGKILL
+    done = "waiting" if moment == "before" else "cancelled"
+    wait_until(lambda: state(app, child, last) == [done] * 2, "its transaction to end")
+    settle(app)
+    assert state(app, child, last) == ["cancelled", "cancelled"]
+    assert events(app, last) == ["enqueued", "skipped"]
+    assert app.verify() == []
+
+
 SECONDS = 30.0
 """Ten times what it takes on a machine without other load."""
 
 
+@pytest.mark.scenario(116)
 @pytest.mark.full
 @pytest.mark.timeout(300)
 def test_a_long_chain_is_skipped_in_seconds(app_on_each_engine: Tenure) -> None:

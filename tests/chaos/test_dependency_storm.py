@@ -122,6 +122,7 @@ def early(raw: RawSql) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.scenario(112)
 @pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.full)])
 def test_waiting_jobs_under_a_storm(
     app_on_each_engine: Tenure, chance: random.Random, seconds: int

@@ -43,13 +43,13 @@ class Play:
 
     # --- growing
 
-    def add(self, count: int, parents: int = 4) -> None:
+    def add(self, count: int) -> None:
         """Add jobs in one request, behind those that are there and behind each other."""
         nodes = list[Node]()
         there = list(self.graph.nodes)[-30 * self.pace :]
         for id in new_ids(count):
             known = [*there, *(node.id for node in nodes)]
-            most = min(len(known), self.chance.choice((0, 1, 1, 2, parents)))
+            most = min(len(known), self.chance.choice((0, 1, 1, 2, 4, 20)))
             edges = {id: self.chance.choice(MEETS) for id in self.chance.sample(known, most)}
             needs = None
             if edges and self.chance.random() < 0.4:

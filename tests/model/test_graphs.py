@@ -35,6 +35,7 @@ def new_url(gated_above: int, database_url: str) -> str:
     return database_url
 
 
+@pytest.mark.scenario(112)
 @pytest.mark.parametrize(
     ("histories", "jobs"), [(3, 60), pytest.param(42, 600, marks=pytest.mark.full)]
 )
