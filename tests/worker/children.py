@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tenure import JobContext, NewJob, PermanentFailure, RateLimited, RetryAfter, Snooze, Tenure
+from tenure.jobs.enqueue import Options
 from tenure.worker.child import PROGRESS_SECONDS
 
 app = Tenure("sqlite:///never-opened.db")
@@ -384,3 +385,12 @@ def remembers(context: JobContext) -> tuple[tuple[int, str], dict[str, int]]:
 
 def _charge(attempt: int) -> tuple[int, str]:
     return attempt, "eur"
+
+
+@app.job(process=True)
+def chained(context: JobContext) -> list[str]:
+    """Add a job, one that waits for it, and one that waits for the job that runs."""
+    first = context.enqueue(NewJob("part", {}, {"queue": "away"}))
+    second = context.enqueue(NewJob("part", {}, {"queue": "away", "depends_on": [first]}))
+    own: Options = {"queue": "away", "depends_on": {"it": context.id}}
+    return [first, second, context.enqueue(NewJob("part", {}, own))]

@@ -24,7 +24,7 @@ from tenure import (
 from tenure.client import Client
 from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.follow_ups import MAX_FOLLOW_UP_BYTES, MAX_FOLLOW_UPS
-from tenure.jobs.ids import new_ids
+from tenure.jobs.ids import new_id, new_ids
 from tenure.jobs.ledger import Transition
 from tenure.jobs.work import WorkSource
 from tests.support.effects import effects, make_effects, own_connection
@@ -36,6 +36,7 @@ from tests.support.workers import (
     running_worker,
     transitions,
     wait_until_completed,
+    wait_until_failed,
 )
 from tests.worker import children
 
@@ -182,6 +183,22 @@ def test_types_limits_and_keys_count_as_in_an_enqueue(place: Place) -> None:
     assert (found[first].queue, found[first].partition) == ("near", "acme")
     assert {once, second}.isdisjoint(found)
     assert app.find(type="part") == [app.get(known.id)]
+
+
+def test_what_a_server_does_not_take_fails_the_attempt(app: Tenure) -> None:
+    """It was reported once more with the jobs, and then given up: its lease ran out."""
+
+    @app.job(max_retries=1)
+    def split(context: JobContext) -> None:
+        context.enqueue(NewJob("part", {"numbers": [1] * 150_000}, {}))
+
+    with ServerProcess(app.database) as server, Client(server.url) as client:
+        job, other = split.enqueue(), app.enqueue("other")
+        app.job(name="other")(lambda: None)
+        with running_worker(app, client):
+            assert "PayloadTooLarge" in wait_until_failed(app, job)
+            wait_until_completed(app, other)
+    assert app.count(type="part").jobs == 0
 
 
 def test_bad_jobs_are_refused_in_the_handler(app: Tenure) -> None:
@@ -374,3 +391,32 @@ def test_ids_of_reports_rise_and_no_job_has_one_twice(app: Tenure) -> None:
         assert_problem(api.post("/reports", json=bad), 400, "invalid_input")
     assert sorted(one.id for one in app.find(type="part")) == [first, second]
     assert app.get(job.id).status == "completed"
+
+
+@pytest.mark.parametrize("kind", ["thread"])
+def test_they_depend_on_each_other_and_on_the_job_that_adds_them(
+    app_on_each_engine: Tenure, kind: str
+) -> None:
+    app, source = app_on_each_engine, None
+    function = children.chained.handler.function
+    app.job(name="chained", backoff=0, process=kind == "child")(function)
+    with running_worker(app, source, queues=["default"]):
+        first, second, third = wait_until_completed(app, app.enqueue("chained")).result
+    assert app.get(first).status == "pending"
+    waiting = app.get(second)
+    assert (waiting.status, waiting.need, waiting.spare) == ("waiting", 1, 0)
+    assert app.get(third).status == "pending", "the job that it waits for has completed"
+
+
+def test_an_unknown_parent_fails_the_attempt(app_on_each_engine: Tenure) -> None:
+    app, source, nobody = app_on_each_engine, None, new_id()
+
+    @app.job(max_retries=1)
+    async def split(context: JobContext) -> None:
+        context.enqueue(NewJob("part", {"of": context.id}, {}))
+        context.enqueue(NewJob("part", {"of": context.id}, {"depends_on": [nobody]}))
+
+    with running_worker(app, source):
+        job = split.enqueue()
+        assert f"JobNotFound: no job {nobody}" in wait_until_failed(app, job)
+    assert parts_of(app, job) == {}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 
 from tenure import JobContext, LeaseLost, Tenure
 from tenure.client import Client
-from tenure.jobs.steps import MAX_STEPS, KeepState, Load, Record
-from tenure.jobs.work import ClaimRequest
+from tenure.jobs.steps import MAX_STEPS, KeepState, Load, Notes, Record
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tests.support.http import ServerProcess, api_client, assert_problem, claim_jobs
 from tests.support.proxy import Proxy
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -148,3 +149,24 @@ def test_what_is_kept_over_http_is_bounded(app: Tenure) -> None:
         assert (again["number"], again["result"], again["token"]) == (1, None, 1)
         assert len(api.get(steps).json()["steps"]) == MAX_STEPS
     assert app.verify() == []
+
+
+@pytest.mark.postgres
+def test_the_last_state_waits_for_a_heartbeat(postgres_url: str) -> None:
+    """A report skipped the state of a job that a heartbeat had locked, and the state was lost."""
+    with Tenure(postgres_url) as app, psycopg.connect(postgres_url) as heartbeat:
+        app.enqueue("order", backoff=0)
+        (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+        heartbeat.execute("SELECT FROM tenure.job WHERE id = %s FOR NO KEY UPDATE", [lease.id])
+        notes = Notes(state=KeepState(1, "[1]"))
+        failed = Report(lease.id, lease.lease_id, Outcome.FAILED, error="no", notes=notes)
+        answer = app.core.exchange([failed], None)
+        asked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        asked += " AND datname = current_database()"
+        with psycopg.connect(postgres_url, autocommit=True) as looking:
+            wait_until(lambda: looking.execute(asked).fetchone() != (0,), "the report to wait")
+        heartbeat.rollback()
+        assert answer.result(WAIT_SECONDS).verdicts[0].answer == "recorded"
+        (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+        loaded = app.core.ask(lease.id, lease.lease_id, Load()).result(WAIT_SECONDS)
+        assert loaded.state == "[1]"

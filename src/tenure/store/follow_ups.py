@@ -5,11 +5,12 @@ The jobs are added if and only if the completion is recorded, in its transaction
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
 from tenure.errors import TenureError
+from tenure.jobs.enqueue import LinkedJob
 from tenure.jobs.follow_ups import unknown_types, with_options
 from tenure.jobs.work import Answer, Outcome, Report, Verdict, adds_jobs
 from tenure.store import transitions
@@ -22,8 +23,18 @@ REFUSED = "a job that the handler added with context.enqueue was refused:"
 
 def hold(db: Database, reports: Sequence[Report], others: Sequence[str]) -> None:
     """Lock like `transitions.hold`: what adds jobs locks more than its own job afterwards."""
-    adding = [r.job_id for r in reports if r.jobs is not None] if adds_jobs(reports) else []
-    transitions.hold(db, reports, [*others, *adding] if adding else others)
+    if adds_jobs(reports):
+        found = [r for r in reports if r.jobs is not None]
+        others = [*others, *(r.job_id for r in found), *(id for r in found for id in _parents(r))]
+    transitions.hold(db, reports, others)
+
+
+def _parents(report: Report) -> Iterator[str]:
+    """Return the jobs that those of a report name as what they depend on."""
+    if report.jobs is not None and not isinstance(report.jobs, TenureError):
+        for one in report.jobs:
+            if isinstance(one.checked, LinkedJob):
+                yield from (edge.job_id for edge in one.checked.edges)
 
 
 def settle(db: Database, reports: Sequence[Report]) -> list[Verdict]:

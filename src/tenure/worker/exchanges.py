@@ -18,7 +18,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from tenure import failpoints
-from tenure.errors import StoreUnavailable, TenureError
+from tenure.errors import InvalidInput, StoreUnavailable, TenureError
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, WorkSource, is_full
 from tenure.worker.attempts import Attempts
@@ -333,4 +333,7 @@ class Exchanges:
             attempts.clear()
             return
         why = f"{UNRECORDABLE} {report.outcome}: {type(error).__name__}"
-        attempt.report = replace(report, outcome=Outcome.FAILED, result=None, error=why)
+        if isinstance(error, InvalidInput):  # of the jobs that it adds, or its result
+            why = f"{why}: {error}"
+        failed = replace(report, outcome=Outcome.FAILED, result=None, error=why, jobs=None)
+        attempt.report = failed

@@ -111,13 +111,17 @@ def record_within(engine: str, job_id: str, lease_id: str, step: Record) -> Asks
         raise LeaseLost(job_id)
 
 
-def write_notes(db: Statements, said: Sequence[tuple[str, str, Notes]]) -> None:
-    """Store notes of (job id, lease id) attempts whose lease is held, and whose job not locked."""
-    progress.record(db, [(id, lease, n.progress) for id, lease, n in said if n.progress])
+def write_notes(db: Statements, said: Sequence[tuple[str, str, Notes | None, bool]]) -> None:
+    """Store notes of (job id, lease id) attempts whose lease is held.
+
+    The last of the four says whether to wait for a lock on the job, such as that of a heartbeat.
+    Otherwise the notes are left out: the report that brings them is sent again.
+    """
+    progress.record(db, [(id, lease, n.progress) for id, lease, n, _ in said if n and n.progress])
     is_id = db.dialect.is_id
-    for job_id, lease_id, notes in said:
-        if notes.state is not None and is_id(job_id) and is_id(lease_id):
-            _written(db, KEEP, job_id, lease_id, notes.state)
+    for job_id, lease_id, notes, waits in sorted(said, key=lambda one: one[0]):
+        if notes and notes.state is not None and is_id(job_id) and is_id(lease_id):
+            _written(db, KEEP, job_id, lease_id, notes.state, waits=waits)
 
 
 def of(db: Reads, job_id: str) -> JobSteps:
@@ -139,11 +143,18 @@ def forget(db: Statements, job_id: str) -> None:
 
 
 def _written(
-    db: Statements, statement: str, job_id: str, lease_id: str, call: Record | KeepState
+    db: Statements,
+    statement: str,
+    job_id: str,
+    lease_id: str,
+    call: Record | KeepState,
+    *,
+    waits: bool = False,
 ) -> list[Any]:
     d = db.dialect
     spelled = _spelled(statement, d.engine).replace("{s}", d.prefix).replace("{p}", d.value)
-    spelled = spelled.replace(SHARE, f"{SHARE} SKIP LOCKED")
+    if not waits:
+        spelled = spelled.replace(SHARE, f"{SHARE} SKIP LOCKED")
     return db.rows(spelled, (_document(job_id, lease_id, call),))
 
 
