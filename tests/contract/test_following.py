@@ -201,6 +201,22 @@ def test_parents_of_a_gate_come_back(graph: Graph) -> None:
         assert graph.state(child) == ("waiting", 1, spare)
 
 
+def test_a_gate_that_was_full_opens_again(graph: Graph) -> None:
+    child = 301
+    graph.add(1, 300, need=1, followed=1)
+    graph.add(child, need=300)
+    graph.link(range(1, child), range(child, child + 1), "settled")
+    graph.gate(child, range(1, child))
+    for _ in range(2):
+        graph.step("skipped", 1, 299)
+        assert graph.state(child) == ("waiting", 1, 0)
+        graph.step("restored", 1)
+        assert graph.state(child) == ("waiting", 2, 0)
+        graph.step("restored", 2, 299)
+    graph.step("skipped", 1, 300)
+    assert graph.state(child) == ("pending", 0, 0)
+
+
 def test_a_workflow_is_open_again_when_a_job_of_it_is(graph: Graph) -> None:
     raw, flow = graph.raw, graph.id(9_000)
     with pytest.raises(Refused, match="workflow does not exist"):

@@ -125,6 +125,18 @@ def test_a_parent_that_comes_back_sees_who_is_being_skipped(
     assert graph.numbers("revisit", "job_id") == [2]
 
 
+def test_a_parent_ends_while_its_follower_is_restored(
+    url: str, raw: Connection, graph: Graph
+) -> None:
+    graph.add(1, followed=1)
+    graph.add(2, need=1)
+    graph.link(range(1, 2), range(2, 3))
+    graph.step("skipped", 2)
+    with while_another_waits(url, raw, step(graph, 2, "restored"), step(graph, 1, "cancelled")):
+        nothing()
+    assert graph.state(2) == ("waiting", 1, -1)
+
+
 def test_a_parent_comes_back_while_its_followers_are_counted(
     url: str, raw: Connection, graph: Graph
 ) -> None:

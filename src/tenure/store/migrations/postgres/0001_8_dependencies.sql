@@ -85,9 +85,6 @@ BEGIN
         GROUP BY edge.child, edge.gate ORDER BY edge.child, edge.gate
     ) AS t;
     IF EXISTS (SELECT FROM unnest(v_gates) AS one (gate) WHERE gate IS NOT NULL) THEN
-        PERFORM FROM unnest(v_children, v_gates) AS t (child, gate)
-            JOIN {schema}.gate AS g ON g.child = t.child AND g.gate = t.gate
-        ORDER BY g.child, g.gate FOR UPDATE OF g;
         WITH changed AS (
             UPDATE {schema}.gate AS g SET need = g.need - t.met, spare = g.spare - t.missed
             FROM unnest(v_children, v_gates, v_met, v_missed) AS t (child, gate, met, missed)
@@ -109,6 +106,7 @@ BEGIN
     IF v_children IS NULL THEN
         RETURN;
     END IF;
+    -- One that is being restored was counted as this job was before.
     PERFORM FROM {schema}.job WHERE id = ANY (v_children)
         AND ((status = 'waiting' AND token = 0) OR (status = 'cancelled' AND event = 'skipped'))
     ORDER BY id FOR UPDATE;
