@@ -21,6 +21,8 @@ from tenure import (
     JobContext,
     JobType,
     NewJob,
+    NewWorkflow,
+    Node,
     PerPartition,
     RetryPolicy,
     Signal,
@@ -37,6 +39,7 @@ from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
 from tenure.app.within import Within
+from tenure.app.workflows import Workflows
 from tenure.client import AsyncClient, Client
 from tenure.errors import TenureError
 from tenure.jobs.context import JobTransaction
@@ -58,6 +61,16 @@ from tenure.jobs.stats import (
     Total,
     TypeState,
     WorkerState,
+)
+from tenure.jobs.steps import ParentJob
+from tenure.jobs.workflows import (
+    GraphDependency,
+    GraphJob,
+    GraphPage,
+    Relative,
+    RelativePage,
+    Workflow,
+    WorkflowPage,
 )
 from tenure.tokens.scopes import AccessToken
 
@@ -93,6 +106,7 @@ APP: Mapping[str, Sequence[str]] = {
         *("get", "progress", "steps", "find", "count", "history", "explain"),
         *("cancel", "retry", "amend"),
     ),
+    "Workflows": ("workflow", "chain", "group", "batch"),
     "Signals": ("signal",),
     "Checking": ("verify", "check"),
 }
@@ -132,6 +146,13 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     ),
     "signals": (Signals, ("list",)),
     "webhooks": (Webhooks, ("create", "list", "remove")),
+    "workflows": (
+        Workflows,
+        (
+            *("get", "list", "graph", "wait", "wait_async", "cancel", "retry", "extend"),
+            *("parents", "followers"),
+        ),
+    ),
 }
 VALUES: Mapping[type, Sequence[str]] = {
     Job: ("payload", "result", "settled", "failed"),
@@ -140,6 +161,7 @@ VALUES: Mapping[type, Sequence[str]] = {
         *("wait_for_signal", "wait_for_signal_async", "signal_token", "signal_token_async"),
         *("step", "step_async", "step_key", "step_within", "step_within_async"),
         *("sleep", "sleep_async", "state", "state_async", "checkpoint", "checkpoint_async"),
+        *("results", "results_async", "result_async", "parents", "parents_async"),
     ),
 }
 HANDLE = ("id", "result", "result_async", "progress", "progress_async", "settled", "failed")
@@ -157,6 +179,7 @@ WITHIN = (
     *("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
     *("get", "get_async", "cancel", "cancel_async", "signal", "signal_async"),
 )
+NEW_WORKFLOW = ("add", "status", "status_async", "wait", "wait_async")
 CLIENT_VERBS = (
     *("enqueue", "enqueue_many", "get", "wait", "find", "history", "explain", "cancel", "retry"),
     *("signal", "stats", "close"),
@@ -204,6 +227,8 @@ ANSWERS = (
         Webhook,
     ),
     *(Schedule, When, Template, Fire, Preview),
+    *(Workflow, WorkflowPage, GraphPage, GraphJob, GraphDependency, Relative, RelativePage),
+    *(ParentJob,),
 )
 
 
@@ -218,6 +243,10 @@ def page() -> str:
     parts += ["## Handle\n", _text(Handle)]
     _check_complete(Handle, HANDLE)
     parts += [_member(Handle, name) for name in HANDLE]
+    parts += ["## NewWorkflow\n", _text(NewWorkflow)]
+    _check_complete(NewWorkflow, NEW_WORKFLOW)
+    parts += [_member(NewWorkflow, name) for name in NEW_WORKFLOW]
+    parts += ["## Node\n", _text(Node)]
     parts += ["## Within\n", "What `Tenure.within` returns.\n", _text(Within)]
     _check_complete(Within, WITHIN)
     parts += [_member(Within, name) for name in WITHIN]
@@ -226,6 +255,8 @@ def page() -> str:
         parts += [f"## app.{noun}\n", _text(cls)]
         _check_complete(cls, names)
         parts += [_member(cls, name) for name in names]
+        if twins := _twins(cls):
+            parts.append(f"In coroutines: {', '.join(f'`{name}`' for name in twins)}.\n")
     for value in (
         NewJob,
         JobContext,
@@ -280,7 +311,7 @@ def _lowered(text: str) -> str:
 def _check_complete(cls: type, names: Sequence[str]) -> None:
     own = [part for part in cls.__mro__ if part.__module__.startswith("tenure.")]
     public = {name for part in own for name in vars(part) if not name.startswith("_")}
-    public -= INTERNAL | set(_twins(cls)) if cls is Tenure else set()
+    public -= INTERNAL | set(_twins(cls)) if cls in (Tenure, Workflows) else set()
     if public != set(names):
         raise SystemExit(f"{cls.__name__}: put {sorted(public ^ set(names))} in or out of the page")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
+    from tenure.app.flow import NewWorkflow, Node
     from tenure.app.job_types import JobType
     from tenure.app.waiting import Handle
     from tenure.dependency import Dependency
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         JobCancelled,
         JobFailed,
         JobNotFound,
+        JobUnsettled,
         KeyConflict,
         LeaseLost,
         PermanentFailure,
@@ -55,9 +57,12 @@ __all__ = [
     "JobFailed",
     "JobNotFound",
     "JobType",
+    "JobUnsettled",
     "KeyConflict",
     "LeaseLost",
     "NewJob",
+    "NewWorkflow",
+    "Node",
     "PerPartition",
     "PermanentFailure",
     "QueueFull",
@@ -80,6 +85,8 @@ _HOMES = {
     "Dependency": "dependency",
     "Handle": "app.waiting",
     "NewJob": "jobs.enqueue",
+    "NewWorkflow": "app.flow",
+    "Node": "app.flow",
     "Job": "lifecycle",
     "JobContext": "jobs.context",
     "Failure": "jobs.hooks",

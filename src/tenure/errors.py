@@ -81,6 +81,17 @@ class JobCancelled(TenureError):
         self.actor = actor
 
 
+class JobUnsettled(TenureError):
+    """The job whose result was asked for has not ended yet."""
+
+    code = "job_unsettled"
+
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(f"job {job_id} is {status}: it has no result yet")
+        self.job_id = job_id
+        self.status = status
+
+
 class ResultTruncated(TenureError):
     """The handler returned what could not be stored whole; `reason` says why."""
 
@@ -112,6 +123,18 @@ class ScheduleNotFound(TenureError):
     def __init__(self, name: str) -> None:
         super().__init__(f"there is no schedule called {name!r}; `tenure schedules list`")
         self.name = name
+
+
+class WorkflowNotFound(TenureError):
+    """No workflow has this id."""
+
+    code = "workflow_not_found"
+
+    def __init__(self, workflow_id: str) -> None:
+        super().__init__(
+            f"no workflow {workflow_id}: the id is wrong, or retention removed it with its jobs"
+        )
+        self.workflow_id = workflow_id
 
 
 class IllegalEdition(TenureError):
@@ -163,9 +186,9 @@ class KeyConflict(TenureError):
 
     code = "idempotency_key_reused"
 
-    def __init__(self, key: str, job_id: str) -> None:
+    def __init__(self, key: str, job_id: str, what: str = "job") -> None:
         super().__init__(
-            f"idempotency key {key!r} was used for job {job_id} with a different request; "
+            f"idempotency key {key!r} was used for {what} {job_id} with a different request; "
             "send the first request unchanged, or choose a new key"
         )
         self.key = key

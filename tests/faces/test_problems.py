@@ -29,6 +29,8 @@ EXAMPLES = [
     errors.JobNotFound("0190163d-8694-739b-aea5-966c26f8ad90"),
     errors.BulkNotFound("0190163d-8694-739b-aea5-966c26f8ad90"),
     errors.ScheduleNotFound("nightly"),
+    errors.SignalTokenNotFound(),
+    errors.WorkflowNotFound("0190163d-8694-739b-aea5-966c26f8ad90"),
     errors.IllegalEdition("nightly", 3, "somebody else has changed it"),
     errors.IllegalTransition("j", "completed", "cancelled", ()),
     errors.IllegalTransition("j", "failed", "retried", ("retried",), "its 3 attempts are used up"),
@@ -63,7 +65,8 @@ def test_every_error_has_a_place_in_the_table() -> None:
     listed = {kind.error for kind in KINDS}
     raised = {kind for kind in every_error() if kind.__module__ == postpone.__name__}
     raised |= {errors.PermanentFailure, errors.JobFailed, errors.JobCancelled}
-    raised |= {errors.ResultGone, errors.ResultTruncated, errors.DuplicateStep}
+    raised |= {errors.ResultGone, errors.ResultTruncated, errors.DuplicateStep, errors.JobUnsettled}
+    raised |= {errors.SignalTimeout}
     assert set(every_error()) - listed == raised
     assert {type(example) for example in EXAMPLES} == listed - {
         errors.StoreUnavailable,

@@ -20,6 +20,7 @@ from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
 from tenure.app.within import Within
+from tenure.app.workflows import Workflows
 from tenure.contrib import sentry
 
 SOURCES = Path(tenure.__file__).parent
@@ -27,24 +28,27 @@ SOURCES = Path(tenure.__file__).parent
 PACKAGE = """
     Dependency DuplicateJob Failure Handle IllegalTransition InvalidInput Job JobCancelled
     JobContext JobFailed
-    JobNotFound JobType KeyConflict LeaseLost NewJob PerPartition PermanentFailure QueueFull
+    JobNotFound JobType JobUnsettled KeyConflict LeaseLost NewJob NewWorkflow Node PerPartition
+    PermanentFailure QueueFull
     RateLimited ResultGone ResultTruncated RetryAfter RetryPolicy Snooze Status StoreUnavailable
     Signal SignalTimeout Tenure TenureError Unique
 """
 ERRORS = """
     BulkNotFound DuplicateJob DuplicateStep Forbidden IllegalEdition IllegalTransition InvalidInput
     JobCancelled JobFailed
-    JobNotFound KeyConflict LeaseLost PayloadTooLarge PermanentFailure QueueFull
+    JobNotFound JobUnsettled KeyConflict LeaseLost PayloadTooLarge PermanentFailure QueueFull
     ResultGone ResultTruncated ScheduleNotFound SchemaMismatch StoreUnavailable TenureError
-    SignalTimeout SignalTokenNotFound Unauthorized
+    SignalTimeout SignalTokenNotFound Unauthorized WorkflowNotFound
 """
 VERBS = """
-    actor amend amend_async around as_completed cancel cancel_async check check_async close
+    actor amend amend_async around as_completed batch batch_async cancel cancel_async chain
+    chain_async check check_async close
     close_async count count_async database enqueue enqueue_async enqueue_many enqueue_many_async
-    explain explain_async find find_async get get_async history history_async job lifespan migrate
+    explain explain_async find find_async get get_async group group_async
+    history history_async job lifespan migrate
     on_failure open open_async progress progress_async retry retry_async run_again run_again_async
     run_worker running schedule signal signal_async steps steps_async verify verify_async
-    wait wait_async wake within
+    wait wait_async wake within workflow
 """
 NOUNS = {
     "bulk": (BulkActions, "get list sample start step stop"),
@@ -67,6 +71,11 @@ NOUNS = {
     "signals": (Signals, "list"),
     "webhooks": (Webhooks, "create list remove"),
     "workers": (Workers, "list"),
+    "workflows": (
+        Workflows,
+        """cancel cancel_async extend followers followers_async get get_async graph graph_async list
+        list_async parents parents_async retry retry_async wait wait_async""",
+    ),
 }
 INTERNAL = {"core"}
 JOB_TYPE = "enqueue enqueue_async handler name new_job options submit submit_async within"

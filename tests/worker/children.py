@@ -394,3 +394,9 @@ def chained(context: JobContext) -> list[str]:
     second = context.enqueue(NewJob("part", {}, {"queue": "away", "depends_on": [first]}))
     own: Options = {"queue": "away", "depends_on": {"it": context.id}}
     return [first, second, context.enqueue(NewJob("part", {}, own))]
+
+
+@app.job(process=True)
+def add_up(context: JobContext) -> list[int]:
+    """What the jobs before this one have left."""
+    return [sum(context.results(int)), context.results["first"], len(context.parents)]

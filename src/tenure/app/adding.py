@@ -84,8 +84,10 @@ class Adding:
         batch: bool = False,
         own_keys: bool = False,
         traceparent: str | None = None,
+        known_ids: Sequence[str] = (),
+        workflow: str | None = None,
     ) -> None:
-        """The arguments are those of `add`. Raises InvalidInput or Forbidden."""
+        """The arguments are those of `add` and `check_jobs`. Raises InvalidInput or Forbidden."""
         if len(new_jobs) > MAX_JOBS_AT_ONCE:
             raise InvalidInput(f"{len(new_jobs)} jobs at once; send at most {MAX_JOBS_AT_ONCE}")
         checked_jobs: Sequence[CheckedJob] = check_jobs(
@@ -94,6 +96,8 @@ class Adding:
             actor=core.actor,
             several=batch or len(new_jobs) > 1,
             own_keys=own_keys,
+            known_ids=known_ids,
+            workflow=workflow,
         )
         if core.queues is not None:
             checked_jobs = [_limited_to(core.queues, job) for job in checked_jobs]

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
 
-from tenure.app import enqueueing, hooks, operations, queries, running, upkeep, waiting
+from tenure.app import enqueueing, flow, hooks, operations, queries, running, upkeep, waiting
 from tenure.app.bulk import BulkActions
 from tenure.app.core import Core, Noun
 from tenure.app.job_types import JobOptions, JobType, Register
@@ -21,6 +21,7 @@ from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.twins import twin
 from tenure.app.webhooks import Webhooks
+from tenure.app.workflows import Workflows
 from tenure.jobs.context import JobContext
 from tenure.jobs.names import check_label, list_of_names
 from tenure.jobs.queue_rights import Patterns
@@ -41,8 +42,8 @@ class Tenure:
     before the fork raises StoreUnavailable in the child: close it before.
 
     Everyday verbs are methods. The rest is by noun: `queues`, `types`, `workers`, `schedules`,
-    `signals`, `stats` (counts, activity, failures), `bulk` (retry or cancel all that match),
-    `events` (the ledger as a stream), `tokens` (of the HTTP API) and `webhooks`. `core` is
+    `workflows`, `signals`, `stats` (counts, activity, failures), `bulk` (retry or cancel all that
+    match), `events` (the ledger as a stream), `tokens` (of the HTTP API) and `webhooks`. `core` is
     internal.
     """
 
@@ -85,6 +86,7 @@ class Tenure:
         self.stats = Statistics(self.core)
         self.schedules = Schedules(self.core)
         self.signals = Signals(self.core)
+        self.workflows = Workflows(self)
         self.bulk = BulkActions(self.core)
         self.events = Events(self.core)
         self.tokens = Tokens(self.core)
@@ -209,6 +211,13 @@ class Tenure:
 
     signal = signal
     signal_async = twin(signal)
+    workflow = flow.workflow
+    chain = flow.chain
+    chain_async = flow.chain_async
+    group = flow.group
+    group_async = flow.group_async
+    batch = flow.batch
+    batch_async = flow.batch_async
 
     around = hooks.around
     lifespan = hooks.lifespan
@@ -234,5 +243,6 @@ def limited_to(app: Tenure, queues: Patterns | None) -> Tenure:
     limited.core = app.core.limited_to(queues)
     for name, noun in vars(app).items():
         if isinstance(noun, Noun):
-            setattr(limited, name, type(noun)(limited.core))
+            made: Any = type(noun)
+            setattr(limited, name, made(limited if made is Workflows else limited.core))
     return limited

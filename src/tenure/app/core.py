@@ -26,11 +26,11 @@ from tenure.jobs.names import check_label
 from tenure.jobs.queries import Counted, Filter, Page, action_of, check_filter, checked_query
 from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, require
 from tenure.jobs.redaction import Redaction
-from tenure.jobs.steps import StepAnswer, StepCall
+from tenure.jobs.steps import ReadParents, StepAnswer, StepCall
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
 from tenure.lifecycle import Job
 from tenure.store import Store, is_sqlite, open_store, search
-from tenure.store.tables import progress, sessions, tokens, webhooks
+from tenure.store.tables import flow, progress, sessions, tokens, webhooks
 from tenure.store.tables.bulk import about
 from tenure.store.tables.stats import Place
 from tenure.store.transitions import Steps
@@ -253,6 +253,8 @@ class Core:
 
     def ask(self, job_id: str, lease_id: str, call: StepCall) -> Future[StepAnswer]:
         """Return what an attempt asks for, as `StepSource.ask`."""
+        if self.queues is not None and isinstance(call, ReadParents):
+            call = replace(call, within=self.queues)
         return self.limited_store.ask(job_id, lease_id, call)
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
@@ -279,6 +281,17 @@ class Core:
         Call again while it is.
         """
         return self.store.follow().result()
+
+    def finish_workflows(self, before: str = "") -> str:
+        """Note which workflows have finished, after a look at 1,000 of those that have not.
+
+        They are before an id, newest first. Returns the `before` of the next call.
+        """
+        found, following = flow.unfinished(self.store.read, before or flow.LAST)
+        if found:
+            finish = partial(flow.finish, workflows=found)
+            self.store.write("sweep", finish, brings=nothing).result()
+        return following
 
     def measure(self, *, yielding: bool = False) -> int:
         """Add up to 2,000 transitions to the statistics; return how many there were.

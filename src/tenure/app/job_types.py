@@ -18,7 +18,15 @@ from typing import (
 
 from tenure.app.waiting import Handle
 from tenure.jobs.context import JobContext
-from tenure.jobs.enqueue import Backoff, Duration, NewJob, Options, TypeOptions, Wake, defaults_of
+from tenure.jobs.enqueue import (
+    Backoff,
+    Duration,
+    NewJobOf,
+    Options,
+    TypeOptions,
+    Wake,
+    defaults_of,
+)
 from tenure.jobs.handlers import Errors, Handler, OnInterrupt, describe
 from tenure.jobs.names import check_open
 from tenure.jobs.partitions import By
@@ -130,14 +138,20 @@ class JobType(Generic[P, R]):
         adds = self._app.within(connection, wake=wake)
         return JobType(self._app, self.handler, self._options, adds)
 
-    def new_job(self, *args: P.args, **kwargs: P.kwargs) -> NewJob:
-        """Return the job that `enqueue` would add, for `Tenure.enqueue_many`.
+    @overload
+    def new_job(
+        self: JobType[P, Coroutine[Any, Any, V]], *args: P.args, **kwargs: P.kwargs
+    ) -> NewJobOf[V]: ...
+    @overload
+    def new_job(self, *args: P.args, **kwargs: P.kwargs) -> NewJobOf[R]: ...
+    def new_job(self, *args: P.args, **kwargs: P.kwargs) -> NewJobOf[Any]:
+        """Return the job that `enqueue` would add, for `Tenure.enqueue_many` and workflows.
 
         Takes the arguments of the function. Raises TypeError if they do not fit it, InvalidInput if
         one of them cannot be written as JSON.
         """
         handler = self.handler
-        return NewJob(handler.name, handler.payload_of(args, kwargs), self._options)
+        return NewJobOf(handler.name, handler.payload_of(args, kwargs), self._options)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Add a job that calls the function with these arguments. When this returns, it is on disk.

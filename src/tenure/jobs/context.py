@@ -12,6 +12,7 @@ from tenure.errors import InvalidInput
 from tenure.jobs.durable import DurableContext
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.follow_ups import FollowUps
+from tenure.jobs.parents import ParentsContext
 from tenure.jobs.parking import Parked
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.signal_waits import SignalContext
@@ -49,7 +50,7 @@ class Fence(Protocol):
 
 
 @dataclass(slots=True)
-class JobContext(DurableContext, SignalContext):
+class JobContext(DurableContext, SignalContext, ParentsContext):
     """What a handler knows about its attempt: annotate its first parameter with `JobContext`.
 
     - `id`: the id of the job.

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypedDict
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 import msgspec
 from msgspec.structs import asdict, replace
@@ -23,6 +23,8 @@ from tenure.jobs.names import check_key, check_label, check_open, check_partitio
 from tenure.jobs.uniqueness import Unique, Uniqueness, unique_of, uniqueness
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
+
+R = TypeVar("R")
 
 MAX_PRIORITY = 100
 MAX_RETRIES = 1_000
@@ -88,6 +90,10 @@ class NewJob(msgspec.Struct, frozen=True):
     payload: Any
     options: Options
     again_of: str | None = None
+
+
+class NewJobOf(NewJob, Generic[R], frozen=True):
+    """A `NewJob` whose handler returns an `R`, as `JobType.new_job` makes it."""
 
 
 class TypeOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -160,22 +166,50 @@ def check_jobs(
     actor: str,
     several: bool,
     own_keys: bool = False,
+    known_ids: Sequence[str] = (),
+    workflow: str | None = None,
 ) -> list[CheckedJob]:
     """Check jobs; options they leave out are as `defaults(type)` says. Raises InvalidInput.
 
     With `several`, the path of the error begins with the number of the job. With `own_keys`, a
-    request that uses the idempotency key of another actor is never the same request.
+    request that uses the idempotency key of another actor is never the same request. `known_ids`
+    are the ids, if the caller has chosen them, and `workflow` is where the jobs belong.
     """
     made: list[CheckedJob] = []
     try:
-        for new_job, id in zip(new_jobs, ids.new_ids(len(new_jobs)), strict=True):
+        job_ids = known_ids or ids.new_ids(len(new_jobs))
+        for new_job, id in zip(new_jobs, job_ids, strict=True):
             made.append(check_job(new_job, id, defaults=defaults(new_job.type), actor=actor))
     except InvalidInput as error:
         if not several:
             raise
         path = f"$[{len(made)}]{error.path.removeprefix('$')}"
         raise type(error)(error.message, path=path, code=error.code) from error.__cause__
+    if workflow is not None:
+        made = [_member(checked_job, workflow) for checked_job in made]
     return [with_own_key(checked_job) for checked_job in made] if own_keys else made
+
+
+def _member(job: CheckedJob, workflow: str) -> LinkedJob:
+    fields = asdict(job) | {"simple": False, "workflow": workflow}
+    return LinkedJob(**fields)
+
+
+def fingerprint_of(
+    name: str, new_jobs: Sequence[NewJob], checked_jobs: Sequence[CheckedJob]
+) -> str:
+    """What makes two requests for workflows with one key the same: the jobs, and how they depend.
+
+    Dependencies on jobs of the same request count by their place in it.
+    """
+    places = {checked_job.id: str(place) for place, checked_job in enumerate(checked_jobs)}
+    said = [name]
+    for new_job, job in zip(new_jobs, checked_jobs, strict=True):
+        if type(job) is LinkedJob:
+            edges = [(places.get(e.job_id, e.job_id), e.meets, e.name) for e in job.edges]
+            job = replace(job, edges=edges)  # noqa: PLW2901
+        said.append(_fingerprint(job, new_job.options))
+    return hashlib.sha256(msgspec.json.encode(said)).hexdigest()
 
 
 def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) -> CheckedJob:

@@ -55,6 +55,7 @@ class Filter:
     text: str | None = None  # substring of the payload's JSON, likewise
     hidden: tuple[str, ...] = ()  # keys whose values are not searched
     within: Patterns | None = None  # the only queues of who asks
+    leaves_followers: bool = False  # not jobs of which a failure meets all dependencies
 
 
 class Fields(TypedDict, total=False):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from tenure.lifecycle import Status
 
@@ -23,21 +23,11 @@ Ends = list[list[int]]
 """For each job the others that dependencies lead to: four times the place, plus what is met."""
 
 
-class Member(NamedTuple):
-    """A job of a workflow, as far as it is drawn."""
+Member: TypeAlias = tuple[str, str, str, int | None]
+"""A job, as far as it is drawn: id, type, status, and how many parents it needs; None: all."""
 
-    id: str
-    type: str
-    status: str
-    needs: int | None = None  # how many of its parents; None: all
-
-
-class Link(NamedTuple):
-    """A dependency between two jobs."""
-
-    parent: str
-    child: str
-    meets: str
+Link: TypeAlias = tuple[str, str, str]
+"""A dependency: the ids of parent and child, and what is met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +69,10 @@ def shape_of(members: Sequence[Member], links: Iterable[Link]) -> Shape | None:
     Links to jobs that are not among `members` are left out, and so are those of a cycle, which
     only raw SQL can make.
     """
-    place = {member.id: number for number, member in enumerate(members)}
+    if not members:
+        return Shape([], [])
+    jobs, types, statuses, needs = zip(*members, strict=True)
+    place = {job: number for number, job in enumerate(jobs)}
     parents: Ends = [[] for _ in members]
     children: Ends = [[] for _ in members]
     kinds_of_link: dict[str, int] = {}
@@ -90,14 +83,45 @@ def shape_of(members: Sequence[Member], links: Iterable[Link]) -> Shape | None:
             parents[child].append(parent << 2 | kind)
             children[parent].append(child << 2 | kind)
     order, layers = _layers(parents, children)
-    kinds = _numbered((layers[n], one.type, one.needs) for n, one in enumerate(members))
+    kinds = _numbered(zip(layers, types, needs, strict=True))
     same = _numbered(zip(kinds, map(frozenset, parents), map(frozenset, children), strict=True))
     if max(same, default=0) >= MANY:
         same = _alike(_alike(kinds, order, parents), order[::-1], children)
     if max(same, default=0) >= MAX_STACKS:
         return None
-    shape = _gathered(members, same, layers, children, tuple(kinds_of_link))
-    return shape if len(shape.ties) <= MAX_TIES else None
+    first: dict[int, int] = {}
+    counts: dict[int, Counter[str]] = {}
+    for job, stack in enumerate(same):
+        if stack not in first:
+            first[stack], counts[stack] = job, Counter()
+        counts[stack][statuses[job]] += 1
+    ranked = sorted(first, key=lambda stack: (layers[first[stack]], first[stack]))
+    stacks = [
+        Stack(types[job], _by_status(counts[stack]), jobs[job], layers[job], needs[job])
+        for stack, job in ((stack, first[stack]) for stack in ranked)
+    ]
+    spot = {stack: number for number, stack in enumerate(ranked)}
+    ties = _ties([spot[stack] for stack in same], layers, children, tuple(kinds_of_link))
+    return Shape(stacks, ties) if len(ties) <= MAX_TIES else None
+
+
+def _by_status(counts: Mapping[str, int]) -> Mapping[str, int]:
+    return {str(status): counts[status] for status in Status if status in counts}
+
+
+def _ties(
+    spots: Sequence[int], layers: Sequence[int], children: Ends, meets: Sequence[str]
+) -> list[Tie]:
+    ties = Counter(
+        (spots[job], spots[end >> 2], end & 3)
+        for job, some in enumerate(children)
+        for end in some
+        if layers[end >> 2] > layers[job]
+    )
+    found = [
+        Tie(parent, child, meets[kind], number) for (parent, child, kind), number in ties.items()
+    ]
+    return sorted(found)
 
 
 def _layers(parents: Ends, children: Ends) -> tuple[list[int], list[int]]:
@@ -130,31 +154,3 @@ def _alike(kinds: Sequence[int], order: Sequence[int], before: Ends) -> list[int
 def _numbered(keys: Iterable[Any]) -> list[int]:
     found: dict[Any, int] = {}
     return [found.setdefault(key, len(found)) for key in keys]
-
-
-def _gathered(
-    members: Sequence[Member],
-    same: Sequence[int],
-    layers: Sequence[int],
-    children: Ends,
-    meets: Sequence[str],
-) -> Shape:
-    first: dict[int, int] = {}
-    counts: dict[int, Counter[str]] = {}
-    for job, stack in enumerate(same):
-        first.setdefault(stack, job)
-        counts.setdefault(stack, Counter())[members[job].status] += 1
-    ranked = sorted(first, key=lambda stack: (layers[first[stack]], first[stack]))
-    place = {stack: number for number, stack in enumerate(ranked)}
-    stacks = []
-    for stack in ranked:
-        one, by_status = members[first[stack]], counts[stack]
-        statuses = {str(status): by_status[status] for status in Status if by_status[status]}
-        stacks.append(Stack(one.type, statuses, one.id, layers[first[stack]], one.needs))
-    ties = Counter(
-        (place[same[job]], place[same[end >> 2]], meets[end & 3])
-        for job, some in enumerate(children)
-        for end in some
-        if layers[end >> 2] > layers[job]
-    )
-    return Shape(stacks, [Tie(*ends, number) for ends, number in sorted(ties.items())])

@@ -122,8 +122,50 @@ class FoundSignal(msgspec.Struct, frozen=True, gc=False, tag=True):
     payload: str
 
 
-StepCall: TypeAlias = Load | Record | KeepState | FindSignal | KeepToken
-StepAnswer: TypeAlias = Loaded | Recorded | FoundSignal | None
+class ReadParents(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """Read jobs that the job depends on, after an id or of a name; the answer is `Parents`."""
+
+    after: str = ""
+    name: str | None = None
+    within: tuple[str, ...] | None = None  # the only queues of who asks
+
+
+class ParentJob(msgspec.Struct, frozen=True, gc=False):
+    """A job that another one depends on, as a handler of that one sees it.
+
+    - `id`, `type`, `queue`, `status`: of the job. `event`, `actor`: of its last transition.
+    - `meets`: the ending that the other one waits for: `completed`, `settled` or `failed`.
+    - `name`: what the other one calls it; None for no name.
+    - `result_json`: what it returned, as JSON text. `error`: the first 1,000 characters of its last
+      error.
+    """
+
+    id: str
+    meets: str
+    name: str | None
+    type: str
+    queue: str
+    status: str
+    event: str
+    actor: str | None
+    result_json: str | None
+    error: str | None
+
+    @property
+    def result(self) -> Any:
+        """What it returned, as JSON values."""
+        return _decoded(self.result_json)
+
+
+class Parents(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """Some of the jobs that a job depends on, and whether there are more."""
+
+    jobs: Sequence[ParentJob] = ()
+    more: bool = False
+
+
+StepCall: TypeAlias = Load | Record | KeepState | FindSignal | KeepToken | ReadParents
+StepAnswer: TypeAlias = Loaded | Recorded | FoundSignal | Parents | None
 
 
 class Notes(msgspec.Struct, frozen=True, gc=False):

@@ -159,6 +159,7 @@ class Duty(StrEnum):
     """What is to be done regularly beside a database, if there is work for it."""
 
     LEASES = "leases"  # some have run out
+    WORKFLOWS = "workflows"  # some are not known to be finished
     STARTS = "starts"  # some jobs had to start before now
     WAITS = "waits"  # some waits for a signal have expired
     SCHEDULES = "schedules"  # some are due, or soon

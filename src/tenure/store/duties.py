@@ -22,6 +22,7 @@ def searches(d: Dialect) -> dict[Duty, str]:
         Duty.LEASES: f"{d.expiring} <= {d.now}",
         Duty.STARTS: d.late,
         Duty.WAITS: f"{d.table('wait')} WHERE expires_at <= {d.now}",
+        Duty.WORKFLOWS: f"{d.table('workflow')} WHERE finished_at IS NULL",
         Duty.SCHEDULES: f"{d.table('schedule')} WHERE next_at <= {d.later(AHEAD)}",
         Duty.DEPENDENCIES: f"(SELECT 1 FROM {d.table('revisit')} UNION ALL SELECT 1"
         f" FROM {d.table('overdue')}) AS undecided",

@@ -120,6 +120,9 @@ def others(d: Dialect, query: Query) -> Iterator[Statement]:
     if query.running_longer_than is not None:
         since = d.later(f"-{query.running_longer_than:f}")
         yield f"status = {quoted(Status.PROCESSING)} AND started_at <= {since}", []
+    if query.leaves_followers:
+        needing = f"SELECT 1 FROM {d.table('dependency')} WHERE child = id AND meets = 'completed'"
+        yield f"(need IS NULL OR EXISTS ({needing}))", []
     if query.not_due:
         yield f"run_at > {d.now}", []
     if query.within is not None:

@@ -36,7 +36,7 @@ from tenure.jobs.work import ALREADY_RECORDED, RECORDED, Answer, Outcome, Report
 from tenure.lifecycle import FINAL_FAILURE, Job, Status, decide, follow, legal_events, retry_in
 from tenure.store.protocol import Database
 from tenure.store.rows import CHANGED_BY
-from tenure.store.tables import pauses, signals, unique_keys, webhooks, workers
+from tenure.store.tables import flow, pauses, signals, unique_keys, webhooks, workers
 from tenure.store.tables.steps import write_notes
 
 Steps: TypeAlias = tuple[Job, ...]
@@ -305,6 +305,10 @@ def prune(db: Database, settled_before: Mapping[str, datetime], limit: int) -> i
             left = limit - removed.total()
             for queue, type, jobs in db.delete_settled(status, time - wait, until, place, left):
                 removed[status, queue, type] += jobs
+    for wait, _, place in passes:
+        old = {status: time - wait for status, time in settled_before.items()}
+        if (left := limit - removed.total()) > 0:
+            removed += flow.prune(db, old, place, left)
     if removed:
         db.stats.take_out(removed)
     else:

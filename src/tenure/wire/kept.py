@@ -1,18 +1,29 @@
-"""What the attempts of a job keep for those after them, as JSON: steps and the last state."""
+"""What an attempt reads and keeps, as JSON: steps, the last state, the jobs that it depends on."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Raw
+from msgspec import UNSET, Raw, Struct, UnsetType, structs
 
 from tenure.jobs.names import check_name
 from tenure.jobs.results import storable_result
 from tenure.jobs.signals import signal_text
 from tenure.jobs.stats import Time
-from tenure.jobs.steps import FoundSignal, JobSteps, KeepState, KeepToken, Loaded, Record, Step
+from tenure.jobs.steps import (
+    FoundSignal,
+    JobSteps,
+    KeepState,
+    KeepToken,
+    Loaded,
+    ParentJob,
+    Parents,
+    ReadParents,
+    Record,
+    Step,
+)
 from tenure.wire.reports import StateRequest, StepRequest, TokenRequest
-from tenure.wire.requests import embedded
+from tenure.wire.requests import Id, Name, embedded
 from tenure.wire.responses import Answered, AnyJson
 
 
@@ -69,6 +80,54 @@ def steps_body(kept: JobSteps) -> StepsBody:
     """Return what the attempts of a job have kept as it is shown."""
     steps = [step_body(step) for step in kept.steps]
     return StepsBody(steps=steps, state=embedded(kept.state_json), state_at=kept.state_at)
+
+
+class ParentsQuery(Struct, kw_only=True):
+    """Which jobs that the leased job depends on: behind one, or with a name."""
+
+    after: Id | UnsetType = UNSET
+    name: Name | UnsetType = UNSET
+
+
+class ParentBody(Answered, frozen=True):
+    """A job that the leased job depends on: `meets` is the ending that counts."""
+
+    id: str
+    meets: str
+    name: str | None
+    type: str
+    queue: str
+    status: str
+    event: str
+    actor: str | None
+    result: Annotated[Raw, AnyJson]
+    error: str | None
+
+
+class ParentsBody(Answered, frozen=True):
+    """Some of the jobs that the leased job depends on; whether there are more behind the last."""
+
+    jobs: list[ParentBody]
+    more: bool
+
+
+def parents_asked(query: ParentsQuery) -> ReadParents:
+    """Return what a worker asks for."""
+    return ReadParents(query.after or "", query.name or None)
+
+
+def parents_body(parents: Parents) -> ParentsBody:
+    """Return jobs as they are shown."""
+    shown = [structs.asdict(one) for one in parents.jobs]
+    jobs = [ParentBody(result=embedded(one.pop("result_json")), **one) for one in shown]
+    return ParentsBody(jobs=jobs, more=parents.more)
+
+
+def parents_of(body: ParentsBody) -> Parents:
+    """Read what an answer shows."""
+    read = [structs.asdict(one) for one in body.jobs]
+    jobs = [ParentJob(result_json=_text(one.pop("result")), **one) for one in read]
+    return Parents(jobs, body.more)
 
 
 def record_of(request: StepRequest) -> Record:

@@ -35,6 +35,7 @@ from tenure.errors import (
     StoreUnavailable,
     TenureError,
     Unauthorized,
+    WorkflowNotFound,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -65,6 +66,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(BulkNotFound, 404, "No such bulk action", {"bulk_id": "bulk_id"}),
     Kind(ScheduleNotFound, 404, "No such schedule", {"schedule": "name"}),
     Kind(SignalTokenNotFound, 404, "No such token"),
+    Kind(WorkflowNotFound, 404, "No such workflow", {"workflow_id": "workflow_id"}),
     Kind(
         IllegalEdition,
         409,
@@ -131,6 +133,7 @@ class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str | Maybe = msgspec.UNSET
     bulk_id: str | Maybe = msgspec.UNSET
     schedule: str | Maybe = msgspec.UNSET
+    workflow_id: str | Maybe = msgspec.UNSET
     edition: int | Maybe = msgspec.UNSET
     status_of_job: str | Maybe = msgspec.UNSET
     event: str | Maybe = msgspec.UNSET

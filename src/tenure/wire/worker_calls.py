@@ -20,13 +20,23 @@ from tenure.jobs.steps import (
     KeepState,
     KeepToken,
     Load,
+    ReadParents,
     Recorded,
     StepAnswer,
     StepCall,
 )
 from tenure.jobs.work import ClaimRequest, Exchange, HeldLeases, Lease, Outcome, Report, Verdict
 from tenure.wire import responses
-from tenure.wire.kept import FoundBody, KeptBody, StepBody, found_of, loaded_of, step_of
+from tenure.wire.kept import (
+    FoundBody,
+    KeptBody,
+    ParentsBody,
+    StepBody,
+    found_of,
+    loaded_of,
+    parents_of,
+    step_of,
+)
 from tenure.wire.reports import (
     MAX_WAIT_SECONDS,
     LeaseRequest,
@@ -161,6 +171,10 @@ class WorkerCalls:
             token = TokenRequest(digest=call.digest, name=call.name, payload=payload)
             self._ask("POST", f"{path}/signal-tokens", responses.RecordedBody, token)
             return None
+        if isinstance(call, ReadParents):
+            asked = {"after": call.after, "name": call.name or ""}
+            given = {name: value for name, value in asked.items() if value}
+            return parents_of(self._ask("GET", f"{path}/parents", ParentsBody, query=given))
         step = StepRequest(name=call.name, number=call.number, result=embedded(call.result))
         return Recorded(step_of(self._ask("POST", f"{path}/steps", StepBody, step)))
 

@@ -113,6 +113,7 @@ class MaintenanceThread(threading.Thread):
             (Duty.WAITS, lambda: self._sweep(lambda: self._core.store.time_out().result())),
             (Duty.DEPENDENCIES, lambda: self._repeat(self._core.follow, FOLLOW_SHARE)),
             (Duty.SCHEDULES, lambda: self._repeat(self._decide_due, SCHEDULES_SHARE)),
+            (Duty.WORKFLOWS, self._finish_workflows),
             (None, self._set_times_right),
             (None, self._delete_old_jobs),  # at times that are known here
             (Duty.THROTTLES, lambda: self._repeat(self._forget_throttles, PRUNE_SHARE)),
@@ -123,6 +124,7 @@ class MaintenanceThread(threading.Thread):
         self._end = threading.Event()
         self._prune_at = self._times_at = 0.0  # by the monotonic clock
         self._zones_checked = False
+        self._workflows_before = ""
         self._undecided: set[str] = set()  # schedules that are for other processes
         self._stats_share = BUSY_SHARE
         self._ledger_end: object = None
@@ -180,6 +182,9 @@ class MaintenanceThread(threading.Thread):
 
     def _decide_due(self) -> bool:
         return decide_due(self._core, self._undecided)
+
+    def _finish_workflows(self) -> None:
+        self._workflows_before = self._core.finish_workflows(self._workflows_before)
 
     def _set_times_right(self) -> None:
         if time.monotonic() >= self._times_at:

@@ -201,6 +201,12 @@ async def show_steps(call: Call) -> Response:
     return await run_in_threadpool(lambda: answer(kept.kept_body(loaded)))
 
 
+async def show_parents(call: Call) -> Response:
+    """Show jobs that a leased job depends on, with their results."""
+    parents = await _asked(call, kept.parents_asked(call.query))
+    return await run_in_threadpool(lambda: answer(kept.parents_body(parents)))
+
+
 async def record_step(call: Call) -> Response:
     """Record a step of a leased job; a name that is on record answers that step."""
     recorded: Recorded = await _asked(call, await call.compute(kept.record_of, call.body))

@@ -186,6 +186,7 @@ VERDICTS = Reply(list[responses.VerdictBody], "A verdict for each report, in ord
 HELD = Reply(list[responses.HeldBody], "Whether each lease is held, in order.")
 PROGRESS_ON_RECORD = Reply(responses.RecordedBody, "How many were stored.")
 KEPT = Reply(kept.KeptBody, "What is kept.")
+PARENTS = Reply(kept.ParentsBody, "The jobs, oldest first.")
 STEP = Reply(kept.StepBody, "The step as it is on record.")
 STATE_KEPT = Reply(responses.RecordedBody, "It is kept.")
 QUEUES = Reply(list[QueueState], "The queues.")
@@ -305,6 +306,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/leases/ended", WORK, leases.stream_ends, STREAM, query=reports.EndsRequest),
     Route("POST", "/progress", WORK, leases.record_progress, PROGRESS_ON_RECORD, body=PROGRESS),
     Route("GET", f"{OF_LEASE}/steps", WORK, leases.show_steps, KEPT),
+    Route(
+        *("GET", f"{OF_LEASE}/parents", WORK, leases.show_parents, PARENTS), query=kept.ParentsQuery
+    ),
     Route("POST", f"{OF_LEASE}/steps", WORK, leases.record_step, STEP, body=DONE_STEP),
     Route("POST", f"{OF_LEASE}/checkpoint", WORK, leases.keep_state, STATE_KEPT, body=STATE),
     Route(

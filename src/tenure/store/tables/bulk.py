@@ -150,7 +150,10 @@ def about(filter: Filter, action: Action, **more: Any) -> Query:
 
 def next_ids(read: Reader, bulk: Bulk) -> tuple[Sequence[str], str | None]:
     """Return the jobs of the next batch, and the last id it looks at, None if there are no more."""
-    query = about(bulk.filter, bulk.action, after=bulk.cursor, oldest_first=True, limit=BATCH)
+    # Followers first, so that no cancelled parent releases or skips one meanwhile.
+    back = bulk.action is Action.CANCEL and bulk.filter.workflow is not None
+    from_here: dict[str, Any] = {"before" if back else "after": bulk.cursor}
+    query = about(bulk.filter, bulk.action, **from_here, oldest_first=not back, limit=BATCH)
     failed = query.status == Status.FAILED
     start = bulk.created_at
     query = replace(query, created_by=start, settled_by=start if failed else None)

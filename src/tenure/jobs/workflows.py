@@ -1,0 +1,124 @@
+"""Workflows: jobs that were added together, of which some wait for others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from itertools import combinations
+
+from tenure.dependency import Meets
+
+ENDINGS = ("cancelled", "completed", "failed", "skipped")
+"""How jobs of a workflow end. `skipped`: it was cancelled because it could no longer run."""
+
+
+class WorkflowStatus(StrEnum):
+    """What a workflow is doing, or how it ended."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+def status_of(endings: str | None) -> WorkflowStatus:
+    """Return the status of a workflow whose jobs ended so; None while some have not.
+
+    `endings` are those of `ENDINGS` that there were, in order, with spaces between. A job that was
+    skipped does not count: either another job says what went wrong, or it was there for a failure
+    that did not happen.
+    """
+    if endings is None:
+        return WorkflowStatus.RUNNING
+    ended = endings.split()
+    for status in (WorkflowStatus.FAILED, WorkflowStatus.CANCELLED):
+        if status in ended:
+            return status
+    return WorkflowStatus.COMPLETED
+
+
+def endings_of(status: WorkflowStatus) -> list[str]:
+    """Return every value of `endings` for which `status_of` is this status."""
+    sizes = range(len(ENDINGS) + 1)
+    some = (" ".join(words) for size in sizes for words in combinations(ENDINGS, size))
+    return [endings for endings in some if status_of(endings) is status]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workflow:
+    """A workflow, and how many of its jobs have which status; None if that was not counted."""
+
+    id: str
+    name: str
+    key: str | None
+    status: WorkflowStatus
+    jobs: Mapping[str, int] | None
+    created_at: datetime
+    created_by: str
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowPage:
+    """Some workflows, newest first. `next` is the `before` of the next page, None on the last."""
+
+    workflows: Sequence[Workflow]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class GraphJob:
+    """A job of a workflow, as far as its graph shows it."""
+
+    id: str
+    type: str
+    queue: str
+    status: str
+    needs: int | None  # how many of the jobs that it depends on; None: all
+
+
+@dataclass(frozen=True, slots=True)
+class GraphDependency:
+    """That the job `child` waits for the job `parent`."""
+
+    parent: str
+    child: str
+    meets: Meets
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class GraphPage:
+    """Some jobs of a workflow, oldest first, and what they depend on.
+
+    `next` is the `after` of the next page, None on the last one.
+    """
+
+    jobs: Sequence[GraphJob]
+    dependencies: Sequence[GraphDependency]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """A job that another one waits for, or that waits for it, and which ending counts."""
+
+    id: str
+    type: str
+    queue: str
+    status: str
+    meets: str
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RelativePage:
+    """Some parents or followers of a job, oldest first.
+
+    `next` is the `after` of the next page, None on the last one.
+    """
+
+    jobs: Sequence[Relative]
+    next: str | None

@@ -1,0 +1,232 @@
+"""What happens to workflows: they are added, extended, finished and, once they are old, deleted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from tenure.errors import InvalidInput, KeyConflict, WorkflowNotFound
+from tenure.jobs.enqueue import CheckedJob, Enqueued
+from tenure.jobs.queue_rights import Patterns
+from tenure.jobs.workflows import ENDINGS, WorkflowStatus, endings_of
+from tenure.store import enqueue
+from tenure.store.dialect import Dialect, Reads, Statements
+from tenure.store.protocol import Database
+
+MAX_JOBS = 100_000
+"""Jobs of a workflow."""
+MAX_LOOKED = 1_000
+"""Workflows that one call looks at."""
+STRIDE = 100
+"""Jobs that have to settle until that is noted: a note is a write."""
+FIRST = "00000000-0000-0000-0000-000000000000"
+LAST = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+SETS = tuple(words for status in WorkflowStatus for words in endings_of(status))
+"""Every value of `workflow.statuses`."""
+
+
+class New(NamedTuple):
+    """A workflow to add, or to extend."""
+
+    id: str
+    name: str
+    key: str | None
+    fingerprint: str | None
+    created_by: str
+
+
+class Stored(NamedTuple):
+    """The workflow that was added, or was there, and the ids of the jobs that were asked for."""
+
+    workflow: str
+    jobs: Sequence[str]
+    added: Sequence[Enqueued] = ()
+    created: bool = False
+
+
+def add(
+    db: Database, new: New, jobs: Sequence[CheckedJob], queues: Patterns | None = None
+) -> Stored:
+    """Add a workflow with jobs, unless one with its key is there; raises KeyConflict."""
+    d = db.dialect
+    table = d.table("workflow")
+    insert = (
+        f"INSERT INTO {table} (id, name, key, fingerprint, created_by, created_at)"
+        f" VALUES ({d.id_value}, {d.values(4)}, {d.now}) ON CONFLICT (key) DO NOTHING"
+    )
+    known = f"SELECT {d.id('id')}, fingerprint FROM {table} WHERE key = {d.value}"
+    while not db.changed(insert, new):
+        for id, fingerprint in db.rows(known, (new.key,)):  # none: deleted since
+            if fingerprint != new.fingerprint:
+                raise KeyConflict(new.key or "", id, "workflow")
+            first = (
+                f"SELECT {d.id('id')} FROM {d.table('job')} WHERE workflow = {d.id_value}"
+                f" ORDER BY id LIMIT {d.value}"
+            )
+            return Stored(id, [id for (id,) in db.rows(first, (id, len(jobs)))])
+    return _with_jobs(db, new.id, jobs)
+
+
+def extend(
+    db: Database, new: New, jobs: Sequence[CheckedJob], queues: Patterns | None = None
+) -> Stored:
+    """Add jobs to a workflow, which is locked before; raises WorkflowNotFound."""
+    d = db.dialect
+    here = f"FROM {d.table('workflow')} WHERE id = {d.id_value}"
+    members = f"FROM {d.table('job')} WHERE workflow = {d.id_value}"
+    allowed, values = d.in_queues("queue", queues)
+    there = db.rows(f"SELECT 1 {here} {d.hold}", (new.id,))
+    if queues is not None and there:
+        there = db.rows(f"SELECT 1 {members} AND {allowed} LIMIT 1", (new.id, *values))
+    if not there:
+        raise WorkflowNotFound(new.id)
+    ((count,),) = db.rows(f"SELECT count(*) {members}", (new.id,))
+    if count + len(jobs) > MAX_JOBS:
+        raise InvalidInput(f"the workflow would have more than {MAX_JOBS:,} jobs: begin another")
+    return _with_jobs(db, new.id, jobs)
+
+
+def _with_jobs(db: Database, workflow: str, jobs: Sequence[CheckedJob]) -> Stored:
+    added = enqueue.add_together(db, jobs) if jobs else []
+    return Stored(workflow, [one.job.id for one in added], added, created=True)
+
+
+def last_open(db: Reads, workflow: str, before: str) -> str | None:
+    """Return the last job of a workflow before an id that is not settled; None if all are."""
+    d = db.dialect
+    found = db.rows(
+        f"SELECT {d.id('id')} FROM {d.table('job')} WHERE workflow = {d.id_value}"
+        f" AND id < {d.id_value} AND finished_at IS NULL ORDER BY id DESC LIMIT 1",
+        (workflow, before),
+    )
+    return found[0][0] if found else None
+
+
+# --- the end of a workflow
+
+
+def unfinished(db: Reads, before: str) -> tuple[Sequence[str], str]:
+    """Return the workflows of which there is something to note, and where to look next.
+
+    Looks at some of those that are not known to be finished and are before an id, newest first.
+    """
+    d = db.dialect
+    among = f"FROM {d.table('job')} AS job WHERE workflow = one.id AND job.id > {_done(d)}"
+    passed = f"SELECT job.id {among} ORDER BY job.id LIMIT 1 OFFSET {STRIDE}"
+    rows = db.rows(
+        f"SELECT {d.id('one.id')}, ({_open(d)}) IS NULL OR ({passed}) < ({_open(d)})"
+        f" FROM (SELECT id, settled_to FROM {d.table('workflow')} WHERE finished_at IS NULL"
+        f" AND id < {d.id_value} ORDER BY id DESC LIMIT {MAX_LOOKED}) AS one ORDER BY 1 DESC",
+        (before,),
+    )
+    return [id for id, due in rows if due], rows[-1][0] if len(rows) == MAX_LOOKED else LAST
+
+
+def finish(db: Statements, workflows: Sequence[str]) -> None:
+    """Note how far workflows are, and what their jobs ended as if none is left.
+
+    They are locked first, and looked at again in another statement: what adds a job to one, or lets
+    one of its jobs run again, locks it too.
+    """
+    d = db.dialect
+    table, job = d.table("workflow"), d.table("job")
+    some = ", ".join([d.id_value] * len(workflows))
+    held = db.rows(
+        f"SELECT {d.id('id')} FROM {table} WHERE id IN ({some}) {d.skip_locked}", workflows
+    )
+    if not held:
+        return
+    said = "CASE WHEN status = 'cancelled' AND event = 'skipped' THEN 'skipped' ELSE status END"
+    words = " || ".join(
+        f"max(CASE {said} WHEN '{word}' THEN '{word} ' ELSE '' END)" for word in ENDINGS
+    )
+    ended = f"SELECT rtrim({words}) FROM {job} WHERE workflow = one.id"
+    reached = (
+        f"SELECT job.id FROM {job} AS job WHERE workflow = one.id"
+        f" AND job.id < coalesce(({_open(d)}), {d.as_id(repr(LAST))}) ORDER BY job.id DESC LIMIT 1"
+    )
+    db.changed(
+        f"UPDATE {table} AS one SET settled_to = ({reached}),"
+        f" finished_at = CASE WHEN ({_open(d)}) IS NULL THEN {d.now} END,"
+        f" statuses = CASE WHEN ({_open(d)}) IS NULL THEN coalesce(({ended}), '') END"
+        f" WHERE id IN ({', '.join([d.id_value] * len(held))}) AND finished_at IS NULL",
+        [id for (id,) in held],
+    )
+
+
+def _done(d: Dialect) -> str:
+    return f"coalesce(one.settled_to, {d.as_id(repr(FIRST))})"
+
+
+def _open(d: Dialect) -> str:
+    """Select the first job of the workflow `one` that is not settled."""
+    return (
+        f"SELECT job.id FROM {d.table('job')} AS job WHERE workflow = one.id"
+        f" AND job.id > {_done(d)} AND finished_at IS NULL ORDER BY job.id LIMIT 1"
+    )
+
+
+# --- retention
+
+
+def prune(
+    db: Statements, before: Mapping[str, datetime], place: Sequence[int], limit: int
+) -> Counter[tuple[str, str, str]]:
+    """Delete up to `limit` jobs of a workflow that is old enough, and with the last one itself.
+
+    `before` is that of jobs, by status: each status that the workflow has must be given, and the
+    earliest time holds. Jobs with an entry of the ledger after `place` are left. Returns how many
+    of a status, queue and type were deleted.
+    """
+    d = db.dialect
+    table = d.table("workflow")
+    for time in sorted(set(before.values())):
+        words = [word for word in SETS if _time_of(word, before) == time]
+        found = words and db.rows(
+            f"SELECT {d.id('id')} FROM {table} WHERE statuses IN ({d.values(len(words))})"
+            f" AND finished_at < {d.value} ORDER BY finished_at LIMIT 1 {d.skip_locked}",
+            (*words, d.to_bound(time)),
+        )
+        for (id,) in found or ():
+            gone = _prune_jobs(db, id, place, limit)
+            if gone.total() < limit:
+                empty = f"NOT EXISTS (SELECT 1 FROM {d.table('job')} WHERE workflow = {d.id_value})"
+                db.changed(f"DELETE FROM {table} WHERE id = {d.id_value} AND {empty}", (id, id))
+            return gone
+    return Counter()
+
+
+def _time_of(words: str, before: Mapping[str, datetime]) -> datetime | None:
+    """Return before when a workflow with such endings has to be finished; None: it is kept."""
+    statuses = {"cancelled" if word == "skipped" else word for word in words.split()}
+    if not statuses <= before.keys():
+        return None
+    return min(before[status] for status in statuses or before)
+
+
+def _prune_jobs(
+    db: Statements, workflow: str, place: Sequence[int], limit: int
+) -> Counter[tuple[str, str, str]]:
+    d = db.dialect
+    job, after = (
+        d.table("job"),
+        f"{d.table('transition')} AS t WHERE t.job_id = job.id AND {d.after}",
+    )
+    waits = (
+        f"SELECT 1 FROM {d.table('dependency')} AS tie JOIN {job} AS child ON child.id = tie.child"
+        f" WHERE tie.parent = job.id AND child.finished_at IS NULL AND job.followed > 0"
+    )
+    rows = db.rows(
+        f"SELECT {d.id('id')}, status, queue, type FROM {job} AS job WHERE workflow = {d.id_value}"
+        f" AND finished_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {after})"
+        f" AND NOT EXISTS ({waits}) ORDER BY id DESC LIMIT {d.value} {d.skip_locked}",
+        (workflow, *place, limit),
+    )
+    some = [id for id, *_ in rows]
+    among = ", ".join([d.id_value] * len(some))
+    for name in ("job", "transition", "trace", "progress") if some else ():
+        column = "id" if name == "job" else "job_id"
+        db.changed(f"DELETE FROM {d.table(name)} WHERE {column} IN ({among})", some)
+    return Counter((status, queue, type) for _, status, queue, type in rows)
