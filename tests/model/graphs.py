@@ -46,9 +46,9 @@ class Play:
     def add(self, count: int) -> None:
         """Add jobs in one request, behind those that are there and behind each other."""
         nodes = list[Node]()
-        there = list(self.graph.nodes)[-30 * self.pace :]
         for id in new_ids(count):
-            known = [*there, *(node.id for node in nodes)]
+            near = self.chance.choice((5, 5, 30)) * self.pace
+            known = [*self.graph.nodes, *(node.id for node in nodes)][-near:]
             most = min(len(known), self.chance.choice((0, 1, 1, 2, 4, 20)))
             edges = {id: self.chance.choice(MEETS) for id in self.chance.sample(known, most)}
             needs = None
@@ -69,7 +69,7 @@ class Play:
     def step(self) -> str:
         """Something happens; returns what."""
         steps = (self.work, self.work, self.work, self.cancel, self.retry, self.unblock, self.sweep)
-        weights = (6, 6, 3, 1, 2, 1, 2)
+        weights = (6, 4, 3, 1, 3, 1, 3)
         (step,) = self.chance.choices(steps, weights)
         step()
         self.compare()
@@ -88,7 +88,7 @@ class Play:
         ending = self.chance.sample(
             held, min(len(held), self.pace * self.chance.choice((1, 1, 2, 4)))
         )
-        outcomes = {id: self.chance.choices(list(REPORTS), (6, 2, 1))[0] for id in ending}
+        outcomes = {id: self.chance.choices(list(REPORTS), (6, 2, 2))[0] for id in ending}
         self.report(outcomes)
 
     def report(self, outcomes: Mapping[str, str]) -> None:
@@ -110,7 +110,12 @@ class Play:
             self.graph.end(node.id, "cancelled")
 
     def retry(self) -> None:
-        if node := self._some("failed"):
+        """Mostly one whose failure had others skipped."""
+        nodes = self.graph.nodes
+        failed = [node for node in nodes.values() if node.status == "failed"]
+        behind = [n for n in failed if any(nodes[id].is_skipped for id in n.followers)]
+        if failed:
+            node = self.chance.choice(behind or failed)
             self.store.apply(node.id, Retried(more_retries=1)).result()
             self.look_at_overdue()
             self.graph.retry(node.id, 1)
@@ -175,14 +180,18 @@ class Play:
                     assert found[id, gate] == count
 
     def finish(self) -> None:
-        """Let all of it come to rest; nothing may be left waiting."""
-        for _ in range(1000):
-            if all(node.rests for node in self.graph.nodes.values()):
-                break
-            self.work()
-            self.sweep()
-        self.compare()
-        assert all(node.rests for node in self.graph.nodes.values())
+        """Let all of it come to rest; nothing may be left waiting. Then try what failed again."""
+        for _ in range(4):
+            for _ in range(1000):
+                if all(node.rests for node in self.graph.nodes.values()):
+                    break
+                self.work()
+                self.sweep()
+            self.compare()
+            assert all(node.rests for node in self.graph.nodes.values())
+            for _ in range(4 * self.pace):
+                self.retry()
+                self.compare()
 
 
 def linked(node: Node) -> LinkedJob:
