@@ -48,6 +48,8 @@ def test_the_row_and_the_ledger_are_as_decided(harness: StoreHarness, row: Rule)
     harness.clock.advance(61)  # leases by hand last a minute
     expected = lifecycle.follow(before, event_of(row, before.lease_id), harness.clock.now)
     after = harness.store.apply(id, event_of(row, before.lease_id)).result()
+    if row.event == "suspended":  # else it would wait for nothing
+        harness.sql.run("INSERT INTO {wait} (job_id, name, number) VALUES (?, 'go', 1)", id)
     assert after == harness.get(id) == expected[-1]
     entries = harness.history(id)[-len(expected) :]
     assert [entry.event for entry in entries] == [step.event for step in expected]
