@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from tenure import InvalidInput, JobNotFound, KeyConflict, NewJob, QueueFull, RetryPolicy, Tenure
+from tenure.jobs.parking import Wait
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tests.support.lenders import DRIVERS, Kind, Lender, lent
 
 pytest_plugins = ["tests.support.lent_app"]
@@ -79,6 +81,31 @@ def test_what_is_added_is_what_is_read(app: Tenure, lender: Lender) -> None:
     for each in (job, later, many[0], many[-1], child):
         assert app.get(each.id) == each
     assert app.history(job.id)[0].actor == "ann"
+
+
+def test_a_signal_comes_if_and_only_if_the_transaction_commits(app: Tenure, lender: Lender) -> None:
+    """Also to a job that waits: it is suspended until the commit, and runs after it."""
+    job = app.enqueue("mail")
+    request = ClaimRequest(worker="w", limit=1, lease_seconds=60)
+    (lease,) = app.core.claim(request).leases
+    wait = Wait("ok", 1)
+    app.core.report([Report(job.id, lease.lease_id, Outcome.SUSPENDED, wait=wait)])
+    lender.begin()
+    lender.call(app, "signal", job.id, "ok", {"text": TEXT})
+    lender.rollback()
+    assert (app.get(job.id).status, app.signals.list(job.id)) == ("waiting", [])
+    lender.begin()
+    sent = lender.call(app, "signal", job.id, "ok", {"text": TEXT}, key="k", actor="ann")
+    assert lender.call(app, "signal", job.id, "ok", {"text": TEXT}, key="k") == sent
+    with pytest.raises(KeyConflict):
+        lender.call(app, "signal", job.id, "ok", None, key="k")
+    with pytest.raises(JobNotFound):
+        lender.call(app, "signal", NOWHERE, "ok")
+    lender.commit()
+    assert app.signals.list(job.id) == [sent]
+    assert (app.get(job.id).status, app.get(job.id).actor) == ("pending", "ann")
+    assert app.core.claim(request).leases[0].id == job.id
+    assert app.verify() == []
 
 
 @pytest.mark.parametrize("kind", DRIVERS, indirect=True)

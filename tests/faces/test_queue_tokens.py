@@ -288,6 +288,7 @@ def browser(tenants: Tenants) -> TestClient:
 REFUSED = {
     "/ui/new": 422,  # it names no type
     **dict.fromkeys(("/ui/jobs/{id}/again", "/ui/jobs/{id}/amend", "/ui/jobs/{id}/run-now"), 404),
+    "/ui/jobs/{id}/signal": 404,
     "/ui/samples": 403,
     "/ui/jobs": 303,  # with a message that says how many were changed
     "/ui/jobs/{id}/retry": 404,

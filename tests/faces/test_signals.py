@@ -9,12 +9,13 @@ from starlette.testclient import TestClient
 
 from tenure import Tenure
 from tenure.http.api import signals as endpoints
+from tenure.jobs.parking import Wait
 from tenure.jobs.signals import new_token, token_digest
 from tenure.jobs.steps import KeepToken
-from tenure.jobs.work import Lease
+from tenure.jobs.work import Lease, Outcome, Report
 from tenure.settings import Settings
 from tenure.store.tables import signals
-from tests.support.http import UNKNOWN_ID, api_client, assert_problem
+from tests.support.http import UNKNOWN_ID, api_client, assert_problem, post_form
 from tests.support.store import claim_request, report_completed
 
 OWNER = "the-token-of-the-settings"
@@ -159,3 +160,29 @@ def test_guesses_cost_little(app: Tenure, api: TestClient, monkeypatch: pytest.M
     codes = [api.get(f"/signals/{new_token()}").status_code for _ in range(5)]
     assert 429 in codes
     assert set(codes) <= {404, 429}
+
+
+def test_on_the_page_of_the_job(app: Tenure, api: TestClient) -> None:
+    """What it waits for is filled in; what was sent is shown, escaped and redacted."""
+    lease = taken(app)
+    page = f"/ui/jobs/{lease.id}"
+    assert "Signals" not in api.get(page).text
+    wait = Wait("approved", 1)
+    app.core.report([Report(lease.id, lease.lease_id, Outcome.SUSPENDED, wait=wait)])
+    shown = api.get(page).text
+    assert "It waits for the signal approved." in shown
+    assert 'name="name" value="approved"' in shown
+    fields = {"name": "approved", "payload": "{"}
+    assert post_form(api, f"{page}/signal", fields).status_code == 400
+    fields["payload"] = '{"note": "<b>", "card": "4711-4711"}'
+    assert post_form(api, f"{page}/signal", fields).status_code == 303
+    (sent,) = app.signals.list(lease.id)
+    assert (sent.payload["card"], sent.actor) == ("4711-4711", "dashboard")
+    assert app.get(lease.id).status == "pending"
+    shown = api.get(page).text
+    assert "&lt;b&gt;" in shown
+    assert "4711" not in shown
+    app.cancel(lease.id)
+    assert "/signal" not in api.get(page).text
+    assert post_form(api, f"{page}/signal", {"name": "approved"}).status_code == 303
+    assert len(app.signals.list(lease.id)) == 1

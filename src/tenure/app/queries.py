@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Unpack
 
 from tenure.app.shown import progress_shown, steps_shown
+from tenure.app.signals import waited_for
 from tenure.jobs.explain import RATE_MINUTES, Explanation, Facts, rate
 from tenure.jobs.explain import explain as explanation
 from tenure.jobs.ledger import Transition
@@ -13,7 +14,7 @@ from tenure.jobs.queries import Counted, Fields, Filter, checked_query
 from tenure.jobs.steps import JobSteps
 from tenure.lifecycle import Job, Status
 from tenure.store import search
-from tenure.store.tables import dependencies, limits, schedules, signals, types, unique_keys
+from tenure.store.tables import dependencies, limits, schedules, types, unique_keys
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -114,7 +115,7 @@ def _facts(core: Core, job: Job) -> Facts:
         rate=rate(read.stats.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
         fire=next(iter(schedules.fires(read, by_schedule, (job.id,))), None),
         parents=dependencies.parents(read, job.id) if blocked else (),
-        wait=signals.wait_of(read, job.id) if blocked and job.token else None,
+        wait=waited_for(core, job),
         holder=holder,
         limits=limits.facts(read, job) if due else None,
     )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from tenure.app.core import Core, Noun
 from tenure.errors import SignalTokenNotFound
 from tenure.jobs.names import check_key
+from tenure.jobs.parking import Wait
 from tenure.jobs.signals import NewSignal, Signal, check_signal_name, signal_text, token_digest
-from tenure.lifecycle import Job
+from tenure.lifecycle import Job, Status
 from tenure.store.tables import signals as stored
 
 if TYPE_CHECKING:
@@ -85,6 +86,12 @@ def of_token(core: Core, token: str) -> tuple[Job, str, str | None]:
     """Return what a one-use token is for: the job, the name and the payload, if it has one."""
     job_id, name, payload = stored.of_token(core.limited_store.read, _digest(token))
     return core.get(job_id), name, payload
+
+
+def waited_for(core: Core, job: Job) -> Wait | None:
+    """Return what a suspended job waits for; None for any other."""
+    suspended = job.status is Status.WAITING and job.token
+    return stored.wait_of(core.limited_store.read, job.id) if suspended else None
 
 
 def _digest(token: str) -> str:

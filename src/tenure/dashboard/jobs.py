@@ -11,12 +11,15 @@ from typing import Any
 
 from starlette.responses import PlainTextResponse, Response
 
+from tenure.app import signals
 from tenure.app.shown import progress_shown, run_again_as, steps_shown, transitions_shown
 from tenure.dashboard import charts, timeline
 from tenure.dashboard import format as fmt
 from tenure.dashboard.request import HEADERS, PageRequest, inside
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
+from tenure.jobs.payload import parse
 from tenure.jobs.queries import Action, Filter, State, action_of, check_filter, sources
+from tenure.jobs.signals import MAX_SIGNAL_BYTES, Signal
 from tenure.jobs.text import length, visible
 from tenure.lifecycle import Job, Status
 from tenure.wire.problems import Refusal
@@ -24,6 +27,7 @@ from tenure.wire.problems import Refusal
 PAGE = 50
 MAX_SELECTED = 500
 MAX_TYPES = 200
+MAX_SIGNALS = 50
 SINCE = {
     "15m": ("last 15 minutes", timedelta(minutes=15)),
     "1h": ("last hour", timedelta(hours=1)),
@@ -216,9 +220,29 @@ def show(request: PageRequest) -> Response:
         attempts=timeline.attempts(transitions),
         periods=timeline.periods(transitions, request.now),
         span=((job.finished_at or request.now) - job.created_at).total_seconds(),
+        signals=_signals(request, job),
+        wait=signals.waited_for(request.app.core, job),
         texts=_texts(shown),
         most=fmt.SHOWN_CHARACTERS,
     )
+
+
+def _signals(request: PageRequest, job: Job) -> list[tuple[Signal, str]]:
+    """Return the last signals of a job, and what they say."""
+    sent = request.app.signals.list(job.id)[-MAX_SIGNALS:]
+    return [(one, request.redaction.document(one.payload_json)) for one in sent]
+
+
+def signal(request: PageRequest) -> Response:
+    """Send a signal to a job."""
+    job_id, typed = request.app.get(request.path("id")).id, request.field("payload")
+    where = request.address(f"/ui/jobs/{job_id}")
+    says = parse(typed.encode(), limit=MAX_SIGNAL_BYTES) if typed else None
+    try:
+        sent = request.app.signal(job_id, request.field("name"), says, actor=request.actor)
+    except IllegalTransition as refused:
+        return request.go(where, f"Not sent: the job is {refused.status} now.", "bad")
+    return request.go(where, f"The signal {sent.name} is sent.")
 
 
 def _texts(job: Job) -> dict[str, str | None]:

@@ -98,6 +98,7 @@ ACTIONS: dict[str, tuple[Scope, Page]] = {
     "/ui/jobs/{id}/again": (Scope.ADMIN, forms.sent(forms.again)),
     "/ui/jobs/{id}/amend": (Scope.ADMIN, forms.sent(forms.amend)),
     "/ui/jobs/{id}/run-now": (Scope.ADMIN, jobs.run_now),
+    "/ui/jobs/{id}/signal": (Scope.ENQUEUE, jobs.signal),
     "/ui/jobs/{id}/cancel": (Scope.ADMIN, jobs.cancel),
     "/ui/queues/{name}/pause": (Scope.ADMIN, queues.pause),
     "/ui/queues/{name}/resume": (Scope.ADMIN, queues.resume),

@@ -21,6 +21,8 @@ MAX_SIGNAL_NAME = 100
 """Characters of the name of a signal: those of a step that keeps a deadline have the name, too."""
 MAX_SIGNALS = 1_000
 """Signals that one job gets, of all names."""
+MAX_SIGNALS_BYTES = 8 * 1024 * 1024
+"""Payloads of the signals of one job together, in characters."""
 MAX_SIGNAL_TOKENS = 1_000
 """Unused tokens of one job, of all names."""
 TOKEN_BYTES = 16

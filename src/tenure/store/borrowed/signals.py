@@ -14,10 +14,16 @@ from typing import Any
 from msgspec.structs import replace
 
 from tenure import failpoints
-from tenure.errors import IllegalTransition, InvalidInput, KeyConflict, SignalTokenNotFound
+from tenure.errors import (
+    IllegalTransition,
+    InvalidInput,
+    KeyConflict,
+    PayloadTooLarge,
+    SignalTokenNotFound,
+)
 from tenure.events import Unblocked
 from tenure.jobs.payload import JsonText
-from tenure.jobs.signals import MAX_SIGNALS, NewSignal, Signal
+from tenure.jobs.signals import MAX_SIGNALS, MAX_SIGNALS_BYTES, NewSignal, Signal
 from tenure.lifecycle import SETTLED, Job, Status, decide, legal_events
 from tenure.store.borrowed import jobs
 from tenure.store.borrowed.drivers import Ask, Steps
@@ -47,6 +53,7 @@ ASKED = "WITH asked AS MATERIALIZED (SELECT {asked} AS r)"
 LOOK = f"""
 {ASKED} SELECT CAST({{object}}(
     'all', (SELECT count(*) FROM {{s}}signal WHERE job_id = {{id}}),
+    'size', (SELECT sum(length(payload)) FROM {{s}}signal WHERE job_id = {{id}}),
     'last', (SELECT max(number) FROM {{s}}signal WHERE job_id = {{id}} AND name = r ->> 'name'),
     'known', {{json}}((
         SELECT {{object}}('number', number, 'at', at, 'payload', payload, 'actor', actor)
@@ -96,7 +103,7 @@ def send(engine: str, job_id: str, signal: NewSignal) -> Steps[Signal]:
         return _known(engine, job_id, signal, found["known"])
     if signal.token is not None and not found["usable"]:
         raise SignalTokenNotFound()
-    _check(job, found)
+    _check(job, found, signal)
     number = (found["last"] or 0) + 1
     asked |= {"number": number, "at": now if engine == "postgres" else millis(now)}
     yield _ask(engine, ADD, written(asked))
@@ -115,10 +122,14 @@ def _known(engine: str, job_id: str, signal: NewSignal, known: dict[str, Any]) -
     return replace(_signal(job_id, signal, known["number"], at), actor=known["actor"])
 
 
-def _check(job: Job, found: dict[str, Any]) -> None:
+def _check(job: Job, found: dict[str, Any], signal: NewSignal) -> None:
     if job.status in SETTLED:
         legal = legal_events(job.status, job.event)
         raise IllegalTransition(job.id, job.status, "signalled", legal, "it is settled")
+    if (found["size"] or 0) + len(signal.payload) > MAX_SIGNALS_BYTES:
+        raise PayloadTooLarge(
+            f"the signals of a job have {MAX_SIGNALS_BYTES} characters at most", path="$.payload"
+        )
     if found["all"] >= MAX_SIGNALS:
         raise InvalidInput(f"the job has {MAX_SIGNALS} signals, which is the limit", path="$.name")
 
