@@ -14,9 +14,10 @@ from tenure.app.waiting import Handle
 from tenure.dependency import Dependency
 from tenure.errors import InvalidInput
 from tenure.jobs import ids
-from tenure.jobs.enqueue import Duration, NewJob, NewJobOf, fingerprint_of
+from tenure.jobs.enqueue import Duration, NewJob, NewJobOf
 from tenure.jobs.graph import DependsOn
 from tenure.jobs.names import check_key, check_name
+from tenure.jobs.workflows import fingerprint_of
 from tenure.store.tables import flow
 
 if TYPE_CHECKING:

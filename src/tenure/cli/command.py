@@ -20,6 +20,7 @@ EXIT_CODES: Mapping[type[errors.TenureError], int] = {
     errors.JobNotFound: 3,
     errors.BulkNotFound: 3,
     errors.ScheduleNotFound: 3,
+    errors.WorkflowNotFound: 3,
     errors.StoreUnavailable: 4,
     errors.SchemaMismatch: 4,
 }

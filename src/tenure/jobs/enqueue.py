@@ -195,23 +195,6 @@ def _member(job: CheckedJob, workflow: str) -> LinkedJob:
     return LinkedJob(**fields)
 
 
-def fingerprint_of(
-    name: str, new_jobs: Sequence[NewJob], checked_jobs: Sequence[CheckedJob]
-) -> str:
-    """What makes two requests for workflows with one key the same: the jobs, and how they depend.
-
-    Dependencies on jobs of the same request count by their place in it.
-    """
-    places = {checked_job.id: str(place) for place, checked_job in enumerate(checked_jobs)}
-    said = [name]
-    for new_job, job in zip(new_jobs, checked_jobs, strict=True):
-        if type(job) is LinkedJob:
-            edges = [(places.get(e.job_id, e.job_id), e.meets, e.name) for e in job.edges]
-            job = replace(job, edges=edges)  # noqa: PLW2901
-        said.append(_fingerprint(job, new_job.options))
-    return hashlib.sha256(msgspec.json.encode(said)).hexdigest()
-
-
 def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) -> CheckedJob:
     """Check a job; options it leaves out are as in `defaults`. Raises InvalidInput."""
     options = new_job.options
@@ -271,7 +254,7 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
         checked_job = _with_more(checked_job, partition, rule, links)
     if key is None:
         return checked_job
-    return replace(checked_job, fingerprint=_fingerprint(checked_job, options))
+    return replace(checked_job, fingerprint=fingerprint(checked_job, options))
 
 
 def _with_more(
@@ -390,7 +373,7 @@ def positive(value: Duration, path: str) -> float:
     return seconds
 
 
-def _fingerprint(checked_job: CheckedJob, options: Options) -> str:
+def fingerprint(checked_job: CheckedJob, options: Options) -> str:
     """What makes two requests with one idempotency key the same request.
 
     Only the options that the caller gave count. The defaults of a type may change between an

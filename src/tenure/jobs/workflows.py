@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from itertools import combinations
 
+import msgspec
+from msgspec.structs import replace
+
 from tenure.dependency import Meets
+from tenure.jobs.enqueue import CheckedJob, LinkedJob, NewJob, fingerprint
 
 ENDINGS = ("cancelled", "completed", "failed", "skipped")
 """How jobs of a workflow end. `skipped`: it was cancelled because it could no longer run."""
@@ -122,3 +127,20 @@ class RelativePage:
 
     jobs: Sequence[Relative]
     next: str | None
+
+
+def fingerprint_of(
+    name: str, new_jobs: Sequence[NewJob], checked_jobs: Sequence[CheckedJob]
+) -> str:
+    """What makes two requests for workflows with one key the same: the jobs, and how they depend.
+
+    Dependencies on jobs of the same request count by their place in it.
+    """
+    places = {checked_job.id: str(place) for place, checked_job in enumerate(checked_jobs)}
+    said = [name]
+    for new_job, job in zip(new_jobs, checked_jobs, strict=True):
+        if type(job) is LinkedJob:
+            edges = [(places.get(e.job_id, e.job_id), e.meets, e.name) for e in job.edges]
+            job = replace(job, edges=edges)  # noqa: PLW2901
+        said.append(fingerprint(job, new_job.options))
+    return hashlib.sha256(msgspec.json.encode(said)).hexdigest()
