@@ -275,11 +275,11 @@ class Sqlite:
         return [job_of(row, to_time) for row in rows]
 
     def save(self, changes: Sequence[tuple[Job, Job]], more: Sequence[str] = ()) -> int:
-        waiting = [pair for pair in changes if pair[0].need is not None]
+        waiting = [pair for pair in changes if pair[0].status is Status.WAITING]
         if waiting and len(changes) > 1:
             # Each end changes its followers at once, and one statement would not see that.
             last_first = sorted(waiting, key=lambda pair: pair[0].id, reverse=True)
-            others = [pair for pair in changes if pair[0].need is None]
+            others = [pair for pair in changes if pair[0].status is not Status.WAITING]
             return sum(self.save([pair], more) for pair in last_first) + self.save(others, more)
         rows = [
             _stored(
