@@ -23,7 +23,7 @@ ENVIRONMENT = "TENURE_FAILPOINTS"
 WORKS = (
     *("enqueue", "claim", "report", "heartbeat", "sweep", "prune", "measure"),
     *("operator", "queue", "bulk", "webhook", "look", "schedule"),
-    *("signal", "dependencies"),
+    *("signal", "dependencies", "step"),
 )
 """What a transaction can be about."""
 NAMES = (

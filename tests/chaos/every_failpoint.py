@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tenure import Job, NewJob, Tenure, failpoints
+from tenure import Job, JobContext, NewJob, Tenure, failpoints
 from tenure.app.bulk import run_batches
 from tenure.errors import IllegalTransition
 from tenure.jobs.queries import Filter
@@ -51,8 +51,8 @@ def add_handlers(app: Tenure) -> None:
         raise ValueError(f"number {number} fails")
 
     @app.job(backoff=0, max_retries=9)
-    def last(number: int) -> None:
-        time.sleep(LEASE_SECONDS * 0.7)
+    def last(context: JobContext, number: int) -> None:
+        context.step("nap", time.sleep, LEASE_SECONDS * 0.7)
 
     @app.job(backoff=0, max_retries=2)
     async def abandoned(number: int) -> None:
