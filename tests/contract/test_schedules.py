@@ -99,7 +99,7 @@ def test_buffered_jobs_run_one_after_the_other(app: Tenure, clock: Clock) -> Non
     assert first
     assert second
     assert third
-    assert f"It waits for 1 more before it can run: {first} (pending)." in app.explain(second).text
+    assert f"It waits for 1 of 1 job: {first} (pending)." in app.explain(second).text
     clock.advance(600)
     assert complete(app, 10) == [first]
     assert app.get(second).status == "pending"

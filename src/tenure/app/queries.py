@@ -102,6 +102,7 @@ def _facts(core: Core, job: Job) -> Facts:
     now = read.clock()
     due = job.status is Status.PENDING and job.run_at <= now
     blocked = job.status is Status.WAITING
+    linked = blocked or job.event == "skipped"
     failed = [job.id] if job.status is Status.FAILED else []
     _, holder = unique_keys.keys_of(read, failed).get(job.id, ("", None))
     by_schedule = f"WHERE job_id = {read.dialect.id_value}"
@@ -114,7 +115,7 @@ def _facts(core: Core, job: Job) -> Facts:
         counted_until=read.stats.until() if due else None,
         rate=rate(read.stats.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
         fire=next(iter(schedules.fires(read, by_schedule, (job.id,))), None),
-        parents=dependencies.parents(read, job.id) if blocked else (),
+        parents=dependencies.parents(read, job.id) if linked else (),
         wait=waited_for(core, job),
         holder=holder,
         limits=limits.facts(read, job) if due else None,

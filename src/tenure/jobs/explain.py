@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from tenure.events import Retried
 from tenure.jobs.explain_limits import LimitFacts, limit_reason
+from tenure.jobs.graph import is_met
 from tenure.jobs.parking import Wait
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.schedules import Fire
@@ -15,6 +16,10 @@ from tenure.jobs.stats import Activity, QueueState, TypeState, WorkerState
 from tenure.jobs.text import first_line, length
 from tenure.lifecycle import ATTEMPT_ENDS, SETTLED, Job, Status, legal_events
 
+Parent = tuple[str, str, str]
+"""A job that another one depends on: its id, its status, and which ending of it counts."""
+MAX_NAMED = 3
+"""Other jobs that a sentence names."""
 RATE_MINUTES = 5
 """Minutes, the current one included, over which the speed of a queue is computed."""
 WORKER_IS_LIVE = timedelta(seconds=60)
@@ -35,7 +40,7 @@ class Facts:
     counted_until: datetime | None = None  # what ended up to then is in `rate`
     rate: float  # attempts of its queue that end per second, over the last minutes
     fire: Fire | None = None  # of the schedule that added it
-    parents: Sequence[tuple[str, str]] = ()  # id and status of the jobs that it waits for
+    parents: Sequence[Parent] = ()  # the jobs that it depends on, if it waits or was skipped
     wait: Wait | None = None  # if it is suspended
     holder: str | None = None  # the job that has its unique key instead, if it failed
     limits: LimitFacts | None = None  # of its queue, if it is due
@@ -76,6 +81,8 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
         case Status.CANCELLED:
             if job.event == "expired":
                 return "expired", f"It was cancelled: it had to start before {_at(job.start_by)}."
+            if job.event == "skipped":
+                return "skipped", f"It was skipped at {_at(job.finished_at)}{_missed(facts)}."
             given = job.reason if job.event == "cancelled" else None  # SQL may name no event
             why = f": {given}" if given else "."
             return "cancelled", f"{job.actor} cancelled it at {_at(job.finished_at)}{why}"
@@ -88,13 +95,37 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
             until = "" if facts.wait.expires_at is None else f" until {_at(facts.wait.expires_at)}"
             return "suspended", f"It waits for the signal {facts.wait.name}{until}."
         case Status.WAITING:
-            open_jobs = [f"{id} ({at})" for id, at in facts.parents if Status(at) not in SETTLED]
-            of = f": {', '.join(open_jobs)}" if open_jobs else ""
-            return "blocked", f"It waits for {job.need} more before it can run{of}."
+            return _blocked(job, facts)
         case Status.PROCESSING:
             return _processing(job, facts)
         case Status.PENDING:
             return _pending(job, facts)
+
+
+def _blocked(job: Job, facts: Facts) -> tuple[str, str]:
+    if job.spare is not None and job.spare < 0:
+        return "will_be_skipped", f"It will be skipped{_missed(facts)}."
+    open_jobs = [one for one in facts.parents if one[1] not in SETTLED]
+    if not open_jobs:
+        return "blocked", f"It waits for {job.need} more before it can run."
+    some = f" It needs {job.need} of them." if job.spare and len(facts.parents) <= 256 else ""
+    said = f"It waits for {len(open_jobs):,} of {_jobs(len(facts.parents))}: {_named(open_jobs)}."
+    return "blocked", said + some
+
+
+def _missed(facts: Facts) -> str:
+    """Why a job cannot run: what it depends on has ended in another way."""
+    missed = [p for p in facts.parents if p[1] in SETTLED and not is_met(p[2], p[1])]
+    return f": what it depends on has ended otherwise: {_named(missed)}" if missed else ""
+
+
+def _named(jobs: Sequence[Parent]) -> str:
+    more = f", and {len(jobs) - MAX_NAMED:,} more" if len(jobs) > MAX_NAMED else ""
+    return ", ".join(f"{id} ({status})" for id, status, _ in jobs[:MAX_NAMED]) + more
+
+
+def _jobs(number: int) -> str:
+    return "1 job" if number == 1 else f"{number:,} jobs"
 
 
 def _processing(job: Job, facts: Facts) -> tuple[str, str]:

@@ -36,13 +36,14 @@ def add(db: Database, jobs: Sequence[tuple[CheckedJob, str]]) -> None:
         db.changed(depend, (parent, job.id))
 
 
-def parents(db: Reads, job_id: str) -> list[tuple[str, str]]:
-    """Return the id and the status of each job that a job waits or waited for."""
+def parents(db: Reads, job_id: str) -> list[tuple[str, str, str]]:
+    """Return each job that a job waits or waited for: id, status, and which ending of it counts."""
     d = db.dialect
     found = db.rows(
-        f"SELECT {d.id('job.id')}, job.status FROM {d.table('dependency')} AS dependency"
+        f"SELECT {d.id('job.id')}, job.status, meets"
+        f" FROM {d.table('dependency')} AS dependency"
         f" JOIN {d.table('job')} AS job ON job.id = dependency.parent"
-        f" WHERE dependency.child = {d.id_value}",
+        f" WHERE dependency.child = {d.id_value} AND meets <> 'past' ORDER BY dependency.parent",
         (job_id,),
     )
-    return [(id, status) for id, status in found]
+    return [(id, status, meets) for id, status, meets in found]
