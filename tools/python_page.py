@@ -104,7 +104,7 @@ APP: Mapping[str, Sequence[str]] = {
     "In your transaction": ("within", "wake"),
     "Jobs": (
         *("get", "progress", "steps", "find", "count", "history", "explain"),
-        *("cancel", "retry", "amend"),
+        *("cancel", "retry", "amend", "unblock"),
     ),
     "Workflows": ("workflow", "chain", "group", "batch"),
     "Signals": ("signal",),

@@ -162,9 +162,9 @@ def test_jobs_of_one_call_can_depend_on_each_other(harness: StoreHarness) -> Non
 def test_only_jobs_that_do_not_wait_need_room(harness: StoreHarness, app: Tenure) -> None:
     parent = app.enqueue("mail")
     harness.set_queue("small", max_pending=1)
-    waiting = app.enqueue("sum", queue="small", depends_on=[parent])
     done = ended(harness, "cancelled").settled
     app.enqueue("sum", queue="small", depends_on=[done])
+    waiting = app.enqueue("sum", queue="small", depends_on=[parent])
     assert waiting.status == "waiting"
     with pytest.raises(QueueFull):
         app.enqueue("sum", queue="small", depends_on=[done])

@@ -98,7 +98,7 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "listJobs": (None, 200),
     "countJobs": (None, 200),
     **dict.fromkeys(["showJob", "showHistory", "showSteps", "explainJob"], (None, 404)),
-    **dict.fromkeys(["cancelJob", "retryJob", "runJobAgain"], (None, 404)),
+    **dict.fromkeys(["cancelJob", "retryJob", "unblockJob", "runJobAgain"], (None, 404)),
     "amendJob": ({"priority": 1}, 404),
     **dict.fromkeys(["sendSignal", "listSignals"], (None, 404)),
     **dict.fromkeys(["useSignalToken", "showSignalToken"], (None, 404)),

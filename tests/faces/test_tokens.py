@@ -47,7 +47,7 @@ NEEDED = {
     **dict.fromkeys(
         ["recordProgress", "streamEnds", "showSteps", "recordStep", "keepState"], "work"
     ),
-    **dict.fromkeys(["cancelJob", "retryJob", "amendJob", "runJobAgain"], "admin"),
+    **dict.fromkeys(["cancelJob", "retryJob", "unblockJob", "amendJob", "runJobAgain"], "admin"),
     **dict.fromkeys(["listSchedules", "showSchedule", "listFires", "nextTicks"], "read"),
     "previewSchedule": "read",
     **dict.fromkeys(["putSchedule", "deleteSchedule", "pauseSchedule"], "admin"),

@@ -47,8 +47,8 @@ VERBS = """
     explain explain_async find find_async get get_async group group_async
     history history_async job lifespan migrate
     on_failure open open_async progress progress_async retry retry_async run_again run_again_async
-    run_worker running schedule signal signal_async steps steps_async verify verify_async
-    wait wait_async wake within workflow
+    run_worker running schedule signal signal_async steps steps_async unblock unblock_async verify
+    verify_async wait wait_async wake within workflow
 """
 NOUNS = {
     "bulk": (BulkActions, "get list sample start step stop"),

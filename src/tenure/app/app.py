@@ -208,6 +208,8 @@ class Tenure:
     run_again_async = twin(enqueueing.run_again)
     retry = operations.retry
     retry_async = twin(operations.retry)
+    unblock = operations.unblock
+    unblock_async = twin(operations.unblock)
 
     signal = signal
     signal_async = twin(signal)

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Unpack, overload
 
 from tenure.errors import InvalidInput
-from tenure.events import Amended, Cancelled, Event, Retried
+from tenure.events import Amended, Cancelled, Event, Retried, Unblocked
 from tenure.jobs.enqueue import MAX_RETRIES, Changes, check_changes, whole
 from tenure.jobs.names import MAX_REASON_LENGTH, check_reason
 from tenure.jobs.queries import Bulk, Filter
@@ -111,6 +111,17 @@ def retry(
         why = f"{FROM_SCRATCH}: {why}"[:MAX_REASON_LENGTH] if why else FROM_SCRATCH
     event = Retried(more_retries=more, actor=by, reason=why)
     return _apply(app, job_id, event, from_scratch=from_scratch)
+
+
+def unblock(app: Tenure, job_id: str, *, actor: str | None = None) -> Job:
+    """Let a waiting job run now, whatever it waits for; return it, pending.
+
+    - `job_id`: the job. Its handler finds what has come by then: a wait for a signal begins again.
+    - `actor`: who releases it, for the ledger; as of `cancel`.
+
+    Raises JobNotFound, IllegalTransition if the job is not waiting, or InvalidInput.
+    """
+    return _apply(app, job_id, Unblocked(actor=app.core.signed(actor)))
 
 
 def _apply(app: Tenure, job_id: str, event: Event, *, from_scratch: bool = False) -> Job:

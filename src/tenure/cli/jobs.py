@@ -14,7 +14,13 @@ import click
 from tenure.cli import completing, outcomes, terminal
 from tenure.cli.bulk import change_all, filter_of, preview
 from tenure.cli.command import Group, application, complain, existing
-from tenure.cli.new_job import job_options, options_given, time_given, unique_options
+from tenure.cli.new_job import (
+    job_options,
+    options_given,
+    parent_options,
+    time_given,
+    unique_options,
+)
 from tenure.cli.options import (
     answer_options,
     flag,
@@ -48,6 +54,7 @@ HINTS = {"retry": "run it again", "cancel": "cancel it", "run_now": "run it now"
 @option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
 @option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=time_given)
 @unique_options
+@parent_options
 @option("--key idempotency_key", "TEXT", "Idempotency key: using it again prints the same job.")
 @flag("--wait", "Wait until it is settled, and print its result; exit codes as `jobs wait`.")
 @answer_options
@@ -269,6 +276,15 @@ def retry(ids: Sequence[str], more: int, *, from_scratch: bool, **given: Any) ->
 def cancel(ids: Sequence[str], **given: Any) -> None:
     """Cancel jobs: by id, or all that match."""
     _change("cancel", ids, {}, **given)
+
+
+@jobs.command()
+@click.argument("ids", nargs=-1, required=True, shell_complete=completing.job_ids("waiting"))
+@answer_options
+def unblock(ids: Sequence[str], as_json: bool) -> None:
+    """Let waiting jobs run now, whatever they wait for."""
+    with existing() as app:
+        _each(app, app.unblock, ids, as_json)
 
 
 @jobs.command()

@@ -52,6 +52,13 @@ unique_options = together(
 UNIQUE = {"unique_by": "by", "unique_until": "until", "on_conflict": "on_conflict"}
 
 
+parent_options = together(
+    repeated("--depends-on", "ID[:HOW]", "Job that must end before: completed, settled, failed"),
+    option("--needs", "all|any|N", "How many of those jobs.  [default: all]"),
+)
+"""What the job depends on."""
+
+
 def options_given(given: dict[str, Any], payload: str | None) -> Any:
     """Return what was given of the options, and the payload as a value."""
     from tenure.jobs.payload import MAX_PAYLOAD_BYTES
@@ -60,6 +67,13 @@ def options_given(given: dict[str, Any], payload: str | None) -> Any:
     rule = {field: options.pop(name) for name, field in UNIQUE.items() if name in options}
     if rule:
         options["unique"] = rule
+    if "depends_on" in options:
+        parts = [one.partition(":") for one in options["depends_on"]]
+        options["depends_on"] = [
+            {"job_id": id, "meets": meets or "completed"} for id, _, meets in parts
+        ]
+    if str(options.get("needs", "")).isdecimal():
+        options["needs"] = int(options["needs"])
     backoff = options.get("backoff", "")
     if backoff.startswith("{"):
         options["backoff"] = _json(backoff.encode(), "$.backoff")

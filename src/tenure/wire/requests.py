@@ -6,14 +6,17 @@ gives the same errors as Python.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
+from tenure.dependency import Meets
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids
 from tenure.jobs.enqueue import NewJob, Options
+from tenure.jobs.graph import MAX_PARENTS, dependencies_of
 from tenure.jobs.json_types import MAX_SCHEMA_LENGTH
 from tenure.jobs.names import (
     KEY_PATTERN,
@@ -143,6 +146,17 @@ class UniqueRequest(Request):
     across_queues: bool = True
 
 
+class DependencyRequest(Request):
+    """A job that has to end before another one runs, and which ending of it counts."""
+
+    job_id: Id
+    meets: Meets = "completed"
+    name: Name | None = None
+
+
+Parents = Annotated[list[Id | DependencyRequest], _schema(maxItems=MAX_PARENTS)]
+
+
 class AgainRequest(TypeRequest, kw_only=True):
     """A job to add that does again what another one did. What is left out is as of that job."""
 
@@ -150,6 +164,8 @@ class AgainRequest(TypeRequest, kw_only=True):
     tags: Tags | UnsetType = UNSET
     partition: Partition | UnsetType = UNSET
     unique: UniqueRequest | UnsetType | None = UNSET  # null: not unique, whatever its type says
+    depends_on: Parents | UnsetType = UNSET  # jobs that have to end before
+    needs: Annotated[str | int, _component("Needs")] | UnsetType = UNSET  # how many of them
     run_at: RunAt | None = None
     delay: Seconds | None = None
     start_by: StartBy | None = None
@@ -194,10 +210,14 @@ MAY_BE_NONE = frozenset({"timeout", "unique"})
 def options_of(request: Request) -> dict[str, Any]:
     """Return the options that a request gives. Only those of `MAY_BE_NONE` can be None."""
     return {
-        name: given(value) if isinstance(value, Request) else value
+        name: [_plain(one) for one in value] if type(value) is list else _plain(value)
         for name, value in given(request).items()
         if (value is not None or name in MAY_BE_NONE) and name not in {"type", "payload", "reason"}
     }
+
+
+def _plain(value: object) -> object:
+    return given(value) if isinstance(value, Request) else value
 
 
 class RetryRequest(ReasonRequest, kw_only=True):
@@ -247,5 +267,10 @@ def new_job(new_job: NewJob, at: str) -> dict[str, Any]:
     for name in options.keys() & {"delay", "timeout", "start_by"}:
         if isinstance(options[name], float):  # JSON would make null of NaN
             durations.seconds(options[name], path=f"{at}.{name}")
+    if "depends_on" in options:
+        edges = dependencies_of(options["depends_on"])
+        options["depends_on"] = [
+            {name: v for name, v in asdict(edge).items() if v is not None} for edge in edges
+        ]
     given = {name: v for name, v in options.items() if v is not None or name in MAY_BE_NONE}
     return {**body, **given}

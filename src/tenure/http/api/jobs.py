@@ -193,6 +193,11 @@ def cancel_job(call: Call) -> Response:
     return answer(call.shown(call.app.cancel(call.path["id"], actor=call.caller.name, reason=why)))
 
 
+def unblock_job(call: Call) -> Response:
+    """Let a waiting job run now, whatever it waits for."""
+    return answer(call.shown(call.app.unblock(call.path["id"], actor=call.caller.name)))
+
+
 def amend_job(call: Call) -> Response:
     """Change a job that is pending."""
     body: requests.AmendRequest = call.body

@@ -17,6 +17,7 @@ import msgspec
 import tenure
 from tenure.http.api.bodies import JSON
 from tenure.jobs import durations, ids, payload, uniqueness
+from tenure.jobs.graph import MAX_PARENTS
 from tenure.jobs.names import KEY_PATTERN, MAX_KEY_LENGTH, MAX_NAME_LENGTH, NAME_PATTERN
 from tenure.jobs.signals import MAX_SIGNAL_NAME
 from tenure.tokens.scopes import Scope
@@ -69,6 +70,13 @@ HAND_WRITTEN: Mapping[str, Any] = {
         "anyOf": [
             {"$ref": "#/components/schemas/PositiveDuration"},
             {"type": "string", "format": "date-time", "pattern": "^[1-8]"},
+        ],
+    },
+    "Needs": {
+        "description": "How many of the jobs of `depends_on`.",
+        "anyOf": [
+            {"type": "string", "enum": ["all", "any"]},
+            {"type": "integer", "minimum": 1, "maximum": MAX_PARENTS},
         ],
     },
     "UniqueBy": {

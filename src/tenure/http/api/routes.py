@@ -169,6 +169,7 @@ JOB_PAGE = Reply(list[Job], "A page of jobs; `Link` names the next.", headers=("
 COUNTED = Reply(Counted, "How many jobs there are, or at least are.")
 JOB = Reply(Job, "The job.")
 CANCELLED = Reply(Job, "The job, cancelled.")
+UNBLOCKED = Reply(Job, "The job, pending.")
 AMENDED = Reply(Job, "The job, changed.")
 RETRIED = Reply(Job, "The job, pending again.")
 HISTORY = Reply(list[responses.TransitionBody], "The job's transitions.")
@@ -234,6 +235,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("POST", "/jobs/{id}/cancel", ADMIN, jobs.cancel_job, CANCELLED, body=REASON),
     Route("POST", "/jobs/{id}/retry", ADMIN, jobs.retry_job, RETRIED, body=RETRY),
+    Route("POST", "/jobs/{id}/unblock", ADMIN, jobs.unblock_job, UNBLOCKED),
     Route(
         "POST",
         TO_JOB,
