@@ -100,6 +100,10 @@ AIMED: dict[str, tuple[Any, Any]] = {
     **dict.fromkeys(["showJob", "showHistory", "showSteps", "explainJob"], (None, 404)),
     **dict.fromkeys(["cancelJob", "retryJob", "unblockJob", "runJobAgain"], (None, 404)),
     "amendJob": ({"priority": 1}, 404),
+    **dict.fromkeys(["listParents", "listFollowers"], (None, 404)),
+    "listWorkflows": (None, 200),
+    **dict.fromkeys(["showWorkflow", "showGraph"], (None, 404)),
+    **dict.fromkeys(["cancelWorkflow", "retryWorkflow"], (None, 404)),
     **dict.fromkeys(["sendSignal", "listSignals"], (None, 404)),
     **dict.fromkeys(["useSignalToken", "showSignalToken"], (None, 404)),
     "startBulk": ({"action": "cancel", "filter": {"queue": "billing"}}, 403),
@@ -303,6 +307,7 @@ REFUSED = {
     "/ui/schedules/{name}/trigger": 403,
     "/ui/bulk": 403,
     "/ui/bulk/{id}/stop": 404,
+    **dict.fromkeys(("/ui/workflows/{id}/cancel", "/ui/workflows/{id}/retry"), 404),
 }
 
 

@@ -14,10 +14,11 @@ from tenure.jobs.ledger import Transition
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.redaction import MARK, NOTHING_HIDDEN, Redaction
 from tenure.jobs.schedules import Fire
+from tenure.jobs.stacks import Shape, shape_of
 from tenure.jobs.stats import FailureGroup
 from tenure.jobs.steps import JobSteps
 from tenure.lifecycle import Job
-from tenure.store.tables import progress, schedules, steps
+from tenure.store.tables import progress, schedules, steps, workflows
 
 
 def run_again_as(core: Core, job_id: str) -> list[Job]:
@@ -40,6 +41,17 @@ def fires_of(core: Core, names: Sequence[str], most: int) -> Mapping[str, Sequen
 def statuses_of(core: Core, fires: Sequence[Fire]) -> Mapping[str, str]:
     """The status of the job of each fire, by its id, where retention has not deleted it."""
     return core.limited_store.read.statuses([f.job_id for f in fires if f.job_id is not None])
+
+
+def shape_shown(core: Core, workflow_id: str) -> Shape | None:
+    """What is drawn of a workflow in the queues of who asks; None if that is too much."""
+    found = workflows.members(core.limited_store.read, workflow_id, core.queues)
+    return found and shape_of(*found)
+
+
+def types_shown(core: Core, workflow_id: str) -> Mapping[str, Mapping[str, int]]:
+    """The jobs of a workflow in the queues of who asks, by type and status."""
+    return workflows.by_type(core.limited_store.read, workflow_id, core.queues)
 
 
 def transitions_shown(

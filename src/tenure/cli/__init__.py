@@ -23,6 +23,7 @@ from tenure.cli.secrets import tokens, webhooks
 from tenure.cli.signals import signals
 from tenure.cli.upkeep import doctor, migrate, simulate, verify
 from tenure.cli.watching import tail, top
+from tenure.cli.workflows import workflows
 
 EPILOG = """\b
 Exit codes:
@@ -41,7 +42,7 @@ The database is --database, else TENURE_DATABASE, else sqlite:///tenure.db.
 
 COMMANDS = (
     *(serve, worker, demo),
-    *(enqueue, jobs, explain, bulk, signals, schedules, queues, types, workers, stats),
+    *(enqueue, jobs, explain, bulk, workflows, signals, schedules, queues, types, workers, stats),
     *(top, tail),
     *(tokens, webhooks, verify, doctor, migrate, simulate),
     completion,

@@ -51,8 +51,6 @@ def change_all(
 
     `how` is what `app.bulk.start` takes beside.
     """
-    from tenure.wire import responses
-
     found = app.core.count(matching, action=action)
     if found.exact and not found.jobs and not (yes or as_json):
         click.echo(f"No job matches that it could {action}.")
@@ -64,8 +62,14 @@ def change_all(
         )
     if not yes:
         click.confirm(f"{action.capitalize()} {_number(found)} jobs?", abort=True, err=True)
-    bulk = app.bulk.start(action, matching, **how)
-    with progress_bar(action.capitalize(), shown=not as_json, steady=True) as progress:
+    finish(app, app.bulk.start(action, matching, **how), as_json)
+
+
+def finish(app: Tenure, bulk: Bulk, as_json: bool) -> None:
+    """Carry out an action that was started, and print what became of it."""
+    from tenure.wire import responses
+
+    with progress_bar(bulk.action.capitalize(), shown=not as_json, steady=True) as progress:
         while bulk.finished_at is None:  # if this is interrupted, a server finishes it
             bulk = app.bulk.step(bulk.id)
             progress(bulk.examined, bulk.total if bulk.exact else None, "jobs")

@@ -32,6 +32,8 @@ WAIT_SECONDS = 0.05
 """How long a page waits for a new value if there is an older one. Counting takes longer only while
 the statistics are far behind the ledger."""
 READERS = 8
+MAX_VALUES = 100
+"""If there are so many, those that are not new any more are cleared before another is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +70,17 @@ class ReadCache:
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="tenure-dashboard")
-        self.counts = partial(self._once, "counts", app.stats.counts)
-        self.queues = partial(self._once, "queues", app.queues.list)
-        self.workers = partial(self._once, "workers", app.workers.list)
-        self.activity = partial(self._once, "activity", app.stats.activity)
-        self.next_tick = partial(self._once, "next_tick", app.stats.next_tick)
-        self.failures = partial(self._once, "failures", app.stats.failures)
-        self.measured_until = partial(self._once, "measured_until", app.stats.measured_until)
+        self.counts = partial(self.once, "counts", app.stats.counts)
+        self.queues = partial(self.once, "queues", app.queues.list)
+        self.workers = partial(self.once, "workers", app.workers.list)
+        self.activity = partial(self.once, "activity", app.stats.activity)
+        self.next_tick = partial(self.once, "next_tick", app.stats.next_tick)
+        self.failures = partial(self.once, "failures", app.stats.failures)
+        self.measured_until = partial(self.once, "measured_until", app.stats.measured_until)
 
     def partitions(self, queue: str) -> Sequence[PartitionState]:
         """Return the partitions with most jobs of a queue with limits; there are few of these."""
-        return self._once(f"partitions of {queue}", partial(self._app.queues.partitions, queue))
+        return self.once(f"partitions of {queue}", partial(self._app.queues.partitions, queue))
 
     def forget(self) -> None:
         """Clear the values after a change. Old counts are kept in case new ones take long."""
@@ -101,7 +103,8 @@ class ReadCache:
         for shared in (self.counts, self.queues):
             self._reading(*shared.args)
 
-    def _once(self, name: str, ask: Callable[[], T]) -> T:
+    def once(self, name: str, ask: Callable[[], T]) -> T:
+        """Return what `ask` returns, or what it returned a moment ago under this name."""
         entry, reading = self._reading(name, ask)
         value: T = entry.value
         if reading is not None:
@@ -112,6 +115,9 @@ class ReadCache:
     def _reading(self, name: str, ask: Callable[[], Any]) -> tuple[_Entry, Future[Any] | None]:
         """Return the last value, and the read of the next if the last is not new any more."""
         with self._lock:
+            if len(self._entries) >= MAX_VALUES and name not in self._entries:
+                now = time.monotonic()
+                self._entries = {n: one for n, one in self._entries.items() if now < one.until}
             entry = self._entries.setdefault(name, _Entry())
             if time.monotonic() < entry.until:
                 return entry, None

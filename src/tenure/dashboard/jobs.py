@@ -28,6 +28,8 @@ PAGE = 50
 MAX_SELECTED = 500
 MAX_TYPES = 200
 MAX_SIGNALS = 50
+MAX_RELATIVES = 20
+"""Parents and followers on the page of a job; a link leads to all of them."""
 SINCE = {
     "15m": ("last 15 minutes", timedelta(minutes=15)),
     "1h": ("last hour", timedelta(hours=1)),
@@ -35,7 +37,7 @@ SINCE = {
     "7d": ("last 7 days", timedelta(days=7)),
 }
 FIELDS = (
-    *("status", "state", "running_longer_than", "type", "queue", "tag", "partition"),
+    *("status", "state", "running_longer_than", "type", "queue", "tag", "partition", "workflow"),
     *("since", "from", "to", "error", "text"),
 )
 
@@ -56,6 +58,7 @@ def given_filter(request: PageRequest) -> tuple[dict[str, str], Filter]:
         queue=given["queue"] or None,
         tag=given["tag"] or None,
         partition=given["partition"] or None,
+        workflow=given["workflow"] or None,
         error=given["error"] or None,
         text=given["text"] or None,
         created_after=after,
@@ -189,6 +192,7 @@ def describe(filter: Filter) -> list[tuple[str, str]]:
         ("queue", filter.queue),
         ("tag", filter.tag),
         ("partition", filter.partition),
+        ("workflow", filter.workflow),
         ("enqueued after", filter.created_after and fmt.exactly(filter.created_after)),
         ("enqueued before", filter.created_before and fmt.exactly(filter.created_before)),
         ("error contains", filter.error),
@@ -209,6 +213,8 @@ def show(request: PageRequest) -> Response:
     return request.page(
         "job.html",
         job=shown,
+        parents=request.app.workflows.parents(job.id, limit=MAX_RELATIVES),
+        followers=request.app.workflows.followers(job.id, limit=MAX_RELATIVES),
         again=run_again_as(request.app.core, job.id),
         progress=progress_shown(request.app.core, [job], request.redaction).get(job.id),
         explanation=request.redaction.text(explanation.text, job),

@@ -25,7 +25,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from tenure.app.app import Tenure, limited_to
-from tenure.dashboard import charts, forms, jobs, overview, queues, schedules
+from tenure.dashboard import charts, forms, jobs, overview, queues, schedules, workflows
 from tenure.dashboard import format as fmt
 from tenure.dashboard.cache import ReadCache
 from tenure.dashboard.push import Follower
@@ -81,11 +81,15 @@ PAGES: dict[str, Page] = {
     "/ui/queues/{name}": queues.show_one,
     "/ui/schedules": schedules.listed,
     "/ui/schedules/{name}": schedules.show,
+    "/ui/workflows": workflows.listed,
+    "/ui/workflows/{id}": workflows.show,
     "/ui/jobs": jobs.listed,
     "/ui/jobs/{id}": jobs.show,
     "/ui/new": forms.shown(forms.new),
     "/ui/jobs/{id}/again": forms.shown(forms.again),
     "/ui/jobs/{id}/amend": forms.shown(forms.amend),
+    "/ui/jobs/{id}/parents": workflows.parents,
+    "/ui/jobs/{id}/followers": workflows.followers,
     "/ui/jobs/{id}/{part}": jobs.whole,
     "/ui/bulk": jobs.preview_bulk,
     "/ui/bulk/{id}": jobs.show_bulk,
@@ -112,6 +116,8 @@ ACTIONS: dict[str, tuple[Scope, Page]] = {
     "/ui/schedules/{name}/pause": (Scope.ADMIN, schedules.pause),
     "/ui/schedules/{name}/resume": (Scope.ADMIN, schedules.resume),
     "/ui/schedules/{name}/trigger": (Scope.ADMIN, schedules.trigger),
+    "/ui/workflows/{id}/cancel": (Scope.ADMIN, workflows.cancel),
+    "/ui/workflows/{id}/retry": (Scope.ADMIN, workflows.retry),
     "/ui/bulk": (Scope.ADMIN, jobs.start_bulk),
     "/ui/bulk/{id}/stop": (Scope.ADMIN, jobs.stop_bulk),
 }

@@ -371,7 +371,11 @@ def _whole(value: object, kind: Any) -> object:
 @functools.cache
 def _inner_structs(kind: Any) -> dict[str, Any]:
     types = typing.get_type_hints(kind) if _is_struct(kind) else {}
-    return {name: type for name, type in types.items() if _is_struct(type)}
+    return {
+        name: type
+        for name, type in types.items()
+        if _is_struct(type) or any(map(_is_struct, typing.get_args(type)))
+    }
 
 
 def _is_struct(kind: Any) -> bool:

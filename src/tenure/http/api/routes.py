@@ -11,7 +11,17 @@ from msgspec import Meta, Struct
 from starlette.responses import Response
 
 from tenure.app.adding import MAX_JOBS_AT_ONCE
-from tenure.http.api import events, jobs, leases, openapi, operations, queues, schedules, signals
+from tenure.http.api import (
+    events,
+    jobs,
+    leases,
+    openapi,
+    operations,
+    queues,
+    schedules,
+    signals,
+    workflows,
+)
 from tenure.http.api.bodies import JSON, SMALL_BODY
 from tenure.http.api.call import Call
 from tenure.http.api.metrics import CONTENT_TYPE
@@ -23,10 +33,12 @@ from tenure.jobs.schedule_times import Preview
 from tenure.jobs.schedules import Fire
 from tenure.jobs.signals import MAX_SIGNAL_BYTES
 from tenure.jobs.stats import PartitionState, QueueState, TypeState, WorkerState
+from tenure.jobs.workflows import Relative
 from tenure.tokens.scopes import EVERY_SCOPE, Scope
 from tenure.wire import kept, reports, requests, responses
 from tenure.wire import queues as limits
 from tenure.wire import schedules as forms
+from tenure.wire import workflows as flows
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +163,7 @@ NO_BODY = Body(requests.NoFields, optional=True)
 SCHEDULED = Body(forms.ScheduleRequest, limit=MAX_JOB_BYTES, depth=JOB_DEPTH + 1)
 RESUME = Body(forms.ResumeRequest, optional=True)
 TRIGGER = Body(forms.TriggerRequest, optional=True)
+CANCEL_WORKFLOW = Body(flows.CancelWorkflow, optional=True)
 BACKFILL, WHEN = Body(forms.BackfillRequest), Body(forms.WhenRequest)
 
 SCHEDULE = "/schedules/{name}"
@@ -179,6 +192,12 @@ SIGNALS = Reply(list[responses.SignalBody], "The signals.")
 PAGE = Reply(None, "A page for people.", also=("text/html",))
 STEPS = Reply(kept.StepsBody, "What its attempts have kept.")
 EXPLANATION = Reply(Explanation, "The reason.")
+WORKFLOW_PAGE = Reply(
+    list[flows.WorkflowBody], "A page of workflows; `Link` names the next.", headers=("Link",)
+)
+ONE_WORKFLOW = Reply(flows.WorkflowBody, "The workflow.")
+RELATIVES = Reply(list[Relative], "A page of jobs; `Link` names the next.", headers=("Link",))
+GRAPH = Reply(flows.GraphBody, "Some jobs and what they depend on.", headers=("Link",))
 NEW_BULK = Reply(responses.BulkBody, "The action, started.", status=202, headers=("Location",))
 BULKS = Reply(list[responses.BulkBody], "The actions.")
 BULK = Reply(responses.BulkBody, "The action.")
@@ -248,6 +267,35 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/jobs/{id}/signals", READ, signals.list_signals, SIGNALS),
     Route("POST", LINK, OPEN, signals.use_signal_token, SIGNALLED, body=BY_FORM),
     Route("GET", LINK, OPEN, signals.show_signal_token, PAGE),
+    # --- workflows
+    Route(
+        *("GET", "/jobs/{id}/parents", READ, workflows.list_parents, RELATIVES),
+        query=workflows.GraphQuery,
+    ),
+    Route(
+        *("GET", "/jobs/{id}/followers", READ, workflows.list_followers, RELATIVES),
+        query=workflows.GraphQuery,
+    ),
+    Route(
+        *("GET", "/workflows", READ, workflows.list_workflows, WORKFLOW_PAGE),
+        query=workflows.WorkflowsQuery,
+    ),
+    Route("GET", "/workflows/{id}", READ, workflows.show_workflow, ONE_WORKFLOW),
+    Route(
+        "GET",
+        "/workflows/{id}/graph",
+        READ,
+        workflows.show_graph,
+        GRAPH,
+        query=workflows.GraphQuery,
+    ),
+    Route(
+        *("POST", "/workflows/{id}/cancel", ADMIN, workflows.cancel_workflow, NEW_BULK),
+        body=CANCEL_WORKFLOW,
+    ),
+    Route(
+        *("POST", "/workflows/{id}/retry", ADMIN, workflows.retry_workflow, NEW_BULK), body=RETRY
+    ),
     # --- actions on all jobs that match a filter
     Route("POST", "/bulk", ADMIN, operations.start_bulk, NEW_BULK, body=BULK_REQUEST),
     Route("GET", "/bulk", READ, operations.list_bulks, BULKS, query=operations.BulksQuery),
