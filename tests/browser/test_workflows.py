@@ -5,26 +5,44 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import expect
 
-from tenure import Tenure
-from tests.browser.conftest import PATIENCE
+from tenure import NewJob, Tenure
+from tests.browser.conftest import PATIENCE, Window, flaws
 
 expect.set_options(timeout=PATIENCE)
-HOSTILE = "<script>window.owned=1</script><img/src=x/onerror=window.owned=1>"
+HOSTILE = "<script>window.owned=1</script>"
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def workflow(app: Tenure) -> str:
-    """One that waits for an hour: an import with what follows it, and a chain of long names."""
+    """One whose first jobs are due in an hour, with a long name and a hostile key."""
     with app.workflow("import", key=HOSTILE, actor=HOSTILE) as flow:
-        later = {"delay": "1h"}
-        pages = [flow.add(app_job("fetch", **later)) for _ in range(50)]
-        total = flow.add(app_job("sum"), depends_on=pages)
-        flow.add(app_job("a" * 128), depends_on=[total.failed])
-        flow.add(app_job("clean_up"), depends_on=[total.settled, *(p.settled for p in pages)])
+        pages = [flow.add(NewJob("fetch", {}, {"delay": "1h"})) for _ in range(50)]
+        total = flow.add(NewJob("sum", {}, {}), depends_on=pages)
+        flow.add(NewJob("a" * 128, {}, {}), depends_on=[total.failed])
+        flow.add(NewJob("clean_up", {}, {}), depends_on=[total.settled, pages[0].settled])
     return flow.id
 
 
-def app_job(type: str, **options: object) -> object:
-    from tenure import NewJob
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+def test_pages_are_for_everybody(window: Window, workflow: str, width: int, scheme: str) -> None:
+    options = {"color_scheme": scheme, "reduced_motion": "reduce"}
+    page = window(viewport={"width": width, "height": 800}, **options)
+    found: list[str] = []
+    for path in ("/ui/workflows", f"/ui/workflows/{workflow}"):
+        page.goto(path)
+        found += flaws(page)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        if wide > width:
+            found.append(f"{path} is {wide} wide")
+        assert page.evaluate("window.owned") is None
+    assert found == []
 
-    return NewJob(type, {}, options)  # type: ignore[arg-type]
+
+def test_a_graph_is_live(window: Window, app: Tenure, workflow: str) -> None:
+    page = window()
+    page.goto(f"/ui/workflows/{workflow}")
+    expect(page.get_by_role("link", name="fetch: 50 pending")).to_be_visible()
+    app.cancel(app.find(workflow=workflow, type="fetch")[0].id)
+    expect(page.get_by_role("link", name="fetch: 49 pending, 1 cancelled")).to_be_visible()
+    page.get_by_role("link", name="fetch: 49 pending").press("Enter")
+    page.wait_for_url(f"**/ui/jobs?workflow={workflow}&type=fetch")

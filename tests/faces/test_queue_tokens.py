@@ -20,7 +20,8 @@ from tenure.client import Client
 from tenure.dashboard import push, site
 from tenure.errors import Forbidden, InvalidInput, JobNotFound
 from tenure.http import token_cache
-from tenure.http.api.routes import ROUTES, Route
+from tenure.http.api.route import Route
+from tenure.http.api.routes import ROUTES
 from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.queries import Filter
 from tenure.jobs.work import ClaimRequest, Outcome, Report
@@ -102,6 +103,8 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "amendJob": ({"priority": 1}, 404),
     **dict.fromkeys(["listParents", "listFollowers"], (None, 404)),
     "listWorkflows": (None, 200),
+    "createWorkflow": ({"jobs": [NEW]}, 403),
+    "addToWorkflow": ({"jobs": [{"type": "own.type", "queue": "mail"}]}, 404),
     **dict.fromkeys(["showWorkflow", "showGraph"], (None, 404)),
     **dict.fromkeys(["cancelWorkflow", "retryWorkflow"], (None, 404)),
     **dict.fromkeys(["sendSignal", "listSignals"], (None, 404)),
@@ -120,6 +123,7 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "recordProgress": ([], 200),
     "showSteps": (None, 409),
     "findSignal": ("?number=1", 409),
+    "showParents": (None, 409),
     "keepSignalToken": ({"digest": "0" * 64, "name": "a"}, 409),
     "recordStep": ({"name": "a", "number": 1}, 409),
     "keepState": ({"number": 1, "state": 1}, 409),

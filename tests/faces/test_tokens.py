@@ -13,7 +13,8 @@ from tenure import InvalidInput, StoreUnavailable, Tenure
 from tenure.client import Client
 from tenure.errors import Forbidden, Unauthorized
 from tenure.http import token_cache
-from tenure.http.api.routes import ROUTES, Route
+from tenure.http.api.route import Route
+from tenure.http.api.routes import ROUTES
 from tenure.settings import Settings
 from tenure.store.dialect import Reads
 from tenure.store.tables import tokens as token_table
@@ -59,6 +60,11 @@ NEEDED = {
     "sendSignal": "enqueue",
     **dict.fromkeys(["findSignal", "keepSignalToken"], "work"),
     "listSignals": "read",
+    **dict.fromkeys(["createWorkflow", "addToWorkflow"], "enqueue"),
+    **dict.fromkeys(["listWorkflows", "showWorkflow", "showGraph"], "read"),
+    **dict.fromkeys(["listParents", "listFollowers"], "read"),
+    **dict.fromkeys(["cancelWorkflow", "retryWorkflow"], "admin"),
+    "showParents": "work",
     **dict.fromkeys(["useSignalToken", "showSignalToken"], ""),
 }
 """The scopes, one of which a call needs beside `admin`: said again here, so that a change of the

@@ -107,6 +107,75 @@ def test_a_workflow_is_cancelled_and_retried(app: Tenure, api: TestClient) -> No
         assert problem["workflow_id"] == UNKNOWN_ID
 
 
+ADDED: dict[str, Any] = {
+    "name": "import",
+    "jobs": [  # children first: the order is Tenure's to find
+        {"type": "alert", "depends_on": [{"ref": "total", "meets": "failed"}]},
+        {"ref": "total", "type": "sum", "depends_on": ["a", "b"], "needs": "any"},
+        {"ref": "a", "type": "fetch", "payload": {"n": 1}, "max_retries": 1.0},
+        {"ref": "b", "type": "fetch", "queue": "slow"},
+    ],
+}
+
+
+def test_a_workflow_is_added_once(app: Tenure, api: TestClient) -> None:
+    key = {"Idempotency-Key": "import-1"}
+    made = api.post("/workflows", json=ADDED, headers=key)
+    assert made.status_code == 201, made.text
+    id, refs = made.json()["workflow"]["id"], made.json()["refs"]
+    assert made.headers["location"] == f"/workflows/{id}"
+    assert made.json()["workflow"]["jobs"] == {"waiting": 2, "pending": 2}
+    assert sorted(refs) == ["a", "b", "total"]
+    assert (app.get(refs["a"]).payload, app.get(refs["a"]).max_retries) == ({"n": 1}, 1)
+    assert app.get(refs["b"]).queue == "slow"
+    assert [one.meets for one in app.workflows.followers(refs["total"]).jobs] == ["failed"]
+    assert app.get(refs["total"]).need == 1
+    again = api.post("/workflows", json=ADDED, headers=key)
+    assert (again.status_code, again.json()["refs"]) == (200, refs)
+    other = api.post("/workflows", json=ADDED | {"name": "x"}, headers=key)
+    assert_problem(other, 422, "idempotency_key_reused")
+    jobs = [
+        {"ref": "mail", "type": "mail", "depends_on": [{"job_id": refs["total"]}, "pdf"]},
+        {"ref": "pdf", "type": "pdf"},
+    ]
+    added = api.post(f"/workflows/{id}/jobs", json={"jobs": jobs})
+    assert added.status_code == 201, added.text
+    assert added.json()["workflow"]["jobs"] == {"waiting": 3, "pending": 3}
+    assert app.get(added.json()["refs"]["mail"]).workflow == id
+    missing = api.post(f"/workflows/{UNKNOWN_ID}/jobs", json={"jobs": jobs[1:]})
+    assert_problem(missing, 404, "workflow_not_found")
+
+
+@pytest.mark.parametrize(
+    ("jobs", "path", "text"),
+    [
+        ([{"ref": "a", "type": "t"}, {"ref": "a", "type": "t"}], "$.jobs[1].ref", "the ref a"),
+        ([{"type": "t", "depends_on": ["b"]}], "$.jobs[0].depends_on[0]", "`ref` of a job"),
+        ([{"type": "t", "depends_on": [{"meets": "failed"}]}], "$.jobs[0].depends_on[0]", "job_id"),
+        (
+            [
+                {"ref": "a", "type": "t", "depends_on": ["b"]},
+                {"ref": "b", "type": "t", "depends_on": ["a"]},
+            ],
+            "",
+            "a cycle: ",
+        ),
+        ([], "$.jobs", ""),
+        ([{"type": "t"}, {"type": "t", "idempotency_key": "k"}], "$.jobs[1]", "to the workflow"),
+        ([{"type": "t", "depends_on": ["a"]}, {"ref": "a", "type": "x!"}], "$.jobs[1].type", ""),
+        ([{"type": "t", "needs": "some"}], "$.jobs[0]", ""),
+    ],
+)
+def test_what_is_not_added(
+    app: Tenure, api: TestClient, jobs: list[dict[str, Any]], path: str, text: str
+) -> None:
+    problem = assert_problem(api.post("/workflows", json={"jobs": jobs}), 400, "invalid_input")
+    assert path in str(problem)
+    assert text in problem["detail"]
+    assert app.find() == []
+    assert app.workflows.list().workflows == []
+
+
 # --- the command line -----------------------------------------------------------------------------
 
 

@@ -53,11 +53,6 @@ VERBS = """
 NOUNS = {
     "bulk": (BulkActions, "get list sample start step stop"),
     "events": (Events, "end read"),
-    "workflows": (
-        Workflows,
-        """cancel cancel_async followers followers_async get get_async graph graph_async list
-        list_async parents parents_async retry retry_async""",
-    ),
     "queues": (
         Queues,
         """limit limit_partition list partitions pass_over pause pause_partition resume

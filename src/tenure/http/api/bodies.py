@@ -30,7 +30,7 @@ from tenure.wire import requests
 from tenure.wire.problems import RETRY_LATER, Refusal
 
 if TYPE_CHECKING:
-    from tenure.http.api.routes import Body
+    from tenure.http.api.route import Body
 
 T = TypeVar("T")
 

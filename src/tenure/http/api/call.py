@@ -45,7 +45,7 @@ from tenure.wire import responses
 from tenure.wire.problems import REQUEST_ID, RETRY_LATER, Refusal
 
 if TYPE_CHECKING:
-    from tenure.http.api.routes import Route
+    from tenure.http.api.route import Route
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from tenure.tokens.scopes import Scope
 from tenure.wire import problems
 
 if TYPE_CHECKING:
-    from tenure.http.api.routes import Reply, Route
+    from tenure.http.api.route import Reply, Route
 
 TEMPLATE = "#/components/schemas/{name}"
 ALWAYS = (400, 421, 503)

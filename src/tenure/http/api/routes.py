@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 from starlette.responses import Response
 
 from tenure.app.adding import MAX_JOBS_AT_ONCE
@@ -25,7 +23,7 @@ from tenure.http.api import (
 from tenure.http.api.bodies import JSON, SMALL_BODY
 from tenure.http.api.call import Call
 from tenure.http.api.metrics import CONTENT_TYPE
-from tenure.http.guard import LINK_PATH
+from tenure.http.api.route import LINK, OF_LEASE, SCHEDULE, TO_JOB, Body, Reply, Route
 from tenure.jobs import payload, results
 from tenure.jobs.explain import Explanation
 from tenure.jobs.queries import Counted
@@ -40,77 +38,11 @@ from tenure.wire import queues as limits
 from tenure.wire import schedules as forms
 from tenure.wire import workflows as flows
 
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """The body that a call takes: its type, its largest size and depth, whether it is optional."""
-
-    type: Any
-    limit: int = SMALL_BODY  # bytes
-    depth: int = 8  # levels of nesting
-    optional: bool = False
-    form: bool = False  # an empty form of a page is as no body
-    lenient: bool = False  # for reports: text and numbers that no database keeps are let through
-    item: Any = None  # the type of each item, if the body is an array
-    most: int = 0  # items
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One way in which a call succeeds."""
-
-    type: Any  # of the JSON; None if the answer is never JSON
-    text: str
-    status: int = 200
-    also: tuple[str, ...] = ()  # media types beside JSON
-    headers: tuple[str, ...] = ()
-
-
-class Route:
-    """One call of the API."""
-
-    def __init__(
-        self,
-        method: str,
-        path: str,
-        scopes: frozenset[Scope],
-        endpoint: Callable[[Call], Any],
-        *answers: Reply,
-        body: Body | None = None,
-        query: type[Struct] | None = None,
-        headers: Sequence[str] = (),
-    ) -> None:
-        """Describe a call that reads `headers` and needs one of `scopes`, or no token if none."""
-        self.method, self.path, self.scopes, self.endpoint = method, path, scopes, endpoint
-        self.answers = {answer.status: answer for answer in answers}
-        self.body, self.query, self.headers = body, query, headers
-        self.is_async = inspect.iscoroutinefunction(endpoint)
-        self.summary = (inspect.getdoc(endpoint) or "").partition("\n")[0]
-        first, *others = endpoint.__name__.split("_")
-        self.name = first + "".join(map(str.capitalize, others))
-
-    @property
-    def refusals(self) -> tuple[int, ...]:
-        """The statuses of refusals that depend on what the call does."""
-        if self.path.startswith("/jobs") and 201 in self.answers:
-            return (404, 409, 422, 429) if "{id}" in self.path else (409, 422, 429)
-        if self.path == LINK:
-            return (404, 409, 429) if self.body else (404, 429)
-        if "{id}" in self.path and self.path != TO_JOB:
-            changes_a_job = self.path.startswith("/jobs/") and self.body is not None
-            return (404, 409) if changes_a_job else (404,)
-        if self.path.startswith(OF_LEASE):
-            return (409,)
-        if self.path == TO_JOB:
-            return (404, 409, 422)
-        if self.path.startswith(SCHEDULE):
-            return (404, 409) if self.method == "PUT" else (404,)
-        return ()
-
-
 MAX_JOB_BYTES = payload.MAX_PAYLOAD_BYTES + SMALL_BODY
 MAX_BATCH_BYTES = 32 * 1024 * 1024
 """Largest batch of jobs or of reports, in bytes."""
+MAX_WORKFLOW_BYTES = 8 * 1024 * 1024
+"""Largest body of jobs of a workflow, in bytes; it has up to `bodies.MAX_VALUES` values."""
 MAX_LEASES = 10_000
 MAX_KEPT_BYTES = results.MAX_RESULT_BYTES + SMALL_BODY
 JOB_DEPTH = payload.MAX_DEPTH + 1  # a payload lies one level deep in a job, two in a batch
@@ -163,13 +95,11 @@ NO_BODY = Body(requests.NoFields, optional=True)
 SCHEDULED = Body(forms.ScheduleRequest, limit=MAX_JOB_BYTES, depth=JOB_DEPTH + 1)
 RESUME = Body(forms.ResumeRequest, optional=True)
 TRIGGER = Body(forms.TriggerRequest, optional=True)
+WORKFLOW = Body(flows.WorkflowRequest, limit=MAX_WORKFLOW_BYTES, depth=JOB_DEPTH + 2)
+WORKFLOW_JOBS = Body(flows.WorkflowJobsRequest, limit=MAX_WORKFLOW_BYTES, depth=JOB_DEPTH + 2)
 CANCEL_WORKFLOW = Body(flows.CancelWorkflow, optional=True)
 BACKFILL, WHEN = Body(forms.BackfillRequest), Body(forms.WhenRequest)
 
-SCHEDULE = "/schedules/{name}"
-TO_JOB = "/jobs/{id}/signals/{signal}"
-LINK = f"{LINK_PATH}{{token}}"
-OF_LEASE = "/leases/{lease}"
 TRACE = ("traceparent",)
 KEY = ("traceparent", "Idempotency-Key")
 LAST_EVENT = ("Last-Event-ID",)
@@ -192,6 +122,11 @@ SIGNALS = Reply(list[responses.SignalBody], "The signals.")
 PAGE = Reply(None, "A page for people.", also=("text/html",))
 STEPS = Reply(kept.StepsBody, "What its attempts have kept.")
 EXPLANATION = Reply(Explanation, "The reason.")
+NEW_WORKFLOW = Reply(flows.AddedBody, "The new workflow.", status=201, headers=("Location",))
+OLD_WORKFLOW = Reply(
+    flows.AddedBody, "The workflow of an earlier request with this key.", headers=("Location",)
+)
+MORE_JOBS = Reply(flows.AddedBody, "The workflow, with the new jobs.", status=201)
 WORKFLOW_PAGE = Reply(
     list[flows.WorkflowBody], "A page of workflows; `Link` names the next.", headers=("Link",)
 )
@@ -275,6 +210,15 @@ ROUTES: tuple[Route, ...] = (
     Route(
         *("GET", "/jobs/{id}/followers", READ, workflows.list_followers, RELATIVES),
         query=workflows.GraphQuery,
+    ),
+    Route(
+        *("POST", "/workflows", ENQUEUE, workflows.create_workflow, NEW_WORKFLOW, OLD_WORKFLOW),
+        body=WORKFLOW,
+        headers=("Idempotency-Key",),
+    ),
+    Route(
+        *("POST", "/workflows/{id}/jobs", ENQUEUE, workflows.add_to_workflow, MORE_JOBS),
+        body=WORKFLOW_JOBS,
     ),
     Route(
         *("GET", "/workflows", READ, workflows.list_workflows, WORKFLOW_PAGE),

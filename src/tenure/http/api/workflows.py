@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import urlencode
 from uuid import UUID
@@ -9,8 +11,13 @@ from uuid import UUID
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
+from tenure.app.flow import NewWorkflow, Node
+from tenure.dependency import Dependency
+from tenure.errors import InvalidInput
 from tenure.http.api.call import Call, answer
 from tenure.http.api.jobs import CURSOR
+from tenure.jobs.enqueue import NewJob
+from tenure.jobs.names import check_key
 from tenure.jobs.queries import MAX_LISTED, Bulk
 from tenure.jobs.workflows import RelativePage, Workflow, WorkflowStatus
 from tenure.wire import requests, responses
@@ -32,6 +39,23 @@ class WorkflowsQuery(GraphQuery, kw_only=True):
 
     status: WorkflowStatus | UnsetType = UNSET
     name: requests.Name | UnsetType = UNSET
+
+
+def create_workflow(call: Call) -> Response:
+    """Add a workflow with its first jobs, all or none; it is on disk when this answers."""
+    key = call.header("Idempotency-Key")
+    key = key and check_key(key, "Idempotency-Key")
+    own = bool(call.redaction)
+    flow = NewWorkflow(call.app, call.body.name, key, call.caller.name, own_keys=own)
+    added = _added(call, flow)
+    where = {"Location": call.address(f"/workflows/{flow.id}")}
+    return answer(added, 201 if flow.created else 200, where)
+
+
+def add_to_workflow(call: Call) -> Response:
+    """Add jobs to a workflow, all or none; they can depend on those that it has."""
+    by = call.caller.name
+    return answer(_added(call, call.app.workflows.extend(call.path["id"], actor=by)), 201)
 
 
 def list_workflows(call: Call) -> Response:
@@ -76,6 +100,38 @@ def cancel_workflow(call: Call) -> Response:
 def retry_workflow(call: Call) -> Response:
     """Start to retry the failed jobs of a workflow; what they had stopped waits again."""
     return _started(call, call.app.workflows.retry, more_retries=call.body.more_retries)
+
+
+def _added(call: Call, flow: NewWorkflow) -> forms.AddedBody:
+    call.check_running()
+    ordered, nodes = forms.ordered(call.body.jobs), dict[str, Node[Any]]()
+    try:
+        with flow:
+            for _, ref, job in ordered:
+                options: Any = {**requests.options_of(job), "actor": call.caller.name}
+                needs = options.pop("needs", "all")
+                options = {n: v for n, v in options.items() if n not in ("ref", "depends_on")}
+                parents = [_parent(nodes, other) for other in job.depends_on]
+                new_job = NewJob(job.type, job.payload, options)
+                nodes[ref] = flow.add(new_job, depends_on=parents, needs=needs)
+    except InvalidInput as error:  # the block counts jobs in the order in which it added them
+        place = _place_in(error.path)
+        number = ordered[min(int(place[1]) if place else len(nodes), len(ordered) - 1)][0]
+        rest = error.path[place.end() :] if place else error.path.removeprefix("$")
+        path = f"$.jobs[{number}]{rest}"
+        raise type(error)(error.message, path=path, code=error.code) from error.__cause__
+    refs = {ref: node.id for ref, node in nodes.items() if not ref.startswith("#")}
+    return forms.AddedBody(workflow=_shown(call.app.workflows.get(flow.id)), refs=refs)
+
+
+_place_in = re.compile(r"\$\[(\d+)\]").match
+
+
+def _parent(nodes: Mapping[str, Node[Any]], other: forms.OtherJob | str) -> Dependency:
+    if isinstance(other, str):
+        return Dependency(nodes[other].id)
+    by_ref = other.job_id if other.ref is UNSET else nodes[other.ref].id
+    return Dependency(str(by_ref), other.meets, None if other.name is UNSET else other.name)
 
 
 def _relatives(call: Call, read: Any, part: str) -> Response:
