@@ -392,14 +392,12 @@ def test_ids_of_reports_rise_and_no_job_has_one_twice(app: Tenure) -> None:
     assert app.get(job.id).status == "completed"
 
 
-@pytest.mark.parametrize("kind", ["thread"])
-def test_they_depend_on_each_other_and_on_the_job_that_adds_them(
-    app_on_each_engine: Tenure, kind: str
-) -> None:
-    app, source = app_on_each_engine, None
+@pytest.mark.parametrize("kind", ["thread", "child"])
+def test_they_depend_on_each_other_and_on_the_job_that_adds_them(place: Place, kind: str) -> None:
+    app = place.app
     function = children.chained.handler.function
     app.job(name="chained", backoff=0, process=kind == "child")(function)
-    with running_worker(app, source, queues=["default"]):
+    with running_worker(app, place.source, queues=["default"]):
         first, second, third = wait_until_completed(app, app.enqueue("chained")).result
     assert app.get(first).status == "pending"
     waiting = app.get(second)
@@ -407,15 +405,15 @@ def test_they_depend_on_each_other_and_on_the_job_that_adds_them(
     assert app.get(third).status == "pending", "the job that it waits for has completed"
 
 
-def test_an_unknown_parent_fails_the_attempt(app_on_each_engine: Tenure) -> None:
-    app, source, nobody = app_on_each_engine, None, new_id()
+def test_an_unknown_parent_fails_the_attempt(place: Place) -> None:
+    app, nobody = place.app, new_id()
 
     @app.job(max_retries=1)
     async def split(context: JobContext) -> None:
         context.enqueue(NewJob("part", {"of": context.id}, {}))
         context.enqueue(NewJob("part", {"of": context.id}, {"depends_on": [nobody]}))
 
-    with running_worker(app, source):
+    with running_worker(app, place.source):
         job = split.enqueue()
         assert f"JobNotFound: no job {nobody}" in wait_until_failed(app, job)
     assert parts_of(app, job) == {}
