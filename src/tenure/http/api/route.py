@@ -80,7 +80,7 @@ class Route:
         if self.path == LINK:
             return (404, 409, 429) if self.body else (404, 429)
         if "{id}" in self.path and self.path != TO_JOB:
-            changes_a_job = self.path.startswith("/jobs/") and self.body is not None
+            changes_a_job = self.path.startswith("/jobs/") and self.method != "GET"
             return (404, 409) if changes_a_job else (404,)
         if self.path.startswith(OF_LEASE):
             return (409,)
