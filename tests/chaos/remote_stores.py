@@ -59,9 +59,11 @@ class RemoteStore:
         else:  # the store asks again once by itself, which is harmless: the id is the client's
             self.proxy.drop_answers(b"\x00" + PREPARED + b"\x00", times=2)  # not its preparation
 
-    def lose_answers_to_report(self, lease_id: str) -> None:
+    def lose_answers_to_report(self, lease_id: str, *, adds_jobs: bool = False) -> None:
         """The next report on a lease is recorded, and its sender gets no answer."""
-        self.proxy.drop_answers(b"POST /reports " if self.is_http else UUID(lease_id).bytes)
+        # One that adds jobs takes several statements: until their commit nothing is recorded.
+        statement = COMMIT if adds_jobs else UUID(lease_id).bytes
+        self.proxy.drop_answers(b"POST /reports " if self.is_http else statement)
 
     def lose_answers_to_claim(self) -> None:
         """The next claim is made, and the worker does not learn of it."""
