@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
@@ -72,10 +73,15 @@ def do_not_wait(case: Case) -> None:
         case.query["wait"] = 0
 
 
+def _jobs_of(case: Case) -> Sequence[Any]:
+    jobs = case.body.get("jobs") if isinstance(case.body, dict) else case.body
+    return jobs if isinstance(jobs, list) else [case.body]
+
+
 def start_in_time(case: Case) -> None:
     """A schema cannot say that `start_by` has to be after the time when a job is due."""
     is_valid = case.meta is not None and case.meta.generation.mode.is_positive
-    jobs = case.body if isinstance(case.body, list) else [case.body]
+    jobs = _jobs_of(case)
     for job in jobs if is_valid else ():
         if isinstance(job, dict) and "start_by" in job:
             job.pop("delay", None)
@@ -116,8 +122,29 @@ def be_limited(case: Case) -> None:
                 of |= {"rate": "10/1s", "burst": 2}
 
 
+def be_linked(case: Case) -> None:
+    """Nor which jobs there are to depend on, and that those of a workflow have one key together."""
+    is_valid = case.meta is not None and case.meta.generation.mode.is_positive
+    for job in _jobs_of(case) if is_valid else ():
+        if isinstance(job, dict) and case.path.startswith(("/jobs", "/workflows")):
+            job.pop("needs", None)
+        if isinstance(job, dict) and case.path.startswith("/workflows"):
+            for field in ("idempotency_key", "ref", "depends_on", "unique"):
+                job.pop(field, None)
+
+
+def report_no_jobs(case: Case) -> None:
+    """Nor that jobs which cannot be added fail their attempt: the report is taken all the same."""
+    if case.path == "/reports" and isinstance(case.body, list):
+        for entry in case.body:
+            if isinstance(entry, dict):
+                entry.pop("jobs", None)
+
+
 def check(case: Case) -> None:
     do_not_wait(case)
+    report_no_jobs(case)
+    be_linked(case)
     be_limited(case)
     start_in_time(case)
     be_unique(case)

@@ -121,7 +121,7 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "reportMany": ([], 200),
     "renewLeases": ([], 200),
     "recordProgress": ([], 200),
-    "showSteps": (None, 409),
+    "loadSteps": (None, 409),
     "findSignal": ("?number=1", 409),
     "showParents": (None, 409),
     "keepSignalToken": ({"digest": "0" * 64, "name": "a"}, 409),

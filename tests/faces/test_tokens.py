@@ -46,7 +46,7 @@ NEEDED = {
     **dict.fromkeys(["leaseJobs", "reportMany", "renewLeases", "declareType"], "work"),
     "listTypes": "read",
     **dict.fromkeys(
-        ["recordProgress", "streamEnds", "showSteps", "recordStep", "keepState"], "work"
+        ["recordProgress", "streamEnds", "loadSteps", "recordStep", "keepState"], "work"
     ),
     **dict.fromkeys(["cancelJob", "retryJob", "unblockJob", "amendJob", "runJobAgain"], "admin"),
     **dict.fromkeys(["listSchedules", "showSchedule", "listFires", "nextTicks"], "read"),

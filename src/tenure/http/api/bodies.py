@@ -16,6 +16,7 @@ import typing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -370,12 +371,15 @@ def _whole(value: object, kind: Any) -> object:
 
 @functools.cache
 def _inner_structs(kind: Any) -> dict[str, Any]:
+    """The fields of a struct that are structs or lists of them, also if they may be None."""
     types = typing.get_type_hints(kind) if _is_struct(kind) else {}
-    return {
-        name: type
-        for name, type in types.items()
-        if _is_struct(type) or any(map(_is_struct, typing.get_args(type)))
-    }
+    inner = {}
+    for name, type in types.items():
+        union = typing.get_origin(type) in (typing.Union, UnionType)
+        for one in typing.get_args(type) if union else (type,):
+            if _is_struct(one) or any(map(_is_struct, typing.get_args(one))):
+                inner[name] = one
+    return inner
 
 
 def _is_struct(kind: Any) -> bool:

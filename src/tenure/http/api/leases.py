@@ -195,7 +195,7 @@ def record_progress(call: Call) -> Response:
     return answer(responses.RecordedBody(call.app.core.record_progress(said)))
 
 
-async def show_steps(call: Call) -> Response:
+async def load_steps(call: Call) -> Response:
     """Show what the attempts of a leased job have kept: steps, and the last state."""
     loaded = await _asked(call, Load())
     return await run_in_threadpool(lambda: answer(kept.kept_body(loaded)))

@@ -115,7 +115,8 @@ _ONE_TIME = {
     }
 }
 RULES: Mapping[str, Any] = dict.fromkeys(
-    ("EnqueueRequest", "AgainRequest", "AmendRequest", "FollowUpRequest"), _ONE_TIME
+    ("EnqueueRequest", "AgainRequest", "AmendRequest", "FollowUpRequest", "WorkflowJob"),
+    _ONE_TIME,
 )
 """Rules between several fields of a type."""
 
@@ -205,6 +206,11 @@ class _Schemas:
         found: Mapping[str, Any] = self.components[type.__name__]["properties"]
         return found
 
+    def required(self, type: Any) -> Sequence[str]:
+        """Return the fields of a struct that cannot be left out."""
+        found: Sequence[str] = self.components[type.__name__].get("required", ())
+        return found
+
 
 def _operation(route: Route, schemas: _Schemas, secured: bool) -> dict[str, Any]:
     answers = {
@@ -269,15 +275,19 @@ def _headers(*names: str) -> dict[str, Any]:
 def _parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
     in_path = re.findall(r"{(\w+)}", route.path)
     in_query = schemas.properties(route.query) if route.query else {}
+    needed = schemas.required(route.query) if route.query else ()
     return [
-        *(_parameter("path", name, PATH_PARAMETERS[name]) for name in in_path),
-        *(_parameter("query", name, _without_null(in_query[name])) for name in in_query),
+        *(_parameter("path", name, PATH_PARAMETERS[name], required=True) for name in in_path),
+        *(
+            _parameter("query", name, _without_null(schema), required=name in needed)
+            for name, schema in in_query.items()
+        ),
         *(_parameter("header", name, REQUEST_HEADERS[name]) for name in route.headers),
     ]
 
 
-def _parameter(place: str, name: str, schema: Any) -> dict[str, Any]:
-    return {"name": name, "in": place, "required": place == "path", "schema": schema}
+def _parameter(place: str, name: str, schema: Any, *, required: bool = False) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": required, "schema": schema}
 
 
 def _without_null(schema: Mapping[str, Any]) -> Any:

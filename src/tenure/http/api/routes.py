@@ -299,7 +299,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/leases/ended", WORK, leases.stream_ends, STREAM, query=reports.EndsRequest),
     Route("POST", "/progress", WORK, leases.record_progress, PROGRESS_ON_RECORD, body=PROGRESS),
-    Route("GET", f"{OF_LEASE}/steps", WORK, leases.show_steps, KEPT),
+    Route("GET", f"{OF_LEASE}/steps", WORK, leases.load_steps, KEPT),
     Route(
         *("GET", f"{OF_LEASE}/parents", WORK, leases.show_parents, PARENTS), query=kept.ParentsQuery
     ),
