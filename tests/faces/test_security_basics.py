@@ -24,7 +24,7 @@ OTHER = "fedcba9876543210-second"
 CALLS = [
     pytest.param(
         route.method,
-        route.path.format(id=UNKNOWN_ID, lease_id="x", name="q"),
+        route.path.format(id=UNKNOWN_ID, lease_id="x", name="q", signal="s", token="t", lease="x"),
         not route.scopes,
         id=route.name,
     )

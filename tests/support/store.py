@@ -26,7 +26,10 @@ COUNT_LEDGER = "SELECT count(*) FROM {transition}"
 
 def new_job(type: str = "mail", **fields: Any) -> CheckedJob:
     """An addition with a new id. Three attempts are enough to see the last one."""
-    return CheckedJob(**{"id": new_id(), "type": type, "max_retries": 3, **fields})
+    simple = "unique" not in fields
+    return CheckedJob(
+        **{"id": new_id(), "type": type, "max_retries": 3, "simple": simple, **fields}
+    )
 
 
 def claim_request(limit: int = 1, worker: str = "w1", **fields: Any) -> ClaimRequest:

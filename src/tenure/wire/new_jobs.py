@@ -24,7 +24,6 @@ class FollowUpRequest(EnqueueRequest, kw_only=True):
 
 
 FollowUpRequests = Annotated[list[FollowUpRequest], Meta(max_length=MAX_FOLLOW_UPS)]
-_read = msgspec.json.Decoder(list[FollowUpRequest]).decode
 
 
 def entries(follow_ups: Sequence[FollowUp]) -> Any:
@@ -53,7 +52,7 @@ def written(follow_ups: FollowUps) -> str:
 def read(text: str, into: FollowUps) -> None:
     """Add the jobs of `written`; raises InvalidInput."""
     try:
-        requests = _read(text)
+        requests = msgspec.json.decode(text, type=list[FollowUpRequest])
     except msgspec.DecodeError as error:
         raise InvalidInput(f"a job to add: {error}") from error
     for request in requests:

@@ -106,7 +106,7 @@ BEGIN
     IF known IS NOT NULL THEN
         RETURN json_build_object('known', known);
     END IF;
-    IF (request::json ->> 'limited')::boolean
+    IF coalesce((request::json ->> 'limited')::boolean, true)
         AND EXISTS (SELECT FROM {schema}.queue WHERE max_pending IS NOT NULL)
     THEN
         SELECT json_build_array(limited.name, limited.max_pending) INTO filled
