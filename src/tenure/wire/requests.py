@@ -64,7 +64,7 @@ Partition = Annotated[
     str, _schema(minLength=1, maxLength=MAX_PARTITION_LENGTH, pattern=PARTITION_PATTERN)
 ]
 Id = Annotated[str, _schema(pattern=ids.ID_PATTERN)]
-Reason = Annotated[str, _schema(maxLength=MAX_REASON_LENGTH)]
+Reason = Annotated[str, _schema(maxLength=MAX_REASON_LENGTH, pattern=r"^[^\u0000]*$")]
 SearchText = Annotated[
     str, _schema(minLength=1, maxLength=MAX_SEARCHED_FOR, pattern="^[^\\u0000]*$")
 ]
