@@ -73,10 +73,8 @@ class Route:
     @property
     def refusals(self) -> tuple[int, ...]:
         """The statuses of refusals that depend on what the call does."""
-        if self.path.startswith("/workflows") and 201 in self.answers:
+        if self.path.startswith(("/jobs", "/workflows")) and 201 in self.answers:
             return (404, 409, 422, 429)
-        if self.path.startswith("/jobs") and 201 in self.answers:
-            return (404, 409, 422, 429) if "{id}" in self.path else (409, 422, 429)
         if self.path == LINK:
             return (404, 409, 429) if self.body else (404, 429)
         if "{id}" in self.path and self.path != TO_JOB:
