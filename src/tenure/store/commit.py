@@ -25,7 +25,7 @@ from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.enqueue import Enqueued
 from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Outcome, adds_jobs
-from tenure.store import enqueue, follow_ups
+from tenure.store import enqueue, follow_ups, transitions
 from tenure.store.direct import Direct
 from tenure.store.protocol import Database, Trouble
 from tenure.store.tables import workers
@@ -307,14 +307,14 @@ class Committer:
             batch[0].future.set_exception(error)
 
     def _apply(self, db: Database, batch: Sequence[Work]) -> list[tuple[Work, Any]]:
-        answers: list[tuple[Work, Any]] = []
         exchanges = [work for work in batch if isinstance(work, ExchangeWork)]
         calls = [work for work in batch if isinstance(work, CallWork)]
         reports = [report for exchange in exchanges for report in exchange.reports]
-        follow_ups.hold(db, reports, [id for work in calls for id in work.job_ids or ()])
-        verdicts = iter(follow_ups.settle(db, reports) if reports else ())
+        recording = follow_ups if adds_jobs(reports) else transitions
+        recording.hold(db, reports, [id for work in calls for id in work.job_ids or ()])
+        verdicts = iter(recording.settle(db, reports) if reports else ())
         settled = [[next(verdicts) for _ in exchange.reports] for exchange in exchanges]
-        answers += self._add(db, [work for work in batch if isinstance(work, EnqueueWork)])
+        answers = self._add(db, [work for work in batch if isinstance(work, EnqueueWork)])
         answers += [(work, _undoing(db, work.act)) for work in calls]
         self._see_workers(db, [work.claim for work in exchanges if work.claim])
         for exchange, verdict in zip(exchanges, settled, strict=True):

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from tenure.errors import TenureError
 from tenure.jobs.enqueue import LinkedJob
 from tenure.jobs.follow_ups import unknown_types, with_options
-from tenure.jobs.work import Answer, Outcome, Report, Verdict, adds_jobs
+from tenure.jobs.work import Answer, Outcome, Report, Verdict
 from tenure.store import transitions
 from tenure.store.enqueue import add_follow_ups
 from tenure.store.protocol import Database
@@ -23,9 +23,8 @@ REFUSED = "a job that the handler added with context.enqueue was refused:"
 
 def hold(db: Database, reports: Sequence[Report], others: Sequence[str]) -> None:
     """Lock like `transitions.hold`: what adds jobs locks more than its own job afterwards."""
-    if adds_jobs(reports):
-        found = [r for r in reports if r.jobs is not None]
-        others = [*others, *(r.job_id for r in found), *(id for r in found for id in _parents(r))]
+    found = [r for r in reports if r.jobs is not None]
+    others = [*others, *(r.job_id for r in found), *(id for r in found for id in _parents(r))]
     transitions.hold(db, reports, others)
 
 
@@ -39,8 +38,6 @@ def _parents(report: Report) -> Iterator[str]:
 
 def settle(db: Database, reports: Sequence[Report]) -> list[Verdict]:
     """Record the reports of workers like `transitions.settle`, and add the jobs of some."""
-    if not adds_jobs(reports):
-        return transitions.settle(db, reports)
     plain = [report for report in reports if report.jobs is None]
     verdicts = iter(transitions.settle(db, plain))
     return [next(verdicts) if r.jobs is None else _settle_adding(db, r) for r in reports]
