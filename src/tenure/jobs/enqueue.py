@@ -186,13 +186,13 @@ def check_jobs(
         path = f"$[{len(made)}]{error.path.removeprefix('$')}"
         raise type(error)(error.message, path=path, code=error.code) from error.__cause__
     if workflow is not None:
-        made = [_member(checked_job, workflow) for checked_job in made]
+        made = [linked(checked_job, workflow=workflow) for checked_job in made]
     return [with_own_key(checked_job) for checked_job in made] if own_keys else made
 
 
-def _member(job: CheckedJob, workflow: str) -> LinkedJob:
-    fields = asdict(job) | {"simple": False, "workflow": workflow}
-    return LinkedJob(**fields)
+def linked(job: CheckedJob, **links: Any) -> LinkedJob:
+    """Return a job with other fields of a `LinkedJob`."""
+    return LinkedJob(**asdict(job) | {"simple": False} | links)
 
 
 def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) -> CheckedJob:
@@ -267,7 +267,7 @@ def _with_more(
     if links is None:
         return job
     edges, needs = links
-    return LinkedJob(**asdict(job) | {"simple": False}, edges=edges, needs=needs)
+    return linked(job, edges=edges, needs=needs)
 
 
 def with_unique_key(job: CheckedJob, rule: Unique) -> CheckedJob:

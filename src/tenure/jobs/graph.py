@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 from tenure.dependency import Dependency, Meets, Parent
 from tenure.errors import InvalidInput
 from tenure.jobs import ids
 from tenure.jobs.names import check_name
-
-if TYPE_CHECKING:
-    pass
 
 DependsOn: TypeAlias = Parent | Dependency | str
 """A job, what `submit` returned, a node of a workflow, a dependency, or the id of a job."""
@@ -128,6 +125,12 @@ def gate_of(place: int, parents: int) -> int | None:
 def is_met(meets: str, status: str) -> bool:
     """Whether a parent that rests with a status is what a dependency waits for."""
     return meets == "settled" or (meets == "completed") == (status == "completed")
+
+
+def met_sql(edge: str, parent: str) -> str:
+    """`is_met` as a condition over a dependency and its parent, given the names of their rows."""
+    completes = f"({edge}.meets = 'completed') = ({parent}.status = 'completed')"
+    return f"({edge}.meets = 'settled' OR {completes})"
 
 
 def counted(tallies: Mapping[int | None, Tally], needs: int | None) -> Numbers:

@@ -6,6 +6,7 @@ that waits without a dependency or a signal was added so by hand, and is release
 
 from __future__ import annotations
 
+from tenure.jobs.graph import met_sql
 from tenure.lifecycle import rest_sql
 from tenure.store.audit_query import AuditQuery
 
@@ -15,8 +16,7 @@ SKIPPED = "a job is skipped if and only if it can no longer run"
 EDGES = f"""
     SELECT edge.child, CASE WHEN parent.id IS NULL THEN 'lost'
         WHEN late.parent IS NOT NULL OR NOT {rest_sql("parent.")} THEN 'open'
-        WHEN edge.meets = 'settled' OR (edge.meets = 'completed') = (parent.status = 'completed')
-        THEN 'met' ELSE 'missed' END AS outcome
+        WHEN {met_sql("edge", "parent")} THEN 'met' ELSE 'missed' END AS outcome
     FROM {{dependency}} AS edge LEFT JOIN {{job}} AS parent ON parent.id = edge.parent
         LEFT JOIN {{overdue}} AS late ON late.parent = edge.parent AND late.after < edge.child
     WHERE edge.meets <> 'past'"""

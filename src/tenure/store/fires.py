@@ -14,8 +14,10 @@ from typing import Any
 from msgspec.structs import replace
 
 from tenure import failpoints
+from tenure.dependency import Dependency
 from tenure.errors import InvalidInput
 from tenure.events import Cancelled
+from tenure.jobs.enqueue import linked
 from tenure.jobs.fires import (
     MAX_BUFFERED,
     Advance,
@@ -44,7 +46,6 @@ from tenure.store import enqueue, transitions
 from tenure.store.dialect import Reads
 from tenure.store.duties import AHEAD
 from tenure.store.protocol import Database
-from tenure.store.tables import dependencies
 from tenure.store.tables.schedules import (
     COLUMNS,
     PAUSE,
@@ -121,7 +122,11 @@ def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
     jobs = [job for one in done for job in one.jobs]
     if plain := [job for job, parent in jobs if parent is None]:
         enqueue.add(db, plain)
-    dependencies.add(db, [(job, parent) for job, parent in jobs if parent is not None])
+    waiting = [
+        linked(job, edges=(Dependency(parent, "settled"),)) for job, parent in jobs if parent
+    ]
+    if waiting:
+        enqueue.add_linked(db, waiting, limited=False)
     failpoints.hit("schedule.between_jobs_and_cursor")
     made = [fire for one in done for fire in one.fires]
     record(db, made)

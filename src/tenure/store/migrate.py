@@ -18,6 +18,7 @@ from tenure import failpoints
 from tenure.errors import SchemaMismatch
 from tenure.jobs import durations, enqueue, names, payload, uniqueness
 from tenure.jobs.findings import Progress, no_progress
+from tenure.jobs.graph import met_sql
 from tenure.jobs.names import MAX_REASON_LENGTH, MAX_TAG_LENGTH
 from tenure.jobs.results import MAX_RESULT_BYTES
 from tenure.jobs.stats import BUCKETS
@@ -62,6 +63,7 @@ def generated(
         "at_rest": rest_sql(f"{new}."),
         "was_at_rest": rest_sql(f"{old}."),
         "job_at_rest": rest_sql("job."),
+        "is_met": met_sql("d", new),
         "many_followers": str(MAX_FOLLOWERS_OF_ONE),
         "most_followers": str(MAX_FOLLOWERS_AT_ONCE),
         "held_key": holds_sql(f"{old}."),

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from tenure import failpoints
 from tenure.events import Restored, Retried, Skipped, Unblocked
-from tenure.jobs.graph import Edge, Numbers, Tally, restored_by, skipped_by
+from tenure.jobs.graph import Edge, Numbers, Tally, met_sql, restored_by, skipped_by
 from tenure.lifecycle import Job, Status, decide, follow, rest_sql
 from tenure.store import transitions
 from tenure.store.protocol import Database
@@ -170,14 +170,14 @@ def _tallies(db: Database, jobs: Collection[str]) -> dict[str, dict[int | None, 
     d = db.dialect
     gate = "NULL" if d.engine == "sqlite" else "gate"
     ids, given = _ids(db, jobs), list(jobs)
-    met = "(edge.meets = 'settled' OR (edge.meets = 'completed') = (parent.status = 'completed'))"
     sums = ", ".join(
         f"CAST(sum(CASE WHEN {which} THEN 1 ELSE 0 END) AS int)" for which in ("met", "NOT met")
     )
     rows = db.rows(
         f"SELECT {d.id('child')}, gate, count(*), {sums} FROM (SELECT edge.child, {gate} AS gate,"
         f" CASE WHEN parent.id IS NULL THEN edge.meets = 'settled'"
-        f" WHEN late.parent IS NULL AND {rest_sql('parent.')} THEN {met} END AS met"
+        f" WHEN late.parent IS NULL AND {rest_sql('parent.')}"
+        f" THEN {met_sql('edge', 'parent')} END AS met"
         f" FROM {d.table('dependency')} AS edge"
         f" LEFT JOIN {d.table('job')} AS parent ON parent.id = edge.parent"
         f" LEFT JOIN {d.table('overdue')} AS late"

@@ -71,14 +71,13 @@ DECLARE
 BEGIN
     SELECT array_agg(t.child), array_agg(t.gate), array_agg(t.met), array_agg(t.missed)
     INTO v_children, v_gates, v_met, v_missed FROM (
-        SELECT edge.child, edge.gate, sum(e.sign * edge.met)::integer AS met,
-            sum(e.sign * (1 - edge.met))::integer AS missed
-        FROM unnest(ids, statuses, signs) AS e (id, status, sign) CROSS JOIN LATERAL (
-            SELECT d.child, d.gate, (d.meets = 'settled'
-                OR (d.meets = 'completed') = (e.status = 'completed'))::integer AS met
+        SELECT edge.child, edge.gate, sum(n.sign * edge.met)::integer AS met,
+            sum(n.sign * (1 - edge.met))::integer AS missed
+        FROM unnest(ids, statuses, signs) AS n (id, status, sign) CROSS JOIN LATERAL (
+            SELECT d.child, d.gate, {is_met}::integer AS met
             FROM {schema}.dependency AS d
-            WHERE d.parent = e.id AND d.meets <> 'past' AND d.child > behind AND d.child <= coalesce(
-                (SELECT o.after FROM {schema}.overdue AS o WHERE o.parent = e.id),
+            WHERE d.parent = n.id AND d.meets <> 'past' AND d.child > behind AND d.child <= coalesce(
+                (SELECT o.after FROM {schema}.overdue AS o WHERE o.parent = n.id),
                 'ffffffff-ffff-ffff-ffff-ffffffffffff')
         ) AS edge
         WHERE edge.child <> ALL (apart)

@@ -55,9 +55,7 @@ BEGIN
         actor = iif(need > edge.met, actor, 'store')
     FROM (
         SELECT child, NEW.sign * met AS met, NEW.sign * (1 - met) AS missed FROM (
-            SELECT child,
-                meets = 'settled' OR (meets = 'completed') = (NEW.status = 'completed') AS met
-            FROM tenure_dependency
+            SELECT child, {is_met} AS met FROM tenure_dependency AS d
             WHERE parent = NEW.parent AND child > NEW.after AND child <= NEW.upto AND meets <> 'past'
             ORDER BY child LIMIT iif(NEW.sign = 1, {many_followers}, -1))
     ) AS edge
