@@ -97,7 +97,9 @@ def test_a_report_whose_answer_was_lost_is_sent_again(
         end = wait_until_completed(remote.direct, job)
         remote.recovered(remote.source.enqueue("work"))
     told = [line["answer"] for line in checker.lines(remote.folder) if "answer" in line]
-    assert told == ["already_recorded", "recorded"], "sent again, until the worker was told"
+    first, *others = told  # who asks again within the same moment may be told the first time
+    assert first in {"already_recorded", "recorded"}
+    assert others == ["recorded"], "sent again, until the worker was told"
     assert (end.attempts, end.result_json) == (1, '"done"')
     assert transitions(remote.direct, job) == ["enqueued", "claimed", "completed"]
     added = remote.direct.find(type="next")

@@ -14,7 +14,6 @@ from tenure import (
     Job,
     JobContext,
     JobType,
-    NewJob,
     PermanentFailure,
     RetryPolicy,
     Status,
@@ -22,6 +21,7 @@ from tenure import (
     TenureError,
 )
 from tenure.client import AsyncClient, Client
+from tenure.jobs.enqueue import NewJobOf
 from tenure.jobs.queries import Bulk
 
 app = Tenure("sqlite:///jobs.db")
@@ -80,7 +80,7 @@ def results_are_jobs() -> None:
     assert_type(async_with_context.enqueue(order=Order(1)), Job)
     assert_type(in_a_process.enqueue([1, 2]), Job)
     assert_type(open_ended.enqueue(1, second=2.0), Job)
-    assert_type(plain.new_job("a@example.com"), NewJob)
+    assert_type(plain.new_job("a@example.com"), NewJobOf[int])
     assert_type(app.enqueue_many([plain.new_job("a"), in_a_process.new_job([1])]), list[Job])
 
 

@@ -102,7 +102,8 @@ class Crowd:
             "SELECT id::text FROM tenure.ready ORDER BY random() LIMIT %s", (chance.randint(1, 3),)
         ).fetchall()
         start = START.format(started="tenure.clock()").replace("1 minute", "0.3 s")
-        raw.execute(start.encode(), ([id for (id,) in found],))
+        still = " AND status = 'pending'"  # another may have claimed it since the look
+        raw.execute((start + still).encode(), ([id for (id,) in found],))
         raw.commit()
 
     def watch(self, raw: Connection, chance: random.Random) -> None:
