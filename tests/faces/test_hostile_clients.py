@@ -27,6 +27,8 @@ from tests.support.http import Exchange, ServerProcess
 
 TOKEN = "the-token-of-an-honest-client"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
+PATIENCE = 20.0
+"""Seconds for two answers, on a machine that does much else."""
 KIB, MIB = 1024, 1024 * 1024
 CHUNK = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
 
@@ -182,7 +184,7 @@ def test_connections_without_a_token_keep_nobody_out(
     limited = ("/bin/sh", "-c", f'ulimit {files} && exec "$@"', "sh")
     with (
         ServerProcess(sqlite_url, program=[*limited, *PROGRAM], TENURE_TOKEN=TOKEN) as server,
-        httpx2.Client(base_url=server.url, headers=BEARER) as early,
+        httpx2.Client(base_url=server.url, headers=BEARER, timeout=PATIENCE) as early,
         contextlib.ExitStack() as attack,
     ):
         assert early.get("/stats").status_code == 200
@@ -191,9 +193,9 @@ def test_connections_without_a_token_keep_nobody_out(
                 attack.enter_context(server.connect()).sendall(opening)
             began = time.monotonic()
             assert early.get("/stats").status_code == 200
-            late = httpx2.get(f"{server.url}/stats", headers=BEARER)
+            late = httpx2.get(f"{server.url}/stats", headers=BEARER, timeout=PATIENCE)
             assert late.status_code == 200
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < PATIENCE
         many = []
         for _ in range(600):  # a caller's connections may take all places
             many.append(attack.enter_context(server.connect()))
@@ -201,7 +203,9 @@ def test_connections_without_a_token_keep_nobody_out(
             assert many[-1].recv(64 * KIB).startswith(b"HTTP/1.1 404 ")
         assert is_open(many[-1])
         assert is_open(many[0]) is files.startswith("-S"), "512 files are too few for all"
-        assert httpx2.get(f"{server.url}/stats", headers=BEARER).status_code == 200
+        assert (
+            httpx2.get(f"{server.url}/stats", headers=BEARER, timeout=PATIENCE).status_code == 200
+        )
         attack.close()
         _, log = server.stop()
     assert log.count("too many connections") == 1
