@@ -9,6 +9,7 @@ import pytest
 
 from tenure import Dependency, NewJob, Tenure, Unique
 from tenure.jobs.enqueue import CheckedJob, TypeOptions, check_job
+from tenure.jobs.graph import MAX_COUNTED
 from tenure.jobs.ids import new_ids
 from tenure.jobs.queries import Filter
 from tenure.lifecycle import Job
@@ -132,3 +133,26 @@ def test_a_key_that_another_one_holds_keeps_a_job_skipped(
     holder = app.enqueue("step", unique=one["unique"])
     app.retry(ids[0])
     assert states(harness, [*ids, holder.id]) == "retried skipped skipped pending"
+
+
+def test_full_gates_are_counted_again_when_all_is_restored(
+    harness: StoreHarness, app: Tenure
+) -> None:
+    """A gate that keeps its old count would not notice the second failure."""
+    parents = range(1, MAX_COUNTED + 2)
+    root, *ids = graph(harness, ([], {}), *[([0], {}) for _ in parents], (parents, {}))
+    fail(harness, root)
+    follow(harness)
+    assert app.count(status="waiting").jobs == 0
+    app.retry(root)
+    assert app.count(status="waiting").jobs == len(ids)
+    complete(harness, root)
+    fail(harness, ids[0])
+    follow(harness)
+    assert app.get(ids[-1]).event == "skipped"
+    app.retry(ids[0])
+    leases = harness.claim(limit=len(ids))
+    harness.report(*[report_completed(lease) for lease in leases[1:]])
+    assert app.count(status="waiting").jobs == 1
+    harness.report(report_completed(leases[0]))
+    complete(harness, ids[-1])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tenure.errors import LeaseLost
+from tenure.errors import InvalidInput, LeaseLost
 from tenure.events import Cancelled, Retried
 from tenure.jobs.steps import JobSteps, KeepState, Load, Notes, Record, StepCall
 from tenure.jobs.work import Lease
@@ -61,6 +61,22 @@ def test_a_step_is_recorded_once_by_who_has_the_lease(harness: StoreHarness) -> 
     with pytest.raises(LeaseLost):
         ask(harness, second, Record("late", 3, None))
     assert list(kept(harness, first)) == ["charge", "mail"]
+
+
+def test_a_job_has_1000_steps_whoever_records_them(
+    harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A remote worker counts its steps itself, and two attempts may count the same ones."""
+    monkeypatch.setattr(steps, "MAX_STEPS", 2)
+    first, other = harness.take(), harness.take()
+    ask(harness, first, Record("a", 1, None))
+    second = again(harness, first)
+    ask(harness, second, Record("b", 1, None))
+    with pytest.raises(InvalidInput, match="the limit"):
+        ask(harness, second, Record("c", 1, None))
+    ask(harness, second, Record("b", 1, None))  # its answer got lost
+    ask(harness, other, Record("c", 1, None))  # each job has as many
+    assert list(kept(harness, first)) == ["a", "b"]
 
 
 def test_leases_that_no_job_has(harness: StoreHarness) -> None:

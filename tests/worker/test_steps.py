@@ -6,16 +6,18 @@ import asyncio
 import contextlib
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tenure import JobContext, Tenure
-from tenure.errors import DuplicateStep
-from tenure.jobs import step_book
+from tenure.errors import DuplicateStep, InvalidInput, LeaseLost
+from tenure.jobs import step_book, steps
 from tenure.worker import note_writer
 from tests.support.clock import Clock
 from tests.support.effects import effects, make_effects
+from tests.support.raw_sql import RawSql
 from tests.support.waiting import wait_until
 from tests.support.workers import (
     running_worker,
@@ -377,10 +379,92 @@ def test_names_are_used_once(app: Tenure) -> None:
         context.step("a", charge, 1, calls)
         with pytest.raises(DuplicateStep):
             context.step("a", charge, 1, calls)
+        with pytest.raises(InvalidInput, match="names with sleep:"):
+            context.step("sleep:1", charge, 2, calls)
 
     with running_worker(app):
         wait_until_completed(app, twice.enqueue())
     assert calls == ["boom", "boom", 1]
+
+
+def test_steps_are_bounded_before_they_are_done(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the size of a result, which nobody knows before: to do it again would not help."""
+    monkeypatch.setattr(step_book, "MAX_STEPS", 2)
+    monkeypatch.setattr(step_book, "MAX_STEPS_BYTES", 20)
+    calls: Calls = []
+
+    @app.job(max_retries=1)
+    def many(context: JobContext) -> None:
+        for n in range(3):
+            context.step(f"charge:{n}", charge, n, calls)
+
+    @app.job(max_retries=5)
+    def large(context: JobContext) -> None:
+        for _ in range(2):
+            context.step(f"large:{len(calls)}", lambda: calls.append(0) or "x" * 10)
+
+    with running_worker(app):
+        assert "2 steps on record, the limit" in wait_until_failed(app, many.enqueue())
+        assert calls == [0, 1]
+        job = large.enqueue()
+        assert "have 20 bytes at most" in wait_until_failed(app, job)
+    assert len(calls) == 4
+    assert (app.get(job.id).attempts, len(app.steps(job.id).steps)) == (1, 1)
+
+
+def test_who_has_lost_the_job_writes_nothing_in_a_step(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
+    make_effects(app.database)
+    ends: Calls = []
+
+    def insert(connection: Any, job: str) -> None:
+        connection.execute(f"INSERT INTO effect VALUES ('{job}')")
+
+    @app.job
+    def debit(context: JobContext) -> None:
+        app.cancel(context.id)
+        try:
+            ends.append(context.step_within("debit", insert, context.id))
+        except LeaseLost:
+            ends.append("lost")
+
+    with running_worker(app):
+        job = debit.enqueue()
+        wait_until(lambda: ends, "the step to end")
+    assert ends == ["lost"]
+    assert effects(app.database) == {}
+    assert app.steps(job.id).steps == ()
+    assert app.get(job.id).status == "cancelled"
+
+
+def test_a_step_is_asked_for_again_while_the_job_is_locked(
+    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = app_on_each_engine
+    if app.database.startswith("sqlite"):
+        pytest.skip("there a transaction locks all jobs, and all wait for it")
+    calls: Calls = []
+    with contextlib.closing(RawSql(app.database)) as other:
+
+        def unlock(seconds: float) -> None:
+            calls.append(seconds)
+            if len(calls) == 4:
+                other.run("ROLLBACK")
+
+        monkeypatch.setattr(steps, "time", SimpleNamespace(sleep=unlock))
+
+        @app.job
+        def order(context: JobContext) -> None:
+            other.run("BEGIN")
+            other.run("SELECT 1 FROM {job} WHERE id = ? FOR UPDATE", context.id)
+            context.step("charge", charge, 1, calls)
+
+        with running_worker(app):
+            job = wait_until_completed(app, order.enqueue())
+    assert calls == [1, *[step_book.ASK_AGAIN_SECONDS] * 3]
+    assert [(step.name, step.token) for step in app.steps(job.id).steps] == [("charge", 1)]
 
 
 def test_a_step_meets_the_lock_of_its_own_handler(
