@@ -182,7 +182,7 @@ WITHIN = (
 NEW_WORKFLOW = ("add", "status", "status_async", "wait", "wait_async")
 CLIENT_VERBS = (
     *("enqueue", "enqueue_many", "get", "wait", "find", "history", "explain", "cancel", "retry"),
-    *("signal", "stats", "close"),
+    *("unblock", "signal", "stats", "close"),
 )
 CLIENT: Mapping[str, Sequence[str]] = {
     "As in `Tenure`": CLIENT_VERBS,

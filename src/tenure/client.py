@@ -184,13 +184,27 @@ class AsyncClient(_Client):
         """
         return await self._to.job("POST", f"{_path_of(job_id)}/cancel", {"reason": reason})
 
-    async def retry(self, job_id: str, *, more_retries: int = 1, reason: str | None = None) -> Job:
+    async def retry(
+        self,
+        job_id: str,
+        *,
+        more_retries: int = 1,
+        from_scratch: bool = False,
+        reason: str | None = None,
+    ) -> Job:
         """Make a finally failed job pending, with `more_retries` (1 to 1,000) more attempts.
 
-        Raises JobNotFound, IllegalTransition or InvalidInput.
+        Arguments and errors are those of `Tenure.retry`.
         """
-        body = {"more_retries": more_retries, "reason": reason}
+        body = {"more_retries": more_retries, "from_scratch": from_scratch, "reason": reason}
         return await self._to.job("POST", f"{_path_of(job_id)}/retry", body)
+
+    async def unblock(self, job_id: str) -> Job:
+        """Let a waiting job run now, whatever it waits for.
+
+        Raises JobNotFound or IllegalTransition.
+        """
+        return await self._to.job("POST", f"{_path_of(job_id)}/unblock")
 
     async def signal(
         self, job_id: str, name: str, payload: object = None, key: str | None = None
@@ -231,6 +245,7 @@ class Client(WorkerCalls, _Client):
     explain = blocking(AsyncClient.explain)
     cancel = blocking(AsyncClient.cancel)
     retry = blocking(AsyncClient.retry)
+    unblock = blocking(AsyncClient.unblock)
     signal = blocking(AsyncClient.signal)
     stats = blocking(AsyncClient.stats)
 

@@ -98,7 +98,10 @@ def test_lists_go_on_where_a_page_of_the_server_ends(sqlite_url: str) -> None:
             client.find(limit=501)
 
 
-VERBS = ("enqueue", "enqueue_many", "get", "wait", "find", "history", "explain", "cancel", "retry")
+VERBS = (
+    *("enqueue", "enqueue_many", "get", "wait", "find", "history", "explain"),
+    *("cancel", "retry", "unblock", "signal"),
+)
 
 
 def test_both_clients_have_the_same_verbs() -> None:
@@ -128,6 +131,15 @@ async def test_verbs_are_awaited(server: ServerProcess, client: Client) -> None:
             await aio.get(UNKNOWN_ID)
     with pytest.raises(errors.StoreUnavailable, match="closed"):
         await aio.get(job.id)
+
+
+def test_a_waiting_job_is_unblocked(client: Client) -> None:
+    first = client.enqueue("a", delay="1h")
+    job = client.enqueue("a", depends_on=[first.id])
+    assert client.unblock(job.id).status == "pending"
+    assert client.history(job.id)[-1].event == "unblocked"
+    with pytest.raises(errors.IllegalTransition):
+        client.unblock(job.id)
 
 
 def test_a_wait_ends_with_the_job_or_with_its_time(client: Client) -> None:
@@ -168,7 +180,8 @@ def test_changes_and_history(client: Client) -> None:
 
 @pytest.mark.parametrize("job_id", [UNKNOWN_ID, "", "x", "../stats", "?", UNKNOWN_ID.upper()])
 def test_a_job_that_is_not_there(client: Client, job_id: str) -> None:
-    for verb in (client.get, client.history, client.explain, client.cancel, client.retry):
+    for name in ("get", "history", "explain", "cancel", "retry", "unblock"):
+        verb = getattr(client, name)
         with pytest.raises(errors.JobNotFound) as refused:
             verb(job_id)
         assert refused.value.job_id == job_id

@@ -219,6 +219,17 @@ def test_own_queues_are_shown_and_changed(tenants: Tenants) -> None:
     assert_problem(api.get("/jobs/count", params={"queue": "shop"}), 403, "forbidden")
 
 
+def test_a_reason_names_no_job_of_another_queue(tenants: Tenants) -> None:
+    own = tenants.app.enqueue("own.type", queue="mail", delay="1h")
+    both = [tenants.ids[0], own.id]
+    child = tenants.app.enqueue("own.type", queue="mail", depends_on=both)
+    said = tenants.api.get(f"/jobs/{child.id}/explain").json()["text"]
+    assert "2 jobs" in said
+    assert own.id in said
+    assert "a job of another queue (" in said
+    assert tenants.ids[0] in tenants.app.explain(child.id).text
+
+
 def test_a_bulk_action_without_a_queue_is_held_to_the_queues(tenants: Tenants) -> None:
     started = tenants.api.post("/bulk", json={"action": "cancel", "filter": {}}).json()
     assert started["total"] == 2

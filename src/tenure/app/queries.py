@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Unpack
 
 from tenure.app.shown import progress_shown, steps_shown
 from tenure.app.signals import waited_for
-from tenure.jobs.explain import RATE_MINUTES, Explanation, Facts, rate
+from tenure.jobs.explain import ELSEWHERE, RATE_MINUTES, Explanation, Facts, rate
 from tenure.jobs.explain import explain as explanation
 from tenure.jobs.ledger import Transition
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Counted, Fields, Filter, checked_query
+from tenure.jobs.queue_rights import includes
 from tenure.jobs.steps import JobSteps
 from tenure.lifecycle import Job, Status
 from tenure.store import search
@@ -115,7 +116,10 @@ def _facts(core: Core, job: Job) -> Facts:
         counted_until=read.stats.until() if due else None,
         rate=rate(read.stats.activity(RATE_MINUTES), job.queue, now) if due else 0.0,
         fire=next(iter(schedules.fires(read, by_schedule, (job.id,))), None),
-        parents=dependencies.parents(read, job.id) if linked else (),
+        parents=[
+            (id if includes(core.queues, queue) else ELSEWHERE, status, meets)
+            for id, queue, status, meets in (dependencies.parents(read, job.id) if linked else ())
+        ],
         wait=waited_for(core, job),
         holder=holder,
         limits=limits.facts(read, job) if due else None,

@@ -18,6 +18,8 @@ from tenure.lifecycle import ATTEMPT_ENDS, SETTLED, Job, Status, legal_events
 
 Parent = tuple[str, str, str]
 """A job that another one depends on: its id, its status, and which ending of it counts."""
+ELSEWHERE = "a job of another queue"
+"""In place of an id, for a caller who may not see that queue."""
 MAX_NAMED = 3
 """Other jobs that a sentence names."""
 RATE_MINUTES = 5
