@@ -13,7 +13,9 @@ HEAD = re.compile(
     r"# (?P<number>\d+)\. (?P<title>.+)\n\n"
     r"- Date: (?P<date>\d{4}-\d\d-\d\d)\n- Status: (?P<status>.+)\n\n"
 )
-STATUS = re.compile(r"(accepted|superseded by \[.+)(; (amended by|amends|supersedes) \[.+)*")
+STATUS = re.compile(
+    r"(accepted(, not built)?|superseded by \[.+)(; (amended by|amends|supersedes) \[.+)*"
+)
 PAIRS = {"amends": "amended by", "supersedes": "superseded by"}
 
 
