@@ -50,6 +50,8 @@ lock: dev ## pin the newest versions that pyproject.toml and requirements-dev.in
 	$(COMPILE) pyproject.toml --extra standard --group build --output-file requirements.txt
 	$(COMPILE) pyproject.toml --all-extras --group build requirements-dev.in \
 		--constraint requirements.txt --output-file requirements-dev.txt
+	$(COMPILE) pyproject.toml --extra standard --extra postgres --extra client --group build \
+		--constraint requirements-dev.txt --output-file deploy/requirements.txt
 	echo uv | $(COMPILE) - --output-file tools/uv.txt
 
 COMPILE := $(BIN)/uv pip compile --quiet --system-certs --upgrade --universal --python-version 3.11 \

@@ -151,7 +151,8 @@ def vocabulary() -> frozenset[str]:
         *(ROOT / name for name in ("pyproject.toml", "Makefile", "requirements-dev.txt")),
     ]
     words = {word for file in files for word in re.findall(r"\w+", file.read_text("utf-8"))}
-    places = (ROOT, ROOT / "src", ROOT / "tools", ROOT / "tests", ROOT / ".ci")
+    folders = ("src", "tools", "tests", "deploy", ".ci")
+    places = (ROOT, *(ROOT / name for name in folders))
     names = {
         path.name for place in places for path in place.rglob("*") if ".venv" not in path.parts
     }

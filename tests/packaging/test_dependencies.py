@@ -11,7 +11,7 @@ import pytest
 from tests.support.locks import name_of, pinned
 
 ROOT = Path(__file__).parents[2]
-LOCKS = ["requirements.txt", "requirements-dev.txt", "tools/uv.txt"]
+LOCKS = ["requirements.txt", "requirements-dev.txt", "deploy/requirements.txt", "tools/uv.txt"]
 
 
 def declared() -> dict[str, set[str]]:
@@ -27,6 +27,9 @@ def declared() -> dict[str, set[str]]:
     return {
         "requirements.txt": set(map(name_of, runtime)),
         "requirements-dev.txt": set(map(name_of, [*runtime, *extras, *tools])),
+        "deploy/requirements.txt": set(
+            map(name_of, [*runtime, *of_extra["postgres"], *of_extra["client"]])
+        ),
         "tools/uv.txt": {"uv"},
     }
 
@@ -46,8 +49,9 @@ def test_a_lock_file_holds_hashes_and_no_addresses(lock: str) -> None:
     assert "--" not in text.replace("--hash=sha256:", "")
 
 
-def test_development_runs_on_the_versions_that_users_get() -> None:
-    runtime = pinned("requirements.txt")
+@pytest.mark.parametrize("lock", ["requirements.txt", "deploy/requirements.txt"])
+def test_development_runs_on_the_versions_that_users_get(lock: str) -> None:
+    runtime = pinned(lock)
 
     assert {name: pinned("requirements-dev.txt").get(name) for name in runtime} == runtime
 
