@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run quick test check words fix chaos bench docs lock clean runtime dev
+.PHONY: help demo run quick test check words fix chaos bench docs dist lock clean runtime dev
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' Makefile | expand -t 16
@@ -45,6 +45,9 @@ bench: dev ## Tenure and its strongest peers measured side by side, in 3 minutes
 
 docs: dev ## build the documentation as a web site, in site/
 	@$(BIN)/python tools/site.py
+
+dist: dev ## build what a release publishes, in dist/, and try it out
+	@$(BIN)/python tools/release.py
 
 lock: dev ## pin the newest versions that pyproject.toml and requirements-dev.in allow
 	$(COMPILE) pyproject.toml --extra standard --group build --output-file requirements.txt
