@@ -94,7 +94,10 @@ class Tenure:
 
     @property
     def database(self) -> str:
-        """The URL of the database. Set it before the first use, or close first."""
+        """The URL of the database. Assign it before the first use, or after `close`.
+
+        Raises InvalidInput while another database is open.
+        """
         return self.core.database
 
     @database.setter

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from tenure.app import forks
 from tenure.app.type_defaults import OptionsByType, TypeDefaults, declare, known_types
-from tenure.errors import Forbidden, JobNotFound
+from tenure.errors import Forbidden, InvalidInput, JobNotFound
 from tenure.jobs import ids
 from tenure.jobs.durations import retention
 from tenure.jobs.enqueue import Duration, whole
@@ -55,13 +55,13 @@ class Core:
 
     def __init__(
         self,
-        database: str,
+        database: str | Callable[[], str],
         migrate: str,
         actor: str,
         redaction: Redaction,
         tracing: Tracing | None,
     ) -> None:
-        self.database = database
+        self._database = database
         self.migrate = migrate
         self.actor = actor
         self.handlers = Handlers()
@@ -74,6 +74,17 @@ class Core:
         self._opened: Store | None = None
         self._opening = threading.Lock()
         forks.watch(self)
+
+    @property
+    def database(self) -> str:
+        """The URL of the database; a function that was set says it each time."""
+        return self._database if isinstance(self._database, str) else self._database()
+
+    @database.setter
+    def database(self, database: str | Callable[[], str]) -> None:
+        if self._opened is not None and database != self._database:
+            raise InvalidInput("another one is open: call close() first", path="database")
+        self._database = database
 
     @property
     def store(self) -> Store:

@@ -11,7 +11,7 @@ import click
 
 import tenure
 from tenure import errors
-from tenure.cli.options import DATABASE
+from tenure.cli.options import APPLICATION, DATABASE
 from tenure.jobs.text import visible
 
 REFUSED = 1
@@ -74,9 +74,16 @@ def exit_code(error: errors.TenureError) -> int:
 
 
 def chosen_database() -> str | None:
-    """Return the value of --database, before or after the command."""
+    """Return the value of --database, before or after the command, else that of the host."""
     value: str | None = click.get_current_context().meta.get(DATABASE)
-    return value
+    host = application_of_host()
+    return host.database if value is None and host is not None else value
+
+
+def application_of_host() -> tenure.Tenure | None:
+    """Return the application of the program that has these commands, such as `flask`."""
+    found: tenure.Tenure | None = click.get_current_context().meta.get(APPLICATION)
+    return found
 
 
 def application() -> tenure.Tenure:
@@ -84,6 +91,10 @@ def application() -> tenure.Tenure:
     from tenure.app.app import Tenure
     from tenure.settings import load
 
+    host = application_of_host()
+    if host is not None and chosen_database() == host.database:
+        host.core.actor = operator()
+        return host  # it knows the options of its types
     # Nothing else is read: a PORT that means something else must not keep `stats` from working.
     known = {name: os.environ[name] for name in READ_VARIABLES if name in os.environ}
     found = load({"database": chosen_database()}, known)

@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 DATABASE = "tenure.database"
+APPLICATION = "tenure.application"
+"""Where a program that has these commands puts its `Tenure`, in the `meta` of its context."""
 WIDE = "tenure.wide"
 Decorator = Callable[[Any], Any]
 

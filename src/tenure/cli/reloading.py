@@ -19,7 +19,7 @@ STOP_SECONDS = 15.0
 
 
 def run_again_on_changes(arguments: Sequence[str], grace: float) -> None:
-    """Run `tenure` with these arguments until SIGTERM or Ctrl-C; again after each change.
+    """Run Python with these arguments until SIGTERM or Ctrl-C; again after each change.
 
     Watches the Python files below the current folder. `grace` is that of the worker, in seconds.
     """
@@ -41,8 +41,7 @@ def run_again_on_changes(arguments: Sequence[str], grace: float) -> None:
 
 def _start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start a worker in a separate group, which Ctrl-C does not reach: it is stopped once."""
-    command = [sys.executable, "-m", "tenure", *arguments]
-    return subprocess.Popen(command, process_group=0)  # noqa: S603
+    return subprocess.Popen([sys.executable, *arguments], process_group=0)  # noqa: S603
 
 
 def _stop(process: subprocess.Popen[bytes], grace: float) -> None:

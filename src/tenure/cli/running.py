@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 import click
 
 from tenure.cli import completing
-from tenure.cli.command import REFUSED, chosen_database
+from tenure.cli.command import REFUSED, application_of_host, chosen_database
 from tenure.cli.options import answer_options, database_option, flag, option, repeated, together
 from tenure.cli.reloading import GRACE, run_again_on_changes
 from tenure.cli.terminal import attempts, print_json, progress_bar, room
@@ -144,12 +144,13 @@ def worker(
     from tenure.telemetry import logs
     from tenure.worker.process import end_process, run_worker
 
-    if not flags["apps"] and not flags["fake_handlers"]:
+    if not (flags["apps"] or flags["fake_handlers"] or application_of_host()):
         raise InvalidInput(
             "nothing to run: give --app module:name, or --fake-handlers", path="--app"
         )
     if reload:
-        arguments = [argument for argument in sys.argv[1:] if argument != "--reload"]
+        # As it was started, by `tenure` or by a program that has its commands.
+        arguments = [argument for argument in sys.orig_argv[1:] if argument != "--reload"]
         grace = flags["grace_seconds"] or GRACE
         run_again_on_changes([*arguments, "--grace", grace], seconds(grace, "--grace"))
         return
@@ -245,7 +246,7 @@ def _application(specs: Sequence[str], settings: Settings, *, remote: bool) -> T
     given = given or chosen != DEFAULT_DATABASE  # by the file
     if given:
         os.environ["TENURE_DATABASE"] = chosen  # for Tenure() without a URL, in children too
-    apps = [_imported(spec) for spec in specs] or [Tenure(chosen)]
+    apps = [_imported(spec) for spec in specs] or [application_of_host() or Tenure(chosen)]
     if given and not remote:
         for spec, app in zip(specs, apps, strict=False):
             if _place(app.database) != _place(chosen):
