@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import tenure
@@ -41,6 +42,7 @@ from tenure.app.webhooks import Webhooks
 from tenure.app.within import Within
 from tenure.app.workflows import Workflows
 from tenure.client import AsyncClient, Client
+from tenure.contrib import fastapi, flask, sentry, sqlalchemy
 from tenure.errors import TenureError
 from tenure.jobs.context import JobTransaction
 from tenure.jobs.enqueue import Options
@@ -84,8 +86,8 @@ is not current. Everything has type annotations.
 
 These names are public: what `tenure` exports, the methods and nouns of `Tenure` on this page,
 `tenure.errors`, `tenure.client.Client` and `AsyncClient`, `tenure.sqlite.connect`, `build` and
-`serve` in `tenure.server`, and `install` in `tenure.contrib.sentry`, with the values that they take
-and return. Every other name is internal and may change in any release.
+`serve` in `tenure.server`, and those of [`tenure.contrib`](#tenurecontrib), with the values that
+they take and return. Every other name is internal and may change in any release.
 
 A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
 backoff is a `RetryPolicy`, a duration (the `base`), or an object with `base`, `factor` and `cap`.
@@ -179,6 +181,12 @@ WITHIN = (
     *("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
     *("get", "get_async", "cancel", "cancel_async", "signal", "signal_async"),
 )
+CONTRIB: Mapping[ModuleType, Sequence[str]] = {
+    sentry: ("install",),
+    sqlalchemy: ("tables", "include_name"),
+    fastapi: ("with_dependencies", "enqueuer"),
+    flask: ("Tenure",),
+}
 NEW_WORKFLOW = ("add", "status", "status_async", "wait", "wait_async")
 CLIENT_VERBS = (
     *("enqueue", "enqueue_many", "get", "wait", "find", "history", "explain", "cancel", "retry"),
@@ -251,6 +259,12 @@ def page() -> str:
     _check_complete(Within, WITHIN)
     parts += [_member(Within, name) for name in WITHIN]
     parts += ["## tenure.sqlite\n", _member(tenure.sqlite, "connect")]
+    parts.append("## tenure.contrib\n")
+    for module, names in CONTRIB.items():
+        parts += [f"### {module.__name__}\n", _text(module)]
+        parts += [_member(module, name) for name in names]
+    made = inspect.getattr_static(flask.Tenure, "__init__")
+    parts += [_signature("Tenure", made), _text(made), _member(flask.Tenure, "init_app")]
     for noun, (cls, names) in NOUNS.items():
         parts += [f"## app.{noun}\n", _text(cls)]
         _check_complete(cls, names)
@@ -340,7 +354,9 @@ def _member(cls: Any, name: str) -> str:
     if (cls, name) == (Tenure, "job"):  # overloaded; what it takes is what the decorator takes
         options = "".join(f"    {name}: {type},\n" for name, type, _ in _annotated(JobOptions))
         return f"```text\n@app.job(\n{options})\n```\n\n{_text(value)}"
-    return f"{_signature(name, value)}\n{_text(value)}"
+    if inspect.isclass(value):
+        return _text(value)
+    return f"{_signature(name, value, skipped=int(inspect.isclass(cls)))}\n{_text(value)}"
 
 
 def _described(cls: Any, name: str) -> str:
@@ -358,12 +374,12 @@ class _Written(str):
         return str(self)
 
 
-def _signature(name: str, function: Callable[..., Any]) -> str:
-    """How a function is called, as a block, without `self` or the application."""
+def _signature(name: str, function: Callable[..., Any], skipped: int = 1) -> str:
+    """How a function is called, as a block; of a method without `self` or the application."""
     signature = inspect.signature(function)
     kept = [
         parameter.replace(annotation=_Written(parameter.annotation))
-        for parameter in list(signature.parameters.values())[1:]
+        for parameter in list(signature.parameters.values())[skipped:]
     ]
     answer = "" if signature.return_annotation == "None" else f" -> {signature.return_annotation}"
     written = f"{inspect.Signature(kept)}{answer}"

