@@ -140,6 +140,26 @@ def test_a_producer_and_a_worker_need_four_packages(wheel: Path, tmp_path: Path)
         assert f"needs {missing}: pip install 'tenure[standard]'" in refused.stderr
 
 
+TYPED = """\
+from typing import assert_type
+from shop import add
+
+assert_type(add.submit(1, b=2).result(), int)
+add.enqueue("1", 2)  # type: ignore[arg-type]
+"""
+
+
+def test_mypy_reads_the_types_of_the_installed_package(wheel: Path, tmp_path: Path) -> None:
+    """Without `py.typed` in the wheel, all of it would be Any for users."""
+    scripts = environment(tmp_path / "environment")
+    install(scripts / "python", str(wheel))
+    (tmp_path / "shop.py").write_text(SHOP)
+    (tmp_path / "typed.py").write_text(TYPED)
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", scripts / "python"]
+    done = run(tmp_path, *mypy, "shop.py", "typed.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 RUN_ONE = """\
 import os, signal, threading, time
 import shop

@@ -1,13 +1,14 @@
-"""What users write, as type checkers see it. Checked by mypy, never run.
+"""What users write, as type checkers see it. Checked by mypy and pyright, never run.
 
-Every `type: ignore` here stands where a mistake must be found: mypy complains if there is none.
+Every `type: ignore` is where a mistake must be found: both complain if there is none.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import assert_type
+from typing import Any, assert_type
 
 from tenure import (
     Handle,
@@ -20,6 +21,7 @@ from tenure import (
     Tenure,
     TenureError,
 )
+from tenure.app.within import Within
 from tenure.client import AsyncClient, Client
 from tenure.jobs.enqueue import NewJobOf
 from tenure.jobs.queries import Bulk
@@ -160,6 +162,49 @@ def reading() -> None:
 
 def takes_any_job_type(job_type: JobType[[str], None]) -> Job:
     return job_type.enqueue("a")
+
+
+async def transactions_keep_the_types(connection: sqlite3.Connection) -> None:
+    assert_type(plain.within(connection).enqueue("a@example.com"), Job)
+    assert_type(plain.within(connection, wake="commit").submit("a"), Handle[int])
+    assert_type(coroutine.within(connection).submit(Order(1)), Handle[str])
+    assert_type(await coroutine.within(connection).enqueue_async(Order(1)), Job)
+    assert_type(app.within(connection), Within)
+    assert_type(app.within(connection).enqueue("resize", {"path": "cat.png"}), Job)
+    assert_type(await app.within(connection).enqueue_many_async([plain.new_job("a")]), list[Job])
+    plain.within(connection).enqueue(5)  # type: ignore[arg-type]
+    plain.within()  # type: ignore[call-arg]
+    plain.within(connection, wake="never")  # type: ignore[arg-type]
+
+
+def jobs_of_a_workflow_have_results() -> None:
+    with app.workflow("sums") as flow:
+        first = flow.add(plain.new_job("a"))
+        second = flow.add(coroutine.new_job(Order(1)), depends_on=[first])
+    assert_type(first.result(timeout="5s"), int)
+    assert_type(second.result(), str)
+    flow.add(plain.new_job("a"), dependson=[first])  # type: ignore[call-overload]
+
+
+@app.job
+def with_steps(context: JobContext) -> None:
+    assert_type(context.step("measure", plain, "a"), int)
+    assert_type(context.step_within("write", written, 5), str)
+    context.enqueue(plain.new_job("a"))
+    context.step("measure", plain, 5)  # type: ignore[arg-type]
+    context.enqueue(plain)  # type: ignore[arg-type]
+
+
+def written(connection: Any, number: int) -> str:
+    return f"{connection} {number}"
+
+
+def results_are_read_only() -> None:
+    """So a coroutine's handle is one of what it returns, also for pyright (CoroutineType)."""
+    any_result: Handle[object] = plain.submit("a")
+    any_new: NewJobOf[object] = coroutine.new_job(Order(1))
+    assert_type(any_result.id, str)
+    assert_type(any_new.type, str)
 
 
 async def mistakes() -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tenure.app.within import Within
 
 P = ParamSpec("P")
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)  # pyright: `async def` returns a CoroutineType
 V = TypeVar("V")
 
 

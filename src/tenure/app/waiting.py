@@ -21,7 +21,7 @@ from tenure.lifecycle import Job, Status
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
 
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 
 
 def wait(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:

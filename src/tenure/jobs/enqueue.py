@@ -24,7 +24,7 @@ from tenure.jobs.uniqueness import Unique, Uniqueness, unique_of, uniqueness
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
-R = TypeVar("R")
+R = TypeVar("R", covariant=True)
 
 MAX_PRIORITY = 100
 MAX_RETRIES = 1_000
