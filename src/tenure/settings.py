@@ -122,7 +122,7 @@ def _one_of(*choices: str) -> Callable[[Any, str], str]:
     return read
 
 
-check_migrate = _one_of("new", "auto")
+check_migrate = _one_of("new", "auto", "never")
 
 
 def _token(value: Any, where: str) -> str:
@@ -173,8 +173,8 @@ class Settings:
     """The settings of a server or worker process.
 
     - `database`: URL of the database, which may contain a password. Default: `sqlite:///tenure.db`.
-    - `migrate`: `new` makes the schema of a new database only, `auto` also upgrades an older one.
-      Default: `new`.
+    - `migrate`: `new` makes the schema of a new database only, `auto` also upgrades an older one,
+      `never` leaves both to `tenure migrate`. Default: `new`.
     - `host`, `port`: address that the server listens on; port 0 means any free one. Default:
       `127.0.0.1`, 8080.
     - `allowed_hosts`: names that the Host header may have beside those of loopback. Default: none.

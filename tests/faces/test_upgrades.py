@@ -120,10 +120,10 @@ def test_a_schema_that_is_one_newer_is_used_and_left_alone(
 @pytest.mark.parametrize("value", ["", "always", "AUTO"])
 def test_another_way_to_migrate_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if value:
-        with pytest.raises(InvalidInput, match=r"\$\.migrate: choose one of new, auto"):
+        with pytest.raises(InvalidInput, match=r"\$\.migrate: choose one of new, auto, never"):
             Tenure(migrate=value)
     monkeypatch.setenv("TENURE_MIGRATE", value)
-    with pytest.raises(InvalidInput, match="TENURE_MIGRATE: choose one of new, auto"):
+    with pytest.raises(InvalidInput, match="TENURE_MIGRATE: choose one of new, auto, never"):
         Tenure()
 
 

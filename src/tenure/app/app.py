@@ -63,8 +63,8 @@ class Tenure:
           `TENURE_DATABASE`, which all commands read, too. Without that variable,
           `sqlite:///tenure.db` in the current folder.
         - `migrate`: `new` makes the schema of a new database and refuses an older one, which
-          `tenure migrate` upgrades; `auto` upgrades an older one when it is opened. Default: the
-          value of `TENURE_MIGRATE`, without that variable `new`.
+          `tenure migrate` upgrades; `auto` upgrades an older one when it is opened; `never` makes
+          none. Default: the value of `TENURE_MIGRATE`, without that variable `new`.
         - `actor`: the name of this application in the ledger, for calls that name no other; 1 to
           255 printable characters. Default: `application`.
         - `redact`: keys of payloads and results whose values are hidden in logs, errors, the API

@@ -121,7 +121,7 @@ class Core:
         if self._opened is None:
             with self._opening:  # two first users at once must not open two stores
                 if self._opened is None:
-                    upgrade = self.migrate == "auto"
+                    make, upgrade = make and self.migrate != "never", self.migrate == "auto"
                     self._opened = open_store(self.database, make=make, upgrade=upgrade)
         return self._opened
 

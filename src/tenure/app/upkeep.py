@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from tenure.jobs.findings import Check, Progress, Violation, no_note, no_progress
-from tenure.store import check_store, migrate_store, schema_of
+from tenure.store import check_store, is_sqlite, migrate_store, schema_of
 from tenure.store import migration_sql as sql_of_migration
 from tenure.store.audit import INVARIANTS
-from tenure.store.migrate import advice
+from tenure.store.borrowed import schema
+from tenure.store.borrowed.dispatch import borrow
+from tenure.store.migrate import advice, newest
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -30,6 +33,23 @@ def migrate(app: Tenure, *, progress: Progress | None = None) -> tuple[int, int]
 def migration_sql(app: Tenure, engine: str | None) -> str:
     """Return the SQL of an upgrade; with an `engine`, that of a new database of it."""
     return sql_of_migration(app.database, engine)
+
+
+def migrate_within(app: Tenure, connection: Any) -> tuple[int, int]:
+    """Create or upgrade the schema in the transaction that is open on a connection.
+
+    Returns the versions before and after, as `migrate` does.
+    """
+    url = app.database
+    borrowed = borrow(connection, url, together=True)
+    return borrowed.call(partial(schema.upgrade, url=url), verb="migrate_within")
+
+
+def version_within(app: Tenure, connection: Any) -> tuple[int, int]:
+    """Return the version of the schema on a connection (0: none) and the one that is needed."""
+    borrowed = borrow(connection, app.database, together=True)
+    found = borrowed.call(schema.version, verb="version_within")
+    return found, newest("sqlite" if is_sqlite(app.database) else "postgres")
 
 
 def is_usable(app: Tenure) -> bool:

@@ -36,7 +36,7 @@ class Within:
         if wake not in ("later", "commit"):
             raise InvalidInput("give 'later' or 'commit'", path="$.wake")
         self._core = core
-        self._borrowed = borrow(connection, core.database)
+        self._borrowed = borrow(connection, core.database, together=True)
         self._notifies = wake == "commit"
 
     def enqueue(

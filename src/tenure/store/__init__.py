@@ -334,7 +334,7 @@ def open_store(url: str, *, make: bool = True, upgrade: bool = False) -> Store:
     if not version and not make:
         raise StoreUnavailable(
             f"there is no database of Tenure at {without_password(url)}: check the address. "
-            "`tenure migrate` makes it, and so does the first job"
+            "`tenure migrate` makes it"
         )
     if not version or (upgrade and version < needed):
         migrate_store(url)

@@ -17,7 +17,7 @@ a schema that is missing or too old is a SchemaMismatch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -53,9 +53,12 @@ MISSING = {"3F000", "42P01", "42883"}
 """SQLSTATE: no such schema, table or function."""
 
 
-def borrow(connection: Any, url: str, *, outermost: bool = False) -> Borrowed:
+def borrow(
+    connection: Any, url: str, *, outermost: bool = False, together: bool = False
+) -> Borrowed:
     """Return the connection for `call` or `call_async`; raises InvalidInput if it is of no kind
-    that is known. `url` is that of the jobs. `outermost` refuses savepoints that can be seen."""
+    that is known. `url` is that of the jobs. `outermost` refuses savepoints that can be seen.
+    `together` lets a call be a transaction where there is none, if the driver can."""
     driver = driver_of(connection)
     if driver is None:
         known = ", ".join(sorted(DRIVERS))
@@ -63,19 +66,23 @@ def borrow(connection: Any, url: str, *, outermost: bool = False) -> Borrowed:
             f"no connection that can be used: {type(connection).__name__}; pass one of {known}",
             path="connection",
         )
-    return Borrowed(driver, url, outermost)
+    return Borrowed(driver, url, outermost, together)
 
 
 class Borrowed:
     """A caller's connection. It is neither committed nor closed here."""
 
-    def __init__(self, driver: Driver, url: str, outermost: bool) -> None:
+    def __init__(
+        self, driver: Driver, url: str, outermost: bool = False, together: bool = False
+    ) -> None:
         self._driver = driver
         self._url = url
         self._outermost = outermost
-        self._engine = "sqlite" if url.startswith("sqlite:") else "postgres"
-        self._path = path_of(url) if self._engine == "sqlite" else None
-        self._prefix = "tenure_" if self._path else f'"{split_schema(url)[0]}".'
+        self._together = together
+        on_sqlite = url.startswith("sqlite:")
+        self._engine = "sqlite" if on_sqlite else "postgres"
+        self._path = path_of(url) if on_sqlite and not driver.is_checked else None
+        self._prefix = "tenure_" if on_sqlite else f'"{split_schema(url)[0]}".'
 
     def call(self, work: Work[T], *, verb: str) -> T:
         """Do the work on the connection and return its result.
@@ -87,7 +94,7 @@ class Borrowed:
         if driver.is_async:
             raise InvalidInput(f"asynchronous: await {verb}_async(...)", path="connection")
         rows: Any = None
-        with self._errors():
+        with self._errors(), driver.together() if self._together else nullcontext():
             driver.begin()
             asks = self._asks(work)
             try:
@@ -155,7 +162,7 @@ class Borrowed:
 
 
 def _is_missing(error: BaseException) -> bool:
-    """Whether an error of a driver, perhaps inside one of SQLAlchemy, is about a missing schema."""
+    """Whether an error of a driver, perhaps inside another error, is about a missing schema."""
     found: BaseException | None = error
     while found is not None:
         state = getattr(found, "sqlstate", None) or getattr(found, "pgcode", None)
@@ -163,5 +170,5 @@ def _is_missing(error: BaseException) -> bool:
             state = found.args[0].get("C")  # pg8000
         if state in MISSING or str(found).startswith("no such table: tenure_"):
             return True
-        found = getattr(found, "orig", None)
+        found = getattr(found, "orig", None) or found.__cause__
     return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import sys
 from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -36,6 +37,8 @@ class Driver:
 
     engine = "postgres"
     is_async = False
+    is_checked = False
+    """Whether others see to it that it is a connection to the jobs, and careful."""
     mark = "%s"
 
     def __init__(self, connection: Any) -> None:
@@ -51,6 +54,10 @@ class Driver:
     def is_in_savepoint(self) -> bool:
         """Whether it is known that a savepoint is open."""
         return False
+
+    def together(self) -> AbstractContextManager[object]:
+        """Make one transaction of the statements of a call, where the driver's users expect it."""
+        return nullcontext()
 
     def execute(self, statement: str, value: str | None) -> Any:
         """Return the rows; an awaitable of them if `is_async`."""
@@ -168,6 +175,40 @@ class AlchemyAsync(Alchemy):
         return await self.connection.connection() if of_session else self.connection
 
 
+class Django(Driver):
+    """`connections[alias]` of Django, which opens, logs and converts as for its own queries.
+
+    Where it is in no transaction a call is one, as `save()` is. The database may be in memory.
+    """
+
+    is_checked = True
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(connection)
+        vendor = connection.vendor
+        self.engine = "postgres" if vendor == "postgresql" else vendor
+
+    def commits_by_itself(self) -> bool:
+        return bool(self.connection.get_autocommit())
+
+    def is_in_savepoint(self) -> bool:
+        """Whether it is in an `atomic()` that can be undone alone; those of a TestCase are not."""
+        blocks = [block for block in self.connection.atomic_blocks if not block._from_testcase]
+        return any(block.savepoint for block in blocks[1:])
+
+    def together(self) -> AbstractContextManager[object]:
+        if not self.commits_by_itself():
+            return nullcontext()
+        atomic = sys.modules["django.db.transaction"].atomic
+        transaction: AbstractContextManager[object] = atomic(using=self.connection.alias)
+        return transaction
+
+    def execute(self, statement: str, value: str | None) -> Rows:
+        with self.connection.cursor() as cursor:
+            cursor.execute(statement, _values(value) or None)
+            return _rows(cursor.fetchall() if cursor.description else ())
+
+
 DRIVERS: Mapping[str, Callable[[Any], Driver]] = {
     "psycopg.Connection": Psycopg,
     "psycopg.AsyncConnection": PsycopgAsync,
@@ -181,6 +222,8 @@ DRIVERS: Mapping[str, Callable[[Any], Driver]] = {
     "sqlalchemy.AsyncConnection": AlchemyAsync,
     "sqlalchemy.AsyncSession": AlchemyAsync,
     "sqlalchemy.async_scoped_session": AlchemyAsync,
+    "django.BaseDatabaseWrapper": Django,
+    "django.ConnectionProxy": Django,
 }
 """Library and class -> how its connections are used."""
 

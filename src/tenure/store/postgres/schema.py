@@ -62,13 +62,15 @@ def _upgrade(connection: psycopg.Connection[Any], address: Address, progress: Pr
         failpoints.hit("migrate.after_commit")
 
 
-def script(url: str, version: int) -> str:
-    """Return the SQL, for psql, that `upgrade` would run on a schema of this version."""
+def script(url: str, version: int, *, begin: bool = True) -> str:
+    """Return the SQL that `upgrade` would run on a schema of this version: for psql, or without
+    `begin` for a transaction that is open."""
     address = address_of(url)
     make = "" if version else f"CREATE SCHEMA IF NOT EXISTS {address.quoted};\n"
     lock = LOCK.replace("%s", f"'{address.schema}'")
     steps = "\n".join(_steps(address, version))
-    return f"BEGIN;\n{lock};\n{WAITING};\n{make}{steps}COMMIT;\n"
+    sql = f"{lock};\n{WAITING};\n{make}{steps}"
+    return f"BEGIN;\n{sql}COMMIT;\n" if begin else sql
 
 
 def found(url: str) -> int:

@@ -62,10 +62,11 @@ def upgrade(path: Path, progress: Progress = no_progress) -> int:
     return version
 
 
-def script(version: int) -> str:
-    """Return the SQL, for the program sqlite3, that `upgrade` would run on such a schema."""
+def script(version: int, *, begin: bool = True) -> str:
+    """Return the SQL that `upgrade` would run on such a schema: for the program sqlite3, or
+    without `begin` for a transaction that is open."""
     steps = "\n".join(_steps(version))
-    return f"BEGIN IMMEDIATE;\n{steps}COMMIT;\n"
+    return f"BEGIN IMMEDIATE;\n{steps}COMMIT;\n" if begin else steps
 
 
 def _steps(version: int, progress: Progress = no_progress) -> Iterator[str]:

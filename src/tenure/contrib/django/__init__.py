@@ -1,0 +1,46 @@
+"""Django's tasks on Tenure: jobs in the transactions of your rows; `tenure[django]`.
+
+    INSTALLED_APPS += ["tenure.contrib.django"]
+    TASKS = {"default": {"BACKEND": "tenure.contrib.django.TenureBackend", "QUEUES": []}}
+
+`app` is the `Tenure` of the default backend, for job types beside Django's tasks (`@app.job`) and
+for everything else that a `Tenure` does. Nothing here opens a database before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tenure import Tenure
+    from tenure.contrib.django.backend import TenureBackend
+    from tenure.contrib.django.tasks import TenureContext, TenureTask
+
+    app: Tenure
+
+__all__ = ["TaskCancelled", "TenureBackend", "TenureContext", "TenureTask", "WorkerLost", "app"]
+
+
+class TaskCancelled(Exception):
+    """The error of a task whose job was cancelled. It is never raised."""
+
+
+class WorkerLost(Exception):
+    """The error of an attempt whose worker died or was cut off. It is never raised."""
+
+
+def __getattr__(name: str) -> object:
+    """Import what needs Django's settings when it is first asked for (PEP 562)."""
+    if name == "app":
+        from tenure.contrib.django._api import task_backends
+
+        backend: Any = task_backends["default"]
+        return backend.app
+    if name == "TenureBackend":
+        from tenure.contrib.django import backend as home
+    elif name in ("TenureContext", "TenureTask"):
+        from tenure.contrib.django import tasks as home  # type: ignore[no-redef]
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(home, name)
+    return value

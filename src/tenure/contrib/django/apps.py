@@ -1,0 +1,36 @@
+"""The Django application: its label is `tenure`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.apps import AppConfig
+from django.core import checks
+from django.db.models.signals import post_migrate
+
+
+class TenureConfig(AppConfig):
+    """Jobs, in the admin and in migrations."""
+
+    name = "tenure.contrib.django"
+    label = "tenure"
+    verbose_name = "Tenure"
+
+    def ready(self) -> None:
+        """Register the checks, and what makes the schema where migrations are switched off."""
+        from tenure.contrib.django.checks import check_databases, check_deployment
+
+        checks.register(check_databases, checks.Tags.database)
+        checks.register(check_deployment, checks.Tags.database, deploy=True)
+        post_migrate.connect(_make_without_migrations, sender=self)
+
+
+def _make_without_migrations(using: str, **_: Any) -> None:
+    """Make the schema in a database of tests without migrations."""
+    from django.db import connections
+    from django.db.migrations.loader import MigrationLoader
+
+    from tenure.contrib.django.databases import migrate
+
+    if MigrationLoader.migrations_module(TenureConfig.label)[0] is None:
+        migrate(connections[using])

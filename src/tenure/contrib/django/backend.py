@@ -1,0 +1,104 @@
+"""The backend of Django's tasks: adds jobs on Django's connection and reads them there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import iscoroutinefunction
+from typing import Any
+
+from django.db import connections
+from django.utils import timezone
+
+from tenure import Tenure
+from tenure.contrib.django._api import (
+    BaseTaskBackend,
+    InvalidTask,
+    Task,
+    TaskResult,
+    normalize_json,
+    task_enqueued,
+)
+from tenure.contrib.django.databases import tenure_of
+from tenure.contrib.django.results import new_result, read_result
+from tenure.contrib.django.tasks import OF_JOBS, TenureTask
+
+DEFAULTS: Mapping[str, Any] = {"max_retries": 3}
+
+
+class TenureBackend(BaseTaskBackend):
+    """Adds Django's tasks as jobs of Tenure, in the transaction that is open, if one is.
+
+    OPTIONS, all of which may be missing:
+
+    - `database`: the alias of the database of the jobs, SQLite or PostgreSQL. Default: `default`.
+    - `schema`: the schema of the tables on PostgreSQL. Default: `tenure`.
+    - `wake`: `commit` (default) notifies workers at your commit, `later` lets them look, at most
+      two seconds later, which is for hundreds of commits in a second.
+    - `tasks`: options of single tasks by path, and any option of `TenureTask` for all.
+    - `schedules`: name -> `task`, a path, `payload`, and options of `Tenure.schedule`.
+    - `limits`: queue -> options of `Tenure.queues.limit`, set when a worker starts.
+    """
+
+    task_class = TenureTask
+    supports_defer = True
+    supports_async_task = True
+    supports_get_result = True
+    supports_priority = True
+
+    @property
+    def database(self) -> str:
+        """The alias of the database of the jobs."""
+        return str(self.options.get("database", "default"))
+
+    @property
+    def schema(self) -> str:
+        """The schema of the tables on PostgreSQL."""
+        return str(self.options.get("schema", "tenure"))
+
+    @property
+    def app(self) -> Tenure:
+        """The `Tenure` of the database of the jobs."""
+        return tenure_of(self.database, self.schema)
+
+    def option(self, task: Task[..., Any], name: str) -> Any:
+        """Return an option of a task: its own, otherwise that of the settings."""
+        of_task = self.options.get("tasks", {}).get(task.module_path, {})
+        found = (getattr(task, name, None), of_task.get(name), self.options.get(name))
+        return next((value for value in found if value is not None), DEFAULTS.get(name))
+
+    def validate_task(self, task: Task[..., Any]) -> None:
+        """Raise InvalidTask for a task that cannot run here."""
+        super().validate_task(task)
+        if self.option(task, "atomic") and iscoroutinefunction(task.func):
+            raise InvalidTask("an atomic task is a plain function: transactions are synchronous")
+
+    def enqueue(  # type: ignore[override]
+        self, task: Task[..., Any], args: Any, kwargs: Any
+    ) -> TaskResult[..., Any]:
+        """Add a job for a task; raises InvalidTask, and what `Tenure.enqueue` does."""
+        self.validate_task(task)
+        payload = {"args": normalize_json(list(args)), "kwargs": normalize_json(dict(kwargs))}
+        options: dict[str, Any] = {"queue": task.queue_name, "priority": -int(task.priority)}
+        for name in OF_JOBS:
+            if (value := self.option(task, name)) is not None:
+                options[name] = value
+        if (at := task.run_after) is not None:
+            options["run_at"] = at if timezone.is_aware(at) else timezone.make_aware(at)
+        within = self.app.within(
+            connections[self.database], wake=self.options.get("wake", "commit")
+        )
+        job = within.enqueue(task.module_path, payload, **options)
+        fresh = job.token == 0 and job.finished_at is None
+        result = new_result(self, task, job) if fresh else self.get_result(job.id)
+        task_enqueued.send(type(self), task_result=result)
+        return result
+
+    def get_result(self, result_id: str) -> TaskResult[..., Any]:
+        """Return a task's result by the id of its job; raises TaskResultDoesNotExist."""
+        return read_result(self, str(result_id))
+
+    def check(self, **_: Any) -> list[Any]:
+        """Return what is wrong with the settings."""
+        from tenure.contrib.django.checks import check_settings
+
+        return check_settings(self)

@@ -1,0 +1,95 @@
+"""What is wrong with the settings, as `manage.py check` shows it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from django.apps import apps
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Info, Warning
+from django.db import connections
+from django.db.migrations.recorder import MigrationRecorder
+
+from tenure.app import upkeep
+from tenure.contrib.django.databases import ENGINES, backends
+
+if TYPE_CHECKING:
+    from tenure.contrib.django.backend import TenureBackend
+
+NEWEST = "0001_initial"
+FULL = 2
+RESETS_SAFELY = (3, 51, 3)
+CAREFUL = "PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0"
+"""Workers make the checkpoints, between transactions."""
+CONCURRENCY = 16
+"""Handlers that a worker runs at once by default, each with a connection."""
+
+
+def check_settings(backend: TenureBackend) -> list[CheckMessage]:
+    """Return what is wrong with a backend, without a query."""
+    return list(_settings(backend, backend.database))
+
+
+def check_databases(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
+    """Return what is wrong with the databases of the jobs, for `check --database` and `migrate`."""
+    found: list[CheckMessage] = []
+    for backend in backends():
+        if backend.database in (databases or ()) and backend.database in connections.settings:
+            found += _database(backend, connections[backend.database])
+    return found
+
+
+def check_deployment(**_: Any) -> list[CheckMessage]:
+    """Return what a site may want to know before it is deployed."""
+    if not backends() or getattr(settings, "ASGI_APPLICATION", None):
+        return []
+    hint = "Run `manage.py tenure serve`, or mount the dashboard with ASGI."
+    return [Info("The dashboard of the jobs is not a part of this site.", hint, id="tenure.I001")]
+
+
+def _settings(backend: TenureBackend, alias: str) -> Iterator[CheckMessage]:
+    if not apps.is_installed("tenure.contrib.django"):
+        hint = "Add 'tenure.contrib.django' to INSTALLED_APPS."
+        yield Error("The application of the backend is not installed.", hint, id="tenure.E001")
+    if alias not in connections.settings or connections[alias].vendor not in ENGINES:
+        hint = "OPTIONS['database'] is the alias of a database on SQLite or PostgreSQL."
+        yield Error(f"Jobs cannot be kept in database {alias!r}.", hint, id="tenure.E002")
+        return
+    vendor, options = connections[alias].vendor, connections[alias].settings_dict["OPTIONS"]
+    if vendor == "sqlite" and str(options.get("transaction_mode")).upper() != "IMMEDIATE":
+        said = "A transaction that reads and then adds a task can fail: `database is locked`."
+        hint = f"Add 'transaction_mode': 'IMMEDIATE' to OPTIONS of DATABASES[{alias!r}]."
+        yield Warning(said, hint, id="tenure.W001")
+    for other, its in connections.settings.items():
+        if its.get("ATOMIC_REQUESTS") and other != alias:
+            said = f"Requests are atomic on {other!r}, but tasks are added on {alias!r}."
+            hint = "One can be committed without the other: keep the jobs in that database."
+            yield Warning(said, hint, id="tenure.W003")
+    if pool := options.get("pool"):
+        given = pool if isinstance(pool, dict) else {}
+        size = given.get("max_size") or given.get("min_size", 4)
+        if size < CONCURRENCY:
+            said = f"The pool has {size} connections: tasks of a worker wait for one."
+            hint = f"Give a max_size of {CONCURRENCY}, or workers a smaller --concurrency."
+            yield Warning(said, hint, id="tenure.W004")
+
+
+def _database(backend: TenureBackend, connection: Any) -> Iterator[CheckMessage]:
+    version, needed = upkeep.version_within(backend.app, connection)
+    # `migrate` asks for these checks, too: what it is to do is no error.
+    is_migrated = ("tenure", NEWEST) in MigrationRecorder(connection).applied_migrations()
+    if version > needed + 1 or (is_migrated and version < needed):
+        said = f"The database {backend.database!r} has schema {version} of Tenure, not {needed}."
+        hint = "Run `manage.py tenure migrate`." if version < needed else "Upgrade Tenure here."
+        yield Error(said, hint, id="tenure.E003")
+    if connection.vendor != "sqlite":
+        return
+    with connection.cursor() as cursor:
+        (synchronous,) = cursor.execute("PRAGMA synchronous").fetchone()
+        (checkpoints,) = cursor.execute("PRAGMA wal_autocheckpoint").fetchone()
+    if synchronous < FULL or (checkpoints and sqlite3.sqlite_version_info < RESETS_SAFELY):
+        said = f"SQLite {sqlite3.sqlite_version} can lose jobs by a power cut or a checkpoint."
+        hint = f"Add 'init_command': {CAREFUL!r} to OPTIONS of DATABASES[{backend.database!r}]."
+        yield Warning(said, hint, id="tenure.W002")

@@ -1,0 +1,48 @@
+"""`manage.py tenure …`: the commands of Tenure on the database of the settings."""
+
+from __future__ import annotations
+
+import sys
+from argparse import REMAINDER, ArgumentParser
+from importlib.util import find_spec
+from typing import Any
+
+import click
+from django.core.management.base import BaseCommand, CommandError
+
+from tenure.cli import COMMANDS
+from tenure.cli.command import Group
+from tenure.cli.options import APPLICATION
+
+WORKER = "tenure.contrib.django.worker"
+
+
+class Command(BaseCommand):
+    """Hands its arguments on; `worker` runs the tasks of the project."""
+
+    help = "Run a command of Tenure on the database of the settings, such as `tenure worker`."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Take an alias, and everything from the name of the command on."""
+        parser.add_argument("--backend", default="default", help="alias in TASKS [default]")
+        parser.add_argument("args", nargs=REMAINDER, help="a command of Tenure and its options")
+
+    def handle(self, *args: str, backend: str, **_: Any) -> None:
+        """Run the command; its exit code is that of the program."""
+        from tenure.contrib.django.worker import app_of
+
+        if (app := app_of(backend)) is None:
+            raise CommandError(f"TASKS has no backend {backend!r} that is a TenureBackend")
+        sys.modules["__main__"].__spec__ = find_spec(WORKER)  # child processes import it first
+        try:
+            _commands.main(args or ("--help",), prog_name="manage.py tenure", obj=app)
+        except SystemExit as end:
+            if end.code:
+                raise
+
+
+@click.group(cls=Group, commands=COMMANDS)
+@click.pass_context
+def _commands(context: click.Context) -> None:
+    """Run jobs, and look after them, in the database of this project."""
+    context.meta[APPLICATION] = context.obj

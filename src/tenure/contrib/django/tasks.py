@@ -1,0 +1,71 @@
+"""What a task says to Tenure, and what it gets when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from tenure import JobContext, Unique
+from tenure.contrib.django._api import Task, TaskContext
+from tenure.jobs.enqueue import Backoff, Duration
+
+OF_JOBS = (
+    *("max_retries", "timeout", "backoff", "unique"),
+    *("idempotency_key", "partition", "tags"),
+)
+"""The fields of a task that are options of `Tenure.enqueue`."""
+OF_TYPES = OF_JOBS[:4]
+"""Those that `@app.job` takes too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenureTask(Task):  # type: ignore[type-arg]
+    """A task of Django with what Tenure can do for it, all None by default.
+
+    Give these to `@task(...)` (not in Django 6.0), to `using(...)`, or in OPTIONS: for one task as
+    `{"tasks": {"shop.tasks.ship": {"atomic": True}}}`, for all as `{"max_retries": 5}`. The first
+    of these places that says something counts.
+
+    - `atomic`: run the function in `transaction.atomic()` and complete the job in the same
+      transaction, so that its effect in that database is there exactly once. Default: False.
+    - `retry_exceptions`: run the task again after an exception, up to `max_retries`. Default:
+      False, it fails at once. After the death of a worker it runs again in any case.
+    - `max_retries`: attempts in all. Default: 3.
+    - `timeout`, `backoff`, `unique`, `idempotency_key`, `partition`, `tags`: as `Tenure.enqueue`
+      has them.
+    """
+
+    atomic: bool | None = None
+    retry_exceptions: bool | None = None
+    max_retries: int | None = None
+    timeout: Duration | None = None
+    backoff: Backoff | None = None
+    unique: Unique | Mapping[str, Any] | None = None
+    idempotency_key: str | None = None
+    partition: str | None = None
+    tags: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Validate the task, and let the workers of this process run it."""
+        from tenure.contrib.django.handlers import register
+
+        Task.__post_init__(self)
+        register(self)
+
+    def using(self, **changes: Any) -> Self:
+        """Return the task with other options: those of Django, and any field of this class."""
+        return replace(self, **{n: value for n, value in changes.items() if value is not None})
+
+    @property
+    def handler(self) -> Any:
+        """What runs the task in a worker, as child processes find it."""
+        backend: Any = self.get_backend()
+        return backend.app.core.handlers.find(self.module_path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenureContext(TaskContext):  # type: ignore[misc,type-arg]
+    """The context of a task with `takes_context`; `job` is the `JobContext` of the attempt."""
+
+    job: JobContext

@@ -1,0 +1,45 @@
+"""The tasks of a project, as `manage.py tenure` needs them; child processes import this first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import django
+from django.apps import apps
+from django.conf import settings
+from django.utils.log import configure_logging
+from django.utils.module_loading import autodiscover_modules, import_string
+
+from tenure import JobType, Tenure
+from tenure.contrib.django.databases import backends
+
+if not apps.ready:  # in a child process
+    django.setup()
+autodiscover_modules("tasks")
+
+
+def app_of(alias: str) -> Tenure | None:
+    """Return the application of a backend, with what its OPTIONS declare; None if there is none.
+
+    It has the tasks of the `tasks` modules of all installed applications.
+    """
+    backend = next((one for one in backends() if one.alias == alias), None)
+    if backend is None:
+        return None
+    app: Tenure = backend.app
+    for name, given in backend.options.get("schedules", {}).items():
+        rules = dict(given)
+        task = import_string(rules.pop("task"))
+        app.schedule(name=name, **rules)(JobType(app, task.handler))
+
+    @app.lifespan
+    @contextmanager
+    def prepared() -> Iterator[None]:
+        if settings.LOGGING.get("root"):  # the command has set up the log in its own way
+            configure_logging(settings.LOGGING_CONFIG, settings.LOGGING)
+        for queue, limits in backend.options.get("limits", {}).items():
+            app.queues.limit(queue, **limits)
+        yield
+
+    return app

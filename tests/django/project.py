@@ -1,0 +1,83 @@
+"""The site in `site/`, as processes on a database of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tenure import Tenure
+
+ROOT = Path(__file__).parents[2]
+SITE = Path(__file__).parent / "site"
+SECONDS = 60
+TOLD = "TOLD "
+
+
+class Project:
+    """One database of the site, given as the URL of an empty one."""
+
+    def __init__(self, url: str) -> None:
+        self.jobs = Tenure(url)
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), str(SITE)]),
+            "SITE_DATABASE": url.removeprefix("sqlite:///"),
+            "DJANGO_SETTINGS_MODULE": "config",
+        }
+
+    def options(self, **options: Any) -> None:
+        """Set OPTIONS of the backend."""
+        self.environment["SITE_OPTIONS"] = json.dumps(options)
+
+    def manage(self, *arguments: str, code: int = 0) -> str:
+        """Run `manage.py` and return what it prints."""
+        done = subprocess.run(
+            [sys.executable, "manage.py", *arguments],
+            cwd=SITE,
+            env=self.environment,
+            text=True,
+            check=False,
+            capture_output=True,
+            timeout=SECONDS,
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    def run(self, program: str) -> Any:
+        """Run a program in the site; return what it calls `tell` with."""
+        lines = f"import json\ntell = lambda said: print({TOLD!r} + json.dumps(said))\n{program}"
+        said = self.manage("shell", "-c", lines)
+        told = [line for line in said.splitlines() if line.startswith(TOLD)]
+        return json.loads(told[-1].removeprefix(TOLD)) if told else None
+
+    @contextmanager
+    def worker(self, *options: str) -> Iterator[subprocess.Popen[str]]:
+        """Run `manage.py tenure worker` in the block."""
+        started = subprocess.Popen(
+            [sys.executable, "manage.py", "tenure", "worker", *options],
+            cwd=SITE,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            yield started
+        finally:
+            started.send_signal(signal.SIGTERM)
+            try:
+                started.communicate(timeout=SECONDS)
+            finally:
+                started.kill()
+
+
+def settled(jobs: Tenure, ids: list[str]) -> Mapping[str, str]:
+    """Return the status of each job once all are settled."""
+    return {id: jobs.wait(id, timeout=SECONDS).status for id in ids}

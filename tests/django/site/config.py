@@ -1,0 +1,42 @@
+"""Settings of the site. The database is that of SITE_DATABASE: a path, or a URL of PostgreSQL."""
+
+import json
+import os
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import django
+
+
+def database_of(place: str) -> dict[str, object]:
+    """Return the entry of DATABASES for a path or a URL."""
+    if not place.startswith("postgresql:"):
+        careful = "PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0"
+        options = {"transaction_mode": "IMMEDIATE", "init_command": careful}
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": place, "OPTIONS": options}
+    url = urlsplit(place)
+    given = dict(parse_qsl(url.query))
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": url.path.lstrip("/"),
+        "USER": unquote(url.username or given.get("user", "")),
+        "PASSWORD": unquote(url.password or ""),
+        "HOST": url.hostname or given.get("host", ""),
+        "PORT": url.port or given.get("port", ""),
+    }
+
+
+SECRET_KEY = "for tests"
+USE_TZ = True
+DEBUG = False
+DATABASES = {"default": database_of(os.environ["SITE_DATABASE"])}
+INSTALLED_APPS = ["tenure.contrib.django", "shop"]
+if django.VERSION < (6,):
+    INSTALLED_APPS.append("django_tasks")
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+TASKS = {
+    "default": {
+        "BACKEND": "tenure.contrib.django.TenureBackend",
+        "QUEUES": [],
+        "OPTIONS": json.loads(os.environ.get("SITE_OPTIONS", "{}")),
+    }
+}
