@@ -7,8 +7,9 @@ import copy
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -145,6 +146,19 @@ class Core:
             self._opened.close()
             self._opened = None
         self.defaults.forget()
+
+    @contextmanager
+    def using(self, database: str, store: Store) -> Iterator[None]:
+        """Use another store in the block, at another URL, and close it then; for tests."""
+        before = self._database, self._opened
+        self._database, self._opened = database, store
+        self.defaults.forget()
+        try:
+            yield
+        finally:
+            store.close()
+            self._database, self._opened = before
+            self.defaults.forget()
 
     def take_over(self, other: Core) -> None:
         """Also handle, redact and trace what another application does."""

@@ -23,14 +23,13 @@ from tenure.jobs.ledger import Transition
 from tenure.lifecycle import Job
 from tenure.store import transitions
 from tenure.store.sqlite import schema
-from tenure.store.sqlite.connection import to_millis
+from tenure.store.sqlite.connection import MEMORY, to_millis
 from tenure.store.sqlite.reader import SqliteReader
 from tenure.store.sqlite.writer import Sqlite
 from tenure.store.tables import queues
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, Work
 
 START = datetime(2026, 1, 1, tzinfo=UTC)  # when every world begins
-MEMORY = Path(":memory:")
 
 FAILURES = ("at the begin", "in the middle", "before the commit", "after the commit")
 CRASHES = ("crash before the commit", "crash after the commit")

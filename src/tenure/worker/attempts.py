@@ -33,7 +33,7 @@ from tenure.worker.leases import CLAIMED, STARTED, Attempt, LeaseBook, Wakeup
 from tenure.worker.log import NOT_COMMITTED, WorkLog
 from tenure.worker.note_writer import AttemptSource, NoteWriter
 from tenure.worker.processes import ChildCall, Children
-from tenure.worker.threads import Original, Threads, call_in_thread
+from tenure.worker.threads import Original, Threads, call_in_thread, timed_out
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,11 @@ class Attempts:
         worklog: WorkLog,
         notes: NoteWriter,
         tracing: Tracing | None,
+        *,
+        threads: type[Threads] = Threads,
+        children: bool = True,
     ) -> None:
+        """`threads` run plain handlers. Without `children` all run in this process."""
         self._handlers = handlers
         self._leases = leases
         self._wakeup = wakeup
@@ -66,8 +70,9 @@ class Attempts:
         self._tracing = tracing
         self.fitness = Fitness()
         self._delivered: deque[tuple[Attempt, Ending | NotStarted]] = deque()  # from threads
-        self._threads = Threads(concurrency, self.deliver)
+        self._threads = threads(concurrency, self.deliver)
         self._children = Children()
+        self._has_children = children
         self._original = Original()
 
     def close(self) -> None:
@@ -131,7 +136,9 @@ class Attempts:
             return
         if self._tracing is not None:
             attempt.span, attempt.trace_context = self._tracing.attempt(lease, attempt.worker)
-        if handler.in_process or (lease.alone and handler.is_found_by_name()):
+        if not self._has_children:
+            self._start_here(attempt, handler)
+        elif handler.in_process or (lease.alone and handler.is_found_by_name()):
             self._start_in_child(attempt, handler)
         elif lease.alone:
             self._start_here_after_all(attempt, handler, "it cannot be imported by its name")
@@ -153,8 +160,8 @@ class Attempts:
         attempt.started_at = time.monotonic()
         if (timeout := attempt.lease.timeout) is not None and attempt.state is STARTED:
             attempt.due = attempt.started_at + timeout
-            loop = asyncio.get_running_loop()
-            attempt.timer = loop.call_later(timeout, self._time_out, attempt)
+            if (loop := self._wakeup.loop) is not None:
+                attempt.timer = loop.call_later(timeout, self._time_out, attempt)
 
     def _start_in_child(self, attempt: Attempt, handler: Handler) -> None:
         traced = self._tracing
@@ -301,7 +308,7 @@ class Attempts:
 
     def _time_out(self, attempt: Attempt) -> None:
         who = "the child process " if attempt.lease.alone and attempt.child else ""
-        self._stop(attempt, f"{who}timed out after {attempt.lease.timeout:g} s", "timeout")
+        self._stop(attempt, f"{who}{timed_out(attempt)}", "timeout")
 
     def _stop(self, attempt: Attempt, error: str, why: Stopped) -> None:
         """Fail an attempt whose handler still runs, and stop the handler."""

@@ -11,14 +11,14 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -38,6 +38,8 @@ from tenure.telemetry.tracing import Tracing, enter
 from tenure.wire import new_jobs
 from tenure.wire.problems import error_of, problem_of
 from tenure.worker.note_writer import storable
+
+T = TypeVar("T")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PROGRESS_SECONDS = 0.05
@@ -91,7 +93,7 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
         signal.signal(number, _ignore)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     runner = asyncio.Runner(loop_factory=new_loop)  # one loop, which clients can be kept on
-    lifespans = _Lifespans(runner)
+    lifespans = Lifespans(runner)
     jobs, leaves = 0, False
     with suppress(EOFError, OSError):
         pipe.send_bytes(encode(READY))
@@ -234,10 +236,17 @@ def _find(task: ChildTask) -> Any:
     return getattr(found, "handler", None)
 
 
-class _Lifespans:
+class RunsCoroutines(Protocol):
+    """A loop that stands still between two coroutines."""
+
+    def run(self, coroutine: Coroutine[Any, Any, T], /) -> T:
+        """Return what the coroutine returns."""
+
+
+class Lifespans:
     """What applications keep open around a worker's life, for handlers that are alone here."""
 
-    def __init__(self, runner: asyncio.Runner) -> None:
+    def __init__(self, runner: RunsCoroutines) -> None:
         self._runner = runner
         self._leave = asyncio.Event()
         self._entered: list[Lifespan] = []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from queue import SimpleQueue
+from typing import Any
 
 from tenure.jobs.hooks import Failure, OnFailure
 from tenure.jobs.work import Lease
@@ -58,12 +59,21 @@ class FailureCalls:
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, FINISH_SECONDS)
 
-    def _run(self) -> None:
+    def call(self, run: Callable[[Coroutine[Any, Any, Any]], object]) -> None:
+        """Call them for all failures so far on this thread; `run` runs the coroutines."""
+        self._waiting.put(None)
+        self._run(run)
+
+    def _run(self, run: Callable[[Coroutine[Any, Any, Any]], object] | None = None) -> None:
         while (failure := self._waiting.get()) is not None:
             for function in self._functions:
                 try:
                     answer = function(failure)
-                    if self._loop is not None and isinstance(answer, Coroutine):
-                        asyncio.run_coroutine_threadsafe(answer, self._loop).result()
+                    if isinstance(answer, Coroutine):
+                        (run or self._run_on_loop)(answer)
                 except BaseException:  # even SystemExit: who waits next is called all the same
                     log.exception("on_failure failed for job %s", failure.id)
+
+    def _run_on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        if self._loop is not None:
+            asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

@@ -138,11 +138,15 @@ class MaintenanceThread(threading.Thread):
     def run(self) -> None:
         """Do the duties until asked to end; called by `start`, on the thread."""
         while not self._end.is_set():
-            if self._try(self._look):
-                for duty, do in self._duties:
-                    if (duty is None or duty in self._found) and not self._try(do):
-                        break
+            self.do_once()
             self._end.wait(self._interval)
+
+    def do_once(self) -> None:
+        """Do each duty that there is work for; on any thread."""
+        if self._try(self._look):
+            for duty, do in self._duties:
+                if (duty is None or duty in self._found) and not self._try(do):
+                    break
 
     def _look(self) -> None:
         self._found = self._core.look()

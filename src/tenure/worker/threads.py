@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
@@ -87,6 +88,22 @@ class Threads:
             self._idle.release()  # before delivering: the receiver finds a free thread
             self._deliver(ticket, ending)
             del ticket, call, item, ending  # do not keep a job's objects until the next call
+
+
+class CallingThread(Threads):
+    """No threads: runs each call, of an attempt, at once on the thread that submits it."""
+
+    def submit(self, ticket: Attempt, call: Call) -> None:
+        """Run `call`. If it has taken longer than its timeout allows, that is its ending."""
+        ending = call()
+        if time.monotonic() >= ticket.due:
+            ticket.exception, ending = None, Ending(error=timed_out(ticket))
+        self._deliver(ticket, ending)
+
+
+def timed_out(attempt: Attempt) -> str:
+    """Return the error of an attempt that took too long."""
+    return f"timed out after {attempt.lease.timeout:g} s"
 
 
 def call_in_thread(

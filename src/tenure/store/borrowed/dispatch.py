@@ -33,6 +33,7 @@ from tenure.store.borrowed.drivers import (
     driver_of,
 )
 from tenure.store.borrowed.files import check_file
+from tenure.store.borrowed.opened import LENT
 from tenure.store.postgres.address import split_schema
 from tenure.store.sqlite.connection import path_of
 
@@ -77,11 +78,13 @@ class Borrowed:
     ) -> None:
         self._driver = driver
         self._url = url
-        self._outermost = outermost
+        self._lent = LENT.get(url)
+        self._outermost = outermost and self._lent is None
         self._together = together
         on_sqlite = url.startswith("sqlite:")
+        in_file = on_sqlite and self._lent is None and not driver.is_checked
         self._engine = "sqlite" if on_sqlite else "postgres"
-        self._path = path_of(url) if on_sqlite and not driver.is_checked else None
+        self._path = path_of(url) if in_file else None
         self._prefix = "tenure_" if on_sqlite else f'"{split_schema(url)[0]}".'
 
     def call(self, work: Work[T], *, verb: str) -> T:
@@ -103,7 +106,9 @@ class Borrowed:
                     rows = driver.execute(self._spelled(ask), ask.value)
             except StopIteration as end:
                 result: T = end.value
-                return result
+        if self._lent is not None:
+            self._lent.after_call()
+        return result
 
     async def call_async(self, work: Work[T], *, verb: str) -> T:
         """Do the same on an asynchronous connection."""

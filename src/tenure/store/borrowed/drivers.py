@@ -63,6 +63,10 @@ class Driver:
         """Return the rows; an awaitable of them if `is_async`."""
         raise NotImplementedError
 
+    def raw(self) -> Any:
+        """Return the connection below, of psycopg or sqlite3 for all that is known."""
+        return self.connection
+
 
 class Psycopg(Driver):
     """`psycopg.Connection`. Its own cursor class and row factory are not used."""
@@ -160,6 +164,10 @@ class Alchemy(Driver):
         result = self.connection.execute(text, {} if value is None else {"request": value})
         return _rows(result if result.returns_rows else ())
 
+    def raw(self) -> Any:
+        self.begin()
+        return self.connection.connection.driver_connection
+
 
 class AlchemyAsync(Alchemy):
     """`AsyncConnection`, `AsyncSession` and `async_scoped_session` of SQLAlchemy.
@@ -207,6 +215,10 @@ class Django(Driver):
         with self.connection.cursor() as cursor:
             cursor.execute(statement, _values(value) or None)
             return _rows(cursor.fetchall() if cursor.description else ())
+
+    def raw(self) -> Any:
+        self.connection.ensure_connection()
+        return self.connection.connection
 
 
 DRIVERS: Mapping[str, Callable[[Any], Driver]] = {

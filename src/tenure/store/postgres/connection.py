@@ -151,14 +151,16 @@ class BinaryArray(bytes):
     """An array as one parameter in PostgreSQL's binary form, where psycopg would be slow."""
 
 
-class _ArrayDumper(Dumper):
+class ArrayDumper(Dumper):
+    """Sends such an array as it is."""
+
     format = Format.BINARY
 
     def dump(self, obj: BinaryArray) -> bytes:
         return obj
 
 
-psycopg.adapters.register_dumper(BinaryArray, _ArrayDumper)
+psycopg.adapters.register_dumper(BinaryArray, ArrayDumper)
 
 
 def _binary_array(item: str, count: int, cells: bytes, *, nulls: bool) -> BinaryArray:

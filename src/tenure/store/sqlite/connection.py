@@ -43,6 +43,7 @@ does not show it, and to open one of its files would drop the locks that SQLite 
 LOOK_SECONDS = 0.0003
 """How often a writer looks whether the previous one has finished."""
 OLDEST_SQLITE = (3, 38, 0)
+MEMORY = Path(":memory:")
 
 
 def path_of(url: str) -> Path:

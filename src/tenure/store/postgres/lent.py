@@ -1,0 +1,115 @@
+"""The PostgreSQL store on the connection of a test, in a transaction that is never committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from tenure.errors import InvalidInput
+from tenure.jobs.enqueue import CheckedJob
+from tenure.lifecycle import Job
+from tenure.store.postgres.connection import ArrayDumper, BinaryArray, address_of
+from tenure.store.postgres.reader import PostgresReader
+from tenure.store.postgres.schema import version_of
+from tenure.store.postgres.writer import Postgres
+from tenure.store.reader import Reader
+
+T = TypeVar("T")
+
+ENDED = "the transaction of the test has ended: neither commit it nor roll it back in the block"
+
+
+class LentPostgres:
+    """A caller's connection without its cursor class and row factory."""
+
+    def __init__(self, connection: psycopg.Connection[Any], url: str) -> None:
+        if connection.autocommit and not self._is_open(connection):
+            raise InvalidInput("this connection is in no transaction: begin one", path="connection")
+        self._connection = connection
+        self.address = address_of(url)
+
+    @staticmethod
+    def _is_open(connection: psycopg.Connection[Any]) -> bool:
+        return connection.info.transaction_status is not TransactionStatus.IDLE
+
+    def execute(
+        self, statement: bytes, values: Any = None, *, binary: bool = False
+    ) -> psycopg.Cursor[Any]:
+        cursor = psycopg.Cursor(self._connection, row_factory=tuple_row)
+        # The connection may be older than the import of what registers this for all.
+        cursor.adapters.register_dumper(BinaryArray, ArrayDumper)
+        return cursor.execute(statement, values, binary=binary, prepare=False)
+
+    def check(self) -> None:
+        """Raise an error if the transaction has ended."""
+        if self._connection.autocommit and not self._is_open(self._connection):
+            raise psycopg.OperationalError(ENDED)
+
+    def version(self) -> int:
+        """Return the version of the schema; 0 if there is none."""
+        return version_of(self, self.address)  # type: ignore[arg-type]
+
+
+class LentPostgresWriter(Postgres):
+    """The writing side: its transactions are savepoints."""
+
+    alone = None  # type: ignore[assignment]
+
+    def __init__(self, connection: LentPostgres, url: str) -> None:
+        super().__init__(url)
+        self._lent = connection
+
+    def begin(self) -> None:
+        self._lent.check()
+        self._run("SAVEPOINT tenure_write")
+        self._now, self._marked = None, False
+
+    def commit(self) -> None:
+        self._run("RELEASE SAVEPOINT tenure_write")
+
+    def rollback(self) -> None:
+        self._run("ROLLBACK TO SAVEPOINT tenure_write; RELEASE SAVEPOINT tenure_write")
+
+    def _run(
+        self, statement: str, values: Any = None, *, binary: bool = False
+    ) -> psycopg.Cursor[Any]:
+        return self._lent.execute(self._address.sql(statement), values, binary=binary)
+
+    def enqueue_alone(
+        self, checked_jobs: Sequence[CheckedJob], *, whole: bool
+    ) -> Mapping[str, Job]:
+        return {}
+
+    def announce(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class LentPostgresReader(PostgresReader):
+    """The reading side: it sees what is not committed."""
+
+    def __init__(self, connection: LentPostgres) -> None:
+        Reader.__init__(self)
+        self._address = connection.address
+        self._lent = connection
+
+    def _ask(self, ask: Callable[[Any], T], seconds: float = 0.0) -> T:
+        return ask(self._lent)
+
+    def rows_by_index(self, statement: str, values: Any = ()) -> list[Any]:
+        return self.rows(statement, values)
+
+    def read_through(self, statement: str, read: Callable[[Iterable[Any]], T]) -> T:
+        return read(self.rows(statement))
+
+    def watch(self, *_: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

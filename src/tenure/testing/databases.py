@@ -1,0 +1,110 @@
+"""Which database an application uses in a test, and whether jobs run when they are added."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from tenure.settings import database_url
+from tenure.store import open_store
+from tenure.store.borrowed.opened import LENT, do_nothing
+from tenure.store.lent import lent_store
+from tenure.testing.jobs import Jobs
+from tenure.testing.runs import Run, Runs
+
+if TYPE_CHECKING:
+    from tenure.app.app import Tenure
+
+
+@contextmanager
+def on(app: Tenure, database: str | None = None) -> Iterator[Jobs]:
+    """Let an application use another database in the block: `with testing.on(app) as jobs:`.
+
+    - `database`: its URL, as of `Tenure`. Its schema is made if it has none, and its clock is set
+      right at the end. Default: None, a new SQLite file, deleted at the end.
+
+    Yields the `Jobs` there. At the end the application has the database from before. Raises
+    InvalidInput, StoreUnavailable, or SchemaMismatch.
+    """
+    with tempfile.TemporaryDirectory(prefix="tenure-test-") as folder:
+        url = database_url(database or f"sqlite:///{Path(folder) / 'jobs.db'}")
+        store = open_store(url)
+        with app.core.using(url, store):
+            jobs = Jobs(app)
+            runs = jobs._runs
+            try:
+                yield jobs
+            finally:
+                runs.reset()
+
+
+@contextmanager
+def within(app: Tenure, connection: Any) -> Iterator[Jobs]:
+    """Let an application use a transaction of the test in the block.
+
+    - `connection`: `Connection` of psycopg or sqlite3, or over one of these a `Connection`,
+      `Session` or `scoped_session` of SQLAlchemy or `connections[alias]` of Django; to a database
+      with the schema of the jobs. One that commits by itself must be in a transaction.
+
+    Whatever the application adds, reads and changes, and what `jobs` runs, is in this transaction:
+    roll it back at the end, and never commit it in the block. Yields the `Jobs` there. Raises
+    InvalidInput for other connections, and SchemaMismatch.
+    """
+    store = lent_store(connection, lambda: app.core.database)
+    with app.core.using(store.url, store):
+        yield Jobs(app)
+
+
+@contextmanager
+def inline(app: Tenure) -> Iterator[None]:
+    """Run each job when it is added, before the call that adds it returns.
+
+    So do jobs that a handler adds, and those that become due because another one has ended. A job
+    with a delay, a retry, or one that a limit or a pause holds back stays for `drain`. Jobs that
+    are added in a transaction of yours run at once under `within`, else when you drain.
+
+    The call that adds a job raises nothing of its handler, as without this. The end of the block
+    raises the first error of a handler instead, unless the block raises.
+    """
+    lent = LENT.get(app.core.database)
+    store = _InlineStore(app)
+    if lent is not None:
+        lent.after_call = store.run_added
+    try:
+        with app.core.using(app.core.database, cast(Any, store)):
+            yield
+    finally:
+        if lent is not None:
+            lent.after_call = do_nothing
+    for ran in store.ran:
+        ran.raise_error()
+
+
+class _InlineStore:
+    """The store of an application, which runs the jobs that a call of it has added."""
+
+    def __init__(self, app: Tenure) -> None:
+        self.ran: list[Run] = []
+        self._runs = Runs(app)
+        self._before = {job.id for job in Jobs(app).enqueued()}
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._runs.store, name)
+        return partial(self._then_run, found) if name in ("add", "write", "apply") else found
+
+    def _then_run(self, act: Callable[..., Future[Any]], *args: Any, **options: Any) -> Any:
+        future = act(*args, **options)
+        if future.exception() is None:
+            self.run_added()
+        return future
+
+    def run_added(self) -> None:
+        self.ran += self._runs.drive(self._runs.added(self._before))
+
+    def close(self) -> None:
+        """Leave the store open: the block did not open it."""

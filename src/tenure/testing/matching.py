@@ -1,0 +1,118 @@
+"""Which jobs a test means, and what it is shown if there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tenure.app.job_types import JobType
+from tenure.jobs import json_types
+from tenure.jobs.queries import MAX_LISTED, Fields
+from tenure.lifecycle import Job
+
+if TYPE_CHECKING:
+    from tenure.app.app import Tenure
+
+Type: TypeAlias = JobType[..., Any] | str | None
+MAX_SHOWN = 10
+TO_RUN = ("waiting", "pending")
+
+
+def name_of(type: JobType[..., Any] | str) -> str:
+    return type if isinstance(type, str) else type.name
+
+
+class Wanted:
+    """The jobs that a test means: of a type, with a payload, by the filters of `find`."""
+
+    def __init__(
+        self, type: Type, payload: Mapping[str, Any] | None, filter: Mapping[str, Any]
+    ) -> None:
+        arguments = {name: filter[name] for name in filter if name not in Fields.__annotations__}
+        handler = type.handler if isinstance(type, JobType) else None
+        takes_more = handler is not None and (handler.decoder is None or handler.others is not None)
+        fields = handler.fields if handler is not None else ()
+        for name in arguments:
+            if not takes_more and name not in fields:
+                of = "" if handler is None else f", and no argument of {handler.name}"
+                raise TypeError(f"{name!r} is no filter of find(){of}")
+        self.type = None if type is None else name_of(type)
+        self.payload = {n: _plain(value) for n, value in {**(payload or {}), **arguments}.items()}
+        self.filter = {name: filter[name] for name in filter if name not in arguments}
+
+    def __str__(self) -> str:
+        payload = f" with the payload {self.payload}" if self.payload else ""
+        filter = "".join(f", {name}={value!r}" for name, value in self.filter.items())
+        return f"{self.type or 'any type'}{payload}{filter} is enqueued"
+
+    def candidates(self, app: Tenure, *, any_type: bool = False) -> list[Job]:
+        """Return the jobs of the filters, oldest first, whatever their payloads."""
+        filter = {} if any_type else {**self.filter, "type": self.type}
+        if not filter.keys() & {"status", "state"}:
+            found = [job for status in TO_RUN for job in _all(app, {**filter, "status": status})]
+        else:
+            found = _all(app, filter)
+        return sorted(found, key=lambda job: job.id)
+
+    def misses(self, job: Job) -> list[str]:
+        """Return in what the payload of a job differs from what is wanted."""
+        return list(_misses(self.payload, job.payload, ""))
+
+    def report(self, app: Tenure) -> str:
+        """Return what is there instead: the nearest job first, then all that are enqueued."""
+        lines = []
+        near = [(self.misses(job), job) for job in self.candidates(app)]
+        if missed := [pair for pair in near if pair[0]]:
+            wrong, job = min(missed, key=lambda pair: len(pair[0]))
+            lines.append(f"nearest: {_shown(job)}: {'; '.join(wrong)}")
+        return "\n".join([*lines, listed(self.candidates(app, any_type=True))])
+
+
+def _all(app: Tenure, filter: dict[str, Any]) -> list[Job]:
+    found: list[Job] = []
+    while True:
+        before = found[-1].id if found else None
+        page = app.find(limit=MAX_LISTED, before=before, **filter)
+        found += page
+        if len(page) < MAX_LISTED:
+            return found
+
+
+def listed(jobs: Sequence[Job]) -> str:
+    """Return a line for each of some jobs."""
+    if not jobs:
+        return "nothing is enqueued"
+    lines = [f"  {_shown(job)}" for job in jobs[-MAX_SHOWN:]]
+    more = [f"  and {len(jobs) - MAX_SHOWN} older ones"] if len(jobs) > MAX_SHOWN else []
+    return "\n".join(["enqueued:", *lines, *more])
+
+
+def _shown(job: Job) -> str:
+    return f"{job.type} {job.payload_json[:200]} in {job.queue}, {job.status}, {job.run_at:%F %T}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as it is in JSON; as it is if it has no form there, such as `mock.ANY`."""
+    try:
+        return json_types.plain(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def _misses(wanted: Any, found: Any, path: str) -> list[str]:
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        return [
+            miss
+            for name, value in wanted.items()
+            for miss in _misses(value, found.get(name, MISSING), f"{path}.{name}".lstrip("."))
+        ]
+    same = wanted == found and isinstance(wanted, bool) == isinstance(found, bool)
+    return [] if same else [f"{path} is {found!r}, not {wanted!r}"]
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "missing"
+
+
+MISSING = _Missing()

@@ -1,0 +1,257 @@
+"""Runs jobs for a test: claims, runs and reports them one by one, and moves the store's clock."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from collections.abc import Collection, Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict, TypeVar
+
+from tenure.app.evaluation import declare as declare_schedules
+from tenure.app.job_types import JobType
+from tenure.errors import IllegalTransition, JobFailed
+from tenure.jobs import durations
+from tenure.jobs.enqueue import Duration
+from tenure.jobs.names import check_queues
+from tenure.jobs.work import ClaimRequest, Lease
+from tenure.lifecycle import SETTLED, Job, Status
+from tenure.testing import changes
+from tenure.testing.matching import Wanted, name_of
+from tenure.worker.leases import Attempt
+from tenure.worker.maintenance import MaintenanceThread
+from tenure.worker.single import SingleRunner
+
+if TYPE_CHECKING:
+    from tenure.app.app import Tenure
+
+T = TypeVar("T")
+
+TOO_MANY = "{} jobs have run, and there are more: {}. Do they add each other? Else give `most`"
+
+
+class Run(NamedTuple):
+    """One attempt that a test ran.
+
+    - `job`: as it was afterwards.
+    - `outcome`: `completed`, `failed` (for good), `retried` (it failed and will run again),
+      `cancelled`, or another event of the ledger, such as `snoozed`.
+    - `error`: what the handler raised, if it failed; JobFailed if it raised nothing.
+    """
+
+    job: Job
+    outcome: str
+    error: BaseException | None
+
+    def raise_error(self) -> None:
+        """Raise the error, if there is one, with a note that says whose it is."""
+        if self.error is not None:
+            job = self.job
+            number = f"attempt {job.attempts} of {job.max_retries}"
+            self.error.add_note(f"job {job.id} ({job.type}), {number}")
+            raise self.error
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What `Jobs.drain` did.
+
+    - `completed`, `failed`, `retried`: how many attempts ended so; `failed` is for good.
+    - `left`: how many jobs of the same queues and types are waiting or pending still.
+    - `runs`: each attempt as a `Run`, in order.
+    """
+
+    completed: int
+    failed: int
+    retried: int
+    left: int
+    runs: list[Run] = field(repr=False)
+
+
+class DrainOptions(TypedDict, total=False):
+    """The arguments of `Jobs.drain`."""
+
+    until: datetime | Duration | None
+    retries: bool
+    raise_errors: bool
+    queues: Sequence[str] | None
+    types: Sequence[JobType[..., Any] | str] | None
+    most: int
+
+
+Running: TypeAlias = Generator[Lease, Run, T]
+"""Yields what is to be run, and is sent what became of it."""
+
+
+class Runs:
+    """What runs the jobs in the database that an application uses now."""
+
+    def __init__(self, app: Tenure) -> None:
+        self._app = app
+        self.store = app.core.limited_store  # not one that `inline` puts before it
+        self._worker = f"{changes.ACTOR}-{secrets.token_hex(8)}"
+        self._ahead = timedelta()
+        self._maintenance = MaintenanceThread(app)
+        self._has_declared = False
+
+    # --- drive
+
+    def drive(self, running: Running[T]) -> T:
+        """Run what is yielded; return the result."""
+        with self._runner() as runner:
+            try:
+                lease = next(running)
+                while True:
+                    lease = running.send(self._settle(runner, runner.run(lease)))
+            except StopIteration as end:
+                result: T = end.value
+                return result
+
+    async def drive_async(self, running: Running[T]) -> T:
+        """Do the same on the running loop."""
+        async with self._runner() as runner:
+            try:
+                lease = next(running)
+                while True:
+                    lease = running.send(self._settle(runner, await runner.run_async(lease)))
+            except StopIteration as end:
+                result: T = end.value
+                return result
+
+    def _runner(self) -> SingleRunner:
+        core = self._app.core
+        return SingleRunner(core, core.handlers, self._worker, core.redaction, core.tracing)
+
+    def _settle(self, runner: SingleRunner, attempt: Attempt) -> Run:
+        """Report an attempt; return what became of it."""
+        core, raised = self._app.core, attempt.exception
+        assert attempt.report is not None
+        (verdict,) = core.report([attempt.report]).verdicts
+        runner.reported(attempt, verdict)
+        if isinstance(raised, KeyboardInterrupt):
+            raise raised
+        job = core.get(attempt.lease.id)
+        outcome = str(job.status) if job.status in SETTLED else job.event
+        failed = outcome in ("failed", "retried")
+        error = (raised or JobFailed(job.id, job.last_error)) if failed else None
+        return Run(job, outcome, error)
+
+    # --- what to run
+
+    def one(self, job: Job | str) -> Running[Job]:
+        """Run one job now; return it afterwards, or raise its error."""
+        lease = self._claim(job if isinstance(job, str) else job.id, early=True)
+        assert lease is not None
+        ran = yield lease
+        ran.raise_error()
+        return ran.job
+
+    def _claim(self, job_id: str, *, early: bool = False) -> Lease | None:
+        act = partial(changes.claim, job_id=job_id, worker=self._worker, early=early)
+        return self.store.write("claim", act).result()
+
+    def added(self, before: Collection[str]) -> Running[list[Run]]:
+        """Run the jobs that may start and are not among those `before`."""
+        runs: list[Run] = []
+        known = set(before)
+        types = self._app.core.handlers.types()
+        pending = Wanted(None, None, {"status": "pending"})
+        while found := [j for j in pending.candidates(self._app) if j.id not in known]:
+            known |= {job.id for job in found}
+            for job in sorted(found, key=lambda job: (job.priority, job.run_at, job.id)):
+                with suppress(IllegalTransition):  # a limit refuses it, or it has just run
+                    if (types is None or job.type in types) and (lease := self._claim(job.id)):
+                        runs.append((yield lease))
+        return runs
+
+    def due(
+        self,
+        until: datetime | Duration | None = None,
+        retries: bool = False,
+        raise_errors: bool = True,
+        queues: Sequence[str] | None = None,
+        types: Sequence[JobType[..., Any] | str] | None = None,
+        most: int = 1_000,
+    ) -> Running[Drained]:
+        """Run what is due, as `Jobs.drain` says."""
+        core = self._app.core
+        if until is not None and not isinstance(until, datetime):
+            seconds = durations.seconds(until, path="$.until")
+            until = core.clock() + timedelta(seconds=seconds)
+        request = ClaimRequest(
+            worker=self._worker,
+            label="test",
+            limit=1,
+            lease_seconds=changes.LEASE_SECONDS,
+            queues=check_queues(queues, "queues"),
+            types=core.handlers.types() if types is None else tuple(map(name_of, types)),
+        )
+        runs: list[Run] = []
+        idle = False
+        while True:
+            if len(runs) == most and any(job.run_at <= core.clock() for job in self._left(request)):
+                raise RuntimeError(TOO_MANY.format(most, Counter(run.job.type for run in runs)))
+            if leases := core.claim(request).leases:
+                idle = False
+                runs.append(ran := (yield leases[0]))
+                if raise_errors and not (retries and ran.outcome == "retried"):
+                    ran.raise_error()
+            elif not idle:
+                self.maintain()
+                idle = True
+            elif (next_at := self._next_at(request, until, retries)) is not None:
+                self.travel(max(next_at - core.clock(), timedelta(milliseconds=1)))
+                idle = False
+            else:
+                break
+        if until is not None and until > (now := core.clock()):
+            self.travel(until - now)
+        ended, left = Counter(run.outcome for run in runs), len(self._left(request, waiting=True))
+        return Drained(ended["completed"], ended["failed"], ended["retried"], left, runs)
+
+    def _left(self, request: ClaimRequest, *, waiting: bool = False) -> list[Job]:
+        """Return the pending jobs that a request is about, perhaps also the waiting ones."""
+        return [
+            job
+            for job in Wanted(None, None, {}).candidates(self._app)
+            if (waiting or job.status is Status.PENDING)
+            and (request.queues is None or job.queue in request.queues)
+            and (request.types is None or job.type in request.types)
+        ]
+
+    # --- time
+
+    def _next_at(
+        self, request: ClaimRequest, until: datetime | None, retries: bool
+    ) -> datetime | None:
+        """Return when the clock is to be next, so that something falls due; None for nothing."""
+        left = self._left(request, waiting=True)
+        times = [job.run_at for job in left if retries and job.event == "retried"]
+        if until is not None:
+            now = self._app.core.clock()
+            others = self.store.write("look", partial(changes.next_times, request=request)).result()
+            others += [job.run_at for job in left]
+            others += [job.start_by for job in left if job.start_by is not None]
+            times += [time for time in others if now < time <= until]
+        return min(times, default=None)
+
+    def maintain(self) -> None:
+        """Do what a server does once a second beside the jobs."""
+        if not self._has_declared:
+            self._has_declared = True
+            declare_schedules(self._app.core)
+        self._maintenance.do_once()
+
+    def travel(self, by: timedelta) -> None:
+        """Put the store's clock forward."""
+        self._ahead += by
+        self.store.write("clock", partial(changes.set_clock, ahead=self._ahead)).result()
+
+    def reset(self) -> None:
+        """Let the store's clock be that of the machine again, and declare schedules again."""
+        self._has_declared = False
+        if self._ahead:
+            self.travel(-self._ahead)
