@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tenure.settings import database_url
-from tenure.store import open_store
+from tenure.store import migrate_store, open_store
 from tenure.store.borrowed.opened import LENT, do_nothing
 from tenure.store.lent import lent_store
 from tenure.testing.jobs import Jobs
@@ -19,6 +21,8 @@ from tenure.testing.runs import Run, Runs
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
+
+MEMORY = "/dev/shm"  # noqa: S108 - the folder in it has a random name
 
 
 @contextmanager
@@ -31,16 +35,31 @@ def on(app: Tenure, database: str | None = None) -> Iterator[Jobs]:
     Yields the `Jobs` there. At the end the application has the database from before. Raises
     InvalidInput, StoreUnavailable, or SchemaMismatch.
     """
+    place = nullcontext(database) if database else _new_file()
+    with place as url, app.core.using(database_url(url), open_store(url)):
+        jobs = Jobs(app)
+        try:
+            yield jobs
+        finally:
+            jobs._runs.reset()
+
+
+@contextmanager
+def _new_file() -> Iterator[str]:
+    """Give the URL of a new file with the schema, in memory where the machine has such a folder."""
+    memory = MEMORY if os.access(MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="tenure-test-", dir=memory) as folder:
+        path = Path(folder) / "jobs.db"
+        path.write_bytes(_template())
+        yield f"sqlite:///{path}"
+
+
+@functools.cache
+def _template() -> bytes:
     with tempfile.TemporaryDirectory(prefix="tenure-test-") as folder:
-        url = database_url(database or f"sqlite:///{Path(folder) / 'jobs.db'}")
-        store = open_store(url)
-        with app.core.using(url, store):
-            jobs = Jobs(app)
-            runs = jobs._runs
-            try:
-                yield jobs
-            finally:
-                runs.reset()
+        path = Path(folder) / "jobs.db"
+        migrate_store(f"sqlite:///{path}")
+        return path.read_bytes()
 
 
 @contextmanager

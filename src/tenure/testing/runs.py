@@ -190,21 +190,21 @@ class Runs:
             types=core.handlers.types() if types is None else tuple(map(name_of, types)),
         )
         runs: list[Run] = []
-        idle = False
+        idle_at: datetime | None = None
         while True:
             if len(runs) == most and any(job.run_at <= core.clock() for job in self._left(request)):
                 raise RuntimeError(TOO_MANY.format(most, Counter(run.job.type for run in runs)))
             if leases := core.claim(request).leases:
-                idle = False
+                idle_at = None
                 runs.append(ran := (yield leases[0]))
                 if raise_errors and not (retries and ran.outcome == "retried"):
                     ran.raise_error()
-            elif not idle:
+            elif idle_at is None:
+                idle_at = core.clock()
                 self.maintain()
-                idle = True
-            elif (next_at := self._next_at(request, until, retries)) is not None:
+            elif (next_at := self._next_at(request, idle_at, until, retries)) is not None:
                 self.travel(max(next_at - core.clock(), timedelta(milliseconds=1)))
-                idle = False
+                idle_at = None
             else:
                 break
         if until is not None and until > (now := core.clock()):
@@ -225,18 +225,17 @@ class Runs:
     # --- time
 
     def _next_at(
-        self, request: ClaimRequest, until: datetime | None, retries: bool
+        self, request: ClaimRequest, after: datetime, until: datetime | None, retries: bool
     ) -> datetime | None:
-        """Return when the clock is to be next, so that something falls due; None for nothing."""
+        """Return when something falls due first after a time; None for nothing."""
         left = self._left(request, waiting=True)
         times = [job.run_at for job in left if retries and job.event == "retried"]
         if until is not None:
-            now = self._app.core.clock()
             others = self.store.write("look", partial(changes.next_times, request=request)).result()
             others += [job.run_at for job in left]
             others += [job.start_by for job in left if job.start_by is not None]
-            times += [time for time in others if now < time <= until]
-        return min(times, default=None)
+            times += [time for time in others if time <= until]
+        return min((time for time in times if time > after), default=None)
 
     def maintain(self) -> None:
         """Do what a server does once a second beside the jobs."""
