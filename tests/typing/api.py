@@ -234,6 +234,11 @@ async def mistakes() -> None:
     takes_any_job_type(in_a_process)  # type: ignore[arg-type]
 
 
+async def results_of_parents_have_the_type_that_is_asked_for(context: JobContext) -> None:
+    assert_type([rows async for rows in context.results_async(int)], list[int])
+    assert_type(await context.result_async("total", int), int)
+
+
 async def twins_have_the_types_of_their_verbs() -> None:
     assert_type(await app.get_async("id"), Job)
     assert_type(await app.find_async(limit=5, status=Status.FAILED), list[Job])

@@ -52,17 +52,24 @@ class ParentsContext:
         """
         return Results(self)
 
-    async def results_async(self, type: type[T] | Any = Any) -> AsyncIterator[T]:
+    @overload
+    def results_async(self, type: type[T]) -> AsyncIterator[T]: ...
+    @overload
+    def results_async(self, type: Any = Any) -> AsyncIterator[Any]: ...
+    async def results_async(self, type: Any = Any) -> AsyncIterator[Any]:
         """Iterate like `results(type)`, for `async for`."""
         async for page in self._pages_async():
             for one in page:
                 if one.status == Status.COMPLETED:
                     yield value_of(one, type)
 
-    async def result_async(self, name: str, type: type[T] | Any = Any) -> T:
+    @overload
+    async def result_async(self, name: str, type: type[T]) -> T: ...
+    @overload
+    async def result_async(self, name: str, type: Any = Any) -> Any: ...
+    async def result_async(self, name: str, type: Any = Any) -> Any:
         """Return the result of the job that is called so, like `results[name]`, as a type."""
-        page = await awaited(self._ask(ReadParents(name=name)))
-        return _only(page, name, type)  # type: ignore[no-any-return]
+        return _only(await awaited(self._ask(ReadParents(name=name))), name, type)
 
     def _pages(self) -> Iterator[list[ParentJob]]:
         after: str | None = ""
