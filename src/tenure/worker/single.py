@@ -76,7 +76,10 @@ class SingleRunner:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._stack.__aexit__(kind, error, traceback)
+        try:
+            await self._stack.__aexit__(kind, error, traceback)
+        finally:
+            self._loop.close()
 
     def run(self, lease: Lease) -> Attempt:
         """Run the handler of a lease in this process; return its attempt, which has a report."""
