@@ -58,7 +58,7 @@ def test_a_handler_gets_its_dependencies_and_the_payload_does_not(app: Tenure) -
         order: int,
         session: Session,
         now: str = Depends(clock),
-        repository: Repository = Depends(),  # noqa: B008
+        repository: Repository = Depends(),
     ) -> str:
         assert repository.session is session
         return f"{context.attempt}: {order} {session} {now} {repository.limit}"
@@ -171,7 +171,7 @@ def test_what_only_a_request_has_is_refused_at_import(dependency: Any) -> None:
 
 
 def test_what_needs_an_event_loop_is_refused_for_a_plain_handler() -> None:
-    def pay(order: int, repository: Repository = Depends()) -> None: ...  # noqa: B008
+    def pay(order: int, repository: Repository = Depends()) -> None: ...
 
     with pytest.raises(InvalidInput, match="session needs an event loop"):
         with_dependencies(pay)
@@ -199,7 +199,7 @@ def shop(app: Tenure) -> FastAPI:
     async def order_late(
         number: int,
         session: Any = late,
-        jobs: Within = Depends(enqueuer(app, Annotated[Any, late])),  # noqa: B008
+        jobs: Within = Depends(enqueuer(app, Annotated[Any, late])),
     ) -> str:
         return order(number, session, jobs)
 
@@ -207,7 +207,7 @@ def shop(app: Tenure) -> FastAPI:
     async def order_early(
         number: int,
         session: Any = early,
-        jobs: Within = Depends(enqueuer(app, Annotated[Any, early])),  # noqa: B008
+        jobs: Within = Depends(enqueuer(app, Annotated[Any, early])),
     ) -> str:
         return order(number, session, jobs)
 

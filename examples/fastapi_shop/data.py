@@ -1,0 +1,50 @@
+"""The tables of the shop, and its sessions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import Depends
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+DATABASE_URL = os.environ.get("DATABASE_URL", "sqlite+aiosqlite:///shop.db")
+"""One variable for both: Tenure takes the URL as SQLAlchemy has it."""
+engine = create_async_engine(DATABASE_URL)
+sessions = async_sessionmaker(engine, expire_on_commit=False)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    customer: Mapped[str]
+    cents: Mapped[int]
+    state: Mapped[str] = mapped_column(default="placed")
+
+
+class Mail(Base):
+    __tablename__ = "mails"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
+
+
+async def transaction() -> AsyncIterator[AsyncSession]:
+    """A session whose transaction is committed at the end, or rolled back."""
+    async with sessions.begin() as session:
+        yield session
+
+
+Session = Annotated[AsyncSession, Depends(transaction, scope="function")]
+"""For path functions. It is committed before the response is sent."""
+
+
+async def make_tables() -> None:
+    async with sessions.begin() as session:
+        connection = await session.connection()
+        await connection.run_sync(Base.metadata.create_all)
