@@ -35,8 +35,8 @@ def on(app: Tenure, database: str | None = None) -> Iterator[Jobs]:
     Yields the `Jobs` there. At the end the application has the database from before. Raises
     InvalidInput, StoreUnavailable, or SchemaMismatch.
     """
-    place = nullcontext(database) if database else _new_file()
-    with place as url, app.core.using(database_url(url), open_store(url)):
+    place = nullcontext(database_url(database)) if database else _new_file()
+    with place as url, app.core.using(url, open_store(url)):
         jobs = Jobs(app)
         try:
             yield jobs
