@@ -1,4 +1,4 @@
-"""Type checkers know the signatures of enqueue: `api.py` here passes, mistakes included.
+"""Type checkers know what users write: `api.py` and `others.py` pass, mistakes included.
 
 pyright is what editors show: it inferred that `submit` of a coroutine waits for the coroutine.
 """
@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-API = ROOT / "tests" / "typing" / "api.py"
+WRITTEN = ["tests/typing/api.py", "tests/typing/others.py"]
 
 
 def test_what_users_write_is_checked_as_they_expect() -> None:
     mypy = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "tests/typing/api.py"],
+        [sys.executable, "-m", "mypy", "--strict", *WRITTEN],
         check=False,
         cwd=ROOT,
         capture_output=True,
@@ -39,7 +39,7 @@ def pyright() -> str:
 
 def test_pyright_agrees(tmp_path: Path) -> None:
     settings = {
-        "include": [str(API)],
+        "include": [str(ROOT / name) for name in WRITTEN],
         "extraPaths": [str(ROOT / "src"), str(ROOT)],
         "pythonVersion": "3.11",
         "typeCheckingMode": "strict",
