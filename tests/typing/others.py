@@ -27,7 +27,7 @@ def session() -> Iterator[list[int]]:
 
 @app.job
 @with_dependencies
-async def charge(order: int, rows: list[int] = Depends(session)) -> str:  # noqa: B008
+async def charge(order: int, rows: list[int] = Depends(session)) -> str:
     return f"{order} {rows}"
 
 
