@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,17 @@ from tenure import Tenure
 ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).parent / "site"
 SECONDS = 60
-TOLD = "TOLD "
 
 
 class Project:
     """One database of the site, given as the URL of an empty one."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, site: Path = SITE) -> None:
+        self.site = site
         self.jobs = Tenure(url)
         self.environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), str(SITE)]),
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), str(site)]),
             "SITE_DATABASE": url.removeprefix("sqlite:///"),
             "DJANGO_SETTINGS_MODULE": "config",
         }
@@ -40,7 +40,7 @@ class Project:
         """Run `manage.py` and return what it prints."""
         done = subprocess.run(
             [sys.executable, "manage.py", *arguments],
-            cwd=SITE,
+            cwd=self.site,
             env=self.environment,
             text=True,
             check=False,
@@ -50,19 +50,12 @@ class Project:
         assert done.returncode == code, done.stderr
         return done.stdout + done.stderr
 
-    def run(self, program: str) -> Any:
-        """Run a program in the site; return what it calls `tell` with."""
-        lines = f"import json\ntell = lambda said: print({TOLD!r} + json.dumps(said))\n{program}"
-        said = self.manage("shell", "-c", lines)
-        told = [line for line in said.splitlines() if line.startswith(TOLD)]
-        return json.loads(told[-1].removeprefix(TOLD)) if told else None
-
     @contextmanager
     def worker(self, *options: str) -> Iterator[subprocess.Popen[str]]:
         """Run `manage.py tenure worker` in the block."""
         started = subprocess.Popen(
             [sys.executable, "manage.py", "tenure", "worker", *options],
-            cwd=SITE,
+            cwd=self.site,
             env=self.environment,
             text=True,
             stdout=subprocess.PIPE,
@@ -76,8 +69,3 @@ class Project:
                 started.communicate(timeout=SECONDS)
             finally:
                 started.kill()
-
-
-def settled(jobs: Tenure, ids: list[str]) -> Mapping[str, str]:
-    """Return the status of each job once all are settled."""
-    return {id: jobs.wait(id, timeout=SECONDS).status for id in ids}

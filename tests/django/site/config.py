@@ -12,7 +12,9 @@ def database_of(place: str) -> dict[str, object]:
     if not place.startswith("postgresql:"):
         careful = "PRAGMA synchronous=FULL; PRAGMA wal_autocheckpoint=0"
         options = {"transaction_mode": "IMMEDIATE", "init_command": careful}
-        return {"ENGINE": "django.db.backends.sqlite3", "NAME": place, "OPTIONS": options}
+        test = {"NAME": os.environ.get("SITE_TEST_DATABASE", f"{place}.test")}
+        engine = "django.db.backends.sqlite3"
+        return {"ENGINE": engine, "NAME": place, "OPTIONS": options, "TEST": test}
     url = urlsplit(place)
     given = dict(parse_qsl(url.query))
     return {
@@ -37,6 +39,14 @@ TASKS = {
     "default": {
         "BACKEND": "tenure.contrib.django.TenureBackend",
         "QUEUES": [],
-        "OPTIONS": json.loads(os.environ.get("SITE_OPTIONS", "{}")),
+        "OPTIONS": {
+            "tasks": {
+                "shop.tasks.ship_once": {"atomic": True},
+                "shop.tasks.flaky": {"retry_exceptions": True, "backoff": 0.01},
+            },
+            **json.loads(os.environ.get("SITE_OPTIONS", "{}")),
+        },
     }
 }
+if os.environ.get("SITE_MIGRATIONS") == "off":  # as pytest --nomigrations
+    MIGRATION_MODULES = {"tenure": None, "shop": None}

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import connections
 from django.utils import timezone
 
 from tenure import Tenure
-from tenure.contrib.django._api import (
-    BaseTaskBackend,
-    InvalidTask,
-    Task,
-    TaskResult,
-    normalize_json,
-    task_enqueued,
-)
+from tenure.contrib.django._api import BaseTaskBackend, InvalidTask, base, normalize_json, signals
 from tenure.contrib.django.databases import tenure_of
 from tenure.contrib.django.results import new_result, read_result
 from tenure.contrib.django.tasks import OF_JOBS, TenureTask
+
+if TYPE_CHECKING:
+    from tenure.contrib.django.results import Result
 
 DEFAULTS: Mapping[str, Any] = {"max_retries": 3}
 
@@ -60,21 +56,21 @@ class TenureBackend(BaseTaskBackend):
         """The `Tenure` of the database of the jobs."""
         return tenure_of(self.database, self.schema)
 
-    def option(self, task: Task[..., Any], name: str) -> Any:
+    def option(self, task: base.Task[..., Any], name: str) -> Any:
         """Return an option of a task: its own, otherwise that of the settings."""
         of_task = self.options.get("tasks", {}).get(task.module_path, {})
         found = (getattr(task, name, None), of_task.get(name), self.options.get(name))
         return next((value for value in found if value is not None), DEFAULTS.get(name))
 
-    def validate_task(self, task: Task[..., Any]) -> None:
+    def validate_task(self, task: base.Task[..., Any]) -> None:
         """Raise InvalidTask for a task that cannot run here."""
         super().validate_task(task)
         if self.option(task, "atomic") and iscoroutinefunction(task.func):
             raise InvalidTask("an atomic task is a plain function: transactions are synchronous")
 
     def enqueue(  # type: ignore[override]
-        self, task: Task[..., Any], args: Any, kwargs: Any
-    ) -> TaskResult[..., Any]:
+        self, task: base.Task[..., Any], args: Any, kwargs: Any
+    ) -> Result:
         """Add a job for a task; raises InvalidTask, and what `Tenure.enqueue` does."""
         self.validate_task(task)
         payload = {"args": normalize_json(list(args)), "kwargs": normalize_json(dict(kwargs))}
@@ -90,10 +86,10 @@ class TenureBackend(BaseTaskBackend):
         job = within.enqueue(task.module_path, payload, **options)
         fresh = job.token == 0 and job.finished_at is None
         result = new_result(self, task, job) if fresh else self.get_result(job.id)
-        task_enqueued.send(type(self), task_result=result)
+        signals.task_enqueued.send(type(self), task_result=result)
         return result
 
-    def get_result(self, result_id: str) -> TaskResult[..., Any]:
+    def get_result(self, result_id: str) -> Result:
         """Return a task's result by the id of its job; raises TaskResultDoesNotExist."""
         return read_result(self, str(result_id))
 

@@ -10,6 +10,7 @@ from contextlib import (
     asynccontextmanager,
     contextmanager,
 )
+from functools import partial
 from inspect import iscoroutinefunction
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,7 @@ from django.db import close_old_connections, connections, reset_queries, transac
 from django.utils import timezone
 
 from tenure import InvalidInput, JobContext, PermanentFailure, RetryAfter, Snooze, Tenure
-from tenure.contrib.django._api import (
-    InvalidTask,
-    TaskError,
-    TaskResultStatus,
-    normalize_json,
-    task_finished,
-    task_started,
-)
+from tenure.contrib.django._api import InvalidTask, base, normalize_json, signals
 from tenure.contrib.django.results import read_result
 from tenure.contrib.django.tasks import OF_TYPES, TenureContext, TenureTask
 from tenure.jobs.parking import Parked
@@ -65,63 +59,56 @@ class _Attempt:
     """One attempt of a task, with the result that the receivers of signals see."""
 
     def __init__(self, task: TenureTask, context: JobContext) -> None:
-        self.task = task
         self.context = context
         self.backend: TenureBackend = task.get_backend()  # type: ignore[assignment]
         self.result = read_result(self.backend, context.id, task)
+        self.option = partial(self.backend.option, task)
+        before = [TenureContext(task_result=self.result, job=context)] if task.takes_context else []
+        self.call = partial(task.func, *before, *self.result.args, **self.result.kwargs)
+        signals.task_started.send(type(self.backend), task_result=self.result)
 
-    @property
-    def arguments(self) -> list[Any]:
-        if not self.task.takes_context:
-            return self.result.args
-        return [TenureContext(task_result=self.result, job=self.context), *self.result.args]
-
-    def call(self) -> Any:
+    def run(self) -> Any:
         """Call the function; with `atomic`, complete the job in the transaction of its rows."""
-        if not self.backend.option(self.task, "atomic"):
-            return normalize_json(self.task.func(*self.arguments, **self.result.kwargs))
+        if not self.option("atomic"):
+            return normalize_json(self.call())
         with transaction.atomic(using=self.backend.database, durable=True):
-            value = normalize_json(self.task.func(*self.arguments, **self.result.kwargs))
+            value = normalize_json(self.call())
             self.context.complete(connections[self.backend.database], value)
         return value
 
-    def ends(self, error: BaseException) -> bool:
-        """Note an error in the result; return whether the task has failed for good by it."""
-        context = self.context
-        if context.stopped is not None or isinstance(error, NOT_THE_END):
-            return False
-        may_retry = self.backend.option(self.task, "retry_exceptions")
-        kind = type(error)
+    def fail(self, error: BaseException) -> None:
+        """Send the signal if the task has failed for good by an error."""
+        kind, context = type(error), self.context
+        is_last = context.attempt >= context.max_retries or not self.option("retry_exceptions")
+        if not is_last and not isinstance(error, PermanentFailure):
+            return
         path = f"{kind.__module__}.{kind.__qualname__}"
         traceback = "".join(format_exception(error))
-        self.result.errors.append(TaskError(exception_class_path=path, traceback=traceback))
-        self._end(TaskResultStatus.FAILED)
-        is_last = context.attempt >= context.max_retries
-        return is_last or not may_retry or isinstance(error, PermanentFailure)
+        self.result.errors.append(base.TaskError(exception_class_path=path, traceback=traceback))
+        self._finish(base.TaskResultStatus.FAILED)
 
     def succeed(self, value: Any) -> None:
-        """Note the value in the result."""
+        """Send the signal that the task is done."""
         object.__setattr__(self.result, "_return_value", value)
-        self._end(TaskResultStatus.SUCCESSFUL)
+        self._finish(base.TaskResultStatus.SUCCESSFUL)
 
-    def _end(self, status: TaskResultStatus) -> None:
+    def _finish(self, status: base.TaskResultStatus) -> None:
         object.__setattr__(self.result, "finished_at", timezone.now())
         object.__setattr__(self.result, "status", status)
+        signals.task_finished.send_robust(type(self.backend), task_result=self.result)
 
 
 def _handler(task: TenureTask) -> Callable[..., Any]:
     def run(context: JobContext, args: Arguments = None, kwargs: Keywords = None) -> Any:
         attempt = _Attempt(task, context)
-        sender, result = type(attempt.backend), attempt.result
-        task_started.send(sender, task_result=result)
         try:
-            value = attempt.call()
+            value = attempt.run()
+        except NOT_THE_END:
+            raise
         except BaseException as error:
-            if attempt.ends(error):
-                task_finished.send_robust(sender, task_result=result)
+            attempt.fail(error)
             raise
         attempt.succeed(value)
-        task_finished.send_robust(sender, task_result=result)
         return value
 
     return _named(run, task)
@@ -130,16 +117,14 @@ def _handler(task: TenureTask) -> Callable[..., Any]:
 def _async_handler(task: TenureTask) -> Callable[..., Any]:
     async def run(context: JobContext, args: Arguments = None, kwargs: Keywords = None) -> Any:
         attempt = await sync_to_async(_Attempt)(task, context)
-        sender, result = type(attempt.backend), attempt.result
-        await task_started.asend(sender, task_result=result)
         try:
-            value = normalize_json(await task.func(*attempt.arguments, **result.kwargs))
-        except BaseException as error:
-            if attempt.ends(error):
-                await task_finished.asend_robust(sender, task_result=result)
+            value = normalize_json(await attempt.call())
+        except NOT_THE_END:
             raise
-        attempt.succeed(value)
-        await task_finished.asend_robust(sender, task_result=result)
+        except BaseException as error:
+            await sync_to_async(attempt.fail)(error)
+            raise
+        await sync_to_async(attempt.succeed)(value)
         return value
 
     return _named(run, task)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from tenure import JobContext, Unique
-from tenure.contrib.django._api import Task, TaskContext
+from tenure.contrib.django._api import base
 from tenure.jobs.enqueue import Backoff, Duration
 
 OF_JOBS = (
@@ -20,7 +20,7 @@ OF_TYPES = OF_JOBS[:4]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TenureTask(Task):  # type: ignore[type-arg]
+class TenureTask(base.Task):  # type: ignore[type-arg]
     """A task of Django with what Tenure can do for it, all None by default.
 
     Give these to `@task(...)` (not in Django 6.0), to `using(...)`, or in OPTIONS: for one task as
@@ -50,7 +50,7 @@ class TenureTask(Task):  # type: ignore[type-arg]
         """Validate the task, and let the workers of this process run it."""
         from tenure.contrib.django.handlers import register
 
-        Task.__post_init__(self)
+        base.Task.__post_init__(self)
         register(self)
 
     def using(self, **changes: Any) -> Self:
@@ -65,7 +65,7 @@ class TenureTask(Task):  # type: ignore[type-arg]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TenureContext(TaskContext):  # type: ignore[misc,type-arg]
+class TenureContext(base.TaskContext):  # type: ignore[misc,type-arg]
     """The context of a task with `takes_context`; `job` is the `JobContext` of the attempt."""
 
     job: JobContext

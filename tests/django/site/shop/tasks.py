@@ -1,13 +1,16 @@
 """Tasks of the site."""
 
-import django
+import os
+import signal
+import time
+from typing import Any
 
-if django.VERSION >= (6,):
-    from django.tasks import task
-else:
-    from django_tasks import task
+from django.db import connection, transaction
 
 from shop.models import Order
+from shop.task_api import task
+from tenure import Snooze
+from tenure.contrib.django import app
 
 
 @task
@@ -32,3 +35,75 @@ async def ship_async(number: int) -> int:
 def fail() -> None:
     """Fail."""
     raise ValueError("no such order")
+
+
+@task
+def ship_once(number: int, dies: str = "", fails: bool = False) -> int:
+    """Ship an order; an atomic task by OPTIONS. Its worker `dies` once, before or after commit."""
+    order = Order.objects.get(number=number)
+    order.shipped += 1
+    order.save()
+    if fails:
+        raise ValueError("undo it")
+    if dies and not os.path.exists(dies):  # noqa: PTH110
+        with open(dies, "w"):  # noqa: PTH123
+            pass
+        if dies.endswith("before"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        transaction.on_commit(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    return order.shipped
+
+
+@task(takes_context=True)
+def tell(context: Any, what: str) -> Any:
+    """Return something of the context."""
+    job, result = context.job, context.task_result
+    return {
+        "attempt": context.attempt,
+        "ids": [job.id == result.id, result.status],
+        "connection": id(connection.connection),
+    }[what]
+
+
+@task
+def odd(kind: str) -> Any:
+    """End in an unusual way."""
+    if kind == "exit":
+        raise SystemExit(3)
+    if kind == "snooze":
+        raise Snooze("1h")
+    return {1, 2}
+
+
+@task
+def flaky(path: str) -> int:
+    """Fail until there are three lines in a file."""
+    with open(path, "a+") as file:  # noqa: PTH123
+        file.write("once\n")
+        file.seek(0)
+        if (times := len(file.readlines())) < 3:
+            raise ConnectionError(times)
+    return times
+
+
+@task
+def broken() -> None:
+    """Leave the connection of this thread unusable, as a restart of the database does."""
+    connection.ensure_connection()
+    connection.connection.close()
+    Order.objects.count()
+
+
+@task
+def wait(path: str) -> None:
+    """Say that it runs, and run until the file is gone."""
+    with open(path, "w"):  # noqa: PTH123
+        pass
+    while os.path.exists(path):  # noqa: PTH110
+        time.sleep(0.01)
+
+
+@app.job
+def count_orders(least: int) -> int:
+    """Count orders: a job type of Tenure beside the tasks of Django."""
+    return Order.objects.filter(shipped__gte=least).count()

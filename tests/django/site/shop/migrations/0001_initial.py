@@ -2,6 +2,8 @@
 
 from django.db import migrations, models
 
+ID = models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")
+
 
 class Migration(migrations.Migration):
     """As `makemigrations` writes it."""
@@ -12,7 +14,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Order",
             fields=(
-                ("id", models.BigAutoField(primary_key=True)),
+                ("id", ID),
                 ("number", models.IntegerField(unique=True)),
                 ("shipped", models.IntegerField(default=0)),
             ),

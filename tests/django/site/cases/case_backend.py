@@ -1,0 +1,212 @@
+"""Tasks are added and read on Django's connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.db import connection, transaction
+from django.test import override_settings
+from shop import task_api
+from shop.models import Order
+from shop.tasks import count_orders, fail, ship, ship_async, ship_once
+
+from tenure import DuplicateJob, InvalidInput, KeyConflict, Unique
+from tenure.contrib.django import TenureBackend, WorkerLost, app
+from tenure.jobs.work import ClaimRequest
+from tenure.store.borrowed.drivers import driver_of
+
+InvalidTask, TaskResultDoesNotExist = task_api.InvalidTask, task_api.TaskResultDoesNotExist
+BACKEND = "tenure.contrib.django.TenureBackend"
+
+
+def job_of(result: Any) -> Any:
+    return app.within(connection).get(result.id)
+
+
+def exists(result: Any) -> bool:
+    try:
+        return bool(ship.get_backend().get_result(result.id))
+    except TaskResultDoesNotExist:
+        return False
+
+
+class Undo(Exception):
+    pass
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    with suppress(Undo), transaction.atomic():
+        yield
+        raise Undo
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_task_is_there_if_and_only_if_the_rows_are() -> None:
+    """Django's own advice, on_commit, loses the task if the process ends in between."""
+    with transaction.atomic():
+        Order.objects.create(number=1)
+        kept = ship.enqueue(1)
+        with undone():
+            inner = ship.enqueue(1)
+            assert exists(inner)
+        assert not exists(inner)
+    with undone():
+        gone = ship.enqueue(1)
+    assert (exists(kept), exists(gone)) == (True, False)
+    assert exists(ship.enqueue(1))  # in autocommit, as `save()`
+    (job,) = [job for job in app.find(type="shop.tasks.ship") if job.id == kept.id]
+    assert app.history(job.id)[0].actor == "django"
+
+
+@pytest.mark.django_db
+def test_a_test_case_sees_its_tasks(django_assert_num_queries: Any) -> None:
+    """The test's own transaction is never committed, so `on_commit` would never run."""
+    result = ship.enqueue(1, by=2)
+    with django_assert_num_queries(2):
+        assert ship.get_result(result.id) == result
+    assert (result.args, result.kwargs, result.status) == ([1], {"by": 2}, "READY")
+    assert "test" in app.database  # not that of the settings
+    result.refresh()
+    with pytest.raises(TaskResultDoesNotExist):
+        ship.get_result("no id")
+    with pytest.raises(TaskResultDoesNotExist):
+        ship.get_result(result.id[:-4] + "0000")
+    with pytest.raises(task_api.TaskResultMismatch):
+        fail.get_result(result.id)
+    other = count_orders.within(connection).enqueue(least=1)
+    with pytest.raises(TaskResultDoesNotExist):
+        ship.get_backend().get_result(other.id)
+
+
+@pytest.mark.django_db
+def test_what_a_task_says_is_what_the_job_has() -> None:
+    at = datetime(2090, 1, 2, tzinfo=UTC)
+    result = ship.using(priority=7, queue_name="slow", run_after=at).enqueue(1)
+    job = job_of(result)
+    assert (job.type, job.priority, job.queue, job.run_at) == ("shop.tasks.ship", -7, "slow", at)
+    assert job.payload == {"args": [1], "kwargs": {}}
+    assert (job.max_retries, job.timeout) == (3, None)
+    assert ship.get_result(result.id).task == result.task
+    more = ship.using(max_retries=5, timeout="30s", tags=["customer:1"], partition="acme")
+    job = job_of(more.enqueue(1))
+    assert (job.max_retries, job.timeout, job.tags) == (5, 30, ("customer:1",))
+    assert job.partition == "acme"
+    options = {"max_retries": 9, "tasks": {"shop.tasks.ship": {"timeout": 5}}}
+    with override_settings(TASKS={"default": {"BACKEND": BACKEND, "OPTIONS": options}}):
+        job = job_of(ship.enqueue(1))
+        assert (job.max_retries, job.timeout) == (9, 5)
+
+
+@pytest.mark.django_db
+def test_a_key_and_a_unique_task_stand_for_one_job() -> None:
+    """Afterwards the transaction can go on."""
+    keyed = ship.using(idempotency_key="order:1")
+    first = keyed.enqueue(1)
+    assert keyed.enqueue(1) == first
+    with pytest.raises(KeyConflict):
+        keyed.enqueue(2)
+    unique = fail.using(unique=Unique())
+    assert unique.enqueue().id == unique.enqueue().id
+    with pytest.raises(DuplicateJob):
+        fail.using(unique=Unique(on_conflict="error")).enqueue()
+    assert exists(first)
+
+
+@pytest.mark.django_db
+def test_what_cannot_run_is_refused() -> None:
+    with pytest.raises(InvalidTask, match="aware"):
+        ship.using(run_after=datetime(2090, 1, 1))  # noqa: DTZ001
+    with pytest.raises(AttributeError):  # as Django's own backends, whatever the docs say
+        ship.using(run_after=timedelta(hours=1))
+    with pytest.raises(InvalidTask, match="plain function"):
+        ship_async.using(atomic=True)
+    with pytest.raises(TypeError):
+        ship.enqueue(object())
+    with pytest.raises(InvalidInput):
+        ship.enqueue("x" * 2_000_000)
+
+    def named() -> None: ...
+
+    named.__qualname__ = "größer"
+    with pytest.raises(InvalidTask, match="name"):
+        task_api.task(named)
+
+
+@pytest.mark.django_db
+def test_a_task_is_added_with_signals_and_from_coroutines() -> None:
+    seen: list[Any] = []
+
+    def note(sender: Any, task_result: Any, **_: Any) -> None:
+        seen.append((sender, task_result))
+
+    task_api.task_enqueued.connect(note)
+    try:
+        result = ship.enqueue(1)
+    finally:
+        task_api.task_enqueued.disconnect(note)
+    assert seen == [(TenureBackend, result)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_coroutines_add_and_read_tasks() -> None:
+    async def add() -> Any:
+        result = await ship.aenqueue(1)
+        return await ship.aget_result(result.id)
+
+    assert exists(async_to_sync(add)())
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_times_zone_is_that_of_the_settings(settings: Any) -> None:
+    assert ship.enqueue(1).enqueued_at.tzinfo is not None
+    settings.USE_TZ = False
+    connection.close()
+    try:
+        result = ship.using(run_after=datetime(2090, 1, 1)).enqueue(1)  # noqa: DTZ001
+        assert result.enqueued_at.tzinfo is None
+        assert ship.get_result(result.id).enqueued_at == result.enqueued_at
+    finally:
+        settings.USE_TZ = True
+        connection.close()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_task_is_atomic_at_one_level_only() -> None:
+    """A savepoint could be undone without the other rows: see `complete`."""
+    driver: Any = driver_of(connection)
+    assert driver.commits_by_itself()
+    with transaction.atomic():
+        assert not driver.is_in_savepoint()
+        with transaction.atomic():
+            assert driver.is_in_savepoint()
+        with transaction.atomic(savepoint=False):
+            assert not driver.is_in_savepoint()
+    assert ship_once.get_backend().option(ship_once, "atomic") is True
+
+
+@pytest.mark.django_db
+def test_the_transaction_of_a_test_is_no_savepoint() -> None:
+    driver: Any = driver_of(connection)
+    with transaction.atomic(durable=True):
+        assert connection.savepoint_ids
+        assert not driver.is_in_savepoint()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_that_died_is_an_error_of_its_attempt() -> None:
+    """Other backends leave such a task running for ever."""
+    result = ship.using(queue_name="dead").enqueue(1)
+    app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=0.001, queues=("dead",)))
+    result.refresh()
+    assert (result.status, result.worker_ids) == ("RUNNING", ["w"])
+    while not app.core.sweep():
+        pass
+    result.refresh()
+    assert (result.status, result.attempts) == ("READY", 1)
+    assert result.errors[0].exception_class is WorkerLost

@@ -1,0 +1,137 @@
+"""Tasks run in a worker of this process, on connections like those of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.db import connection, connections
+from shop import task_api
+from shop.models import Order
+from shop.tasks import broken, count_orders, fail, flaky, odd, ship, ship_async, ship_once, tell
+
+from tenure.contrib.django import TaskCancelled, TenureBackend, app
+
+pytestmark = pytest.mark.django_db(transaction=True)
+READY, RUNNING, SUCCESSFUL, FAILED = "READY", "RUNNING", "SUCCESSFUL", "FAILED"
+
+
+@pytest.fixture
+def order() -> Order:
+    return Order.objects.create(number=1)
+
+
+@pytest.fixture(scope="module")
+def running(django_db_setup: Any, django_db_blocker: Any) -> Iterator[None]:
+    """A worker on the database of the tests, without jobs that others have left."""
+    for job in app.find(status="pending", limit=100):
+        app.cancel(job.id)
+    with app.running(concurrency=4):
+        yield
+    app.close()
+    connections.close_all()
+
+
+def done(result: Any) -> Any:
+    """The result once its job is settled."""
+    app.wait(result.id, timeout=30)
+    return ship.get_backend().get_result(result.id)
+
+
+def test_plain_functions_and_coroutines_run(running: None, order: Order) -> None:
+    result = done(ship.enqueue(1, by=2))
+    assert (result.status, result.return_value) == (SUCCESSFUL, {"shipped": 2})
+    assert result.attempts == len(result.worker_ids) == 1
+    assert result.enqueued_at <= result.started_at == result.last_attempted_at
+    assert result.started_at <= result.finished_at
+    assert done(ship_async.enqueue(1)).return_value == 3
+    job = count_orders.within(connection).enqueue(least=1)
+    assert app.wait(job.id, timeout=30).result == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (fail.enqueue, ValueError),
+        (lambda: odd.enqueue("exit"), SystemExit),
+        (lambda: odd.enqueue("set"), TypeError),
+        (lambda: ship.enqueue(404), Order.DoesNotExist),
+    ],
+)
+def test_an_exception_fails_a_task_at_once(running: None, make: Any, error: Any) -> None:
+    result = done(make())
+    assert (result.status, result.attempts) == (FAILED, 1)
+    (found,) = result.errors
+    assert found.exception_class_path == f"{error.__module__}.{error.__qualname__}"
+    assert "Traceback" in found.traceback
+    with pytest.raises(ValueError, match="failed"):
+        result.return_value  # noqa: B018
+
+
+def test_exceptions_are_retried_where_the_task_says_so(running: None, tmp_path: Any) -> None:
+    result = done(flaky.enqueue(str(tmp_path / "times")))
+    assert (result.status, result.attempts, result.return_value) == (SUCCESSFUL, 3, 3)
+    assert [error.exception_class for error in result.errors] == [ConnectionError] * 2
+
+
+def test_a_task_knows_its_attempt(running: None) -> None:
+    assert done(tell.enqueue("attempt")).return_value == 1
+    assert done(tell.enqueue("ids")).return_value == [True, RUNNING]
+
+
+def test_a_task_may_be_put_off(running: None) -> None:
+    """Which is no attempt."""
+    result = odd.enqueue("snooze")
+    while not app.get(result.id).snoozes:
+        app.wake()
+    result.refresh()
+    assert (result.status, result.attempts, result.errors) == (READY, 0, [])
+    app.cancel(result.id, reason="no longer wanted")
+    result.refresh()
+    assert result.status == FAILED
+    assert result.errors[0].exception_class is TaskCancelled
+    assert result.errors[0].traceback == "no longer wanted"
+
+
+def test_signals_say_what_becomes_of_a_task(running: None, order: Order, tmp_path: Any) -> None:
+    """A failure that is retried is not the end; receivers that fail change nothing."""
+    seen: list[Any] = []
+
+    def started(sender: Any, task_result: Any, **_: Any) -> None:
+        seen.append((sender, task_result.id, task_result.status))
+
+    def finished(sender: Any, task_result: Any, **_: Any) -> None:
+        seen.append((sender, task_result.id, task_result.status))
+        raise RuntimeError
+
+    task_api.task_started.connect(started)
+    task_api.task_finished.connect(finished)
+    try:
+        calls = [(ship, 1), (ship_async, 1), (fail,), (flaky, str(tmp_path / "times"))]
+        ids = [done(task.enqueue(*arguments)).id for task, *arguments in calls]
+    finally:
+        task_api.task_started.disconnect(started)
+        task_api.task_finished.disconnect(finished)
+    expected = [
+        *([0, RUNNING], [0, SUCCESSFUL], [1, RUNNING], [1, SUCCESSFUL], [2, RUNNING], [2, FAILED]),
+        *([3, RUNNING], [3, RUNNING], [3, RUNNING], [3, SUCCESSFUL]),
+    ]
+    assert seen == [(TenureBackend, ids[number], status) for number, status in expected]
+
+
+def test_an_atomic_task_is_completed_with_its_rows(running: None, order: Order) -> None:
+    result = done(ship_once.enqueue(1))
+    assert (result.status, result.return_value) == (SUCCESSFUL, 1)
+    assert done(ship_once.enqueue(1, fails=True)).status == FAILED
+    order.refresh_from_db()
+    assert order.shipped == 1
+    assert app.verify() == []
+
+
+def test_each_task_begins_with_a_connection_that_is_usable(running: None, order: Order) -> None:
+    """As each request: django-tasks-db and procrastinate kept dead ones until a restart."""
+    killed = broken.enqueue()
+    assert done(killed).status == FAILED
+    results = [done(ship.enqueue(1)) for _ in range(8)]
+    assert {result.status for result in results} == {SUCCESSFUL}
