@@ -1,12 +1,15 @@
-"""An environment of its own for each peer, made by name and pinned version, kept in `.bench/`."""
+"""An environment of its own for each peer and each Django, pinned, kept in `.bench/`."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -23,24 +26,29 @@ class Unavailable(Exception):
 
 
 def python_for(subject: Subject) -> Path:
-    """The interpreter that runs a subject's adapter, installing its environment at the first use.
+    """The interpreter that runs a subject's adapter; raises Unavailable as `environment` does."""
+    if subject.ours:
+        return Path(sys.executable)
+    return environment(subject.adapter, subject.oldest_python, subject.requirements)
+
+
+def environment(name: str, oldest: tuple[int, int], requirements: tuple[str, ...]) -> Path:
+    """The interpreter of an environment with these requirements, installed at the first use.
 
     Raises Unavailable if there is no Python new enough, or nothing can be installed.
     """
-    if subject.ours:
-        return Path(sys.executable)
-    folder = CACHE / "venvs" / subject.adapter
+    folder = cache_folder() / "venvs" / name
     python = folder / "bin" / "python"
-    base = find_python(subject.oldest_python)
-    wanted = json.dumps([str(base), *subject.requirements])
+    base = find_python(oldest)
+    wanted = json.dumps([str(base), *requirements])
     stamp = folder / "made-of.json"
-    if python.exists() and stamp.exists() and stamp.read_text() == wanted:
-        return python
-    print(f"installing {', '.join(subject.requirements)}", file=sys.stderr, flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    cache_folder()
-    _install(base, folder, subject.requirements)
-    stamp.write_text(wanted)
+    with one_at_a_time(name):
+        if python.exists() and stamp.exists() and stamp.read_text() == wanted:
+            return python
+        print(f"installing {', '.join(requirements)}", file=sys.stderr, flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        _install(base, folder, requirements)
+        stamp.write_text(wanted)
     return python
 
 
@@ -49,6 +57,14 @@ def cache_folder() -> Path:
     CACHE.mkdir(exist_ok=True)
     (CACHE / ".gitignore").write_text("*\n")
     return CACHE
+
+
+@contextmanager
+def one_at_a_time(name: str) -> Iterator[None]:
+    """Let one process after the other fill a part of the folder: tests run in several."""
+    with (cache_folder() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @cache
