@@ -179,7 +179,8 @@ JOB_TYPE = (
 )
 WITHIN = (
     *("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
-    *("get", "get_async", "cancel", "cancel_async", "signal", "signal_async"),
+    *("get", "get_async", "cancel", "cancel_async", "retry", "retry_async"),
+    *("signal", "signal_async"),
 )
 CONTRIB: Mapping[ModuleType, Sequence[str]] = {
     sentry: ("install",),

@@ -6,7 +6,16 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tenure import InvalidInput, JobNotFound, KeyConflict, NewJob, QueueFull, RetryPolicy, Tenure
+from tenure import (
+    IllegalTransition,
+    InvalidInput,
+    JobNotFound,
+    KeyConflict,
+    NewJob,
+    QueueFull,
+    RetryPolicy,
+    Tenure,
+)
 from tenure.jobs.parking import Wait
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tests.support.lenders import DRIVERS, Kind, Lender, lent
@@ -173,6 +182,26 @@ def test_a_job_can_be_cancelled_in_the_transaction(app: Tenure, lender: Lender) 
         with pytest.raises(JobNotFound):
             lender.call(app, verb, "none")
         lender.rollback()
+
+
+def test_a_failed_job_can_be_retried_in_the_transaction(app: Tenure, lender: Lender) -> None:
+    job = app.enqueue("mail", max_retries=1)
+    lender.begin()
+    with pytest.raises(IllegalTransition):
+        lender.call(app, "retry", job.id)
+    lender.rollback()
+    request = ClaimRequest(worker="w", limit=1, lease_seconds=60)
+    (lease,) = app.core.claim(request).leases
+    app.core.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error="no")])
+    lender.begin()
+    retried = lender.call(app, "retry", job.id, more_retries=2, actor="ann", reason="try again")
+    assert (retried.status, retried.max_retries, retried.actor) == ("pending", 3, "ann")
+    lender.rollback()
+    assert app.get(job.id).status == "failed"
+    lender.begin()
+    lender.call(app, "retry", job.id)
+    lender.commit()
+    assert (app.get(job.id).status, app.history(job.id)[-1].event) == ("pending", "retried")
 
 
 def test_the_form_for_the_other_kind_names_the_right_one(app: Tenure, lender: Lender) -> None:

@@ -10,9 +10,9 @@ from tenure.app import enqueueing
 from tenure.app.adding import Adding
 from tenure.app.signals import new_signal
 from tenure.errors import InvalidInput, JobNotFound
-from tenure.events import Cancelled, Event
+from tenure.events import Cancelled, Event, Retried
 from tenure.jobs import ids
-from tenure.jobs.enqueue import Enqueued, NewJob, Options, Wake
+from tenure.jobs.enqueue import MAX_RETRIES, Enqueued, NewJob, Options, Wake, whole
 from tenure.jobs.names import check_reason
 from tenure.jobs.queue_rights import includes
 from tenure.jobs.signals import NewSignal, Signal
@@ -113,6 +113,33 @@ class Within:
         apply = partial(self._apply, job_id, self._cancelled(actor, reason))
         return await self._borrowed.call_async(apply, verb="cancel")
 
+    def retry(
+        self,
+        job_id: str,
+        *,
+        more_retries: int = 1,
+        actor: str | None = None,
+        reason: str | None = None,
+    ) -> Job:
+        """Run a failed job again when you commit; return it, pending.
+
+        Arguments and errors are those of `Tenure.retry`.
+        """
+        apply = partial(self._apply, job_id, self._retried(more_retries, actor, reason))
+        return self._borrowed.call(apply, verb="retry")
+
+    async def retry_async(
+        self,
+        job_id: str,
+        *,
+        more_retries: int = 1,
+        actor: str | None = None,
+        reason: str | None = None,
+    ) -> Job:
+        """Run a failed job again like `retry`, on an asynchronous connection."""
+        apply = partial(self._apply, job_id, self._retried(more_retries, actor, reason))
+        return await self._borrowed.call_async(apply, verb="retry")
+
     def signal(
         self,
         job_id: str,
@@ -148,6 +175,11 @@ class Within:
 
     def _cancelled(self, actor: str | None, reason: str | None) -> Cancelled:
         return Cancelled(actor=self._core.signed(actor), reason=check_reason(reason))
+
+    def _retried(self, more_retries: int, actor: str | None, reason: str | None) -> Retried:
+        more = whole(more_retries, 1, MAX_RETRIES, "$.more_retries")
+        by, why = self._core.signed(actor), check_reason(reason)
+        return Retried(more_retries=more, actor=by, reason=why)
 
     def _apply(self, job_id: str, event: Event, engine: str) -> Steps[Job]:
         yield from self._get(job_id, engine)
