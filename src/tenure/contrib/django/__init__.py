@@ -15,10 +15,19 @@ if TYPE_CHECKING:
     from tenure import Tenure
     from tenure.contrib.django.backend import TenureBackend
     from tenure.contrib.django.tasks import TenureContext, TenureTask
+    from tenure.contrib.django.web import asgi
 
     app: Tenure
 
-__all__ = ["TaskCancelled", "TenureBackend", "TenureContext", "TenureTask", "WorkerLost", "app"]
+__all__ = [
+    "TaskCancelled",
+    "TenureBackend",
+    "TenureContext",
+    "TenureTask",
+    "WorkerLost",
+    "app",
+    "asgi",
+]
 
 
 class TaskCancelled(Exception):
@@ -38,6 +47,8 @@ def __getattr__(name: str) -> object:
         return backend.app
     if name == "TenureBackend":
         from tenure.contrib.django import backend as home
+    elif name == "asgi":
+        from tenure.contrib.django import web as home  # type: ignore[no-redef]
     elif name in ("TenureContext", "TenureTask"):
         from tenure.contrib.django import tasks as home  # type: ignore[no-redef]
     else:

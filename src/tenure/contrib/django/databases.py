@@ -24,17 +24,17 @@ NOT_FOR_URLS = ("client_encoding", "context", "cursor_factory", "prepare_thresho
 _lock = threading.Lock()
 
 
-def tenure_of(database: str, schema: str) -> Tenure:
+def tenure_of(database: str, schema: str, redact: tuple[str, ...]) -> Tenure:
     """Return the only `Tenure` of this process for a database of the settings."""
     with _lock:  # two tasks that are imported at once must not make two
-        return _tenure_of(database, schema)
+        return _tenure_of(database, schema, redact)
 
 
 @cache
-def _tenure_of(database: str, schema: str) -> Tenure:
+def _tenure_of(database: str, schema: str, redact: tuple[str, ...]) -> Tenure:
     from tenure.contrib.django.handlers import around
 
-    app = Tenure(IN_MEMORY, migrate="never", actor="django")
+    app = Tenure(IN_MEMORY, migrate="never", actor="django", redact=redact)
     app.around(partial(around, app))
     # Asked each time: tests give a database another name.
     app.core.database = partial(url_of, database, schema)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.core.cache import caches
-from django.db import close_old_connections, connections, reset_queries, transaction
+from django.db import connections, reset_queries, transaction
 from django.utils import timezone
 
 from tenure import InvalidInput, JobContext, PermanentFailure, RetryAfter, Snooze, Tenure
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Arguments = list[Any] | None
 Keywords = dict[str, Any] | None
+lent: list[Any] = []
+"""The connections of tests in whose transactions tasks run."""
 NOT_THE_END = (Parked, Snooze, RetryAfter, asyncio.CancelledError)
 
 
@@ -147,24 +149,54 @@ def around(
 
 @contextmanager
 def _clean() -> Iterator[None]:
+    borrowed = _borrow()
     _close()
     try:
         yield
     finally:
         _close()
+        _give_back(borrowed)
 
 
 @asynccontextmanager
 async def _clean_async() -> AsyncIterator[None]:
     """Run the queries of a coroutine on a separate thread, with its connections."""
     async with ThreadSensitiveContext():
+        borrowed = await sync_to_async(_borrow)()
         try:
             yield
         finally:
-            await sync_to_async(connections.close_all)()
+            await sync_to_async(_leave)(borrowed)
+
+
+def _borrow() -> list[Any]:
+    """Use what tests have lent on this thread too."""
+    borrowed = [one for one in lent if connections[one.alias] is not one]
+    for connection in borrowed:
+        connection.inc_thread_sharing()
+        connections[connection.alias] = connection
+    return borrowed
+
+
+def _give_back(borrowed: list[Any]) -> None:
+    for connection in borrowed:
+        del connections[connection.alias]
+        connection.dec_thread_sharing()
+
+
+def _leave(borrowed: list[Any]) -> None:
+    _give_back(borrowed)
+    for connection in _free():
+        connection.close()
 
 
 def _close() -> None:
     reset_queries()
-    close_old_connections()
+    for connection in _free():
+        connection.close_if_unusable_or_obsolete()
     caches.close_all()
+
+
+def _free() -> list[Any]:
+    """Return the connections of this thread that are not in the transaction of a test."""
+    return [one for one in connections.all(initialized_only=True) if not one.in_atomic_block]

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from django.db import migrations
+from django.db.migrations.state import ModelState
 
 from tenure.contrib.django.migrating import RunTenure
+from tenure.contrib.django.models import Job, Transition
+
+UNMANAGED = [ModelState.from_model(model) for model in (Job, Transition)]
+"""As they are now, whatever they were: for them nothing is done in the database."""
 
 
 class Migration(migrations.Migration):
@@ -12,4 +17,10 @@ class Migration(migrations.Migration):
 
     initial = True
     dependencies = ()
-    operations = (RunTenure(),)
+    operations = (
+        RunTenure(),
+        *(
+            migrations.CreateModel(one.name, list(one.fields.items()), one.options, one.bases)
+            for one in UNMANAGED
+        ),
+    )

@@ -1,0 +1,66 @@
+"""Django's test cases with the jobs of the project."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
+from tenure import testing
+from tenure.contrib.django import handlers
+from tenure.contrib.django.databases import IN_MEMORY, backends
+from tenure.testing import Jobs
+
+if TYPE_CHECKING:
+    from django.test import TransactionTestCase as _Case
+else:
+    _Case = object
+
+
+@contextmanager
+def within(backend: Any) -> Iterator[Jobs]:
+    """Do what `tenure.testing.within` does, on Django's connection, for coroutines too.
+
+    - `backend`: a `TenureBackend`. Its connection has to be in a transaction.
+    """
+    connection = connections[backend.database]
+    handlers.lent.append(connection)
+    try:
+        with testing.within(backend.app, connection) as jobs:
+            yield jobs
+    finally:
+        handlers.lent.remove(connection)
+
+
+class TenureTestMixin(_Case):
+    """Gives a test case `self.jobs`, the `Jobs` of the first backend of Tenure.
+
+        class OrderTest(TenureTestMixin, TestCase): ...
+
+    In a `TestCase` all of it happens in the transaction of the test: nothing has to be committed,
+    and nothing is left. A `TransactionTestCase` and what is derived from it commit, so the jobs are
+    cleared after each test; with SQLite, its database has to be a file. A `setUp` of your own calls
+    `super().setUp()` first.
+    """
+
+    jobs: Jobs
+
+    def setUp(self) -> None:
+        """Let the application use the database of the test."""
+        super().setUp()
+        backend: Any = backends()[0]
+        app, connection = backend.app, connections[backend.database]
+        if connection.in_atomic_block:
+            self.jobs = self.enterContext(within(backend))
+            return
+        url = app.core.database
+        if url == IN_MEMORY:
+            raise ImproperlyConfigured(
+                f"{type(self).__name__} commits, which needs a database of tests that is a file: "
+                f"set DATABASES[{backend.database!r}]['TEST'] = {{'NAME': ...}}, or use TestCase"
+            )
+        self.jobs = self.enterContext(testing.on(app, url))
+        self.addCleanup(self.jobs.clear)

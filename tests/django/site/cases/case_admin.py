@@ -1,0 +1,132 @@
+"""The admin shows jobs with their ledger, and its actions are the store's to decide."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.db import DatabaseError, connection, transaction
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from shop.tasks import fail, ship
+
+from tenure import testing
+from tenure.contrib.django import admin, app, models
+from tenure.testing import Jobs
+
+pytestmark = pytest.mark.django_db
+LIST = "admin:tenure_job_changelist"
+
+
+@pytest.fixture
+def jobs(db: None) -> Iterator[Jobs]:
+    with testing.within(app, connection) as jobs:
+        yield jobs
+
+
+def signed_in(*permissions: str) -> Client:
+    user = User.objects.create_user("ann@example.com", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def ann() -> Client:
+    return signed_in("view_job", "change_job", "view_transition")
+
+
+def act(client: Client, verb: str, *results: Any, at: str = "") -> list[str]:
+    """Choose an action for tasks; return what the next page says."""
+    chosen = {"action": verb, "_selected_action": [one.id for one in results]}
+    page = client.post(at or reverse(LIST), chosen, follow=True)
+    return [str(message) for message in page.context["messages"]]
+
+
+def test_the_models_are_the_rows_that_the_store_has(jobs: Jobs) -> None:
+    result = ship.enqueue(1)
+    stored = app.get(result.id)
+    job = models.Job.objects.get(pk=result.id)
+    assert (str(job.pk), job.type, job.queue) == (stored.id, "shop.tasks.ship", "default")
+    assert (job.created_at, job.run_at) == (stored.created_at, stored.run_at)
+    assert models.Job.objects.get(created_at=stored.created_at) == job
+    assert [one.event for one in job.transitions.order_by("seq")] == ["enqueued"]
+    assert not models.Job.objects.filter(created_at__gt=stored.created_at).exists()
+    with pytest.raises(DatabaseError), transaction.atomic():
+        models.Job.objects.filter(pk=result.id).update(status="completed")
+    assert app.get(result.id).status == "pending"
+
+
+def test_jobs_are_listed_newest_first_and_found_by_id(jobs: Jobs, ann: Client) -> None:
+    results = [ship.enqueue(number) for number in range(3)] + [fail.enqueue()]
+    listed = re.findall(r"/admin/tenure/job/([0-9a-f-]{36})/change", ann.get(reverse(LIST)).text)
+    assert list(dict.fromkeys(listed)) == [one.id for one in reversed(results)]
+    for wanted in ({"type": "shop.tasks.fail"}, {"q": results[3].id}):
+        found = ann.get(reverse(LIST), wanted).text
+        assert results[3].id in found
+        assert results[0].id not in found
+    assert "0 results" in ann.get(reverse(LIST), {"q": "no such id"}).text
+    assert "0 results" in ann.get(reverse(LIST), {"status__exact": "failed"}).text
+
+
+def test_a_list_looks_at_a_bounded_number_of_rows(
+    jobs: Jobs, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counting ten million jobs for each page made other queues' admins unusable."""
+    monkeypatch.setattr(admin, "MOST_COUNTED", 2)
+    monkeypatch.setattr(admin.JobAdmin, "list_per_page", 1)
+    for number in range(3):
+        ship.enqueue(number)
+    with CaptureQueriesContext(connection) as asked:
+        assert "2 results" in ann.get(reverse(LIST)).text
+    of_jobs = [one["sql"] for one in asked if "tenure_job" in one["sql"] or '"job"' in one["sql"]]
+    assert of_jobs
+    assert all(" LIMIT " in sql for sql in of_jobs)
+
+
+def test_the_page_of_a_job_has_its_ledger_and_hides_what_is_redacted(
+    jobs: Jobs, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app.core, "redaction", app.core.redaction.also(["number"]))
+    result = ship.enqueue(number="4 0 4")
+    jobs.drain(raise_errors=False)
+    page = ann.get(reverse("admin:tenure_job_change", args=[result.id])).text
+    assert "Traceback (most recent call last)" in page
+    assert "[redacted]" in page
+    assert "4 0 4" not in page
+    for event in ("enqueued", "claimed", "gave_up"):
+        assert event in page
+
+
+def test_actions_are_the_stores_to_decide(jobs: Jobs, ann: Client) -> None:
+    failed, waits = fail.enqueue(), ship.enqueue(1)
+    with pytest.raises(ValueError, match="no such order"):
+        jobs.run(failed.id)
+    said = act(ann, "cancel", failed, waits)
+    assert said[0] == "cancel: 1 done"
+    assert "it cannot be cancelled" in said[1]
+    assert app.get(waits.id).status == "cancelled"
+    assert app.history(waits.id)[-1].actor == "user:ann@example.com"
+    assert act(ann, "retry", failed) == ["retry: 1 done"]
+    assert (app.get(failed.id).status, app.get(failed.id).max_retries) == ("pending", 4)
+    said = act(ann, "retry", *[ship.enqueue(number) for number in range(7)])
+    assert len(said) == admin.MOST_REFUSALS + 1
+    assert said[-1] == "2 more were refused"
+
+
+def test_who_may_only_look_changes_nothing(jobs: Jobs) -> None:
+    client = signed_in("view_job")
+    result = ship.enqueue(1)
+    assert "Select job to view" in client.get(reverse(LIST)).text
+    page = client.get(reverse("admin:tenure_job_change", args=[result.id]))
+    assert 'name="_save"' not in page.text
+    assert act(client, "cancel", result) != ["cancel: 1 done"]
+    assert app.get(result.id).status == "pending"
+    for path in ("add/", f"{result.id}/delete/"):
+        assert client.get(f"{reverse(LIST)}{path}").status_code == 403
+    assert client.post(page.request["PATH_INFO"], {"type": "other"}).status_code == 403

@@ -1,0 +1,90 @@
+"""`TenureTestMixin`: a view adds tasks, the test looks at them and runs them."""
+
+from __future__ import annotations
+
+import time
+import unittest
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
+from django.http import HttpRequest, HttpResponse
+from django.test import TestCase, TransactionTestCase
+from django.test.client import RequestFactory
+from shop.models import Order
+from shop.tasks import fail, ship, ship_async
+
+from tenure.contrib.django import app
+from tenure.contrib.django.testing import TenureTestMixin
+
+IN_MEMORY = "cannot be drained: the database is in memory"
+
+
+def order_view(request: HttpRequest) -> HttpResponse:
+    order = Order.objects.create(number=int(request.POST["number"]))
+    return HttpResponse(ship.enqueue(order.number).id)
+
+
+def order(number: int) -> str:
+    return order_view(RequestFactory().post("/", {"number": number})).text
+
+
+class InTransaction(TenureTestMixin, TestCase):
+    def test_a_view_adds_a_task_that_runs(self) -> None:
+        """pytest-django#752: what waits for a commit never runs in a TestCase."""
+        began = time.perf_counter()
+        task_id = order(7)
+        job = self.jobs.assert_enqueued("shop.tasks.ship", {"args": [7]}, count=1)
+        took = time.perf_counter() - began
+        assert job.id == task_id
+        assert self.jobs.drain().completed == 1
+        assert Order.objects.get(number=7).shipped == 1
+        result = ship.get_backend().get_result(task_id)
+        assert (result.status, result.return_value) == ("SUCCESSFUL", {"shipped": 1})
+        assert took < 1, "it waited for something"
+
+    def test_b_nothing_is_left_of_the_test_before(self) -> None:
+        assert not Order.objects.exists()
+        self.jobs.assert_none_enqueued()
+        assert app.find() == []
+
+    def test_a_coroutine_has_the_connection_of_the_test(self) -> None:
+        """On a thread of its own it would not see what the test has not committed."""
+        Order.objects.create(number=1)
+        result = ship_async.enqueue(1)
+        self.jobs.drain()
+        assert Order.objects.get(number=1).shipped == 1
+        assert ship.get_backend().get_result(result.id).return_value == 1
+        assert connection.in_atomic_block
+
+    async def test_a_coroutine_can_drain(self) -> None:
+        await Order.objects.acreate(number=1)
+        await ship_async.aenqueue(1)
+        await ship.aenqueue(1)
+        await self.jobs.drain_async()
+        assert (await Order.objects.aget(number=1)).shipped == 2
+
+    def test_the_error_of_a_task_is_that_of_the_test(self) -> None:
+        fail.enqueue()
+        with self.assertRaisesMessage(ValueError, "no such order"):
+            self.jobs.drain()
+
+
+class Committed(TenureTestMixin, TransactionTestCase):
+    def setUp(self) -> None:
+        if getattr(connection, "is_in_memory_db", bool)():
+            with pytest.raises(ImproperlyConfigured, match="Committed commits"):
+                super().setUp()
+            raise unittest.SkipTest(IN_MEMORY)
+        super().setUp()
+
+    def test_a_view_adds_a_task_that_runs(self) -> None:
+        order(7)
+        assert self.jobs.drain().completed == 1
+        assert Order.objects.get(number=7).shipped == 1
+
+    test_b_again = test_a_view_adds_a_task_that_runs
+
+    def test_c_the_jobs_are_those_of_this_test(self) -> None:
+        assert app.find() == []
+        assert app.verify() == []
