@@ -133,21 +133,22 @@ def test_the_limit_is_not_lowered_below_what_happened(
         refused(harness, set_limit % "9", ids[situation])
 
 
-@pytest.mark.parametrize("missing", ["lease_id", "lease_expires_at", "worker", "started_at"])
 def test_no_job_is_processing_without_a_lease(
-    harness: StoreHarness, ids: dict[str, str], missing: str
+    harness: StoreHarness, ids: dict[str, str], subtests: pytest.Subtests
 ) -> None:
-    refused(harness, f"UPDATE {{job}} SET {missing} = NULL WHERE id = ?", ids["processing"])
-    lease = {
-        "lease_id": "{new_lease}",
-        "lease_expires_at": "{later}",
-        "worker": "'w'",
-        "started_at": "{now}",
-        missing: "NULL",
-    }
-    claim = "status = 'processing', attempts = attempts + 1, token = token + 1"
-    columns = ", ".join(f"{column} = {value}" for column, value in lease.items())
-    refused(harness, f"UPDATE {{job}} SET {claim}, {columns} WHERE id = ?", ids["pending"])
+    for missing in ["lease_id", "lease_expires_at", "worker", "started_at"]:
+        with subtests.test(missing):
+            refused(harness, f"UPDATE {{job}} SET {missing} = NULL WHERE id = ?", ids["processing"])
+            lease = {
+                "lease_id": "{new_lease}",
+                "lease_expires_at": "{later}",
+                "worker": "'w'",
+                "started_at": "{now}",
+                missing: "NULL",
+            }
+            claim = "status = 'processing', attempts = attempts + 1, token = token + 1"
+            columns = ", ".join(f"{column} = {value}" for column, value in lease.items())
+            refused(harness, f"UPDATE {{job}} SET {claim}, {columns} WHERE id = ?", ids["pending"])
 
 
 def test_a_lease_is_neither_exchanged_nor_given_to_a_job_at_rest(
@@ -202,13 +203,14 @@ BROKEN_ROWS = {
 }
 
 
-@pytest.mark.parametrize("broken", BROKEN_ROWS)
 def test_a_row_that_makes_no_sense_is_refused_even_without_triggers(
-    harness: StoreHarness, broken: str
+    harness: StoreHarness, subtests: pytest.Subtests
 ) -> None:
     lease = harness.take()
     harness.sql.drop_triggers()
-    refused(harness, f"UPDATE {{job}} SET {BROKEN_ROWS[broken]} WHERE id = ?", lease.id)
+    for broken, changes in BROKEN_ROWS.items():
+        with subtests.test(broken):
+            refused(harness, f"UPDATE {{job}} SET {changes} WHERE id = ?", lease.id)
 
 
 # --- legal moves ------------------------------------------------------------------------------
@@ -353,16 +355,15 @@ OTHER_NAMES: dict[str, tuple[str, str, dict[str, str]]] = {
 guard looks: a condition that is NULL would be silent."""
 
 
-@pytest.mark.parametrize("name", OTHER_NAMES)
 def test_a_transition_does_not_pass_under_the_name_of_another(
-    harness: StoreHarness, ids: dict[str, str], name: str
+    harness: StoreHarness, ids: dict[str, str], subtests: pytest.Subtests
 ) -> None:
-    source, target, changes = OTHER_NAMES[name]
     harness.sql.drop_checks()
-    with pytest.raises(Refused, match="tenure: "):
-        harness.sql.run(
-            f"UPDATE {{job}} SET {dressed(target, **changes)} WHERE id = ?", ids[source]
-        )
+    for name, (source, target, changes) in OTHER_NAMES.items():
+        with subtests.test(name), pytest.raises(Refused, match="tenure: "):
+            harness.sql.run(
+                f"UPDATE {{job}} SET {dressed(target, **changes)} WHERE id = ?", ids[source]
+            )
 
 
 def test_a_waiting_job_waits_for_something_and_others_for_nothing(

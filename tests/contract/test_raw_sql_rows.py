@@ -36,19 +36,20 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("column", EDITS)
 def test_what_a_job_is_never_changes(
-    harness: StoreHarness, ids: dict[str, str], column: str
+    harness: StoreHarness, ids: dict[str, str], subtests: pytest.Subtests
 ) -> None:
-    change = f"{column} = {EDITS[column]}"
-    for situation in SITUATIONS:
-        refused(harness, f"UPDATE {{job}} SET {change} WHERE id = ?", ids[situation])
-    if column in ("id", "type", "queue", "created_at", "idempotency_key", "fingerprint"):
-        refused(harness, f"UPDATE {{job}} SET {column} = NULL WHERE id = ?", ids["pending"])
-    # Not under cover of a legal move either.
-    transition = f"UPDATE {{job}} SET status = 'cancelled', {DRESS['cancelled']}"
-    refused(harness, f"{transition}, {change} WHERE id = ?", ids["pending"])
-    accepted(harness, f"{transition} WHERE id = ?", ids["pending"])
+    for column, value in EDITS.items():
+        with subtests.test(column):
+            change = f"{column} = {value}"
+            for situation in SITUATIONS:
+                refused(harness, f"UPDATE {{job}} SET {change} WHERE id = ?", ids[situation])
+            if column in ("id", "type", "queue", "created_at", "idempotency_key", "fingerprint"):
+                refused(harness, f"UPDATE {{job}} SET {column} = NULL WHERE id = ?", ids["pending"])
+            # Not under cover of a legal move either.
+            transition = f"UPDATE {{job}} SET status = 'cancelled', {DRESS['cancelled']}"
+            refused(harness, f"{transition}, {change} WHERE id = ?", ids["pending"])
+            accepted(harness, f"{transition} WHERE id = ?", ids["pending"])
 
 
 def test_a_settled_job_is_not_edited_at_all(harness: StoreHarness, ids: dict[str, str]) -> None:
@@ -71,40 +72,41 @@ def test_a_settled_job_is_not_edited_at_all(harness: StoreHarness, ids: dict[str
 # --- coming and going -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("columns", "values"),
-    [
-        (", status", ", 'completed'"),
-        (", status, finished_at", ", 'completed', {now}"),
-        (", status, finished_at, last_error", ", 'failed', {now}, 'x'"),
-        (", status, finished_at", ", 'cancelled', {now}"),
-        (
-            ", status, attempts, token, lease_id, lease_expires_at, worker, started_at",
-            ", 'processing', 1, 1, {new_lease}, {later}, 'w', {now}",
-        ),
-        (", status", ", 'done'"),
-        (", attempts, token", ", 1, 1"),
-        (", attempts", ", -1"),
-        (", token", ", 1"),
-        (", token", ", -1"),
-        (", lease_id, lease_expires_at", ", {new_lease}, {later}"),
-        (", finished_at", ", {now}"),
-        (", worker", ", 'w'"),
-        (", started_at", ", {now}"),
-        (", result", ", '1'"),
-        (", last_error", ", 'x'"),
-        (", max_retries", ", -1"),
-        (", snoozes", ", 0"),
-        (", status", ", 'waiting'"),
-        (", status, need", ", 'waiting', 0"),
-        (", need", ", 1"),
-    ],
-)
+NEW_ROWS = [
+    (", status", ", 'completed'"),
+    (", status, finished_at", ", 'completed', {now}"),
+    (", status, finished_at, last_error", ", 'failed', {now}, 'x'"),
+    (", status, finished_at", ", 'cancelled', {now}"),
+    (
+        ", status, attempts, token, lease_id, lease_expires_at, worker, started_at",
+        ", 'processing', 1, 1, {new_lease}, {later}, 'w', {now}",
+    ),
+    (", status", ", 'done'"),
+    (", attempts, token", ", 1, 1"),
+    (", attempts", ", -1"),
+    (", token", ", 1"),
+    (", token", ", -1"),
+    (", lease_id, lease_expires_at", ", {new_lease}, {later}"),
+    (", finished_at", ", {now}"),
+    (", worker", ", 'w'"),
+    (", started_at", ", {now}"),
+    (", result", ", '1'"),
+    (", last_error", ", 'x'"),
+    (", max_retries", ", -1"),
+    (", snoozes", ", 0"),
+    (", status", ", 'waiting'"),
+    (", status, need", ", 'waiting', 0"),
+    (", need", ", 1"),
+]
+
+
 def test_a_job_enters_pending_and_untried_or_not_at_all(
-    harness: StoreHarness, columns: str, values: str
+    harness: StoreHarness, subtests: pytest.Subtests
 ) -> None:
     harness.add()
-    refused(harness, INSERT % (columns, values), NEW_ID)
+    for columns, values in NEW_ROWS:
+        with subtests.test(f"{columns} {values}"):
+            refused(harness, INSERT % (columns, values), NEW_ID)
 
 
 def test_a_job_enters_untried_even_without_checks(harness: StoreHarness) -> None:

@@ -92,22 +92,24 @@ def statement(column: str) -> tuple[str, list[Any]]:
     return f"INSERT INTO {{job}} ({columns}) VALUES ({marks}, {{now}}, {{now}})", [*others.values()]
 
 
-@pytest.mark.parametrize(("column", "value"), GOOD, ids=lambda value: ascii(value)[:30])
 def test_what_an_enqueue_accepts_is_accepted(
-    harness: StoreHarness, column: str, value: object
+    harness: StoreHarness, subtests: pytest.Subtests
 ) -> None:
-    insert, others = statement(column)
-    accepted(harness, insert, *others, value)
+    for column, value in GOOD:
+        with subtests.test(f"{column} {value!a:.30}"):
+            insert, others = statement(column)
+            accepted(harness, insert, *others, value)
 
 
 @pytest.mark.scenario(95)
 @pytest.mark.requirement("C13")
-@pytest.mark.parametrize(("column", "value"), BAD, ids=lambda value: ascii(value)[:30])
 def test_what_an_enqueue_refuses_is_refused(
-    harness: StoreHarness, column: str, value: object
+    harness: StoreHarness, subtests: pytest.Subtests
 ) -> None:
-    insert, others = statement(column)
-    refused(harness, insert, *others, value)
+    for column, value in BAD:
+        with subtests.test(f"{column} {value!a:.30}"):
+            insert, others = statement(column)
+            refused(harness, insert, *others, value)
 
 
 def test_changes_are_refused_too(harness: StoreHarness) -> None:

@@ -100,19 +100,23 @@ def test_failure_decides_and_requeues_at_once(harness: StoreHarness) -> None:
     assert harness.ids(harness.claim()) == [job.id]
 
 
-@pytest.mark.parametrize(("max_retries", "runs"), [(0, 1), (1, 1), (2, 2), (3, 3)])
-def test_the_limit_by_counting_runs(harness: StoreHarness, max_retries: int, runs: int) -> None:
-    job = harness.add(max_retries=max_retries)
-    seen = 0
-    for _ in range(10):
-        for lease in harness.claim():
-            seen += 1
-            harness.report(report_failed(lease, f"run {seen}"))
-        harness.clock.advance(7200)
-    assert seen == runs
-    end = harness.get(job.id)
-    assert (end.status, end.attempts, end.last_error) == ("failed", runs, f"run {runs}")
-    assert harness.events(job.id) == ["enqueued", *["claimed", "failed", "retried"] * runs][:-1]
+def test_the_limit_by_counting_runs(harness: StoreHarness, subtests: pytest.Subtests) -> None:
+    for max_retries, runs in [(0, 1), (1, 1), (2, 2), (3, 3)]:
+        with subtests.test(f"{max_retries}"):
+            job = harness.add(max_retries=max_retries)
+            seen = 0
+            for _ in range(10):
+                for lease in harness.claim():
+                    seen += 1
+                    harness.report(report_failed(lease, f"run {seen}"))
+                harness.clock.advance(7200)
+            assert seen == runs
+            end = harness.get(job.id)
+            assert (end.status, end.attempts, end.last_error) == ("failed", runs, f"run {runs}")
+            assert (
+                harness.events(job.id)
+                == ["enqueued", *["claimed", "failed", "retried"] * runs][:-1]
+            )
 
 
 def test_a_permanent_failure_is_final_at_once(harness: StoreHarness) -> None:
@@ -139,76 +143,90 @@ def test_who_reports_is_on_record(harness: StoreHarness) -> None:
 # --- the same report again --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("outcome", Outcome)
-def test_the_same_report_again_is_already_recorded(harness: StoreHarness, outcome: Outcome) -> None:
-    lease = harness.take()
-    report = REPORTS[outcome](lease)
-    assert harness.report(report) == [RECORDED]
-    before = harness.sql.contents()
-    assert harness.report(report) == [ALREADY]
-    harness.clock.advance(86_400)
-    assert harness.report(report, report) == [ALREADY, ALREADY]
-    assert harness.sql.contents() == before
+def test_the_same_report_again_is_already_recorded(
+    harness: StoreHarness, subtests: pytest.Subtests
+) -> None:
+    for outcome in Outcome:
+        with subtests.test(outcome.value):
+            lease = harness.take()
+            report = REPORTS[outcome](lease)
+            assert harness.report(report) == [RECORDED]
+            before = harness.sql.contents()
+            assert harness.report(report) == [ALREADY]
+            harness.clock.advance(86_400)
+            assert harness.report(report, report) == [ALREADY, ALREADY]
+            assert harness.sql.contents() == before
+        harness.cancel_all()
 
 
 @pytest.mark.scenario(8)
-@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.RELEASED])
-def test_even_long_after_the_job_has_moved_on(harness: StoreHarness, outcome: Outcome) -> None:
-    old = harness.take(max_retries=5)
-    report = REPORTS[outcome](old)
-    harness.report(report)
-    harness.clock.advance(3600)
-    (current,) = harness.claim()  # the same job, the same worker
-    assert harness.report(report) == [ALREADY]
-    assert harness.get(old.id).lease_id == current.lease_id
-    harness.report(report_failed(current))
-    harness.clock.advance(3600)
-    (last,) = harness.claim()
-    harness.report(report_completed(last))
-    before = harness.sql.contents()
-    assert harness.report(report) == [ALREADY]
-    assert harness.report(report_failed(current)) == [ALREADY]
-    assert harness.report(report_completed(last)) == [ALREADY]
-    assert harness.sql.contents() == before
+def test_even_long_after_the_job_has_moved_on(
+    harness: StoreHarness, subtests: pytest.Subtests
+) -> None:
+    for outcome in [Outcome.FAILED, Outcome.RELEASED]:
+        with subtests.test(outcome.value):
+            old = harness.take(max_retries=5)
+            report = REPORTS[outcome](old)
+            harness.report(report)
+            harness.clock.advance(3600)
+            (current,) = harness.claim()  # the same job, the same worker
+            assert harness.report(report) == [ALREADY]
+            assert harness.get(old.id).lease_id == current.lease_id
+            harness.report(report_failed(current))
+            harness.clock.advance(3600)
+            (last,) = harness.claim()
+            harness.report(report_completed(last))
+            before = harness.sql.contents()
+            assert harness.report(report) == [ALREADY]
+            assert harness.report(report_failed(current)) == [ALREADY]
+            assert harness.report(report_completed(last)) == [ALREADY]
+            assert harness.sql.contents() == before
+        harness.cancel_all()
 
 
 @pytest.mark.scenario(29)
-@pytest.mark.parametrize(("first", "second"), list(permutations(Outcome, 2)))
 def test_another_outcome_is_a_conflict_that_names_the_first(
-    harness: StoreHarness, first: Outcome, second: Outcome
+    harness: StoreHarness, subtests: pytest.Subtests
 ) -> None:
-    lease = harness.take()
-    harness.report(REPORTS[first](lease))
-    before = harness.sql.contents()
-    assert harness.report(REPORTS[second](lease)) == [conflict(first)]
-    assert harness.get(lease.id).status == AFTER[first]
-    harness.clock.advance(3600)
-    harness.claim()  # where there was a retry, the job runs again by now
-    assert harness.report(REPORTS[second](lease)) == [conflict(first)]
-    if first is Outcome.COMPLETED:
-        assert harness.sql.contents() == before
+    for first, second in permutations(Outcome, 2):
+        with subtests.test(f"{first} {second}"):
+            lease = harness.take()
+            harness.report(REPORTS[first](lease))
+            before = harness.sql.contents()
+            assert harness.report(REPORTS[second](lease)) == [conflict(first)]
+            assert harness.get(lease.id).status == AFTER[first]
+            harness.clock.advance(3600)
+            harness.claim()  # where there was a retry, the job runs again by now
+            assert harness.report(REPORTS[second](lease)) == [conflict(first)]
+            if first is Outcome.COMPLETED:
+                assert harness.sql.contents() == before
+        harness.cancel_all()
 
 
-@pytest.mark.parametrize("outcome", Outcome)
-def test_twice_in_one_batch_counts_once(harness: StoreHarness, outcome: Outcome) -> None:
-    lease, other = harness.take(), harness.take()
-    report = REPORTS[outcome](lease)
-    answers = harness.report(report, REPORTS[outcome](other), report)
-    assert answers == [RECORDED, RECORDED, ALREADY]
-    assert harness.events(lease.id).count(outcome) == 1
+def test_twice_in_one_batch_counts_once(harness: StoreHarness, subtests: pytest.Subtests) -> None:
+    for outcome in Outcome:
+        with subtests.test(outcome.value):
+            lease, other = harness.take(), harness.take()
+            report = REPORTS[outcome](lease)
+            answers = harness.report(report, REPORTS[outcome](other), report)
+            assert answers == [RECORDED, RECORDED, ALREADY]
+            assert harness.events(lease.id).count(outcome) == 1
+        harness.cancel_all()
 
 
-@pytest.mark.parametrize(("first", "second"), list(permutations(Outcome, 2)))
 def test_a_batch_that_contradicts_itself_records_one(
-    harness: StoreHarness, first: Outcome, second: Outcome
+    harness: StoreHarness, subtests: pytest.Subtests
 ) -> None:
-    lease = harness.take()
-    answers = harness.report(REPORTS[first](lease), REPORTS[second](lease))
-    recorded = answers.index(RECORDED)
-    winner = (first, second)[recorded]
-    assert answers[1 - recorded] == conflict(winner)
-    assert harness.get(lease.id).status == AFTER[winner]
-    assert harness.report(REPORTS[winner](lease)) == [ALREADY]
+    for first, second in permutations(Outcome, 2):
+        with subtests.test(f"{first} {second}"):
+            lease = harness.take()
+            answers = harness.report(REPORTS[first](lease), REPORTS[second](lease))
+            recorded = answers.index(RECORDED)
+            winner = (first, second)[recorded]
+            assert answers[1 - recorded] == conflict(winner)
+            assert harness.get(lease.id).status == AFTER[winner]
+            assert harness.report(REPORTS[winner](lease)) == [ALREADY]
+        harness.cancel_all()
 
 
 def test_an_old_and_a_new_lease_of_one_job_in_one_batch(harness: StoreHarness) -> None:
@@ -230,70 +248,84 @@ def test_an_old_and_a_new_lease_of_one_job_in_one_batch(harness: StoreHarness) -
 # --- leases that are gone, or never were ------------------------------------------------------
 
 
-@pytest.mark.parametrize("outcome", Outcome)
-def test_a_lease_that_the_sweep_ended_is_lost(harness: StoreHarness, outcome: Outcome) -> None:
-    lease = harness.take()
-    harness.clock.advance(LEASE_SECONDS)
-    harness.store.sweep().result()
-    before = harness.sql.contents()
-    lost = Verdict(Answer.LOST, "lease_expired")
-    assert harness.report(REPORTS[outcome](lease)) == [lost]
-    assert harness.sql.contents() == before
-    harness.clock.advance(3600)
-    (current,) = harness.claim()  # running again, under another lease
-    before = harness.sql.contents()
-    assert harness.report(REPORTS[outcome](lease)) == [lost]
-    assert harness.sql.contents() == before
-    assert harness.report(report_completed(current)) == [RECORDED]
+def test_a_lease_that_the_sweep_ended_is_lost(
+    harness: StoreHarness, subtests: pytest.Subtests
+) -> None:
+    for outcome in Outcome:
+        with subtests.test(outcome.value):
+            lease = harness.take()
+            harness.clock.advance(LEASE_SECONDS)
+            harness.store.sweep().result()
+            before = harness.sql.contents()
+            lost = Verdict(Answer.LOST, "lease_expired")
+            assert harness.report(REPORTS[outcome](lease)) == [lost]
+            assert harness.sql.contents() == before
+            harness.clock.advance(3600)
+            (current,) = harness.claim()  # running again, under another lease
+            before = harness.sql.contents()
+            assert harness.report(REPORTS[outcome](lease)) == [lost]
+            assert harness.sql.contents() == before
+            assert harness.report(report_completed(current)) == [RECORDED]
+        harness.cancel_all()
 
 
-@pytest.mark.parametrize("outcome", Outcome)
-def test_a_lease_that_was_cancelled_is_lost(harness: StoreHarness, outcome: Outcome) -> None:
-    lease = harness.take()
-    harness.store.apply(lease.id, Cancelled(actor="ada")).result()
-    assert harness.report(REPORTS[outcome](lease)) == [Verdict(Answer.LOST, "cancelled")]
-    assert harness.get(lease.id).status == "cancelled"
+def test_a_lease_that_was_cancelled_is_lost(
+    harness: StoreHarness, subtests: pytest.Subtests
+) -> None:
+    for outcome in Outcome:
+        with subtests.test(outcome.value):
+            lease = harness.take()
+            harness.store.apply(lease.id, Cancelled(actor="ada")).result()
+            assert harness.report(REPORTS[outcome](lease)) == [Verdict(Answer.LOST, "cancelled")]
+            assert harness.get(lease.id).status == "cancelled"
+        harness.cancel_all()
 
 
-@pytest.mark.parametrize("outcome", Outcome)
 def test_only_the_lease_counts_even_if_all_else_is_equal(
-    harness: StoreHarness, outcome: Outcome
+    harness: StoreHarness, subtests: pytest.Subtests
 ) -> None:
     """Handed back, the job runs again: same worker, same attempt. Only the lease differs."""
-    old = harness.take()
-    harness.report(report_released(old))
-    (current,) = harness.claim()
-    assert (current.id, current.attempts) == (old.id, old.attempts)
-    before = harness.sql.contents()
-    expected = ALREADY if outcome is Outcome.RELEASED else conflict("released")
-    assert harness.report(REPORTS[outcome](old)) == [expected]
-    assert harness.sql.contents() == before
+    for outcome in Outcome:
+        with subtests.test(outcome.value):
+            old = harness.take()
+            harness.report(report_released(old))
+            (current,) = harness.claim()
+            assert (current.id, current.attempts) == (old.id, old.attempts)
+            before = harness.sql.contents()
+            expected = ALREADY if outcome is Outcome.RELEASED else conflict("released")
+            assert harness.report(REPORTS[outcome](old)) == [expected]
+            assert harness.sql.contents() == before
+        harness.cancel_all()
 
 
-@pytest.mark.parametrize("outcome", Outcome)
-def test_forged_and_unknown_leases_are_lost(harness: StoreHarness, outcome: Outcome) -> None:
-    lease, other = harness.take(), harness.take()
-    reports = [
-        Report(lease.id, other.lease_id, outcome),
-        Report(lease.id, str(uuid4()), outcome),
-        Report(lease.id, lease.lease_id.upper() + "0", outcome),
-        Report(new_id(), lease.lease_id, outcome),
-        Report(new_id(), str(uuid4()), outcome),
-        *(Report(lease.id, text, outcome) for text in MALFORMED_IDS),
-        *(Report(text, lease.lease_id, outcome) for text in MALFORMED_IDS),
-        *(Report(text, text, outcome) for text in MALFORMED_IDS),
-    ]
-    before = harness.sql.contents()
-    assert harness.report(*reports) == [LOST] * len(reports)
-    for report in reports:
-        assert harness.report(report) == [LOST]
-    assert harness.sql.contents() == before
-    # Among them, what is true still counts.
-    assert harness.report(reports[0], report_completed(lease), reports[-1]) == [
-        LOST,
-        RECORDED,
-        LOST,
-    ]
+def test_forged_and_unknown_leases_are_lost(
+    harness: StoreHarness, subtests: pytest.Subtests
+) -> None:
+    for outcome in Outcome:
+        with subtests.test(outcome.value):
+            lease, other = harness.take(), harness.take()
+            reports = [
+                Report(lease.id, other.lease_id, outcome),
+                Report(lease.id, str(uuid4()), outcome),
+                Report(lease.id, lease.lease_id.upper() + "0", outcome),
+                Report(new_id(), lease.lease_id, outcome),
+                Report(new_id(), str(uuid4()), outcome),
+                *(Report(lease.id, text, outcome) for text in MALFORMED_IDS),
+                *(Report(text, lease.lease_id, outcome) for text in MALFORMED_IDS),
+                *(Report(text, text, outcome) for text in MALFORMED_IDS),
+            ]
+            before = harness.sql.contents()
+            assert harness.report(*reports) == [LOST] * len(reports)
+            for report in reports:
+                assert harness.report(report) == [LOST]
+            assert harness.sql.contents() == before
+            # Among them, what is true still counts.
+            assert harness.report(reports[0], report_completed(lease), reports[-1]) == [
+                LOST,
+                RECORDED,
+                LOST,
+            ]
+        harness.cancel_all()
 
 
 def test_no_lease_is_no_key_to_a_job_at_rest(harness: StoreHarness) -> None:
@@ -311,16 +343,16 @@ def test_a_job_that_was_pruned_is_lost(harness: StoreHarness) -> None:
     assert harness.report(report_completed(lease)) == [LOST]
 
 
-@pytest.mark.parametrize("late", [0.0, TICK, 5 * 86_400.0])
-@pytest.mark.parametrize("outcome", Outcome)
-def test_late_but_before_the_sweep_counts(
-    harness: StoreHarness, outcome: Outcome, late: float
-) -> None:
-    lease = harness.take()
-    harness.clock.advance(LEASE_SECONDS + late)
-    assert harness.report(REPORTS[outcome](lease)) == [RECORDED]
-    assert harness.store.sweep().result() == []
-    assert harness.get(lease.id).status == AFTER[outcome]
+def test_late_but_before_the_sweep_counts(harness: StoreHarness, subtests: pytest.Subtests) -> None:
+    for outcome in Outcome:
+        for late in [0.0, TICK, 5 * 86_400.0]:
+            with subtests.test(f"{outcome} {late}"):
+                lease = harness.take()
+                harness.clock.advance(LEASE_SECONDS + late)
+                assert harness.report(REPORTS[outcome](lease)) == [RECORDED]
+                assert harness.store.sweep().result() == []
+                assert harness.get(lease.id).status == AFTER[outcome]
+            harness.cancel_all()
 
 
 # --- many at once -----------------------------------------------------------------------------

@@ -164,9 +164,8 @@ def aim(tenants: Tenants, route: Route, job_id: str) -> httpx2.Response:
 
 
 @pytest.mark.requirement("C16")
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
 def test_each_call_shows_and_changes_nothing_of_other_queues(
-    tenants: Tenants, route: Route
+    tenants: Tenants, subtests: pytest.Subtests
 ) -> None:
     def state() -> Any:
         app = tenants.app
@@ -174,19 +173,24 @@ def test_each_call_shows_and_changes_nothing_of_other_queues(
         return jobs, [q for q in app.queues.list() if q.name == "billing"], app.bulk.list()
 
     before = state()
-    for job_id in tenants.ids:
-        response = aim(tenants, route, job_id)
-        assert response.status_code == AIMED[route.name][1], response.text
-        if response.status_code == 200:
-            assert tenants.sees_nothing_in(response.text), response.text
-        if response.status_code == 403:
-            told = assert_problem(response, 403, "forbidden")["detail"]
-            if route.path.startswith("/schedules") or route.name in ("pauseType", "resumeType"):
-                assert "a token for every queue" in told
-            else:
-                assert "mail, shop.*" in told
-                assert "name one of them" in told
-    assert state() == before
+    for route in ROUTES:
+        with subtests.test(route.name):
+            for job_id in tenants.ids:
+                _shows_nothing(tenants, route, aim(tenants, route, job_id))
+            assert state() == before
+
+
+def _shows_nothing(tenants: Tenants, route: Route, response: httpx2.Response) -> None:
+    assert response.status_code == AIMED[route.name][1], response.text
+    if response.status_code == 200:
+        assert tenants.sees_nothing_in(response.text), response.text
+    if response.status_code == 403:
+        told = assert_problem(response, 403, "forbidden")["detail"]
+        if route.path.startswith("/schedules") or route.name in ("pauseType", "resumeType"):
+            assert "a token for every queue" in told
+        else:
+            assert "mail, shop.*" in told
+            assert "name one of them" in told
 
 
 def test_a_foreign_job_looks_like_one_that_never_was(tenants: Tenants) -> None:
@@ -327,10 +331,15 @@ REFUSED = {
 
 
 @pytest.mark.requirement("C16")
-@pytest.mark.parametrize("path", site.PAGES)
 def test_each_page_shows_these_queues_only(
-    tenants: Tenants, browser: TestClient, path: str
+    tenants: Tenants, browser: TestClient, subtests: pytest.Subtests
 ) -> None:
+    for path in site.PAGES:
+        with subtests.test(path):
+            _shows_these_queues_only(tenants, browser, path)
+
+
+def _shows_these_queues_only(tenants: Tenants, browser: TestClient, path: str) -> None:
     there = tenants.bulk if "/bulk" in path else tenants.ids[0]
     page = browser.get(path.format(id=there, part="payload", name="billing"))
     others = 403 if "schedules" in path or "{name}" in path else 200  # of jobs in any queue
@@ -341,18 +350,22 @@ def test_each_page_shows_these_queues_only(
         assert "shop.a" in page.text
 
 
-@pytest.mark.parametrize("path", site.ACTIONS)
 def test_each_button_changes_these_queues_only(
-    tenants: Tenants, browser: TestClient, path: str
+    tenants: Tenants, browser: TestClient, subtests: pytest.Subtests
 ) -> None:
-    before = tenants.app.find(queue="billing"), tenants.app.bulk.list(), tenants.app.queues.list()
+    def state() -> Any:
+        app = tenants.app
+        return app.find(queue="billing"), app.bulk.list(), app.queues.list()
+
+    before = state()
     fields = {"action": "cancel", "id": tenants.ids[0], "queue": "billing"}
     fields |= {"max_pending": "7", "weight": "2"}
-    there = tenants.bulk if "/bulk" in path else tenants.ids[0]
-    answer = post_form(browser, path.format(id=there, name="billing"), fields)
-    assert answer.status_code == REFUSED[path]
-    after = tenants.app.find(queue="billing"), tenants.app.bulk.list(), tenants.app.queues.list()
-    assert after == before
+    for path in site.ACTIONS:
+        with subtests.test(path):
+            there = tenants.bulk if "/bulk" in path else tenants.ids[0]
+            answer = post_form(browser, path.format(id=there, name="billing"), fields)
+            assert answer.status_code == REFUSED[path]
+            assert state() == before
 
 
 def test_the_live_stream_names_these_queues_only(

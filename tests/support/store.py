@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from tenure.events import Cancelled
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.ids import new_id
 from tenure.jobs.ledger import Transition
@@ -163,6 +164,11 @@ class StoreHarness:
         """Prune when everything has been measured; how many jobs went."""
         self.measure()
         return self.store.prune(settled_before, limit).result()
+
+    def cancel_all(self) -> None:
+        """Cancel what is left, so that the next case of a test has its jobs to itself."""
+        for (id,) in self.sql.run("SELECT id FROM {job} WHERE finished_at IS NULL"):
+            self.store.apply(str(id), Cancelled()).result()
 
     def ids(self, leases: list[Lease]) -> list[str]:
         """The jobs of leases."""
