@@ -92,18 +92,18 @@ class JobContext(DurableContext, SignalContext, ParentsContext):
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         """Say how far this attempt has come; others see it within about a second.
 
-        - `done`: how much is done, in any unit.
+        - `done`: how much is done, in any unit: up to 2**53 - 1, as `total`.
         - `total`: how much there is in all. Default: None, not known.
         - `message`: what is being done, for people; 500 characters are kept. Default: none.
 
         It only notes this, so call it as often as you like. What was said last is also kept with
-        the end of the attempt, and deleted with the job. Raises InvalidInput if a number is not
-        finite.
+        the end of the attempt, and deleted with the job. Raises InvalidInput if a number is
+        larger, or none.
         """
         try:
             said = JobProgress(float(done), None if total is None else float(total), str(message))
         except (TypeError, ValueError) as error:
-            raise InvalidInput(f"progress takes finite numbers: {error}") from error
+            raise InvalidInput(f"this is no progress: {error}") from error
         if self._source is not None:
             self._source.note(Notes(progress=said))
 

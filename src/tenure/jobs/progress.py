@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from datetime import datetime
 
 import msgspec
 
 MAX_MESSAGE = 500
 """Characters of a message that are kept."""
+MAX_PROGRESS = 2.0**53 - 1
+"""Up to here doubles are exact: an integer of JSON beyond it would be changed before it is seen."""
 
 
 class JobProgress(msgspec.Struct, frozen=True):
@@ -23,8 +24,8 @@ class JobProgress(msgspec.Struct, frozen=True):
     at: datetime | None = None  # when the store recorded it
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.done) or not math.isfinite(self.total or 0):
-            raise ValueError("progress is a finite number")
+        if not (abs(self.done) <= MAX_PROGRESS and abs(self.total or 0) <= MAX_PROGRESS):
+            raise ValueError(f"give numbers up to {MAX_PROGRESS:.0f}")
 
     def __str__(self) -> str:
         of = "" if self.total is None else f" of {self.total:g}"

@@ -6,7 +6,6 @@ A lease id of HTTP is `<job id>.<lease id>`, so that a report names its job.
 from __future__ import annotations
 
 import re
-import sys
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, UnsetType
@@ -19,7 +18,7 @@ from tenure.jobs.names import NAME_PATTERN
 from tenure.jobs.parking import Wait
 from tenure.jobs.payload import JsonText
 from tenure.jobs.postpone import Pause
-from tenure.jobs.progress import MAX_MESSAGE, JobProgress
+from tenure.jobs.progress import MAX_MESSAGE, MAX_PROGRESS, JobProgress
 from tenure.jobs.signals import MAX_SIGNAL_NAME, MAX_SIGNALS
 from tenure.jobs.steps import MAX_STEPS, KeepState, Notes
 from tenure.jobs.work import Outcome, Report
@@ -35,7 +34,7 @@ DEFAULT_LEASE_SECONDS = 30.0
 MAX_NUMBER = 2**31 - 1
 
 WorkerName = Annotated[str, Meta(pattern=LINE, max_length=MAX_WORKER_LENGTH)]
-Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+Amount = Annotated[float, Meta(ge=-MAX_PROGRESS, le=MAX_PROGRESS)]
 Delay = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 LeaseSeconds = Annotated[float, Meta(ge=MIN_LEASE_SECONDS, le=MAX_LEASE_SECONDS)]
 SignalName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=MAX_SIGNAL_NAME)]
@@ -98,8 +97,8 @@ class EndsRequest(Request):
 class Progress(Request):
     """How far an attempt has come: `done` of `total`, if that is known."""
 
-    done: Finite
-    total: Finite | None = None
+    done: Amount
+    total: Amount | None = None
     message: Annotated[str, Meta(max_length=MAX_MESSAGE)] = ""
 
 
