@@ -14,6 +14,7 @@ from typing import Any
 
 import tenure
 import tenure.sqlite
+import tenure.testing
 from tenure import (
     Dependency,
     Failure,
@@ -74,6 +75,7 @@ from tenure.jobs.workflows import (
     Workflow,
     WorkflowPage,
 )
+from tenure.testing import Drained, Jobs, Run, databases
 from tenure.tokens.scopes import AccessToken
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "python.md"
@@ -86,8 +88,9 @@ is not current. Everything has type annotations.
 
 These names are public: what `tenure` exports, the methods and nouns of `Tenure` on this page,
 `tenure.errors`, `tenure.client.Client` and `AsyncClient`, `tenure.sqlite.connect`, `build` and
-`serve` in `tenure.server`, and those of [`tenure.contrib`](#tenurecontrib), with the values that
-they take and return. Every other name is internal and may change in any release.
+`serve` in `tenure.server`, and those of [`tenure.testing`](#tenuretesting) and
+[`tenure.contrib`](#tenurecontrib), with the values that they take and return. Every other name is
+internal and may change in any release.
 
 A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
 backoff is a `RetryPolicy`, a duration (the `base`), or an object with `base`, `factor` and `cap`.
@@ -182,6 +185,10 @@ WITHIN = (
     *("get", "get_async", "cancel", "cancel_async", "retry", "retry_async"),
     *("signal", "signal_async"),
 )
+JOBS = (
+    *("enqueued", "assert_enqueued", "assert_none_enqueued"),
+    *("run", "run_async", "drain", "drain_async", "travel", "clear"),
+)
 CONTRIB: Mapping[ModuleType, Sequence[str]] = {
     sentry: ("install",),
     sqlalchemy: ("tables", "include_name"),
@@ -260,6 +267,15 @@ def page() -> str:
     _check_complete(Within, WITHIN)
     parts += [_member(Within, name) for name in WITHIN]
     parts += ["## tenure.sqlite\n", _member(tenure.sqlite, "connect")]
+    parts += ["## tenure.testing\n", _text(tenure.testing)]
+    parts += [_member(databases, name) for name in ("on", "within", "inline")]
+    parts.append(
+        _signature("context", tenure.testing.context, 0) + f"\n{_text(tenure.testing.context)}"
+    )
+    parts += ["### Jobs\n", _text(Jobs), *(_member(Jobs, name) for name in JOBS)]
+    _check_complete(Jobs, JOBS)
+    for said in (Drained, Run):
+        parts += [f"### {said.__name__}\n", _text(said), _table(_annotated(said))]
     parts.append("## tenure.contrib\n")
     for module, names in CONTRIB.items():
         parts += [f"### {module.__name__}\n", _text(module)]

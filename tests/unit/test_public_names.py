@@ -11,6 +11,7 @@ import pytest
 
 import tenure
 import tenure.sqlite
+import tenure.testing
 from tenure import JobType, Tenure, client, errors, server
 from tenure.app.bulk import BulkActions
 from tenure.app.queues import Queues, Types, Workers
@@ -115,6 +116,13 @@ def test_client_and_server() -> None:
     assert defined(client) == {"AsyncClient", "Client"}
     assert defined(server) == {"Application", "build", "serve"}
     assert defined(tenure.sqlite) == {"connect"}
+
+
+def test_testing() -> None:
+    names = {"Drained", "Jobs", "Run", "context", "inline", "on", "within"}
+    assert set(tenure.testing.__all__) == names
+    verbs = "enqueued assert_enqueued assert_none_enqueued run run_async drain drain_async"
+    assert public(tenure.testing.Jobs) == {*verbs.split(), "travel", "clear"}
 
 
 def test_contrib() -> None:

@@ -23,7 +23,8 @@ from tenure.store.reader import Reader
 from tenure.store.work import EnqueueWork, W
 
 UNSETTLED = (
-    "job {} is not settled, and nobody runs it while a test waits: call jobs.drain() or jobs.run()"
+    "job {} is not settled, and no worker sees it while a test waits: call jobs.drain() or "
+    "jobs.run()"
 )
 
 WHERE = "the database of this connection"

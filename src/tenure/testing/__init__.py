@@ -1,6 +1,8 @@
 """Run jobs in tests, on the real store, with a clock that moves.
 
-The names below are imported at their first use: the plugin of pytest must cost nothing before.
+With pytest there are two fixtures: define `tenure_app`, which returns your application, and take
+`jobs`, the `Jobs` on a database for the test alone. In a Django project with pytest-django,
+`tenure_app` is there, and `jobs` follows `db` and `transactional_db`.
 """
 
 from importlib import import_module

@@ -17,7 +17,7 @@ from tenure.store import migrate_store, open_store
 from tenure.store.borrowed.opened import LENT, do_nothing
 from tenure.store.lent import lent_store
 from tenure.testing.jobs import Jobs
-from tenure.testing.runs import Run, Runs
+from tenure.testing.runs import Run, Runs, raise_error_of
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -101,7 +101,7 @@ def inline(app: Tenure) -> Iterator[None]:
         if lent is not None:
             lent.after_call = do_nothing
     for ran in store.ran:
-        ran.raise_error()
+        raise_error_of(ran)
 
 
 class _InlineStore:

@@ -46,13 +46,14 @@ class Run(NamedTuple):
     outcome: str
     error: BaseException | None
 
-    def raise_error(self) -> None:
-        """Raise the error, if there is one, with a note that says whose it is."""
-        if self.error is not None:
-            job = self.job
-            number = f"attempt {job.attempts} of {job.max_retries}"
-            self.error.add_note(f"job {job.id} ({job.type}), {number}")
-            raise self.error
+
+def raise_error_of(ran: Run) -> None:
+    """Raise the error of a run, if there is one, with a note that says whose it is."""
+    if ran.error is not None:
+        job = ran.job
+        number = f"attempt {job.attempts} of {job.max_retries}"
+        ran.error.add_note(f"job {job.id} ({job.type}), {number}")
+        raise ran.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class Runs:
         lease = self._claim(job if isinstance(job, str) else job.id, early=True)
         assert lease is not None
         ran = yield lease
-        ran.raise_error()
+        raise_error_of(ran)
         return ran.job
 
     def _claim(self, job_id: str, *, early: bool = False) -> Lease | None:
@@ -198,7 +199,7 @@ class Runs:
                 idle_at = None
                 runs.append(ran := (yield leases[0]))
                 if raise_errors and not (retries and ran.outcome == "retried"):
-                    ran.raise_error()
+                    raise_error_of(ran)
             elif idle_at is None:
                 idle_at = core.clock()
                 self.maintain()

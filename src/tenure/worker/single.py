@@ -57,7 +57,7 @@ class SingleRunner:
         self._loop = _Loop()
         self._lifespans = Lifespans(self._loop)
         self._stack = AsyncExitStack()
-        self._has_begun = False
+        self._started = False
 
     def __enter__(self) -> Self:
         return self
@@ -95,8 +95,8 @@ class SingleRunner:
 
     async def run_async(self, lease: Lease) -> Attempt:
         """Do the same on the running loop; a plain handler runs in a thread."""
-        if not self._has_begun:
-            self._has_begun = True
+        if not self._started:
+            self._started = True
             for make in self._handlers.hooks.lifespans:
                 await enter(self._stack, make())
         return await self._run_on_loop(lease)

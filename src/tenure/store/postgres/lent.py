@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -72,7 +73,8 @@ class LentPostgresWriter(Postgres):
         self._run("RELEASE SAVEPOINT tenure_write")
 
     def rollback(self) -> None:
-        self._run("ROLLBACK TO SAVEPOINT tenure_write; RELEASE SAVEPOINT tenure_write")
+        with suppress(psycopg.Error):
+            self._run("ROLLBACK TO SAVEPOINT tenure_write; RELEASE SAVEPOINT tenure_write")
 
     def _run(
         self, statement: str, values: Any = None, *, binary: bool = False
