@@ -106,7 +106,9 @@ class Runs:
             try:
                 lease = next(running)
                 while True:
-                    lease = running.send(self._settle(runner, runner.run(lease)))
+                    ran = self._settle(runner, runner.run(lease))
+                    runner.call_failures()
+                    lease = running.send(ran)
             except StopIteration as end:
                 result: T = end.value
                 return result
@@ -117,7 +119,9 @@ class Runs:
             try:
                 lease = next(running)
                 while True:
-                    lease = running.send(self._settle(runner, await runner.run_async(lease)))
+                    ran = self._settle(runner, await runner.run_async(lease))
+                    await runner.call_failures_async()
+                    lease = running.send(ran)
             except StopIteration as end:
                 result: T = end.value
                 return result

@@ -76,10 +76,7 @@ class SingleRunner:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            await self._stack.__aexit__(kind, error, traceback)
-        finally:
-            self._loop.close()
+        await self._stack.__aexit__(kind, error, traceback)
 
     def run(self, lease: Lease) -> Attempt:
         """Run the handler of a lease in this process; return its attempt, which has a report."""
@@ -116,10 +113,19 @@ class SingleRunner:
             attempts.close()
 
     def reported(self, attempt: Attempt, verdict: Verdict) -> None:
-        """Log what the store made of a report, and call the functions of `on_failure`."""
+        """Log what the store made of a report."""
         self._log.refresh_level()
         self._log.answered([attempt], [verdict])
+
+    def call_failures(self) -> None:
+        """Call the functions of `on_failure` for what was reported."""
         self._failures.call(self._loop.run)
+
+    async def call_failures_async(self) -> None:
+        """Do the same: coroutines on the running loop, plain functions on a thread."""
+        if self._failures:
+            run = partial(_wait_on, asyncio.get_running_loop())
+            await asyncio.to_thread(self._failures.call, run)
 
     def _attempts(self, threads: type[Threads]) -> tuple[Attempts, LeaseBook, Wakeup]:
         wakeup, book = Wakeup(), LeaseBook(1, self._worker, self._source.database)
@@ -144,6 +150,10 @@ class _Loop:
 
     def close(self) -> None:
         _apart(self._runner.close)
+
+
+def _wait_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
 
 def _apart(act: Callable[[], T]) -> T:

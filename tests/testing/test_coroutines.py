@@ -1,0 +1,37 @@
+"""What runs in a coroutine uses the loop of the test: handlers, lifespans and `on_failure`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tenure import Failure, Tenure, testing
+
+
+@pytest.mark.anyio
+async def test_all_coroutines_run_on_the_loop_of_the_test(app: Tenure) -> None:
+    """A pool of connections belongs to one loop."""
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    @app.lifespan
+    @asynccontextmanager
+    async def pool() -> AsyncIterator[None]:
+        loops.append(asyncio.get_running_loop())
+        yield
+
+    @app.on_failure
+    async def report(failure: Failure) -> None:
+        loops.append(asyncio.get_running_loop())
+
+    @app.job(max_retries=1)
+    async def pay() -> None:
+        loops.append(asyncio.get_running_loop())
+        raise ValueError("no")
+
+    with testing.on(app) as jobs:
+        await pay.enqueue_async()
+        await jobs.drain_async(raise_errors=False)
+    assert loops == [asyncio.get_running_loop()] * 3
