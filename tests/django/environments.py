@@ -6,17 +6,17 @@ Where there is no such Python, or nothing can be installed, there is nothing to 
 
 from __future__ import annotations
 
-import os
 import subprocess
+import sys
 import tarfile
 import tempfile
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from bench.environments import (
-    ROOT,
     Unavailable,
     cache_folder,
     environment,
@@ -39,6 +39,8 @@ NEEDED = (
 @cache
 def python_with(version: str) -> Path:
     """The interpreter of an environment with a Django and all that Tenure needs; skips without."""
+    if VERSIONS[version] == f"django=={metadata.version('django')}":
+        return Path(sys.executable)
     oldest = (3, 11) if version in TESTED_BY else (3, 12)
     pins = {**pinned("requirements.txt"), **_pins_of(NEEDED)}
     requirements = [VERSIONS[version], *(f"{name}=={at}" for name, at in pins.items())]
@@ -55,17 +57,12 @@ def _pins_of(names: tuple[str, ...]) -> dict[str, str]:
     return {name: pins[name] for name in names}
 
 
-def surroundings(version: str) -> dict[str, str]:
-    """The environment variables of a process with this Django: nothing but this source tree."""
-    ours = ("TENURE_", "PYTHON", "DJANGO_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    tasks = "django_tasks" if version in TESTED_BY else "django.tasks"
-    return kept | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "TASKS_MODULE": tasks}
-
-
 @cache
 def own_tests(version: str) -> Path:
-    """The folder of Django's own tests of tasks, from its source distribution; skips without."""
+    """The folder of Django's own tests of tasks, from its source distribution.
+
+    Raises Unavailable where that is not to be had.
+    """
     release = VERSIONS[TESTED_BY.get(version, version)]
     folder = cache_folder() / "django-tests" / release
     with one_at_a_time("django-tests"):
@@ -96,6 +93,6 @@ def _downloaded(release: str) -> Path:
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
-        pytest.skip(f"the source of {release} is not to be had: {lines[-1]}")
+        raise Unavailable(f"the source of {release} is not to be had: {lines[-1]}")
     (archive,) = to.glob(f"{release.replace('==', '-')}.tar.gz")
     return archive

@@ -35,7 +35,6 @@ NOT_OURS: Mapping[str, str] = {
     "DummyBackendTestCase.test_refresh_result": NO_LIST,
     "DummyBackendTestCase.test_refresh_result_async": NO_LIST,
     "TaskTestCase.test_refresh_result": NO_LIST,
-    "ImmediateBackendTestCase.test_catches_exception": "our error begins with the exception",
     "ImmediateBackendTestCase.test_cannot_get_result": CAN,
     "ImmediateBackendTestCase.test_cannot_refresh_result": CAN,
     "ImmediateBackendTestCase.test_cannot_pass_run_after": CAN,

@@ -21,7 +21,7 @@ class TenureConfig(AppConfig):
         from tenure.contrib.django.checks import check_databases, check_deployment
 
         checks.register(check_databases, checks.Tags.database)
-        checks.register(check_deployment, checks.Tags.database, deploy=True)
+        checks.register(check_deployment, "tenure", deploy=True)  # not run with `database`
         post_migrate.connect(_make_without_migrations, sender=self)
 
 

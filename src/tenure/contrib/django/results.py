@@ -127,6 +127,9 @@ def _error(
     if target == "failed":
         said = detail or ""
         path = f"{HERE}.WorkerLost" if event == "lease_expired" else _class_in(said)
+        message, begins, frames = said.partition("\nTraceback ")
+        if begins:  # as Python prints it: the exception is last
+            said = f"Traceback {frames.rstrip()}\n{message}\n"
     return base.TaskError(exception_class_path=path, traceback=said)
 
 

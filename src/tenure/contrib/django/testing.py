@@ -41,9 +41,9 @@ class TenureTestMixin(_Case):
         class OrderTest(TenureTestMixin, TestCase): ...
 
     In a `TestCase` all of it happens in the transaction of the test: nothing has to be committed,
-    and nothing is left. A `TransactionTestCase` and what is derived from it commit, so the jobs are
-    cleared after each test; with SQLite, its database has to be a file. A `setUp` of your own calls
-    `super().setUp()` first.
+    and nothing is left. A `TransactionTestCase` and what is derived from it commit, so all jobs are
+    deleted before and after each test; on SQLite, the database of tests has to be a file there.
+    A `setUp` of your own calls `super().setUp()` first.
     """
 
     jobs: Jobs
@@ -63,4 +63,5 @@ class TenureTestMixin(_Case):
                 f"set DATABASES[{backend.database!r}]['TEST'] = {{'NAME': ...}}, or use TestCase"
             )
         self.jobs = self.enterContext(testing.on(app, url))
-        self.addCleanup(self.jobs.clear)
+        self.jobs.clear(force=True)  # what tests without this have left
+        self.addCleanup(self.jobs.clear, force=True)
