@@ -43,7 +43,7 @@ from tenure.app.webhooks import Webhooks
 from tenure.app.within import Within
 from tenure.app.workflows import Workflows
 from tenure.client import AsyncClient, Client
-from tenure.contrib import fastapi, flask, sentry, sqlalchemy
+from tenure.contrib import django, fastapi, flask, sentry, sqlalchemy
 from tenure.errors import TenureError
 from tenure.jobs.context import JobTransaction
 from tenure.jobs.enqueue import Options
@@ -194,6 +194,7 @@ CONTRIB: Mapping[ModuleType, Sequence[str]] = {
     sqlalchemy: ("tables", "include_name"),
     fastapi: ("with_dependencies", "enqueuer"),
     flask: ("Tenure",),
+    django: ("TenureBackend", "TenureTask", "TenureContext", "TaskCancelled", "WorkerLost"),
 }
 NEW_WORKFLOW = ("add", "status", "status_async", "wait", "wait_async")
 CLIENT_VERBS = (
@@ -279,9 +280,14 @@ def page() -> str:
     parts.append("## tenure.contrib\n")
     for module, names in CONTRIB.items():
         parts += [f"### {module.__name__}\n", _text(module)]
-        parts += [_member(module, name) for name in names]
-    made = inspect.getattr_static(flask.Tenure, "__init__")
-    parts += [_signature("Tenure", made), _text(made), _member(flask.Tenure, "init_app")]
+        for name in names:
+            value = getattr(module, name)  # first: modules import such names late
+            parts += [f"#### {name}\n"] if len(names) > 1 and inspect.isclass(value) else []
+            parts.append(_member(module, name))
+        if module is not flask:
+            continue
+        made = inspect.getattr_static(flask.Tenure, "__init__")
+        parts += [_signature("Tenure", made), _text(made), _member(flask.Tenure, "init_app")]
     for noun, (cls, names) in NOUNS.items():
         parts += [f"## app.{noun}\n", _text(cls)]
         _check_complete(cls, names)

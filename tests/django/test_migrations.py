@@ -62,4 +62,5 @@ def test_databases_of_tests_have_the_schema(project: Project, tmp_path: Path) ->
     )
     assert "OK" in project.manage("test", str(tmp_path))
     project.environment["SITE_TEST_DATABASE"] = ":memory:"
+    project.environment["SITE_MIGRATIONS"] = "off"
     assert "OK" in project.manage("test", str(tmp_path))

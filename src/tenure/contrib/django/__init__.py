@@ -54,4 +54,5 @@ def __getattr__(name: str) -> object:
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(home, name)
+    globals()[name] = value
     return value

@@ -21,6 +21,7 @@ from tenure.jobs.work import ClaimRequest
 from tenure.store.borrowed.drivers import driver_of
 
 InvalidTask, TaskResultDoesNotExist = task_api.InvalidTask, task_api.TaskResultDoesNotExist
+pytestmark = pytest.mark.usefixtures("cleared")
 BACKEND = "tenure.contrib.django.TenureBackend"
 
 

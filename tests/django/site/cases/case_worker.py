@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.db import connection, connections
+from django.db import connection
 from shop import task_api
 from shop.models import Order
 from shop.tasks import broken, count_orders, fail, flaky, odd, ship, ship_async, ship_once, tell
@@ -23,14 +23,11 @@ def order() -> Order:
 
 
 @pytest.fixture(scope="module")
-def running(django_db_setup: Any, django_db_blocker: Any) -> Iterator[None]:
-    """A worker on the database of the tests, without jobs that others have left."""
-    for job in app.find(status="pending", limit=100):
-        app.cancel(job.id)
+def running(cleared: None) -> Iterator[None]:
+    """A worker on the database of the tests."""
     with app.running(concurrency=4):
         yield
     app.close()
-    connections.close_all()
 
 
 def done(result: Any) -> Any:
