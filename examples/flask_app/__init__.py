@@ -23,6 +23,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     db.init_app(app)
     queue.init_app(app)
     queue.open()  # makes the tables of Tenure
+    queue.close()  # the server may fork now
     app.register_blueprint(pages)
     with app.app_context():
         db.create_all()
