@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import httpx2
 import pytest
 
 from tenure import Tenure
+from tenure.jobs.limits import Limits
 from tests.examples.programs import line_with, program, serving
 from tests.support.waiting import wait_until
 
@@ -97,12 +99,13 @@ def test_wishes_07_08_09_11_16_17_everything_in_one_process(tmp_path: Path) -> N
         shop.post("/login", json={"password": "open sesame"}).raise_for_status()
         assert "ask_model" in shop.get("/admin/queue/").text
         headers = {"accept": "application/json", "origin": str(shop.base_url)}
-        shop.post(f"/admin/queue/jobs/{synced}/cancel", headers=headers).raise_for_status()
-        assert queue.history(synced)[-1].actor == "user:owner"
+        later = queue.enqueue("sync_customer", {"customer": "zoe"}, delay="1h").id
+        shop.post(f"/admin/queue/jobs/{later}/cancel", headers=headers).raise_for_status()
+        assert queue.history(later)[-1].actor == "user:owner"
 
 
 def test_wishes_12_13_limits_hold_for_all_workers_together(postgres_url: str) -> None:
-    """At most five at once, and ten of a minute's sixty together; the model says 429 meanwhile."""
+    """At most five at once, sixty in any minute; the model says 429 meanwhile."""
     url = postgres_url.replace("postgresql://", "postgresql+asyncpg://")
     worker = ("tenure", "worker", "--app", JOBS, "--queue", "llm")
     environ = {"DATABASE_URL": url, "TENURE_DATABASE": url}
@@ -113,14 +116,23 @@ def test_wishes_12_13_limits_hold_for_all_workers_together(postgres_url: str) ->
     ):
         for running in (one, other):
             line_with(running, r"(runs jobs of)")
-        (limits,) = [each.limits for each in queue.queues.list() if each.name == "llm"]
-        assert limits is not None
+        limits = wait_until(lambda: limits_of(queue, "llm"), "a worker to set the limits")
         assert (limits.max_running, limits.rate) == (5, "60/1m")
         asked = [queue.enqueue("ask_model", {"question": str(n)}, queue="llm") for n in range(12)]
         wait_until(lambda: queue.count(status="completed").jobs >= 5, "five answers")
-        starts = [e for job in asked for e in queue.history(job.id) if e.event == "claimed"]
-        assert len(starts) <= 12  # ten together, then one a second
+        attempts = [
+            (start.at, end.at)
+            for job in asked
+            for start, end in pairwise(queue.history(job.id))
+            if start.event == "claimed"
+        ]
+        together = [sum(a <= start < b for a, b in attempts) for start, _ in attempts]
+        assert 1 < max(together) <= 5
         assert queue.verify() == []  # it counts the limits again from the ledger
+
+
+def limits_of(queue: Tenure, name: str) -> Limits | None:
+    return next((each.limits for each in queue.queues.list() if each.name == name), None)
 
 
 @pytest.mark.parametrize("example", ["fastapi_shop", "flask_app"])
