@@ -42,6 +42,7 @@ TASKS = {
         "OPTIONS": {
             "tasks": {
                 "shop.tasks.ship_once": {"atomic": True},
+                "shop.tasks.ship_slowly": {"atomic": True},
                 "shop.tasks.flaky": {"retry_exceptions": True, "backoff": 0.01},
             },
             **json.loads(os.environ.get("SITE_OPTIONS", "{}")),

@@ -73,9 +73,12 @@ class _Attempt:
         """Call the function; with `atomic`, complete the job in the transaction of its rows."""
         if not self.option("atomic"):
             return normalize_json(self.call())
-        with transaction.atomic(using=self.backend.database, durable=True):
+        connection = connections[self.backend.database]
+        with transaction.atomic(using=connection.alias, durable=True):
+            if connection.settings_dict["OPTIONS"].get("isolation_level"):
+                self.context.hold(connection)  # or a heartbeat would make the transaction fail
             value = normalize_json(self.call())
-            self.context.complete(connections[self.backend.database], value)
+            self.context.complete(connection, value)
         return value
 
     def fail(self, error: BaseException) -> None:

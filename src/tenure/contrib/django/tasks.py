@@ -28,7 +28,8 @@ class TenureTask(base.Task):  # type: ignore[type-arg]
     of these places that says something counts.
 
     - `atomic`: run the function in `transaction.atomic()` and complete the job in the same
-      transaction, so that its effect in that database is there exactly once. Default: False.
+      transaction, so that its effect in that database is there exactly once. SQLite lets nothing
+      else write meanwhile, so it has to be short there. Default: False.
     - `retry_exceptions`: run the task again after an exception, up to `max_retries`. Default:
       False, it fails at once. After the death of a worker it runs again in any case.
     - `max_retries`: attempts in all. Default: 3.

@@ -35,9 +35,8 @@ def upgrade(engine: str, url: str) -> Steps[tuple[int, int]]:
         schema = split_schema(url)[0]
         yield Ask(postgres_schema.LOCK.replace("%s", f"'{schema}'"))
     before, newest = (yield from version(engine)), migrate.newest(engine)
-    if before >= newest:
-        migrate.check(before, newest, "the database")
-        return before, before
+    after = max(before, newest)
+    migrate.check(after, newest, "the database")
     if engine == "postgres":
         yield Ask(postgres_schema.script(url, before, begin=False))
     else:
@@ -45,4 +44,4 @@ def upgrade(engine: str, url: str) -> Steps[tuple[int, int]]:
 
         for statement in sqlite_schema.statements(sqlite_schema.script(before, begin=False)):
             yield Ask(statement)
-    return before, newest
+    return before, after

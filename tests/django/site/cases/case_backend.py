@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
+import psycopg
 import pytest
 from asgiref.sync import async_to_sync
 from django.db import connection, transaction
 from django.test import override_settings
+from psycopg.conninfo import conninfo_to_dict
 from shop import task_api
 from shop.models import Order
 from shop.tasks import count_orders, fail, ship, ship_async, ship_once
 
 from tenure import DuplicateJob, InvalidInput, KeyConflict, Unique
 from tenure.contrib.django import TenureBackend, WorkerLost, app
+from tenure.contrib.django.databases import url_of
+from tenure.jobs.redaction import without_password
 from tenure.jobs.work import ClaimRequest
 from tenure.store.borrowed.drivers import driver_of
+from tenure.store.postgres.address import split_schema
 
 InvalidTask, TaskResultDoesNotExist = task_api.InvalidTask, task_api.TaskResultDoesNotExist
 pytestmark = pytest.mark.usefixtures("cleared")
@@ -211,3 +218,28 @@ def test_a_worker_that_died_is_an_error_of_its_attempt() -> None:
     result.refresh()
     assert (result.status, result.attempts) == ("READY", 1)
     assert result.errors[0].exception_class is WorkerLost
+
+
+def test_a_password_of_the_settings_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "vendor", "postgresql", raising=False)
+    given = {"dbname": "a/b", "user": "ann", "password": "s/e&c?r@t", "host": "/run", "port": None}
+    monkeypatch.setattr(connection, "get_connection_params", lambda: dict(given, context=object()))
+    url = url_of("default", "jobs")
+    assert conninfo_to_dict(split_schema(url)[1]) == {
+        name: value for name, value in given.items() if value
+    }
+    assert split_schema(url)[0] == "jobs"
+    shown = without_password(url)
+    assert "ann" in shown
+    assert not {"s/e&c?r@t", quote("s/e&c?r@t", safe="")} & set(re.split("[=&]", shown))
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="workers look at the file")
+def test_a_commit_notifies_workers() -> None:
+    with psycopg.connect(app.database.partition("&schema")[0], autocommit=True) as listener:
+        listener.execute("LISTEN tenure")
+        with transaction.atomic():
+            ship.enqueue(1)
+            assert list(listener.notifies(timeout=0)) == []
+        assert list(listener.notifies(timeout=30, stop_after=1))

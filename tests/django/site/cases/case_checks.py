@@ -10,6 +10,8 @@ from django.core import checks
 from django.db import connection, connections
 from django.test import override_settings
 
+from tenure.contrib.django.databases import migrate
+
 BACKEND = "tenure.contrib.django.TenureBackend"
 
 
@@ -67,3 +69,18 @@ def test_a_connection_that_may_lose_jobs_is_warned_of() -> None:
                 cursor.execute(f"PRAGMA {pragma}")
             assert ids() == ["tenure.W002"]
             connection.close()
+
+
+class Elsewhere:
+    """A router that keeps the tables away."""
+
+    def allow_migrate(self, *_: Any, **__: Any) -> bool:
+        return False
+
+
+def test_the_schema_is_made_where_the_jobs_are_alone() -> None:
+    for alias, routers in (("other", []), ("default", [Elsewhere()])):
+        copy = connection.copy(alias=alias)
+        with override_settings(DATABASE_ROUTERS=routers):
+            migrate(copy)
+        assert copy.connection is None

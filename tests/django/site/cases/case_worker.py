@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import connection
 from shop import task_api
 from shop.models import Order
-from shop.tasks import broken, count_orders, fail, flaky, odd, ship, ship_async, ship_once, tell
+from shop.tasks import (
+    broken,
+    count_orders,
+    fail,
+    flaky,
+    odd,
+    ship,
+    ship_async,
+    ship_once,
+    ship_slowly,
+    tell,
+)
 
 from tenure.contrib.django import TaskCancelled, TenureBackend, app
 
@@ -25,7 +37,7 @@ def order() -> Order:
 @pytest.fixture(scope="module")
 def running(cleared: None) -> Iterator[None]:
     """A worker on the database of the tests."""
-    with app.running(concurrency=4):
+    with app.running(["default"], concurrency=4):
         yield
     app.close()
 
@@ -106,7 +118,7 @@ def test_signals_say_what_becomes_of_a_task(running: None, order: Order, tmp_pat
     task_api.task_finished.connect(finished)
     try:
         calls = [(ship, 1), (ship_async, 1), (fail,), (flaky, str(tmp_path / "times"))]
-        ids = [done(task.enqueue(*arguments)).id for task, *arguments in calls]
+        results = [done(task.enqueue(*arguments)) for task, *arguments in calls]
     finally:
         task_api.task_started.disconnect(started)
         task_api.task_finished.disconnect(finished)
@@ -114,7 +126,9 @@ def test_signals_say_what_becomes_of_a_task(running: None, order: Order, tmp_pat
         *([0, RUNNING], [0, SUCCESSFUL], [1, RUNNING], [1, SUCCESSFUL], [2, RUNNING], [2, FAILED]),
         *([3, RUNNING], [3, RUNNING], [3, RUNNING], [3, SUCCESSFUL]),
     ]
-    assert seen == [(TenureBackend, ids[number], status) for number, status in expected]
+    assert seen == [(TenureBackend, results[one].id, status) for one, status in expected]
+    statuses = [result.status for result in results]
+    assert statuses == [SUCCESSFUL, SUCCESSFUL, FAILED, SUCCESSFUL]
 
 
 def test_an_atomic_task_is_completed_with_its_rows(running: None, order: Order) -> None:
@@ -124,6 +138,18 @@ def test_an_atomic_task_is_completed_with_its_rows(running: None, order: Order) 
     order.refresh_from_db()
     assert order.shipped == 1
     assert app.verify() == []
+
+
+@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="it has one isolation level")
+def test_an_atomic_task_outlives_heartbeats_when_serializable(
+    cleared: None, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A heartbeat changes the row of the job, which the transaction would then fail to change."""
+    level = psycopg.IsolationLevel.SERIALIZABLE
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "isolation_level", level)
+    with app.running(["slow"], lease=1):
+        result = done(ship_slowly.using(queue_name="slow").enqueue(1, 1.0))
+    assert (result.status, result.return_value, result.errors) == (SUCCESSFUL, 1, [])
 
 
 def test_each_task_begins_with_a_connection_that_is_usable(running: None, order: Order) -> None:

@@ -54,6 +54,16 @@ def ship_once(number: int, dies: str = "", fails: bool = False) -> int:
     return order.shipped
 
 
+@task
+def ship_slowly(number: int, seconds: float) -> int:
+    """Ship an order in a transaction that lasts; atomic by OPTIONS."""
+    order = Order.objects.get(number=number)
+    time.sleep(seconds)
+    order.shipped += 1
+    order.save()
+    return order.shipped
+
+
 @task(takes_context=True)
 def tell(context: Any, what: str) -> Any:
     """Return something of the context."""
