@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ RULES = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A browser takes its time."""
+    here = Path(__file__).parent
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if item.path.parent == here:
             item.add_marker("slow")
 
 
@@ -64,6 +65,16 @@ def app(database: str, served: ServerProcess) -> Iterator[Tenure]:
 
 
 Window = Callable[..., Page]
+WINDOWS = pytest.mark.parametrize(
+    ("width", "scheme", "share"),
+    [
+        (360, "dark", 2),
+        (1280, "light", 2),
+        pytest.param(360, "dark", 1, marks=pytest.mark.full),
+        pytest.param(1280, "light", 1, marks=pytest.mark.full),
+    ],
+)
+"""In `make test`, axe looks at each page in one of two windows, in `make chaos` in both."""
 
 
 @pytest.fixture
@@ -97,3 +108,19 @@ def flaws(page: Page) -> list[str]:
     """What axe finds on a page."""
     found = Axe().run(page, options=RULES).response["violations"]
     return [f"{page.url} {one['id']}: {one['nodes'][0]['html'][:200]}" for one in found]
+
+
+def flaws_of(page: Page, paths: Iterable[str], share: int) -> list[str]:
+    """What is wrong with pages in this window; axe looks at one of so many of them."""
+    found = []
+    assert page.viewport_size is not None
+    width = page.viewport_size["width"]
+    for number, path in enumerate(paths):
+        page.goto(path)
+        if (number + (width < 1000)) % share == 0:
+            found += flaws(page)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        if wide > width:
+            found.append(f"{path} is {wide} wide")
+        assert page.evaluate("window.owned") is None
+    return found

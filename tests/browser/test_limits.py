@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tenure import PerPartition, Tenure
-from tests.browser.conftest import PATIENCE, Window, flaws
+from tests.browser.conftest import PATIENCE, WINDOWS, Window, flaws_of
 from tests.support.waiting import wait_until
 
 expect.set_options(timeout=PATIENCE)
@@ -35,19 +35,11 @@ def queues(app: Tenure) -> None:
     app.queues.limit("ledger", max_running=0)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
-def test_pages_are_for_everybody(window: Window, width: int, scheme: str) -> None:
+@WINDOWS
+def test_pages_are_for_everybody(window: Window, width: int, scheme: str, share: int) -> None:
     options = {"color_scheme": scheme, "reduced_motion": "reduce"}
     page = window(viewport={"width": width, "height": 800}, **options)
-    found: list[str] = []
-    for path in ("/ui/queues", "/ui/queues/tenants", "/ui/queues/ledger"):
-        page.goto(path)
-        found += flaws(page)
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        if wide > width:
-            found.append(f"{path} is {wide} wide")
-        assert page.evaluate("window.owned") is None
-    assert found == []
+    assert flaws_of(page, ("/ui/queues", "/ui/queues/tenants", "/ui/queues/ledger"), share) == []
 
 
 @pytest.mark.parametrize("scripts", [True, False])

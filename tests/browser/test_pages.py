@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from tenure import Tenure
 from tenure.jobs.queries import Filter
-from tests.browser.conftest import PATIENCE, Window, flaws
+from tests.browser.conftest import PATIENCE, WINDOWS, Window, flaws, flaws_of
 from tests.support.waiting import wait_until
 
 expect.set_options(timeout=PATIENCE)
@@ -48,20 +48,13 @@ def every_path(jobs: dict[str, str]) -> list[str]:
     return [*PATHS, *shown, "/ui/bulk?action=cancel&queue=still", "/ui/sign-in"]
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+@WINDOWS
 def test_pages_are_for_everybody(
-    window: Window, jobs: dict[str, str], bulk: str, width: int, scheme: str
+    window: Window, jobs: dict[str, str], bulk: str, width: int, scheme: str, share: int
 ) -> None:
     options = {"color_scheme": scheme, "reduced_motion": "reduce"}
     page = window(viewport={"width": width, "height": 800}, **options)
-    found: list[str] = []
-    for path in (*every_path(jobs), bulk):
-        page.goto(path)
-        found += flaws(page)
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        if wide > width:
-            found.append(f"{path} is {wide} wide")
-    assert found == []
+    assert flaws_of(page, (*every_path(jobs), bulk), share) == []
 
 
 def test_on_a_phone_the_row_of_pages_shows_where_one_is(window: Window) -> None:

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tenure import NewJob, Tenure
-from tests.browser.conftest import PATIENCE, Window, flaws
+from tests.browser.conftest import PATIENCE, WINDOWS, Window, flaws_of
 
 expect.set_options(timeout=PATIENCE)
 HOSTILE = '<script>window.owned = 1</script><img src=x onerror="window.owned=1">\u202edetrevni'
@@ -28,19 +28,11 @@ def schedules(app: Tenure) -> None:
     app.schedules.create("new", hostile, **when)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
-def test_pages_are_for_everybody(window: Window, width: int, scheme: str) -> None:
+@WINDOWS
+def test_pages_are_for_everybody(window: Window, width: int, scheme: str, share: int) -> None:
     options = {"color_scheme": scheme, "reduced_motion": "reduce"}
     page = window(viewport={"width": width, "height": 800}, **options)
-    found: list[str] = []
-    for path in PATHS:
-        page.goto(path)
-        found += flaws(page)
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        if wide > width:
-            found.append(f"{path} is {wide} wide")
-        assert page.evaluate("window.owned") is None
-    assert found == []
+    assert flaws_of(page, PATHS, share) == []
 
 
 def test_ticks_are_shown_in_the_time_of_who_looks(window: Window) -> None:

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tenure import NewJob, Tenure
-from tests.browser.conftest import PATIENCE, Window, flaws
+from tests.browser.conftest import PATIENCE, WINDOWS, Window, flaws_of
 
 expect.set_options(timeout=PATIENCE)
 HOSTILE = "<script>window.owned=1</script>"
@@ -23,19 +23,13 @@ def workflow(app: Tenure) -> str:
     return flow.id
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
-def test_pages_are_for_everybody(window: Window, workflow: str, width: int, scheme: str) -> None:
+@WINDOWS
+def test_pages_are_for_everybody(
+    window: Window, workflow: str, width: int, scheme: str, share: int
+) -> None:
     options = {"color_scheme": scheme, "reduced_motion": "reduce"}
     page = window(viewport={"width": width, "height": 800}, **options)
-    found: list[str] = []
-    for path in ("/ui/workflows", f"/ui/workflows/{workflow}"):
-        page.goto(path)
-        found += flaws(page)
-        wide = page.evaluate("document.documentElement.scrollWidth")
-        if wide > width:
-            found.append(f"{path} is {wide} wide")
-        assert page.evaluate("window.owned") is None
-    assert found == []
+    assert flaws_of(page, ("/ui/workflows", f"/ui/workflows/{workflow}"), share) == []
 
 
 def test_a_graph_is_live(window: Window, app: Tenure, workflow: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tenure import Job, Tenure
 from tenure.client import Client
 from tenure.lifecycle import SETTLED
+from tests.support.clock import Clock
 from tests.support.http import ServerProcess
 from tests.support.store import claim_request
 from tests.support.waiting import wait_until
@@ -24,6 +25,7 @@ from tests.support.workers import (
 )
 from tests.worker import children
 
+LONGER_THAN_A_LEASE = 31
 POISON = """
 @app.job
 def poison():
@@ -50,19 +52,22 @@ def innocent_thread(number: int):
 
 
 @pytest.mark.scenario(16)
-def test_os_exit_beside_ten_innocent_ones(app_on_each_engine: Tenure, tmp_path: Path) -> None:
+def test_os_exit_beside_ten_innocent_ones(
+    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
+) -> None:
     app = app_on_each_engine
-    poison = app.enqueue("poison", max_retries=4, backoff=0.01)
+    poison = app.enqueue("poison", max_retries=4, backoff=0)
     kinds = ("innocent", "innocent_thread")
-    innocents = [app.enqueue(kinds[n % 2], {"number": n}, backoff=0.01) for n in range(10)]
+    innocents = [app.enqueue(kinds[n % 2], {"number": n}, backoff=0) for n in range(10)]
     deaths: list[int] = []
-    with WorkerScript(tmp_path / "meet", app.database, POISON, concurrency=16, lease=1) as script:
+    with WorkerScript(tmp_path / "meet", app.database, POISON, concurrency=16) as script:
         worker = script.start()
 
         def all_settled() -> bool:
             nonlocal worker
             if worker.poll() is not None:
                 deaths.append(worker.returncode)
+                clock.advance(LONGER_THAN_A_LEASE)
                 worker = script.start()
             return all(app.get(job.id).status in SETTLED for job in (poison, *innocents))
 

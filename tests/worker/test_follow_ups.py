@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from tenure.jobs.ids import new_id, new_ids
 from tenure.jobs.ledger import Transition
 from tenure.jobs.work import WorkSource
 from tests.support.effects import effects, make_effects, own_connection
+from tests.support.effort import on_either_engine
 from tests.support.http import ServerProcess, api_client, assert_problem, claim_jobs
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit
@@ -73,7 +75,11 @@ def parts_of(app: Tenure, job: Job) -> dict[str, Job]:
     return {one.id: one for one in app.find(type="part") if one.payload["of"] == job.id}
 
 
-@pytest.mark.parametrize("kind", ["loop", "thread", "child"])
+@on_either_engine(
+    "place, kind",
+    *product(["beside", "http"], ["loop", "thread", "child"]),
+    indirect=["place"],
+)
 def test_what_the_run_that_completes_adds_is_there_once(place: Place, kind: str) -> None:
     app = place.app
     if kind == "loop":

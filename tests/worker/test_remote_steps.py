@@ -12,6 +12,7 @@ from tenure import JobContext, LeaseLost, Tenure
 from tenure.client import Client
 from tenure.jobs.steps import MAX_STEPS, KeepState, Load, Notes, Record
 from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tests.support.effort import on_either_engine
 from tests.support.http import ServerProcess, api_client, assert_problem, claim_jobs
 from tests.support.proxy import Proxy
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -25,7 +26,7 @@ def server(app_on_each_engine: Tenure) -> Iterator[ServerProcess]:
         yield served
 
 
-@pytest.mark.parametrize("kind", ["thread", "coroutine", "child"])
+@on_either_engine("kind", ["thread"], ["coroutine"], ["child"])
 def test_steps_and_state_survive_an_attempt(
     app_on_each_engine: Tenure, server: ServerProcess, kind: str
 ) -> None:

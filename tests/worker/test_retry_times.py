@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
+from itertools import product
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.handlers import Errors, describe
 from tenure.jobs.results import failure
+from tests.support.effort import on_either_engine
 from tests.support.http import ServerProcess
 from tests.support.raw_sql import RawSql
 from tests.support.waiting import wait_until
@@ -93,8 +95,7 @@ def test_a_snooze_costs_nothing(app_on_each_engine: Tenure, kind: str) -> None:
     assert app.verify() == []
 
 
-@KINDS
-@pytest.mark.parametrize("remote", [False, True])
+@on_either_engine("remote, kind", *product([False, True], ["coroutine", "function", "process"]))
 def test_a_rate_limit_is_a_snooze_that_the_queue_waits_for(
     app_on_each_engine: Tenure, kind: str, remote: bool
 ) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.settings import Settings
 from tenure.worker.process import maintained
 from tests.support.clock import Clock
+from tests.support.effort import on_either_engine
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit
 from tests.support.workers import (
@@ -325,16 +327,14 @@ def test_jobs_that_arrive_when_the_worker_is_stopping_are_handed_back(app: Tenur
 
 
 @pytest.mark.scenario(75)
-@pytest.mark.parametrize(
+@on_either_engine(
     "place",
-    [
-        "claim.before_commit",
-        "claim.after_commit",
-        "worker.before_start",
-        "worker.before_report",
-        "report.before_commit",
-        "report.after_commit",
-    ],
+    ["claim.before_commit"],
+    ["claim.after_commit"],
+    ["worker.before_start"],
+    ["worker.before_report"],
+    ["report.before_commit"],
+    ["report.after_commit"],
 )
 def test_asked_to_stop_at_any_place(app_on_each_engine: Tenure, tmp_path: Path, place: str) -> None:
     """The signal waits for a process that stands still there, and is heard as it goes on."""
@@ -368,8 +368,7 @@ def test_asked_to_stop_at_any_place(app_on_each_engine: Tenure, tmp_path: Path, 
 
 
 @pytest.mark.scenario(76)
-@pytest.mark.parametrize("before", ["", NO_UVLOOP], ids=["uvloop", "asyncio"])
-@pytest.mark.parametrize("handler", ["hang", "function", "block"])
+@on_either_engine("before, handler", *product(["", NO_UVLOOP], ["hang", "function", "block"]))
 def test_a_second_signal_ends_the_process_at_once_and_the_leases_run_out(
     app_on_each_engine: Tenure, clock: Clock, tmp_path: Path, handler: str, before: str
 ) -> None:
