@@ -73,6 +73,7 @@ class Core:
         self.defaults = TypeDefaults(self.handlers, lambda: known_types(self.store))
         self._whole: Core | None = None  # what this one is a limited view of
         self._opened: Store | None = None
+        self._stays_open = False
         self._opening = threading.Lock()
         forks.watch(self)
 
@@ -142,22 +143,25 @@ class Core:
 
     def close(self) -> None:
         """Commit what is waiting and close the database."""
-        if self._opened is not None:
+        if self._opened is not None and not self._stays_open:
             self._opened.close()
             self._opened = None
         self.defaults.forget()
 
     @contextmanager
     def using(self, database: str, store: Store) -> Iterator[None]:
-        """Use another store in the block, at another URL, and close it then; for tests."""
-        before = self._database, self._opened
-        self._database, self._opened = database, store
+        """Use another store in the block, at another URL, and close it then; for tests.
+
+        `close`, which a program may call that is tested, leaves it open.
+        """
+        before = self._database, self._opened, self._stays_open
+        self._database, self._opened, self._stays_open = database, store, True
         self.defaults.forget()
         try:
             yield
         finally:
             store.close()
-            self._database, self._opened = before
+            self._database, self._opened, self._stays_open = before
             self.defaults.forget()
 
     def take_over(self, other: Core) -> None:

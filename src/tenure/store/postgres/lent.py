@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -21,6 +20,7 @@ from tenure.store.reader import Reader
 
 T = TypeVar("T")
 
+IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 ENDED = "the transaction of the test has ended: neither commit it nor roll it back in the block"
 
 
@@ -28,14 +28,15 @@ class LentPostgres:
     """A caller's connection without its cursor class and row factory."""
 
     def __init__(self, connection: psycopg.Connection[Any], url: str) -> None:
-        if connection.autocommit and not self._is_open(connection):
-            raise InvalidInput("this connection is in no transaction: begin one", path="connection")
         self._connection = connection
+        if connection.autocommit and not self.is_open:
+            raise InvalidInput("this connection is in no transaction: begin one", path="connection")
         self.address = address_of(url)
 
-    @staticmethod
-    def _is_open(connection: psycopg.Connection[Any]) -> bool:
-        return connection.info.transaction_status is not TransactionStatus.IDLE
+    @property
+    def is_open(self) -> bool:
+        """Whether it is in a transaction."""
+        return self._connection.info.transaction_status in IN_TRANSACTION
 
     def execute(
         self, statement: bytes, values: Any = None, *, binary: bool = False
@@ -44,11 +45,6 @@ class LentPostgres:
         # The connection may be older than the import of what registers this for all.
         cursor.adapters.register_dumper(BinaryArray, ArrayDumper)
         return cursor.execute(statement, values, binary=binary, prepare=False)
-
-    def check(self) -> None:
-        """Raise an error if the transaction has ended."""
-        if self._connection.autocommit and not self._is_open(self._connection):
-            raise psycopg.OperationalError(ENDED)
 
     def version(self) -> int:
         """Return the version of the schema; 0 if there is none."""
@@ -65,7 +61,8 @@ class LentPostgresWriter(Postgres):
         self._lent = connection
 
     def begin(self) -> None:
-        self._lent.check()
+        if not self._lent.is_open:
+            raise psycopg.OperationalError(ENDED)
         self._run("SAVEPOINT tenure_write")
         self._now, self._marked = None, False
 
@@ -73,7 +70,7 @@ class LentPostgresWriter(Postgres):
         self._run("RELEASE SAVEPOINT tenure_write")
 
     def rollback(self) -> None:
-        with suppress(psycopg.Error):
+        if self._lent.is_open:
             self._run("ROLLBACK TO SAVEPOINT tenure_write; RELEASE SAVEPOINT tenure_write")
 
     def _run(

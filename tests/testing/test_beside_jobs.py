@@ -1,0 +1,166 @@
+"""What happens beside the jobs of a test: hooks, schedules, waits, leases, coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+
+import pytest
+
+from tenure import Failure, JobContext, SignalTimeout, Tenure, testing
+from tenure.jobs.work import ClaimRequest
+from tests.testing.conftest import Enter
+
+
+def test_hooks_run_as_around_a_worker(enter: Enter, nowhere: Tenure) -> None:
+    """The lifespan once for all jobs, `around` for each, `on_failure` before the test goes on."""
+    seen: list[str] = []
+
+    @nowhere.lifespan
+    @asynccontextmanager
+    async def pool() -> AsyncIterator[None]:
+        seen.append("pool opens")
+        yield
+        seen.append("pool closes")
+
+    @nowhere.around
+    @contextmanager
+    def inside(context: JobContext) -> Iterator[None]:
+        seen.append(f"around {context.type}")
+        yield
+
+    @nowhere.on_failure
+    def plain(failure: Failure) -> None:
+        seen.append(f"failed {failure.final} {failure.exception!r}")
+
+    @nowhere.on_failure
+    async def coroutine(failure: Failure) -> None:
+        seen.append(f"failed {failure.type}")
+
+    @nowhere.job(max_retries=1)
+    def bad() -> None:
+        raise ValueError("no")
+
+    @nowhere.job
+    async def good() -> None:
+        seen.append("good")
+
+    jobs = enter(nowhere)
+    bad.enqueue()
+    good.enqueue()
+    jobs.drain(raise_errors=False)
+    assert seen == [
+        *("pool opens", "around bad", "failed True ValueError('no')", "failed bad"),
+        *("around good", "good", "pool closes"),
+    ]
+
+
+def test_schedules_fire_when_the_clock_travels(enter: Enter, nowhere: Tenure) -> None:
+    """Procrastinate #1546: tests of periodic tasks need a clock that moves."""
+
+    @nowhere.schedule(every="1h")
+    @nowhere.job
+    def report() -> None: ...
+
+    jobs = enter(nowhere)
+    assert jobs.drain().runs == []
+    assert len(jobs.drain(until="3h10m").runs) == 3
+    jobs.travel("1h")
+    jobs.assert_enqueued(report, count=1)
+
+
+def test_a_wait_for_a_signal_ends_in_time(enter: Enter, nowhere: Tenure) -> None:
+    @nowhere.job
+    def asks(context: JobContext) -> str:
+        try:
+            context.wait_for_signal("answer", timeout="1d")
+        except SignalTimeout:
+            return "no answer"
+        return "answered"
+
+    jobs = enter(nowhere)
+    job = asks.enqueue()
+    assert jobs.drain().left == 1
+    assert nowhere.get(job.id).status == "waiting"
+    jobs.drain(until="2d")
+    assert nowhere.get(job.id).result == "no answer"
+
+
+def test_a_lease_that_a_dead_worker_left_runs_out(enter: Enter, nowhere: Tenure) -> None:
+    @nowhere.job
+    def work() -> int:
+        return 1
+
+    jobs = enter(nowhere)
+    job = work.enqueue()
+    nowhere.core.claim(ClaimRequest(worker="dead", limit=1, lease_seconds=30.0))
+    assert jobs.drain().runs == []
+    jobs.travel("1m")
+    assert nowhere.get(job.id).event == "retried"
+    assert jobs.drain(retries=True).completed == 1
+
+
+def test_a_test_in_a_loop_may_drain_without_await(nowhere: Tenure) -> None:
+    @nowhere.job
+    async def coroutine() -> bool:
+        await asyncio.sleep(0)
+        return True
+
+    @nowhere.job
+    def plain() -> bool:
+        return True
+
+    async def test() -> None:
+        with testing.on(nowhere) as jobs, testing.inline(nowhere):
+            job = await coroutine.enqueue_async()
+            assert nowhere.get(job.id).result is True
+            plain.enqueue()
+            jobs.drain()
+
+    asyncio.run(test())
+
+
+@pytest.mark.anyio
+async def test_with_await_plain_handlers_have_a_thread(nowhere: Tenure) -> None:
+    """So they may begin a loop, or call what Django refuses beside one."""
+    threads = []
+
+    @nowhere.job
+    def plain() -> None:
+        threads.append(threading.current_thread())
+        asyncio.run(asyncio.sleep(0))
+
+    with testing.on(nowhere) as jobs:
+        await jobs.run_async(await plain.enqueue_async())
+        await plain.enqueue_async()
+        assert (await jobs.drain_async()).completed == 1
+    assert threading.current_thread() not in threads
+
+
+def test_a_key_that_is_pressed_ends_the_test(enter: Enter, nowhere: Tenure) -> None:
+    @nowhere.job
+    def long() -> None:
+        raise KeyboardInterrupt
+
+    jobs = enter(nowhere)
+    job = long.enqueue()
+    with pytest.raises(KeyboardInterrupt):
+        jobs.drain(raise_errors=False)
+    assert nowhere.get(job.id).event == "retried"
+
+
+def test_what_failed_can_be_seen_in_the_statistics(enter: Enter, nowhere: Tenure) -> None:
+    """Not in a transaction of PostgreSQL: statistics follow commits."""
+
+    @nowhere.job
+    def work() -> None: ...
+
+    jobs = enter(nowhere)
+    work.enqueue()
+    jobs.drain()
+    jobs.travel(timedelta(seconds=5))
+    counted = {(one.status, one.jobs) for one in nowhere.stats.counts()}
+    assert counted == {("completed", 1)} or nowhere.database.startswith("postgresql://lent")
