@@ -125,7 +125,7 @@ class History(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
 class JobAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     """Jobs, newest first."""
 
-    list_display = ("type", "queue", "status", "tries", "created_at", "finished_at", "id")
+    list_display = ("type", "queue", "status", "tries", "created_at", "finished_at")
     list_filter = ("status", QueueFilter, TypeFilter)
     list_per_page = 50
     search_fields = ("id", "idempotency_key")
@@ -133,6 +133,7 @@ class JobAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     ordering = ("-id",)
     sortable_by = ()
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER  # they count all jobs, once for each name
     paginator = BoundedPaginator
     actions = ("retry", "cancel")
     inlines = (History,)

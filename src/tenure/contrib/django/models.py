@@ -3,9 +3,6 @@
 A change by the ORM is one in plain SQL: triggers refuse what the lifecycle does not allow.
 """
 
-# The types of fields are known to a plugin of mypy, which needs the settings of a project.
-# mypy: disable-error-code="var-annotated, type-arg"
-
 from __future__ import annotations
 
 import uuid

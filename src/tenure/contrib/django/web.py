@@ -74,6 +74,8 @@ def asgi(
             await application(scope, receive, send)
             return
         mounted = {**scope, "root_path": root + prefix}
+        if path == prefix:
+            mounted["path"] += "/"
         await built(mounted, receive, _to_login(send, root + prefix))
 
     return serve

@@ -1,0 +1,1 @@
+"""Notes with Django and Tenure: words are counted by tasks."""
