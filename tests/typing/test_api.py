@@ -6,12 +6,9 @@ pyright is what editors show: it inferred that `submit` of a coroutine waits for
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = ["tests/typing/api.py", "tests/typing/others.py"]
@@ -28,15 +25,6 @@ def test_what_users_write_is_checked_as_they_expect() -> None:
     assert mypy.returncode == 0, mypy.stdout + mypy.stderr
 
 
-def pyright() -> str:
-    """pyright, or the build of it whose wheel brings Node.js; neither is a dependency."""
-    beside = Path(sys.executable).parent
-    for name in ("pyright", "basedpyright"):
-        if found := shutil.which(name, path=str(beside)) or shutil.which(name):
-            return found
-    pytest.skip("no pyright: pip install basedpyright")
-
-
 def test_pyright_agrees(tmp_path: Path) -> None:
     settings = {
         "include": [str(ROOT / name) for name in WRITTEN],
@@ -46,6 +34,7 @@ def test_pyright_agrees(tmp_path: Path) -> None:
         "reportUnnecessaryTypeIgnoreComment": "error",
     }
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
-    command = [pyright(), "-p", str(tmp_path), "--pythonpath", sys.executable]
+    pyright = Path(sys.executable).with_name("basedpyright")
+    command = [pyright, "-p", str(tmp_path), "--pythonpath", sys.executable]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
