@@ -143,6 +143,7 @@ def _missing(
     return [name for name in wanted if name not in given]
 
 
+# FastAPI's own way to resolve dependencies is internal, and needs a request.
 async def _value(one: _Dependency, stack: AsyncExitStack, values: Values) -> Any:
     if one.once and one.call in values:
         return values[one.call]
