@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
@@ -50,23 +49,25 @@ def complete(app: Tenure, limit: int = 1) -> list[str]:
     return [lease.id for lease in leases]
 
 
-@pytest.mark.parametrize(("row", "overlap", "expected"), TABLE)
-def test_overlap_missed_and_outage(
-    app: Tenure, clock: Clock, row: str, overlap: Any, expected: str
-) -> None:
-    every, seen, options, is_open = situation(row)
-    app.schedules.create("s", MAIL, every=every, overlap=overlap, **options)
-    if is_open:
-        app.schedules.trigger("s")
-    clock.advance(seen)
-    decide_due(app.core, set())
-    assert record(app, every=every).removeprefix("f0? ") == expected
-    assert len(app.find(type="mail")) == expected.count("f") + is_open
-    found = app.schedules.get("s")
-    assert found.fired == expected.count("f") + is_open
-    assert found.decided == seen // every + is_open
-    decide_due(app.core, set())
-    assert found == app.schedules.get("s")
+def test_overlap_missed_and_outage(app: Tenure, clock: Clock, subtests: pytest.Subtests) -> None:
+    for number, (row, overlap, expected) in enumerate(TABLE):
+        with subtests.test(f"{row} {overlap}"):
+            every, seen, options, is_open = situation(row)
+            job = NewJob(f"mail{number}", {}, {})
+            clock.set(START)
+            app.schedules.create("s", job, every=every, overlap=overlap, **options)
+            if is_open:
+                app.schedules.trigger("s")
+            clock.advance(seen)
+            decide_due(app.core, set())
+            assert record(app, every=every).removeprefix("f0? ") == expected
+            assert len(app.find(type=job.type)) == expected.count("f") + is_open
+            found = app.schedules.get("s")
+            assert found.fired == expected.count("f") + is_open
+            assert found.decided == seen // every + is_open
+            decide_due(app.core, set())
+            assert found == app.schedules.get("s")
+        app.schedules.delete("s")
 
 
 def test_a_tick_becomes_a_job_that_starts_in_time(app: Tenure, clock: Clock) -> None:
