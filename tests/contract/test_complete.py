@@ -62,29 +62,30 @@ def test_the_commit_decides_how_an_attempt_ends(app: Tenure, lender: Lender) -> 
     assert [entry.event for entry in app.history(undone.id)][-2:] == ["failed", "retried"]
 
 
-@pytest.mark.parametrize("verb", ["complete", "hold"])
 def test_an_attempt_that_has_lost_its_lease_is_refused(
-    app: Tenure, lender: Lender, verb: str
+    app: Tenure, lender: Lender, subtests: pytest.Subtests
 ) -> None:
     """Also by the next attempt of the same job: the lease counts, not the job."""
-    app.enqueue("ship", max_retries=3, backoff=0)
-    first = claim(app)
-    app.core.report([Report(first.id, first.lease_id, Outcome.FAILED, error="no")])
-    second = claim(app)
-    before = app.get(first.id)
-    lender.begin()
-    with pytest.raises(LeaseLost):
-        lender.fenced(attempt(app, first), verb)
-    lender.rollback()
-    assert app.get(first.id) == before
-    lender.begin()
-    lender.fenced(attempt(app, second), verb)
-    lender.commit()
-    app.cancel(second.id) if verb == "hold" else None
-    lender.begin()
-    with pytest.raises(LeaseLost):
-        lender.fenced(attempt(app, second), verb)
-    lender.rollback()
+    for verb in ["complete", "hold"]:
+        with subtests.test(verb):
+            app.enqueue("ship", max_retries=3, backoff=0)
+            first = claim(app)
+            app.core.report([Report(first.id, first.lease_id, Outcome.FAILED, error="no")])
+            second = claim(app)
+            before = app.get(first.id)
+            lender.begin()
+            with pytest.raises(LeaseLost):
+                lender.fenced(attempt(app, first), verb)
+            lender.rollback()
+            assert app.get(first.id) == before
+            lender.begin()
+            lender.fenced(attempt(app, second), verb)
+            lender.commit()
+            app.cancel(second.id) if verb == "hold" else None
+            lender.begin()
+            with pytest.raises(LeaseLost):
+                lender.fenced(attempt(app, second), verb)
+            lender.rollback()
 
 
 def test_a_job_is_completed_once(app: Tenure, lender: Lender) -> None:

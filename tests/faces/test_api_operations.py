@@ -316,12 +316,17 @@ async def test_a_stream_that_tells_nothing_says_how_far_it_is(
         assert job.id.encode() not in stream.answered
 
 
-@pytest.mark.parametrize(
-    "query",
-    ["type=.", "type=a,,b", "queue=", "event=exploded", "job=1", "type=" + "a," * 100 + "a"],
-)
-def test_what_no_stream_can_tell_is_refused(api: TestClient, query: str) -> None:
-    assert_problem(api.get(f"/events?{query}"), 400, "invalid_input")
+def test_what_no_stream_can_tell_is_refused(api: TestClient, subtests: pytest.Subtests) -> None:
+    for query in [
+        "type=.",
+        "type=a,,b",
+        "queue=",
+        "event=exploded",
+        "job=1",
+        "type=" + "a," * 100 + "a",
+    ]:
+        with subtests.test(f"{query:.60}"):
+            assert_problem(api.get(f"/events?{query}"), 400, "invalid_input")
 
 
 @pytest.mark.anyio
@@ -400,11 +405,12 @@ async def test_streams_that_come_at_once_are_counted(app: Tenure, monkeypatch: A
         assert sorted(one.status for one in asked) == [200] * 3 + [503] * 7
 
 
-@pytest.mark.parametrize("position", ["x", "-1", "1e3", "9" * 70, "é", "1; DROP TABLE", "1 2"])
-def test_what_is_no_position_is_refused(api: TestClient, position: str) -> None:
-    headers = [("Last-Event-ID", position.encode())]
-    assert_problem(api.get("/events", headers=headers), 400, "invalid_input")
-    assert_problem(api.get("/events", params={"after": position}), 400, "invalid_input")
+def test_what_is_no_position_is_refused(api: TestClient, subtests: pytest.Subtests) -> None:
+    for position in ["x", "-1", "1e3", "9" * 70, "é", "1; DROP TABLE", "1 2"]:
+        with subtests.test(position):
+            headers = [("Last-Event-ID", position.encode())]
+            assert_problem(api.get("/events", headers=headers), 400, "invalid_input")
+            assert_problem(api.get("/events", params={"after": position}), 400, "invalid_input")
 
 
 # --- mounted in another application ---------------------------------------------------------------

@@ -76,11 +76,14 @@ def test_a_payload_has_a_largest_size(app: Tenure) -> None:
     assert f"the limit is {MAX_PAYLOAD_BYTES} bytes" in verdict(app, "email", {"a": "x" * inner})
 
 
-@pytest.mark.parametrize("name", ["", "a\nb", "a\x1b[31m", "x" * 129, *EVERY_NAME_BUT])
-def test_names_are_strict(app: Tenure, name: str) -> None:
-    assert verdict(app, name) in refused("enqueue", "--", name)
-    assert verdict(app, "email", queue=name) in refused("enqueue", "email", f"--queue={name}")
-    refused("queues", "pause", "--", name)
+def test_names_are_strict(app: Tenure, subtests: pytest.Subtests) -> None:
+    for name in ["", "a\nb", "a\x1b[31m", "x" * 129, *EVERY_NAME_BUT]:
+        with subtests.test(f"{name!a:.60}"):
+            assert verdict(app, name) in refused("enqueue", "--", name)
+            assert verdict(app, "email", queue=name) in refused(
+                "enqueue", "email", f"--queue={name}"
+            )
+            refused("queues", "pause", "--", name)
 
 
 OPTIONS: list[tuple[str, str, Any]] = [
@@ -111,13 +114,14 @@ OPTIONS: list[tuple[str, str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("option", "given", "value"), OPTIONS)
-def test_options_are_refused_as_in_python(app: Tenure, option: str, given: str, value: Any) -> None:
-    name = "idempotency_key" if option == "key" else option.replace("-", "_")
+def test_options_are_refused_as_in_python(app: Tenure, subtests: pytest.Subtests) -> None:
+    for option, given, value in OPTIONS:
+        with subtests.test(f"{option} {given:.60}"):
+            name = "idempotency_key" if option == "key" else option.replace("-", "_")
 
-    assert verdict(app, "email", **{name: value}) in refused(
-        "enqueue", "email", f"--{option}={given}"
-    )
+            assert verdict(app, "email", **{name: value}) in refused(
+                "enqueue", "email", f"--{option}={given}"
+            )
 
 
 @pytest.mark.parametrize(

@@ -113,27 +113,32 @@ def test_a_route_without_a_scope_cannot_be_written() -> None:
 
 
 @pytest.mark.requirement("C3")
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
-def test_each_call_by_each_token(app: Tenure, guarded: TestClient, route: Route) -> None:
+def test_each_call_by_each_token(
+    app: Tenure, guarded: TestClient, subtests: pytest.Subtests
+) -> None:
     clock = Clock(app.database)
     tokens = {scope: app.tokens.create(scope, [scope])[0] for scope in Scope}
     bad = {"wrong": "tenure_" + "x" * 43, "": ""}
     bad["revoked"] = app.tokens.create("revoked", Scope)[0]
     app.tokens.revoke("revoked")
     bad["expired"] = app.tokens.create("expired", Scope, expires="1h")[0]
-    assert call(guarded, route, bad["expired"])[1] not in ("unauthorized", "forbidden")
+    for route in ROUTES:
+        with subtests.test(route.name):
+            assert call(guarded, route, bad["expired"])[1] not in ("unauthorized", "forbidden")
     clock.advance(3600)
     bad["digest"] = app.tokens.list()[0].digest
     bad["prefix"] = tokens[Scope.ADMIN][:11]
 
-    for why, token in {**bad, "none": None}.items():
-        status = call(guarded, route, token)
-        assert (status == (401, "unauthorized")) is (NEEDED[route.name] != ""), why
-    for scope, token in tokens.items():
-        refused = call(guarded, route, token) == (403, "forbidden")
-        needed = NEEDED[route.name].split()
-        assert refused is (bool(needed) and scope != "admin" and scope not in needed), scope
-    assert call(guarded, route, OWNER)[1] not in ("unauthorized", "forbidden")
+    for route in ROUTES:
+        with subtests.test(route.name):
+            for why, token in {**bad, "none": None}.items():
+                status = call(guarded, route, token)
+                assert (status == (401, "unauthorized")) is (NEEDED[route.name] != ""), why
+            for scope, token in tokens.items():
+                refused = call(guarded, route, token) == (403, "forbidden")
+                needed = NEEDED[route.name].split()
+                assert refused is (bool(needed) and scope != "admin" and scope not in needed), scope
+            assert call(guarded, route, OWNER)[1] not in ("unauthorized", "forbidden")
     clock.close()
 
 

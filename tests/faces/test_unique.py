@@ -60,22 +60,25 @@ def test_a_server_with_the_handler_knows_its_rule(api: TestClient, app: Tenure) 
     assert api.post("/jobs", json={**plain, "unique": None}).json()["id"] != ids[0]
 
 
-@pytest.mark.parametrize(
-    ("rule", "path"),
-    [
-        ({"by": ["page"]}, "$.unique.by"),
-        ({"by": "two words"}, "$.unique.by"),
-        ({"until": "completed"}, "$.unique.until"),
-        ({"on_conflict": "ignore"}, "$.unique.on_conflict"),
-        ({"within": 0}, "$.unique.within"),
-        ({"max_wait": 1}, "$.unique.max_wait"),
-        ({"states": []}, "$.unique"),
-        ("doc", "$.unique"),
-    ],
-)
-def test_a_rule_that_is_none_is_refused(api: TestClient, rule: Any, path: str) -> None:
-    response = api.post("/jobs", json={"type": "index", "payload": {"doc": 1}, "unique": rule})
-    assert assert_problem(response, 400, "invalid_input")["path"] == path
+NO_RULES = [
+    ({"by": ["page"]}, "$.unique.by"),
+    ({"by": "two words"}, "$.unique.by"),
+    ({"until": "completed"}, "$.unique.until"),
+    ({"on_conflict": "ignore"}, "$.unique.on_conflict"),
+    ({"within": 0}, "$.unique.within"),
+    ({"max_wait": 1}, "$.unique.max_wait"),
+    ({"states": []}, "$.unique"),
+    ("doc", "$.unique"),
+]
+
+
+def test_a_rule_that_is_none_is_refused(api: TestClient, subtests: pytest.Subtests) -> None:
+    for rule, path in NO_RULES:
+        with subtests.test(f"{rule!a:.60}"):
+            response = api.post(
+                "/jobs", json={"type": "index", "payload": {"doc": 1}, "unique": rule}
+            )
+            assert assert_problem(response, 400, "invalid_input")["path"] == path
 
 
 def test_the_client_sends_a_rule(app: Tenure) -> None:
