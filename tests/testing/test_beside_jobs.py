@@ -72,6 +72,16 @@ def test_schedules_fire_when_the_clock_travels(enter: Enter, nowhere: Tenure) ->
     jobs.assert_enqueued(report, count=1)
 
 
+def test_schedules_fire_in_a_database_that_was_new(enter: Enter, nowhere: Tenure) -> None:
+    @nowhere.schedule(every="1h")
+    @nowhere.job
+    def report() -> None: ...
+
+    jobs = enter(nowhere)
+    jobs.travel("1h")
+    jobs.assert_enqueued(report, count=1)
+
+
 def test_a_wait_for_a_signal_ends_in_time(enter: Enter, nowhere: Tenure) -> None:
     @nowhere.job
     def asks(context: JobContext) -> str:

@@ -244,13 +244,20 @@ class Runs:
 
     def maintain(self) -> None:
         """Do what a server does once a second beside the jobs."""
+        self._declare()
+        self._maintenance.do_once()
+
+    def _declare(self) -> None:
         if not self._has_declared:
             self._has_declared = True
             declare_schedules(self._app.core)
-        self._maintenance.do_once()
 
     def travel(self, by: timedelta) -> None:
         """Put the store's clock forward."""
+        self._declare()  # a schedule has no ticks before it is known
+        self._move_clock(by)
+
+    def _move_clock(self, by: timedelta) -> None:
         self._ahead += by
         self.store.write("clock", partial(changes.set_clock, ahead=self._ahead)).result()
 
@@ -258,4 +265,4 @@ class Runs:
         """Let the store's clock be that of the machine again, and declare schedules again."""
         self._has_declared = False
         if self._ahead:
-            self.travel(-self._ahead)
+            self._move_clock(-self._ahead)
