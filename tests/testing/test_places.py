@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from tenure import InvalidInput, JobNotFound, NewJob, StoreUnavailable, Tenure, testing
+from tenure import InvalidInput, JobContext, JobNotFound, NewJob, StoreUnavailable, Tenure, testing
 from tenure.errors import SchemaMismatch
 from tenure.store import migrate_store
 from tests.support.workers import running_worker, wait_until_settled
@@ -228,10 +228,13 @@ def test_inline_leaves_what_a_worker_would_not_start(enter: Enter, shop: Tenure)
     with testing.inline(shop):
         shop.enqueue("greet", {"name": "a"}, delay="1h")
         shop.enqueue("greet", {"name": "b"}, queue="paused")
-        shop.enqueue("unknown")
+        unknown = shop.enqueue("unknown")
         for number in range(2):
             shop.enqueue("greet", {"name": str(number)}, queue="slow")
     assert [job.payload.get("name") for job in jobs.enqueued()] == ["a", "b", None, "1"]
+    assert len(shop.history(unknown.id)) == 1
+    with pytest.raises(InvalidInput, match="no handler for 'unknown'"):
+        jobs.run(unknown)
 
 
 def test_inline_raises_at_its_end_and_not_in_the_call(enter: Enter, shop: Tenure) -> None:
@@ -270,8 +273,10 @@ def test_a_handler_runs_on_the_thread_that_drains(enter: Enter, shop: Tenure) ->
     threads = []
 
     @shop.job
-    def notes() -> None:
+    def notes(context: JobContext) -> None:
+        context.progress(1)
         threads.append(threading.current_thread())
+        threads.extend(one for one in threading.enumerate() if one.name == "tenure-notes")
 
     notes.enqueue()
     jobs.drain()

@@ -48,10 +48,10 @@ def set_clock(db: Database, ahead: timedelta) -> None:
 
 
 def claim(db: Database, job_id: str, worker: str, *, early: bool) -> Lease | None:
-    """Lease one job, whatever is before it; if it is `early` or its queue is paused, as well.
+    """Lease one job, whatever is before it; an `early` one also before its time and in a pause.
 
-    Otherwise return None for such a job, and for one that no worker may start now. Raises
-    JobNotFound, or IllegalTransition if it is not pending or a limit refuses it.
+    Otherwise return None in a pause. Raises JobNotFound, or IllegalTransition if it is not pending,
+    not due, or refused by a limit.
     """
     job = db.lock([job_id]).get(job_id)
     if job is None:
@@ -60,7 +60,7 @@ def claim(db: Database, job_id: str, worker: str, *, early: bool) -> Lease | Non
     steps: tuple[Job, ...] = ()
     if job.run_at > now and early:
         steps = (decide(job, Amended(changes={}, delay=0.0, actor=ACTOR), now),)
-    if not early and (job.run_at > now or _is_paused(db, job)):
+    if not early and _is_paused(db, job):
         return None
     lease_id = str(uuid4())
     event = Claimed(lease_id=lease_id, lease_seconds=LEASE_SECONDS, actor=worker)

@@ -87,8 +87,8 @@ class Jobs:
         - `job`: the job, or its id. One that is due later is amended to be due now.
 
         Raises what its handler raised, once that is recorded, and JobFailed for a failure without
-        an exception. Raises JobNotFound, or IllegalTransition if the job is not pending or a limit
-        of its queue refuses it.
+        an exception. Raises JobNotFound, InvalidInput if its handler is not here, and
+        IllegalTransition if the job is not pending or a limit of its queue refuses it.
         """
         return self._runs.drive(self._runs.one(job))
 

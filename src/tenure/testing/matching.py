@@ -106,8 +106,7 @@ def _misses(wanted: Any, found: Any, path: str) -> list[str]:
             for name, value in wanted.items()
             for miss in _misses(value, found.get(name, MISSING), f"{path}.{name}".lstrip("."))
         ]
-    same = wanted == found and isinstance(wanted, bool) == isinstance(found, bool)
-    return [] if same else [f"{path} is {found!r}, not {wanted!r}"]
+    return [] if wanted == found else [f"{path} is {found!r}, not {wanted!r}"]
 
 
 class _Missing:

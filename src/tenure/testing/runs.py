@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 from tenure.app.evaluation import declare as declare_schedules
 from tenure.app.job_types import JobType
-from tenure.errors import IllegalTransition, JobFailed
+from tenure.errors import IllegalTransition, InvalidInput, JobFailed
 from tenure.jobs import durations
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.names import check_queues
@@ -148,7 +148,10 @@ class Runs:
 
     def one(self, job: Job | str) -> Running[Job]:
         """Run one job now; return it afterwards, or raise its error."""
-        lease = self._claim(job if isinstance(job, str) else job.id, early=True)
+        job = self._app.core.get(job) if isinstance(job, str) else job
+        if self._app.core.handlers.find(job.type) is None:
+            raise InvalidInput(f"this application has no handler for {job.type!r}")
+        lease = self._claim(job.id, early=True)
         assert lease is not None
         ran = yield lease
         raise_error_of(ran)
