@@ -69,7 +69,7 @@ def kill_workers(url: str, folder: Path, way: str, jobs: int, kills: int) -> Cou
 
 @pytest.mark.scenario(110)
 @pytest.mark.parametrize(
-    ("jobs", "kills"), [(300, 8), pytest.param(10_000, 200, marks=pytest.mark.full)]
+    ("jobs", "kills"), [(100, 4), pytest.param(10_000, 200, marks=pytest.mark.full)]
 )
 def test_every_completed_job_has_one_effect(
     database_url: str, tmp_path: Path, jobs: int, kills: int

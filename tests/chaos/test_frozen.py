@@ -19,6 +19,7 @@ from tenure.store.sqlite import connection as sqlite_connection
 from tests.chaos import checker
 from tests.chaos.history import History, Recorded
 from tests.support import fault_counts
+from tests.support.effort import on_either_engine
 from tests.support.http import ServerProcess
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import is_stopped
@@ -250,7 +251,7 @@ def test_a_process_frozen_inside_a_transaction(
 
 
 @pytest.mark.scenario(5)
-@pytest.mark.parametrize("action", failpoints.ACTIONS)
+@on_either_engine("action", *([action] for action in failpoints.ACTIONS))
 def test_a_server_that_does_not_come_to_answer_a_report(
     database_url: str, tmp_path: Path, action: str
 ) -> None:

@@ -54,7 +54,7 @@ def start(app: Tenure, path: str, parts: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("parts", "kills"), [(50, 4), pytest.param(1_000, 100, marks=pytest.mark.full)]
+    ("parts", "kills"), [(30, 2), pytest.param(1_000, 100, marks=pytest.mark.full)]
 )
 def test_an_import_survives_its_workers(
     database_url: str, tmp_path: Path, parts: int, kills: int

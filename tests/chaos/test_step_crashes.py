@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tenure import Tenure
+from tests.support.clock import Clock
+from tests.support.effort import on_either_engine
 from tests.support.worker_scripts import WorkerScript, freeze, wait_for_exit
 from tests.support.workers import running_sweeper, wait_until_completed
 
@@ -33,6 +35,7 @@ def order(context: JobContext) -> list[int]:
     keys = [context.step_key(f"{n}") for n in range(3)]
     return [context.step(f"{n}", effect, n, keys[n]) for n in range(3)]
 """
+LEASE = 30.0
 PLACES = {
     "before effect 1": 1,
     "after effect 1": 2,
@@ -59,15 +62,16 @@ def order(context: JobContext) -> int:
 """
 
 
-@pytest.mark.parametrize("place", PLACES)
+@on_either_engine("place", *([place] for place in PLACES))
 def test_a_worker_that_is_killed_around_a_step(
-    app_on_each_engine: Tenure, tmp_path: Path, place: str
+    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path, place: str
 ) -> None:
     app = app_on_each_engine
     job = app.enqueue("order", backoff=0)
-    with WorkerScript(tmp_path / "meet", app.database, ORDER, lease=2) as script:
+    with WorkerScript(tmp_path / "meet", app.database, ORDER, lease=LEASE) as script:
         first = script.start(**{"TENURE_FAILPOINTS" if "=" in place else "DIES": place})
         assert wait_for_exit(first) == -signal.SIGKILL
+        clock.advance(LEASE + 1)
         script.start()
         with running_sweeper(app):
             end = wait_until_completed(app, job)
