@@ -36,19 +36,30 @@ class Project:
         """Set OPTIONS of the backend."""
         self.environment["SITE_OPTIONS"] = json.dumps(options)
 
-    def manage(self, *arguments: str, code: int = 0) -> str:
+    def manage(self, *arguments: str) -> str:
         """Run `manage.py` and return what it prints."""
-        done = subprocess.run(
-            [sys.executable, "manage.py", *arguments],
+        done = self._run("manage.py", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    def answers(self, *commands: str) -> list[tuple[int, str]]:
+        """Run commands of `manage.py` in one process; return exit code and output of each."""
+        given = json.dumps([command.split() for command in commands])
+        done = self._run("commands.py", given=given)
+        assert done.returncode == 0, done.stderr
+        return [(code, said) for code, said in json.loads(done.stdout)]
+
+    def _run(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *arguments],
             cwd=self.site,
             env=self.environment,
+            input=given,
             text=True,
             check=False,
             capture_output=True,
             timeout=SECONDS,
         )
-        assert done.returncode == code, done.stderr
-        return done.stdout + done.stderr
 
     @contextmanager
     def worker(self, *options: str) -> Iterator[subprocess.Popen[str]]:

@@ -19,34 +19,47 @@ def project(database_url: str) -> Project:
 
 def test_migrate_makes_the_schema_once(project: Project) -> None:
     """A program of Django never does: a web server must not run DDL."""
-    refused = project.manage("tenure", "enqueue", "mail", code=4)
-    assert "`tenure migrate` makes it" in refused
-    assert "Applying tenure.0001_initial... OK" in project.manage("migrate", "tenure")
-    assert project.manage("makemigrations", "--check").strip() == "No changes detected"
-    assert "schema 1" in project.manage("tenure", "migrate")
+    refused, made, models, by_tenure, again, undone = project.answers(
+        "tenure enqueue mail",
+        "migrate tenure",
+        "makemigrations --check",
+        "tenure migrate",
+        "migrate tenure",
+        "migrate tenure zero",
+    )
+    assert refused[0] == 4
+    assert "`tenure migrate` makes it" in refused[1]
+    assert "Applying tenure.0001_initial... OK" in made[1]
+    assert models == (0, "No changes detected\n")
+    assert "schema 1" in by_tenure[1]
+    assert "No migrations to apply" in again[1]
+    assert undone[0] == 1
+    assert "not reversible" in undone[1]
     with project.jobs as jobs:
         jobs.enqueue("mail")
         assert jobs.verify() == []
-    assert "No migrations to apply" in project.manage("migrate", "tenure")
-    assert "not reversible" in project.manage("migrate", "tenure", "zero", code=1)
 
 
 def test_migrate_finds_the_schema_that_tenure_made(project: Project) -> None:
-    project.jobs.migrate()
-    job = project.jobs.enqueue("mail")
-    assert "CREATE TABLE" in project.manage("sqlmigrate", "tenure", "0001")
-    project.manage("migrate")
-    assert project.jobs.get(job.id) == job
-    project.jobs.close()
+    with project.jobs as jobs:
+        job = jobs.enqueue("mail")
+        (_, sql), (code, _) = project.answers("sqlmigrate tenure 0001", "migrate")
+        assert "CREATE TABLE" in sql
+        assert code == 0
+        assert jobs.get(job.id) == job
 
 
 def test_a_schema_that_is_gone_is_an_error_of_check(project: Project) -> None:
-    project.manage("migrate", "--fake")
-    said = project.manage("check", "--database", "default", code=1)
-    assert "(tenure.E003)" in said
-    assert "manage.py tenure migrate" in said
-    project.manage("tenure", "migrate")
-    assert "no issues" in project.manage("check", "--database", "default")
+    _, gone, _, there = project.answers(
+        "migrate --fake",
+        "check --database default",
+        "tenure migrate",
+        "check --database default",
+    )
+    assert gone[0] == 1
+    assert "(tenure.E003)" in gone[1]
+    assert "manage.py tenure migrate" in gone[1]
+    assert there[0] == 0
 
 
 def test_databases_of_tests_have_the_schema(project: Project, tmp_path: Path) -> None:
