@@ -14,10 +14,13 @@ from django.db.migrations.recorder import MigrationRecorder
 
 from tenure.app import upkeep
 from tenure.contrib.django.databases import ENGINES, backends
+from tenure.contrib.django.tasks import OF_TASKS
 
 if TYPE_CHECKING:
     from tenure.contrib.django.backend import TenureBackend
 
+OPTIONS = ("database", "schema", "wake", "redact", "tasks", "schedules", "limits")
+"""Of a backend, beside those of tasks."""
 NEWEST = "0001_initial"
 FULL = 2
 RESETS_SAFELY = (3, 51, 3)
@@ -53,6 +56,11 @@ def _settings(backend: TenureBackend, alias: str) -> Iterator[CheckMessage]:
     if not apps.is_installed("tenure.contrib.django"):
         hint = "Add 'tenure.contrib.django' to INSTALLED_APPS."
         yield Error("The application of the backend is not installed.", hint, id="tenure.E001")
+    of_tasks = backend.options.get("tasks", {}).values()
+    unknown = {*backend.options}.difference(OPTIONS, OF_TASKS)
+    for name in sorted(unknown.union(*({*one}.difference(OF_TASKS) for one in of_tasks))):
+        said = f"OPTIONS of TASKS[{backend.alias!r}] has something unknown: {name!r}."
+        yield Error(said, f"Known are {', '.join((*OPTIONS, *OF_TASKS))}.", id="tenure.E004")
     if alias not in connections.settings or connections[alias].vendor not in ENGINES:
         hint = "OPTIONS['database'] is the alias of a database on SQLite or PostgreSQL."
         yield Error(f"Jobs cannot be kept in database {alias!r}.", hint, id="tenure.E002")

@@ -15,6 +15,8 @@ OF_JOBS = (
     *("idempotency_key", "partition", "tags"),
 )
 """The fields of a task that are options of `Tenure.enqueue`."""
+OF_TASKS = ("atomic", "retry_exceptions", *OF_JOBS)
+"""All fields that Django's own tasks have not."""
 OF_TYPES = OF_JOBS[:4]
 """Those that `@app.job` takes too."""
 

@@ -29,6 +29,7 @@ def test_a_careful_site_is_quiet() -> None:
 
 def test_what_is_missing_is_an_error() -> None:
     assert found(database="nowhere") == {"tenure.E002"}
+    assert found(max_retires=1) == found(tasks={"a.b": {"wake": "later"}}) == {"tenure.E004"}
     others = [name for name in settings.INSTALLED_APPS if name != "tenure.contrib.django"]
     with override_settings(INSTALLED_APPS=others):
         assert "tenure.E001" in found()
