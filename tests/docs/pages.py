@@ -14,7 +14,7 @@ DOCS = ROOT / "docs"
 
 _fence = re.compile(r"^(?P<indent> *)(?P<mark>`{3,})(?P<language>[\w-]*)\s*$")
 _not_run = re.compile(r"<!-- not run: (?P<why>.+) -->")
-_file_name = re.compile(r"^# (?P<name>[\w-]+(?:\.[\w-]+)+)$")
+_file_name = re.compile(r"^# (?P<end>at the end of )?(?P<name>[\w/-]+(?:\.[\w-]+)+)$")
 _heading = re.compile(r"^#{1,6} (?P<text>.+?)\s*$", re.MULTILINE)
 _link = re.compile(r"(?<!!)\[(?:[^\]]|\](?!\())*?\]\((?P<target>[^()\s]+)\)")
 _span = re.compile(r"(?<!`)`(?P<text>[^`\n]+(?:\n[^`\n]+)?)`(?!`)")
@@ -34,6 +34,12 @@ class Block:
         """The file that the block is, if its first line names one: `# jobs.py`."""
         match = _file_name.match(self.text.partition("\n")[0])
         return match["name"] if match else None
+
+    @property
+    def is_appended(self) -> bool:
+        """Whether it belongs at the end of that file: `# at the end of settings.py`."""
+        match = _file_name.match(self.text.partition("\n")[0])
+        return bool(match and match["end"])
 
 
 class Page:

@@ -1,14 +1,16 @@
 """Runs the examples of one page as a reader would: in one folder, from top to bottom.
 
-- A block whose first line names a file (`# jobs.py`) becomes that file.
+- A block whose first line names a file (`# jobs.py`) becomes that file, or its end
+  (`# at the end of settings.py`).
 - Other `python` blocks are executed one after the other, as one program. What an `output` block
   after them shows is compared with what they printed.
 - `console` blocks: the lines that begin with `$ ` are typed into one shell, `> ` goes on with the
   line above, and what stands below is compared with what the command prints; nothing shown is
   nothing compared. A command has to succeed unless the next one is `echo $?`.
-- `tenure serve`, `tenure worker` (also after `flask --app NAME`), `make run` and `curl -N` go on in
-  the background, unless an error is shown: until `^C` where that stands, else until the end of the
-  page. They have to print what is shown, then may print more.
+- `tenure serve`, `tenure worker` (also after `flask --app NAME` or `python manage.py`), `runserver`
+  of the latter, `make run` and `curl -N` go on in the background, unless an error is shown: until
+  `^C` where that stands, else until the end of the page. They have to print what is shown, then may
+  print more.
 - A command that only reads is repeated until what it prints is right, for up to 20 seconds: jobs
   take the time they take.
 - In what is shown, `…` stands for anything in a line, and for any lines when it has a line to
@@ -48,10 +50,11 @@ PORTS = ("8080", "8081")
 SCRIPTS = Path(sys.executable).parent
 
 _goes_on = re.compile(
-    r"(\w+=\S+ )*((flask --app \w+ )?tenure (serve|worker)\b|make run\b|curl -\w*N)"
+    r"(\w+=\S+ )*((flask --app \w+ |python manage.py )?tenure (serve|worker(?! --help))\b"
+    r"|python manage.py runserver|make run\b|curl -\w*N)"
 )
 _only_reads = re.compile(
-    r"(flask --app \w+ )?tenure"
+    r"(flask --app \w+ |python manage.py )?tenure"
     r" (jobs (show|list)|explain|stats|queues list|schedules (list|show|fires)|verify)\b"
     r"|curl(?!(?s:.*) -\w*[dX]\b)"
 )
@@ -138,8 +141,11 @@ def matches(shown: Sequence[str], printed: str, *, more: bool = False) -> bool:
 class Stage:
     """The folder, the shell, the Python session and the running programs of one page."""
 
-    def __init__(self, folder: Path, postgres_url: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, postgres_url: str | None = None, *, programs: Path = SCRIPTS
+    ) -> None:
         self._folder = folder
+        self._programs = programs
         self._postgres_url = postgres_url
         self._ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         self._environ = self._surroundings()
@@ -177,7 +183,9 @@ class Stage:
             script = Path(__file__).with_name("curl.py")
             stand_in.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n')
             stand_in.chmod(0o755)
-        environ["PATH"] = os.pathsep.join([str(helpers), str(SCRIPTS), environ.get("PATH", "")])
+        environ["PATH"] = os.pathsep.join(
+            [str(helpers), str(self._programs), environ.get("PATH", "")]
+        )
         environ["HOME"] = str(self._folder)
         environ["LC_ALL"] = "C.UTF-8"
         environ["TENURE_PORT"] = self._ports[PORTS[0]]
@@ -193,6 +201,10 @@ class Stage:
             text = text.replace(POSTGRES, self._postgres_url)
         return text
 
+    def port(self, shown: str) -> str:
+        """Return the free port that stands for one that is shown."""
+        return self._ports[shown]
+
     # --- blocks
 
     def run(self, page: Page) -> int:
@@ -207,7 +219,8 @@ class Stage:
         printed, self._printed = self._printed, None
         text = self._here(block.text)
         if block.file_name is not None:
-            (self._folder / block.file_name).write_text(f"{text}\n", "utf-8")
+            with (self._folder / block.file_name).open("a" if block.is_appended else "w") as file:
+                file.write(f"{text}\n")
             if block.language == "python":
                 compile(text, block.file_name, "exec")
         elif block.language == "python":

@@ -10,6 +10,8 @@ from tests.docs.pages import Page, manual
 from tests.docs.stage import POSTGRES, Stage
 
 RUN = ("python", "console")
+ELSEWHERE = {"docs/how-to/django.md"}
+"""Pages that a test follows in an environment of their own: `test_django_page.py`."""
 MAX_SKIPPED = 12
 """Blocks that are not run, in all pages together; nobody would notice if one were wrong."""
 
@@ -19,7 +21,7 @@ def pages() -> list[object]:
     found = []
     for page in manual():
         runs = [b for b in page.blocks if b.language in RUN and b.skipped is None]
-        if runs:
+        if runs and page.name not in ELSEWHERE:
             postgres = any(POSTGRES in block.text for block in runs)
             marks = [pytest.mark.postgres] if postgres else []
             found.append(pytest.param(page, postgres, id=page.name, marks=marks))
