@@ -29,7 +29,8 @@ def transaction(url: str) -> Iterator[Any]:
     """Give a connection to a new database, in a transaction that is rolled back."""
     migrate_store(url)
     if url.startswith("sqlite:"):
-        connection: Any = sqlite3.connect(url.removeprefix("sqlite:///"))
+        path = url.removeprefix("sqlite:///")
+        connection: Any = sqlite3.connect(path, check_same_thread=False)
     else:
         connection = psycopg.connect(url)
     with closing(connection):

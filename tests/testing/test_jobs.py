@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from datetime import timedelta
 from unittest import mock
 from uuid import UUID, uuid4
@@ -220,8 +222,6 @@ def test_a_timeout_is_a_failure_without_an_exception(enter: Enter, shop: Shop) -
 
     @shop.app.job(timeout=0.01)
     def slow() -> None:
-        import time
-
         time.sleep(0.05)
 
     with pytest.raises(JobFailed, match=r"timed out after 0\.01 s"):
@@ -264,7 +264,5 @@ def test_clear_leaves_nothing(enter: Enter, shop: Shop) -> None:
 def test_the_context_of_a_call(shop: Shop) -> None:
     context = testing.context(attempt=2, token=5)
     assert (context.attempt, context.token, context.queue) == (2, 5, "default")
-    import asyncio
-
     asyncio.run(shop.welcome(context, "a@example.com"))
     assert [new.type for new in context.enqueued] == ["send_email"]

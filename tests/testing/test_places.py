@@ -94,8 +94,6 @@ def test_a_view_is_tested_without_a_process(enter: Enter, shop: Tenure) -> None:
         return JSONResponse({"job": job.id})
 
     jobs = enter(shop)
-    if shop.database.startswith("sqlite://lent"):
-        pytest.skip("sqlite3 refuses to be used on another thread")
     with TestClient(Starlette(routes=[Route("/", sign_up, methods=["POST"])])) as client:
         answer = client.post("/", json={"name": "a"}).json()
     assert jobs.assert_enqueued("greet_later", {"name": "a"}).id == answer["job"]

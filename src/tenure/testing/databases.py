@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tenure.settings import database_url
 from tenure.store import migrate_store, open_store
-from tenure.store.borrowed.opened import LENT, do_nothing
+from tenure.store.borrowed.opened import LENT, Lent
 from tenure.store.lent import lent_store
 from tenure.testing.jobs import Jobs
 from tenure.testing.runs import Run, Runs, raise_error_of
@@ -71,8 +71,9 @@ def within(app: Tenure, connection: Any) -> Iterator[Jobs]:
       with the schema of the jobs. One that commits by itself must be in a transaction.
 
     Whatever the application adds, reads and changes, and what `jobs` runs, is in this transaction:
-    roll it back at the end, and never commit it in the block. Yields the `Jobs` there. Raises
-    InvalidInput for other connections, and SchemaMismatch.
+    roll it back at the end, and never commit it in the block. Verbs that end in `_async` and test
+    clients use other threads: sqlite3 allows that with `check_same_thread=False`. Yields the `Jobs`
+    there. Raises InvalidInput for other connections, and SchemaMismatch.
     """
     store = lent_store(connection, lambda: app.core.database)
     with app.core.using(store.url, store):
@@ -90,16 +91,13 @@ def inline(app: Tenure) -> Iterator[None]:
     The call that adds a job raises nothing of its handler, as without this. The end of the block
     raises the first error of a handler instead, unless the block raises.
     """
-    lent = LENT.get(app.core.database)
-    store = _InlineStore(app)
-    if lent is not None:
-        lent.after_call = store.run_added
+    store, lent = _InlineStore(app), LENT.get(app.core.database, Lent(None))
+    before, lent.after_call = lent.after_call, store.run_added
     try:
         with app.core.using(app.core.database, cast(Any, store)):
             yield
     finally:
-        if lent is not None:
-            lent.after_call = do_nothing
+        lent.after_call = before
     for ran in store.ran:
         raise_error_of(ran)
 

@@ -10,16 +10,12 @@ from typing import Any
 from tenure.store.sqlite.connection import begin_writing, connect, path_of
 
 
-def do_nothing() -> None:
-    """Do nothing."""
-
-
 @dataclass(slots=True)
 class Lent:
     """A connection in a transaction of a test, which stands for the whole database."""
 
     connection: Any
-    after_call: Callable[[], None] = do_nothing
+    after_call: Callable[[], None] = lambda: None
     """Called after each use by `Borrowed.call`."""
 
 

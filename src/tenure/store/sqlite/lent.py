@@ -30,7 +30,6 @@ class LentSqlite:
         if not connection.in_transaction:
             raise InvalidInput("this connection is in no transaction: begin one", path="connection")
         self._connection = connection
-        self.text_factory: Any = str
 
     def execute(self, statement: str, values: Any = ()) -> sqlite3.Cursor:
         cursor = sqlite3.Cursor(self._connection)
