@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -142,6 +142,10 @@ def pages(harness: StoreHarness, query: Query) -> Iterator[search.Page]:
         query = search._after(query, page.next)
 
 
+SECOND_PAGE = check_filter(Filter(tag="red", workflow=WORKFLOW))
+"""PostgreSQL was given the values of its query in another order than their places."""
+
+
 def test_every_filter_finds_what_looking_at_each_job_finds(
     harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +155,7 @@ def test_every_filter_finds_what_looking_at_each_job_finds(
         max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
     @given(FILTERS, st.integers(1, 7), st.integers(3, 20), st.booleans())
+    @example(SECOND_PAGE, 1, 3, False)
     def check(wanted: Filter, limit: int, rows: int, oldest_first: bool) -> None:
         monkeypatch.setattr(search, "MAX_ROWS", rows)
         monkeypatch.setattr(search, "MAX_TEXTS", rows)

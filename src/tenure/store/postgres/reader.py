@@ -243,12 +243,15 @@ SELECT {self._job}, found FROM (
             table = "{s}.tag AS tagged JOIN {s}.job ON job.id = tagged.job_id"
             id = "tagged.job_id"
             add("tagged.tag = %s", query.tag, inside)
-        add("job.workflow = %s::uuid", query.workflow, outside if query.tag else inside)
+        else:
+            add("job.workflow = %s::uuid", query.workflow, inside)
         after, before = between(query)
         along = outside if query.gather else inside
         add(f"{id} > %s::uuid", _uuid(after), along)
         add(f"{id} < %s::uuid", _uuid(before), along)
         add(f"{id} {'<=' if query.oldest_first else '>='} %s::uuid", _uuid(query.through), along)
+        if query.tag is not None:  # the values are in the order of the statement: `outside` is last
+            add("job.workflow = %s::uuid", query.workflow, outside)
         way = "ASC" if query.oldest_first else "DESC"
         if query.among:
             outside.append(f"job.status IN ({quoted(*query.among)})")
