@@ -131,7 +131,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-OPENING = {"api", "app", "app_on_each_engine", "both", "failed", "owner", "tenants"}
+OPENING = {"api", "app", "app_for_kind", "app_on_each_engine", "both", "failed", "owner", "tenants"}
 OPENING |= {"unaudited_harness", "url"}
 """Fixtures that open the database of a test at once, so that it may as well be a copy of one that
 has the schema. To make the schema takes three quarters of the time of many tests."""
