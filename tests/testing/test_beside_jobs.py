@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 
+import psycopg
 import pytest
 
 from tenure import Failure, JobContext, SignalTimeout, Tenure, testing
@@ -174,3 +175,20 @@ def test_what_failed_can_be_seen_in_the_statistics(enter: Enter, nowhere: Tenure
     jobs.travel(timedelta(seconds=5))
     counted = {(one.status, one.jobs) for one in nowhere.stats.counts()}
     assert counted == {("completed", 1)} or nowhere.database.startswith("postgresql://lent")
+
+
+@pytest.mark.postgres
+def test_a_handler_that_leaves_its_transaction_open_is_found(
+    nowhere: Tenure, postgres_url: str
+) -> None:
+    """A worker would ask again and again."""
+    with testing.on(nowhere, postgres_url) as jobs, psycopg.connect(postgres_url) as connection:
+
+        @nowhere.job
+        def forgets(context: JobContext) -> None:
+            context.complete(connection)
+
+        forgets.enqueue()
+        with pytest.raises(RuntimeError, match="still holds the job"):
+            jobs.drain()
+        connection.rollback()

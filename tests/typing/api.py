@@ -20,6 +20,7 @@ from tenure import (
     Status,
     Tenure,
     TenureError,
+    testing,
 )
 from tenure.app.within import Within
 from tenure.client import AsyncClient, Client
@@ -252,3 +253,16 @@ async def twins_have_the_types_of_their_verbs() -> None:
     app.amend("id", queue="other")  # type: ignore[call-arg]
     await app.get_async(5)  # type: ignore[arg-type]
     await app.cancel_async("id", actr="me")  # type: ignore[call-overload]
+
+
+def in_a_test() -> None:
+    with testing.on(app) as jobs, testing.inline(app):
+        assert_type(jobs, testing.Jobs)
+        assert_type(jobs.assert_enqueued(plain, to="a", count=1), Job)
+        assert_type(jobs.enqueued("plain", {"to": "a"}, status="completed"), list[Job])
+        assert_type(jobs.run(plain.enqueue("a")), Job)
+        assert_type(jobs.drain(until="1h", retries=True, types=[plain]), testing.Drained)
+        jobs.drain(untill="1h")  # type: ignore[call-arg]
+    with testing.within(app, sqlite3.connect("jobs.db")) as same:
+        assert_type(same.travel(timedelta(hours=1)), datetime)
+    assert_type(testing.context(attempt=2), JobContext)

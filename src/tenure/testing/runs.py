@@ -17,7 +17,7 @@ from tenure.errors import IllegalTransition, InvalidInput, JobFailed
 from tenure.jobs import durations
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.names import check_queues
-from tenure.jobs.work import ClaimRequest, Lease
+from tenure.jobs.work import Answer, ClaimRequest, Lease
 from tenure.lifecycle import SETTLED, Job, Status
 from tenure.testing import changes
 from tenure.testing.matching import Wanted, name_of
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+STILL_OPEN = "the handler of job {} ({}) has returned, and a transaction of it still holds the job"
 TOO_MANY = "{} jobs have run, and there are more: {}. Do they add each other? Else give `most`"
 
 
@@ -135,6 +136,8 @@ class Runs:
         core, raised = self._app.core, attempt.exception
         assert attempt.report is not None
         (verdict,) = core.report([attempt.report]).verdicts
+        if verdict.answer is Answer.BUSY:
+            raise RuntimeError(STILL_OPEN.format(attempt.lease.id, attempt.lease.type))
         runner.reported(attempt, verdict)
         if isinstance(raised, KeyboardInterrupt):
             raise raised
