@@ -9,7 +9,7 @@ from asgiref.sync import sync_to_async
 from django.db import transaction
 
 from tenure.contrib.django import TenureBackend
-from tenure.contrib.django.testing import within
+from tenure.contrib.django.testing import jobs_of
 from tenure.testing import Jobs
 
 
@@ -28,7 +28,7 @@ class Listed(TenureBackend):
     def clear(self) -> None:
         """Delete all jobs."""
         self.results.clear()
-        with transaction.atomic(using=self.database), within(self) as jobs:
+        with transaction.atomic(using=self.database), jobs_of(self) as jobs:
             jobs.clear(force=True)  # workers of other tests asked
 
 
@@ -56,4 +56,4 @@ class AtOnce(TenureBackend):
 
     def _begin(self, stack: ExitStack) -> Jobs:
         stack.enter_context(transaction.atomic(using=self.database))
-        return stack.enter_context(within(self))
+        return stack.enter_context(jobs_of(self))

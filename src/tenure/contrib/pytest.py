@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -43,27 +43,16 @@ def jobs(request: pytest.FixtureRequest, tenure_app: Tenure) -> Iterator[Jobs]:
 def _jobs(request: pytest.FixtureRequest, app: Tenure) -> AbstractContextManager[Jobs]:
     from tenure import testing
 
-    aliases = [one.database for one in _backends() if one.app is app]
+    backends = [one for one in _backends() if one.app is app]
     marker = request.node.get_closest_marker("django_db")
-    if not aliases or (marker is None and OF_DJANGO.isdisjoint(request.fixturenames)):
+    if not backends or (marker is None and OF_DJANGO.isdisjoint(request.fixturenames)):
         return testing.on(app)
     marked = marker is not None and (marker.kwargs.get("transaction") or marker.args[:1] == (True,))
-    if marked or not OF_DJANGO.isdisjoint({*request.fixturenames} - {"db"}):
-        request.getfixturevalue("transactional_db")
-        return _cleared(app)
-    request.getfixturevalue("db")
-    from django.db import connections
+    commits = marked or not OF_DJANGO.isdisjoint({*request.fixturenames} - {"db"})
+    request.getfixturevalue("transactional_db" if commits else "db")
+    from tenure.contrib.django.testing import jobs_of
 
-    return testing.within(app, connections[aliases[0]])
-
-
-@contextmanager
-def _cleared(app: Tenure) -> Iterator[Jobs]:
-    from tenure import testing
-
-    with testing.on(app, app.database) as found:
-        yield found
-        found.clear()
+    return jobs_of(backends[0])
 
 
 def _backends() -> list[Any]:

@@ -21,18 +21,26 @@ else:
 
 
 @contextmanager
-def within(backend: Any) -> Iterator[Jobs]:
-    """Do what `tenure.testing.within` does, on Django's connection, for coroutines too.
-
-    - `backend`: a `TenureBackend`. Its connection has to be in a transaction.
-    """
-    connection = connections[backend.database]
-    handlers.lent.append(connection)
-    try:
-        with testing.within(backend.app, connection) as jobs:
-            yield jobs
-    finally:
-        handlers.lent.remove(connection)
+def jobs_of(backend: Any) -> Iterator[Jobs]:
+    """The `Jobs` of a `TenureBackend` in a test of Django: what the mixin and the fixture give."""
+    app, connection = backend.app, connections[backend.database]
+    if connection.in_atomic_block:
+        handlers.lent.append(connection)
+        try:
+            with testing.within(app, connection) as jobs:
+                yield jobs
+        finally:
+            handlers.lent.remove(connection)
+        return
+    if app.database == IN_MEMORY:
+        raise ImproperlyConfigured(
+            "this test commits, which needs a database of tests that is a file: set "
+            f"DATABASES[{backend.database!r}]['TEST'] = {{'NAME': ...}}, or test in a transaction"
+        )
+    with testing.on(app, app.database) as jobs:
+        jobs.clear(force=True)  # what tests without it have left
+        yield jobs
+        jobs.clear(force=True)
 
 
 class TenureTestMixin(_Case):
@@ -51,17 +59,4 @@ class TenureTestMixin(_Case):
     def setUp(self) -> None:
         """Let the application use the database of the test."""
         super().setUp()
-        backend: Any = backends()[0]
-        app, connection = backend.app, connections[backend.database]
-        if connection.in_atomic_block:
-            self.jobs = self.enterContext(within(backend))
-            return
-        url = app.core.database
-        if url == IN_MEMORY:
-            raise ImproperlyConfigured(
-                f"{type(self).__name__} commits, which needs a database of tests that is a file: "
-                f"set DATABASES[{backend.database!r}]['TEST'] = {{'NAME': ...}}, or use TestCase"
-            )
-        self.jobs = self.enterContext(testing.on(app, url))
-        self.jobs.clear(force=True)  # what tests without this have left
-        self.addCleanup(self.jobs.clear, force=True)
+        self.jobs = self.enterContext(jobs_of(backends()[0]))
