@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.django.project import SECONDS, SITE, Project
@@ -143,3 +146,52 @@ def test_a_worker_begins_again_when_the_code_changes(tmp_path: Path) -> None:
         known = wait_until(workers, "a worker")
         (site / "shop" / "more.py").write_text("NEW = True\n")
         wait_until(lambda: workers() - known, "another worker")
+
+
+@pytest.mark.chaos
+def test_ctrl_c_lets_a_task_end_and_a_second_one_does_not(shop: Shop, tmp_path: Path) -> None:
+    """As django-tasks-db has it, where the task of the second one stays running for ever."""
+    flag = tmp_path / "runs"
+    id = shop.enqueue("wait", str(flag))
+    with shop.worker() as worker:
+        wait_until(flag.exists, "the task runs")
+        worker.send_signal(signal.SIGINT)
+        flag.unlink()
+        assert worker.wait(SECONDS) == 0
+    assert events(shop, id) == ["enqueued", "claimed", "completed"]
+
+    id = shop.enqueue("wait", str(flag))
+    with shop.worker("--lease", "1s") as worker:
+        wait_until(flag.exists, "the task runs")
+
+        def has_ended() -> bool:
+            worker.send_signal(signal.SIGINT)
+            return worker.poll() is not None
+
+        wait_until(has_ended, "the worker ends although its task runs")
+    flag.unlink()
+    with shop.worker("--lease", "1s"):
+        wait_until(flag.exists, "the task runs again")
+        flag.unlink()
+        assert shop.jobs.wait(id, timeout=SECONDS).status == "completed"
+
+
+def test_two_workers_run_each_task_once(shop: Shop) -> None:
+    """They pass over what is locked, and leave a task that they do not have."""
+    gone = shop.enqueue("gone")
+    locked, *ids = [shop.enqueue("ship", 1) for _ in range(20)]
+    with ExitStack() as stack:
+        if shop.jobs.database.startswith("postgresql:"):
+            lock = stack.enter_context(psycopg.connect(shop.jobs.database))
+            lock.execute("SELECT 1 FROM tenure.job WHERE id = %s FOR UPDATE", [locked])
+        with shop.worker(), shop.worker():
+            assert {shop.jobs.wait(id, timeout=SECONDS).status for id in ids} == {"completed"}
+            if shop.jobs.database.startswith("postgresql:"):
+                assert events(shop, locked) == ["enqueued"]
+            stack.close()
+            shop.jobs.wait(locked, timeout=SECONDS)
+    assert {tuple(events(shop, id)) for id in (locked, *ids)} == {
+        ("enqueued", "claimed", "completed")
+    }
+    assert shop.jobs.get(gone).status == "pending"
+    shop.jobs.cancel(gone)
