@@ -20,6 +20,18 @@ MANUAL = Path(__file__).parents[2] / "docs" / "how-to" / "deploy.md"
 GRANTS = MANUAL.read_text("utf-8").split("**Roles.**")[1].split("```sql")[1].split("```")[0]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ask a rule for connections of callers with every second kind of them, and the next rule with
+    the other half. All kinds run the same statements. `make chaos` asks each with each.
+    """
+    here, rules = Path(__file__).parent, dict[str, int]()
+    for item in items:
+        if isinstance(item, pytest.Function) and item.path.parent == here:
+            kind = item.callspec.indices.get("kind") if hasattr(item, "callspec") else None
+            if kind is not None and (kind + rules.setdefault(item.originalname, len(rules))) % 2:
+                item.add_marker(pytest.mark.full)
+
+
 @pytest.fixture
 def owner(postgres_url: str) -> Iterator[psycopg.Connection[Any]]:
     """The role that made the schema."""
