@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
@@ -320,3 +321,19 @@ def test_triggers_are_those_that_stand_after_every_step() -> None:
     )
 
     assert checks.trigger_names(scripts) == {"two"}
+
+
+def test_a_folder_that_goes_away_meanwhile_is_a_problem(tmp_path: Path) -> None:
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    url = f"sqlite:///{folder}/jobs.db"
+    with Tenure(url):
+        pass
+    looking = sqlite_checks.check_sqlite(url)
+    while next(looking).name != "database":
+        pass
+    shutil.rmtree(folder)
+    assert [(one.name, one.health) for one in looking][-1] == (
+        "database",
+        CheckResult.PROBLEM,
+    )

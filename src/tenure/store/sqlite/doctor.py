@@ -142,7 +142,7 @@ def check_sqlite(url: str) -> Iterator[Check]:
                 yield doctor.types(types.every(reader).values(), reader.workers())
                 yield doctor.schedules(reader, reader.clock())
                 yield doctor.limits(reader)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:  # the folder may be gone by now
         advice = "is it a database of Tenure, and may this user read and write it and its folder?"
         yield problem("database", f"{path}: {error}", advice)
 
