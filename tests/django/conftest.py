@@ -1,0 +1,3 @@
+"""The tests of Django: `site` is a project, whose tests run inside Django."""
+
+collect_ignore = ["site"]
