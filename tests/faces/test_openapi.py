@@ -38,6 +38,9 @@ CONFIG = {
     "auth": {"openapi": {"token": {"bearer": TOKEN}}},
     # A valid request may meet a job, a queue or a key that is not as it would have to be.
     "checks": {
+        "negative_data_rejection": {
+            "expected-statuses": ["400", "401", "403", "404", "409", "413", "415", "422", "429"]
+        },
         "positive_data_acceptance": {
             "expected-statuses": ["2xx", "401", "403", "404", "409", "422", "429"]
         },
