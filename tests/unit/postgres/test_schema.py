@@ -158,3 +158,16 @@ def test_a_database_that_cannot_hold_every_text_is_refused(
 def test_a_server_that_does_not_answer_is_unavailable(free_tcp_port: int) -> None:
     with pytest.raises(StoreUnavailable, match="did not answer"):
         open_store(f"postgresql://127.0.0.1:{free_tcp_port}/app")
+
+
+def test_no_plan_that_was_made_dear_on_purpose_is_compiled(
+    postgres_url: str, raw: psycopg.Connection[Any]
+) -> None:
+    """On a caller's connection, with PostgreSQL's `jit` on, a trigger took 300 ms so."""
+    upgrade(postgres_url)
+    found = raw.execute(
+        "SELECT proname, proconfig FROM pg_proc WHERE pronamespace = 'tenure'::regnamespace"
+    ).fetchall()
+    dear = {name: config for name, config in found if "enable_seqscan=off" in (config or ())}
+    assert dear
+    assert [name for name, config in dear.items() if "jit=off" not in config] == []

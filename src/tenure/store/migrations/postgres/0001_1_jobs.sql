@@ -273,7 +273,7 @@ CREATE TRIGGER job_entered AFTER INSERT ON {schema}.job
 
 CREATE FUNCTION {schema}.record_move() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp
+    SET search_path = pg_catalog, pg_temp SET jit = off
     SET enable_hashjoin = on SET enable_nestloop = off SET enable_mergejoin = off
     SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
@@ -438,7 +438,7 @@ CREATE TRIGGER job_moved AFTER UPDATE ON {schema}.job
 
 CREATE FUNCTION {schema}.forget() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp
+    SET search_path = pg_catalog, pg_temp SET jit = off
     SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
@@ -483,7 +483,7 @@ CREATE TRIGGER job_untagged AFTER DELETE ON {schema}.job
 
 CREATE FUNCTION {schema}.keep_arrivals() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp
+    SET search_path = pg_catalog, pg_temp SET jit = off
     SET enable_nestloop = on SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
@@ -507,7 +507,7 @@ CREATE TRIGGER arrival_comes_back AFTER DELETE ON {schema}.arrival
 
 CREATE FUNCTION {schema}.keep_ledger() RETURNS trigger
     LANGUAGE plpgsql
-    SET search_path = pg_catalog, pg_temp
+    SET search_path = pg_catalog, pg_temp SET jit = off
     SET enable_nestloop = on
     SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN

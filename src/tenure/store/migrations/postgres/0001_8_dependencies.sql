@@ -137,7 +137,7 @@ END $$;
 CREATE FUNCTION {schema}.follow_all(
     ids uuid[], statuses text[], signs integer[], followers integer[], reopened uuid[], apart uuid[]
 ) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off
     SET enable_nestloop = on SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
@@ -170,7 +170,7 @@ END $$;
 -- Count for the next followers of a job that has overdue ones. Returns how many, and -1 if there is no such
 -- job. With the owner's rights: nobody else may change `overdue`.
 CREATE FUNCTION {schema}.follow_on(most integer) RETURNS integer
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
     SET enable_nestloop = on SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
@@ -239,7 +239,7 @@ END $$;
 
 -- Whether a job that depends on this one is not settled, as it is now: after a wait for a lock, too.
 CREATE FUNCTION {schema}.is_awaited(id uuid) RETURNS boolean
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off
     SET enable_nestloop = on SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
@@ -254,7 +254,7 @@ CREATE TRIGGER job_unbound AFTER DELETE ON {schema}.job
 
 -- Who has looked at jobs deletes them from `revisit`. What is still to be skipped comes back.
 CREATE FUNCTION {schema}.keep_revisits() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
     SET enable_nestloop = on SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN

@@ -68,7 +68,7 @@ CREATE TRIGGER step_is_final BEFORE UPDATE OR TRUNCATE ON {schema}.step
 
 CREATE FUNCTION {schema}.forget_steps() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp
+    SET search_path = pg_catalog, pg_temp SET jit = off
     SET enable_nestloop = on SET enable_seqscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
