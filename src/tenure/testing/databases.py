@@ -86,7 +86,7 @@ def inline(app: Tenure) -> Iterator[None]:
 
     So do jobs that a handler adds, and those that become due because another one has ended. A job
     with a delay, a retry, or one that a limit or a pause holds back stays for `drain`. Jobs that
-    are added in a transaction of yours run at once under `within`, else when you drain.
+    are added in your transaction run at once under `within`, else when you drain.
 
     The call that adds a job raises nothing of its handler, as without this. The end of the block
     raises the first error of a handler instead, unless the block raises.

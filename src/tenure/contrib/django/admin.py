@@ -22,11 +22,11 @@ from tenure import Tenure, TenureError
 from tenure.contrib.django.databases import backends
 from tenure.contrib.django.models import Job, Transition
 
-MOST_COUNTED = 10_000
+MAX_COUNTED = 10_000
 """Rows that a page looks at to say how many there are, and which queues and types."""
-MOST_CHANGED = 1_000
+MAX_CHANGED = 1_000
 """Jobs that one action changes. The dashboard changes all that match, in batches."""
-MOST_REFUSALS = 5
+MAX_REFUSALS = 5
 """Refusals that are shown one by one."""
 
 
@@ -40,7 +40,7 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]
 
     @cached_property
     def count(self) -> int:
-        rows: Any = self.object_list[:MOST_COUNTED]
+        rows: Any = self.object_list[:MAX_COUNTED]
         return int(rows.count())
 
 
@@ -50,7 +50,7 @@ class NameFilter(admin.SimpleListFilter):
     parameter_name: str
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Iterable[tuple[str, str]]:
-        newest = Job.objects.order_by("-id").values_list(self.parameter_name)[:MOST_COUNTED]
+        newest = Job.objects.order_by("-id").values_list(self.parameter_name)[:MAX_COUNTED]
         return [(name, name) for (name,) in sorted(set(newest))]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
@@ -187,7 +187,7 @@ class JobAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     def _change(self, request: HttpRequest, queryset: QuerySet[Any], verb: str) -> None:
         """Ask the store for each job, on Django's connection: a request may be a transaction."""
         done, refusals = 0, []
-        for key in queryset.values_list("pk", flat=True)[:MOST_CHANGED]:
+        for key in queryset.values_list("pk", flat=True)[:MAX_CHANGED]:
             try:
                 with transaction.atomic(using=queryset.db):
                     act = getattr(_app().within(connections[queryset.db]), verb)
@@ -197,9 +197,9 @@ class JobAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
                 refusals.append(str(error))
         if done:
             self.message_user(request, f"{verb}: {done} done", messages.SUCCESS)
-        for refusal in refusals[:MOST_REFUSALS]:
+        for refusal in refusals[:MAX_REFUSALS]:
             self.message_user(request, refusal, messages.WARNING)
-        if more := len(refusals[MOST_REFUSALS:]):
+        if more := len(refusals[MAX_REFUSALS:]):
             self.message_user(request, f"{more} more were refused", messages.WARNING)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 from django.db import connections
 from django.utils import timezone
-from django.utils.module_loading import import_string
+from django.utils.module_loading import autodiscover_modules
 
 from tenure import Job
 from tenure.contrib.django._api import base, exceptions
@@ -67,10 +68,10 @@ def read_result(backend: TenureBackend, job_id: str, task: Any = None) -> Result
         history = cursor.fetchall()
     try:
         type, queue, priority, status, token, text, returned, created_at, run_at, finished_at = row
-        task, payload = task or import_string(type), json.loads(text)
+        task, payload = task or _task_at(type), json.loads(text)
         if not isinstance(task, base.Task) or not payload.keys() <= {"args", "kwargs"}:
             raise TypeError
-    except (ImportError, TypeError):
+    except TypeError:
         raise exceptions.TaskResultDoesNotExist(job_id) from None
     is_deferred = not token and run_at > created_at
     task = replace(
@@ -142,6 +143,17 @@ def _class_in(detail: str) -> str:
         name = "TimeoutError"
     known = isinstance(getattr(builtins, name, None), type)
     return f"builtins.{name if known else 'Exception'}"
+
+
+def _task_at(path: str) -> Any:
+    """Return what a job type names, if this process has imported it or finds it among the tasks.
+
+    A name from the database imports nothing else.
+    """
+    module, _, name = path.rpartition(".")
+    if module not in sys.modules:
+        autodiscover_modules("tasks")
+    return getattr(sys.modules.get(module), name, None)
 
 
 def _time(stored: Any) -> datetime:

@@ -51,7 +51,7 @@ class TenureTestMixin(_Case):
     In a `TestCase` all of it happens in the transaction of the test: nothing has to be committed,
     and nothing is left. A `TransactionTestCase` and what is derived from it commit, so all jobs are
     deleted before and after each test; on SQLite, the database of tests has to be a file there.
-    A `setUp` of your own calls `super().setUp()` first.
+    Your `setUp` calls `super().setUp()` first.
     """
 
     jobs: Jobs

@@ -78,7 +78,7 @@ def test_a_list_looks_at_a_bounded_number_of_rows(
     jobs: Jobs, ann: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counting ten million jobs for each page made other queues' admins unusable."""
-    monkeypatch.setattr(admin, "MOST_COUNTED", 2)
+    monkeypatch.setattr(admin, "MAX_COUNTED", 2)
     monkeypatch.setattr(admin.JobAdmin, "list_per_page", 1)
     for number in range(3):
         ship.enqueue(number)
@@ -115,7 +115,7 @@ def test_actions_are_the_stores_to_decide(jobs: Jobs, ann: Client) -> None:
     assert act(ann, "retry", failed) == ["retry: 1 done"]
     assert (app.get(failed.id).status, app.get(failed.id).max_retries) == ("pending", 4)
     said = act(ann, "retry", *[ship.enqueue(number) for number in range(7)])
-    assert len(said) == admin.MOST_REFUSALS + 1
+    assert len(said) == admin.MAX_REFUSALS + 1
     assert said[-1] == "2 more were refused"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -90,6 +91,16 @@ def test_a_test_case_sees_its_tasks(django_assert_num_queries: Any) -> None:
     other = count_orders.within(connection).enqueue(least=1)
     with pytest.raises(TaskResultDoesNotExist):
         ship.get_backend().get_result(other.id)
+
+
+@pytest.mark.django_db
+def test_the_name_of_a_job_imports_no_module() -> None:
+    """Whoever may add a job says its type, and modules run code when they are imported."""
+    job = app.within(connection).enqueue("this.poem", {"args": []})
+    assert "this" not in sys.modules
+    with pytest.raises(TaskResultDoesNotExist):
+        ship.get_backend().get_result(job.id)
+    assert "this" not in sys.modules
 
 
 @pytest.mark.django_db
