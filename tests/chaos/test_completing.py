@@ -114,7 +114,7 @@ def test_a_kill_at_the_commit_leaves_all_or_nothing(database_url: str, tmp_path:
         "before the commit": KILLED,
         "after the commit": ONCE,
     }
-    script = WorkerScript(tmp_path / "worker", database_url, MOMENTS, concurrency=1, lease=1.0)
+    script = WorkerScript(tmp_path / "worker", database_url, MOMENTS, concurrency=1, lease=2.0)
     with Tenure(database_url) as app, script, running_sweeper(app):
         make_effects(database_url)
         jobs = {}
@@ -126,6 +126,7 @@ def test_a_kill_at_the_commit_leaves_all_or_nothing(database_url: str, tmp_path:
             history = " ".join(transitions(app, job))  # a busy machine may start a child too late
             assert history.replace(" released claimed", "").split() == events
             other.kill()
+            wait_for_exit(other)  # or it takes the next job with it
         followed = Counter(job.payload["order"] for job in app.find(type="thank"))
         assert followed == effects(database_url) == {job.id: 1 for job in jobs.values()}
         assert app.verify() == []

@@ -463,7 +463,8 @@ def test_a_step_is_asked_for_again_while_the_job_is_locked(
 
         with running_worker(app):
             job = wait_until_completed(app, order.enqueue())
-    assert calls == [1, *[step_book.ASK_AGAIN_SECONDS] * 3]
+    assert calls[:4] == [1, *[step_book.ASK_AGAIN_SECONDS] * 3]
+    assert set(calls[4:]) <= {step_book.ASK_AGAIN_SECONDS}  # a heartbeat locks the job, too
     assert [(step.name, step.token) for step in app.steps(job.id).steps] == [("charge", 1)]
 
 
