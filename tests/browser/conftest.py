@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from tenure import Tenure
-from tests.support.chromium import OPTIONS, BrowserUnavailable, executable
+from tests.support.chromium import chromium
 from tests.support.http import ServerProcess
 
 PATIENCE = 30_000
@@ -33,16 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")  # as long as it lasts, asyncio takes this thread for its loop's
 def browser() -> Iterator[Browser]:
-    try:
-        path = executable()
-    except BrowserUnavailable as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"no Chromium: {error}")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=OPTIONS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -183,7 +183,7 @@ def test_services_and_budgets_choose_the_pods_of_a_deployment() -> None:
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
 def test_systemd_accepts_a_unit_and_finds_it_hardened(path: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
-        pytest.skip("no systemd-analyze")
+        pytest.skip("no systemd-analyze: on Debian `apt-get install systemd`")
     service = unit(path)["Service"]
     assert service["Type"] == "exec"
     assert service["KillMode"] == "mixed", "the worker decides when its child processes end"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from tenure.lifecycle import TRANSITIONS, Status
 from tests.docs.pages import DOCS
-from tests.support.chromium import OPTIONS, BrowserUnavailable, executable
+from tests.support.chromium import chromium
 from tools.site import LAST, build, flaws, moved, navigation, places, ranked
 
 
@@ -53,16 +52,8 @@ def test_pages_can_be_searched(site: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    try:
-        path = executable()
-    except BrowserUnavailable as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"no Chromium: {error}")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=OPTIONS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

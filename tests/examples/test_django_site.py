@@ -11,11 +11,11 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from tenure import Tenure
 from tests.examples.programs import line_with, program, serving
-from tests.support.chromium import OPTIONS, BrowserUnavailable, executable
+from tests.support.chromium import chromium
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -95,14 +95,8 @@ def test_the_notes_with_a_worker_of_their_own(postgres_url: str) -> None:
 
 @pytest.fixture
 def browser() -> Iterator[Browser]:
-    try:
-        path = executable()
-    except BrowserUnavailable as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"no Chromium: {error}")
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=path, args=OPTIONS)
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

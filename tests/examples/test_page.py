@@ -8,10 +8,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from tests.examples.programs import serving
-from tests.support.chromium import OPTIONS, BrowserUnavailable, executable
+from tests.support.chromium import chromium
 
 pytestmark = pytest.mark.slow
 PICTURES = os.environ.get("TENURE_TEST_PICTURES")
@@ -28,18 +28,10 @@ def shop(tmp_path: Path) -> Iterator[httpx2.Client]:
 
 @pytest.fixture
 def page(shop: httpx2.Client) -> Iterator[Page]:
-    try:
-        path = executable()
-    except BrowserUnavailable as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(f"no Chromium: {error}")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=OPTIONS)
+    with chromium() as browser:
         page = browser.new_page(base_url=str(shop.base_url))
         page.goto("/")
         yield page
-        browser.close()
 
 
 def test_wishes_16_17_18_an_import_moves_and_stops(page: Page) -> None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PACKAGES = ("chromium", "fonts-dejavu-core")  # without a font there is no text to see
@@ -22,6 +27,21 @@ OPTIONS = [
 
 class BrowserUnavailable(Exception):
     """There is no Chromium, and none can be installed here."""
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser for the block. Without Chromium the test is skipped, and fails in CI."""
+    try:
+        path = executable()
+    except BrowserUnavailable as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"no Chromium: {error}")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=OPTIONS)
+        yield browser
+        browser.close()
 
 
 def executable() -> str:
