@@ -183,7 +183,7 @@ JOB_TYPE = (
 WITHIN = (
     *("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
     *("get", "get_async", "cancel", "cancel_async", "retry", "retry_async"),
-    *("signal", "signal_async"),
+    *("signal", "signal_async", "workflow"),
 )
 JOBS = (
     *("enqueued", "assert_enqueued", "assert_none_enqueued"),

@@ -141,12 +141,13 @@ def within(app: Tenure, connection: Any, *, wake: Wake = "later") -> Within:
       `wake()`. `commit` notifies them at your commit. PostgreSQL lets the commits that notify wait
       for one another, so that is for few transactions.
 
-    Returns a `Within`: `enqueue`, `enqueue_many`, `get`, `cancel`, each with an `_async` form for
-    asynchronous connections. Opens no connection. Raises InvalidInput.
+    Returns a `Within`: `enqueue`, `enqueue_many`, `get`, `cancel`, `retry` and `signal`, each with
+    an `_async` form for asynchronous connections, and `workflow`. Opens no connection. Raises
+    InvalidInput.
     """
     from tenure.app.within import Within
 
-    return Within(app.core, connection, wake=wake)
+    return Within(app, connection, wake=wake)
 
 
 def wake(app: Tenure) -> None:

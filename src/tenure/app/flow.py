@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
@@ -14,7 +14,7 @@ from tenure.app.waiting import Handle
 from tenure.dependency import Dependency
 from tenure.errors import InvalidInput
 from tenure.jobs import ids
-from tenure.jobs.enqueue import Duration, NewJob, NewJobOf
+from tenure.jobs.enqueue import Duration, NewJob, NewJobOf, TypeOptions
 from tenure.jobs.graph import DependsOn
 from tenure.jobs.names import check_key, check_name
 from tenure.jobs.workflows import fingerprint_of
@@ -149,7 +149,7 @@ class NewWorkflow:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._is_open = False
         if kind is None:
-            await asyncio.to_thread(self._store)
+            await self._store_async()
 
     def status(self) -> Mapping[str, int]:
         """Return how many jobs have which status now. Raises WorkflowNotFound."""
@@ -167,12 +167,28 @@ class NewWorkflow:
         """Do what `wait` does, without blocking the event loop."""
         return await self._app.workflows.wait_async(self.id, timeout)
 
+    async def _store_async(self) -> None:
+        await asyncio.to_thread(self._store)
+
     def _store(self) -> None:
+        core = self._app.core
+        adding, new = self._checked(core.defaults.of)
+        store = flow.extend if self._extends else flow.add
+        try:
+            call = partial(store, new=new, jobs=adding.checked_jobs, queues=core.queues)
+            stored = core.limited_store.write("enqueue", call).result()
+        except BaseException as error:
+            adding.end(error=error)
+            raise
+        self._end(adding, stored)
+
+    def _checked(self, defaults: Callable[[str], TypeOptions]) -> tuple[Adding, flow.New]:
+        """Return the jobs, checked, and the workflow to add; raises InvalidInput."""
         core = self._app.core
         adding = Adding(
             core,
             self._jobs,
-            core.defaults.of,
+            defaults,
             batch=True,
             known_ids=[node.id for node in self.nodes],
             workflow=self.id,
@@ -185,14 +201,10 @@ class NewWorkflow:
             fingerprint = _digest(fingerprint, self._actor)
         if key is not None and core.queues is not None:  # it says nothing about those of others
             key = _digest(key, *core.queues)
-        new = flow.New(self.id, self._name, key, fingerprint, self._actor)
-        store = flow.extend if self._extends else flow.add
-        try:
-            call = partial(store, new=new, jobs=jobs, queues=core.queues)
-            stored = core.limited_store.write("enqueue", call).result()
-        except BaseException as error:
-            adding.end(error=error)
-            raise
+        return adding, flow.New(self.id, self._name, key, fingerprint, self._actor)
+
+    def _end(self, adding: Adding, stored: flow.Stored) -> None:
+        """Keep what the store has answered."""
         adding.end(stored.added)
         self.id, self.created = stored.workflow, stored.created
         for node, job_id in zip(self.nodes, stored.jobs, strict=False):

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from tenure.app import enqueueing
 from tenure.app.adding import Adding
+from tenure.app.flow import NewWorkflow
 from tenure.app.signals import new_signal
 from tenure.errors import InvalidInput, JobNotFound
 from tenure.events import Cancelled, Event, Retried
 from tenure.jobs import ids
-from tenure.jobs.enqueue import MAX_RETRIES, Enqueued, NewJob, Options, Wake, whole
+from tenure.jobs.enqueue import (
+    MAX_RETRIES,
+    Enqueued,
+    NewJob,
+    Options,
+    TypeOptions,
+    Wake,
+    whole,
+)
 from tenure.jobs.names import check_reason
 from tenure.jobs.queue_rights import includes
 from tenure.jobs.signals import NewSignal, Signal
 from tenure.lifecycle import Job
-from tenure.store.borrowed import jobs, signals
-from tenure.store.borrowed.dispatch import borrow
+from tenure.store.borrowed import jobs, signals, workflows
+from tenure.store.borrowed.dispatch import Borrowed, borrow
 from tenure.store.borrowed.drivers import Steps
 
 if TYPE_CHECKING:
+    from tenure.app.app import Tenure
     from tenure.app.core import Core
 
 
@@ -32,11 +42,12 @@ class Within:
     connection and opens none. Drivers raise their own errors, as for your own statements.
     """
 
-    def __init__(self, core: Core, connection: Any, *, wake: Wake = "later") -> None:
+    def __init__(self, app: Tenure, connection: Any, *, wake: Wake = "later") -> None:
         if wake not in ("later", "commit"):
             raise InvalidInput("give 'later' or 'commit'", path="$.wake")
-        self._core = core
-        self._borrowed = borrow(connection, core.database, together=True)
+        self._app = app
+        self._core = app.core
+        self._borrowed = borrow(connection, app.core.database, together=True)
         self._notifies = wake == "commit"
 
     def enqueue(
@@ -67,10 +78,8 @@ class Within:
         return await self._borrowed.call_async(partial(self._add, new_jobs), verb="enqueue")
 
     def _add(self, new_jobs: Sequence[NewJob], engine: str) -> Steps[list[Job]]:
-        defaults = self._core.defaults
-        if defaults.are_due(new_job.type for new_job in new_jobs):
-            defaults.learn((yield from jobs.options_of_types(engine)))
-        adding = Adding(self._core, new_jobs, defaults.known)
+        defaults = yield from _defaults(self._core, new_jobs, engine)
+        adding = Adding(self._core, new_jobs, defaults)
         added: list[Enqueued] = []
         try:
             added = yield from jobs.add(engine, adding.checked_jobs, notify=self._notifies)
@@ -79,6 +88,17 @@ class Within:
             raise
         adding.end(added)
         return [one.job for one in added]
+
+    def workflow(
+        self, name: str = "workflow", *, key: str | None = None, actor: str | None = None
+    ) -> NewWorkflow:
+        """Begin a workflow, whose jobs exist when you commit; `async with` on such connections.
+
+        Arguments, what it returns and raises are those of `Tenure.workflow`. If the end of the
+        block raises InvalidInput, KeyConflict, DuplicateJob or QueueFull, nothing of the workflow
+        was added and the transaction can go on. Wait for it after your commit.
+        """
+        return _Workflow(self._app, name, key, actor, self._borrowed, self._notifies)
 
     def get(self, job_id: str) -> Job:
         """Return the job with this id, as your transaction sees it. Raises JobNotFound."""
@@ -184,3 +204,46 @@ class Within:
     def _apply(self, job_id: str, event: Event, engine: str) -> Steps[Job]:
         yield from self._get(job_id, engine)
         return (yield from jobs.apply(engine, job_id, event))
+
+
+def _defaults(
+    core: Core, new_jobs: Sequence[NewJob], engine: str
+) -> Steps[Callable[[str], TypeOptions]]:
+    """Return what gives the options of the types of jobs; they are read here if that is due."""
+    if core.defaults.are_due(new_job.type for new_job in new_jobs):
+        core.defaults.learn((yield from jobs.options_of_types(engine)))
+    return core.defaults.known
+
+
+class _Workflow(NewWorkflow):
+    """A workflow that is stored in the caller's transaction."""
+
+    def __init__(
+        self,
+        app: Tenure,
+        name: str,
+        key: str | None,
+        actor: str | None,
+        borrowed: Borrowed,
+        notifies: bool,
+    ) -> None:
+        super().__init__(app, name, key, actor)
+        self._borrowed = borrowed
+        self._notifies = notifies
+
+    def _store(self) -> None:
+        self._borrowed.call(self._add, verb="workflow")
+
+    async def _store_async(self) -> None:
+        await self._borrowed.call_async(self._add, verb="workflow")
+
+    def _add(self, engine: str) -> Steps[None]:
+        defaults = yield from _defaults(self._app.core, self._jobs, engine)
+        adding, new = self._checked(defaults)
+        checked_jobs = adding.checked_jobs
+        try:
+            stored = yield from workflows.add(engine, new, checked_jobs, notify=self._notifies)
+        except BaseException as error:
+            adding.end(error=error)
+            raise
+        self._end(adding, stored)

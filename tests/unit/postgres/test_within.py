@@ -144,11 +144,16 @@ def test_nobody_waits_for_the_limit_of_a_queue(app: Tenure) -> None:
     assert app.enqueue("mail").queue == "default"
 
 
+@pytest.mark.parametrize("workflow", [False, True])
 @pytest.mark.parametrize("wake", ["later", "commit"])
-def test_only_wake_commit_notifies(app: Tenure, wake: Any) -> None:
+def test_only_wake_commit_notifies(app: Tenure, wake: Any, workflow: bool) -> None:
     with connected(app) as connection, connected(app, autocommit=True) as listener:
         listener.execute("LISTEN tenure")
-        app.within(connection, wake=wake).enqueue("mail")
+        if workflow:
+            with app.within(connection, wake=wake).workflow() as flow:
+                flow.add(NewJob("mail"))
+        else:
+            app.within(connection, wake=wake).enqueue("mail")
         assert not list(listener.notifies(timeout=0))
         connection.commit()
         heard = list(listener.notifies(timeout=5 * (wake == "commit"), stop_after=1))

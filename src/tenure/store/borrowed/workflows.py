@@ -1,0 +1,75 @@
+"""Add a workflow with its jobs in the transaction of a caller."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from tenure.errors import KeyConflict, TenureError
+from tenure.jobs.enqueue import CheckedJob
+from tenure.store.borrowed import jobs
+from tenure.store.borrowed.drivers import Ask, Steps
+from tenure.store.borrowed.json_jobs import written
+from tenure.store.tables.flow import New, Stored
+
+ADD = {
+    "postgres": """
+INSERT INTO {s}workflow (id, name, key, fingerprint, created_by, created_at)
+SELECT id, name, key, fingerprint, created_by, {s}clock()
+FROM json_populate_record(CAST(NULL AS {s}workflow), CAST(CAST({p} AS text) AS json))
+ON CONFLICT (key) DO NOTHING RETURNING 1
+""",
+    "sqlite": """
+INSERT INTO tenure_workflow (id, name, key, fingerprint, created_by, created_at)
+SELECT r ->> 'id', r ->> 'name', r ->> 'key', r ->> 'fingerprint', r ->> 'created_by', at
+FROM (SELECT {p} AS r), tenure_now WHERE true ON CONFLICT (key) DO NOTHING RETURNING 1
+""",
+}
+# The workflow that has the key, and its first jobs.
+KNOWN = {
+    "postgres": """
+WITH asked AS MATERIALIZED (SELECT CAST(CAST({p} AS text) AS json) AS r)
+SELECT CAST(json_build_array(id, fingerprint, (SELECT json_agg(job_id) FROM (
+    SELECT job.id AS job_id FROM {s}job AS job WHERE job.workflow = known.id
+    ORDER BY job.id LIMIT CAST(r ->> 'jobs' AS integer)) AS first)) AS text)
+FROM asked, {s}workflow AS known WHERE known.key = r ->> 'key'
+""",
+    "sqlite": """
+WITH asked AS MATERIALIZED (SELECT {p} AS r)
+SELECT CAST(json_array(id, fingerprint, json((SELECT json_group_array(job_id) FROM (
+    SELECT job.id AS job_id FROM tenure_job AS job WHERE job.workflow = known.id
+    ORDER BY job.id LIMIT (SELECT r ->> 'jobs' FROM asked))))) AS BLOB)
+FROM asked, tenure_workflow AS known WHERE known.key = r ->> 'key'
+""",
+}
+
+
+REMOVE = {
+    "postgres": "DELETE FROM {s}workflow WHERE id = CAST(CAST({p} AS text) AS uuid) RETURNING 1",
+    "sqlite": "DELETE FROM tenure_workflow WHERE id = {p} RETURNING 1",
+}
+
+
+def add(
+    engine: str, new: New, checked_jobs: Sequence[CheckedJob], *, notify: bool
+) -> Steps[Stored]:
+    """Add a workflow with jobs, unless one with its key is there; raises KeyConflict.
+
+    Raises what `jobs.add` raises, and then nothing of it is left in the transaction. The row of the
+    workflow comes first, so that a transaction that adds one with the same key waits here.
+    """
+    if engine == "sqlite":
+        yield jobs.LOCK_FILE
+    while not (yield Ask(ADD[engine], written(new._asdict()))):
+        asked = written({"key": new.key, "jobs": len(checked_jobs)})
+        for (text,) in (yield Ask(KNOWN[engine], asked)):  # none: deleted since
+            id, fingerprint, first = json.loads(text)
+            if fingerprint != new.fingerprint:
+                raise KeyConflict(new.key or "", id, "workflow")
+            return Stored(id, first or [])
+    try:
+        added = (yield from jobs.add(engine, checked_jobs, notify=notify)) if checked_jobs else []
+    except TenureError:
+        yield Ask(REMOVE[engine], new.id)
+        raise
+    return Stored(new.id, [one.job.id for one in added], added, created=True)
