@@ -151,7 +151,7 @@ def test_only_wake_commit_notifies(app: Tenure, wake: Any, workflow: bool) -> No
         listener.execute("LISTEN tenure")
         if workflow:
             with app.within(connection, wake=wake).workflow() as flow:
-                flow.add(NewJob("mail"))
+                flow.add(NewJob("mail", {}, {}))
         else:
             app.within(connection, wake=wake).enqueue("mail")
         assert not list(listener.notifies(timeout=0))
