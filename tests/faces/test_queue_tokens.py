@@ -281,6 +281,25 @@ def test_a_worker_of_every_queue_is_shown_with_its_leases_here(tenants: Tenants)
     assert (worker["queues"], worker["leases"]) == (["mail"], 1)
 
 
+def test_a_worker_of_no_queue_here_is_not_shown(tenants: Tenants) -> None:
+    """Nor one that names more queues than are kept, or that has none yet."""
+    many = [f"tenant-{number}" for number in range(30)]
+    secret, _ = tenants.app.tokens.create("tenant", ["work"], queues=["tenant-*"])
+    headers = {"Authorization": f"Bearer {secret}"}
+    for name, queues in (("none", []), ("many", many), ("pattern", None)):
+        claimed = tenants.api.post(
+            "/leases", json={"worker": name, "queues": queues}, headers=headers
+        )
+        assert claimed.json() == []
+    assert tenants.api.get("/workers").json() == []
+    assert claim_jobs(tenants.api)
+    shown = {worker.id: worker.queues for worker in tenants.app.workers.list()}
+    assert shown["token:tenant/pattern"] == ("tenant-*",)
+    assert shown["token:tenant/none"] == ()
+    (worker,) = tenants.api.get("/workers").json()
+    assert worker["queues"] == ["mail", "shop.*", "shop.a"]
+
+
 def test_events_of_these_queues(tenants: Tenants) -> None:
     asyncio.run(_events_of_these_queues(tenants))
 

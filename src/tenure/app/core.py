@@ -256,11 +256,14 @@ class Core:
         return self.limited_store.exchange(reports, claim)
 
     def claim_within(self, claim: ClaimRequest) -> ClaimRequest:
-        """Name the queues of a claim that names none, of all that `queues` allows."""
+        """Name the queues of a claim that names none, of all that `queues` allows.
+
+        The patterns stay among the names, so that lists show the worker where no queue is yet.
+        """
         if self.queues is None or claim.queues is not None:
             return claim
-        names = {name for name in self.queues if not name.endswith(ANY_REST)}
-        if len(names) < len(self.queues):
+        names = set(self.queues)
+        if any(name.endswith(ANY_REST) for name in names):
             names.update(self.limited_store.read.lanes(self.queues))
         return replace(claim, queues=tuple(sorted(names)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tenure.jobs.names import MORE, listed
+from tenure.jobs.names import listed
 from tenure.jobs.queue_rights import Patterns, includes
 from tenure.jobs.stats import WorkerState
 from tenure.jobs.work import ClaimRequest
@@ -80,8 +80,8 @@ WHERE w.seen_at > {d.later(-SHOWN_SECONDS)} ORDER BY w.seen_at DESC LIMIT {MAX_S
     found = []
     for id, label, named, types, at, leases, since, *rest in db.rows(statement, values):
         names = read_names(named)
-        own = names and tuple(n for n in names if includes(queues, n) or n.startswith(MORE))
-        if own or not names:
+        own = names and tuple(name for name in names if includes(queues, name))
+        if own or names is None or queues is None:
             times = d.to_time(at), leases, d.to_time(since)
             state = WorkerState(id, label, own, read_names(types), *times, *rest)
             found.append(replace(state, stopping=bool(state.stopping)))
