@@ -310,8 +310,10 @@ def test_whatever_comes_first_nothing_is_lost(
 # --- one-use tokens
 
 
-def token_of(harness: StoreHarness, lease: Lease, payload: str | None = None) -> str:
-    token = new_token()
+def token_of(
+    harness: StoreHarness, lease: Lease, payload: str | None = None, token: str | None = None
+) -> str:
+    token = token or new_token()
     digest = str(token_digest(token))
     harness.store.write(
         "signal",
@@ -361,6 +363,10 @@ def test_whose_tokens_are_kept(
     with pytest.raises(InvalidInput, match="2 unused tokens"):
         token_of(harness, lease)
     other = harness.take()
+    token = token_of(harness, other)
+    assert token_of(harness, other, token=token) == token  # again, after a lost answer
+    with pytest.raises(InvalidInput, match="another job: make a new one"):
+        token_of(harness, harness.take(), token=token)
     harness.report(report_completed(lease), report_completed(other))
     with pytest.raises(LeaseLost):
         token_of(harness, other)

@@ -141,12 +141,20 @@ def of_token(db: Reads, digest: str) -> tuple[str, str, str | None]:
 
 
 def keep_token(db: Statements, job_id: str, lease_id: str, token: KeepToken) -> None:
-    """Keep a one-use token of a job; raises LeaseLost, or InvalidInput if there are too many."""
+    """Keep a one-use token of a job.
+
+    Raises LeaseLost, or InvalidInput if there are too many, or if it is the token of another job.
+    """
     d = db.dialect
     table = d.table("signal_token")
-    known = f"SELECT digest = {d.value} FROM {table} WHERE job_id = {d.id_value}"
-    found = [same for (same,) in db.rows(known, (token.digest, job_id))]
-    if any(found):  # the answer before this one got lost
+    where = f"job_id = {d.id_value} OR digest = {d.value}"
+    found = db.rows(
+        f"SELECT digest = {d.value}, job_id <> {d.id_value} FROM {table} WHERE {where}",
+        (token.digest, job_id, job_id, token.digest),
+    )
+    if any(of_other for _, of_other in found):
+        raise InvalidInput("this is the token of another job: make a new one", path="$.digest")
+    if any(same for same, _ in found):  # the answer before this one got lost
         return
     if len(found) >= MAX_SIGNAL_TOKENS:
         raise InvalidInput(
@@ -157,7 +165,7 @@ def keep_token(db: Statements, job_id: str, lease_id: str, token: KeepToken) -> 
     added = db.changed(
         f"INSERT INTO {table} (digest, job_id, name, payload, at)"
         f" SELECT {d.value}, id, {d.value}, {d.value}, {d.now} FROM {d.table('job')}"
-        f" WHERE id = {d.id_value} AND lease_id = {d.id_value}",
+        f" WHERE id = {d.id_value} AND lease_id = {d.id_value} ON CONFLICT (digest) DO NOTHING",
         (token.digest, token.name, token.payload, job_id, lease_id),
     )
     if not added:
