@@ -247,6 +247,15 @@ def test_a_bulk_action_without_a_queue_is_held_to_the_queues(tenants: Tenants) -
     assert tenants.api.get("/bulk", headers={"Authorization": f"Bearer {narrower}"}).json() == []
 
 
+def test_the_queue_of_a_type_is_not_told(tenants: Tenants) -> None:
+    """The jobs of a type may go to a queue that the caller neither named nor may see."""
+    for sent in (
+        tenants.api.post("/jobs", json={"type": "foreign.type"}),
+        tenants.api.put("/types/foreign.type", json={"queue": "mail"}),
+    ):
+        assert "billing" not in assert_problem(sent, 403, "forbidden")["detail"]
+
+
 def test_keys_of_other_queues_tell_nothing(tenants: Tenants) -> None:
     old = tenants.app.enqueue("a", queue="billing", idempotency_key="k")
     same = {"type": "a", "queue": "mail", "idempotency_key": "k"}

@@ -58,13 +58,15 @@ def covers(patterns: Patterns | None, others: Patterns | None) -> bool:
 
 
 def require(patterns: Patterns | None, queues: Iterable[str]) -> None:
-    """Raise Forbidden if one of these queues is not among the patterns."""
-    for queue in queues:
-        if not includes(patterns, queue):
-            raise Forbidden(
-                f"this token is for the queues {', '.join(patterns or ())} and not for {queue}: "
-                "name one of them, or use another token"
-            )
+    """Raise Forbidden if one of these queues is not among the patterns.
+
+    It does not say which: it may be one that the caller did not name, such as that of a type.
+    """
+    if not all(includes(patterns, queue) for queue in queues):
+        raise Forbidden(
+            f"this token is for the queues {', '.join(patterns or ())} and for no other: "
+            "name one of them, or use another token"
+        )
 
 
 def own_key(queue: str, key: str) -> str:
