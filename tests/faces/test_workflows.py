@@ -152,6 +152,15 @@ def test_a_workflow_is_added_once(app: Tenure, api: TestClient) -> None:
         ([{"ref": "a", "type": "t"}, {"ref": "a", "type": "t"}], "$.jobs[1].ref", "the ref a"),
         ([{"type": "t", "depends_on": ["b"]}], "$.jobs[0].depends_on[0]", "`ref` of a job"),
         ([{"type": "t", "depends_on": [{"meets": "failed"}]}], "$.jobs[0].depends_on[0]", "job_id"),
+        ([{"type": "t", "depends_on": [{"ref": "b"}]}], "$.jobs[0].depends_on[0]", "`ref` of a"),
+        (
+            [
+                {"ref": "a", "type": "t"},
+                {"type": "t", "depends_on": [{"ref": "a", "job_id": UNKNOWN_ID}]},
+            ],
+            "$.jobs[1].depends_on[0]",
+            "or a `job_id`",
+        ),
         (
             [
                 {"ref": "a", "type": "t", "depends_on": ["b"]},

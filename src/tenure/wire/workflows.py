@@ -110,9 +110,10 @@ def ordered(jobs: Sequence[WorkflowJob]) -> list[tuple[int, str, WorkflowJob]]:
     for number, (ref, job) in enumerate(named.items()):
         for place, other in enumerate(job.depends_on):
             parent = other if isinstance(other, str) else other.ref
-            if parent in named:
+            by_id = not isinstance(other, str) and other.job_id is not UNSET
+            if parent in named and not by_id:
                 ties.append((str(parent), ref))
-            elif isinstance(other, str) or (other.ref is UNSET) == (other.job_id is UNSET):
+            elif not by_id or parent is not UNSET:
                 path = f"$.jobs[{number}].depends_on[{place}]"
                 said = "give the `ref` of a job of this request, or a `job_id`"
                 raise InvalidInput(said, path=path)
