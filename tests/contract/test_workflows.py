@@ -183,8 +183,9 @@ def test_jobs_are_added_to_a_workflow_that_has_finished(
     decide(app)
     finish(app)
     assert app.workflows.get(first.id).status == "completed"
-    with pytest.raises(WorkflowNotFound), app.workflows.extend(new_id()) as flow:
-        flow.add(job())
+    for unknown in ("x.y", new_id()):
+        with pytest.raises(WorkflowNotFound), app.workflows.extend(unknown) as flow:
+            flow.add(job())
     monkeypatch.setattr(flows, "MAX_JOBS", 5)
     with pytest.raises(InvalidInput, match="more than 5"), app.workflows.extend(first.id) as flow:
         _ = [flow.add(job()) for _ in range(2)]

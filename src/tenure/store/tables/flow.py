@@ -77,7 +77,7 @@ def extend(
     here = f"FROM {d.table('workflow')} WHERE id = {d.id_value}"
     members = f"FROM {d.table('job')} WHERE workflow = {d.id_value}"
     allowed, values = d.in_queues("queue", queues)
-    there = db.rows(f"SELECT 1 {here} {d.hold}", (new.id,))
+    there = d.is_id(new.id) and db.rows(f"SELECT 1 {here} {d.hold}", (new.id,))
     if queues is not None and there:
         there = db.rows(f"SELECT 1 {members} AND {allowed} LIMIT 1", (new.id, *values))
     if not there:
