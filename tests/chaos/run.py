@@ -1,6 +1,6 @@
 """`make chaos`: the whole battery within a time budget, then everything at once until it is up.
 
-Beside that, a server is sent bytes at random.
+Beside that, servers are sent bytes and requests at random.
 
     python -m tests.chaos.run [--seconds 600] [--seed N] [--soak] [--keep]
 
@@ -53,11 +53,11 @@ def main() -> int:
             effort.VARIABLE: str(times),
             UNTIL: str(time.time() + (1 - SOAK_SHARE) * asked.seconds),
         }
-        beside = None if asked.soak else fuzz(asked.seconds, asked.seed)
-        failed, tests = (0, "soak only") if beside is None else battery()
+        beside = [] if asked.soak else at_random(asked.seconds, asked.seed)
+        failed, tests = battery() if beside else (0, "soak only")
         left = asked.seconds - (time.monotonic() - began)
         failed = soak(max(left, asked.seconds * SOAK_SHARE), asked.seed) or failed
-        failed = (beside.wait() if beside else 0) or failed
+        failed = max([process.wait() for process in beside], default=0) or failed
         sums = fault_counts.total(figures)
     width = max(map(len, sums))
     print("\n".join(f"{figure:<{width}}  {number:>9,}" for figure, number in sums.items()))
@@ -99,10 +99,11 @@ def battery() -> tuple[int, str]:
     return running.returncode, told.partition(" in ")[0]
 
 
-def fuzz(seconds: float, seed: int) -> subprocess.Popen[bytes]:
-    """Start to send bytes at random to a server, beside everything else."""
-    command = [sys.executable, "-m", "tests.chaos.fuzz", str(seconds), str(seed)]
-    return subprocess.Popen(command, cwd=ROOT)
+def at_random(seconds: float, seed: int) -> list[subprocess.Popen[bytes]]:
+    """Start to send bytes and requests at random to servers, beside everything else."""
+    given = str(seconds), str(seed)
+    modules = ("tests.chaos.fuzz", "tests.chaos.misuse")
+    return [subprocess.Popen([sys.executable, "-m", name, *given], cwd=ROOT) for name in modules]
 
 
 def soak(seconds: float, seed: int) -> int:
