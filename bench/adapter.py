@@ -5,8 +5,13 @@
 A peer is a module in `bench/peers` with these functions, all plain or all `async def`:
 
     prepare()               make the queue's tables; may be missing
-    open_sender(callers)    something with one(n), perhaps many(ns), perhaps close(); its methods
-                            must bear that many callers at once, threads or tasks
+    open_sender(callers)    something with one(n), and perhaps
+                              many(ns)         enqueue several in one call
+                              within(n, note)  enqueue in a transaction, call note(), commit
+                              hold(n)          enqueue a job that runs until it is cancelled
+                              cancel(held)     cancel what hold returned
+                              close()
+                            one and many must bear that many callers at once, threads or tasks
     work()                  run one worker until SIGTERM
 
 `PLACE` is the URL or file it works on. Handlers call `workload.perform`. What a command found out
@@ -23,10 +28,12 @@ import json
 import math
 import os
 import signal
+import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -198,30 +205,89 @@ async def _in_bulk_async(peer: ModuleType, calls: list[range], seconds: float) -
     return _answer(done, 0, took)
 
 
-def send_slowly(peer: ModuleType, samples: float, pause: float) -> Any:
-    """Enqueue a job about every `pause` seconds, noting for each when its call began.
+Act = Callable[[Any, int], Any]
+"""Does something about job `n` with a sender, noting when it began."""
 
-    The pauses vary by half, so that they do not keep step with a worker that polls.
+
+def send_slowly(peer: ModuleType, samples: float, pause: float) -> Any:
+    """Enqueue a job about every `pause` seconds, each an instant after its call began."""
+
+    def enqueue(sender: Any, n: int) -> Any:
+        note(n)
+        return sender.one(n)
+
+    return act_slowly(peer, enqueue, int(samples), pause)
+
+
+def commit_slowly(peer: ModuleType, samples: float, pause: float) -> Any:
+    """Enqueue jobs in transactions of the caller, noting for each when its commit began."""
+
+    def commit(sender: Any, n: int) -> Any:
+        return sender.within(n, partial(note, n))
+
+    return act_slowly(peer, commit, int(samples), pause)
+
+
+def cancel_slowly(peer: ModuleType, jobs: float, pause: float) -> Any:
+    """Cancel `jobs` jobs one by one, once all of them run."""
+    held: list[Any] = []
+
+    def cancel(sender: Any, n: int) -> Any:
+        note(n)
+        return sender.cancel(held[n])
+
+    return act_slowly(peer, cancel, int(jobs), pause, held)
+
+
+def note(n: int) -> None:
+    tally().began[n] = time.monotonic_ns()
+
+
+def act_slowly(
+    peer: ModuleType, act: Act, samples: int, pause: float, held: list[Any] | None = None
+) -> Any:
+    """Act on each job, `pause` seconds apart; how long a call took.
+
+    The pauses vary by half, so that they do not keep step with a worker that polls. `held`, if
+    given, is filled with jobs that run before anything is done about them.
     """
     if is_async(peer):
-        return _slowly_async(peer, int(samples), pause)
+        return _act_slowly_async(peer, act, samples, pause, held)
     sender = peer.open_sender(1)
-    for n in range(int(samples)):
+    if held is not None:
+        held += [sender.hold(n) for n in range(samples)]
+        while not _all_run(samples):
+            time.sleep(0.01)
+    took = []
+    for n in range(samples):
         time.sleep(_pause(n, pause))
-        tally().began[n] = time.monotonic_ns()
-        sender.one(n)
+        began = time.monotonic()
+        act(sender, n)
+        took.append(time.monotonic() - began)
     close(sender)
-    return {"jobs": int(samples)}
+    return {"jobs": samples, "call_p50_ms": statistics.median(took) * 1e3}
 
 
-async def _slowly_async(peer: ModuleType, samples: int, pause: float) -> Any:
+async def _act_slowly_async(
+    peer: ModuleType, act: Act, samples: int, pause: float, held: list[Any] | None
+) -> Any:
     sender = await peer.open_sender(1)
+    if held is not None:
+        held += [await sender.hold(n) for n in range(samples)]
+        while not _all_run(samples):  # noqa: ASYNC110 - other processes run them
+            await asyncio.sleep(0.01)
+    took = []
     for n in range(samples):
         await asyncio.sleep(_pause(n, pause))
-        tally().began[n] = time.monotonic_ns()
-        await sender.one(n)
+        began = time.monotonic()
+        await act(sender, n)
+        took.append(time.monotonic() - began)
     await close_async(sender)
-    return {"jobs": samples}
+    return {"jobs": samples, "call_p50_ms": statistics.median(took) * 1e3}
+
+
+def _all_run(jobs: int) -> bool:
+    return not tally().missing(jobs)
 
 
 def _pause(n: int, pause: float) -> float:
@@ -242,6 +308,8 @@ SENDERS: dict[str, Callable[..., Any]] = {
     "singly": send_singly,
     "bulk": send_in_bulk,
     "slowly": send_slowly,
+    "committing": commit_slowly,
+    "cancel": cancel_slowly,
 }
 
 if __name__ == "__main__":

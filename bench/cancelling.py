@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 import time
 from dataclasses import replace
 
 from bench.catalogue import Subject
 from bench.over_http import server
-from bench.processes import Failed, worker
-from bench.stage import Figures, Stage, wait_for
+from bench.processes import Failed, ask, worker
+from bench.stage import Figures, Stage
+from bench.waiting import percentiles
 from bench.workload import CONCURRENCY_VARIABLE
 
 WORKERS = 10
@@ -22,24 +22,17 @@ def cancel(stage: Stage, subject: Subject, *, remotely: bool = False) -> Figures
 
     `remotely`: the workers reach the database through a server.
     """
-    from tenure import Tenure
-
     jobs = stage.size.samples // WORKERS * WORKERS or WORKERS
     setting = stage.fresh(subject, **{CONCURRENCY_VARIABLE: str(jobs // WORKERS)})
     tally = stage.tally(jobs)
-    with contextlib.ExitStack() as running, Tenure(setting.place) as app:
+    with contextlib.ExitStack() as running:
         theirs = setting
         if remotely:
             place = f"http://{running.enter_context(server(stage, setting))}"
             remote = replace(subject, adapter="tenure_remote")
             theirs = replace(setting, subject=remote, place=place)
         programs = [running.enter_context(worker(theirs)) for _ in range(WORKERS)]
-        held = [app.enqueue("hold", {"n": n}) for n in range(jobs)]
-        wait_for(tally, jobs, programs)
-        for n, job in enumerate(held):
-            time.sleep(stage.size.pause)
-            tally.began[n] = time.monotonic_ns()
-            app.cancel(job.id)
+        ask(setting, "cancel", jobs=jobs, pause=stage.size.pause)
         deadline = time.monotonic() + STOP_SECONDS
         while still := sum(not ended for ended in tally.ended[:jobs]):
             if time.monotonic() > deadline:
@@ -47,10 +40,4 @@ def cancel(stage: Stage, subject: Subject, *, remotely: bool = False) -> Figures
             time.sleep(0.01)
         for program in programs:
             program.kill()
-    waits = sorted((tally.ended[n] - tally.began[n]) / 1e6 for n in range(jobs))
-    return {
-        "p50_ms": statistics.median(waits),
-        "p99_ms": waits[-(-99 * jobs // 100) - 1],
-        "max_ms": waits[-1],
-        "jobs": jobs,
-    }
+    return percentiles((tally.ended[n] - tally.began[n]) / 1e6 for n in range(jobs))

@@ -33,11 +33,14 @@ class Subject:
     fencing: str  # whether a worker that lost its job can still settle it
     crash: str  # what becomes of a job whose worker dies
     durable: str
+    table: str = ""  # on PostgreSQL: the jobs, which a claim has to write
     requirements: tuple[str, ...] = ()
     oldest_python: tuple[int, int] = (3, 11)
-    most_drained: int = 50_000  # jobs in a drain, so that a slow queue takes seconds as well
+    most_drained: int = 200_000  # jobs in a drain, so that a slow queue takes seconds as well
     most_retried: int = 5_000
     bulk: bool = True  # has a call that takes many jobs
+    within: bool = False  # enqueues in a transaction of the caller
+    cancels: bool = False  # a job that runs
     strong: bool = False  # among the two strongest of its engine: part of the quick run
     environment: tuple[tuple[str, str], ...] = ()  # variables for its adapter
     # Not durable as all others of its engine are: shown beside them on a few workloads, judged
@@ -64,6 +67,8 @@ SUBJECTS = (
         fencing="by lease, in the database",
         crash="lease runs out, runs again",
         durable=ON_DISK,
+        within=True,
+        cancels=True,
         strong=True,
         most_retried=20_000,
     ),
@@ -72,6 +77,7 @@ SUBJECTS = (
         title="PgQueuer",
         engine="postgres",
         adapter="pgqueuer",
+        table="pgqueuer",
         imports="from pgqueuer import PgQueuer",
         requirements=("pgqueuer==1.6.0", "asyncpg==0.32.0", UVLOOP),
         left="SELECT count(*) FROM pgqueuer",
@@ -79,7 +85,10 @@ SUBJECTS = (
         retries="yes, one commit each",
         fencing="none: settles by job id",
         crash="heartbeat stops, runs again",
+        most_drained=100_000,
         durable=ON_DISK,
+        within=True,
+        cancels=True,
         strong=True,
     ),
     Subject(
@@ -87,6 +96,7 @@ SUBJECTS = (
         title="awa",
         engine="postgres",
         adapter="awa",
+        table="awa.leases, awa.lease_claims, awa.lease_claim_batches",
         imports="from awa import AsyncClient",
         requirements=("awa-pg==0.6.9",),
         left="SELECT count(*) FROM awa.jobs"
@@ -96,6 +106,8 @@ SUBJECTS = (
         fencing="by lease",
         crash="lease runs out, runs again",
         durable=ON_DISK,
+        within=True,
+        cancels=True,
         most_drained=20_000,
         strong=True,
         most_retried=3_000,
@@ -105,6 +117,7 @@ SUBJECTS = (
         title="Chancy",
         engine="postgres",
         adapter="chancy",
+        table="chancy_jobs",
         imports="from chancy import Chancy",
         requirements=("chancy==0.26.0",),
         left="SELECT count(*) FROM chancy_jobs WHERE state NOT IN ('succeeded', 'failed')",
@@ -113,13 +126,15 @@ SUBJECTS = (
         fencing="by claim",
         crash="runs again",
         durable=ON_DISK,
-        most_drained=10_000,
+        within=True,
+        most_drained=5_000,
     ),
     Subject(
         name="oban",
         title="Oban",
         engine="postgres",
         adapter="oban",
+        table="oban_jobs",
         imports="from oban import Oban",
         requirements=("oban==0.7.0", PSYCOPG, PSYCOPG_POOL, UVLOOP),
         oldest_python=(3, 12),
@@ -129,6 +144,8 @@ SUBJECTS = (
         fencing="by time of the attempt",
         crash="rescued by the leader",
         durable=ON_DISK,
+        within=True,
+        cancels=True,
         most_drained=10_000,
     ),
     Subject(
@@ -136,6 +153,7 @@ SUBJECTS = (
         title="Procrastinate",
         engine="postgres",
         adapter="procrastinate",
+        table="procrastinate_jobs",
         imports="from procrastinate import App",
         requirements=("procrastinate==3.10.0", PSYCOPG, PSYCOPG_POOL, UVLOOP),
         left="SELECT count(*) FROM procrastinate_jobs WHERE status IN ('todo', 'doing')",
@@ -144,8 +162,28 @@ SUBJECTS = (
         fencing="none: settles by job id",
         crash="stalled until a task of yours retries it",
         durable=ON_DISK,
-        most_drained=5_000,
+        within=True,
+        cancels=True,
+        most_drained=2_000,
         most_retried=1_000,
+    ),
+    Subject(
+        name="dbos",
+        title="DBOS",
+        engine="postgres",
+        adapter="dbos",
+        table="dbos.workflow_status",
+        imports="from dbos import DBOS",
+        requirements=("dbos==3.4.0", PSYCOPG),
+        left="SELECT count(*) FROM dbos.workflow_status WHERE status IN ('ENQUEUED', 'PENDING')",
+        history="workflow, its input and result",
+        retries="none for a workflow, of its steps",
+        fencing="by owner of the start",
+        crash="recovered when its executor starts again",
+        durable=ON_DISK,
+        within=True,
+        most_drained=1_000,
+        bulk=False,
     ),
     Subject(
         name="tenure-sqlite",
@@ -160,6 +198,8 @@ SUBJECTS = (
         fencing="by lease, in the database",
         crash="lease runs out, runs again",
         durable=ON_DISK,
+        within=True,
+        cancels=True,
         strong=True,
         most_retried=20_000,
     ),
@@ -176,6 +216,7 @@ SUBJECTS = (
         fencing="by worker and expiry",
         crash="claim expires, runs again",
         durable=ON_DISK,
+        within=True,
         strong=True,
         most_retried=20_000,
     ),
@@ -227,7 +268,8 @@ SUBJECTS = (
         fencing="none",
         crash="stays locked",
         durable=ON_DISK,
-        most_drained=10_000,
+        within=True,
+        most_drained=2_000,
     ),
     Subject(
         name="ardiq",
@@ -242,6 +284,7 @@ SUBJECTS = (
         retries="yes",
         fencing="none",
         crash="reclaimed when idle, runs again",
+        most_drained=30_000,
         durable=REDIS_DURABLE,
         strong=True,
     ),
@@ -258,7 +301,7 @@ SUBJECTS = (
         fencing="none",
         crash="heartbeat stops, runs again",
         durable=REDIS_DURABLE,
-        most_drained=20_000,
+        most_drained=10_000,
         most_retried=2_000,
         bulk=False,
         strong=True,
@@ -277,7 +320,7 @@ SUBJECTS = (
         fencing="none",
         crash="swept, runs again",
         durable=REDIS_DURABLE,
-        most_drained=10_000,
+        most_drained=5_000,
         most_retried=2_000,
         bulk=False,
     ),
@@ -294,7 +337,7 @@ SUBJECTS = (
         fencing="none",
         crash="reclaimed when idle, runs again",
         durable=REDIS_DURABLE,
-        most_drained=5_000,
+        most_drained=3_000,
         most_retried=2_000,
     ),
     Subject(
@@ -310,7 +353,7 @@ SUBJECTS = (
         fencing="none",
         crash="redelivered after an hour",
         durable=REDIS_DURABLE,
-        most_drained=5_000,
+        most_drained=2_000,
         most_retried=500,
         bulk=False,
     ),
@@ -327,7 +370,7 @@ SUBJECTS = (
         fencing="none",
         crash="failed or retried by a cleanup",
         durable=REDIS_DURABLE,
-        most_drained=2_000,
+        most_drained=500,
         most_retried=500,
     ),
 )

@@ -1,7 +1,8 @@
 """Draining: how fast workers run what has been enqueued, with nothing or much around it.
 
-The time runs from the first handler to the later of the last handler and the moment at which the
-database itself shows nothing waiting and nothing running. A drain counts only if every job ran and
+The workers are started behind a gate (`gate.py`) and are at rest when it opens. The time runs from
+the start of the first handler to the later of the last handler and the moment at which the database
+itself shows nothing waiting and nothing running. A drain counts only if every job ran and
 none is left. For Tenure, none may have run twice, and `tenure verify` must find no fault; where a
 peer runs jobs twice though nothing had crashed, the report says so.
 """
@@ -10,12 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
-from functools import partial
 
+from bench import gate
 from bench.catalogue import Subject
+from bench.cost import Cost
 from bench.environments import ROOT
-from bench.processes import Failed, Program, Setting, ask_program, whole_machine_cpu, worker
+from bench.processes import Failed, Setting, ask_program, worker
 from bench.stage import Figures, Stage, check_integrity, fill, wait_for
 from bench.workload import FAIL_FIRST_VARIABLE, Tally
 
@@ -27,34 +28,58 @@ RAW_BATCH = 500
 def drain(stage: Stage, subject: Subject, *, workers: int = 1) -> Figures:
     """Drain with worker processes, `async def` handlers where the queue has them."""
     setting = stage.fresh(subject)
-    return _fill_and_run(stage, setting, stage.size.jobs_drained(subject), workers)
+    return fill_and_run(stage, setting, stage.size.jobs_drained(subject), workers=workers)
 
 
 def drain_threads(stage: Stage, subject: Subject) -> Figures:
     """Drain with a plain `def` handler, which runs in threads."""
     setting = stage.fresh(subject, **{HANDLER_VARIABLE: "def"})
-    return _fill_and_run(stage, setting, stage.size.jobs_drained(subject))
+    return fill_and_run(stage, setting, stage.size.jobs_drained(subject))
 
 
 def retry(stage: Stage, subject: Subject) -> Figures:
     """Every job fails once, is retried without delay, and succeeds; a job counts once."""
     setting = stage.fresh(subject, **{FAIL_FIRST_VARIABLE: "1"})
-    return _fill_and_run(stage, setting, stage.size.jobs_retried(subject), starts=2)
+    return fill_and_run(stage, setting, stage.size.jobs_retried(subject), starts=2)
 
 
-def _fill_and_run(
-    stage: Stage, setting: Setting, jobs: int, workers: int = 1, starts: int = 1
+def fill_and_run(
+    stage: Stage,
+    setting: Setting,
+    jobs: int,
+    *,
+    workers: int = 1,
+    starts: int = 1,
+    job_seconds: float = 0.0,
 ) -> Figures:
+    """Enqueue jobs, then drain them."""
     fill(setting, jobs)
+    return drain_filled(
+        stage, setting, jobs, workers=workers, starts=starts, job_seconds=job_seconds
+    )
+
+
+def drain_filled(
+    stage: Stage,
+    setting: Setting,
+    jobs: int,
+    *,
+    workers: int = 1,
+    starts: int = 1,
+    job_seconds: float = 0.0,
+) -> Figures:
+    """Run workers on the jobs that are there, as `run_workers` says; nothing may be amiss after."""
     stage.calm(setting)
-    figures = run_workers(stage, setting, setting, jobs, workers=workers, starts=starts)
+    figures = run_workers(
+        stage, setting, setting, jobs, workers=workers, starts=starts, job_seconds=job_seconds
+    )
     check_integrity(setting)
     return figures
 
 
 def drain_with_backlog(stage: Stage, subject: Subject) -> Figures:
     """The first jobs of a long queue: the others stay pending behind them."""
-    jobs = stage.size.jobs_drained(subject)
+    jobs = stage.size.jobs_drained_beside(subject)
 
     def make(setting: Setting) -> None:
         fill(setting, jobs + stage.size.behind)
@@ -67,7 +92,7 @@ def drain_with_backlog(stage: Stage, subject: Subject) -> Figures:
 
 def drain_with_history(stage: Stage, subject: Subject) -> Figures:
     """A drain beside settled jobs that are kept, made by the store's own statements."""
-    jobs = stage.size.jobs_drained(subject)
+    jobs = stage.size.jobs_drained_beside(subject)
 
     def make(setting: Setting) -> None:
         fill(setting, stage.size.behind, first=jobs)
@@ -83,7 +108,7 @@ def drain_with_history(stage: Stage, subject: Subject) -> Figures:
 
 def drain_pinned(stage: Stage, subject: Subject) -> Figures:
     """A drain while somebody holds a snapshot from before it began, so that nothing is cleaned."""
-    jobs = stage.size.jobs_drained(subject)
+    jobs = stage.size.jobs_drained_beside(subject)
     setting = stage.fresh(subject)
     fill(setting, jobs)
     stage.calm(setting)
@@ -120,29 +145,36 @@ def run_workers(
     workers: int = 1,
     starts: int = 1,
     behind: int = 0,
+    job_seconds: float = 0.0,
 ) -> Figures:
     """Run workers of `setting` on the jobs in `store` until all have run; how fast, at what cost.
 
     With jobs pending `behind` them, the first `jobs` are waited for and the others not looked at.
+    A handler takes `job_seconds`.
     """
     tally = stage.tally(jobs)
     with contextlib.ExitStack() as running:
+        open_gate = running.enter_context(gate.closed(stage, store))
         programs = [running.enter_context(worker(setting)) for _ in range(workers)]
-        wait_for(tally, jobs, programs, missing=jobs - 1)
-        cost = Cost(programs, partial(stage.engine(store.subject).spent, store.place))
-        still = tally.missing(jobs)
+        gate.wait_until_at_rest(programs)
+        if tally.missing(jobs) < jobs:
+            raise Failed("jobs ran before the gate was opened")
+        cost = Cost(stage, store, programs)
+        open_gate()
+        wait_for(tally, jobs, programs, starts=starts, missing=jobs // 2)
+        connections = cost.connections()
         wait_for(tally, jobs, programs, starts=starts)
         ended = max(tally.ended[:jobs])
         if not behind:
             ended = max(ended, _wait_until_settled(stage, store, jobs))
-        figures = cost.per_job(still)
+        figures = {**cost.per_job(jobs), **connections}
     doubled = tally.doubled(jobs, starts)
     if doubled and store.subject.ours:
         raise Failed(f"{doubled} of {jobs} jobs ran too often")
     if not behind and stage.left(store):
         raise Failed("jobs that had settled were there again when the workers had ended")
     began = min(tally.began[:jobs] if starts > 1 else tally.ended[:jobs])
-    seconds = (ended - began) / 1e9
+    seconds = (ended - began) / 1e9 + job_seconds
     if doubled:
         figures["doubled"] = doubled  # said beside the number of a peer
     return {"rate": jobs / seconds, "jobs": jobs, **_tenths(tally, jobs), **figures}
@@ -170,35 +202,3 @@ def _tenths(tally: Tally, jobs: int) -> Figures:
         "first_tenth": part * 1e9 / (ended[part] - ended[0]),
         "last_tenth": part * 1e9 / (ended[-1] - ended[-1 - part]),
     }
-
-
-class Cost:
-    """What workers and the server they work on use from now on."""
-
-    def __init__(self, programs: list[Program], spent: Callable[[], Figures]) -> None:
-        self._programs = programs
-        self._spent = spent
-        self._server = spent()
-        self._since = time.monotonic()
-        self._machine = whole_machine_cpu()
-        self._workers = self._cpu()
-
-    def _cpu(self) -> float:
-        return sum(program.cpu_seconds() for program in self._programs)
-
-    def per_job(self, jobs: int) -> Figures:
-        """CPU per job in microseconds, of workers and server; log bytes per job; cores; MB.
-
-        `jobs` are those that had not run when it began: with none left, there is only the memory.
-        """
-        figures = {"memory_mb": sum(program.memory_mb() for program in self._programs)}
-        if jobs == 0:
-            return figures
-        seconds = time.monotonic() - self._since
-        figures["cpu_us_per_job"] = (self._cpu() - self._workers) / jobs * 1e6
-        figures["machine_cores"] = (whole_machine_cpu() - self._machine) / seconds
-        server = {name: value - self._server[name] for name, value in self._spent().items()}
-        if server:
-            figures["server_us_per_job"] = server["cpu"] / jobs * 1e6
-            figures["wal_bytes_per_job"] = server["wal"] / jobs
-        return figures

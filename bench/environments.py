@@ -17,6 +17,7 @@ from bench.catalogue import Subject
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".bench"
+ON_DISK = Path("/var/tmp")  # /tmp may be in memory
 NEWEST_MINOR = 14
 INSTALL_SECONDS = 600
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from bench import cancelling, drains, over_http, sending, waiting
+from bench import cancelling, drains, features, fleets, over_http, sending, waiting
 from bench.catalogue import SUBJECTS, Subject
 from bench.stage import Figures, Size, Stage
 
 QUICK = Size(
     seconds=0.5,
     drained=15_000,
+    drained_beside=15_000,
     retried=6_000,
     share=0.3,
     samples=40,
@@ -20,17 +21,20 @@ QUICK = Size(
     idle_seconds=2.0,
     behind=40_000,
     repeats=1,
+    fleet_seconds=1.5,
 )
 FULL = Size(
-    seconds=2.5,
-    drained=50_000,
+    seconds=1.5,
+    drained=200_000,
+    drained_beside=50_000,
     retried=20_000,
     share=1.0,
     samples=100,
     pause=0.04,
     idle_seconds=8.0,
     behind=1_000_000,
-    repeats=3,
+    repeats=7,
+    fleet_seconds=3.0,
 )
 SIZES = {"quick": QUICK, "full": FULL}
 
@@ -64,8 +68,9 @@ def is_ours(subject: Subject) -> bool:
     return subject.ours
 
 
-def is_ours_on_postgres(subject: Subject) -> bool:
-    return subject.ours and subject.engine == "postgres"
+def keeps_on_disk(subject: Subject) -> bool:
+    """Not Redis, which loses a second; nor a setting that loses commits."""
+    return subject.engine != "redis" and not subject.aside
 
 
 def is_fastest(subject: Subject) -> bool:
@@ -77,6 +82,17 @@ def is_nobody(subject: Subject) -> bool:
     return False
 
 
+def has_slots(subject: Subject) -> bool:
+    """A worker of it can run several jobs at once."""
+    return keeps_on_disk(subject) and subject.name != "litequeue"
+
+
+FLEETS = (
+    ("fleet-10ms", 8, 10, 0.010),
+    ("fleet-200ms", 8, 10, 0.200),
+    ("fleet-12", 12, 2, 0.020),
+    ("fleet-20", 20, 1, 0.100),
+)
 WORKLOADS = (
     Workload(
         "enqueue-1",
@@ -103,22 +119,30 @@ WORKLOADS = (
         "drain-2",
         "Drain, 2 worker processes",
         partial(drains.drain, workers=2),
+        fits=keeps_on_disk,
         fits_quick=is_fastest,
-    ),
-    Workload(
-        "drain-4",
-        "Drain, 4 worker processes",
-        partial(drains.drain, workers=4),
-        fits=is_ours_on_postgres,
-        fits_quick=is_nobody,
     ),
     Workload(
         "drain-8",
         "Drain, 8 worker processes",
         partial(drains.drain, workers=8),
-        fits=is_ours_on_postgres,
+        fits=keeps_on_disk,
         fits_quick=is_nobody,
     ),
+    *(
+        Workload(
+            name,
+            f"Fleet of {workers} workers with {slots} slots, jobs of {seconds * 1000:.0f} ms",
+            partial(fleets.fleet, workers=workers, slots=slots, job_seconds=seconds),
+            fits=has_slots,
+            fits_quick=is_fastest,
+        )
+        for name, workers, slots, seconds in FLEETS
+    ),
+    Workload("limit", "Drain, 100 of 200 slots may run", features.drain_limited, fits=is_ours),
+    Workload("rate", "Drain, 1,000 a second may start", features.drain_rated, fits=is_ours),
+    Workload("workflows", "Drain of 1 to 100 to 1", features.drain_workflows, fits=is_ours),
+    Workload("schedules", "Schedules due at once", features.fire_schedules, fits=is_ours),
     Workload("threads", "Drain, `def` handlers in threads", drains.drain_threads, fits=is_ours),
     Workload(
         "retry",
@@ -127,8 +151,23 @@ WORKLOADS = (
         fits=lambda subject: subject.retries != "none",
         shows_aside=True,
     ),
+    Workload("pickup", "Pickup, 1 idle worker", waiting.pickup, figure="p50_ms", unit="ms (p50)"),
     Workload(
-        "latency", "Pickup latency, idle queue", waiting.latency, figure="p50_ms", unit="ms (p50)"
+        "pickup-10",
+        "Enqueue and pickup, 10 idle workers",
+        partial(waiting.pickup, workers=10),
+        figure="p50_ms",
+        unit="ms (p50)",
+        fits=keeps_on_disk,
+        fits_quick=is_ours,
+    ),
+    Workload(
+        "commit",
+        "From your commit to the handler",
+        partial(waiting.pickup, command="committing"),
+        figure="p50_ms",
+        unit="ms (p50)",
+        fits=lambda subject: subject.within,
     ),
     Workload(
         "backlog", "Drain, many jobs pending behind", drains.drain_with_backlog, fits=is_fastest
@@ -169,7 +208,8 @@ WORKLOADS = (
         cancelling.cancel,
         figure="p50_ms",
         unit="ms (p50)",
-        fits=is_ours,
+        fits=lambda subject: subject.cancels,
+        fits_quick=is_ours,
     ),
     Workload(
         "cancel-remote",

@@ -151,6 +151,15 @@ class Program:
         """CPU time of its processes so far, in seconds."""
         return _cpu_seconds(_stats_of_session(self.process.pid))
 
+    def wanted_seconds(self) -> float:
+        """CPU time that its threads have used or waited for: at rest they do neither."""
+        nanoseconds = 0
+        for stat in _stats_of_session(self.process.pid):
+            for file in Path(f"/proc/{stat[-1]}/task").glob("*/schedstat"):
+                with contextlib.suppress(OSError):
+                    nanoseconds += sum(map(int, file.read_text().split()[:2]))
+        return nanoseconds / 1e9
+
     def memory_mb(self) -> float:
         """Memory of its processes in MB, shared pages counted once (PSS)."""
         kilobytes = 0

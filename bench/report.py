@@ -5,47 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import targets
-from bench.catalogue import Subject
+from bench import sections, targets
 from bench.chart import ENGINES, chart
 from bench.plan import Workload
 from bench.prose import (
-    AGAIN,
     ALONE,
+    COSTS,
     DRAINING,
     ENQUEUEING,
+    FLEETS,
     GROWTH,
     HEAD,
     KEEPING,
     METHOD,
     PICKUP,
+    RUNS,
     TARGETS,
 )
-from bench.results import Result, Run, number, percent, table, times
+from bench.results import Result, Run, between, number, table, times
 from bench.scaling import scaling
-
-DRAINS = (("drain-1", "1 worker"), ("drain-2", "2 workers"), ("retry", "fail once, retry"))
-SENDING = (("enqueue-1", "1 caller"), ("enqueue-16", "16 callers"), ("bulk", "1,000 a call"))
-WAITING = (
-    ("latency", "p50_ms", "pickup p50, ms"),
-    ("latency", "p99_ms", "pickup p99, ms"),
-    ("idle", "memory_mb", "idle, MB"),
-    ("idle", "cpu_percent", "idle, % CPU"),
-    ("drain-1", "memory_mb", "busy, MB"),
-    ("drain-1", "cpu_us_per_job", "busy, µs CPU a job"),
-    ("import", "import_ms", "import, ms"),
-)
-GROWING = (
-    ("drain-1", "nothing else"),
-    ("backlog", "pending behind"),
-    ("history", "settled and kept"),
-    ("pinned", "old snapshot pinned"),
-)
-NUMERIC = (*"-0123456789", "failed"[:1], "")
-ONLY_TENURE = (
-    *("raw", "threads", "http-1", "http-16", "http-64", "remote", "drain-4", "drain-8"),
-    *("result", "cancel", "cancel-remote"),
-)
 
 
 def tables(run: Run) -> str:
@@ -61,7 +39,7 @@ def tables(run: Run) -> str:
 
 
 def _block(run: Run, workload: Workload) -> str:
-    rows: list[Sequence[str]] = [("", "on", workload.unit, "spread", "Tenure is", "")]
+    rows: list[Sequence[str]] = [("", "on", workload.unit, "quartiles", "Tenure is", "")]
     for subject in run.subjects():
         result = run.result(workload.name, subject.name)
         if not (result.repeats or result.failures):
@@ -72,7 +50,7 @@ def _block(run: Run, workload: Workload) -> str:
                 subject.title,
                 ENGINES[subject.engine],
                 number(result.median(workload.figure)),
-                percent(result.spread(workload.figure)),
+                between(result.quartiles(workload.figure)),
                 times(ratio),
                 _said(workload, result),
             )
@@ -83,17 +61,18 @@ def _block(run: Run, workload: Workload) -> str:
 def _said(workload: Workload, result: Result) -> str:
     if result.failures:
         return result.failures[0]
-    said = ""
-    if workload.figure == "p50_ms":
-        said = f"p99 {number(result.median('p99_ms'))} ms"
-    elif workload.name == "idle":
-        said = f"{number(result.median('cpu_percent'))} % CPU"
-    elif result.median("first_tenth"):
-        first, last = (number(result.median(part)) for part in ("first_tenth", "last_tenth"))
-        said = f"first tenth {first}, last {last}"
-    if result.values("doubled"):
-        said += f"; {max(result.values('doubled')):.0f} ran twice"
-    return said
+    said = []
+    for figure, text in (
+        ("of_ideal", "{} of the ideal"),
+        ("p99_ms", "p99 {} ms"),
+        ("cpu_percent", "{} % CPU"),
+        ("server_us_per_job", "server {} µs a job"),
+        ("connections", "{} connections"),
+        ("doubled", "{} ran twice"),
+    ):
+        if (value := result.median(figure)) is not None:
+            said.append(text.format(number(value)))
+    return ", ".join(said)
 
 
 def write(run: Run, folder: Path, name: str = "full") -> None:
@@ -108,15 +87,18 @@ def page(run: Run, picture: str) -> str:
     parts = [
         HEAD.format(mode=run.mode, date=run.machine["date"], cpus=run.machine["cpus"]),
         f"![Jobs per second of Tenure and other queues]({picture})",
-        _section(DRAINING, _rates(run, DRAINS, keeps=True)),
-        _section(KEEPING, _promises(run)),
-        _section(ENQUEUEING, _rates(run, SENDING, keeps=False)),
-        _section(PICKUP, _waiting(run)),
-        _section(GROWTH.format(behind=f"{run.size['behind']:,}"), _growth(run)),
-        _section(ALONE, _others(run)),
+        _section(FLEETS, sections.fleets(run)),
+        _section(PICKUP, sections.waits(run)),
+        _section(ENQUEUEING, sections.rates(run, sections.SENDING)),
+        _section(DRAINING, sections.rates(run, sections.DRAINS, keeps=True)),
+        _section(KEEPING, sections.promises(run)),
+        _section(COSTS, sections.costs(run)),
+        _section(GROWTH.format(behind=f"{run.size['behind']:,}"), sections.growth(run)),
+        _section(ALONE, sections.alone(run)),
         scaling(run),
         _section(TARGETS, _targets(run)),
-        METHOD.format(**_size(run)) + _measured_again(run),
+        METHOD.format(**{name: f"{value:,}" for name, value in run.size.items()}),
+        _section(RUNS, _runs(run)),
         _machine(run),
         _failures(run),
     ]
@@ -126,111 +108,6 @@ def page(run: Run, picture: str) -> str:
 def _section(heading: str, found: str) -> str:
     """A heading and its table; nothing where the run measured nothing of it."""
     return f"{heading}\n\n{found}" if found else ""
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, columns of numbers to the right; without rows, nothing."""
-    if not rows:
-        return ""
-    rules = [
-        "---:" if all(cell[:1] in NUMERIC for cell in column) else "---"
-        for column in zip(*rows, strict=True)
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rules, *rows))
-
-
-def _name(subject: Subject) -> str:
-    return f"**{subject.title}**" if subject.ours else subject.title
-
-
-def _rates(run: Run, columns: Sequence[tuple[str, str]], *, keeps: bool) -> str:
-    by_name = {workload.name: workload for workload in run.workloads()}
-    head = ["", "on"]
-    for _, title in columns:
-        head += [title, "Tenure is"]
-    rows = []
-    if not any(name in by_name for name, _ in columns):
-        return ""
-    for subject in run.subjects():
-        row = [_name(subject), ENGINES[subject.engine]]
-        for name, _ in columns:
-            result = run.result(name, subject.name)
-            row.append(_rate(result))
-            known = name in by_name and not subject.ours
-            ratio = run.ratio(by_name[name], subject) if known else None
-            row.append(times(ratio))
-        if keeps:
-            row.append(f"{subject.history}; retries: {subject.retries}; {subject.durable}")
-        rows.append(row)
-    return markdown([*head, "keeps; retries; durable"] if keeps else head, rows)
-
-
-def _rate(result: Result) -> str:
-    rate = result.median("rate")
-    if rate is None:
-        return "failed" if result.failures else "-"
-    said = f"{number(rate)} {percent(result.spread('rate'))}".strip()
-    doubled = result.values("doubled")
-    return f"{said}, {max(doubled):.0f} ran twice" if doubled else said
-
-
-def _promises(run: Run) -> str:
-    rows = [
-        (
-            f"{_name(subject)} on {ENGINES[subject.engine]}",
-            subject.history,
-            subject.retries,
-            subject.fencing,
-            subject.crash,
-            subject.durable,
-        )
-        for subject in run.subjects()
-    ]
-    head = ("", "after the end", "retries", "fencing", "worker dies", "durable")
-    return markdown(head, rows)
-
-
-def _waiting(run: Run) -> str:
-    rows = []
-    for subject in run.subjects():
-        found = [run.median(name, subject.name, figure) for name, figure, _ in WAITING]
-        if any(value is not None for value in found):
-            rows.append([_name(subject), ENGINES[subject.engine], *map(number, found)])
-    return markdown(["", "on", *(title for _, _, title in WAITING)], rows)
-
-
-def _growth(run: Run) -> str:
-    rows = []
-    for subject in run.subjects():
-        if not run.median("backlog", subject.name):
-            continue
-        empty = run.median("drain-1", subject.name)
-        for name, title in GROWING:
-            rate = run.median(name, subject.name)
-            if not rate:
-                continue
-            share = f"{rate / empty * 100:.0f} %" if empty else "-"
-            tenths = [run.median(name, subject.name, f"{end}_tenth") for end in ("first", "last")]
-            where = f"{_name(subject)} on {ENGINES[subject.engine]}"
-            rows.append([where, title, number(rate), share, *map(number, tenths)])
-    head = ["", "beside", "jobs/s", "of empty", "first tenth", "last tenth"]
-    return markdown(head, rows)
-
-
-def _others(run: Run) -> str:
-    ours = [subject for subject in run.subjects() if subject.ours]
-    rows = []
-    for workload in run.workloads():
-        if workload.name not in ONLY_TENURE:
-            continue
-        row = [workload.title]
-        for subject in ours:
-            result = run.result(workload.name, subject.name)
-            p50, p99 = result.median("p50_ms"), result.median("p99_ms")
-            found = f"p50 {number(p50)} ms" if workload.less_is_better and p50 else _rate(result)
-            row.append(f"{found}, p99 {number(p99)} ms" if p99 else found)
-        rows.append(row)
-    return markdown(["", *(f"on {ENGINES[s.engine]}" for s in ours)], rows)
 
 
 def _targets(run: Run) -> str:
@@ -244,20 +121,15 @@ def _targets(run: Run) -> str:
         for verdict in targets.verdicts(run)
         if verdict.met is not None
     ]
-    return markdown(("at least", "on", "found", ""), rows)
+    return sections.markdown(("target", "on", "found", ""), rows)
 
 
-def _size(run: Run) -> dict[str, str]:
-    return {name: f"{value:,}" for name, value in run.size.items()}
-
-
-def _measured_again(run: Run) -> str:
-    """Which workloads are of another run than the rest, if any: a line of the method."""
-    by_start: dict[str, list[str]] = {}
-    for name, started in run.measured_again().items():
-        by_start.setdefault(started, []).append(name)
-    again = [f"{', '.join(names)} ({started})" for started, names in by_start.items()]
-    return "\n" + AGAIN.format(workloads="; ".join(again)) if again else ""
+def _runs(run: Run) -> str:
+    """Which workloads were measured when, and how often."""
+    return "\n".join(
+        f"- {started}, {repeats} times, drains of {drained:,}: {', '.join(names)}.{remark}"
+        for (started, repeats, drained, remark), names in run.runs().items()
+    )
 
 
 def _machine(run: Run) -> str:

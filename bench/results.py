@@ -28,16 +28,27 @@ class Result:
         values = self.values(figure)
         return statistics.median(values) if values else None
 
-    def spread(self, figure: str) -> float | None:
-        """The largest less the smallest value, as a part of the median; None for one repeat."""
+    def quartiles(self, figure: str) -> tuple[float, float] | None:
+        """The first and the third quartile of a figure; None for less than three repeats."""
         values = self.values(figure)
-        if len(values) < 2:
+        if len(values) < 3:
             return None
-        return (max(values) - min(values)) / statistics.median(values)
+        first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+        return first, third
 
     def values(self, figure: str) -> list[float]:
         """A figure in every repeat that succeeded."""
         return [figures[figure] for figures in self.repeats if figure in figures]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """How a workload was measured; `remark` is what a reader must know beside that."""
+
+    started: str
+    repeats: int
+    drained: int
+    remark: str = ""
 
 
 @dataclass(slots=True)
@@ -47,23 +58,27 @@ class Run:
     mode: str
     machine: dict[str, Any]
     size: dict[str, Any] = field(default_factory=dict)
-    started: str = ""
-    # When each workload's run started: all queues in one run, but not all workloads.
-    measured: dict[str, str] = field(default_factory=dict)
+    # How each workload was measured: all queues in one run, but not all workloads.
+    measured: dict[str, Measured] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
 
-    def put(self, workload: str, results: list[Result], started: str) -> None:
+    def put(self, workload: str, results: list[Result], measured: Measured) -> None:
         """Take a workload's results on all queues, in place of those it may have had."""
         self.results = [one for one in self.results if one.workload != workload] + results
-        self.measured[workload] = started
+        self.measured[workload] = measured
 
-    def measured_again(self) -> dict[str, str]:
-        """The workloads whose results are of another run than most, and when that started."""
-        return {
-            workload.name: self.measured[workload.name]
-            for workload in self.workloads()
-            if self.measured.get(workload.name, self.started) != self.started
-        }
+    def runs(self) -> dict[tuple[str, int, int, str], list[str]]:
+        """The workloads of each run: by its start, repeats, jobs in a drain, and remark."""
+        found: dict[tuple[str, int, int, str], list[str]] = {}
+        for workload in self.workloads():
+            if how := self.measured.get(workload.name):
+                key = (how.started, how.repeats, how.drained, how.remark)
+                found.setdefault(key, []).append(workload.name)
+        return dict(sorted(found.items(), reverse=True))
+
+    def are_of_one_run(self, *workloads: str) -> bool:
+        """Whether these workloads were measured together, so that they can be compared."""
+        return len({self.measured.get(workload) for workload in workloads}) == 1
 
     def result(self, workload: str, subject: str) -> Result:
         """The result of a workload on a queue, empty if it was not measured."""
@@ -108,7 +123,8 @@ def load(path: Path) -> Run:
     """Read a run that was saved."""
     stored = json.loads(path.read_text())
     results = [Result(**result) for result in stored.pop("results")]
-    return Run(**stored, results=results)
+    measured = {name: Measured(**how) for name, how in stored.pop("measured").items()}
+    return Run(**stored, measured=measured, results=results)
 
 
 def rival_of(subject: Subject) -> Subject:
@@ -127,9 +143,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{max(digits - whole, 0)}f}"
 
 
-def percent(value: float | None) -> str:
-    """Half a spread as people read it: ±7 %."""
-    return "" if value is None else f"±{value * 50:.0f} %"
+def between(quartiles: tuple[float, float] | None) -> str:
+    """Quartiles as people read them."""
+    return "" if quartiles is None else f"({number(quartiles[0])} to {number(quartiles[1])})"
+
+
+def shown(result: Result, figure: str) -> str:
+    """The median of a figure with its quartiles."""
+    return f"{number(result.median(figure))} {between(result.quartiles(figure))}".strip()
 
 
 def times(value: float | None) -> str:

@@ -1,8 +1,8 @@
 """Measure Tenure and its peers on the same work, side by side.
 
     python bench/run.py quick      in under 3 minutes: Tenure and the two strongest of each engine
-    python bench/run.py full       in 40: everything, and docs/benchmarks.md anew from it
-    python bench/run.py again      what the last full run lacks, or with --only some workloads anew
+    python bench/run.py full       in an hour: everything, and docs/benchmarks.md anew from it
+    python bench/run.py again      what the full run lacks, or with --only some workloads anew
     python bench/run.py report     docs/benchmarks.md anew from the last full run
 
     --only drain-1,retry   some workloads      --peers pgqueuer,huey   some peers, beside Tenure
@@ -11,9 +11,10 @@
 
 Repeats are interleaved: each queue once, then each again, so that whatever else the machine does
 falls on all of them. What was found is kept after each workload: after a run that was cut short, or
-a measurement that went wrong, `again` measures all queues of a workload together and puts them in
-place of what the full run has of it. A peer is installed into an environment of its own at its
-first use.
+a measurement that went wrong, `again` measures workloads anew, puts them in place of what the full
+run has of them, and writes docs/benchmarks.md. A workload has only queues that were measured
+together: with --peers, the others leave it. A peer is installed into an environment of its own at
+its first use.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from bench.catalogue import Subject  # noqa: E402
 from bench.environments import Unavailable, python_for  # noqa: E402
 from bench.plan import Refused, Workload  # noqa: E402
 from bench.processes import Failed  # noqa: E402
-from bench.results import Result, Run, load, number  # noqa: E402
+from bench.results import Measured, Result, Run, load, number  # noqa: E402
 from bench.stage import Size, Stage  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
@@ -65,37 +66,43 @@ def measure_all(options: argparse.Namespace) -> int:
     """A run of its own, of everything in its mode or of the part that was asked for."""
     workloads = plan.workloads(options.mode, options.only)
     subjects = plan.subjects(options.mode, options.peers, options.engine)
-    size = plan.SIZES[options.mode]
-    if options.repeats:
-        size = replace(size, repeats=options.repeats)
-    if options.jobs:
-        size = replace(size, drained=options.jobs, retried=min(options.jobs, size.retried))
+    size = size_of(plan.SIZES[options.mode], options)
     partial = bool(options.only or options.peers or options.engine or options.jobs)
     name = "partial" if partial else options.mode
-    run = Run(options.mode, machine.describe(), asdict(size), started=now())
+    run = Run(options.mode, machine.describe(), asdict(size))
     quick = options.mode == "quick" and not (options.only or options.peers)
-    measure(run, size, workloads, subjects, RESULTS / f"{name}.json", run.started, quick=quick)
+    measure(run, size, workloads, subjects, RESULTS / f"{name}.json", quick=quick)
     report.write(run, DOCS if name == "full" else RESULTS, name)
     return exit_code(run)
 
 
 def measure_again(options: argparse.Namespace) -> int:
-    """Some workloads of the full run once more, at its sizes and on all queues of each.
+    """Some workloads of the full run once more, at the size of a full run.
 
     Raises Refused if that is not what was asked for.
     """
-    if options.peers or options.engine or options.jobs or options.repeats:
-        raise Refused("`again` measures as the full run did: it takes nothing but --only")
+    if options.engine or options.jobs:
+        raise Refused("`again` takes --only, --peers and --repeats: the rest is that of a full run")
     kept = RESULTS / "full.json"
-    if not kept.exists():
-        raise Refused("there is no full run to add to: `python bench/run.py full` makes one")
-    run = load(kept)
+    run = load(kept) if kept.exists() else Run("full", {})
+    run.machine |= machine.describe()
+    run.size = asdict(plan.FULL)
     workloads = plan.workloads("full", options.only)
     if not options.only:
         workloads = [workload for workload in workloads if workload.name not in run.measured]
-    measure(run, Size(**run.size), workloads, plan.subjects("full", [], []), kept, now())
+    size = size_of(plan.FULL, options)
+    measure(run, size, workloads, plan.subjects("full", options.peers, []), kept)
     report.write(run, DOCS)
     return exit_code(run)
+
+
+def size_of(size: Size, options: argparse.Namespace) -> Size:
+    """The size of a mode, with what was asked for."""
+    if options.repeats:
+        size = replace(size, repeats=options.repeats)
+    if options.jobs:
+        size = replace(size, drained=options.jobs, retried=min(options.jobs, size.retried))
+    return size
 
 
 def exit_code(run: Run) -> int:
@@ -112,14 +119,14 @@ def measure(
     workloads: list[Workload],
     subjects: list[Subject],
     kept: Path,
-    started: str,
     *,
     quick: bool = False,
 ) -> None:
     """Measure workload by workload, keeping the run in a file after each; then show it."""
+    how = Measured(now(), size.repeats, size.drained)
     with Stage(size) as stage:
         for workload in workloads:
-            run.put(workload.name, measure_one(run, stage, workload, subjects, quick), started)
+            run.put(workload.name, measure_one(run, stage, workload, subjects, quick), how)
             run.machine.setdefault("engines", {}).update(machine.describe_engines(stage.started()))
             run.save(kept)
     print(report.tables(run))
@@ -134,12 +141,14 @@ def measure_one(
         for subject in subjects
         if workload.takes(subject, quick=quick)
     }
-    for repeat in range(min(stage.size.repeats, workload.most_repeats)):
+    size = stage.size
+    for repeat in range(min(size.repeats, workload.most_repeats)):
         # Nobody always goes first.
         exchange = repeat % max(len(subjects), 1)
         for subject in [*subjects[exchange:], *subjects[:exchange]]:
             result = results.get(subject.name)
-            if result is not None and not result.failures:
+            wanted = result and not result.failures and repeat < size.repeats_of(subject)
+            if result is not None and wanted:
                 _measure_once(run, stage, workload, subject, result)
     return list(results.values())
 

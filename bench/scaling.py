@@ -12,11 +12,21 @@ from typing import Self
 from bench.results import Run, number
 
 SUBJECT = "tenure-postgres"
-WORKERS = (1, 2, 4, 8)
+WORKERS = (1, 2, 8)
 LARGE_SERVER = 16
 ALL_BUSY = 0.85  # of the cores; what is missing then is a rounding of the clock
-HEAD = ("worker processes", "jobs/s", "cores busy", "PostgreSQL", "workers", "anything else", "WAL")
-UNITS = ("", "", "of {cpus}", "µs CPU a job", "µs CPU a job", "µs CPU a job", "bytes a job")
+HEAD = (
+    "worker processes",
+    "jobs/s",
+    "cores busy",
+    "PostgreSQL",
+    "workers",
+    "anything else",
+    "WAL",
+    "page images",
+)
+CPU = "µs CPU a job"
+UNITS = ("", "", "of {cpus}", CPU, CPU, CPU, "bytes a job", "of them")
 
 TEXT = """\
 ## Beyond one machine
@@ -60,6 +70,7 @@ class Row:
     server_us: float
     worker_us: float
     wal: float
+    images: float
 
     @classmethod
     def of(cls, run: Run, workers: int) -> Self | None:
@@ -68,7 +79,8 @@ class Row:
         names = ("rate", "machine_cores", "server_us_per_job", "cpu_us_per_job")
         found = [result.median(name) for name in (*names, "wal_bytes_per_job")]
         values = [value for value in found if value]
-        return cls(workers, *values) if len(values) == len(found) else None
+        images = result.median("image_bytes_per_job") or 0.0
+        return cls(workers, *values, images) if len(values) == len(found) else None
 
     @property
     def other_us(self) -> float:
@@ -123,6 +135,7 @@ def _table(rows: list[Row], cpus: int) -> str:
             str(row.workers),
             *map(number, (row.rate, row.cores, row.server_us, row.worker_us, row.other_us)),
             number(row.wal),
+            number(row.images) if row.images else "-",
         ]
         for row in rows
     ]

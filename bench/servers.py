@@ -6,11 +6,8 @@ Every peer gets the same server with the same settings, fresh for each measureme
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
-import socket
 import sqlite3
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +19,22 @@ import psycopg
 from psycopg import sql
 
 from bench.catalogue import Subject
-from bench.environments import Unavailable
-from bench.processes import END_WITH_PARENT, cpu_seconds_with_children
+from bench.environments import ON_DISK, Unavailable
+from bench.processes import cpu_seconds_with_children
+from bench.redis_server import Redis
 from tests.support.postgres import PostgresServer, PostgresUnavailable
 
-ON_DISK = Path("/var/tmp")  # /tmp may be in memory
-START_SECONDS = 10
-REDIS_SETTINGS = {"appendonly": "yes", "appendfsync": "everysec", "save": "''"}
+WRITE_BACK_SECONDS = 30
+WRITTEN_BELOW_MB = 16
+SHOWN = (
+    *("fsync", "synchronous_commit", "shared_buffers", "max_wal_size", "wal_compression"),
+    "autovacuum",
+)
+CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
+IMAGES = """
+    SELECT sum(fpi_size) FROM pg_get_wal_stats('0/0'::pg_lsn + %s::numeric,
+        pg_current_wal_flush_lsn(), true)
+"""
 
 
 class Engine(Protocol):
@@ -52,14 +58,24 @@ class Engine(Protocol):
     def again(self, place: str) -> None:
         """Put the kept copy back."""
 
+    def held(self, subject: Subject, place: str) -> AbstractContextManager[None]:
+        """Keep every claim of a job waiting until the block ends."""
+
     def pinned(self, place: str) -> AbstractContextManager[None]:
         """Hold a snapshot of the database, as a long report or a forgotten session does."""
 
     def spent(self, place: str) -> dict[str, float]:
-        """What the server has used since it started: `cpu` seconds and bytes of `wal`.
+        """What the server has used since it started, of itself and all its processes.
 
-        Empty where there is no server, or it is not ours to judge.
+        `cpu` in seconds; on PostgreSQL also bytes of `wal`, and `writes`: the transactions that
+        wrote. Empty where there is no server.
         """
+
+    def image_bytes(self, place: str, since: float) -> float:
+        """How much of the `wal` written since then is images of whole pages."""
+
+    def connections(self, place: str) -> int:
+        """How many connections to the database are open; 0 where there are none."""
 
     def close(self) -> None:
         """Stop the server and delete its data."""
@@ -75,10 +91,10 @@ class Postgres:
         except PostgresUnavailable as error:
             raise Unavailable(str(error)) from error
         with psycopg.connect(self._url("postgres")) as connection:
-            names = ("fsync", "synchronous_commit", "shared_buffers", "max_wal_size", "autovacuum")
-            values = [_value(connection, f"SHOW {name}") for name in names]
+            connection.execute("CREATE EXTENSION pg_walinspect")
+            values = [_value(connection, f"SHOW {name}") for name in SHOWN]
             self.version = f"PostgreSQL {connection.info.parameter_status('server_version')}"
-        self.settings = "defaults: " + ", ".join(map(" ".join, zip(names, values, strict=True)))
+        self.settings = "defaults: " + ", ".join(map(" ".join, zip(SHOWN, values, strict=True)))
 
     def _url(self, database: str) -> str:
         # The form that every peer's driver understands.
@@ -124,6 +140,12 @@ class Postgres:
         )
 
     @contextmanager
+    def held(self, subject: Subject, place: str) -> Iterator[None]:
+        with psycopg.connect(place) as connection:
+            connection.execute(f"LOCK TABLE {subject.table} IN EXCLUSIVE MODE".encode())
+            yield
+
+    @contextmanager
     def pinned(self, place: str) -> Iterator[None]:
         with psycopg.connect(place) as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -134,14 +156,24 @@ class Postgres:
         cpu = cpu_seconds_with_children(self._server.pid or 0)
         with psycopg.connect(place) as connection:
             wal = _value(connection, "SELECT pg_current_wal_insert_lsn() - '0/0'")
-        return {"cpu": cpu, "wal": float(wal)}
+            writes = _value(connection, "SELECT pg_snapshot_xmax(pg_current_snapshot())")
+        return {"cpu": cpu, "wal": float(wal), "writes": float(writes)}
+
+    def image_bytes(self, place: str, since: float) -> float:
+        with psycopg.connect(self._url("postgres")) as connection:
+            images = _value(connection, IMAGES, since)
+        return float(images or 0)
+
+    def connections(self, place: str) -> int:
+        with psycopg.connect(self._url("postgres")) as connection:
+            return int(_value(connection, CONNECTIONS, _database(place)))
 
     def close(self) -> None:
         self._server.remove()
 
 
-def _value(connection: psycopg.Connection[tuple[str]], statement: str) -> str:
-    row = connection.execute(statement.encode()).fetchone()
+def _value(connection: psycopg.Connection[tuple[str]], statement: str, *values: object) -> str:
+    row = connection.execute(statement.encode(), values or None).fetchone()
     return row[0] if row else ""
 
 
@@ -175,14 +207,30 @@ class SqliteFiles:
 
     def calm(self, place: str) -> None:
         """Have all of it on disk, or the first commits to come would wait for what came before."""
-        _sync(_path(place))
+        _sync(_path(place).parent)
 
     def keep(self, place: str) -> None:
-        _copy_file(_path(place), _path(place).with_suffix(".kept"))
+        self._copy(_path(place), _path(place).with_suffix(".kept"))
 
     def again(self, place: str) -> None:
-        _copy_file(_path(place).with_suffix(".kept"), _path(place))
-        _sync(_path(place))
+        self._copy(_path(place).with_suffix(".kept"), _path(place))
+
+    def _copy(self, source: Path, target: Path) -> None:
+        """Copy a file, and have the kernel write all of it, or it would do that beside a drain."""
+        _copy_file(source, target)
+        _sync(target.parent)
+        deadline = time.monotonic() + WRITE_BACK_SECONDS
+        while _unwritten_mb() > WRITTEN_BELOW_MB and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    @contextmanager
+    def held(self, subject: Subject, place: str) -> Iterator[None]:
+        connection = sqlite3.connect(_path(place), isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+        finally:
+            connection.close()
 
     @contextmanager
     def pinned(self, place: str) -> Iterator[None]:
@@ -197,6 +245,12 @@ class SqliteFiles:
     def spent(self, place: str) -> dict[str, float]:
         return {}
 
+    def image_bytes(self, place: str, since: float) -> float:
+        return 0.0
+
+    def connections(self, place: str) -> int:
+        return 0
+
     def close(self) -> None:
         self._folder.cleanup()
 
@@ -210,10 +264,17 @@ def _remove(path: Path) -> None:
         path.with_name(name).unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
-    for file in path.parent.glob(f"{path.name}*"):
+def _sync(folder: Path) -> None:
+    """Have every file of the folder on disk."""
+    for file in folder.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
+
+
+def _unwritten_mb() -> float:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    waiting = [line.split()[1] for line in lines if line.startswith(("Dirty:", "Writeback:"))]
+    return sum(map(int, waiting)) / 1024
 
 
 def _copy_file(source: Path, target: Path) -> None:
@@ -222,102 +283,6 @@ def _copy_file(source: Path, target: Path) -> None:
     for suffix in ("", "-wal"):
         with suppress(FileNotFoundError):
             shutil.copyfile(f"{source}{suffix}", f"{target}{suffix}")
-
-
-class Redis:
-    """A Redis of our own that appends every write to a file and syncs it once a second."""
-
-    def __init__(self) -> None:
-        program = shutil.which("redis-server")
-        if program is None:
-            raise Unavailable("needs redis-server, which is not installed")
-        self._folder = tempfile.TemporaryDirectory(prefix="tenure-bench-", dir=ON_DISK)
-        self._password = secrets.token_hex(16)
-        self._port = _free_port()
-        settings = {
-            **REDIS_SETTINGS,
-            "bind": "127.0.0.1",
-            "port": str(self._port),
-            "requirepass": self._password,
-            "dir": self._folder.name,
-        }
-        self._process = subprocess.Popen(
-            [*END_WITH_PARENT, program, "-"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        assert self._process.stdin is not None
-        with self._process.stdin as stdin:  # not as arguments, which every user could read
-            stdin.write("".join(f"{k} {v}\n" for k, v in settings.items()).encode())
-        self._connection = self._connect()
-        info = str(self._ask("INFO", "server"))
-        self.version = "Redis " + info.partition("redis_version:")[2].partition("\r")[0]
-        self.settings = "appendonly yes, appendfsync everysec, no snapshots"
-
-    def _connect(self) -> socket.socket:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                connection = socket.create_connection(("127.0.0.1", self._port))
-                break
-            except OSError:
-                if time.monotonic() > deadline or self._process.poll() is not None:
-                    raise Unavailable("redis-server did not come up") from None
-                time.sleep(0.02)
-        self._answers = connection.makefile("rb")
-        self._connection = connection
-        self._ask("AUTH", self._password)
-        return connection
-
-    def _ask(self, *words: str) -> int | str | None:
-        """One command in Redis's protocol (RESP2), and its answer."""
-        encoded = [word.encode() for word in words]
-        parts = [b"*%d\r\n" % len(encoded), *(b"$%d\r\n%b\r\n" % (len(w), w) for w in encoded)]
-        self._connection.sendall(b"".join(parts))
-        line = self._answers.readline()
-        kind, rest = line[:1], line[1:].strip()
-        if kind == b"-":
-            raise RuntimeError(f"Redis refused {words[0]}: {rest.decode()}")
-        if kind == b"$":
-            size = int(rest)
-            return None if size < 0 else self._answers.read(size + 2)[:-2].decode()
-        return int(rest) if kind == b":" else rest.decode()
-
-    def fresh(self, subject: Subject) -> str:
-        self._ask("FLUSHALL")
-        return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
-
-    def left(self, subject: Subject, place: str) -> int:
-        return int(self._ask("EVAL", subject.left, "0") or 0)
-
-    def calm(self, place: str) -> None:
-        """Nothing to do: Redis rewrites its file when it sees fit."""
-
-    def keep(self, place: str) -> None:
-        raise Unavailable("no copies of Redis")
-
-    def again(self, place: str) -> None:
-        raise Unavailable("no copies of Redis")
-
-    @contextmanager
-    def pinned(self, place: str) -> Iterator[None]:
-        yield  # Redis keeps no snapshots for readers
-
-    def spent(self, place: str) -> dict[str, float]:
-        return {}
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait(START_SECONDS)
-        self._folder.cleanup()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 ENGINES: dict[str, Callable[[], Engine]] = {

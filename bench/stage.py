@@ -19,6 +19,7 @@ from bench.workload import Tally
 STALLED_SECONDS = 30.0
 MAX_SECONDS = 120.0
 POLL_SECONDS = 0.005
+MAX_REPEATS_OF_OTHERS = 3
 CONNECTIONS_TO_FILL = {"sqlite": 1}  # one writer; the others fill with several at once
 FOREVER = 1e9
 
@@ -31,6 +32,7 @@ class Size:
 
     seconds: float
     drained: int
+    drained_beside: int  # in a drain beside what takes long to make
     retried: int
     share: float  # of what the catalogue says that a slow queue drains and retries
     samples: int
@@ -38,10 +40,20 @@ class Size:
     idle_seconds: float
     behind: int  # jobs pending behind a drain, or settled and kept beside it
     repeats: int
+    fleet_seconds: float  # how long a fleet would take if no slot were ever empty
 
     def jobs_drained(self, subject: Subject) -> int:
         """Jobs in a drain by this queue."""
         return min(self.drained, round(subject.most_drained * self.share))
+
+    def jobs_drained_beside(self, subject: Subject) -> int:
+        """Jobs in a drain beside many others."""
+        return min(self.drained_beside, self.jobs_drained(subject))
+
+    def repeats_of(self, subject: Subject) -> int:
+        """How often this queue is measured: the others less often than those it is about."""
+        judged = subject.strong and subject.engine != "redis"
+        return self.repeats if judged else min(self.repeats, MAX_REPEATS_OF_OTHERS)
 
     def jobs_retried(self, subject: Subject) -> int:
         """Jobs that fail once."""

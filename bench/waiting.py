@@ -1,4 +1,4 @@
-"""A worker with nothing to do: what it costs, and how soon it starts a job that arrives."""
+"""Workers with nothing to do: what one costs, and how soon they start a job that arrives."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from bench import gate
 from bench.catalogue import Subject
+from bench.cost import Cost
 from bench.environments import cache_folder, python_for
 from bench.processes import Failed, Program, Setting, ask, worker
 from bench.stage import Figures, Stage, wait_for
@@ -19,20 +21,33 @@ REST_SECONDS = 1.0
 IMPORTS = 7
 
 
-def latency(stage: Stage, subject: Subject) -> Figures:
-    """From the start of the enqueue call in one process to the handler in another."""
+def pickup(stage: Stage, subject: Subject, *, workers: int = 1, command: str = "slowly") -> Figures:
+    """From the start of the enqueue call in one process to the handler in another.
+
+    By the command `committing` the job is enqueued in a transaction of the caller, and the time
+    runs from the start of its commit. Also how long the call took, and what a job cost the server
+    while all workers waited for it.
+    """
     samples = stage.size.samples
-    with _idle_worker(stage, subject, samples) as (setting, program, tally):
-        ask(setting, "slowly", samples=samples, pause=stage.size.pause)
-        wait_for(tally, samples, [program])
-    waits = sorted((tally.ended[n] - tally.began[n]) / 1e6 for n in range(samples))
+    with _idle_workers(stage, subject, samples, workers) as (setting, programs, tally):
+        cost = Cost(stage, setting, programs)
+        called = ask(setting, command, samples=samples, pause=stage.size.pause)
+        wait_for(tally, samples, programs)
+        figures = cost.per_job(samples)
     if tally.doubled(samples):
         raise Failed("a job ran twice")
+    waits = percentiles((tally.ended[n] - tally.began[n]) / 1e6 for n in range(samples))
+    return {**waits, "call_p50_ms": called["call_p50_ms"], **figures}
+
+
+def percentiles(waits: Iterable[float]) -> Figures:
+    """Median, 99th percentile and worst of waits in milliseconds, and how many there were."""
+    ordered = sorted(waits)
     return {
-        "p50_ms": statistics.median(waits),
-        "p99_ms": waits[-(-99 * samples // 100) - 1],
-        "max_ms": waits[-1],
-        "jobs": samples,
+        "p50_ms": statistics.median(ordered),
+        "p99_ms": ordered[-(-99 * len(ordered) // 100) - 1],
+        "max_ms": ordered[-1],
+        "jobs": len(ordered),
     }
 
 
@@ -41,7 +56,7 @@ def result(stage: Stage, subject: Subject) -> Figures:
     from tenure import Tenure
 
     samples, waits = stage.size.samples, []
-    with _idle_worker(stage, subject, samples) as (setting, _, _), Tenure(setting.place) as app:
+    with _idle_workers(stage, subject, samples) as (setting, _, _), Tenure(setting.place) as app:
         for n in range(samples):
             time.sleep(stage.size.pause)
             began = time.monotonic()
@@ -49,18 +64,12 @@ def result(stage: Stage, subject: Subject) -> Figures:
             waits.append((time.monotonic() - began) * 1e3)
             if job.status != "completed":
                 raise Failed(f"job {n} is {job.status}")
-    waits.sort()
-    return {
-        "p50_ms": statistics.median(waits),
-        "p99_ms": waits[-(-99 * samples // 100) - 1],
-        "max_ms": waits[-1],
-        "jobs": samples,
-    }
+    return percentiles(waits)
 
 
 def idle(stage: Stage, subject: Subject) -> Figures:
     """CPU and memory of a worker that waits, all its processes together."""
-    with _idle_worker(stage, subject, 0) as (_, program, _):
+    with _idle_workers(stage, subject, 0) as (_, [program], _):
         before, started = program.cpu_seconds(), time.monotonic()
         time.sleep(stage.size.idle_seconds)
         after, memory = program.cpu_seconds(), program.memory_mb()
@@ -70,23 +79,27 @@ def idle(stage: Stage, subject: Subject) -> Figures:
 
 
 @contextlib.contextmanager
-def _idle_worker(
-    stage: Stage, subject: Subject, samples: int
-) -> Iterator[tuple[Setting, Program, Tally]]:
-    """A worker that has run one job, number `samples`, and come to rest."""
+def _idle_workers(
+    stage: Stage, subject: Subject, samples: int, workers: int = 1
+) -> Iterator[tuple[Setting, list[Program], Tally]]:
+    """Workers of which one has run a job, number `samples`, and that have come to rest."""
     setting = stage.fresh(subject)
     tally = stage.tally(samples + 1)
-    with worker(setting) as program:
+    with contextlib.ExitStack() as running:
+        programs = [running.enter_context(worker(setting)) for _ in range(workers)]
         ask(setting, "singly", callers=1, seconds=0, most=1, first=samples)
         deadline = time.monotonic() + 30
         while not tally.starts[samples]:
-            program.check()
+            for program in programs:
+                program.check()
             if time.monotonic() > deadline:
-                raise Failed("the worker did not run its first job")
+                raise Failed("no worker ran the first job")
             time.sleep(0.01)
+        gate.wait_until_at_rest(programs)
         time.sleep(REST_SECONDS)
-        yield setting, program, tally
-        program.kill()
+        yield setting, programs, tally
+        for program in programs:
+            program.kill()
 
 
 def import_time(stage: Stage, subject: Subject) -> Figures:

@@ -14,6 +14,7 @@ import asyncio
 import mmap
 import os
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ PAYLOAD_BYTES = 150
 TALLY_VARIABLE = "BENCH_TALLY"
 FAIL_FIRST_VARIABLE = "BENCH_FAIL_FIRST"
 CONCURRENCY_VARIABLE = "BENCH_CONCURRENCY"
+JOB_SECONDS_VARIABLE = "BENCH_JOB_SECONDS"
 
 _BARE = '{"n":,"to":"user000@example.com","subject":"Your weekly report is ready","note":""}'
 _NOTE = "attached as a file of comma separated values, one line for each day of it"
@@ -95,8 +97,26 @@ def tally() -> Tally:
     return Tally(Path(os.environ[TALLY_VARIABLE]))
 
 
+def concurrency(default: int) -> int:
+    """How many jobs a worker may run at once: what the workload asks for, else the default."""
+    return int(os.environ.get(CONCURRENCY_VARIABLE, str(default)))
+
+
 def perform(n: int) -> None:
-    """What every handler of every peer does."""
+    """What every plain handler of every peer does."""
+    if JOB_SECONDS:
+        time.sleep(JOB_SECONDS)
+    _note(n)
+
+
+async def perform_async(n: int) -> None:
+    """What every `async def` handler of every peer does."""
+    if JOB_SECONDS:
+        await asyncio.sleep(JOB_SECONDS)
+    _note(n)
+
+
+def _note(n: int) -> None:
     if FAIL_FIRST:
         tally().run_at_second_start(n)
     else:
@@ -104,7 +124,7 @@ def perform(n: int) -> None:
 
 
 async def hold(n: int) -> None:
-    """Note that job `n` has begun, run until it is cancelled, and note when that was."""
+    """Note that job `n` has begun, run until the queue cancels it, and note when that was."""
     tally().starts[n] += 1
     try:
         await asyncio.Event().wait()
@@ -112,4 +132,13 @@ async def hold(n: int) -> None:
         tally().ended[n] = time.monotonic_ns()
 
 
+async def hold_until(n: int, is_cancelled: Callable[[], bool]) -> None:
+    """The same where a handler has to ask the queue: it asks each millisecond."""
+    tally().starts[n] += 1
+    while not is_cancelled():  # noqa: ASYNC110 - the queues have nothing to wait for
+        await asyncio.sleep(0.001)
+    tally().ended[n] = time.monotonic_ns()
+
+
 FAIL_FIRST = FAIL_FIRST_VARIABLE in os.environ
+JOB_SECONDS = float(os.environ.get(JOB_SECONDS_VARIABLE, "0"))

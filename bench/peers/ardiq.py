@@ -11,15 +11,15 @@ from collections.abc import Iterable
 from ardiq import Ardiq, Retry
 
 from bench.adapter import PLACE
-from bench.workload import FirstAttempt, payload, perform
+from bench.workload import FirstAttempt, concurrency, payload, perform_async
 
-app = Ardiq(redis_url=PLACE, queue_name="bench", concurrency=400, prefetch=1000)
+app = Ardiq(redis_url=PLACE, queue_name="bench", concurrency=concurrency(400), prefetch=1000)
 
 
 @app.task(max_retries=3)
 async def send(n: int, to: str, subject: str, note: str) -> None:
     try:
-        perform(n)
+        await perform_async(n)
     except FirstAttempt as error:
         raise Retry(delay_ms=0) from error
 

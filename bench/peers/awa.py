@@ -4,17 +4,17 @@ Handlers are `async def`, bulk goes through its COPY call. A plain `migrate()` l
 engine in place until a worker starts, so the storage is installed first.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import awa
 from awa import AsyncClient
 
 from bench.adapter import PLACE, until_terminated
-from bench.workload import FirstAttempt, payload, perform
+from bench.workload import FirstAttempt, concurrency, hold_until, payload, perform_async
 
-WORKERS = 500
-QUEUE = {"name": "default", "max_workers": WORKERS, "claim_batch_size": 500, "claimers": 2}
+WORKERS = concurrency(500)
+QUEUE = {"name": "default", "max_workers": WORKERS, "claim_batch_size": WORKERS, "claimers": 2}
 
 
 @dataclass
@@ -23,6 +23,11 @@ class Send:
     to: str
     subject: str
     note: str
+
+
+@dataclass
+class Hold:
+    n: int
 
 
 async def prepare() -> None:
@@ -43,6 +48,18 @@ class Sender:
         jobs = [Send(**payload(n)) for n in numbers]
         await self.client.enqueue_many_copy(jobs, queue="default")
 
+    async def within(self, n: int, note: Callable[[], None]) -> None:
+        transaction = await self.client.transaction()
+        await transaction.insert(Send(**payload(n)), queue="default")
+        note()
+        await transaction.commit()
+
+    async def hold(self, n: int) -> int:
+        return (await self.client.insert(Hold(n), queue="default")).id
+
+    async def cancel(self, job: int) -> None:
+        await self.client.cancel(job)
+
     async def close(self) -> None:
         await self.client.close()
 
@@ -58,9 +75,13 @@ async def work() -> None:
     @client.task(Send, queue="default")
     async def send(job):
         try:
-            perform(job.args.n)
+            await perform_async(job.args.n)
         except FirstAttempt:
             return awa.RetryAfter(seconds=0)
+
+    @client.task(Hold, queue="default")
+    async def hold_on(job):
+        await hold_until(job.args.n, job.is_cancelled)
 
     await client.start([QUEUE])
     await stop.wait()

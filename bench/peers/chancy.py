@@ -5,19 +5,20 @@ Completions are written in batches about once a second. The pruner is not enable
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from chancy import Chancy, Queue, Worker, job
+from psycopg.rows import dict_row
 
 from bench.adapter import PLACE
-from bench.workload import payload, perform
+from bench.workload import concurrency, payload, perform_async
 
 logging.disable(logging.CRITICAL)
 
 
 @job(queue="default", max_attempts=3)
 async def send(*, n: int, to: str, subject: str, note: str):
-    perform(n)
+    await perform_async(n)
 
 
 async def prepare() -> None:
@@ -26,7 +27,7 @@ async def prepare() -> None:
         await chancy.declare(
             Queue(
                 "default",
-                concurrency=100,
+                concurrency=concurrency(100),
                 executor="chancy.executors.asyncex.AsyncExecutor",
                 polling_interval=1,
                 eager_polling=True,
@@ -45,6 +46,13 @@ class Sender:
         jobs = [send.job.with_kwargs(**payload(n)) for n in numbers]
         async for _ in self.chancy.push_many(jobs):
             pass
+
+    async def within(self, n: int, note: Callable[[], None]) -> None:
+        pool = self.chancy.pool
+        async with pool.connection() as connection, connection.transaction():
+            async with connection.cursor(row_factory=dict_row) as cursor:
+                await self.chancy.push_ex(cursor, send.job.with_kwargs(**payload(n)))
+            note()
 
     async def close(self) -> None:
         await self.chancy.__aexit__(None, None, None)

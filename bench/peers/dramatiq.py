@@ -15,7 +15,7 @@ import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 
 from bench.adapter import PLACE
-from bench.workload import payload, perform
+from bench.workload import concurrency, payload, perform
 
 logging.disable(logging.CRITICAL)
 broker = RedisBroker(url=PLACE)
@@ -39,7 +39,7 @@ def open_sender(callers: int) -> Sender:
 def work() -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    worker = dramatiq.Worker(broker, worker_threads=8)
+    worker = dramatiq.Worker(broker, worker_threads=concurrency(8))
     worker.start()
     stop.wait()
     worker.stop(timeout=2000)

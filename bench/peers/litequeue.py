@@ -8,16 +8,18 @@ nothing.
 import json
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from litequeue import LiteQueue
 
 from bench.adapter import PLACE
 from bench.workload import payload, perform
 
+LOCK_SECONDS = 60  # workers start while the bench holds the file
+
 
 def opened_queue() -> LiteQueue:
-    queue = LiteQueue(PLACE)
+    queue = LiteQueue(PLACE, timeout=LOCK_SECONDS)
     queue.conn.execute("PRAGMA synchronous = FULL")
     return queue
 
@@ -44,6 +46,11 @@ class Sender:
         with self.opened().transaction():
             for n in numbers:
                 self.one(n)
+
+    def within(self, n: int, note: Callable[[], None]) -> None:
+        with self.opened().transaction():
+            self.one(n)
+            note()
 
 
 def open_sender(callers: int) -> Sender:

@@ -1,12 +1,13 @@
 """PgQueuer on PostgreSQL: asyncpg and uvloop, `batch_size` 500.
 
-It takes and settles jobs in batches of that size; the default of 10 is several times slower.
+It takes and settles jobs in batches of that size; the default of 10 is several times slower. Where
+a worker has few slots, they are its `max_concurrent_tasks`, and a batch is half of that: its most.
 `durability` stays at its default, with every table logged.
 """
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 
 import asyncpg
@@ -16,9 +17,10 @@ from pgqueuer.errors import RetryRequested
 from pgqueuer.queries import Queries
 
 from bench.adapter import PLACE, until_terminated
-from bench.workload import FirstAttempt, payload, perform
+from bench.workload import FirstAttempt, concurrency, hold, payload, perform_async
 
 BATCH = 500
+SLOTS = concurrency(0)
 
 
 def encoded(n: int) -> bytes:
@@ -47,6 +49,20 @@ class Sender:
         payloads = [encoded(n) for n in numbers]
         await self.free[0].enqueue(["send"] * len(payloads), payloads, [0] * len(payloads))
 
+    async def within(self, n: int, note: Callable[[], None]) -> None:
+        transaction = self.connections[0].transaction()
+        await transaction.start()
+        await self.free[0].enqueue("send", encoded(n))
+        note()
+        await transaction.commit()
+
+    async def hold(self, n: int) -> int:
+        (job,) = await self.free[0].enqueue("hold", str(n).encode())
+        return job
+
+    async def cancel(self, job: int) -> None:
+        await self.free[0].mark_job_as_cancelled([job])
+
     async def close(self) -> None:
         for connection in self.connections:
             await connection.close()
@@ -64,11 +80,19 @@ async def work() -> None:
         @queue.entrypoint("send")
         async def send(job):
             try:
-                perform(json.loads(job.payload)["n"])
+                await perform_async(json.loads(job.payload)["n"])
             except FirstAttempt as error:
                 raise RetryRequested(delay=timedelta(0)) from error
+
+        @queue.entrypoint("hold", accepts_context=True)
+        async def hold_on(job, context):
+            with context.cancellation:
+                await hold(int(job.payload))
 
         asyncio.get_running_loop().create_task(stop.wait()).add_done_callback(
             lambda _: queue.shutdown.set()
         )
-        await queue.run(batch_size=BATCH)
+        if SLOTS:
+            await queue.run(batch_size=max(SLOTS // 2, 1), max_concurrent_tasks=SLOTS)
+        else:
+            await queue.run(batch_size=BATCH)

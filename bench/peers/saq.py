@@ -5,14 +5,14 @@ import logging
 from saq import Queue, Worker
 
 from bench.adapter import PLACE
-from bench.workload import payload, perform
+from bench.workload import concurrency, payload, perform_async
 
 logging.disable(logging.CRITICAL)
 queue = Queue.from_url(PLACE)
 
 
 async def send(context, *, n: int, to: str, subject: str, note: str) -> None:
-    perform(n)
+    await perform_async(n)
 
 
 class Sender:
@@ -30,4 +30,4 @@ async def open_sender(callers: int) -> Sender:
 
 async def work() -> None:
     await queue.connect()
-    await Worker(queue, functions=[send], concurrency=50).start()  # until SIGTERM
+    await Worker(queue, functions=[send], concurrency=concurrency(50)).start()  # until SIGTERM

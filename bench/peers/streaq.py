@@ -10,16 +10,16 @@ from streaq import Worker
 from streaq.types import StreaqRetry
 
 from bench.adapter import PLACE
-from bench.workload import FirstAttempt, payload, perform
+from bench.workload import FirstAttempt, concurrency, payload, perform_async
 
 logging.disable(logging.CRITICAL)
-worker = Worker(redis_url=PLACE, queue_name="bench", concurrency=16, prefetch=1000)
+worker = Worker(redis_url=PLACE, queue_name="bench", concurrency=concurrency(16), prefetch=1000)
 
 
 @worker.task(silent=True, name="send")
 async def send(n: int, to: str, subject: str, note: str) -> None:
     try:
-        perform(n)
+        await perform_async(n)
     except FirstAttempt as error:
         raise StreaqRetry("once more", delay=0) from error
 

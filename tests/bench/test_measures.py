@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 import bench.run
-from bench import cancelling, drains, plan, raw, report, sending, stage, waiting
+from bench import (
+    cancelling,
+    drains,
+    features,
+    fleets,
+    gate,
+    plan,
+    raw,
+    report,
+    sending,
+    stage,
+    waiting,
+)
 from bench.catalogue import Subject
 from bench.environments import Unavailable
 from bench.http_load import request, take_answer
-from bench.processes import Failed, cpu_seconds_with_children
-from bench.results import Result, load
+from bench.processes import Failed, Program, Setting, cpu_seconds_with_children
+from bench.results import Measured, Result, load
 from bench.stage import Size, Stage
 from bench.workload import payload
 from tests.bench.runs import BY_NAME, run_of
@@ -25,6 +39,7 @@ from tests.bench.runs import BY_NAME, run_of
 SMALL = Size(
     seconds=0.05,
     drained=200,
+    drained_beside=200,
     retried=100,
     share=1.0,
     samples=3,
@@ -32,7 +47,10 @@ SMALL = Size(
     idle_seconds=0.1,
     behind=300,
     repeats=2,
+    fleet_seconds=0.2,
 )
+
+
 # --- the HTTP client
 
 
@@ -85,6 +103,76 @@ def test_a_drain_a_retry_and_an_enqueue_are_measured(small_stage: Stage) -> None
 
 
 @linux
+def test_a_drain_begins_when_the_gate_opens_for_workers_at_rest(
+    small_stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = BY_NAME["tenure-sqlite"]
+    rested: list[int] = []
+    wait = gate.wait_until_at_rest
+
+    def waited(programs: list[Program]) -> None:
+        wait(programs)
+        rested.append(len(programs))
+
+    monkeypatch.setattr(gate, "wait_until_at_rest", waited)
+    assert drains.drain(small_stage, ours, workers=2)["jobs"] == 200
+    assert rested == [2]
+    monkeypatch.setattr(gate, "closed", lambda *_: nullcontext(lambda: None))
+    with pytest.raises(Failed, match="before the gate was opened"):
+        drains.drain(small_stage, ours)
+
+
+@linux
+def test_what_holds_the_workers_of_peers_back_keeps_writers_of_the_file_waiting(
+    small_stage: Stage,
+) -> None:
+    peer = BY_NAME["huey"]
+    setting = Setting(peer, small_stage.engine(peer).fresh(peer), small_stage.folder / "tally")
+    with sqlite3.connect(setting.place) as connection:
+        connection.execute("CREATE TABLE task (n)")
+    writer = sqlite3.connect(setting.place, timeout=0)
+    with gate.closed(small_stage, setting) as opened:
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            writer.execute("INSERT INTO task VALUES (1)")
+        opened()
+        writer.execute("INSERT INTO task VALUES (1)")
+    writer.close()
+
+
+@linux
+def test_a_fleet_is_measured_by_the_ideal(small_stage: Stage) -> None:
+    ours = BY_NAME["tenure-sqlite"]
+    figures = fleets.fleet(small_stage, ours, workers=2, slots=3, job_seconds=0.05)
+    assert figures["jobs"] == 24, "0.2 seconds of 2 workers with 3 slots"
+    assert 0 < figures["of_ideal"] <= 1
+    assert figures["rate"] == pytest.approx(figures["of_ideal"] * 2 * 3 / 0.05)
+
+
+@linux
+@pytest.mark.parametrize("command", ["slowly", "committing"])
+def test_a_pickup_is_measured_beside_idle_workers(small_stage: Stage, command: str) -> None:
+    figures = waiting.pickup(small_stage, BY_NAME["tenure-sqlite"], workers=2, command=command)
+    assert figures["jobs"] == SMALL.samples
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"]
+    assert figures["call_p50_ms"] > 0
+
+
+@linux
+def test_limits_and_workflows_are_drained_and_schedules_fire(
+    small_stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = BY_NAME["tenure-sqlite"]
+    monkeypatch.setattr(features, "FAN", 8)
+    assert features.drain_workflows(small_stage, ours)["jobs"] == 100
+    assert features.drain_limited(small_stage, ours)["jobs"] == 100
+    monkeypatch.setattr(features, "RATE", 200)
+    assert features.drain_rated(small_stage, ours)["of_ideal"] < 1.3, "no more start than may"
+    fired = features.fire_schedules(small_stage, ours)
+    assert fired["jobs"] == 30
+    assert 0 < fired["p50_ms"] <= fired["p99_ms"]
+
+
+@linux
 def test_a_result_is_waited_for(small_stage: Stage) -> None:
     figures = waiting.result(small_stage, BY_NAME["tenure-sqlite"])
     assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["max_ms"]
@@ -112,17 +200,22 @@ def test_the_cpu_of_a_server_counts_what_its_ended_children_used() -> None:
 @linux
 def test_workloads_measured_again_take_the_place_of_what_was_there(tmp_path: Path) -> None:
     run = run_of(tenure_sqlite=[1.0], huey=[2.0])
-    run.started, run.measured = "first", {"drain-1": "first", "import": "first"}
+    first = Measured("2026-01-01", 3, 50_000)
+    run.measured = {"drain-1": first, "import": first}
     run.results.append(Result("import", "tenure-sqlite", [{"import_ms": 70.0}]))
     kept = tmp_path / "full.json"
     workloads = plan.workloads("full", ["drain-1"])
-    bench.run.measure(run, SMALL, workloads, [BY_NAME["tenure-sqlite"]], kept, "later")
+    bench.run.measure(run, SMALL, workloads, [BY_NAME["tenure-sqlite"]], kept)
     assert load(kept) == run
     assert len(run.result("drain-1", "tenure-sqlite").repeats) == SMALL.repeats
     assert not run.result("drain-1", "huey").repeats, "its ratio would be of another run"
     assert run.median("import", "tenure-sqlite", "import_ms") == 70
-    assert run.measured_again() == {"drain-1": "later"}
-    assert "together: drain-1 (later)." in report.page(run, "chart.svg")
+    assert run.measured["import"] == first
+    assert run.measured["drain-1"].repeats == SMALL.repeats
+    assert not run.are_of_one_run("drain-1", "import")
+    page = report.page(run, "chart.svg")
+    assert "- 2026-01-01, 3 times, drains of 50,000: import." in page
+    assert f"UTC, {SMALL.repeats} times, drains of 200: drain-1." in page
 
 
 @linux
@@ -135,7 +228,7 @@ def test_a_queue_that_fails_costs_nobody_else_the_measurement(tmp_path: Path) ->
     run = run_of()
     subjects = [BY_NAME["huey"], BY_NAME["tenure-sqlite"]]
     workload = plan.Workload("drain-1", "Drain", measure)
-    bench.run.measure(run, SMALL, [workload], subjects, tmp_path / "run.json", "now")
+    bench.run.measure(run, SMALL, [workload], subjects, tmp_path / "run.json")
     assert run.result("drain-1", "huey").failures == ["ZeroDivisionError: division by zero"]
     assert run.result("drain-1", "tenure-sqlite").values("rate") == [5.0, 5.0]
 
