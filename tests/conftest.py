@@ -20,7 +20,7 @@ import pytest
 from tenure import Tenure
 from tenure.store import migrate_store
 from tests.support.clock import Clock
-from tests.support.effort import EVERYTHING
+from tests.support.effort import EVERYTHING, take_turns
 from tests.support.postgres import (
     PostgresServer,
     PostgresUnavailable,
@@ -70,6 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Name the faults that a test shows (`-k scenario_022`) and the requirements (`-k
     requirement_c06`), and keep those that take their time for `make chaos`.
     """
+    take_turns(items)
     if left := [] if EVERYTHING else [item for item in items if item.get_closest_marker("full")]:
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]

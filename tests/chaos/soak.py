@@ -31,6 +31,7 @@ from tests.chaos import checker
 from tests.chaos.soak_part import LEASE_SECONDS
 from tests.support import fault_counts
 from tests.support.postgres import PostgresServer
+from tests.support.programs import Program
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 
@@ -67,7 +68,7 @@ class Crew:
         for name in names or tuple(self._commands):
             process = self.running.get(name)
             if process is None or process.poll() is not None:
-                self.running[name] = subprocess.Popen(
+                self.running[name] = Program(
                     self._commands[name],
                     cwd=ROOT,
                     stdin=subprocess.DEVNULL,

@@ -14,6 +14,7 @@ import pytest
 
 from tests.chaos import concurrent_writer
 from tests.support import fault_counts
+from tests.support.programs import Program
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def ended() -> Iterator[list[subprocess.Popen[bytes]]]:
 def start(url: str, log: Path, seconds: float) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", concurrent_writer.__name__, url, str(log), str(seconds)]
     with log.with_suffix(".error").open("wb") as error:
-        return subprocess.Popen(command, cwd=ROOT, stderr=error)
+        return Program(command, cwd=ROOT, stderr=error)
 
 
 def many_write(url: str, folder: Path, processes: int, seconds: float) -> dict[str, list[str]]:

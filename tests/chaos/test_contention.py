@@ -7,7 +7,6 @@ twice, some leases reported late or never.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from tenure.jobs.ids import new_ids
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
 from tests.chaos import contending_process
+from tests.support.programs import Program
 from tests.support.raw_sql import RawSql
 
 WORKERS = 8
@@ -53,9 +53,7 @@ def run_processes(url: str, folder: Path) -> list[Path]:
     logs = [folder / f"{role}-{number}.log" for number, role in enumerate(roles)]
     root = Path(__file__).parents[2]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", contending_process.__name__, role, url, str(log)], cwd=root
-        )
+        Program([sys.executable, "-m", contending_process.__name__, role, url, str(log)], cwd=root)
         for role, log in zip(roles, logs, strict=True)
     ]
     try:

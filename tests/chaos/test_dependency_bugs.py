@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from tenure.jobs.ids import new_ids
 from tenure.jobs.queries import Filter
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
 from tests.support.clock import Clock
+from tests.support.programs import run
 from tests.support.raw_sql import RawSql
 from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper
@@ -72,7 +72,7 @@ def test_a_chain_goes_on_wherever_its_worker_dies(
     second = app.enqueue("b", depends_on=[first])
     armed = {**os.environ, failpoints.ENVIRONMENT: f"report.{moment}_commit=kill"}
     command = [sys.executable, "-c", COMPLETE, app.database]
-    assert subprocess.run(command, env=armed, check=False).returncode == -signal.SIGKILL
+    assert run(command, env=armed, check=False).returncode == -signal.SIGKILL
     if moment == "before":
         assert state(app, first, second) == ["processing", "waiting"]
         clock.advance(31)
@@ -237,7 +237,7 @@ def test_a_sweeper_that_dies_while_it_skips(app_on_each_engine: Tenure, moment: 
     armed = {**os.environ, failpoints.ENVIRONMENT: f"dependencies.{place}=kill"}
     code = "import sys; from tenure import Tenure; Tenure(sys.argv[1]).core.follow()"
     command = [sys.executable, "-c", code, app.database]
-    assert subprocess.run(command, env=armed, check=False).returncode == -signal.SIGKILL
+    assert run(command, env=armed, check=False).returncode == -signal.SIGKILL
     done = "waiting" if moment == "before" else "cancelled"
     wait_until(lambda: state(app, child, last) == [done] * 2, "its transaction to end")
     settle(app)

@@ -22,6 +22,7 @@ from tenure import Tenure
 from tenure.store import dependency_audit
 from tests.chaos import graphing
 from tests.support import fault_counts
+from tests.support.programs import Program
 from tests.support.raw_sql import RawSql
 
 pytestmark = pytest.mark.chaos
@@ -34,7 +35,7 @@ ENDINGS = """SELECT job_id, target, event, actor, at FROM {transition} ORDER BY 
 
 def start(url: str, seconds: float, seed: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", graphing.__name__, url, str(seconds), str(seed)]
-    return subprocess.Popen(command, cwd=ROOT, text=True)
+    return Program(command, cwd=ROOT, text=True)
 
 
 def wrong(app: Tenure) -> list[tuple[str, str, str]]:

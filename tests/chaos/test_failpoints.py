@@ -27,6 +27,7 @@ from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store.sqlite.connection import resets_wal_unsafely
 from tests.chaos import checker, every_failpoint
 from tests.support import fault_counts
+from tests.support.programs import Program
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import is_stopped
 from tests.support.workers import wait_until_all_settled
@@ -105,7 +106,7 @@ def test_nothing_is_lost_or_doubled(
     record = tmp_path / "record"
     log = tmp_path / "log"
     with log.open("w") as output:
-        process = subprocess.Popen(
+        process = Program(
             [sys.executable, "-m", every_failpoint.__name__, url, str(record), name],
             cwd=Path(__file__).parents[2],
             env={**os.environ, failpoints.ENVIRONMENT: f"{name}={action}"},

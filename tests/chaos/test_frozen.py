@@ -21,6 +21,7 @@ from tests.chaos.history import History, Recorded
 from tests.support import fault_counts
 from tests.support.effort import on_either_engine
 from tests.support.http import ServerProcess
+from tests.support.programs import Program
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import is_stopped
 from tests.support.workers import transitions
@@ -37,7 +38,7 @@ class Armed:
         imports = ("tenure", "tenure.jobs.enqueue", "tenure.jobs.work")
         head = "".join(f"from {module} import *\n" for module in imports)
         head += f"app = Tenure({url!r})\n"
-        self.process = subprocess.Popen(
+        self.process = Program(
             [sys.executable, "-c", head + code + "\napp.close()"],
             env={**os.environ, failpoints.ENVIRONMENT: f"{failpoint}=freeze"},
             stdout=subprocess.PIPE,
@@ -196,7 +197,7 @@ def test_four_sweepers_end_each_of_a_thousand_leases_once(app: Recorded, record:
     assert len(leases) == 1000
     code = "while app.find(status='processing', limit=1): app.core.sweep()"
     head = f"from tenure import *\napp = Tenure({app.database!r})\n"
-    sweepers = [subprocess.Popen([sys.executable, "-c", f"{head}{code}"]) for _ in range(4)]
+    sweepers = [Program([sys.executable, "-c", f"{head}{code}"]) for _ in range(4)]
     assert [sweeper.wait(WAIT_SECONDS) for sweeper in sweepers] == [0] * 4
     events = [
         m.event

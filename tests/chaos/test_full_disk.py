@@ -16,6 +16,7 @@ import pytest
 from tenure import Tenure
 from tests.chaos.disk_filling import BIG, check, claim, fill, settle
 from tests.support.http import api_client, assert_problem
+from tests.support.programs import run
 
 pytestmark = [pytest.mark.chaos, pytest.mark.scenario(47)]
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ def test_a_database_that_may_not_grow(tmp_path: Path) -> None:
 
 
 def in_child(name: str, folder: Path, *before: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return run(
         [*before, sys.executable, "-m", "tests.chaos.disk_filling", name, str(folder)],
         cwd=ROOT,
         check=False,

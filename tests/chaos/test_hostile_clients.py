@@ -25,6 +25,7 @@ from tests.chaos import hostile_process
 from tests.chaos.fuzz import memory_mib
 from tests.support.cli import PROGRAM, clean_environment
 from tests.support.http import ServerProcess
+from tests.support.programs import Program
 from tests.support.raw_sql import RawSql
 from tests.support.waiting import wait_until
 
@@ -90,7 +91,7 @@ def worker(server: ServerProcess, folder: Path) -> Iterator[None]:
     (folder / "honest.py").write_text(HANDLERS)
     options = ["--app", "honest:app", "--lease", f"{LEASE_SECONDS}s", "--concurrency", "100"]
     with (folder / "worker.log").open("wb") as log:
-        process = subprocess.Popen(
+        process = Program(
             [*PROGRAM, "worker", "--server", server.url, *options],
             cwd=folder,
             env=clean_environment(TENURE_TOKEN=TOKEN),
@@ -109,7 +110,7 @@ def worker(server: ServerProcess, folder: Path) -> Iterator[None]:
 def attack(server: ServerProcess, *tokens: str) -> Iterator[subprocess.Popen[str]]:
     """The attack, in a process, until it ends or the block does."""
     module = hostile_process.__name__
-    process = subprocess.Popen(
+    process = Program(
         [sys.executable, "-m", module, str(server.address[1]), str(ATTACK_SECONDS), *tokens],
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from tests.chaos import disk
 from tests.support import fault_counts
+from tests.support.programs import run
 
 ROOT = Path(__file__).parents[2]
 STEPS = {"write": 17, "sync": 5, "truncate": 1, "map": 1, "open": 2}
@@ -28,7 +28,7 @@ def test_an_error_of_the_disk_is_told_and_leaves_nothing_behind(
     kind: str, how: str, effort: int, tmp_path: Path
 ) -> None:
     step = STEPS[kind] if effort == 1 else 1
-    done = subprocess.run(
+    done = run(
         [sys.executable, "-m", "tests.chaos.io_errors", kind, how, "0", str(step), str(tmp_path)],
         cwd=ROOT,
         capture_output=True,

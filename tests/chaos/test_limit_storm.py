@@ -21,6 +21,7 @@ from tenure import NewJob, PerPartition, Tenure, failpoints
 from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
 from tests.chaos import storming
 from tests.support.clock import Clock
+from tests.support.programs import Program, run
 from tests.support.raw_sql import RawSql
 from tests.support.waiting import wait_until
 
@@ -83,7 +84,7 @@ def test_no_committed_state_is_over_a_limit(
     app.queues.limit("q", max_running=0)
     app.enqueue_many(storming.jobs(100))
     storm = [
-        subprocess.Popen(
+        Program(
             [sys.executable, "-m", storming.__name__, app.database, str(seconds), str(n)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -142,7 +143,7 @@ def test_a_claimer_that_is_killed_at_its_commit_holds_no_place_for_ever(
     code = "from tenure import Tenure; from tenure.jobs.work import ClaimRequest; import sys;"
     code += "Tenure(sys.argv[1]).core.claim(ClaimRequest(worker='w', limit=9, lease_seconds=30))"
     armed = {**os.environ, failpoints.ENVIRONMENT: f"claim.{moment}_commit=kill"}
-    done = subprocess.run([sys.executable, "-c", code, app.database], env=armed, check=False)
+    done = run([sys.executable, "-c", code, app.database], env=armed, check=False)
     assert done.returncode == -signal.SIGKILL
     request = ClaimRequest(worker="v", limit=9, lease_seconds=30)
     if moment == "after":

@@ -11,7 +11,6 @@ import pickle
 import random
 import shutil
 import sqlite3
-import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +24,7 @@ from tenure.store import open_store
 from tests.chaos import disk
 from tests.chaos.power_cuts import NAME, Cut, Recording
 from tests.support import fault_counts
+from tests.support.programs import run
 
 ROOT = Path(__file__).parents[2]
 CUTS = 60
@@ -49,7 +49,7 @@ def record(setting: str, seed: str, rounds: int, folder: Path) -> Recording:
         str(rounds),
         str(file),
     ]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=110)
+    run(command, cwd=ROOT, check=True, timeout=110)
     recording: Recording = pickle.loads(file.read_bytes())  # noqa: S301 - of our own making
     return recording
 

@@ -20,6 +20,7 @@ from tests.support import fault_counts
 from tests.support.lenders import POSTGRES, SQLITE
 from tests.support.postgres import PostgresServer
 from tests.support.postgres_servers import durable_server
+from tests.support.programs import Program
 from tests.support.raw_sql import RawSql
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript
@@ -79,7 +80,7 @@ class Scene:
         command = [sys.executable, "-m", producing.__name__, kind, self.url, str(log), seed]
         self.logs.append(log)
         with log.with_suffix(".error").open("wb") as error:
-            started = subprocess.Popen(
+            started = Program(
                 [*command, str(kills), way], cwd=ROOT, stderr=error, start_new_session=True
             )
         self.producers.append(started)

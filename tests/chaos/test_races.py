@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from tests.chaos import checker
 from tests.chaos.history import History, Recorded, record_handlers
 from tests.support import fault_counts
 from tests.support.clock import Clock
+from tests.support.programs import run
 from tests.support.raw_sql import RawSql, Refused
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript
@@ -191,9 +191,7 @@ def test_a_key_belongs_to_a_job_that_can_be_seen_or_is_free(
     """Its producer is killed before or after the commit; whoever asks again gets a real job."""
     app = app_on_each_engine
     environment = {**os.environ, "TENURE_FAILPOINTS": f"{place}=kill"}
-    process = subprocess.run(
-        [sys.executable, "-c", PRODUCER, app.database], env=environment, check=False
-    )
+    process = run([sys.executable, "-c", PRODUCER, app.database], env=environment, check=False)
     assert process.returncode == -signal.SIGKILL
     fault_counts.count("processes killed")
     seen = app.find()

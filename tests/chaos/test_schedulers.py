@@ -27,6 +27,7 @@ from tenure.store.tables import schedules
 from tests.chaos import scheduling
 from tests.support import fault_counts
 from tests.support.clock import START, Clock
+from tests.support.programs import Program
 from tests.support.raw_sql import RawSql
 from tests.support.waiting import wait_until
 
@@ -72,7 +73,7 @@ class Scene:
 
     def _start(self, **environment: str) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
-            return subprocess.Popen(
+            return Program(
                 [sys.executable, "-m", scheduling.__name__, self.app.database],
                 cwd=ROOT,
                 env={**os.environ, **environment},

@@ -20,6 +20,7 @@ from tests.chaos import checker
 from tests.chaos.load import Load
 from tests.support import fault_counts, next_version
 from tests.support.next_version import later
+from tests.support.programs import Program
 from tests.support.raw_sql import RawSql
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 def program(version: int, *arguments: str, failpoints: str = "") -> subprocess.Popen[str]:
     """A process that is so many versions later than this one."""
-    return subprocess.Popen(
+    return Program(
         [sys.executable, "-m", next_version.__name__, str(version), *arguments],
         cwd=ROOT,
         env={**os.environ, ENVIRONMENT: failpoints},

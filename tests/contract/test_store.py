@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -16,6 +15,7 @@ from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.queries import Query
 from tenure.store import migrate_store, open_store
 from tests.support.no_threads import no_new_threads
+from tests.support.programs import run
 from tests.support.raw_sql import RawSql
 from tests.support.store import StoreHarness, claim_request, new_job, report_completed
 from tests.support.waiting import WAIT_SECONDS
@@ -122,9 +122,7 @@ store.close()
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
 def test_a_store_is_not_used_across_a_fork(harness: StoreHarness, database_url: str) -> None:
     command = [sys.executable, "-c", FORKING, database_url]
-    done = subprocess.run(
-        command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60
-    )
+    done = run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
@@ -161,9 +159,7 @@ print(while_open, child())
 def test_a_child_opens_a_sqlite_file_only_if_its_parent_has_closed_it(database_url: str) -> None:
     """SQLite takes the locks of the parent for the child's; PostgreSQL does not care."""
     command = [sys.executable, "-c", REOPENING, database_url]
-    done = subprocess.run(
-        command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60
-    )
+    done = run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
     refused = 3 if database_url.startswith("sqlite:") else 0
     assert (done.stdout.split(), done.stderr) == ([str(refused), "0"], "")
 

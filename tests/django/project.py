@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tenure import Tenure
+from tests.support.programs import Program, run
 
 ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).parent / "site"
@@ -50,7 +51,7 @@ class Project:
         return [(code, said) for code, said in json.loads(done.stdout)]
 
     def _run(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return run(
             [sys.executable, *arguments],
             cwd=self.site,
             env=self.environment,
@@ -64,7 +65,7 @@ class Project:
     @contextmanager
     def worker(self, *options: str) -> Iterator[subprocess.Popen[str]]:
         """Run `manage.py tenure worker` in the block."""
-        started = subprocess.Popen(
+        started = Program(
             [sys.executable, "manage.py", "tenure", "worker", *options],
             cwd=self.site,
             env=self.environment,

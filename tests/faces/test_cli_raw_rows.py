@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tenure import Tenure
 from tests.support.cli import PROGRAM, clean_environment, run_cli
+from tests.support.programs import run
 from tests.support.raw_sql import RawSql
 
 HOSTILE = "\x1b]0;owned\x07\nFAKE $(touch owned) `id`\u202e"
@@ -84,7 +84,7 @@ def test_a_payload_that_is_no_json_is_shown_as_damaged_among_its_neighbours(data
 
 @pytest.mark.parametrize("line", ["tenure jobs list --type ", "tenure tokens revoke "])
 def test_completion_offers_nothing_that_is_no_name(database: str, line: str) -> None:
-    done = subprocess.run(
+    done = run(
         PROGRAM,
         check=False,
         capture_output=True,

@@ -17,6 +17,7 @@ from tenure.cli.running import _place
 from tenure.client import Client
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tests.support.cli import PROGRAM, clean_environment, run_cli, run_program
+from tests.support.programs import Program
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import wait_until_completed, wait_until_settled
 
@@ -83,7 +84,7 @@ def running(
     *arguments: str, cwd: Path | None = None, **environ: str
 ) -> Iterator[subprocess.Popen[str]]:
     """A program, killed at the end if it is still there."""
-    process = subprocess.Popen(
+    process = Program(
         [*PROGRAM, *arguments],
         cwd=cwd,
         env=clean_environment(**environ),

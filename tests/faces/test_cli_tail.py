@@ -13,6 +13,7 @@ import pytest
 from tenure import Tenure
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tests.support.cli import PROGRAM, Terminal, clean_environment, output_of, run_cli
+from tests.support.programs import Program
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_it_follows_until_ctrl_c(app: Tenure, database_url: str) -> None:
 
 def test_it_ends_when_nobody_reads_any_more(app: Tenure, database_url: str) -> None:
     app.enqueue("email")
-    with subprocess.Popen(
+    with Program(
         [*PROGRAM, "tail", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -143,7 +144,7 @@ def test_it_ends_when_nobody_reads_any_more(app: Tenure, database_url: str) -> N
 def test_a_signal_ends_it_as_ctrl_c_does(sqlite_url: str) -> None:
     with Tenure(sqlite_url) as app:
         app.enqueue("email")
-    with subprocess.Popen(
+    with Program(
         [*PROGRAM, "tail"],
         stdout=subprocess.PIPE,
         text=True,

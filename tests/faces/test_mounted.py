@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from tests.support.cli import clean_environment
+from tests.support.programs import Program
 
 SHOP = """
 from starlette.applications import Starlette
@@ -33,7 +34,7 @@ def test_b6_an_open_stream_lets_the_server_stop(tmp_path: Path, path: str) -> No
     (tmp_path / "shop.py").write_text(SHOP, "utf-8")
     port = free_port()
     program = [sys.executable, "-m", "uvicorn", "shop:app", "--port", str(port)]
-    server = subprocess.Popen(
+    server = Program(
         program, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=clean_environment()
     )
     assert server.stderr is not None

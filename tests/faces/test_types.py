@@ -27,6 +27,7 @@ from tenure.jobs.work import ClaimRequest
 from tenure.worker import process
 from tests.support.cli import PROGRAM, clean_environment, cli_json, output_of, run_cli, run_program
 from tests.support.http import ServerProcess, api_client, assert_problem
+from tests.support.programs import Program
 from tests.support.waiting import wait_until
 from tests.support.workers import wait_until_completed
 
@@ -85,7 +86,7 @@ def test_b4_every_enqueue_by_name_gets_what_the_decorator_says(
     where = {"TENURE_DATABASE": database_url}
     with ServerProcess(database_url) as server, Tenure(database_url) as app:
         source = ["--server", server.url] if remote else []
-        worker = subprocess.Popen(
+        worker = Program(
             [*PROGRAM, "worker", "--app", "shop_types:app", "--queue", "mail", *source],
             cwd=tmp_path,
             env=clean_environment(**({} if remote else where)),

@@ -19,6 +19,7 @@ from typing import IO, Any
 from click.testing import CliRunner, Result
 
 from tenure.cli import cli
+from tests.support.programs import run
 
 PROGRAM = (sys.executable, "-m", "tenure")
 
@@ -136,7 +137,7 @@ def run_program(
     *arguments: str, timeout: float = 60, cwd: Any = None, **environ: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `tenure` as a program, to its end."""
-    return subprocess.run(
+    return run(
         [*PROGRAM, *arguments],
         check=False,
         capture_output=True,

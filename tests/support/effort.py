@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -14,6 +17,9 @@ EFFORT = int(os.environ.get(VARIABLE, "1"))
 EVERYTHING = EFFORT > 1
 MANY_ROWS = 1_000_000 if EVERYTHING else 100_000
 """The rows of a table whose plans are looked at."""
+SUITES = Path(__file__).parents[1]
+ABOVE_THE_ENGINES = {"chaos", "contrib", "faces", "testing", "worker"}
+"""Suites about what stands above the store; `contract`, `model` and `unit` test the engines."""
 
 
 def on_either_engine(
@@ -34,3 +40,24 @@ def on_either_engine(
     return pytest.mark.parametrize(
         f"database_url, {names}", each, indirect=["database_url", *indirect]
     )
+
+
+def take_turns(items: list[pytest.Item]) -> None:
+    """Leave each case of the suites above the engines one engine; the others are `full`.
+
+    Which one is left depends on the name of the case: on either engine runs about one half of each
+    file. A test that is marked `each_engine` shows what the engines do in different ways.
+    """
+    cases = defaultdict[tuple[object, ...], list[pytest.Function]](list)
+    for item in items:
+        suite = item.path.relative_to(SUITES).parts[0]
+        if suite in ABOVE_THE_ENGINES and isinstance(item, pytest.Function):
+            given = dict(item.callspec.indices) if hasattr(item, "callspec") else {}
+            passed_by = item.get_closest_marker("full") or item.get_closest_marker("each_engine")
+            if given.pop("database_url", None) is not None and not passed_by:
+                cases[item.path, item.originalname, *sorted(given.items())].append(item)
+    for (path, name, *given), on_engines in cases.items():
+        turn = crc32(f"{path.name} {name}".encode()) + sum(index for _, index in given)
+        del on_engines[turn % len(on_engines)]
+        for item in on_engines:
+            item.add_marker(pytest.mark.full)

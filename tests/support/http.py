@@ -24,6 +24,7 @@ from tenure import Tenure
 from tenure.server import build
 from tenure.settings import Settings
 from tests.support.cli import PROGRAM, clean_environment
+from tests.support.programs import Program
 
 JSON = {"Content-Type": "application/json"}
 UNKNOWN_ID = "0190163d-8694-739b-aea5-966c26f8ad90"
@@ -184,7 +185,7 @@ class ServerProcess:
         program: Sequence[str] = PROGRAM,
         **environ: str,
     ) -> None:
-        self.process = subprocess.Popen(
+        self.process = Program(
             [*program, "serve", "--port", "0", "--database", database, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -219,7 +220,7 @@ class ServerProcess:
 
 def start_python(code: str, **environ: str) -> subprocess.Popen[str]:
     """Start a separate Python process that runs `code`."""
-    return subprocess.Popen(
+    return Program(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -20,6 +20,7 @@ from typing import Self
 import psycopg
 
 from tenure import Tenure
+from tests.support.programs import Program
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
 HEAD = """
@@ -116,7 +117,7 @@ class WorkerScript:
 
     def start(self, **environment: str) -> subprocess.Popen[str]:
         """Start one more process of this script, with this added to its environment."""
-        process = subprocess.Popen(
+        process = Program(
             [sys.executable, str(self.path)],
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,

@@ -23,6 +23,7 @@ from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.worker import health, worker
 from tenure.worker.health import Health, health_served
 from tests.support.cli import clean_environment
+from tests.support.programs import Program
 from tests.support.waiting import wait_until
 from tests.support.workers import running_worker
 
@@ -148,7 +149,7 @@ def test_a_port_that_is_taken_is_refused(app: Tenure) -> None:
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return Program(
         [sys.executable, "-m", "tenure", "worker", "--app", "shop:app", *more],
         cwd=folder,
         env=clean_environment(),
@@ -214,7 +215,7 @@ def test_reload_lets_handlers_have_their_grace(tmp_path: Path) -> None:
     arguments = ("worker", "--app", "shop:app", "--reload", "--grace", "20s")
     with Tenure(f"sqlite:///{tmp_path}/shop.db") as app:
         job = app.enqueue("slow")
-        process = subprocess.Popen(
+        process = Program(
             [sys.executable, "-c", main, *arguments], cwd=tmp_path, env=clean_environment()
         )
         try:

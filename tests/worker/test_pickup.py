@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from tenure import Tenure
+from tests.support.programs import Program
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import running_worker, wait_until_completed
 
@@ -39,7 +40,7 @@ def test_from_another_process(app_on_each_engine: Tenure) -> None:
         return number
 
     app.open()
-    process = subprocess.Popen(
+    process = Program(
         [sys.executable, "-c", ENQUEUE, app.database],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -22,6 +22,7 @@ from tenure.jobs.work import ClaimRequest
 from tests.support.cli import PROGRAM, clean_environment
 from tests.support.http import ServerProcess, api_client, claim_jobs
 from tests.support.lenders import POSTGRES, SQLITE, lent
+from tests.support.programs import Program
 from tests.support.raw_sql import RawSql
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
@@ -248,7 +249,7 @@ def test_a_trace_goes_on_in_a_worker_elsewhere_and_in_its_child_processes(
                 f"{server.url}/jobs", json={"type": "pay"}, headers={"traceparent": PARENT}
             ).raise_for_status()
         jobs = app.find()
-        worker = subprocess.Popen(
+        worker = Program(
             [*PROGRAM, "worker", "--server", server.url, "--app", "shop:app", "--concurrency", "1"],
             cwd=tmp_path,
             env=clean_environment(),

@@ -22,6 +22,7 @@ from tenure.webhooks.deliveries import WEBHOOK, queue_of
 from tenure.worker.webhook_delivery import REMOVED
 from tests.support.cli import PROGRAM, clean_environment, cli_json, output_of, run_cli
 from tests.support.http import api_client, assert_problem, claim_jobs
+from tests.support.programs import Program
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import (
     running_sweeper,
@@ -275,7 +276,7 @@ def test_a_worker_for_any_type_delivers_and_does_not_fake_it(
 ) -> None:
     with receiving() as receiver:
         hook_on(app, receiver.url)
-        process = subprocess.Popen(
+        process = Program(
             [
                 *PROGRAM,
                 *program,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,6 +22,7 @@ from tenure.store import migrate_store
 from tenure.store.commit import Committer
 from tenure.store.sqlite.writer import Sqlite
 from tenure.store.work import EnqueueWork, ExchangeWork, Work
+from tests.support.programs import Program
 from tests.support.store import claim_request
 
 ENQUEUE_OR_CLAIM = """
@@ -95,7 +95,7 @@ def test_a_process_that_is_stopped_there_holds_the_lock_and_killed_leaves_nothin
     if name == "claim":
         commit(db, works()["enqueue"])
     before = rows(path)
-    process = subprocess.Popen(
+    process = Program(
         [sys.executable, "-c", ENQUEUE_OR_CLAIM, name, str(path)],
         cwd=Path(__file__).parents[3],
         env={**os.environ, failpoints.ENVIRONMENT: f"{name}.before_commit=freeze"},

@@ -31,6 +31,7 @@ from tenure.store.sqlite.connection import Connection, connect, connect_writer
 from tenure.store.sqlite.schema import upgrade
 from tenure.store.sqlite.writer import Sqlite
 from tenure.store.tables import queues
+from tests.support.programs import Program
 
 WRITES = {"INSERT", "UPDATE", "DELETE", "REPLACE"}
 
@@ -254,7 +255,7 @@ def test_a_transaction_that_will_end_is_waited_for(
     path = app.database.removeprefix("sqlite:///")
     if holder == "a process":
         command = [sys.executable, "-c", HOLD, path, str(own)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        with Program(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             assert process.stdout.readline()
             app.enqueue("email")

@@ -19,6 +19,7 @@ from tenure.store import migrate_store
 from tenure.store.sqlite import turns
 from tenure.store.sqlite.claim import SqliteClaim, SqliteLaneView
 from tenure.store.sqlite.connection import connect, to_time
+from tests.support.programs import Program
 from tests.support.store import claim_request
 
 LANE = ("q", 0)
@@ -248,7 +249,7 @@ def test_no_processes_together_start_more_than_the_limits(path: Path) -> None:
     raw.execute("COMMIT")
     programs = [(WORK, "w1"), (WORK, "w2"), (WORK, "w3"), (VANDAL, "v")]
     running = [
-        subprocess.Popen(
+        Program(
             [sys.executable, "-c", program, f"sqlite:///{path}", *[name] * (program is WORK)],
             stdout=subprocess.PIPE,
         )

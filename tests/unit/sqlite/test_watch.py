@@ -20,6 +20,7 @@ from tenure.store.notify import Notify, Watch
 from tenure.store.sqlite import watch as sqlite_watch
 from tenure.store.sqlite.reader import SqliteReader
 from tests.support.no_threads import no_new_threads
+from tests.support.programs import Program
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs inotify")
@@ -40,7 +41,7 @@ class Other:
     """Another process with a connection to the file."""
 
     def __init__(self, path: Path) -> None:
-        self._process = subprocess.Popen(
+        self._process = Program(
             [sys.executable, "-c", RUN_EACH_LINE, str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,0 +1,87 @@
+"""Programs that tests fork off instead of starting them are processes like any other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tenure import failpoints
+from tests.support.programs import Program, run
+
+TELL = """
+import os, sys
+
+print(sys.argv[1:], os.getcwd(), os.environ.get("MINE"), __name__, sys.path[0])
+print(os.getppid(), os.getsid(0) == os.getpid(), "tenure" in sys.modules)
+print("an error", file=sys.stderr)
+sys.exit(int(sys.stdin.read()))
+"""
+Start = type[subprocess.Popen[str]]
+
+
+def told(start: Start, command: list[str], folder: Path) -> tuple[str, str, int]:
+    process = start(
+        [sys.executable, *command, "a", "b c"],
+        cwd=folder,
+        env={**os.environ, "MINE": "yes", "PYTHONPATH": str(folder)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    output, error = process.communicate("3")
+    return output, error, process.returncode
+
+
+@pytest.mark.parametrize("command", [["-c", TELL], ["-m", "tells"], ["tells.py"]])
+def test_it_has_what_a_new_interpreter_has(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "tells.py").write_text(TELL)
+    forked = told(Program, command, tmp_path)
+    assert forked[0].endswith(f"\n{os.getpid()} True True\n")
+    anew = told(subprocess.Popen, command, tmp_path)
+    assert (forked[0].replace("True\n", "False\n"), *forked[1:]) == anew
+
+
+def test_it_is_killed_stopped_and_waited_for() -> None:
+    with Program([sys.executable, "-c", "print('up', flush=True); input()"], **PIPES) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.01)
+        process.send_signal(signal.SIGSTOP)
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+        process.kill()
+        assert process.wait(30) == -signal.SIGKILL
+
+
+PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+
+
+def test_an_error_is_printed_and_output_comes_through_to_the_end() -> None:
+    done = run([sys.executable, "-c", "print('x' * 10**6); 1 / 0"], capture_output=True, text=True)
+    assert (len(done.stdout), done.returncode) == (10**6 + 1, 1)
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        run([sys.executable, "-c", "exit(2)"], check=True)
+
+
+def test_a_failpoint_is_armed() -> None:
+    armed = {**os.environ, failpoints.ENVIRONMENT: "claim.before_commit=kill"}
+    hit = "from tenure import failpoints; failpoints.hit('claim.before_commit')"
+    assert run([sys.executable, "-c", hit], env=armed).returncode == -signal.SIGKILL
+    assert run([sys.executable, "-c", hit]).returncode == 0
+
+
+def test_what_only_a_new_interpreter_can_do_is_asked_of_one() -> None:
+    """A seed of hashes of its own, or another program."""
+    seeded = {**os.environ, "PYTHONHASHSEED": "7"}
+    code = "import sys; print('tenure' in sys.modules)"
+    done = run([sys.executable, "-c", code], env=seeded, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+    assert run(["true"]).returncode == 0
