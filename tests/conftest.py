@@ -68,12 +68,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark what asks for PostgreSQL, so that `-m "not postgres"` leaves nothing behind.
 
     Name the faults that a test shows (`-k scenario_022`) and the requirements (`-k
-    requirement_c06`), and keep those that take their time for `make chaos`.
+    requirement_c06`), and keep those that take their time for `make chaos`, but for those that
+    are asked for by their whole name.
     """
     take_turns(items)
-    if left := [] if EVERYTHING else [item for item in items if item.get_closest_marker("full")]:
-        config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if item not in left]
+    named = config.args
+    full = {item for item in items if item.get_closest_marker("full") and item.nodeid not in named}
+    if full and not EVERYTHING:
+        config.hook.pytest_deselected(items=[*full])
+        items[:] = [item for item in items if item not in full]
     if UNTIL in os.environ:  # another part of them is reached in time at each seed
         random.Random(os.environ.get("TENURE_CHAOS_SEED")).shuffle(items)
     for item in items:

@@ -85,6 +85,7 @@ def test_a_worker_whose_clock_is_an_hour_off(
 
 
 @pytest.mark.scenario(69)
+@pytest.mark.each_engine
 def test_the_store_s_clock_jumps_ahead(app_on_each_engine: Tenure, clock: Clock) -> None:
     """Every lease runs out at once: one more attempt each at most, and the dead leases are lost."""
     app = app_on_each_engine
@@ -105,6 +106,7 @@ def test_the_store_s_clock_jumps_ahead(app_on_each_engine: Tenure, clock: Clock)
 
 
 @pytest.mark.scenario(70)
+@pytest.mark.each_engine
 def test_the_store_s_clock_jumps_back(app_on_each_engine: Tenure, clock: Clock) -> None:
     """Leases last longer and retries wait longer; both come, and heartbeats shorten nothing."""
     app = app_on_each_engine

@@ -108,6 +108,7 @@ KILLED = ["enqueued", "claimed", "lease_expired", "retried", "claimed", "complet
 
 
 @pytest.mark.scenario(110)
+@pytest.mark.each_engine
 def test_a_kill_at_the_commit_leaves_all_or_nothing(database_url: str, tmp_path: Path) -> None:
     ends = {
         "before the completion": KILLED,

@@ -161,6 +161,7 @@ def test_a_heartbeat_between_the_sweep_s_read_and_write(
 
 @pytest.mark.scenario(24)
 @pytest.mark.parametrize("how", ["thaw", "kill"])
+@pytest.mark.each_engine
 def test_a_whole_new_attempt_between_the_sweep_s_read_and_write(
     app: Recorded, record: Path, how: str
 ) -> None:
@@ -232,6 +233,7 @@ def test_frozen_after_its_report_while_an_operator_retries_the_job(
     assert checker.check(record, app.database) == []
 
 
+@pytest.mark.each_engine
 def test_a_process_frozen_inside_a_transaction(
     app: Recorded, record: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

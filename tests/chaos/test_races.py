@@ -149,6 +149,7 @@ def test_operators_against_running_jobs(
 
 
 @pytest.mark.scenario(33)
+@pytest.mark.each_engine
 def test_the_first_of_many_with_one_key_is_undone(app_on_each_engine: Tenure) -> None:
     """A transaction holds the key and is rolled back: one job exists, and everybody names it."""
     app = app_on_each_engine

@@ -86,6 +86,7 @@ def worker(version: int, url: str, queue: str, other: str) -> Iterator[list[str]
 
 @pytest.mark.slow
 @pytest.mark.scenario(80)
+@pytest.mark.each_engine
 def test_a_migration_is_killed_at_every_step_while_old_workers_go_on(
     database_url: str, raw: RawSql, tmp_path: Path
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_migration_is_killed_at_every_step_while_old_workers_go_on(
 
 
 @pytest.mark.scenario(81)
+@pytest.mark.each_engine
 def test_of_four_migrators_one_migrates(database_url: str) -> None:
     newest = migrate.newest(engine_of(database_url))
     for version in (0, 2):

@@ -144,6 +144,7 @@ def test_a_program_that_asks_for_json_gets_no_bar(database: str, tmp_path: Path,
 # --- what Python is told --------------------------------------------------------------------------
 
 
+@pytest.mark.each_engine
 def test_verify_tells_each_check_before_it_is_made(database_url: str) -> None:
     told = Recorder()
     with Tenure(database_url) as app:

@@ -76,6 +76,7 @@ def test_doctor_says_how_everything_is(raw: RawSql) -> None:
     assert result.exit_code == (1 if problems else 0)
 
 
+@pytest.mark.each_engine
 def test_doctor_finds_a_guard_that_is_gone(raw: RawSql) -> None:
     raw.drop_triggers()
 
@@ -104,6 +105,7 @@ def test_migrate_tells_both_versions(database_url: str) -> None:
     assert again == f"schema {version} (as it was)"
 
 
+@pytest.mark.each_engine
 def test_a_newer_schema_is_refused_and_explained(raw: RawSql) -> None:
     table = "tenure_schema" if raw.engine == "sqlite" else "tenure.schema_version"
     raw.run(f"INSERT INTO {table} VALUES (99, {{now}})")

@@ -170,6 +170,7 @@ def schema(url: str, name: str = "tenure") -> str:
     return "\n".join(line for line in dump.splitlines() if "restrict" not in line)
 
 
+@pytest.mark.each_engine
 def test_the_sql_for_a_new_database_makes_what_migrate_makes(
     database_url: str, other_url: str
 ) -> None:

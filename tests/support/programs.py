@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = (
     *("tenure.cli", "tenure.server", "tenure.worker.worker", "tenure.worker.processes"),
     *("tenure.store.postgres.reader", "tenure.store.sqlite.reader", "psycopg"),
-    *("uvicorn.protocols.http.auto", "uvicorn.lifespan.off"),
+    *("uvicorn.protocols.http.auto", "uvicorn.lifespan.off", "uvloop"),
 )
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 MAX_REQUEST_BYTES = 200_000  # a packet to a socket holds no more
@@ -199,6 +199,7 @@ def become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     open_streams()
     failpoints = sys.modules["tenure.failpoints"]
     failpoints.ARMED = failpoints.read(os.environ.get(failpoints.ENVIRONMENT, ""))
+    sys.orig_argv = request["command"]
     run_program(request["command"][1:])
 
 

@@ -296,6 +296,7 @@ Attempts.collect = fail
 
 
 @pytest.mark.scenario(18)
+@pytest.mark.each_engine
 def test_a_handler_that_forks_settles_its_job_once(
     app_on_each_engine: Tenure, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ print(len(app.find(type="parent")), len(app.verify()))
 """
 
 
+@pytest.mark.each_engine
 def test_a_child_of_a_fork_opens_postgresql_again(database_url: str) -> None:
     """On SQLite it is refused, with the hook that closes the file before the fork."""
     command = [sys.executable, "-c", FORKING, database_url]

@@ -266,6 +266,7 @@ register()
 """
 
 
+@pytest.mark.each_engine
 def test_a_worker_that_was_frozen_commits_nothing(app: Tenure, tmp_path: Path) -> None:
     """It wakes after its jobs were taken over and have been done, on each kind of connection."""
     kinds = SQLITE if app.database.startswith("sqlite") else POSTGRES

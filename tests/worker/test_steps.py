@@ -439,6 +439,7 @@ def test_who_has_lost_the_job_writes_nothing_in_a_step(app_on_each_engine: Tenur
     assert app.get(job.id).status == "cancelled"
 
 
+@pytest.mark.each_engine
 def test_a_step_is_asked_for_again_while_the_job_is_locked(
     app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -468,6 +469,7 @@ def test_a_step_is_asked_for_again_while_the_job_is_locked(
     assert [(step.name, step.token) for step in app.steps(job.id).steps] == [("charge", 1)]
 
 
+@pytest.mark.each_engine
 def test_a_step_meets_the_lock_of_its_own_handler(
     app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:

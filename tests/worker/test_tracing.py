@@ -52,6 +52,7 @@ def named(spans: InMemorySpanExporter, name: str, count: int) -> list[ReadableSp
     return wait_until(look, f"{count} spans {name}")
 
 
+@pytest.mark.each_engine
 def test_jobs_of_a_callers_transaction_belong_to_its_span(
     database_url: str, spans: InMemorySpanExporter
 ) -> None:
