@@ -18,6 +18,7 @@ from sqlalchemy import text
 from tenure import InvalidInput
 from tenure.contrib.flask import Tenure
 from tests.support.cli import clean_environment
+from tests.support.programs import Program
 from tests.support.waiting import wait_until
 from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
 
@@ -175,7 +176,7 @@ def create_app():
 
 def flask(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     (folder / "shop.py").write_text(SHOP, "utf-8")
-    return subprocess.Popen(
+    return Program(
         [sys.executable, "-m", "flask", "--app", "shop", "tenure", *arguments],
         cwd=folder,
         env=clean_environment(),

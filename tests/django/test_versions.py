@@ -6,13 +6,14 @@ They need Django's settings, so one process runs them all. What fails in it is a
 from __future__ import annotations
 
 import subprocess
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from bench.environments import Unavailable
-from tests.django.environments import TESTED_BY, own_tests, python_with
+from tests.django.environments import TESTED_BY, VERSIONS, own_tests, python_with
 from tests.django.ported import NOT_IN_BACKPORT, NOT_OURS, port
 from tests.django.project import SITE, Project
 
@@ -49,8 +50,21 @@ def outcomes(version: str, database: str, folder: Path) -> dict[str, str]:
     return told
 
 
-# The oldest and the newest show what is between them in most cases.
-@pytest.mark.parametrize("version", ["5.2", pytest.param("6.0", marks=pytest.mark.full), "6.1"])
+# The oldest and the newest show what is between them in most cases, each on one database.
+IN_EACH_RUN = [("5.2", "sqlite"), ("6.1", "postgres")]
+FULL, POSTGRES = [pytest.mark.full], [pytest.mark.postgres]
+
+
+@pytest.mark.parametrize(
+    ("version", "database_url"),
+    [
+        pytest.param(
+            *pair, marks=FULL * (pair not in IN_EACH_RUN) + POSTGRES * ("postgres" in pair)
+        )
+        for pair in product(VERSIONS, ("sqlite", "postgres"))
+    ],
+    indirect=["database_url"],
+)
 def test_the_cases_and_djangos_own_tests_pass(
     version: str, database_url: str, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:

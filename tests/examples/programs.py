@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx2
 
 from tests.support.cli import clean_environment
+from tests.support.programs import Program
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 @contextmanager
 def program(*command: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
     """Run `python -m …` in the root of the project; it has to end in order."""
-    process = subprocess.Popen(
+    process = Program(
         [sys.executable, "-m", *command],
         cwd=ROOT,
         env={**clean_environment(), "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **environ},
