@@ -12,6 +12,7 @@ import pytest
 
 from tenure.events import Retried
 from tenure.store import audit, dependency_audit, limit_audit, open_store
+from tests.support.effort import on_either_engine
 from tests.support.store import (
     LEASE_SECONDS,
     StoreHarness,
@@ -235,7 +236,7 @@ def test_nothing_is_found_in_a_sound_history(harness: StoreHarness) -> None:
     assert harness.store.read.violations(10) == []
 
 
-@pytest.mark.parametrize(("broken", "statement"), LEDGER_BREAKS + ROW_BREAKS)
+@on_either_engine("broken, statement", *LEDGER_BREAKS, *ROW_BREAKS)
 def test_it_finds_what_was_broken(
     unaudited_harness: StoreHarness, broken: set[str], statement: str
 ) -> None:
