@@ -48,16 +48,15 @@ def take_turns(items: list[pytest.Item]) -> None:
     Which one is left depends on the name of the case: on either engine runs about one half of each
     file. A test that is marked `each_engine` shows what the engines do in different ways.
     """
-    cases = defaultdict[tuple[object, ...], list[pytest.Function]](list)
+    cases = defaultdict[str, list[pytest.Item]](list)
     for item in items:
         suite = item.path.relative_to(SUITES).parts[0]
         if suite in ABOVE_THE_ENGINES and isinstance(item, pytest.Function):
-            given = dict(item.callspec.indices) if hasattr(item, "callspec") else {}
+            engine = item.callspec.params.get("database_url") if hasattr(item, "callspec") else None
             passed_by = item.get_closest_marker("full") or item.get_closest_marker("each_engine")
-            if given.pop("database_url", None) is not None and not passed_by:
-                cases[item.path, item.originalname, *sorted(given.items())].append(item)
-    for (path, name, *given), on_engines in cases.items():
-        turn = crc32(f"{path.name} {name}".encode()) + sum(index for _, index in given)
-        del on_engines[turn % len(on_engines)]
+            if engine in ("sqlite", "postgres") and not passed_by:
+                cases[item.nodeid.replace(engine, "", 1)].append(item)
+    for name, on_engines in cases.items():
+        del on_engines[crc32(name.encode()) % len(on_engines)]
         for item in on_engines:
             item.add_marker(pytest.mark.full)
