@@ -8,7 +8,7 @@ import pytest
 
 from tests.django.project import Project
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.each_engine]
 
 
 @pytest.fixture

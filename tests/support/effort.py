@@ -18,7 +18,7 @@ EVERYTHING = EFFORT > 1
 MANY_ROWS = 1_000_000 if EVERYTHING else 100_000
 """The rows of a table whose plans are looked at."""
 SUITES = Path(__file__).parents[1]
-ABOVE_THE_ENGINES = {"chaos", "contrib", "faces", "testing", "worker"}
+ABOVE_THE_ENGINES = {"chaos", "contrib", "django", "faces", "testing", "worker"}
 """Suites about what stands above the store; `contract`, `model` and `unit` test the engines."""
 
 
@@ -52,9 +52,10 @@ def take_turns(items: list[pytest.Item]) -> None:
     for item in items:
         suite = item.path.relative_to(SUITES).parts[0]
         if suite in ABOVE_THE_ENGINES and isinstance(item, pytest.Function):
-            engine = item.callspec.params.get("database_url") if hasattr(item, "callspec") else None
+            given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+            engine = next((each for each in ("sqlite", "postgres") if each in given), "")
             passed_by = item.get_closest_marker("full") or item.get_closest_marker("each_engine")
-            if engine in ("sqlite", "postgres") and not passed_by:
+            if engine and not passed_by:
                 cases[item.nodeid.replace(engine, "", 1)].append(item)
     for name, on_engines in cases.items():
         del on_engines[crc32(name.encode()) % len(on_engines)]
