@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, NoReturn, Protocol
+
+from msgspec import Struct
 
 Meets = Literal["completed", "settled", "failed"]
 """The ending of a job that meets a dependency on it: `completed`; `settled`, which is any; or
 `failed`, which is failed for good, cancelled or skipped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dependency:
+class Dependency(Struct, frozen=True):
     """That a job waits for another one.
 
     - `job_id`: the id of the other job.

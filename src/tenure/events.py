@@ -6,8 +6,9 @@ Which job an event may happen to, and what it changes, is said by the table in `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
+
+from msgspec import Struct, field
 
 STORE = "store"
 """The actor of what follows from another transition, such as the retry of a failure."""
@@ -15,8 +16,7 @@ SWEEP = "sweep"
 """The actor where time ran out."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed:
+class Claimed(Struct, frozen=True, kw_only=True):
     """A worker takes the job for `lease_seconds`, under a `lease_id` that cannot be guessed."""
 
     name: ClassVar[str] = "claimed"
@@ -25,8 +25,7 @@ class Claimed:
     actor: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
+class Completed(Struct, frozen=True, kw_only=True):
     """The lease holder reports that the attempt succeeded."""
 
     name: ClassVar[str] = "completed"
@@ -35,8 +34,7 @@ class Completed:
     actor: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
+class Failed(Struct, frozen=True, kw_only=True):
     """The lease holder reports that the attempt failed.
 
     `delay`: seconds until it is tried again, if not as the policy of the job says.
@@ -49,8 +47,7 @@ class Failed:
     actor: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GaveUp:
+class GaveUp(Struct, frozen=True, kw_only=True):
     """The lease holder reports that the attempt failed and that another one cannot help."""
 
     name: ClassVar[str] = "gave_up"
@@ -59,16 +56,14 @@ class GaveUp:
     actor: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseExpired:
+class LeaseExpired(Struct, frozen=True, kw_only=True):
     """The lease ran out before its holder reported."""
 
     name: ClassVar[str] = "lease_expired"
     actor: str = SWEEP
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retried:
+class Retried(Struct, frozen=True, kw_only=True):
     """The job runs again after `delay` seconds, with `more_retries` added to its limit."""
 
     name: ClassVar[str] = "retried"
@@ -78,8 +73,7 @@ class Retried:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Released:
+class Released(Struct, frozen=True, kw_only=True):
     """The lease holder returns the job before its handler started."""
 
     name: ClassVar[str] = "released"
@@ -87,8 +81,7 @@ class Released:
     actor: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interrupted:
+class Interrupted(Struct, frozen=True, kw_only=True):
     """The lease holder, which stops in order, returns the job whose handler had started."""
 
     name: ClassVar[str] = "interrupted"
@@ -96,8 +89,7 @@ class Interrupted:
     actor: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snoozed:
+class Snoozed(Struct, frozen=True, kw_only=True):
     """The lease holder returns the job, to run again after `delay` seconds, without a charge."""
 
     name: ClassVar[str] = "snoozed"
@@ -106,8 +98,7 @@ class Snoozed:
     actor: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suspended:
+class Suspended(Struct, frozen=True, kw_only=True):
     """The lease holder returns the job until `need` things have come.
 
     `spare` is how many of those it waits for may fail to come.
@@ -120,8 +111,7 @@ class Suspended:
     actor: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unblocked:
+class Unblocked(Struct, frozen=True, kw_only=True):
     """What the job waited for has come, or an operator waits no longer: `need` is what is left."""
 
     name: ClassVar[str] = "unblocked"
@@ -129,8 +119,7 @@ class Unblocked:
     actor: str = STORE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped:
+class Skipped(Struct, frozen=True, kw_only=True):
     """What the job waits for can no longer come: `spare` is below zero."""
 
     name: ClassVar[str] = "skipped"
@@ -138,8 +127,7 @@ class Skipped:
     actor: str = STORE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restored:
+class Restored(Struct, frozen=True, kw_only=True):
     """What made a job be skipped was retried: it waits again, for `need` with `spare`."""
 
     name: ClassVar[str] = "restored"
@@ -148,8 +136,7 @@ class Restored:
     actor: str = STORE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Amended:
+class Amended(Struct, frozen=True, kw_only=True):
     """An operator sets columns of a pending job: column -> value, as the fields of a `Job`.
 
     With `delay`, it runs that many seconds from now; with 0, at once if it is not due.
@@ -162,16 +149,14 @@ class Amended:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expired:
+class Expired(Struct, frozen=True, kw_only=True):
     """The time by which the job had to start has passed."""
 
     name: ClassVar[str] = "expired"
     actor: str = SWEEP
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cancelled:
+class Cancelled(Struct, frozen=True, kw_only=True):
     """An operator or the application stops the job, before it runs or while it runs."""
 
     name: ClassVar[str] = "cancelled"

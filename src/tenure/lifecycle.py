@@ -18,10 +18,10 @@ that may be tried again passes through `failed` to `pending` in the same transac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from tenure import events
@@ -91,8 +91,7 @@ class Guard(Enum):
         self.sql = sql
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One row of the table: a legal transition, its guards, and what it changes.
 
     A change in SQL that names none of the events between two statuses is the first of them.

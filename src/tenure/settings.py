@@ -13,7 +13,6 @@ import ipaddress
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -296,6 +295,8 @@ def _variables(name: str) -> tuple[str, ...]:
 def _read_toml(path: str | None) -> dict[str, Any]:
     if not path:
         return {}
+    import tomllib
+
     try:
         return tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:

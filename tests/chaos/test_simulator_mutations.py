@@ -8,12 +8,12 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
-from dataclasses import replace as changed
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from msgspec.structs import replace as changed
 
 from tenure import lifecycle
 from tenure.events import Failed, LeaseExpired, Released

@@ -176,3 +176,32 @@ def test_an_interrupted_command_has_an_exit_code_of_its_own(sqlite_url: str) -> 
     result = run_cli("enqueue", "email", "-", "--database", sqlite_url, stdin=Interrupted())
 
     assert result.exit_code == 130
+
+
+PRODUCER = """
+import sys
+from tenure import Tenure
+
+app = Tenure(sys.argv[1])
+
+@app.job
+def send(to: str) -> None: ...
+
+send.enqueue("ann")
+print(*sorted(sys.modules))
+"""
+
+
+def test_a_program_that_adds_jobs_imports_no_event_loop(sqlite_url: str) -> None:
+    """What takes longest to import is for workers, servers and coroutines."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRODUCER, sqlite_url],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        timeout=60,
+    )
+    loaded = set(done.stdout.split())
+    assert "tenure.store.commit" in loaded
+    assert loaded.isdisjoint({"asyncio", "psycopg", "ssl", "tomllib", "tenure.webhooks.request"})

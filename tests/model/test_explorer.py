@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -70,7 +69,7 @@ def with_move(event: str, source: Status, **changes: Any) -> Break:
     def apply(patch: pytest.MonkeyPatch) -> None:
         table = dict(lifecycle.RULE_OF)
         line = table[event, source]
-        table[event, source] = dataclasses.replace(line, **changes)
+        table[event, source] = replace(line, **changes)
         patch.setattr(lifecycle, "RULE_OF", table)
 
     return apply
@@ -78,7 +77,7 @@ def with_move(event: str, source: Status, **changes: Any) -> Break:
 
 def nobody_checks_the_lease(right: Decide, job: Job, event: Event, now: datetime) -> Job:
     if isinstance(event, Completed | Failed | Released) and job.lease_id:
-        event = dataclasses.replace(event, lease_id=job.lease_id)
+        event = replace(event, lease_id=job.lease_id)
     return right(job, event, now)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -116,7 +114,7 @@ class Core:
         if filter.queue is not None:
             require(self.queues, [filter.queue])
             return filter
-        return dataclasses.replace(filter, within=self.queues)
+        return replace(filter, within=self.queues)
 
     def open(self, *, make: bool = True) -> Store:
         """Open the database; without `make`, refuse one that has no schema of Tenure."""
@@ -139,6 +137,8 @@ class Core:
     async def opened(self) -> None:
         """Open the database off the event loop, if it is not open yet."""
         if (self._whole or self)._opened is None:
+            import asyncio
+
             await asyncio.to_thread((self._whole or self).open)
 
     def close(self) -> None:

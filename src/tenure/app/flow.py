@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -161,6 +160,8 @@ class NewWorkflow:
 
     async def status_async(self) -> Mapping[str, int]:
         """Do what `status` does, without blocking the event loop."""
+        import asyncio
+
         return await asyncio.to_thread(self.status)
 
     async def wait_async(self, timeout: Duration | None = None) -> Workflow:
@@ -168,6 +169,8 @@ class NewWorkflow:
         return await self._app.workflows.wait_async(self.id, timeout)
 
     async def _store_async(self) -> None:
+        import asyncio
+
         await asyncio.to_thread(self._store)
 
     def _store(self) -> None:

@@ -105,9 +105,7 @@ def failures_shown(
     """
     if not redaction:
         return list(groups)
-    return [
-        dataclasses.replace(group, error=_last_error(core, group, redaction)) for group in groups
-    ]
+    return [replace(group, error=_last_error(core, group, redaction)) for group in groups]
 
 
 def _last_error(core: Core, group: FailureGroup, redaction: Redaction) -> str:

@@ -1,8 +1,11 @@
-"""What waits for the database without blocking the event loop."""
+"""What waits for the database without blocking the event loop.
+
+Modules that every application imports import asyncio where they use it: its import costs as much as
+half of the others together, and many applications do without.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -18,6 +21,8 @@ def twin(verb: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
 
     @functools.wraps(verb)
     async def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        import asyncio
+
         return await asyncio.to_thread(verb, *args, **kwargs)
 
     run.__name__ = run.__qualname__ = f"{verb.__name__}_async"
@@ -30,6 +35,8 @@ async def answer_of(future: Future[R]) -> R:
 
     Does what `asyncio.wrap_future` does, in half the time.
     """
+    import asyncio
+
     loop = asyncio.get_running_loop()
     waiter = loop.create_future()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from concurrent.futures import Future
@@ -52,6 +51,8 @@ async def wait_async(app: Tenure, job: Job | str, timeout: Duration | None = Non
     await app.core.opened()
     future = begin(app.core, job_id)
     try:
+        import asyncio
+
         return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
     except TimeoutError:
         raise _late(job_id, seconds) from None
@@ -171,6 +172,8 @@ class AsCompleted(Generic[R]):
             _cancel(futures)
 
     async def __aiter__(self) -> AsyncIterator[Handle[R]]:
+        import asyncio
+
         await self._app.core.opened()
         futures = self._started()
         ends = [_end(handle, future) for future, handle in futures.items()]
@@ -182,6 +185,8 @@ class AsCompleted(Generic[R]):
 
 
 async def _end(handle: Handle[R], future: Future[Job]) -> tuple[Handle[R], Future[Job]]:
+    import asyncio
+
     await asyncio.wait([asyncio.wrap_future(future)])
     return handle, future
 

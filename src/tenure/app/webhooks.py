@@ -12,7 +12,7 @@ from tenure.jobs.names import check_name, list_of_names
 from tenure.jobs.queue_rights import ANY_REST
 from tenure.lifecycle import EVENTS
 from tenure.store.tables import webhooks
-from tenure.webhooks import deliveries, request
+from tenure.webhooks import deliveries
 
 MAX_WEBHOOKS = 100
 """Each of them is one more reader of the ledger."""
@@ -45,6 +45,8 @@ class Webhooks(Noun):
 
         Raises InvalidInput, also if there are 100 webhooks already.
         """
+        from tenure.webhooks import request  # with ssl and all
+
         check_name(name, "webhook", "$.name")
         if len(name) > MAX_NAME:
             raise InvalidInput(f"use at most {MAX_NAME} characters", path="$.name")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -209,6 +208,8 @@ class Workflows(Noun):
 
     async def wait_async(self, workflow_id: str, timeout: Duration | None = None) -> Workflow:
         """Wait like `wait`, without blocking the event loop or holding a thread."""
+        import asyncio
+
         limit = _Limit(workflow_id, timeout)
         await self.get_async(workflow_id)
         find = self._open_jobs(workflow_id)

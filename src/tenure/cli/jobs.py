@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -162,6 +161,8 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
 @reading_options
 def show(id: str, as_json: bool) -> None:
     """Show a job, its history, and why it is not running."""
+    from msgspec.structs import replace
+
     from tenure.app.shown import progress_shown, steps_shown, transitions_shown
     from tenure.wire import responses
     from tenure.wire.kept import steps_body
@@ -228,6 +229,8 @@ def _time_line(history: Sequence[Transition]) -> None:
 @answer_options
 def explain(id: str, as_json: bool) -> None:
     """Say why a job is not running, and what you can do."""
+    from msgspec.structs import replace
+
     from tenure.jobs.queries import EVENT_OF
 
     with existing() as app:

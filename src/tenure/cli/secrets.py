@@ -110,7 +110,9 @@ def create_webhook(name: str, url: str, events: Sequence[str], as_json: bool, **
     with application() as app:
         secret, made = app.webhooks.create(name, url, events, **only)
     if as_json:
-        print_json({"secret": secret, **asdict(made)})
+        from msgspec import structs
+
+        print_json({"secret": secret, **structs.asdict(made)})
         return
     click.echo(secret)
     click.echo("It is not shown again. The receiver needs it to check signatures.", err=True)

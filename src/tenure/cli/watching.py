@@ -10,7 +10,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +102,8 @@ def _keys() -> Iterator[None]:
 
 def picture(app: Tenure) -> dict[str, Any]:
     """Read everything that is shown, as one JSON document has it."""
+    from msgspec.structs import asdict
+
     from tenure.app.shown import failures_shown
     from tenure.lifecycle import ATTEMPT_ENDS
     from tenure.wire import responses
@@ -211,6 +212,8 @@ def _transitions(
 
 def _newest(app: Tenure, wanted: EventFilter, lines: int) -> tuple[Sequence[LedgerEvent], str]:
     """Return the last `lines` transitions that match, and the position after them."""
+    from msgspec.structs import astuple
+
     position = app.events.end(back=SEARCHED if lines and any(astuple(wanted)) else lines)
     found: deque[LedgerEvent] = deque(maxlen=lines)
     more = lines > 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+from msgspec import Struct
 
 from tenure.events import Retried
 from tenure.jobs.explain_limits import LimitFacts, limit_reason
@@ -30,8 +31,7 @@ COUNTED_SOON = timedelta(seconds=10)
 """How far the statistics may be behind, and count as up to date."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(Struct, frozen=True, kw_only=True):
     """What the store knows about the surroundings of a job at `now`."""
 
     now: datetime
@@ -48,8 +48,7 @@ class Facts:
     limits: LimitFacts | None = None  # of its queue, if it is due
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(Struct, frozen=True):
     """A stable `reason` for programs, a sentence for people, and the events that are legal now."""
 
     reason: str

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+
+from msgspec import Struct
 
 from tenure.jobs.limits import Limits, Rate, parse_rate
 from tenure.jobs.text import length
 from tenure.lifecycle import Status
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Part(Struct, frozen=True, kw_only=True):
     """A queue, or a partition of one: how far its limits are used.
 
     `tat` is when its rate is unused again, in microseconds since 1970. `oldest` is the id of the
@@ -34,8 +34,7 @@ class Part:
         return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=micros)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitFacts:
+class LimitFacts(Struct, frozen=True, kw_only=True):
     """The limits of a job's queue, and how far they are used.
 
     `partition` is None where partitions do not take turns; `ahead` counts the due jobs of it that

@@ -9,9 +9,10 @@ from contextlib import (
     AsyncExitStack,
     ExitStack,
 )
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from tenure.jobs.context import JobContext
 
@@ -23,8 +24,7 @@ Around = Callable[[JobContext], Manager]
 Lifespan = Callable[[], Manager]
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(Struct, frozen=True):
     """A failed attempt, as the functions of `Tenure.on_failure` get it.
 
     - `id`, `type`, `queue`: of the job.
@@ -52,8 +52,7 @@ class Failure:
 OnFailure = Callable[[Failure], Awaitable[object] | object]
 
 
-@dataclass(slots=True)
-class Hooks:
+class Hooks(Struct):
     """What the functions of an application are called for beside its jobs, in their order."""
 
     around: list[Around] = field(default_factory=list)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.redaction import MARK
@@ -31,8 +35,7 @@ class Transition:
     lease_id: str | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventFilter:
+class EventFilter(Struct, frozen=True, kw_only=True):
     """Which transitions are wanted; None means any."""
 
     types: tuple[str, ...] | None = None
@@ -42,8 +45,7 @@ class EventFilter:
     within: Patterns | None = None  # the only queues of who asks
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerEvent:
+class LedgerEvent(Struct, frozen=True):
     """A transition with what the ledger does not repeat: type, queue and tags of its job."""
 
     transition: Transition
@@ -55,11 +57,10 @@ class LedgerEvent:
         """Return the event without its error, which may hold redacted values."""
         if self.transition.detail is None:
             return self
-        return replace(self, transition=replace(self.transition, detail=MARK))
+        return replace(self, transition=dataclasses.replace(self.transition, detail=MARK))
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerPage:
+class LedgerPage(Struct, frozen=True):
     """A part of the ledger: the events that match, and the position up to which it was read."""
 
     events: Sequence[LedgerEvent]
@@ -67,8 +68,7 @@ class LedgerPage:
     more: bool  # whether there may be more after `position`
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Webhook:
+class Webhook(Struct, frozen=True, kw_only=True):
     """A URL that is notified of transitions; None for `types` or `queues` means any.
 
     The secret that signs the requests is never part of this.

@@ -8,11 +8,11 @@ themselves; what is computed here says how far a claim may go, and when to look 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Literal, NamedTuple
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
+from msgspec.structs import replace
 
 from tenure.errors import InvalidInput
 from tenure.jobs.durations import seconds
@@ -31,8 +31,7 @@ KEEP = UNSET
 """The default of settings that a call does not change."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(Struct, frozen=True):
     """How many jobs may start: never more than `starts` in any `seconds`, `burst` of them at once.
 
     As text it is what `parse_rate` reads.
@@ -58,8 +57,7 @@ class Rate:
         return f"{self.starts}/{self.seconds}s"
 
 
-@dataclass(frozen=True, slots=True)
-class PerPartition:
+class PerPartition(Struct, frozen=True):
     """What holds for each partition of a queue; without any value, only that they take turns.
 
     - `max_running`: how many jobs of a partition may be processing at once, 0 to 2,147,483,647.
@@ -80,8 +78,7 @@ class PerPartition:
         parse_rate(self.rate, self.burst, "$.per_partition")
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """The limits of a queue; see `app.queues.limit`."""
 
     max_running: int | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypedDict
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from tenure.errors import InvalidInput
 from tenure.jobs import ids, payload
@@ -37,8 +39,7 @@ class State(StrEnum):
         return Status.WAITING if self is State.BLOCKED else Status.PENDING
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
+class Filter(Struct, frozen=True, kw_only=True):
     """Selects the jobs that match every field that is set."""
 
     status: str | None = None
@@ -115,8 +116,7 @@ def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filte
     return filter
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Query(Filter):
+class Query(Filter, frozen=True, kw_only=True):
     """A query of a store: the jobs of a filter in the order of their ids, newest first.
 
     The ids `before` and `after` are exclusive; `through` is the last id to look at.
@@ -141,11 +141,10 @@ class Query(Filter):
 
 
 def query_of(filter: Filter, **more: Any) -> Query:
-    return Query(**{each.name: getattr(filter, each.name) for each in fields(Filter)}, **more)
+    return Query(**{name: getattr(filter, name) for name in Filter.__struct_fields__}, **more)
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(Struct, frozen=True):
     """Some jobs of a filter. `next` is the `before` of the next page, None on the last one.
 
     `searched_all` is false if the search stopped at the limit of rows for one call, so that there
@@ -157,8 +156,7 @@ class Page:
     searched_all: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
+class Counted(Struct, frozen=True):
     """The number of jobs that match a filter; the least number if not `exact`."""
 
     jobs: int
@@ -196,8 +194,7 @@ def action_of(name: str) -> Action:
     return Action(name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bulk:
+class Bulk(Struct, frozen=True, kw_only=True):
     """An action on all jobs that matched a filter when it started, and how far it is."""
 
     id: str
@@ -213,8 +210,8 @@ class Bulk:
     exact: bool  # otherwise `total` is a minimum
     changed: int
     refused: int  # changed otherwise first, or deleted
-    batches: int = field(default=0, repr=False)  # transactions so far
-    cursor: str | None = field(default=None, repr=False)  # the last id it examined
+    batches: int = 0  # transactions so far
+    cursor: str | None = None  # the last id it examined
 
     @property
     def examined(self) -> int:

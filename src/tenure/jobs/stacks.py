@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
+
+from msgspec import Struct
 
 from tenure.lifecycle import Status
 
@@ -30,8 +31,7 @@ Link: TypeAlias = tuple[str, str, str]
 """A dependency: the ids of parent and child, and what is met."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
+class Stack(Struct, frozen=True):
     """Alike jobs: their type, their number by status, one of them, and their layer, from 0."""
 
     type: str
@@ -55,8 +55,7 @@ class Tie(NamedTuple):
     dependencies: int
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+class Shape(Struct, frozen=True):
     """The stacks of a workflow in the order of their layers, and the ties between them."""
 
     stacks: Sequence[Stack]

@@ -6,12 +6,11 @@ What the HTTP API answers as it is, its OpenAPI description describes from here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from math import inf
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from tenure.jobs.enqueue import KnownType
 from tenure.jobs.limits import Limits
@@ -27,8 +26,7 @@ BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.
 """Upper bounds, in seconds, of the classes that waiting and run times are counted in."""
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
+class Count(Struct, frozen=True):
     """The number of jobs with one status in one queue and of one type."""
 
     status: StatusName
@@ -37,8 +35,7 @@ class Count:
     jobs: int
 
 
-@dataclass(frozen=True, slots=True)
-class Total:
+class Total(Struct, frozen=True):
     """The transitions of one event in one queue and type since the database was made.
 
     `seconds` and `buckets` measure the time from due to claimed for `claimed`, and run times for
@@ -55,15 +52,13 @@ class Total:
     buckets: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Activity(Total):
+class Activity(Total, frozen=True):
     """The part of a `Total` that belongs to the minute that begins at `minute`."""
 
     minute: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class FailureGroup:
+class FailureGroup(Struct, frozen=True):
     """Failed attempts of one type in one queue with alike errors.
 
     `error` is the first line of the error, without numbers, ids and other parts that vary.
@@ -79,8 +74,7 @@ class FailureGroup:
     last_job_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class QueueState:
+class QueueState(Struct, frozen=True):
     """A queue: its settings and its jobs. `oldest_due_at` is when the oldest due job became due.
 
     `pause_reason` is what was said when it was paused. If there are `limits`, `running` counts the
@@ -115,8 +109,7 @@ def limits_of(queue: QueueState) -> str:
     return ", ".join(said)
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionState:
+class PartitionState(Struct, frozen=True):
     """A partition of a queue with limits: its jobs, and what differs for it.
 
     `partition` is empty for the jobs without one. `pending` counts those of a queue whose
@@ -136,8 +129,7 @@ class PartitionState:
     halted_by: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerState:
+class WorkerState(Struct, frozen=True):
     """A worker that asked for jobs lately; None for `queues` or `types` means any.
 
     Of a worker with many only 20 are kept, and how many more there are: `(and 5 more)`. `slots` is

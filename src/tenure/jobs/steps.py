@@ -6,7 +6,6 @@ pipe of a child process. Each call is a struct, and one method carries them all.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, wait
@@ -221,6 +220,8 @@ def waited(steps: Waiting[T]) -> T:
 
 async def awaited(steps: Waiting[T]) -> T:
     """Do what waits without blocking the event loop, and return its result."""
+    import asyncio
+
     while True:
         try:
             pause = next(steps)

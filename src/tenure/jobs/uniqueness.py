@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from tenure.errors import DuplicateJob, InvalidInput
@@ -162,8 +163,7 @@ def _value(values: Any, name: str) -> Any:
 # --- conflicts ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Throttled:
+class Throttled(Struct, frozen=True):
     """The job that was accepted last by a rule with `within`; None if it was deleted since."""
 
     job_id: str
@@ -171,8 +171,7 @@ class Throttled:
     job: Job | None
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """What is stored about the unique keys of a batch, at `now`."""
 
     now: datetime
@@ -181,8 +180,7 @@ class Seen:
     known: frozenset[str] = frozenset()  # idempotency keys that are not new
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(Struct):
     """What becomes of a batch: jobs to add, holders to change, and the answer to each request.
 
     An answer is the number of a job of `fresh`, the job that is there, or a refusal.

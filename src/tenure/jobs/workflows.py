@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from itertools import combinations
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
 from tenure.dependency import Meets
@@ -51,8 +51,7 @@ def endings_of(status: WorkflowStatus) -> list[str]:
     return [endings for endings in some if status_of(endings) is status]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workflow:
+class Workflow(Struct, frozen=True, kw_only=True):
     """A workflow, and how many of its jobs have which status; None if that was not counted."""
 
     id: str
@@ -65,16 +64,14 @@ class Workflow:
     finished_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class WorkflowPage:
+class WorkflowPage(Struct, frozen=True):
     """Some workflows, newest first. `next` is the `before` of the next page, None on the last."""
 
     workflows: Sequence[Workflow]
     next: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class GraphJob:
+class GraphJob(Struct, frozen=True):
     """A job of a workflow, as far as its graph shows it."""
 
     id: str
@@ -84,8 +81,7 @@ class GraphJob:
     needs: int | None  # how many of the jobs that it depends on; None: all
 
 
-@dataclass(frozen=True, slots=True)
-class GraphDependency:
+class GraphDependency(Struct, frozen=True):
     """That the job `child` waits for the job `parent`."""
 
     parent: str
@@ -94,8 +90,7 @@ class GraphDependency:
     name: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class GraphPage:
+class GraphPage(Struct, frozen=True):
     """Some jobs of a workflow, oldest first, and what they depend on.
 
     `next` is the `after` of the next page, None on the last one.
@@ -106,8 +101,7 @@ class GraphPage:
     next: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Relative:
+class Relative(Struct, frozen=True):
     """A job that another one waits for, or that waits for it, and which ending counts."""
 
     id: str
@@ -118,8 +112,7 @@ class Relative:
     name: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class RelativePage:
+class RelativePage(Struct, frozen=True):
     """Some parents or followers of a job, oldest first.
 
     `next` is the `after` of the next page, None on the last one.

@@ -10,16 +10,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from tenure.jobs.findings import Progress
 from tenure.store.dialect import Dialect
 from tenure.store.tables import stats_sql
 
 
-@dataclass(frozen=True, slots=True)
-class AuditQuery:
+class AuditQuery(Struct, frozen=True):
     """A SELECT of a job and, in columns that are named for invariants, of what breaks them.
 
     Such a column is NULL in rows that break nothing. Names in braces stand for tables and

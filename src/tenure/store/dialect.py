@@ -7,15 +7,15 @@ what an engine does in its own way, above all the hot path, is in the engine's `
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from tenure.jobs.queue_rights import ANY_REST, Patterns
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dialect:
+class Dialect(Struct, frozen=True, kw_only=True):
     """What differs between the engines. Names in braces in a template are filled in at use."""
 
     engine: str  # `sqlite` or `postgres`

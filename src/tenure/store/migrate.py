@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from itertools import groupby
 from typing import get_args
 
@@ -36,6 +35,8 @@ MAX_FOLLOWERS_AT_ONCE = 10_000
 
 def steps(engine: str) -> list[tuple[int, str]]:
     """Return the migrations of an engine: (number, SQL text with placeholders), in order."""
+    from importlib.resources import files
+
     folder = files("tenure.store.migrations") / engine
     scripts = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
     return [

@@ -10,10 +10,11 @@ The same for both engines.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from tenure.jobs import ids
 from tenure.jobs.queries import Counted, Filter, Page, Query, State

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, TypeGuard, TypeVar
 
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from tenure import failpoints
@@ -15,8 +15,7 @@ from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Report, ad
 from tenure.store.protocol import Database
 
 
-@dataclass(slots=True)
-class EnqueueWork:
+class EnqueueWork(Struct):
     """Jobs to add, all or none."""
 
     name = "enqueue"
@@ -28,8 +27,7 @@ class EnqueueWork:
         return len(self.checked_jobs)
 
 
-@dataclass(slots=True)
-class ExchangeWork:
+class ExchangeWork(Struct):
     """A worker's exchange: what finished, and what it can take."""
 
     reports: Sequence[Report]
@@ -45,8 +43,7 @@ class ExchangeWork:
         return "report" if self.reports else "claim"
 
 
-@dataclass(slots=True)
-class CallWork:
+class CallWork(Struct):
     """Anything else, as a function run inside the transaction.
 
     `job_ids` are the jobs that `act` locks. Without them it may lock anything, in an order that

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from msgspec import Struct
+
 from tenure.errors import InvalidInput
 from tenure.jobs.queue_rights import Patterns
 
@@ -34,8 +36,7 @@ class Scope(StrEnum):
 EVERY_SCOPE = frozenset(Scope)
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(Struct, frozen=True):
     """The sender of a request. `name` is the actor in the ledger."""
 
     name: str

@@ -6,7 +6,6 @@ gives the same errors as Python.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -270,7 +269,7 @@ def new_job(new_job: NewJob, at: str) -> dict[str, Any]:
     if "depends_on" in options:
         edges = dependencies_of(options["depends_on"])
         options["depends_on"] = [
-            {name: v for name, v in asdict(edge).items() if v is not None} for edge in edges
+            {name: v for name, v in structs.asdict(edge).items() if v is not None} for edge in edges
         ]
     given = {name: v for name, v in options.items() if v is not None or name in MAY_BE_NONE}
     return {**body, **given}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Annotated, cast
 from urllib.parse import urlencode
 from uuid import UUID
 
 from msgspec import UNSET, Meta, Struct, UnsetType, structs
+from msgspec.structs import replace
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from tenure.store.sqlite.connection import begin_writing, connect, path_of
 
 
-@dataclass(slots=True)
-class Lent:
+class Lent(Struct):
     """A connection in a transaction of a test, which stands for the whole database."""
 
     connection: Any

@@ -9,10 +9,10 @@ by side only one is applied. So a crash neither loses nor repeats anything.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from tenure import failpoints
 from tenure.errors import IllegalTransition

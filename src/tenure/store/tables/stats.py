@@ -14,12 +14,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import Struct
 
 from tenure import failpoints
 from tenure.jobs.ids import EPOCH
@@ -53,8 +53,7 @@ Rows = Callable[[str, Sequence[Any]], list[Any]]
 """Executes a statement with its values and returns the rows of its answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class StatsBatch:
+class StatsBatch(Struct, frozen=True):
     """The sums of a part of the ledger: after `start`, up to and including `end`."""
 
     start: Place

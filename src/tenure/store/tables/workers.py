@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from tenure.jobs.names import listed
 from tenure.jobs.queue_rights import Patterns, includes
