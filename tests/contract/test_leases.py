@@ -9,7 +9,7 @@ import pytest
 
 from tenure.events import Cancelled
 from tenure.jobs.ids import new_id
-from tenure.jobs.work import Answer, Lease, Verdict
+from tenure.jobs.work import Answer, Duty, Lease, Verdict
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
 from tests.contract.granted_role import also_as_granted_role
@@ -26,6 +26,7 @@ from tests.support.store import (
     report_released,
     report_snoozed,
 )
+from tests.support.waiting import wait_until
 
 # --- renewing ---------------------------------------------------------------------------------
 
@@ -274,3 +275,22 @@ def test_handing_back_and_failing_mix(harness: StoreHarness) -> None:
     harness.report(report_failed(lease))
     end = harness.get(lease.id)
     assert (end.status, end.attempts, end.token) == ("failed", 2, 5)
+
+
+def test_what_is_new_is_left_for_a_second(harness: StoreHarness) -> None:
+    """So of many processes that look each second, one does the regular duties."""
+
+    def found() -> set[Duty]:
+        return {*harness.store.look().result()} & {Duty.LEASES, Duty.TRANSITIONS}
+
+    harness.add()
+    harness.claim()
+    assert found() == set()
+    harness.clock.advance(1)
+    on_postgres = harness.store.read.dialect.engine == "postgres"
+    wait_until(lambda: Duty.TRANSITIONS in found(), "older transactions to end")
+    assert (Duty.LEASES in found()) == on_postgres
+    assert harness.store.sweep().result() == []
+    while harness.store.update_stats():
+        pass
+    assert found() == set()

@@ -7,6 +7,8 @@ import math
 import pytest
 
 from tenure.worker.demand import (
+    CALM_SECONDS,
+    POLL_SECONDS,
     QUIET_POLL_SECONDS,
     QUIET_SECONDS,
     SURE_POLL_SECONDS,
@@ -50,3 +52,12 @@ def test_soon_after_a_job_nobody_asks_what_falls_due() -> None:
     demand = Demand(1)
     demand.answered(1, 1, idle=True, max_ahead=1)
     assert not demand.is_quiet(demand._busy_at + QUIET_SECONDS)
+
+
+def test_after_a_short_while_without_jobs_claims_ask_when_the_next_one_is_due() -> None:
+    """Each of many workers would go on to ask ten times a second for two seconds after a job."""
+    demand = Demand(1)
+    demand.answered(1, 1, idle=True, max_ahead=0)
+    assert not demand.is_calm(demand._busy_at + CALM_SECONDS)
+    assert demand.is_calm(demand._busy_at + CALM_SECONDS + 0.01)
+    assert CALM_SECONDS <= 2 * POLL_SECONDS

@@ -116,7 +116,8 @@ class Store:
 
     def look(self) -> Future[frozenset[Duty]]:
         """Return the regular duties that there is work for."""
-        return self.write("look", look, brings=nothing, jobs=())
+        work = CallWork("look", look, brings=nothing, job_ids=(), reads=True)
+        return self._committer.submit(work).future
 
     def sweep(self, limit: int = 500) -> Future[list[transitions.Steps]]:
         """End up to `limit` leases that have run out. The result is the steps of each job."""

@@ -36,9 +36,11 @@ from tenure.store.work import (
     W,
     Work,
     is_only_adding,
+    lone_read,
     may_bring_work,
     parts,
     rest_of,
+    undoing,
     visit,
 )
 
@@ -252,13 +254,18 @@ class Committer:
             found = db.alone.exchange_alone(exchange.reports, exchange.claim)
             if found is None:
                 return batch
-            rest = rest_of(exchange, *found)
+            finished, leases, due = found
+            rest = rest_of(exchange, finished, leases)
             if rest is None:
-                verdicts, leases = [RECORDED] * len(exchange.reports), found[1] or []
-                due = _next_due(db, exchange.claim, leases)
-                done.append((exchange, Exchange(verdicts, leases, due)))
+                wants_due = exchange.claim is not None and exchange.claim.next_due
+                verdicts = [RECORDED] * len(exchange.reports)
+                answer = Exchange(verdicts, leases or [], due if wants_due else None)
+                done.append((exchange, answer))
             else:
                 left.append(rest)
+        elif db.alone is not None and (read := lone_read(batch)) is not None:
+            visit("before_commit", batch)
+            done.append((read, db.alone.read_alone(read.act)))
         else:
             return batch
         visit("after_commit", [work for work, _ in done])
@@ -315,7 +322,7 @@ class Committer:
         verdicts = iter(recording.settle(db, reports) if reports else ())
         settled = [[next(verdicts) for _ in exchange.reports] for exchange in exchanges]
         answers = self._add(db, [work for work in batch if isinstance(work, EnqueueWork)])
-        answers += [(work, _undoing(db, work.act)) for work in calls]
+        answers += [(work, undoing(db, work.act)) for work in calls]
         self._see_workers(db, [work.claim for work in exchanges if work.claim])
         for exchange, verdict in zip(exchanges, settled, strict=True):
             leases = _claim(db, exchange.claim) if exchange.claim else []
@@ -335,7 +342,7 @@ class Committer:
         for work in works:
             if len(work.checked_jobs) != 1:
                 together = partial(enqueue.add_together, checked_jobs=work.checked_jobs)
-                answers.append((work, _undoing(db, together)))
+                answers.append((work, undoing(db, together)))
         return answers
 
     def _see_workers(self, db: Database, requests: Sequence[ClaimRequest]) -> None:
@@ -388,13 +395,3 @@ def _claim(db: Database, request: ClaimRequest) -> Any:
 
 def _next_due(db: Database, request: ClaimRequest | None, leases: Sequence[Lease]) -> float | None:
     return db.next_due(request) if request and request.next_due and not leases else None
-
-
-def _undoing(db: Database, act: Callable[[Database], Any]) -> Any:
-    """Call `act`; if it raises a TenureError, undo what it did and return the error."""
-    db.savepoint()
-    try:
-        return act(db)
-    except TenureError as refusal:
-        db.undo_to_savepoint()
-        return refusal

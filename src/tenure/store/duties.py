@@ -1,7 +1,9 @@
 """Which of the regular duties there is work for: one look, however many there are.
 
 Every process beside the database looks once a second, so a look must cost little. What it finds is
-a hint: each duty tests again what it changes.
+a hint: each duty tests again what it changes. Transitions that are not in the statistics, and on
+PostgreSQL the arrivals of claimed jobs, count once the first one is a second old. So one of many
+processes does that each second.
 """
 
 from __future__ import annotations
@@ -27,16 +29,23 @@ def searches(d: Dialect) -> dict[Duty, str]:
         Duty.DEPENDENCIES: f"(SELECT 1 FROM {d.table('revisit')} UNION ALL SELECT 1"
         f" FROM {d.table('overdue')}) AS undecided",
         Duty.BULKS: f"{d.table('bulk')} WHERE finished_at IS NULL",
-        Duty.TRANSITIONS: f"{d.table('transition')} AS t WHERE {d.since} AND {d.settled}",
+        Duty.TRANSITIONS: f"(SELECT t.at FROM {d.table('transition')} AS t WHERE {d.since}"
+        f" AND {d.settled} ORDER BY {', '.join(d.order)} LIMIT 1) AS first"
+        f" WHERE at <= {d.later('-1')}",
         Duty.WEBHOOKS: d.table("webhook"),
         Duty.THROTTLES: f"{d.table('throttle')} WHERE expires_at <= {d.now}",
         Duty.DELIVERIES: f"{d.pending} WHERE queue >= '{RESERVED}' AND queue < '{AFTER}'",
     }
 
 
+def answers(d: Dialect) -> list[str]:
+    """Return an expression for each search: whether there is a row."""
+    return [f"EXISTS (SELECT 1 FROM {at})" for at in searches(d).values()]
+
+
 def statement(d: Dialect) -> str:
     """Return the look: a row with a truth value for each search."""
-    return "SELECT " + ", ".join(f"EXISTS (SELECT 1 FROM {at})" for at in searches(d).values())
+    return d.look or f"SELECT {', '.join(answers(d))}"
 
 
 def look(db: Reads) -> frozenset[Duty]:

@@ -8,10 +8,10 @@ thread outside it. Neither decides anything: guarded writes report which rows th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import ClaimRequest, Lease, Report
@@ -20,6 +20,8 @@ from tenure.store.dialect import Statements
 
 if TYPE_CHECKING:
     from tenure.store.tables.stats import StatsWriter
+
+T = TypeVar("T")
 
 
 class Trouble(StrEnum):
@@ -33,16 +35,21 @@ class Trouble(StrEnum):
 
 
 class Alone(Protocol):
-    """A claim that is one statement and one transaction, for a database a round trip away."""
+    """What is one statement and one transaction, for a database a round trip away."""
 
     def exchange_alone(
         self, reports: Sequence[Report], claim: ClaimRequest | None
-    ) -> tuple[set[str], list[Lease] | None] | None:
+    ) -> tuple[set[str], list[Lease] | None, float | None] | None:
         """Complete attempts and claim jobs: the lease ids that were completed, and the leases.
 
+        The third is the seconds until the next job is due, if there is none and that is known.
+
         None instead of leases if a claim needs a closer look, and nothing was claimed. None
-        instead of both if nothing was done at all.
+        instead of all if nothing was done at all.
         """
+
+    def read_alone(self, act: Callable[[Any], T]) -> T:
+        """Call `act`, which reads with one statement, outside any transaction."""
 
 
 class Database(Statements, Protocol):

@@ -10,6 +10,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from tenure import failpoints
+from tenure.errors import TenureError
 from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob
 from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Report, adds_jobs
 from tenure.store.protocol import Database
@@ -56,6 +57,7 @@ class CallWork(Struct):
     size: int = 1
     brings: Callable[[Any], bool] = lambda _: True  # whether with this answer it may bring work
     job_ids: Sequence[str] | None = None
+    reads: bool = False  # with one statement, and writes nothing
 
 
 Work = EnqueueWork | ExchangeWork | CallWork
@@ -98,6 +100,12 @@ def is_only_adding(batch: Sequence[Work]) -> TypeGuard[Sequence[EnqueueWork]]:
     return all(isinstance(work, EnqueueWork) for work in batch) and (
         len(batch) == 1 or all(work.size == 1 for work in batch)
     )
+
+
+def lone_read(batch: Sequence[Work]) -> CallWork | None:
+    """Return the one thing to do if it is a read."""
+    work = batch[0]
+    return work if len(batch) == 1 and isinstance(work, CallWork) and work.reads else None
 
 
 def rest_of(
@@ -147,3 +155,13 @@ def visit(moment: str, batch: Sequence[Work]) -> None:
     if failpoints.ARMED:
         for name in dict.fromkeys(work.name for work in batch):
             failpoints.hit(f"{name}.{moment}")
+
+
+def undoing(db: Database, act: Callable[[Database], Any]) -> Any:
+    """Call `act`; if it raises a TenureError, undo what it did and return the error."""
+    db.savepoint()
+    try:
+        return act(db)
+    except TenureError as refusal:
+        db.undo_to_savepoint()
+        return refusal

@@ -6,6 +6,8 @@ import secrets
 import time
 
 POLL_SECONDS = 0.1
+CALM_SECONDS = 0.2
+"""A claim asks when the next job falls due once no jobs have come for so long."""
 QUIET_SECONDS = 2.0
 QUIET_POLL_SECONDS = 0.25
 """How often the source is asked once no jobs have come for `QUIET_SECONDS`. It notifies of new
@@ -70,6 +72,10 @@ class Demand:
     def is_quiet(self, now: float) -> bool:
         """Whether no jobs have come for some time."""
         return now - self._busy_at > QUIET_SECONDS
+
+    def is_calm(self, now: float) -> bool:
+        """Whether to ask when the next job falls due."""
+        return now - self._busy_at > CALM_SECONDS
 
     def sleep(self, now: float, seconds: float) -> None:
         """Note that only a notification can bring a job before these seconds are over."""

@@ -206,7 +206,7 @@ class Exchanges:
             queues=queues,
             types=types,
             wait_seconds=wait,
-            next_due=self.demand.is_quiet(time.monotonic()),
+            next_due=self.demand.is_calm(time.monotonic()),
         )
 
     def _presence(self) -> ClaimRequest | None:

@@ -131,13 +131,16 @@ def reads(app: Tenure) -> int:
     return int(pool.get_stats().get("requests_num", 0))
 
 
-LOOKING = ("SAVEPOINT", "SELECT EXISTS", "COMMIT")
-CLAIMING = ("SELECT * FROM {s}.exchange", "SELECT * FROM {s}.lanes", "INSERT INTO {s}.worker")
+LOOKING = "SELECT * FROM {s}.look"
+CLAIMING = (
+    "SELECT * FROM {s}.exchange",
+    *("INSERT INTO {s}.worker", "SELECT *, (SELECT CASE", "SELECT * FROM {s}.lanes", "COMMIT"),
+)
 
 
 def is_expected(statement: str) -> bool:
     """Whether an idle worker may run it."""
-    return statement.startswith((*LOOKING, *CLAIMING))
+    return statement.startswith((LOOKING, *CLAIMING))
 
 
 def test_an_idle_worker_only_looks_and_claims(

@@ -9,9 +9,9 @@ from typing import Any
 from tenure import failpoints
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.jobs.findings import Progress, no_progress
-from tenure.store import constraints, migrate, row_values
+from tenure.store import constraints, duties, migrate, row_values
 from tenure.store.postgres.connection import NOW, OLDEST_SERVER, Address, address_of, connect, one
-from tenure.store.postgres.statements import ENTERING, ENTERING_VALUES, NEW, type_of
+from tenure.store.postgres.statements import DIALECT, ENTERING, ENTERING_VALUES, NEW, type_of
 
 # The import above says what to do where psycopg is missing, so it comes first.
 # isort: split
@@ -129,6 +129,8 @@ def _steps(address: Address, version: int, progress: Progress = no_progress) -> 
         **_columns(),
         "buckets": migrate.buckets("bigint"),
         "channel": address.schema,
+        "duties": ", ".join(f"{duty} boolean" for duty in duties.searches(DIALECT)),
+        "look": ",\n        ".join(duties.answers(DIALECT)).replace("{s}", address.quoted),
     }
     for number, step in migrate.pending("postgres", version, progress):
         yield step.format_map({**names, "schema": address.quoted})

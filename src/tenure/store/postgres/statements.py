@@ -32,6 +32,7 @@ def _arrived(status: str, more: str = "") -> str:
     )
 
 
+LOOK_FOR_DUTIES = "SELECT * FROM {s}.look()"
 DIALECT = Dialect(
     engine="postgres",
     prefix="{s}.",
@@ -78,6 +79,7 @@ DIALECT = Dialect(
     " WHEN {s}.json_type(job.tags) = 'array' THEN job.tags::json END)) AS one (value)",
     hold=" FOR UPDATE",
     packs=False,
+    look=LOOK_FOR_DUTIES,
     broken_value=broken(postgres_values("{{s}}.json_type({})", "{s}") | IN_REACH),
 )
 
@@ -203,8 +205,9 @@ free AS MATERIALIZED (
     SELECT job.id FROM asked JOIN {s}.job USING (id) ORDER BY id FOR UPDATE OF job SKIP LOCKED)
 SELECT id::text FROM asked JOIN {s}.job USING (id) WHERE id NOT IN (SELECT id FROM free)
 """
-# The sweep looks at each arrival soon after the claim. What is still processing enters again at the
-# end of its lease, by the trigger of `arrival`. So what is then left before now has run out.
+# The sweep looks at the arrivals of claims once one is a second old, and then at all of them. What
+# is still processing enters again at the end of its lease, by the trigger of `arrival`. So what is
+# then left before now has run out.
 MAX_ARRIVALS = 10_000
 """Jobs whose arrival one look of the sweep or of retention goes over, about."""
 LOOK = f"""
@@ -212,7 +215,7 @@ DELETE FROM {{s}}.arrival WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM (
         SELECT ctid, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM (
             SELECT ctid, (pg_column_size(ids) - 20) / 16 AS size FROM {{s}}.arrival
-            WHERE status = 'processing' AND at <= {NOW}
+            WHERE status = 'processing' AND at <= {NOW} + interval '1 second'
             ORDER BY status, at LIMIT {MAX_ARRIVALS} FOR UPDATE SKIP LOCKED) AS old
     ) AS old WHERE before < {MAX_ARRIVALS}))
 """
@@ -315,5 +318,7 @@ SELECT queue, type, count(*) FROM gone GROUP BY queue, type
 UNION ALL SELECT NULL, NULL, count(*) FROM seen
 """
 
-HOT = frozenset({ENQUEUE, COMPLETE, EXCHANGE, CLAIM, LOCK, SAVE, ROOM, OPEN, CLAIM_IN_TURN})
+HOT = frozenset(
+    {LOOK_FOR_DUTIES, ENQUEUE, COMPLETE, EXCHANGE, CLAIM, LOCK, SAVE, ROOM, OPEN, CLAIM_IN_TURN}
+)
 """Calls of functions that sessions prepare: to plan one takes as long as a tenth of a job."""

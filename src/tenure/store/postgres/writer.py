@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import EPOCH
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
-from tenure.store.lanes import next_due
+from tenure.store.lanes import MARGIN, next_due
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import BinaryArray, array_of, is_uuid, to_time, uuids
 from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes
 from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import CHANGED, added_job, changed_values, field_of, job_of, write_policy
 from tenure.store.tables.stats import StatsWriter
+
+T = TypeVar("T")
 
 MAX_LOOKS = 20
 """Looks in a row of which each found nothing to delete."""
@@ -145,7 +147,7 @@ class Postgres(PostgresSession):
 
     def exchange_alone(
         self, reports: Sequence[Report], claim: ClaimRequest | None
-    ) -> tuple[set[str], list[Lease] | None] | None:
+    ) -> tuple[set[str], list[Lease] | None, float | None] | None:
         wanted: tuple[Any, ...] = (None, 0.0, None, None, 0)
         if claim is not None:
             plain = self._lanes.are_plain(claim, alone=not reports)
@@ -161,14 +163,19 @@ class Postgres(PostgresSession):
         done = {row[-1] for row in rows if row[-1] is not None}
         rows = rows[len(done) :]
         if claim is None:
-            return done, []
+            return done, [], None
         if not rows:
             self._lanes.are_several(claim)
-            return done, None
-        *_, at, walked, _ = rows[0]
+            return done, None, None
+        *_, at, walked, due_in, _ = rows[0]
         self._lanes.noticed(claim, walked)
         until = to_time(at) + timedelta(seconds=claim.lease_seconds)
-        return done, [Lease(*[*row[:9], until, None, row[9]]) for row in rows if row[0]]
+        leases = [Lease(*[*row[:9], until, None, row[9]]) for row in rows if row[0]]
+        return done, leases, None if due_in is None else due_in + MARGIN.total_seconds()
+
+    def read_alone(self, act: Callable[[Any], T]) -> T:
+        self._connect()
+        return act(self)
 
     # --- load and save
 

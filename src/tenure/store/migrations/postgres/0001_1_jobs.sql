@@ -327,7 +327,8 @@ BEGIN
         RETURNING job_id, target, at
     )
     INSERT INTO {schema}.arrival (status, at, ids)
-    SELECT target, least(min(at), {schema}.clock()), array_agg(job_id)
+    SELECT target, least(min(at), {schema}.clock())
+        + CASE target WHEN 'processing' THEN interval '1 second' ELSE interval '0' END, array_agg(job_id)
     FROM entry WHERE target IN ('processing', {settled}) GROUP BY target;
     IF seen.broken IS NOT NULL THEN
         PERFORM {schema}.refuse_row('a value of a job is refused: ' || seen.broken);

@@ -328,7 +328,8 @@ END $$;
 
 -- A worker's whole exchange in one round trip: complete attempts, then claim, where one lane at most has
 -- jobs that are due, and no limits. Answers with a row for each lease that was `done`; then with no row if
--- there may be more, lanes or jobs that were not looked at, and with one without a job if there is none.
+-- there may be more, lanes or jobs that were not looked at, and with one without a job if there is none;
+-- then `due_in` says when the first one falls due, in seconds, NULL if one is due that others may get.
 CREATE FUNCTION {schema}.exchange(
     ids uuid[], leases uuid[], results text[], actors text[],
     queues text[], lease_seconds double precision, holder text, wanted text[], most integer,
@@ -336,7 +337,7 @@ CREATE FUNCTION {schema}.exchange(
 ) RETURNS TABLE (
     id text, type text, queue text, payload text, attempts integer, max_retries bigint,
     token integer, timeout double precision, lease_id text, alone boolean, run_at timestamp,
-    at timestamp, walked bigint, done text
+    at timestamp, walked bigint, due_in double precision, done text
 )
     LANGUAGE plpgsql SET lock_timeout = '10s' AS $$
 DECLARE
@@ -346,6 +347,7 @@ DECLARE
     due integer;
     due_queue text;
     due_priority bigint;
+    next_at timestamp;
     now timestamptz;
 BEGIN
     -- Taken anyway, and here before the clock is read: leases count from the end of the wait.
@@ -361,14 +363,16 @@ BEGIN
     END IF;
     IF queues IS NULL THEN
         SELECT count(*), count(*) FILTER (WHERE is_due), max(lane.queue) FILTER (WHERE is_due),
-            max(lane.priority) FILTER (WHERE is_due), max(lane.at), max(lane.walked)
-        INTO lanes, due, due_queue, due_priority, at, walked
+            max(lane.priority) FILTER (WHERE is_due), max(lane.at), max(lane.walked),
+            min(lane.run_at) FILTER (WHERE lane.open)
+        INTO lanes, due, due_queue, due_priority, at, walked, next_at
         FROM {schema}.lanes('', 0, most_lanes) AS lane, LATERAL (
             SELECT lane.open AND lane.run_at <= lane.at AS is_due) AS state;
     ELSE
         SELECT count(*), count(*) FILTER (WHERE is_due), max(lane.queue) FILTER (WHERE is_due),
-            max(lane.priority) FILTER (WHERE is_due), max(lane.at), max(lane.walked)
-        INTO lanes, due, due_queue, due_priority, at, walked
+            max(lane.priority) FILTER (WHERE is_due), max(lane.at), max(lane.walked),
+            min(lane.run_at) FILTER (WHERE lane.open)
+        INTO lanes, due, due_queue, due_priority, at, walked, next_at
         FROM {schema}.lanes(queues, most_lanes) AS lane, LATERAL (
             SELECT lane.open AND lane.run_at <= lane.at AS is_due) AS state;
     END IF;
@@ -383,7 +387,7 @@ BEGIN
     END IF;
     IF due = 1 THEN
         now := at AT TIME ZONE 'UTC';
-        RETURN QUERY SELECT claimed.*, at, walked, NULL
+        RETURN QUERY SELECT claimed.*, at, walked, NULL::double precision, NULL
         FROM {schema}.claim(due_queue, due_priority, first, first_id, now,
             now + lease_seconds * interval '1 second', holder, wanted, most, seen) AS claimed;
         IF FOUND THEN
@@ -393,8 +397,19 @@ BEGIN
         IF FOUND THEN
             RETURN;
         END IF;
+    ELSE
+        due_in := coalesce(extract(epoch FROM next_at - at), 'infinity');
     END IF;
     RETURN NEXT;
+END $$;
+
+-- Which of the regular duties there is work for (store/duties.py).
+CREATE FUNCTION {schema}.look() RETURNS TABLE ({duties})
+    LANGUAGE plpgsql STABLE
+    SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY SELECT {look};
 END $$;
 
 -- Load jobs for changing, locked until the end of the transaction.
