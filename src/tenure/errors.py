@@ -246,6 +246,18 @@ class StoreUnavailable(TenureError):
     code = "store_unavailable"
 
 
+class StoreMoved(TenureError):
+    """The jobs of this database are in another one, which the message names: `tenure move`."""
+
+    code = "store_moved"
+
+
+class MoveRefused(TenureError):
+    """`tenure move` cannot begin or go on; the message says why. Jobs are where they were."""
+
+    code = "move_refused"
+
+
 class SchemaMismatch(TenureError):
     """The stored schema is too old or too new for this Tenure, or is not Tenure's."""
 

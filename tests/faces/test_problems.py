@@ -66,10 +66,11 @@ def test_every_error_has_a_place_in_the_table() -> None:
     raised = {kind for kind in every_error() if kind.__module__ == postpone.__name__}
     raised |= {errors.PermanentFailure, errors.JobFailed, errors.JobCancelled}
     raised |= {errors.ResultGone, errors.ResultTruncated, errors.DuplicateStep, errors.JobUnsettled}
-    raised |= {errors.SignalTimeout}
+    raised |= {errors.SignalTimeout, errors.MoveRefused}
     assert set(every_error()) - listed == raised
     assert {type(example) for example in EXAMPLES} == listed - {
         errors.StoreUnavailable,
+        errors.StoreMoved,
         errors.SchemaMismatch,
     }
 

@@ -15,6 +15,7 @@ from tenure.cli.bulk import bulk
 from tenure.cli.command import Group
 from tenure.cli.completing import VARIABLE, completion
 from tenure.cli.jobs import enqueue, explain, jobs
+from tenure.cli.moving import move
 from tenure.cli.options import database_option
 from tenure.cli.queues import queues, stats, types, workers
 from tenure.cli.running import demo, serve, worker
@@ -44,7 +45,7 @@ COMMANDS = (
     *(serve, worker, demo),
     *(enqueue, jobs, explain, bulk, workflows, signals, schedules, queues, types, workers, stats),
     *(top, tail),
-    *(tokens, webhooks, verify, doctor, migrate, simulate),
+    *(tokens, webhooks, verify, doctor, migrate, move, simulate),
     completion,
 )
 

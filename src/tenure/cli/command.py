@@ -23,6 +23,7 @@ EXIT_CODES: Mapping[type[errors.TenureError], int] = {
     errors.WorkflowNotFound: 3,
     errors.StoreUnavailable: 4,
     errors.SchemaMismatch: 4,
+    errors.StoreMoved: 4,
 }
 """By class of error; every other error of the tree is a refusal."""
 INTERRUPTED = 130

@@ -27,7 +27,7 @@ from tenure.jobs.enqueue import Enqueued
 from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Outcome, adds_jobs
 from tenure.store import enqueue, follow_ups, transitions
 from tenure.store.direct import Direct
-from tenure.store.protocol import Database, Trouble
+from tenure.store.protocol import Database, Trouble, answer_to
 from tenure.store.tables import workers
 from tenure.store.work import (
     CallWork,
@@ -305,8 +305,7 @@ class Committer:
             self.commit(db, batch, tries + 1)
         elif trouble is not Trouble.BUG:
             for work in batch:
-                # A new exception for every caller: they add notes and tracebacks to it.
-                work.future.set_exception(StoreUnavailable(f"the database failed: {error}"))
+                work.future.set_exception(answer_to(trouble, error))
         elif len(batch) > 1:
             for work in batch:  # only the one that cannot succeed fails
                 self.commit(db, [work])

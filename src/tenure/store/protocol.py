@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from tenure.errors import StoreMoved, StoreUnavailable, TenureError
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job
@@ -31,7 +32,22 @@ class Trouble(StrEnum):
     BUSY = "busy"  # others held the database for as long as one waits for them
     UNAVAILABLE = "unavailable"  # the database is away or full; the outcome may be unknown
     UNCONFIRMED = "unconfirmed"  # committed, but it may still be lost: a repetition would hide that
+    MOVED = "moved"  # the jobs are in another database
     BUG = "bug"  # the work itself cannot succeed
+
+
+ELSEWHERE = "tenure: the jobs are elsewhere: "
+"""How the message begins with which a database refuses every write after `tenure move`."""
+
+
+def answer_to(trouble: Trouble, error: Exception) -> TenureError:
+    """Return a new exception for a caller whose work an exception of the database has ended.
+
+    Each caller needs one: they add notes and tracebacks to it.
+    """
+    if trouble is Trouble.MOVED:
+        return StoreMoved(str(error).removeprefix(ELSEWHERE).partition("\n")[0])
+    return StoreUnavailable(f"the database failed: {error}")
 
 
 class Alone(Protocol):

@@ -32,6 +32,7 @@ from tenure.errors import (
     ScheduleNotFound,
     SchemaMismatch,
     SignalTokenNotFound,
+    StoreMoved,
     StoreUnavailable,
     TenureError,
     Unauthorized,
@@ -100,6 +101,13 @@ KINDS: tuple[Kind, ...] = (
         "The database did not answer",
         detail="the database did not answer and the outcome may be unknown; send it again, "
         "with an idempotency key if one job must not become two",
+    ),
+    Kind(
+        StoreMoved,
+        503,
+        "The jobs are in another database",
+        detail="the jobs were moved to another database; send it again when the server was started "
+        "again with that address",
     ),
     Kind(
         SchemaMismatch,

@@ -18,7 +18,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from tenure import failpoints
-from tenure.errors import InvalidInput, StoreUnavailable, TenureError
+from tenure.errors import InvalidInput, StoreMoved, StoreUnavailable, TenureError
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, WorkSource, is_full
 from tenure.worker.attempts import Attempts
@@ -93,6 +93,8 @@ class Exchanges:
         self._has_answered = False
         self._present_until = 0.0  # by the monotonic clock; then it has to say that it is there
         self._busy = 0  # how many reports wait, since transactions of handlers lock their jobs
+        self.moved: StoreMoved | None = None
+        """Set once the source has said that its jobs are elsewhere: nothing can be reported."""
         self._suspects = 0  # how many of the next reports are sent one by one
 
     @property
@@ -302,6 +304,9 @@ class Exchanges:
 
     def _failed(self, attempts: list[Attempt], error: Exception) -> None:
         """Keep the outcomes that the store did not record; reporting them again is harmless."""
+        if isinstance(error, StoreMoved):
+            self.moved = error
+            return
         known = isinstance(error, StoreUnavailable)
         if not known:
             self._doubt(attempts, error)

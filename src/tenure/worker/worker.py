@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 
 import tenure
-from tenure.errors import TenureError
+from tenure.errors import StoreMoved, TenureError
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.hooks import enter
 from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
@@ -120,7 +120,10 @@ class Worker:
         return [*self._exchanges.troubles(), *self._attempts.fitness.troubles()]
 
     async def run(self) -> None:
-        """Work until `request_stop`, then let running handlers finish and report everything."""
+        """Work until `request_stop`, then let running handlers finish and report everything.
+
+        Raises StoreMoved, after the handlers were stopped, if the jobs are in another database now.
+        """
         self._wakeup.attach()
         async with AsyncExitStack() as stack:
             for make in self._lifespans:
@@ -135,9 +138,11 @@ class Worker:
         stop_listening = self._listen()
         self._heart.start()
         try:
-            while not self._stop_asked.is_set():
+            while not self._stop_asked.is_set() and not self._exchanges.moved:
                 self._exchanges.step()
                 await self._wakeup.wait(self._exchanges.pause())
+            if self._exchanges.moved:
+                await self._abandon(self._exchanges.moved)
             await self._drain()
         finally:
             self._heart.stop()
@@ -158,6 +163,18 @@ class Worker:
         return ends.close
 
     # --- stopping
+
+    async def _abandon(self, error: StoreMoved) -> None:
+        """Stop the handlers, whose leases are elsewhere now, and raise the error."""
+        log.error("this worker ends, and %d handlers with it: %s", self._leases.running, error)
+        self._leases.close()
+        self._leases.lose({lease_id: "" for _, lease_id in self._leases.to_renew()})
+        deadline = time.monotonic() + CANCEL_SECONDS
+        self._attempts.collect()
+        while self._leases.running and time.monotonic() < deadline:
+            await self._wakeup.wait(POLL_SECONDS)
+            self._attempts.collect()
+        raise error
 
     async def _drain(self) -> None:
         """Hand back what has not started, let handlers finish, then interrupt them; report all.

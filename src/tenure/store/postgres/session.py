@@ -23,7 +23,7 @@ from tenure.store.postgres.connection import (
 )
 from tenure.store.postgres.statements import BEGIN, HOT
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, Wire, answering
-from tenure.store.protocol import Trouble
+from tenure.store.protocol import ELSEWHERE, Trouble
 
 WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
 """The function of PostgreSQL in which a commit waits for its standby. A notice names it in every
@@ -220,6 +220,8 @@ class PostgresSession:
     def trouble(self, error: Exception) -> Trouble:
         if isinstance(error, NOTHING_COMMITTED) or getattr(error, "sqlstate", "") == OVER_LIMIT:
             return Trouble.RETRY
+        if str(error).startswith(ELSEWHERE):
+            return Trouble.MOVED
         taken = error.diag.table_name if isinstance(error, errors.UniqueViolation) else ""
         if taken in ("unique_key", "job"):
             return Trouble.RETRY  # which looks again, and finds the holder of the key

@@ -18,7 +18,7 @@ from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.lanes import Lanes, next_due
-from tenure.store.protocol import Trouble
+from tenure.store.protocol import ELSEWHERE, Trouble
 from tenure.store.rows import (
     ADDED,
     CHANGED,
@@ -315,6 +315,8 @@ class Sqlite:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what SQLite adds in detail
         if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
             self._checkpoints.make_due()
+        if str(error).startswith(ELSEWHERE):
+            return Trouble.MOVED
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
             return Trouble.BUG
         if code == sqlite3.SQLITE_BUSY:

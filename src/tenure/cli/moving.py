@@ -1,0 +1,46 @@
+"""`tenure move`: all jobs to another database."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+import click
+
+from tenure.cli.command import REFUSED
+from tenure.cli.options import flag
+from tenure.cli.terminal import progress_bar, table
+from tenure.errors import InvalidInput
+from tenure.jobs.findings import CheckResult
+from tenure.jobs.text import visible
+
+
+@click.command()
+@click.argument("source", metavar="SOURCE")
+@click.argument("target", metavar="TARGET")
+@flag("--check only_check", "Say what would stop it and how much there is, and change nothing.")
+@flag("--abort", "Undo what was done on both sides. Not possible after the switch.")
+def move(source: str, target: str, only_check: bool, abort: bool) -> None:
+    """Move all jobs to a PostgreSQL database, while work goes on.
+
+    Copies everything, compares all rows, verifies the copy, then switches: for less than two
+    seconds nobody can write, and from then on SOURCE refuses every write and names TARGET. Workers
+    on SOURCE end with exit code 4. Killed or interrupted, the same command goes on.
+    """
+    from tenure.app import moving
+
+    if only_check and abort:
+        raise InvalidInput("give one of them", path="--check, --abort")
+    if abort:
+        moving.abort(source, target)
+        click.echo("undone: the jobs are where they were")
+    elif only_check:
+        found = moving.check(source, target)
+        table(("CHECK", "HEALTH", "FOUND"), map(attrgetter("name", "health", "found"), found))
+        for one in found:
+            if one.advice:
+                click.echo(f"\n{one.name}: {visible(one.advice)}")
+        if any(one.health is CheckResult.PROBLEM for one in found):
+            click.get_current_context().exit(REFUSED)
+    else:
+        with progress_bar("Moving", steady=True) as progress:
+            moving.move(source, target, progress, lambda text: click.echo(visible(text)))

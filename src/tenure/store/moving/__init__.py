@@ -1,0 +1,1 @@
+"""`tenure move`: all jobs to a PostgreSQL database, while work goes on."""

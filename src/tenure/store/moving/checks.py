@@ -1,0 +1,119 @@
+"""What `tenure move` finds out before it changes anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from sqlite3 import Error as SqliteError
+
+from tenure.errors import InvalidInput, StoreUnavailable
+from tenure.jobs.findings import Check, CheckResult
+from tenure.jobs.redaction import without_password
+from tenure.store import is_sqlite, schema_of
+from tenure.store.moving.rows import Source
+from tenure.store.moving.tables import JOB
+from tenure.store.moving.target import Target
+
+# isort: split
+from psycopg import Error as PostgresError
+
+ALONE_SECONDS = 10.0
+RIGHTS = """
+SELECT CASE WHEN to_regnamespace(%s) IS NULL
+    THEN has_database_privilege(current_database(), 'CREATE')
+    ELSE pg_has_role((SELECT nspowner FROM pg_namespace WHERE oid = to_regnamespace(%s)), 'USAGE')
+END"""
+
+
+@contextmanager
+def opened(source: str, target: str) -> Iterator[tuple[Source, Target]]:
+    """Connect to both databases, by their URLs.
+
+    Raises InvalidInput if they cannot be a source and a target, and StoreUnavailable.
+    """
+    if is_sqlite(target):
+        raise InvalidInput(
+            "the jobs can be moved to PostgreSQL only. To put an SQLite file elsewhere, stop all "
+            "programs that use it and move it with its -wal file",
+            path="TARGET",
+        )
+    if not schema_of(source)[0]:
+        raise InvalidInput(f"no database of Tenure: {without_password(source)}", path="SOURCE")
+    try:
+        with closing(_source_of(source)) as source_side, closing(Target(target)) as target_side:
+            _be_alone(target_side)
+            yield source_side, target_side
+    except (PostgresError, SqliteError) as error:
+        raise StoreUnavailable(
+            f"a database did not answer as it should, run the same command again: {error}"
+        ) from error
+
+
+def _be_alone(target: Target) -> None:
+    """Wait for the end of another `tenure move`: of one that was killed, the server ends it."""
+    deadline = time.monotonic() + ALONE_SECONDS
+    while not target.one("SELECT pg_try_advisory_lock(hashtext('tenure move'))"):
+        if time.monotonic() > deadline:
+            raise InvalidInput("another `tenure move` to this database runs", path="TARGET")
+        time.sleep(ALONE_SECONDS / 100)
+
+
+def _source_of(url: str) -> Source:
+    if is_sqlite(url):
+        from tenure.store.moving.sqlite_source import SqliteSource
+        from tenure.store.sqlite.connection import usable_path_of
+
+        return SqliteSource(usable_path_of(url))
+    from tenure.store.moving.postgres_source import PostgresSource
+
+    return PostgresSource(url)
+
+
+def check(source: Source, target: Target, urls: tuple[str, str]) -> list[Check]:
+    """Return what would stop moving, and how much there is to move."""
+    return [_versions(*urls), _source(source, urls), _target(source, target), _size(source)]
+
+
+def _versions(source: str, target: str) -> Check:
+    (found, needed), (there, needed_there) = schema_of(source), schema_of(target)
+    if found != needed or there not in (0, needed_there):
+        advice = "use the same version of Tenure on both, and run `tenure migrate` before"
+        return Check("versions", CheckResult.PROBLEM, f"schema {found} and {there}", advice)
+    return Check("versions", CheckResult.OK, f"schema {found}, as this program needs")
+
+
+def _source(source: Source, urls: tuple[str, str]) -> Check:
+    state, name = source.state(), without_password(urls[1])
+    if state is not None and state.target != name:
+        what = "were moved" if state.moved else "are being moved"
+        advice = "" if state.moved else "finish that, or undo it with --abort and that address"
+        return Check("source", CheckResult.PROBLEM, f"its jobs {what} to {state.target}", advice)
+    if not source.may_begin():
+        advice = "run this as the role that owns the tables, as `tenure migrate` does"
+        return Check("source", CheckResult.PROBLEM, "this role does not own the tables", advice)
+    return Check(
+        "source",
+        CheckResult.OK,
+        "its jobs can be moved" if state is None else "its jobs are being moved",
+    )
+
+
+def _target(source: Source, target: Target) -> Check:
+    state, mark, schema = source.state(), target.mark(), target.address.schema
+    if not target.one(RIGHTS, target.address.quoted, target.address.quoted):
+        advice = "grant it CREATE on the database, or name another role"
+        return Check("target", CheckResult.PROBLEM, f"this role may not make {schema}", advice)
+    if mark is None and target.tables() and not (state is not None and state.moved):
+        advice = "choose a database without Tenure, or another schema with ?schema=name"
+        return Check("target", CheckResult.PROBLEM, f"schema {schema} has tables", advice)
+    return Check(
+        "target", CheckResult.OK, f"schema {schema} " + ("is new" if mark is None else "is a copy")
+    )
+
+
+def _size(source: Source) -> Check:
+    jobs, size = source.count(JOB), source.size() / 1e9
+    found = f"{jobs:,} jobs, {size:.1f} GB with indexes and free space"
+    advice = "see that the target has as much, and as much again for its log"
+    return Check("size", CheckResult.OK, found, advice)

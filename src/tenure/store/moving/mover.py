@@ -1,0 +1,198 @@
+"""`tenure move`: copy, catch up, compare, switch.
+
+1. `Source.begin` has triggers note which rows change. No other database has such triggers.
+2. All jobs are copied in the order of their ids, in many transactions.
+3. Rounds copy what has changed meanwhile, each as of one state of the source.
+4. After one round all rows of both databases are compared, and the copy is verified. What is copied
+   later is read again and compared at once.
+5. Nobody may write to the source any more; the last changes are copied; the source refuses every
+   write from then on and says where the jobs are. With that commit they are on the target.
+
+Killed anywhere, it goes on where it was: what was copied is on the target with the mark how far,
+and a change is forgotten only after its copy.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from tenure import failpoints
+from tenure.errors import MoveRefused
+from tenure.jobs.findings import Progress
+from tenure.store.moving.rows import Change, Destination, Digest, Source
+from tenure.store.moving.tables import ALONE, COPIED, JOB
+from tenure.store.moving.target import Target
+from tenure.store.protocol import ELSEWHERE
+
+JOBS_AT_ONCE = 5_000
+CHANGES_AT_ONCE = 20_000
+SHORT_SECONDS = 0.4
+"""A round that took no longer is followed by the switch."""
+MAX_ROUNDS = 100
+
+GONE = ELSEWHERE + "they were moved to {target}; start the programs again with that address"
+NOT_YET = ELSEWHERE + "they are still in {source}; `tenure move` copies them here"
+
+Note = Callable[[str], object]
+
+
+class Mover:
+    """Moves the jobs of a source to a target, or goes on with that."""
+
+    def __init__(self, source: Source, target: Target, progress: Progress, note: Note) -> None:
+        """`note` is called with a sentence about each thing that is done."""
+        self._source = source
+        self._target = target
+        self._progress = progress
+        self._note = note
+
+    def run(self, names: tuple[str, str], url: str, verify: Callable[[], list[str]]) -> None:
+        """Move. `names` are the addresses for people, `url` that of the target.
+
+        `verify` returns what is wrong with the copy. Raises MoveRefused.
+        """
+        state, mark = self._source.state(), self._target.mark()
+        if state is not None and state.moved:
+            if mark is None:
+                raise MoveRefused(f"the jobs of {names[0]} were moved to {state.target} before")
+            self._open(state)
+            return
+        if state is None or mark is None or mark.id != state.id:
+            state = self._begin(names, url, is_copy=mark is not None)
+        else:
+            self._note(f"going on after job {mark.copied_to}" if mark.copied_to else "going on")
+        self._learn()
+        if mark is None or not mark.compared:
+            self._copy_all()
+            self._catch_up()
+            self._compare(verify)
+        self._catch_up()
+        self._switch(GONE.format(target=names[1]))
+        self._open(state)
+
+    def abort(self) -> None:
+        """Undo what was made on both sides. Raises MoveRefused after the switch."""
+        state = self._source.state()
+        if state is not None and state.moved:
+            raise MoveRefused(f"the jobs are in {state.target}: nothing can be undone any more")
+        self._source.forsake()
+        if self._target.mark() is not None:
+            self._target.drop()
+
+    def _begin(self, names: tuple[str, str], url: str, is_copy: bool) -> Destination:
+        state = Destination(secrets.token_hex(8), names[1], moved=False)
+        if is_copy:
+            self._target.drop()
+        self._target.create(url, state.id, NOT_YET.format(source=names[0]))
+        self._learn()
+        self._source.begin(state, self._target.types)
+        failpoints.hit("move.after_begin")
+        return state
+
+    def _learn(self) -> None:
+        """Find out which columns there are."""
+        self._target.types = types = self._target.tables()
+        for table in COPIED:
+            if unknown := set(self._source.columns(table.name)) - set(types[table.name]):
+                raise MoveRefused(f"{table.name} has columns that are unknown there: {unknown}")
+
+    # --- copying
+
+    def _copy_all(self) -> None:
+        total, done = self._source.count(JOB), self._target.count(JOB)
+        mark = self._target.mark()
+        after = "" if mark is None else mark.copied_to
+        while True:
+            self._progress(done, max(total, done), "copying jobs")
+            with self._source.snapshot():
+                ids = self._source.job_ids(after, JOBS_AT_ONCE)
+                if ids:
+                    after = ids[-1]
+                    self._target.copy_jobs(self._source, ids, copied_to=after)
+            if len(ids) < JOBS_AT_ONCE:
+                return
+            done += len(ids)
+
+    def _catch_up(self) -> None:
+        """Copy what has changed until a round is so short that the next one can be the last."""
+        changed = 0
+        for number in range(1, MAX_ROUNDS + 1):
+            self._progress(number, None, "catching up")
+            began = time.monotonic()
+            with self._source.snapshot():
+                changes = self._source.changes(0, CHANGES_AT_ONCE)
+                self._copy(changes, check=True)
+            self._source.forget([number for number, _, _ in changes])
+            changed = len(changes)
+            if changed < CHANGES_AT_ONCE and time.monotonic() - began < SHORT_SECONDS:
+                return
+        raise MoveRefused(
+            f"rows change faster than they are copied, {changed} in the last round. Let less work"
+            " go on, for example by `tenure queues pause`, and run the same command again"
+        )
+
+    def _copy(self, changes: Sequence[Change], *, check: bool) -> None:
+        keys: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        for _, name, key in changes:
+            keys[name][key] = None
+        for table in ALONE:
+            if table.name in keys:
+                changed = f"[{','.join(keys[table.name])}]"
+                self._target.copy_rows(self._source, table, changed, check=check)
+        ids = sorted(id for key in keys[JOB.name] for id in json.loads(key))
+        for at in range(0, len(ids), JOBS_AT_ONCE):
+            self._target.copy_jobs(self._source, ids[at : at + JOBS_AT_ONCE], check=check)
+
+    def _compare(self, verify: Callable[[], list[str]]) -> None:
+        """Make the target equal to one state of the source, compare all rows, and verify it."""
+        numbers: list[int] = []
+        with self._source.snapshot():
+            while changes := self._source.changes(max(numbers, default=0), CHANGES_AT_ONCE):
+                self._copy(changes, check=False)
+                numbers += [number for number, _, _ in changes]
+            self._target.place(self._source)
+            for done, table in enumerate(COPIED):
+                self._progress(done, len(COPIED), f"comparing {table.name}")
+                columns = self._target.types[table.name]
+                here = Digest(self._source.read(table, columns))
+                with self._target.transaction():
+                    there = Digest(self._target.read(table, columns))
+                if here != there:
+                    raise MoveRefused(f"{table.name} differs: {here} here, {there} there")
+                if here.rows:
+                    self._note(f"{table.name}: the same {here}")
+        self._source.forget(numbers)
+        self._progress(0, None, "verifying the copy")
+        if violations := verify():
+            raise MoveRefused(
+                f"`tenure verify` finds {len(violations)} violations there, the first: "
+                f"{violations[0]}. See whether the source has them"
+            )
+        self._target.compared()
+        self._note("the copy is verified: no violation")
+
+    # --- the switch
+
+    def _switch(self, message: str) -> None:
+        self._progress(0, None, "switching")
+        failpoints.hit("move.before_switch")
+        began = time.monotonic()
+        with self._source.closed():
+            self._copy(self._source.changes(0, None), check=True)
+            self._target.place(self._source)
+            for table in (JOB, *ALONE):
+                here, there = self._source.count(table), self._target.count(table)
+                if here != there:
+                    raise MoveRefused(f"{table.name} has {here} rows here and {there} there")
+            self._source.hand_over(message)
+            failpoints.hit("move.in_switch")
+        self._note(f"nobody could write for {time.monotonic() - began:.1f} s")
+        failpoints.hit("move.after_switch")
+
+    def _open(self, state: Destination) -> None:
+        self._target.open()
+        self._note(f"the jobs are in {state.target}")

@@ -1,0 +1,276 @@
+"""`tenure move`: everything arrives, whoever works meanwhile, and the source is closed for good."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+
+from tenure import InvalidInput, NewJob, PerPartition, Tenure, failpoints
+from tenure.app import moving
+from tenure.errors import MoveRefused, StoreMoved
+from tenure.store.moving import checks, tables
+from tenure.store.moving.checks import opened
+from tenure.store.moving.postgres_source import PostgresSource
+from tenure.store.moving.rows import Digest, Source
+from tenure.store.moving.sqlite_source import SqliteSource
+from tenure.store.moving.target import Target
+from tests.support.every_table import fill
+from tests.support.postgres import PostgresServer
+from tests.support.raw_sql import RawSql
+from tests.support.store import claim_request, report_completed
+
+
+@pytest.fixture
+def target_url(postgres_server: PostgresServer) -> Iterator[str]:
+    name = f"tenure_test_{uuid.uuid4().hex}"
+    yield postgres_server.create_database(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def app(database_url: str) -> Iterator[Tenure]:
+    with Tenure(database_url, actor="alice") as app:
+        yield app
+
+
+def move(source: str, target: str) -> list[str]:
+    notes: list[str] = []
+    moving.move(source, target, lambda *_: None, notes.append)
+    return notes
+
+
+def digests(side: Source | Target, of: Target) -> dict[str, str]:
+    """What is in the tables that are copied."""
+    of.types = of.tables()
+    with (
+        of.transaction(),
+        side.transaction() if isinstance(side, PostgresSource) else nullcontext(),
+    ):
+        return {
+            table.name: str(Digest(side.read(table, of.types[table.name])))
+            for table in tables.COPIED
+        }
+
+
+def test_every_table_is_in_a_list(sqlite_url: str, postgres_url: str) -> None:
+    """A new table has to be copied, made anew, or left out for a reason."""
+    Tenure(sqlite_url).migrate()
+    Tenure(postgres_url).migrate()
+    listed = [*(table.name for table in tables.COPIED), *tables.RECREATED, *tables.APART]
+    assert len(set(listed)) == len(listed)
+    with opened(sqlite_url, postgres_url) as (source, target):
+        assert isinstance(source, SqliteSource)
+        assert {*source.tables(), *target.tables()} == set(listed)
+
+
+def test_everything_arrives(app: Tenure, target_url: str) -> None:
+    leases = fill(app)
+    assert app.verify() == []
+    counts = app.stats.counts()
+    notes = move(app.database, target_url)
+    assert any(note.startswith("transition: the same ") for note in notes)
+    with opened(app.database, target_url) as (source, target):
+        there = digests(target, target)
+        assert there == digests(source, target)
+        empty = {name for name, digest in there.items() if digest.startswith("0 rows")}
+    on_sqlite = app.database.startswith("sqlite")
+    assert empty == ({"gate"} if on_sqlite else set())
+    with Tenure(target_url) as after:
+        assert after.verify() == []
+        assert after.stats.counts() == counts
+        report = [report_completed(lease) for lease in leases]
+        verdicts = after.core.store.exchange(report, None).result().verdicts
+        answer = "lost" if on_sqlite else "recorded"  # SQLite writes the ids of leases otherwise
+        assert [verdict.answer for verdict in verdicts] == [answer] * len(leases)
+        assert after.verify() == []
+
+
+def test_the_source_is_closed_for_good(app: Tenure, target_url: str) -> None:
+    app.enqueue("plain")
+    (lease,) = app.core.store.exchange((), claim_request(1)).result().leases
+    move(app.database, target_url)
+    store = app.core.store
+    acts: dict[str, Callable[[], Any]] = {
+        "enqueue": lambda: app.enqueue("plain", {"number": 1}),
+        "enqueue many": lambda: app.enqueue_many([NewJob("plain", {"number": 1}, {})] * 2),
+        "claim": lambda: store.exchange((), claim_request(1, "new")).result(),
+        "report": lambda: store.exchange([report_completed(lease)], None).result(),
+        "heartbeat": lambda: store.heartbeat([(lease.id, lease.lease_id)], 30),
+        "cancel": lambda: app.cancel(lease.id),
+        "pause": lambda: app.queues.pause("default"),
+        "sweep": lambda: app.core.prune({"completed": 0}),
+    }
+    for name, act in acts.items():
+        with pytest.raises(StoreMoved, match="were moved to postgresql://"):
+            act()
+        print(name)
+    assert app.get(lease.id).status == "processing"  # what was is still to be read
+    with pytest.raises(MoveRefused, match="nothing can be undone"):
+        moving.abort(app.database, target_url)
+    with pytest.raises(MoveRefused, match="were moved to"):
+        move(app.database, target_url)
+
+
+class Interrupted(Exception):
+    """What stops a mover where the test wants."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, place: str, meanwhile: Callable[[], Any]) -> None:
+    """Let something happen when a mover gets to a place, then stop it there; once."""
+    left = [place]
+
+    def hit(name: str) -> None:
+        if name in left:
+            left.clear()
+            meanwhile()
+            raise Interrupted
+
+    monkeypatch.setattr(failpoints, "hit", hit)
+
+
+PLACES = [name for name in failpoints.NAMES if name.startswith("move.")]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_it_goes_on_where_it_was_stopped(
+    app: Tenure, target_url: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What changes meanwhile arrives, too: rows that are added, changed and deleted."""
+    app.queues.limit("mail", max_running=3, per_partition=PerPartition(), ordered="pass")
+    app.queues.pause("elsewhere")
+    for number in range(12):
+        app.enqueue("plain", {"number": number}, queue="mail", partition=str(number % 2))
+    app.cancel(app.enqueue("plain").id)
+    (lease,) = app.core.store.exchange((), claim_request(1)).result().leases
+    old = app.find(status="cancelled", limit=10)
+
+    def meanwhile() -> None:
+        if place not in ("move.in_switch", "move.after_switch"):
+            app.core.store.exchange([report_completed(lease)], None).result()
+            app.enqueue("plain", {"number": 77})
+            app.queues.limit("mail", max_running=5, per_partition=None, ordered=None)
+            app.queues.resume("elsewhere")
+            app.core.prune({"cancelled": 0})
+
+    stop_at(monkeypatch, place, meanwhile)
+    with pytest.raises(Interrupted):
+        move(app.database, target_url)
+    with Tenure(target_url) as early, pytest.raises(StoreMoved):
+        early.enqueue("plain", {"number": 1})
+    notes = move(app.database, target_url)
+    assert notes[-1].startswith("the jobs are in postgresql://")
+    with Tenure(target_url) as after:
+        assert after.verify() == []
+        assert ids(target_url) == ids(app.database)
+        if place not in ("move.in_switch", "move.after_switch"):
+            assert after.find(status="cancelled", limit=1) == [] != old
+            assert after.get(lease.id).status == "completed"
+
+
+@pytest.mark.parametrize("place", PLACES[:-1])
+def test_abort_leaves_nothing_behind(
+    app: Tenure, target_url: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.enqueue("plain")
+    before = schema_of(app.database)
+    stop_at(monkeypatch, place, lambda: None)
+    with pytest.raises(Interrupted):
+        move(app.database, target_url)
+    moving.abort(app.database, target_url)
+    moving.abort(app.database, target_url)  # there is nothing more to undo
+    assert schema_of(app.database) == before
+    assert schema_of(target_url) == []
+    app.enqueue("plain")
+    move(app.database, target_url)
+    with Tenure(target_url) as after:
+        assert len(after.find(limit=5)) == 2
+
+
+def ids(url: str) -> list[str]:
+    sql = RawSql(url)
+    try:
+        return sorted(str(id) for (id,) in sql.run("SELECT id FROM {job}"))
+    finally:
+        sql.close()
+
+
+def schema_of(url: str, schema: str = "tenure") -> list[Any]:
+    """All tables and triggers of Tenure."""
+    sql = RawSql(url)
+    try:
+        if url.startswith("sqlite"):
+            return sql.run("SELECT name, sql FROM sqlite_schema ORDER BY 1")
+        return sql.run(
+            "SELECT relname, tgname, tgenabled FROM pg_namespace AS n JOIN pg_class AS c"
+            " ON c.relnamespace = n.oid LEFT JOIN pg_trigger ON tgrelid = c.oid"
+            f" WHERE nspname = '{schema}' ORDER BY 1, 2, 3"
+        )
+    finally:
+        sql.close()
+
+
+def test_no_guard_is_off_on_the_target(
+    app: Tenure, target_url: str, postgres_server: PostgresServer
+) -> None:
+    """The schema is that of a new database, with every trigger as it is there."""
+    app.enqueue("plain")
+    move(app.database, target_url)
+    moved = schema_of(target_url)
+    Tenure(f"{target_url}&schema=fresh").migrate()
+    assert moved == schema_of(target_url, "fresh")
+
+
+def test_statistics_and_webhooks_go_on_where_they_were(app: Tenure, target_url: str) -> None:
+    """Entries of the ledger that were not counted or forwarded are afterwards, and no others."""
+    first = app.enqueue("plain")
+    app.webhooks.create("early", "https://example.com", ["enqueued"])
+    second = app.enqueue("plain")
+    while app.core.measure():
+        pass
+    third = app.enqueue("plain")
+    app.webhooks.create("late", "https://example.com", ["enqueued"])
+    fourth = app.enqueue("plain")
+    move(app.database, target_url)
+    with Tenure(target_url) as after:
+        fifth = after.enqueue("plain")
+        hooks = {hook.name: hook.position for hook in after.webhooks.list()}
+        seen = {
+            name: [t.job_id for t in after.core.store.read.ledger(position, 10)]
+            for name, position in hooks.items()
+        }
+        assert seen == {
+            "early": [second.id, third.id, fourth.id, fifth.id],
+            "late": [fourth.id, fifth.id],
+        }
+        while after.core.measure():
+            pass
+        assert sum(count.jobs for count in after.stats.counts()) == 5
+        assert after.verify() == []
+        assert after.get(first.id)
+
+
+def test_what_is_refused(
+    app: Tenure,
+    target_url: str,
+    postgres_url: str,
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checks, "ALONE_SECONDS", 0.05)
+    app.enqueue("plain")
+    Tenure(postgres_url).migrate()
+    if app.database != postgres_url:
+        with pytest.raises(MoveRefused, match="schema tenure has tables"):
+            move(app.database, postgres_url)
+    with pytest.raises(InvalidInput, match="PostgreSQL only"):
+        move(app.database, f"sqlite:///{tmp_path}/other.db")
+    with pytest.raises(InvalidInput, match="no database of Tenure"):
+        move(f"sqlite:///{tmp_path}/none.db", target_url)
+    assert {one.health for one in moving.check(app.database, target_url)} == {"ok"}
+    assert schema_of(target_url) == []
+    with opened(app.database, target_url), pytest.raises(InvalidInput, match="another"):
+        move(app.database, target_url)
