@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from bench.processes import Program, Setting, whole_machine_cpu
+from bench.processes import Program, Setting, cpu_seconds_of, whole_machine_cpu
 from bench.stage import Figures, Stage
 
 
@@ -16,13 +16,10 @@ class Cost:
         self._programs = programs
         self._engine = stage.engine(store.subject)
         self._place = store.place
-        self._server = self._engine.spent(store.place)
         self._since = time.monotonic()
         self._machine = whole_machine_cpu()
-        self._workers = self._cpu()
-
-    def _cpu(self) -> float:
-        return sum(program.cpu_seconds() for program in self._programs)
+        self._workers = cpu_seconds_of(programs)
+        self._server = self._engine.spent(store.place)  # last: what is judged starts now
 
     def connections(self) -> Figures:
         """How many connections are open to the database; nothing where there are none."""
@@ -31,13 +28,15 @@ class Cost:
 
     def per_job(self, jobs: int) -> Figures:
         """CPU per job in microseconds, of workers and server; log bytes per job; cores; MB."""
-        seconds = time.monotonic() - self._since
+        spent = self._engine.spent(self._place)
+        workers = cpu_seconds_of(self._programs) - self._workers
+        cores = (whole_machine_cpu() - self._machine) / (time.monotonic() - self._since)
         figures = {
+            "cpu_us_per_job": workers / jobs * 1e6,
+            "machine_cores": cores,
             "memory_mb": sum(program.memory_mb() for program in self._programs),
-            "cpu_us_per_job": (self._cpu() - self._workers) / jobs * 1e6,
-            "machine_cores": (whole_machine_cpu() - self._machine) / seconds,
         }
-        for name, value in self._engine.spent(self._place).items():
+        for name, value in spent.items():
             scale, figure = SERVER_FIGURES[name]
             figures[figure] = (value - self._server[name]) / jobs * scale
         if "wal" in self._server:

@@ -51,11 +51,18 @@ def fill_and_run(
     workers: int = 1,
     starts: int = 1,
     job_seconds: float = 0.0,
+    warm: float = 0.0,
 ) -> Figures:
     """Enqueue jobs, then drain them."""
     fill(setting, jobs)
     return drain_filled(
-        stage, setting, jobs, workers=workers, starts=starts, job_seconds=job_seconds
+        stage,
+        setting,
+        jobs,
+        workers=workers,
+        starts=starts,
+        job_seconds=job_seconds,
+        warm=warm,
     )
 
 
@@ -67,11 +74,19 @@ def drain_filled(
     workers: int = 1,
     starts: int = 1,
     job_seconds: float = 0.0,
+    warm: float = 0.0,
 ) -> Figures:
     """Run workers on the jobs that are there, as `run_workers` says; nothing may be amiss after."""
     stage.calm(setting)
     figures = run_workers(
-        stage, setting, setting, jobs, workers=workers, starts=starts, job_seconds=job_seconds
+        stage,
+        setting,
+        setting,
+        jobs,
+        workers=workers,
+        starts=starts,
+        job_seconds=job_seconds,
+        warm=warm,
     )
     check_integrity(setting)
     return figures
@@ -146,11 +161,12 @@ def run_workers(
     starts: int = 1,
     behind: int = 0,
     job_seconds: float = 0.0,
+    warm: float = 0.0,
 ) -> Figures:
     """Run workers of `setting` on the jobs in `store` until all have run; how fast, at what cost.
 
     With jobs pending `behind` them, the first `jobs` are waited for and the others not looked at.
-    A handler takes `job_seconds`.
+    A handler takes `job_seconds`. The cost is counted from when the part `warm` of them has run.
     """
     tally = stage.tally(jobs)
     with contextlib.ExitStack() as running:
@@ -161,13 +177,17 @@ def run_workers(
             raise Failed("jobs ran before the gate was opened")
         cost = Cost(stage, store, programs)
         open_gate()
+        counted = jobs
+        if warm:
+            wait_for(tally, jobs, programs, missing=round(jobs * (1 - warm)))
+            cost, counted = Cost(stage, store, programs), tally.missing(jobs)
         wait_for(tally, jobs, programs, starts=starts, missing=jobs // 2)
         connections = cost.connections()
         wait_for(tally, jobs, programs, starts=starts)
         ended = max(tally.ended[:jobs])
         if not behind:
             ended = max(ended, _wait_until_settled(stage, store, jobs))
-        figures = {**cost.per_job(jobs), **connections}
+        figures = {**cost.per_job(max(counted, 1)), **connections}
     doubled = tally.doubled(jobs, starts)
     if doubled and store.subject.ours:
         raise Failed(f"{doubled} of {jobs} jobs ran too often")

@@ -11,6 +11,8 @@ from bench.drains import fill_and_run
 from bench.stage import Figures, Stage
 from bench.workload import CONCURRENCY_VARIABLE, JOB_SECONDS_VARIABLE
 
+WARM = 0.25  # before that, each new connection to a database makes plans
+
 
 def fleet(
     stage: Stage, subject: Subject, *, workers: int, slots: int, job_seconds: float
@@ -23,5 +25,7 @@ def fleet(
         subject,
         **{CONCURRENCY_VARIABLE: str(slots), JOB_SECONDS_VARIABLE: str(job_seconds)},
     )
-    figures = fill_and_run(stage, setting, jobs, workers=workers, job_seconds=job_seconds)
+    figures = fill_and_run(
+        stage, setting, jobs, workers=workers, job_seconds=job_seconds, warm=WARM
+    )
     return {**figures, "of_ideal": figures["rate"] / ideal}

@@ -21,7 +21,7 @@ QUICK = Size(
     idle_seconds=2.0,
     behind=40_000,
     repeats=1,
-    fleet_seconds=1.5,
+    fleet_seconds=2.0,
 )
 FULL = Size(
     seconds=1.5,
@@ -34,7 +34,7 @@ FULL = Size(
     idle_seconds=8.0,
     behind=1_000_000,
     repeats=7,
-    fleet_seconds=3.0,
+    fleet_seconds=4.0,
 )
 SIZES = {"quick": QUICK, "full": FULL}
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
@@ -169,6 +169,12 @@ class Program:
                     if line.startswith("Pss:"):
                         kilobytes += int(line.split()[1])
         return kilobytes / 1024
+
+
+def cpu_seconds_of(programs: Sequence[Program]) -> float:
+    """CPU time of all these programs so far, in seconds."""
+    sessions = {program.process.pid for program in programs}
+    return _cpu_seconds(stat for stat in _stats() if int(stat[3]) in sessions)
 
 
 def worker(setting: Setting) -> Program:

@@ -88,8 +88,10 @@ METHOD = """\
   (SQLite), all writes (Redis). The time begins with the first handler, and ends when the last has
   run and the database, asked behind the queue's back, shows nothing waiting or running.
 - A fleet has as many jobs as would take {fleet_seconds} s if no slot were ever empty, or as many as
-  a drain. The handler sleeps. A worker has the slots that its adapter sets: threads for Huey, tasks
-  of the event loop for the others, for honker a batch of that size.
+  a drain. What it costs is counted from when a quarter of them has run, because the first claim of
+  each connection makes plans, once for hours of work. The handler sleeps. A worker has the slots
+  that its adapter sets: threads for Huey, tasks of the event loop for the others, for honker a
+  batch of that size.
 - A number counts only if every job ran and none is left. Tenure may run none twice, and
   `tenure verify` must find no fault in what is stored.
 - Enqueueing goes on for {seconds} s; pickup is timed over {samples} jobs about

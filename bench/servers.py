@@ -153,10 +153,10 @@ class Postgres:
             yield
 
     def spent(self, place: str) -> dict[str, float]:
-        cpu = cpu_seconds_with_children(self._server.pid or 0)
         with psycopg.connect(place) as connection:
             wal = _value(connection, "SELECT pg_current_wal_insert_lsn() - '0/0'")
             writes = _value(connection, "SELECT pg_snapshot_xmax(pg_current_snapshot())")
+        cpu = cpu_seconds_with_children(self._server.pid or 0)
         return {"cpu": cpu, "wal": float(wal), "writes": float(writes)}
 
     def image_bytes(self, place: str, since: float) -> float:
