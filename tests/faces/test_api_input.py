@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from tenure.jobs import payload
 from tenure.jobs import results as produced
 from tenure.server import build
 from tests.support.http import JSON, Exchange, api_client, asgi_scope, assert_problem, claim_jobs
+from tests.support.programs import run
 
 
 @pytest.fixture
@@ -285,3 +287,48 @@ def test_what_a_handler_produced_is_never_refused(sqlite_url: str) -> None:
 def test_a_report_must_be_json_at_least(api: TestClient, body: str) -> None:
     response = api.post("/reports", content=body.encode("latin-1"), headers=JSON)
     assert_problem(response, 400, "invalid_input")
+
+
+FIRST_BODIES = """
+import os, sys, threading
+from tenure.http.api.bodies import convert
+from tenure.wire.requests import AmendRequest, EnqueueRequest, TypeRequest
+
+GIVEN = [
+    ({"type": "mail", "unique": {"by": ["a"]}, "backoff": {"base": 1}}, EnqueueRequest),
+    ([{"type": "mail", "depends_on": [{"job_id": "x"}]}], list[EnqueueRequest]),
+    ({"backoff": {"base": 1.0}}, AmendRequest),
+    ({"backoff": {"delays": [1]}}, TypeRequest),
+]
+
+
+def read(begin, turn):
+    begin.wait()
+    for value, kind in GIVEN[turn:] + GIVEN[:turn]:
+        try:
+            convert(value, kind)
+        except Exception:
+            pass
+
+
+def read_at_once():
+    sys.setswitchinterval(1e-6)
+    begin = threading.Barrier(8)
+    threads = [threading.Thread(target=read, args=(begin, n % len(GIVEN))) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+for _ in range(60):
+    if not (copy := os.fork()):
+        read_at_once()
+        os._exit(0)
+    assert os.waitpid(copy, 0)[1] == 0, "it crashed"
+"""
+
+
+def test_first_bodies_that_come_at_once_are_read() -> None:
+    """msgspec learns a type from its first value, and lets other threads in meanwhile."""
+    assert run([sys.executable, "-c", FIRST_BODIES]).returncode == 0
