@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from tenure import Tenure
+from tenure import Tenure, store
 from tests.chaos.disk_filling import BIG, check, claim, fill, settle
 from tests.support.http import api_client, assert_problem
 from tests.support.programs import run
+from tests.support.raw_sql import RawSql
 
 pytestmark = [pytest.mark.chaos, pytest.mark.scenario(47)]
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,45 @@ def test_a_database_that_may_not_grow(tmp_path: Path) -> None:
             again = app.enqueue("big", BIG)
         check(app, path, [*accepted[2:], again.id])
         assert app.enqueue("big", BIG)
+
+
+NO_ROOM = (
+    "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS"
+    " $$ BEGIN RAISE 'could not extend file' USING ERRCODE = 'disk_full'; END $$",
+    "CREATE TRIGGER no_room BEFORE INSERT ON {job} FOR EACH STATEMENT EXECUTE FUNCTION no_room()",
+)
+
+
+@contextmanager
+def full(app: Tenure) -> Iterator[None]:
+    """The disk of the database has no room for another large job."""
+    if app.database.startswith("sqlite"):
+        app.job(name="big")(lambda **_: None)
+        app.enqueue("big")
+        with limited(app, 0):
+            yield
+        return
+    with closing(RawSql(app.database)) as raw:
+        for statement in NO_ROOM:
+            raw.run(statement)
+        yield
+        raw.run("DROP TRIGGER no_room ON {job}")
+
+
+def test_a_server_whose_disk_is_full_is_not_ready(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Tenure(database_url)) as app, api_client(app) as api:
+        app.open()
+        with full(app):
+            assert api.get("/ready").status_code == 200
+            for _ in range(2):  # at most one fits into the page that is begun
+                refused = api.post("/jobs", json={"type": "big", "payload": BIG})
+            assert_problem(refused, 503, "store_unavailable")
+            assert_problem(api.get("/ready"), 503, "store_unavailable")
+        assert api.post("/jobs", json={"type": "big", "payload": BIG}).status_code == 201
+        monkeypatch.setattr(store, "FULL_SECONDS", 0)
+        assert api.get("/ready").status_code == 200
 
 
 # --- a child whose files may not grow, or whose file system is small -----------------------------

@@ -185,7 +185,7 @@ class Core:
 
     def check_store(self) -> None:
         """Raise StoreUnavailable if the store does not answer, or if its commits hang."""
-        self.limited_store.read.check()
+        self.limited_store.check()
 
     def wake(self) -> None:
         """Notify workers that there may be work, if the database is open."""

@@ -6,6 +6,7 @@ callers wait on and async callers await; reads answer at once. One verb, one tra
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -40,6 +41,9 @@ T = TypeVar("T")
 POSTGRES_WRITERS = 2
 """Connections of one process that write: one is executing while the other waits for the disk."""
 
+FULL_SECONDS = 10.0
+"""How long a store counts as unable to commit after a write that found the disk full."""
+
 
 class Store:
     """One database, as the application sees it. Safe to use from any thread, but not after a fork.
@@ -66,6 +70,7 @@ class Store:
         self._committer = Committer(
             databases, self._notifier.notify, direct=direct, on_commit=self._waits.wake
         )
+        self._databases = databases
         self._reader = reader
         self._stats_place: Place | None = None  # up to where this process knows the statistics
         self._heart = Committer([heart], lambda: None) if heart else self._committer
@@ -216,6 +221,13 @@ class Store:
         return self._committer.submit(CallWork(name, act, brings=brings, job_ids=jobs)).future
 
     # --- reads
+
+    def check(self) -> None:
+        """Raise StoreUnavailable if the store does not answer or, as far as is known, commit."""
+        self.read.check()
+        ago = time.monotonic() - max(db.full_at for db in self._databases)
+        if ago < FULL_SECONDS:
+            raise StoreUnavailable(f"the disk was full, or failed, at a write {ago:.0f} s ago")
 
     @property
     def read(self) -> Reader:

@@ -71,6 +71,9 @@ class Alone(Protocol):
 class Database(Statements, Protocol):
     """The writing side: one connection, used by one thread."""
 
+    full_at: float
+    """When a write found the disk full last, in monotonic seconds."""
+
     @property
     def alone(self) -> Alone | None:
         """Claims in one statement; None if there is one writer, without round trips or locks.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -63,6 +65,7 @@ class PostgresSession:
 
     def __init__(self, url: str, on_connect: Callable[[], None] = lambda: None) -> None:
         """`on_connect` is called after each connect, the first one included."""
+        self.full_at = -math.inf
         self._address = address_of(url)
         self._on_connect = on_connect
         self._connection: psycopg.Connection[Any] | None = None
@@ -228,6 +231,8 @@ class PostgresSession:
         if isinstance(error, Unconfirmed):
             return Trouble.UNCONFIRMED
         if isinstance(error, AWAY):
+            if isinstance(error, errors.DiskFull):
+                self.full_at = time.monotonic()
             if isinstance(error, errors.ReadOnlySqlTransaction):
                 self.close()  # a new connection may find the new primary
             return Trouble.UNAVAILABLE

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -62,6 +64,7 @@ class Sqlite:
         patience: float | None = None,
     ) -> None:
         """`patience` is how many seconds an `enqueue_alone` waits for other writers."""
+        self.full_at = -math.inf
         self._path = path
         self._connect = connect
         self._patience = patience
@@ -315,6 +318,7 @@ class Sqlite:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what SQLite adds in detail
         if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
             self._checkpoints.make_due()
+            self.full_at = time.monotonic()
         if str(error).startswith(ELSEWHERE):
             return Trouble.MOVED
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
