@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +93,36 @@ def test_a_child_that_does_not_find_the_module_fails_no_job(
         assert f"{module.stem} cannot be imported in a child process: Module" in caplog.text
         module.write_text(CHILD)
         assert wait_until_completed(app, job).attempts == 1
+
+
+@pytest.mark.scenario(103)
+def test_without_file_descriptors_no_job_fails(
+    app: Tenure, module: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitness, "MAX_UNFIT_SECONDS", 0.2)
+    app.core.take_over(importlib.import_module(module.stem).app.core)
+
+    @app.job
+    async def on_the_loop() -> None: ...
+
+    with running_worker(app, concurrency=4):
+        wait_until_completed(app, on_the_loop.enqueue())  # every connection is open
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(int(number) for number in os.listdir("/proc/self/fd"))
+        holes = [os.open(os.devnull, os.O_RDONLY) for _ in range(highest)]
+        while (fd := os.open(os.devnull, os.O_RDONLY)) < highest:
+            holes.append(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fd + 1, before[1]))
+        try:
+            jobs = [app.enqueue("work", max_retries=1) for _ in range(4)]
+            wait_until(lambda: handed_back(app, jobs[0]), "the job to be handed back")
+            assert "no child process could be started: OSError" in caplog.text
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            for one in (*holes, fd):
+                os.close(one)
+        for job in jobs:
+            assert wait_until_completed(app, job).attempts == 1
 
 
 @pytest.mark.scenario(103)
