@@ -45,6 +45,7 @@ LINES = [
     *(b"POST /jobs HTTP/1.1\r\n", b"POST /jobs/batch HTTP/1.1\r\n", b"POST /leases HTTP/1.1\r\n"),
     *(b"POST /ui/sign-in HTTP/1.1\r\n", b"HEAD / HTTP/1.0\r\n", b"PRI * HTTP/2.0\r\n"),
     *(b"GET /ui/jobs?type=%ff&before=%00 HTTP/1.1\r\n", b"GET http://a/../%2f HTTP/1.1\r\n"),
+    b"CONNECT 127.0.0.1:22 HTTP/1.1\r\n",
     *(b"Host: localhost\r\n", b"Host: evil.example\r\n", BEARER, b"Cookie: tenure_session=x\r\n"),
     *(b"Content-Type: application/json\r\n", b"Content-Type: text/plain; charset=x\r\n"),
     *(b"Content-Length: 14\r\n", b"Content-Length: 99999999\r\n", b"Content-Length: -1\r\n"),

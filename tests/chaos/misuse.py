@@ -88,6 +88,7 @@ class Caller:
     word: str = ""  # what its own texts begin with
     known: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     foreign: dict[str, list[Any]] = field(default_factory=dict)  # what somebody else knows
+    asked: str = ""  # its last request
 
     def recall(self, name: str) -> Any:
         """Something that goes by this name, or None."""
@@ -207,7 +208,7 @@ class Misuse:
                 try:
                     self._once(caller, client, caller.chance)
                 except (httpx2.TransportError, httpx2.InvalidURL) as error:
-                    self.found.append(f"{caller.name}: {error!r}")
+                    self.found.append(f"{caller.name}: {caller.asked}: {error!r}")
 
     def _once(self, caller: Caller, client: httpx2.Client, chance: random.Random) -> None:
         if chance.random() < 0.2:
@@ -215,6 +216,7 @@ class Misuse:
         else:
             method, path, sent = self._of_api(caller)
         request = client.build_request(method, caller.path(path), **sent)
+        caller.asked = f"{method} {request.url} {request.content[:500]!r}"
         response = client.send(request, stream=True)
         text = ""
         with contextlib.closing(response), contextlib.suppress(httpx2.ReadTimeout):
@@ -268,9 +270,8 @@ class Misuse:
             asked = f"{request.url} {request.content!r}"
             wrong = "" if SECRET in asked else "this is of other queues"
         if wrong:
-            said = f"{request.method} {request.url} {request.content[:500]!r}"
             shown = text[max(text.find(SECRET) - 200, 0) :][:600]
-            self.found.append(f"{caller.name}: {said}: {response.status_code}, {wrong}: {shown}")
+            self.found.append(f"{caller.name}: {caller.asked}: {response.status_code}, {wrong}: {shown}")
         if response.headers.get("content-type", "").startswith("application/json") and text:
             caller.learn(json.loads(text))
             for link in response.links.values():

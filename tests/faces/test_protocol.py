@@ -147,6 +147,21 @@ async def test_nothing_overtakes_an_answer(
     protocol.connection_lost(None)
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("before", [b"", REQUEST], ids=["first", "second"])
+async def test_an_address_that_is_none_is_refused(before: bytes) -> None:
+    protocol, socket = connected(answering(b"abcd"))
+    if before:
+        protocol.data_received(before)
+        await asyncio.wait_for(socket.sent.wait(), 10)
+        await asyncio.sleep(0)  # the request has ended
+        socket.pieces.clear()
+    protocol.data_received(b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert b"".join(socket.pieces).startswith(b"HTTP/1.1 400")
+    assert socket.closed.is_set() or HALF_CLOSED in socket.pieces
+    protocol.connection_lost(None)
+
+
 HEAD = REQUEST[:20]
 POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 TIMES = {

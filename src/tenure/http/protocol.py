@@ -291,10 +291,10 @@ class BoundedProtocol(HttpToolsProtocol):
             raise Refused
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
         self._advance()
         cast("dict[str, Any]", self.scope)[ADMITTED] = self.admit
-        super().on_headers_complete()
+        super().on_headers_complete()  # raises for an address that is none
+        self._in_head = False
         self._unanswered.append(self.cycle)
         self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
 
