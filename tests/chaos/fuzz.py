@@ -82,13 +82,26 @@ ends = st.sampled_from(["read", "stop sending", "leave", "stay"])
 """What the client does when it has sent everything."""
 
 
-class Watch:
-    """Asks /health again and again, on new connections, and keeps the longest time it took."""
+def waits(*tasks: Path) -> dict[Path, float]:
+    """Seconds for which each thread was ready, and no processor was free."""
+    found = {}
+    for task in tasks:
+        with contextlib.suppress(OSError):  # it has ended, or the system does not say
+            found[task] = int((task / "schedstat").read_text("ascii").split()[1]) / 1e9
+    return found
 
-    def __init__(self, url: str) -> None:
+
+class Watch:
+    """Asks /health again and again, on new connections, and keeps the longest time it took.
+
+    Without the time for which the machine had no processor for the server or for this process.
+    """
+
+    def __init__(self, server: ServerProcess) -> None:
         self.longest = 0.0
         self.failure = ""
-        self._url = url
+        self._url = server.url
+        self._process = server.process.pid
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -102,13 +115,21 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stopped.wait(0.02):
-            began = time.monotonic()
+            began, before = time.monotonic(), self._waits()
             try:
                 status = httpx2.get(f"{self._url}/health", timeout=60).status_code
                 self.failure = self.failure or ("" if status == 200 else f"/health: {status}")
             except httpx2.TransportError as error:
                 self.failure = self.failure or f"/health: {error!r}"
-            self.longest = max(self.longest, time.monotonic() - began)
+            took = time.monotonic() - began
+            of_server, own = self._waits()
+            of_each = [until - before[0].get(task, 0) for task, until in of_server.items()]
+            waited = max(of_each, default=0) + own - before[1]
+            self.longest = max(self.longest, took - waited)
+
+    def _waits(self) -> tuple[dict[Path, float], float]:
+        of_server = waits(*Path(f"/proc/{self._process}/task").glob("*"))
+        return of_server, sum(waits(Path("/proc/thread-self")).values())
 
 
 class Attack:
@@ -172,7 +193,7 @@ def judged(server: ServerProcess, log_limit: int = 64 * KIB) -> Iterator[Watch]:
     """Watch the server meanwhile, and fail over what it became."""
     httpx2.get(f"{server.url}/stats", headers={"Authorization": f"Bearer {TOKEN}"})
     before = memory_mib(server)
-    with Watch(server.url) as watch:
+    with Watch(server) as watch:
         yield watch
     assert server.process.poll() is None, "the server ended"
     assert not watch.failure, watch.failure

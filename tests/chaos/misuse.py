@@ -271,7 +271,9 @@ class Misuse:
             wrong = "" if SECRET in asked else "this is of other queues"
         if wrong:
             shown = text[max(text.find(SECRET) - 200, 0) :][:600]
-            self.found.append(f"{caller.name}: {caller.asked}: {response.status_code}, {wrong}: {shown}")
+            self.found.append(
+                f"{caller.name}: {caller.asked}: {response.status_code}, {wrong}: {shown}"
+            )
         if response.headers.get("content-type", "").startswith("application/json") and text:
             caller.learn(json.loads(text))
             for link in response.links.values():
