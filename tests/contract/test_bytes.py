@@ -11,10 +11,12 @@ import pytest
 from tenure.jobs.queries import Query
 from tenure.jobs.work import MAX_BYTES, is_full
 from tenure.lifecycle import Job
+from tenure.retry import RetryPolicy
+from tenure.store import reader as store_reader
 from tenure.store import search
 from tenure.store.postgres import reader
 from tests.support.effort import on_either_engine
-from tests.support.store import StoreHarness, new_job, report_completed
+from tests.support.store import StoreHarness, new_job, report_completed, report_failed
 
 MEBIBYTE = 2**20
 PAYLOAD = '{"text":"%s"}' % ("é" * (MEBIBYTE // 2 - 50))
@@ -85,6 +87,18 @@ def test_results_count_and_a_job_of_any_size_is_shown(
     for module in (search, reader):
         monkeypatch.setattr(module, "MAX_BYTES", 50_000)
     assert [len(page) for page in walked(harness) if page] == [1, 1, 1]
+
+
+def test_a_history_shows_so_many_characters_of_errors(
+    harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_reader, "MAX_DETAILS", 250)
+    (added,) = harness.add_all(new_job(max_retries=4, backoff=RetryPolicy(base=0, cap=0)))
+    for number in range(4):
+        (lease,) = harness.claim()
+        harness.report(report_failed(lease, f"{number}" + "x" * 99))
+    shown = [entry.detail[:1] for entry in harness.store.read.history(added.job.id) if entry.detail]
+    assert shown == ["(", "(", "2", "3"]
 
 
 def test_counting_goes_past_what_a_page_holds(harness: StoreHarness) -> None:

@@ -108,7 +108,7 @@ def test_without_file_descriptors_no_job_fails(
     with running_worker(app, concurrency=4):
         wait_until_completed(app, on_the_loop.enqueue())  # every connection is open
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
-        highest = max(int(number) for number in os.listdir("/proc/self/fd"))
+        highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
         holes = [os.open(os.devnull, os.O_RDONLY) for _ in range(highest)]
         while (fd := os.open(os.devnull, os.O_RDONLY)) < highest:
             holes.append(fd)

@@ -35,6 +35,10 @@ ENTRY = (
 )
 """The columns of a `Transition` between its position and its lease."""
 
+MAX_DETAILS = 4 * 1024 * 1024
+"""Characters of errors that a history shows, of those of its job the newest."""
+LEFT_OUT = "(left out, as the errors after this one are long)"
+
 MAX_AGAIN = 20
 """Jobs that are listed as running another one again."""
 
@@ -224,12 +228,20 @@ class Reader(ABC):
         return tuple(map(int, numbers))
 
     def history(self, job_id: str) -> list[Transition]:
-        """Return the transitions of one job, oldest first."""
+        """Return the transitions of one job, oldest first, with MAX_DETAILS of their errors."""
         d = self.dialect
         if not d.is_id(job_id):
             return []
-        where = f"t.job_id = {d.id_value} ORDER BY t.seq"
-        return self._transitions(where, (job_id,))
+        others = dict.fromkeys(("seq", *d.order, *ENTRY, "lease_id"))
+        del others["detail"]
+        newer = "sum(length(coalesce(detail, ''))) OVER (ORDER BY seq DESC)"
+        own = (
+            f"SELECT {', '.join(others)}, CASE WHEN {newer} <= {MAX_DETAILS} THEN detail"
+            f" WHEN detail IS NOT NULL THEN '{LEFT_OUT}' END AS detail"
+            f" FROM {d.table('transition')} WHERE job_id = {d.id_value}"
+        )
+        rows = self.rows(f"SELECT {self._entry} FROM ({own}) AS t ORDER BY t.seq", (job_id,))
+        return [self._transition(row) for row in rows]
 
     def ledger(self, after: str, limit: int) -> list[Transition]:
         """Return transitions after a position, complete and in an order that never changes."""
