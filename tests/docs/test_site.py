@@ -50,6 +50,9 @@ def test_pages_can_be_searched(site: Path) -> None:
     assert "idempotency" in (site / "search.json").read_text("utf-8").lower()
 
 
+FULL = pytest.mark.full
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as browser:
@@ -71,7 +74,10 @@ def page(browser: Browser, site: Path) -> Iterator[Page]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["cron", "transaction", "fastapi", "retry after"])
+@pytest.mark.parametrize(
+    "words",
+    ["cron", "retry after", *(pytest.param(w, marks=FULL) for w in ("transaction", "fastapi"))],
+)
 def test_pages_opened_as_files_can_be_searched(page: Page, site: Path, words: str) -> None:
     page.locator(".md-search__button").first.click()
     page.get_by_role("combobox").or_(page.locator("input[type=text]:visible")).first.fill(words)

@@ -56,7 +56,8 @@ def take_turns(items: list[pytest.Item]) -> None:
             engine = next((each for each in ("sqlite", "postgres") if each in given), "")
             passed_by = item.get_closest_marker("full") or item.get_closest_marker("each_engine")
             if engine and not passed_by:
-                cases[item.nodeid.replace(engine, "", 1)].append(item)
+                test, _, case = item.nodeid.partition("[")
+                cases[f"{test} {case.replace(engine, '', 1)}"].append(item)
     for name, on_engines in cases.items():
         del on_engines[crc32(name.encode()) % len(on_engines)]
         for item in on_engines:
