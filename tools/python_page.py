@@ -35,6 +35,7 @@ from tenure import (
 from tenure.app.bulk import BulkActions
 from tenure.app.job_types import JobOptions
 from tenure.app.queues import Queues, Types, Workers
+from tenure.app.retention import Retention
 from tenure.app.schedules import Schedules
 from tenure.app.signals import Signals
 from tenure.app.stats import Events, Statistics
@@ -53,6 +54,7 @@ from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition,
 from tenure.jobs.limits import Limits
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Bulk, Counted, Filter, Page
+from tenure.jobs.retention import RetentionRule
 from tenure.jobs.schedule_times import Preview, When
 from tenure.jobs.schedules import Fire, Schedule, Template
 from tenure.jobs.stats import (
@@ -126,6 +128,7 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     ),
     "types": (Types, ("list", "pause", "resume")),
     "workers": (Workers, ("list",)),
+    "retention": (Retention, ("set", "list")),
     "stats": (
         Statistics,
         (
@@ -238,6 +241,7 @@ ANSWERS = (
         PartitionState,
         TypeState,
         WorkerState,
+        RetentionRule,
         Violation,
         Check,
         AccessToken,

@@ -128,7 +128,7 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "recordStep": ({"name": "a", "number": 1}, 409),
     "keepState": ({"number": 1, "state": 1}, 409),
     "streamEnds": (None, 400),  # without a worker; the worker of a token is its own
-    **dict.fromkeys(["pauseType", "resumeType"], (None, 403)),
+    **dict.fromkeys(["pauseType", "resumeType", "keepType"], ({}, 403)),
     **dict.fromkeys(["listSchedules", "showSchedule", "listFires", "nextTicks"], (None, 403)),
     **dict.fromkeys(["deleteSchedule", "pauseSchedule", "resumeSchedule"], (None, 403)),
     "triggerSchedule": (None, 403),
@@ -136,6 +136,8 @@ AIMED: dict[str, tuple[Any, Any]] = {
     "backfillSchedule": ({"start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00Z"}, 403),
     "previewSchedule": ({"every": 60}, 200),
     "listQueues": (None, 200),
+    "listRules": (None, 200),
+    "keepQueue": ({"failed": 60}, 403),
     "pauseQueue": (None, 403),
     "resumeQueue": (None, 403),
     "limitQueue": ({"max_pending": 0}, 403),
@@ -186,7 +188,11 @@ def _shows_nothing(tenants: Tenants, route: Route, response: httpx2.Response) ->
         assert tenants.sees_nothing_in(response.text), response.text
     if response.status_code == 403:
         told = assert_problem(response, 403, "forbidden")["detail"]
-        if route.path.startswith("/schedules") or route.name in ("pauseType", "resumeType"):
+        if route.path.startswith("/schedules") or route.name in (
+            "pauseType",
+            "resumeType",
+            "keepType",
+        ):
             assert "a token for every queue" in told
         else:
             assert "mail, shop.*" in told

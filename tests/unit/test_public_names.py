@@ -15,6 +15,7 @@ import tenure.testing
 from tenure import JobType, Tenure, client, errors, server
 from tenure.app.bulk import BulkActions
 from tenure.app.queues import Queues, Types, Workers
+from tenure.app.retention import Retention
 from tenure.app.schedules import Schedules
 from tenure.app.signals import Signals
 from tenure.app.stats import Events, Statistics
@@ -73,6 +74,7 @@ NOUNS = {
     "signals": (Signals, "list"),
     "webhooks": (Webhooks, "create list remove"),
     "workers": (Workers, "list"),
+    "retention": (Retention, "set list"),
     "workflows": (
         Workflows,
         """cancel cancel_async extend followers followers_async get get_async graph graph_async list

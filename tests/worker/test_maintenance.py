@@ -14,8 +14,8 @@ from tenure.app.core import Core
 from tenure.errors import BulkNotFound
 from tenure.jobs.queries import Filter
 from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.store.retention import MAX_WAIT
 from tenure.store.tables import stats
-from tenure.store.transitions import MAX_WAIT
 from tenure.webhooks.deliveries import WEBHOOK
 from tenure.worker import maintenance
 from tenure.worker.maintenance import MaintenanceThread, StallWatch

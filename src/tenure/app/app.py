@@ -15,6 +15,7 @@ from tenure.app.bulk import BulkActions
 from tenure.app.core import Core, Noun
 from tenure.app.job_types import JobOptions, JobType, Register
 from tenure.app.queues import Queues, Types, Workers
+from tenure.app.retention import Retention
 from tenure.app.schedules import Schedules, schedule
 from tenure.app.signals import Signals, signal
 from tenure.app.stats import Events, Statistics
@@ -83,6 +84,7 @@ class Tenure:
         self.queues = Queues(self.core)
         self.types = Types(self.core)
         self.workers = Workers(self.core)
+        self.retention = Retention(self.core)
         self.stats = Statistics(self.core)
         self.schedules = Schedules(self.core)
         self.signals = Signals(self.core)
@@ -164,6 +166,8 @@ class Tenure:
           `again` (default) runs it again elsewhere uncharged, `fail` fails the attempt.
         - `permanent`: tuple of exceptions that fail a job for good. Default: `()`. `retry_on`: the
           only ones that do not, beside timeouts and lost workers. Default: None, all others.
+        - `keep_completed`, `keep_cancelled`, `keep_failed`: how long its settled jobs are kept: a
+          duration, or `"forever"`. Default: as `app.retention` and the settings say.
 
         An `async def` runs on the worker's event loop, a `def` in a thread. A first parameter
         annotated `JobContext` receives the context of the attempt. The other parameters are the

@@ -14,7 +14,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from tenure.app import forks
-from tenure.app.type_defaults import OptionsByType, TypeDefaults, declare, known_types
+from tenure.app.type_defaults import DeclaredByType, TypeDefaults, declare, known_types
 from tenure.errors import Forbidden, InvalidInput, JobNotFound
 from tenure.jobs import ids
 from tenure.jobs.durations import retention
@@ -236,7 +236,7 @@ class Core:
 
     # --- what workers call
 
-    def declare(self, options: OptionsByType) -> None:
+    def declare(self, options: DeclaredByType) -> None:
         """Store the options of types, by name, for enqueues in programs without the handlers."""
         declare(self.limited_store, options, self.queues)
 
@@ -337,16 +337,17 @@ class Core:
         """Return the end of the ledger, and how far the statistics are behind if they are."""
         return self.store.stats_reach()
 
-    def prune(self, keep: Mapping[str, Duration]) -> int:
+    def prune(self, keep: Mapping[str, Duration], *, by_rules: bool = True) -> int:
         """Delete a batch of jobs settled longer ago than `keep` says by status; return how many.
 
-        Call again while the answer is not 0. Jobs stay until all their transitions are in the
-        statistics, and up to an hour more until webhooks have them.
+        The rules of types and queues come before `keep`; not `by_rules` if there are known to be
+        none. Call again while the answer is not 0. Jobs stay until all their transitions are in
+        the statistics, and up to an hour more until webhooks have them.
         """
         ages = retention(keep)
         now = self.clock()
         before = {status: now - timedelta(seconds=age) for status, age in ages.items()}
-        return self.store.prune(before).result()
+        return self.store.prune(before, by_rules=by_rules).result()
 
     def forward_to_webhooks(self, *, without_errors: bool = False) -> int:
         """Add delivery jobs for the next transitions; return how many webhooks have more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -30,6 +31,7 @@ from tenure.jobs.enqueue import (
 from tenure.jobs.handlers import Errors, Handler, OnInterrupt, describe
 from tenure.jobs.names import check_open
 from tenure.jobs.partitions import By
+from tenure.jobs.retention import KEEPS, declared
 from tenure.jobs.uniqueness import Unique
 from tenure.lifecycle import Job
 
@@ -59,6 +61,9 @@ class JobOptions(TypedDict, total=False):
     on_interrupt: OnInterrupt
     permanent: Errors
     retry_on: Errors | None
+    keep_completed: Duration
+    keep_cancelled: Duration
+    keep_failed: Duration
 
 
 class Register:
@@ -70,7 +75,9 @@ class Register:
         self._app = app
         self._name = options.get("name")
         self._defaults = defaults_of(options, TypeOptions())
-        others = options.keys() - {"name", *TypeOptions.__struct_fields__}
+        self._keep = declared(options)
+        own = {"name", *TypeOptions.__struct_fields__, *KEEPS}
+        others = options.keys() - own
         self._how: Any = {name: value for name, value in options.items() if name in others}
 
     @overload
@@ -81,6 +88,7 @@ class Register:
         name = check_open(self._name or function.__name__, "job type", "$.name")
         registry = self._app.core.handlers
         handler = describe(function, name, self._defaults, hooks=registry.hooks, **self._how)
+        handler = replace(handler, keep=self._keep)
         registry.add(handler)
         return JobType[Any, Any](self._app, handler)
 

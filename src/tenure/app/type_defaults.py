@@ -18,10 +18,11 @@ from tenure.errors import StoreUnavailable
 from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.queue_rights import Patterns, require
+from tenure.jobs.retention import DeclaredType
 from tenure.jobs.stats import TypeState
 from tenure.store import Store
 from tenure.store.protocol import Database
-from tenure.store.tables import types
+from tenure.store.tables import retention, types
 from tenure.store.work import nothing
 
 STALE_SECONDS = 5.0
@@ -35,6 +36,7 @@ MOVED = (
 PLAIN_OPTIONS = TypeOptions()
 
 OptionsByType = Mapping[str, TypeOptions]
+DeclaredByType = Mapping[str, DeclaredType]
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,10 @@ def known_types(store: Store) -> Future[OptionsByType]:
     return store.write("operator", read, brings=nothing, jobs=())
 
 
-def declare(store: Store, options: OptionsByType, queues: Patterns | None) -> None:
+def declare(store: Store, options: DeclaredByType, queues: Patterns | None) -> None:
     """Store the options that differ from the known ones, or that were stored days ago.
+
+    How long the jobs of the types are kept belongs to them.
 
     Logs a warning for each type whose jobs go to another queue from now on. Raises Forbidden if
     one goes to a queue that is not among `queues`, or did.
@@ -55,19 +59,23 @@ def declare(store: Store, options: OptionsByType, queues: Patterns | None) -> No
     store.write("operator", save, brings=nothing).result()
 
 
-def _save_news(db: Database, options: OptionsByType, queues: Patterns | None) -> None:
+def _save_news(db: Database, options: DeclaredByType, queues: Patterns | None) -> None:
     known, now = types.every(db), db.now()
-    news = {}
+    news, keeps = {}, dict[str, Mapping[str, float]]()
     for name, new in options.items():
         old = known.get(name)
         require(queues, [new.queue] if old is None else [old.queue, new.queue])
-        same = old and TypeState(**{**asdict(old), **asdict(new)}) == old
+        said = asdict(new)
+        keeps[name] = said.pop("keep", {})
+        same = old and TypeState(**{**asdict(old), **said}) == old
         if not old or not same or now - old.seen_at > SEEN_AGAIN:
             news[name] = new
         if old and old.queue != new.queue:
             log.warning(MOVED, name, old.queue, new.queue)
     if news:
         types.save(db, news)
+    if queues is None:  # a rule of a type is for its jobs in every queue
+        retention.declare(db, keeps)
 
 
 class TypeDefaults:

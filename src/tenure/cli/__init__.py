@@ -18,6 +18,7 @@ from tenure.cli.jobs import enqueue, explain, jobs
 from tenure.cli.moving import move
 from tenure.cli.options import database_option
 from tenure.cli.queues import queues, stats, types, workers
+from tenure.cli.retention import retention
 from tenure.cli.running import demo, serve, worker
 from tenure.cli.schedules import schedules
 from tenure.cli.secrets import tokens, webhooks
@@ -44,7 +45,7 @@ The database is --database, else TENURE_DATABASE, else sqlite:///tenure.db.
 COMMANDS = (
     *(serve, worker, demo),
     *(enqueue, jobs, explain, bulk, workflows, signals, schedules, queues, types, workers, stats),
-    *(top, tail),
+    *(retention, top, tail),
     *(tokens, webhooks, verify, doctor, migrate, move, simulate),
     completion,
 )

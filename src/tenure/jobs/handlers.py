@@ -24,6 +24,7 @@ from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import HandlerOptions, PartitionBy, TypeOptions, whole
 from tenure.jobs.hooks import Around, Hooks, Lifespan
 from tenure.jobs.partitions import By, partitioner
+from tenure.jobs.retention import DeclaredType
 from tenure.jobs.schedules import Rules
 from tenure.jobs.uniqueness import Unique, unique_of
 
@@ -50,6 +51,7 @@ class Handler:
     retry_on: Errors | None = None  # None: all others
     max_jobs: int | None = None  # of one child process
     max_memory: int | None = None  # bytes of a child process after a job
+    keep: Mapping[str, float] = field(default_factory=dict)  # seconds, by status
     lifespans: Sequence[Lifespan] = ()  # of its application, which may add to it
     around: Sequence[Around] = ()  # likewise
     is_async: bool = False
@@ -314,9 +316,12 @@ class Handlers:
         handler = self._by_name.get(type)
         return None if handler is None else handler.defaults
 
-    def options(self) -> Mapping[str, TypeOptions]:
+    def options(self) -> Mapping[str, DeclaredType]:
         """Return what is known of every type whose handler is here, by name."""
-        return {n: json_types.known(one.defaults, one.decoder) for n, one in self._by_name.items()}
+        return {
+            name: json_types.known(one.defaults, one.decoder, one.keep)
+            for name, one in self._by_name.items()
+        }
 
     def types(self) -> tuple[str, ...] | None:
         """Return the types that can be run; None for any."""

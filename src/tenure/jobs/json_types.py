@@ -16,7 +16,8 @@ import msgspec.structs
 
 from tenure.errors import InvalidInput
 from tenure.jobs.context import JobContext
-from tenure.jobs.enqueue import KnownType, TypeOptions
+from tenure.jobs.enqueue import TypeOptions
+from tenure.jobs.retention import DeclaredType
 
 MAX_SCHEMA_LENGTH = 32_768
 """Characters of the JSON schema of a type."""
@@ -42,7 +43,9 @@ def decoder_of(name: str, fields: list[Any], others: Any) -> msgspec.json.Decode
     return decoder
 
 
-def known(options: TypeOptions, decoder: msgspec.json.Decoder[Any] | None) -> KnownType:
+def known(
+    options: TypeOptions, decoder: msgspec.json.Decoder[Any] | None, keep: Mapping[str, float]
+) -> DeclaredType:
     """Return what is known of a type: its options, and its schema unless that is very long."""
     schema = None
     with suppress(TypeError):  # of a model
@@ -52,7 +55,7 @@ def known(options: TypeOptions, decoder: msgspec.json.Decoder[Any] | None) -> Kn
             ).decode()
     known = {name: getattr(options, name) for name in TypeOptions.__struct_fields__}
     fits = schema is not None and len(schema) <= MAX_SCHEMA_LENGTH
-    return KnownType(**known, schema=schema if fits else None)
+    return DeclaredType(**known, schema=schema if fits else None, keep=keep)
 
 
 def _classes(part: Any, seen: set[int]) -> Iterator[Any]:

@@ -11,11 +11,11 @@ from typing import Any, Protocol, TypeAlias
 import msgspec
 
 from tenure.errors import TenureError
-from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.follow_ups import FollowUp, FollowUps
 from tenure.jobs.parking import Wait
 from tenure.jobs.postpone import Pause
 from tenure.jobs.progress import JobProgress
+from tenure.jobs.retention import DeclaredType
 from tenure.jobs.steps import Notes, StepCall
 
 
@@ -168,6 +168,7 @@ class Duty(StrEnum):
     TRANSITIONS = "transitions"  # some are not in the statistics
     WEBHOOKS = "webhooks"  # there are some
     THROTTLES = "throttles"  # the time of some is over
+    RETENTION = "retention"  # types or queues have rules
     DELIVERIES = "deliveries"  # some are pending, perhaps to webhooks that were removed
 
 
@@ -186,7 +187,7 @@ class WorkSource(Protocol):
     def database(self) -> str | None:
         """The URL of the database where the jobs are; None if only a server knows."""
 
-    def declare(self, options: Mapping[str, TypeOptions]) -> None:
+    def declare(self, options: Mapping[str, DeclaredType]) -> None:
         """Make the options of types known, by name, to programs that do not have the handlers."""
 
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:

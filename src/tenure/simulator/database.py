@@ -21,7 +21,7 @@ from tenure.errors import StoreUnavailable
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ledger import Transition
 from tenure.lifecycle import Job
-from tenure.store import transitions
+from tenure.store import retention, transitions
 from tenure.store.sqlite import schema
 from tenure.store.sqlite.connection import MEMORY, to_millis
 from tenure.store.sqlite.reader import SqliteReader
@@ -43,7 +43,7 @@ UNKNOWN = StoreUnavailable("no answer came: what became of the call is unknown")
 ON_STORE: Mapping[str, Callable[..., Any]] = {
     "renew": lambda db, leases, seconds: db.renew(leases, seconds),
     "sweep": lambda db, limit: {steps[0].id for steps in transitions.sweep(db, limit)},
-    "prune": lambda db, settled_before: transitions.prune(db, settled_before, 500),
+    "prune": lambda db, settled_before: retention.prune(db, settled_before, 500),
     "apply": lambda db, job_id, event: transitions.apply(db, job_id, event).id,
     "set_queue": lambda db, name, paused, max_pending: queues.set_queue(
         db, name, paused=paused, max_pending=max_pending, actor="operator"

@@ -24,7 +24,7 @@ from tenure.jobs.redaction import without_password
 from tenure.jobs.steps import StepAnswer, StepCall
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
 from tenure.lifecycle import Job
-from tenure.store import migrate, times, transitions
+from tenure.store import migrate, retention, times, transitions
 from tenure.store.commit import Committer
 from tenure.store.doctor import problem
 from tenure.store.duties import look
@@ -151,11 +151,17 @@ class Store:
         """
         return self.write("sweep", lambda db: times.set_right(db, limit), brings=bool)
 
-    def prune(self, settled_before: Mapping[str, datetime], limit: int = 500) -> Future[int]:
-        """Delete jobs (status -> settled before) and their ledger. The result is how many."""
-        return self.write(
-            "prune", lambda db: transitions.prune(db, settled_before, limit), brings=nothing
+    def prune(
+        self, settled_before: Mapping[str, datetime], limit: int = 500, *, by_rules: bool = False
+    ) -> Future[int]:
+        """Delete jobs (status -> settled before) and their ledger. The result is how many.
+
+        Where types or queues have rules, only `by_rules`.
+        """
+        prune = partial(
+            retention.prune, settled_before=settled_before, limit=limit, by_rules=by_rules
         )
+        return self.write("prune", prune, brings=nothing)
 
     def update_stats(self, *, yielding: bool = False) -> int:
         """Add the next batch of the ledger to the statistics; return how many transitions it had.

@@ -326,7 +326,8 @@ SELECT coalesce(job.id, token.id, place.id) AS job_id,
 FROM {{job}} AS job FULL JOIN {{ready}} AS token ON token.id = job.id
     FULL JOIN {{ended}} AS place (ended_as, id) ON place.id = job.id
     LEFT JOIN (
-        SELECT DISTINCT status, unnest(ids) AS id FROM {{arrival}}
+        SELECT status, unnest(ids) AS id FROM {{arrival}}
+        UNION SELECT status, unnest(ids) FROM {{kept}}
     ) AS arrived ON arrived.id = job.id AND arrived.status = job.status""",
 )
 """On PostgreSQL, where the store keeps tables of what is looked up by status."""

@@ -30,6 +30,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     turns: str  # a FROM item: the pending jobs of queues whose partitions take turns, by partition
     processing: str  # a FROM item: the processing jobs, as `job`
     expiring: str  # FROM ... WHERE and the time at which leases may end, of what the sweep reads
+    ruled: str  # a FROM item: a row at least if retention has to go by rules
     late: str  # FROM ... WHERE: one row at least if a job has to expire
     skip_locked: str  # at the end of a SELECT: lock its rows, skip locked ones
     folded: str  # template: whether a `column` in lower case (A to Z only) contains the parameter

@@ -34,6 +34,7 @@ def searches(d: Dialect) -> dict[Duty, str]:
         f" WHERE at <= {d.later('-1')}",
         Duty.WEBHOOKS: d.table("webhook"),
         Duty.THROTTLES: f"{d.table('throttle')} WHERE expires_at <= {d.now}",
+        Duty.RETENTION: d.ruled,
         Duty.DELIVERIES: f"{d.pending} WHERE queue >= '{RESERVED}' AND queue < '{AFTER}'",
     }
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tenure.errors import StoreMoved, StoreUnavailable, TenureError
 from tenure.jobs.enqueue import CheckedJob
+from tenure.jobs.retention import Cutoffs
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job
 from tenure.store.dialect import Statements
@@ -175,7 +176,17 @@ class Database(Statements, Protocol):
         """Delete up to `limit` jobs of a status settled before a time, and their ledger.
 
         Only jobs that settled at `until` (milliseconds) or before, and without an entry after
-        `place`. Returns queue, type and number of what was deleted; a pair may come repeatedly.
+        `place`. None at all where types or queues have rules. Returns queue, type and number of
+        what was deleted; a pair may come repeatedly.
+        """
+
+    def delete_by_rules(
+        self, cutoffs: Cutoffs, until: int, place: Sequence[int], limit: int
+    ) -> tuple[Iterable[tuple[str, str, int]], int]:
+        """Delete as `delete_settled` does, each job by the rule that holds for it.
+
+        Returns that, and how many jobs were put aside because their rule keeps them longer: what
+        is behind them may come next.
         """
 
     def trouble(self, error: Exception) -> Trouble:

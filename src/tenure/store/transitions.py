@@ -1,4 +1,4 @@
-"""Everything that ends a claim, what operators do to one job, and the deletion of settled jobs.
+"""Everything that ends a claim, and what operators do to one job.
 
 These functions run inside the committer's transaction. They lock the rows, ask the lifecycle what
 happens, and save what it answered under guards. They are the same for every database. Only a plain
@@ -7,9 +7,7 @@ claim and a plain completion are statements of the database itself.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from msgspec.structs import replace
@@ -36,14 +34,11 @@ from tenure.jobs.work import ALREADY_RECORDED, RECORDED, Answer, Outcome, Report
 from tenure.lifecycle import FINAL_FAILURE, Job, Status, decide, follow, legal_events, retry_in
 from tenure.store.protocol import Database
 from tenure.store.rows import CHANGED_BY
-from tenure.store.tables import flow, pauses, signals, unique_keys, webhooks, workers
+from tenure.store.tables import pauses, signals, unique_keys
 from tenure.store.tables.steps import write_notes
 
 Steps: TypeAlias = tuple[Job, ...]
 """The rows that one job passes through in one transaction, as `follow` returns them."""
-
-MAX_WAIT = timedelta(hours=1)
-"""How much longer a settled job is kept until each webhook has its transitions."""
 
 
 def hold(db: Database, reports: Sequence[Report], others: Sequence[str]) -> None:
@@ -276,41 +271,3 @@ def save(db: Database, changes: Sequence[tuple[Job, Steps]]) -> None:
             written = db.save(some, more)
             if written != len(some):
                 raise RuntimeError(f"{len(some) - written} locked rows changed under the lock")
-
-
-def prune(db: Database, settled_before: Mapping[str, datetime], limit: int) -> int:
-    """Delete up to `limit` jobs of a status (key) settled before its time; return how many.
-
-    Only jobs whose transitions are all in the statistics, to which the next batch is added first,
-    and, for up to MAX_WAIT more, delivered to webhooks. What is so ends at a place in the ledger
-    and at a time. The time bounds the search: what settled after it need not be looked at.
-    """
-    d = db.dialect
-    *measured, until = db.stats.catch_up(db.now())
-    positions = [measured, *(position.split(".") for position in webhooks.positions(db))]
-    places = [tuple(map(int, position)) for position in positions]
-    done_with = min(places)
-    passes = [(timedelta(0), until, done_with)]
-    if done_with < places[0]:
-        order = ", ".join(f"t.{column}" for column in d.order)
-        next_entry = (
-            f"SELECT {d.millis.format(time='t.at')} FROM {d.table('transition')} AS t"
-            f" WHERE {d.after} ORDER BY {order} LIMIT 1"
-        )
-        delivered = min([until, *(at for (at,) in db.rows(next_entry, done_with))])
-        passes = [(timedelta(0), delivered, done_with), (MAX_WAIT, until, places[0])]
-    removed: Counter[tuple[str, str, str]] = Counter()
-    for status, time in settled_before.items():
-        for wait, until, place in passes:
-            left = limit - removed.total()
-            for queue, type, jobs in db.delete_settled(status, time - wait, until, place, left):
-                removed[status, queue, type] += jobs
-    for wait, _, place in passes:
-        old = {status: time - wait for status, time in settled_before.items()}
-        if (left := limit - removed.total()) > 0:
-            removed += flow.prune(db, old, place, left)
-    if removed:
-        db.stats.take_out(removed)
-    else:
-        workers.forget(db)
-    return removed.total()

@@ -31,6 +31,7 @@ from tenure.jobs.names import (
 )
 from tenure.jobs.payload import JsonText, canonical
 from tenure.jobs.queries import MAX_SEARCHED_FOR, Action, State
+from tenure.jobs.retention import FOREVER_SECONDS
 from tenure.jobs.uniqueness import OnConflict, Until
 from tenure.lifecycle import Status
 from tenure.retry import MAX_DELAYS
@@ -76,6 +77,7 @@ Priority = Annotated[int, _schema(minimum=-100, maximum=100)]
 Retries = Annotated[int, _schema(minimum=0, maximum=1_000)]
 MoreRetries = Annotated[int, _schema(minimum=1, maximum=1_000)]
 Factor = Annotated[float, _schema(minimum=1, maximum=1_000)]
+KeptSeconds = Annotated[float, Meta(ge=0, le=FOREVER_SECONDS)]
 Delays = Annotated[list[Seconds], _schema(minItems=1, maxItems=MAX_DELAYS)]
 
 
@@ -124,10 +126,19 @@ class TypeRequest(Request):
     backoff: Backoff | Seconds | Delays | UnsetType = UNSET  # a policy, its base, or its delays
 
 
+class KeepForm(Request, frozen=True):
+    """How many seconds settled jobs are kept, by status; 1e12: forever."""
+
+    completed: KeptSeconds | UnsetType = UNSET
+    cancelled: KeptSeconds | UnsetType = UNSET
+    failed: KeptSeconds | UnsetType = UNSET
+
+
 class DeclareRequest(TypeRequest, kw_only=True):
     """What a worker knows of a type: its options, and the JSON schema of its payloads, as text."""
 
     schema: Annotated[str, Meta(max_length=MAX_SCHEMA_LENGTH)] | None = None
+    keep: KeepForm = KeepForm()
 
 
 class UniqueRequest(Request):

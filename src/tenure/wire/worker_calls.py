@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from msgspec import UNSET, structs
 
 from tenure.errors import Forbidden, StoreUnavailable, TenureError
-from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.progress import JobProgress
+from tenure.jobs.retention import DeclaredType
 from tenure.jobs.stats import TypeState
 from tenure.jobs.steps import (
     FindSignal,
@@ -118,7 +118,7 @@ class WorkerCalls:
         leases = self._ask("POST", "/leases", list[responses.LeaseBody], body, wait=wait)
         return [responses.lease_of(lease) for lease in leases]
 
-    def declare(self, options: Mapping[str, TypeOptions]) -> None:
+    def declare(self, options: Mapping[str, DeclaredType]) -> None:
         """Make the options of types known to the server, by name; called by workers.
 
         Leaves out types with a queue that the token is not for.

@@ -17,7 +17,7 @@ from tenure.errors import StoreUnavailable
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.ids import new_id
 from tenure.lifecycle import Status
-from tenure.store import POSTGRES_WRITERS, Store, open_store, transitions
+from tenure.store import POSTGRES_WRITERS, Store, open_store, retention, transitions
 from tenure.store.commit import ANNOUNCE_SECONDS
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import session as postgres
@@ -64,7 +64,7 @@ def test_no_verb_leaves_anything_in_the_session(db: Postgres) -> None:
         transitions.sweep(db, 10)
         db.claim(claim_request(3, queues=("default",), types=("mail",)))
         db.renew([(leases[2].id, leases[2].lease_id)], 30)
-        transitions.prune(db, {Status.COMPLETED: db.now()}, 10)
+        retention.prune(db, {Status.COMPLETED: db.now()}, 10)
     db.announce()
     for _ in range(10):  # psycopg names a statement on the server when it comes again
         with committed(db):

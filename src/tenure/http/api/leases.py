@@ -17,11 +17,12 @@ from tenure.http import waiting
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import check_again
 from tenure.http.waiting import PING, EventStream, Source, check_room, look_pause, until_gone
-from tenure.jobs.enqueue import KnownType, TypeOptions, defaults_of
+from tenure.jobs.enqueue import TypeOptions, defaults_of
 from tenure.jobs.follow_ups import FollowUps
 from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
 from tenure.jobs.payload import damage
+from tenure.jobs.retention import DeclaredType
 from tenure.jobs.steps import FindSignal, Load, Recorded, StepCall
 from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.telemetry import tracing
@@ -241,6 +242,8 @@ def declare_type(call: Call) -> Response:
     """Make the options of a type known, of which the worker has the handler."""
     name = check_open(call.path["name"], "job type", "name")
     options = defaults_of(requests.options_of(call.body), TypeOptions())
-    known = KnownType(**asdict(options), schema=call.body.schema)
+    known = DeclaredType(
+        **asdict(options), schema=call.body.schema, keep=requests.given(call.body.keep)
+    )
     call.app.core.declare({name: known})
     return answer(next(type for type in call.app.types.list() if type.name == name))

@@ -65,6 +65,10 @@ HAND_WRITTEN: Mapping[str, Any] = {
         "additionalProperties": {"$ref": "#/components/schemas/Json"},
     },
     "Duration": _duration("Seconds, or text: `30s`, `1h30m`, `250ms`, `PT5M`.", 0),
+    "Age": {
+        "description": "How long settled jobs are kept.",
+        "anyOf": [{"$ref": "#/components/schemas/Duration"}, {"const": "forever"}],
+    },
     "StartBy": {
         "description": "A time, or the time from now: the job is cancelled if it starts no sooner.",
         "anyOf": [

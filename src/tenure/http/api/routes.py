@@ -16,6 +16,7 @@ from tenure.http.api import (
     openapi,
     operations,
     queues,
+    retention,
     schedules,
     signals,
     workflows,
@@ -27,6 +28,7 @@ from tenure.http.api.route import LINK, OF_LEASE, SCHEDULE, TO_JOB, Body, Reply,
 from tenure.jobs import payload, results
 from tenure.jobs.explain import Explanation
 from tenure.jobs.queries import Counted
+from tenure.jobs.retention import RetentionRule
 from tenure.jobs.schedule_times import Preview
 from tenure.jobs.schedules import Fire
 from tenure.jobs.signals import MAX_SIGNAL_BYTES
@@ -89,6 +91,7 @@ TYPE_OPTIONS = Body(requests.DeclareRequest)
 LIMIT = Body(limits.LimitRequest)
 PARTITION = Body(limits.PartitionSettings)
 PASS_OVER = Body(limits.PartitionRequest)
+KEEP = Body(retention.RetentionRequest)
 BULK_REQUEST = Body(requests.BulkRequest)
 REASON = Body(requests.ReasonRequest, optional=True)
 NO_BODY = Body(requests.NoFields, optional=True)
@@ -149,6 +152,8 @@ QUEUE = Reply(QueueState, "The queue, changed.")
 PARTITIONS = Reply(list[PartitionState], "The partitions.")
 TYPES = Reply(list[TypeState], "The types.")
 TYPE = Reply(TypeState, "The type.")
+RULES = Reply(list[RetentionRule], "The rules.")
+RULE = Reply(RetentionRule, "The rule, changed.")
 WORKERS = Reply(list[WorkerState], "The workers.")
 SCHEDULES = Reply(list[forms.ScheduleBody], "The schedules.")  # type: ignore[valid-type]
 ONE_SCHEDULE = Reply(forms.ScheduleBody, "The schedule, as it is now.", headers=("ETag",))
@@ -332,6 +337,9 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/types/{name}/pause", ADMIN, operations.pause_type, TYPE, body=REASON),
     Route("POST", "/types/{name}/resume", ADMIN, operations.resume_type, TYPE, body=NO_BODY),
     Route("GET", "/types", READ, operations.list_types, TYPES),
+    Route("GET", "/retention", READ, retention.list_rules, RULES),
+    Route("PUT", "/types/{name}/retention", ADMIN, retention.keep_type, RULE, body=KEEP),
+    Route("PUT", "/queues/{name}/retention", ADMIN, retention.keep_queue, RULE, body=KEEP),
     Route("GET", "/workers", READ, operations.list_workers, WORKERS),
     Route("GET", "/stats", READ, operations.show_stats, STATS),
     Route("GET", "/metrics", READ, operations.show_metrics, METRICS),

@@ -8,10 +8,12 @@ again after a wait for the lock of another transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, reduce
 from itertools import chain
 from typing import Any
 
+from tenure.lifecycle import Status
+from tenure.store.constraints import quoted
 from tenure.store.dialect import Dialect
 from tenure.store.lanes import MAX_LANES, MAX_SEEN
 from tenure.store.postgres.connection import NOW, array_of, is_uuid, to_time
@@ -48,6 +50,7 @@ DIALECT = Dialect(
     processing=f"(SELECT job.* FROM {_arrived('processing')} JOIN {{s}}.job USING (id)"
     " WHERE job.status = 'processing') AS job",
     expiring="{s}.arrival WHERE status = 'processing' AND at",
+    ruled="(SELECT 1 FROM {s}.retention UNION ALL SELECT 1 FROM {s}.kept) AS ruled",
     late=f"(SELECT start_by AS at FROM {{s}}.ready WHERE start_by <= {NOW}"
     f" UNION ALL SELECT at FROM {{s}}.arrival WHERE status = 'waiting' AND at <= {NOW}) AS late",
     skip_locked="FOR UPDATE SKIP LOCKED",
@@ -284,17 +287,17 @@ SELECT * FROM unnest(%b::uuid[], %b::text[]) ON CONFLICT DO NOTHING
 TRACES = "SELECT job_id::text, traceparent FROM {s}.trace WHERE job_id = ANY (%b::uuid[])"
 
 # Transitions after the place are counted: NOT EXISTS could become a join with the whole ledger.
-DELETE_SETTLED = """
+DELETE_THEM = """
 WITH seen AS MATERIALIZED (
     SELECT ctid, ids FROM (
         SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM (
-            SELECT ctid, ids, (pg_column_size(ids) - 20) / 16 AS size FROM {s}.arrival
-            WHERE status = {status} AND at < least(
+            SELECT ctid, ids, (pg_column_size(ids) - 20) / 16 AS size FROM {s}.{table}
+            WHERE status = {status} AND {these} AND at < least(
                 %s, to_timestamp((%s + 1) / 1000.0::double precision))
-            ORDER BY status, at LIMIT %s FOR UPDATE SKIP LOCKED) AS old
+            ORDER BY {order}, at LIMIT %s FOR UPDATE SKIP LOCKED) AS old
     ) AS old WHERE before < %s
 ), looked AS (
-    DELETE FROM {s}.arrival USING seen WHERE arrival.ctid = seen.ctid
+    DELETE FROM {s}.{table} AS it USING seen WHERE it.ctid = seen.ctid
 ), old AS MATERIALIZED (
     SELECT job.id FROM (SELECT DISTINCT unnest(ids) AS id FROM seen) AS arrived
         JOIN {s}.job USING (id)
@@ -316,6 +319,47 @@ WITH seen AS MATERIALIZED (
 )
 SELECT queue, type, count(*) FROM gone GROUP BY queue, type
 UNION ALL SELECT NULL, NULL, count(*) FROM seen
+"""
+
+
+def of_status(statement: str, status: str) -> str:
+    """Return a statement with a status put in for `{status}`."""
+    return statement.replace("{status}", quoted(Status(status)))
+
+
+def _delete(table: str, these: str, order: str) -> str:
+    names = {"{table}": table, "{these}": these, "{order}": order}
+    return reduce(lambda text, name: text.replace(name, names[name]), names, DELETE_THEM)
+
+
+DELETE_SETTLED = _delete("arrival", "NOT EXISTS (SELECT FROM {s}.retention)", "status")
+DELETE_KEPT = _delete("kept", "queue = %s AND type = %s", "status, queue, type")
+MAX_PASSED = 1_000
+"""Settled jobs that one bite of retention puts aside, about."""
+PUT_ASIDE = f"""
+WITH old AS MATERIALIZED (
+    SELECT ctid, size FROM (
+        SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM (
+            SELECT ctid, (pg_column_size(ids) - 20) / 16 AS size FROM {{s}}.arrival
+            WHERE status = {{status}} AND at < %s
+            ORDER BY status, at LIMIT {MAX_PASSED} FOR UPDATE SKIP LOCKED) AS old
+    ) AS old WHERE before < {MAX_PASSED}
+), looked AS (
+    DELETE FROM {{s}}.arrival USING old WHERE arrival.ctid = old.ctid
+)
+SELECT coalesce(sum(size), 0)::bigint FROM old
+"""
+# From one pair of queue and type to the next, however many jobs each has.
+KEPT = """
+WITH RECURSIVE pair AS (
+    (SELECT queue, type, at FROM {s}.kept WHERE status = {status} ORDER BY queue, type, at LIMIT 1)
+    UNION ALL
+    SELECT next.* FROM pair CROSS JOIN LATERAL (
+        SELECT queue, type, at FROM {s}.kept
+        WHERE status = {status} AND (queue, type) > (pair.queue, pair.type)
+        ORDER BY queue, type, at LIMIT 1) AS next
+)
+SELECT queue, type, at AT TIME ZONE 'UTC' FROM pair
 """
 
 HOT = frozenset(

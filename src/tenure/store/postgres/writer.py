@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import EPOCH
+from tenure.jobs.retention import Cutoffs
 from tenure.jobs.work import ClaimRequest, Lease, Report
-from tenure.lifecycle import Job, Status
-from tenure.store.constraints import quoted
+from tenure.lifecycle import Job
 from tenure.store.lanes import MARGIN, next_due
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import BinaryArray, array_of, is_uuid, to_time, uuids
@@ -22,6 +22,8 @@ from tenure.store.tables.stats import StatsWriter
 
 T = TypeVar("T")
 
+KEPT_MILLIS = 60_000
+"""How much later than a job settled its row of `kept` is due, at most."""
 MAX_LOOKS = 20
 """Looks in a row of which each found nothing to delete."""
 
@@ -225,9 +227,35 @@ class Postgres(PostgresSession):
     def delete_settled(
         self, status: str, before: datetime, until: int, place: Sequence[int], limit: int
     ) -> list[tuple[str, str, int]]:
-        statement = sql.DELETE_SETTLED.replace("{status}", quoted(Status(status)))
-        settled = (before, until)
-        values = (*settled, limit, limit, *settled, *place, limit)
+        return self._delete(sql.DELETE_SETTLED, status, (), before, until, place, limit)
+
+    def delete_by_rules(
+        self, cutoffs: Cutoffs, until: int, place: Sequence[int], limit: int
+    ) -> tuple[list[tuple[str, str, int]], int]:
+        status, latest = cutoffs.status, cutoffs.latest
+        aside, gone = 0, list[tuple[str, str, int]]()
+        if cutoffs.rules.every and latest is not None:
+            ((aside,),) = self.rows(sql.of_status(sql.PUT_ASIDE, status), (latest,))
+        for queue, type, at in self.rows(sql.of_status(sql.KEPT, status)):
+            before, left = cutoffs.of(queue, type), limit - sum(jobs for *_, jobs in gone)
+            if before is not None and self.dialect.to_time(at) < before and left > 0:
+                which = (queue, type)
+                gone += self._delete(sql.DELETE_KEPT, status, which, before, until, place, left)
+        return gone, aside
+
+    def _delete(
+        self,
+        statement: str,
+        status: str,
+        which: Sequence[str],
+        before: datetime,
+        until: int,
+        place: Sequence[int],
+        limit: int,
+    ) -> list[tuple[str, str, int]]:
+        statement = sql.of_status(statement, status)
+        entered = until + KEPT_MILLIS if which else until
+        values = (*which, before, entered, limit, limit, before, until, *place, limit)
         for _ in range(MAX_LOOKS):
             *gone, (_, _, looked) = self.rows(statement, values)
             if gone or not looked:  # else the jobs of these arrivals have other statuses now

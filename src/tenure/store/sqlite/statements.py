@@ -38,6 +38,7 @@ DIALECT = Dialect(
     turns="tenure_turn",
     processing="(SELECT * FROM tenure_job WHERE status = 'processing') AS job",
     expiring="tenure_job WHERE status = 'processing' AND lease_expires_at",
+    ruled="tenure_retention",
     late=f"{LATE_JOBS} <= {NOW}",
     skip_locked="",
     folded="instr(lower({column}), ?) > 0",
@@ -325,15 +326,31 @@ SELECT event FROM tenure_transition
 WHERE job_id = ? AND lease_id = ? AND event <> 'claimed' ORDER BY seq DESC LIMIT 1
 """
 
-DELETE_SETTLED = """
-DELETE FROM tenure_job WHERE rowid IN (
-    SELECT rowid FROM tenure_job
-    WHERE status = {status} AND workflow IS NULL AND finished_at < ? AND finished_at <= ?
+UNNEEDED = """
         AND NOT EXISTS (
             SELECT 1 FROM tenure_transition AS t WHERE t.job_id = tenure_job.id AND t.seq > ?)
         AND NOT (coalesce(followed, 0) > 0 AND EXISTS (
             SELECT 1 FROM tenure_dependency JOIN tenure_job AS one ON one.id = child
             WHERE parent = tenure_job.id AND one.finished_at IS NULL))
+"""
+DELETE_SETTLED = f"""
+DELETE FROM tenure_job WHERE rowid IN (
+    SELECT rowid FROM tenure_job
+    WHERE status = {{status}} AND workflow IS NULL AND finished_at < ? AND finished_at <= ?
+        AND NOT EXISTS (SELECT 1 FROM tenure_retention)
+        {UNNEEDED}
     ORDER BY finished_at LIMIT ?)
+RETURNING id, queue, type
+"""
+MAX_PASSED = 1_000
+"""Settled jobs that one bite of retention goes over, where types or queues have rules."""
+SETTLED = f"""
+SELECT finished_at, rowid, queue, type FROM tenure_job
+WHERE status = {{status}} AND workflow IS NULL AND finished_at < ? AND finished_at <= ?
+    AND (finished_at, rowid) > (?, ?)
+ORDER BY finished_at, rowid LIMIT {MAX_PASSED}
+"""
+DELETE_DUE = f"""
+DELETE FROM tenure_job WHERE rowid IN (SELECT value FROM json_each(?)) {UNNEEDED}
 RETURNING id, queue, type
 """

@@ -16,6 +16,7 @@ import msgspec
 
 from tenure import failpoints
 from tenure.jobs.enqueue import CheckedJob
+from tenure.jobs.retention import Cutoffs
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
@@ -43,6 +44,7 @@ from tenure.store.sqlite.connection import (
     to_time,
     when_free,
 )
+from tenure.store.sqlite.marks import Marks
 from tenure.store.tables.stats import StatsWriter
 
 _read_jobs = msgspec.json.Decoder(list[list[Any]]).decode
@@ -76,6 +78,7 @@ class Sqlite:
         self._checkpoints = Checkpoints(path)
         self._lanes = Lanes(SqliteLaneView)
         self.stats = StatsWriter(self)
+        self._marks = Marks()
 
     # --- transactions
 
@@ -304,7 +307,30 @@ class Sqlite:
         self, status: str, before: datetime, until: int, place: Sequence[int], limit: int
     ) -> list[tuple[str, str, int]]:
         statement = sql.DELETE_SETTLED.replace("{status}", quoted(Status(status)))
-        gone = self.rows(statement, (to_millis(before), until, *place, limit))
+        return self._forget(self.rows(statement, (to_millis(before), until, *place, limit)))
+
+    def delete_by_rules(
+        self, cutoffs: Cutoffs, until: int, place: Sequence[int], limit: int
+    ) -> tuple[list[tuple[str, str, int]], int]:
+        if cutoffs.latest is None or not cutoffs.rules.every:
+            return [], 0
+        start = self._marks.start(cutoffs)
+        bounds = (to_millis(cutoffs.latest), until, *start)
+        rows = self.rows(sql.SETTLED.replace("{status}", quoted(Status(cutoffs.status))), bounds)
+        due = list[int]()
+        for number, (finished_at, rowid, queue, type) in enumerate(rows):
+            before = cutoffs.of(queue, type)
+            if before is not None and finished_at < to_millis(before):
+                if len(due) == limit:
+                    rows = rows[:number]
+                    break
+                due.append(rowid)
+        if rows:
+            self._marks.end(cutoffs, rows[-1][:2])
+        gone = self._forget(self.rows(sql.DELETE_DUE, (_json(due), *place))) if due else []
+        return gone, len(rows) - len(gone)
+
+    def _forget(self, gone: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, int]]:
         failpoints.hit("prune.between_job_and_ledger")
         ids = [(id,) for id, *_ in gone]
         self._db.executemany("DELETE FROM tenure_transition WHERE job_id = ?", ids)

@@ -114,6 +114,21 @@ CREATE TABLE {schema}.arrival (
 ALTER TABLE {schema}.arrival ALTER ids SET STORAGE EXTERNAL; -- to try to compress ids is in vain
 CREATE INDEX arrival_at ON {schema}.arrival (status, at);
 
+-- What retention has looked at where types or queues have rules: the settled jobs of a queue and type, of about
+-- a minute before `at`. So what is kept longer is not in the way of the rest.
+CREATE TABLE {schema}.kept (
+    at timestamptz NOT NULL,
+    status text COLLATE "C" NOT NULL,
+    queue text COLLATE "C" NOT NULL,
+    type text COLLATE "C" NOT NULL,
+    ids uuid[] NOT NULL
+) WITH (
+    autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_scale_factor = 0.02
+);
+ALTER TABLE {schema}.kept ALTER ids SET STORAGE EXTERNAL;
+CREATE INDEX kept_at ON {schema}.kept (status, queue, type, at);
+
 -- The ledger: one row per transition, written by triggers only. Sequence numbers commit out of order, so
 -- the stream is read by transaction first, up to the oldest one still running.
 CREATE TABLE {schema}.transition (
@@ -487,22 +502,40 @@ CREATE FUNCTION {schema}.keep_arrivals() RETURNS trigger
     SET search_path = pg_catalog, pg_temp SET jit = off
     SET enable_nestloop = on SET enable_seqscan = off SET enable_bitmapscan = off
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    ruled boolean;
 BEGIN
-    IF TG_RELID <> '{schema}.arrival'::regclass THEN
+    IF TG_RELID NOT IN ('{schema}.arrival'::regclass, '{schema}.kept'::regclass) THEN
         RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
     END IF;
+    ruled := EXISTS (SELECT FROM {schema}.retention);
     -- Retention finds the jobs of a workflow by that. One that others wait for is left for as long again.
     INSERT INTO {schema}.arrival (status, at, ids)
     SELECT job.status, CASE WHEN job.followed > 0 AND job.finished_at IS NOT NULL THEN {schema}.clock()
             ELSE coalesce(job.lease_expires_at, job.finished_at, job.start_by) END,
         array_agg(DISTINCT job.id)
     FROM removed CROSS JOIN unnest(removed.ids) AS one (id) JOIN {schema}.job ON job.id = one.id
-    WHERE job.status = removed.status AND (job.workflow IS NULL OR job.finished_at IS NULL)
+    WHERE job.status = removed.status
+        AND (job.finished_at IS NULL OR job.workflow IS NULL AND NOT ruled)
     GROUP BY 1, 2;
+    IF ruled THEN
+        INSERT INTO {schema}.kept (status, queue, type, at, ids)
+        SELECT job.status, job.queue, job.type, CASE WHEN job.followed > 0 THEN {schema}.clock()
+                ELSE date_trunc('minute', job.finished_at) + interval '1 minute' END,
+            array_agg(DISTINCT job.id)
+        FROM removed CROSS JOIN unnest(removed.ids) AS one (id)
+            JOIN {schema}.job ON job.id = one.id
+        WHERE job.status = removed.status AND job.finished_at IS NOT NULL AND job.workflow IS NULL
+        GROUP BY 1, 2, 3, 4;
+    END IF;
     RETURN NULL;
 END $$;
 
 CREATE TRIGGER arrival_comes_back AFTER DELETE ON {schema}.arrival
+    REFERENCING OLD TABLE AS removed
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.keep_arrivals();
+
+CREATE TRIGGER kept_comes_back AFTER DELETE ON {schema}.kept
     REFERENCING OLD TABLE AS removed
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.keep_arrivals();
 
@@ -554,6 +587,11 @@ CREATE TRIGGER arrival_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.a
         OR NOT has_table_privilege('{schema}.arrival'::regclass, 'TRUNCATE'))
     EXECUTE FUNCTION {schema}.refuse('arrivals are written by transitions of jobs');
 
+CREATE TRIGGER kept_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.kept
+    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
+        OR NOT has_table_privilege('{schema}.kept'::regclass, 'TRUNCATE'))
+    EXECUTE FUNCTION {schema}.refuse('arrivals are written by transitions of jobs');
+
 ALTER TABLE {schema}.job
     ENABLE ALWAYS TRIGGER job_sets, ENABLE ALWAYS TRIGGER job_fits_on,
     ENABLE ALWAYS TRIGGER job_leaves, ENABLE ALWAYS TRIGGER job_stays,
@@ -568,3 +606,4 @@ ALTER TABLE {schema}.tag ENABLE ALWAYS TRIGGER tag_follows;
 ALTER TABLE {schema}.ended ENABLE ALWAYS TRIGGER ended_follows;
 ALTER TABLE {schema}.arrival
     ENABLE ALWAYS TRIGGER arrival_follows, ENABLE ALWAYS TRIGGER arrival_comes_back;
+ALTER TABLE {schema}.kept ENABLE ALWAYS TRIGGER kept_follows, ENABLE ALWAYS TRIGGER kept_comes_back;

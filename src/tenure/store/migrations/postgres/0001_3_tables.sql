@@ -146,6 +146,16 @@ CREATE TABLE {schema}.type (
 );
 CREATE INDEX type_paused ON {schema}.type (name) WHERE paused_at IS NOT NULL;
 
+-- How many seconds settled jobs of a type or a queue are kept; jobs/retention.py says which rule holds.
+CREATE TABLE {schema}.retention (
+    subject text COLLATE "C" NOT NULL CHECK (subject IN ('type', 'handler', 'queue')),
+    name text COLLATE "C" NOT NULL,
+    completed double precision CHECK (completed >= 0),
+    cancelled double precision CHECK (cancelled >= 0),
+    failed double precision CHECK (failed >= 0),
+    PRIMARY KEY (subject, name)
+);
+
 -- Which jobs to add when. Every tick up to `cursor_at` is decided, and `next_at` is the next one.
 CREATE TABLE {schema}.schedule (
     name text COLLATE "C" PRIMARY KEY,

@@ -145,6 +145,16 @@ CREATE TABLE tenure_type (
 ) STRICT;
 CREATE INDEX tenure_type_paused ON tenure_type (name) WHERE paused_at IS NOT NULL;
 
+-- How many seconds settled jobs of a type or a queue are kept; jobs/retention.py says which rule holds.
+CREATE TABLE tenure_retention (
+    subject TEXT NOT NULL CHECK (subject IN ('type', 'handler', 'queue')),
+    name TEXT NOT NULL,
+    completed REAL CHECK (completed >= 0),
+    cancelled REAL CHECK (cancelled >= 0),
+    failed REAL CHECK (failed >= 0),
+    PRIMARY KEY (subject, name)
+) STRICT, WITHOUT ROWID;
+
 -- Which jobs to add when. Every tick up to `cursor_at` is decided, and `next_at` is the next one.
 CREATE TABLE tenure_schedule (
     name TEXT PRIMARY KEY NOT NULL,

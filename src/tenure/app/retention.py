@@ -1,0 +1,73 @@
+"""How long settled jobs of types and queues are kept: `app.retention`."""
+
+from __future__ import annotations
+
+import builtins
+from functools import partial
+
+from msgspec import UnsetType
+
+from tenure.app.core import Noun
+from tenure.errors import InvalidInput
+from tenure.jobs.enqueue import Duration
+from tenure.jobs.limits import KEEP
+from tenure.jobs.names import check_name, check_open
+from tenure.jobs.queue_rights import includes, require
+from tenure.jobs.retention import RetentionRule, Subject, age
+from tenure.store.tables import retention
+
+
+class Retention(Noun):
+    """The rules of types and queues whose settled jobs are kept for another time than others.
+
+    For each job the most specific rule holds: that of its type set here, that of its type in
+    `@app.job`, that of its queue, and then the settings of the process that deletes. Every worker
+    and server obeys the rules, also one that deletes nothing else. Jobs of a workflow are kept as
+    long as the workflow, to which no rule applies.
+    """
+
+    def set(
+        self,
+        *,
+        type: str | None = None,
+        queue: str | None = None,
+        completed: Duration | UnsetType | None = KEEP,
+        cancelled: Duration | UnsetType | None = KEEP,
+        failed: Duration | UnsetType | None = KEEP,
+    ) -> RetentionRule:
+        """Change how long settled jobs of a type or of a queue are kept. What is not given stays.
+
+        It holds from the next minute on, for jobs that have settled before, too.
+
+        - `type`, `queue`: the name of one of them.
+        - `completed`, `cancelled`, `failed`: how long jobs of that status are kept: a duration up
+          to ten years, or `"forever"`. None: as the next rule says.
+
+        Returns the rule. Raises InvalidInput.
+        """
+        if (type is None) == (queue is None):
+            raise InvalidInput("name a type or a queue", path="$")
+        given = {"completed": completed, "cancelled": cancelled, "failed": failed}
+        ages = {
+            status: value if value is None else age(value, f"$.{status}")
+            for status, value in given.items()
+            if value is not KEEP
+        }
+        subject: Subject = "queue" if type is None else "type"
+        if type is None:
+            name, store = check_name(queue, "queue", "$.queue"), self._core.limited_store
+            require(self._core.queues, [name])
+        else:
+            name, store = check_open(type, "job type", "$.type"), self._core.store
+        change = partial(retention.change, subject=subject, name=name, given=ages)
+        return store.write("operator", change).result()
+
+    def list(self) -> builtins.list[RetentionRule]:
+        """Return the rules, by subject and name.
+
+        With a token for some queues, those of these queues alone.
+        """
+        rules, queues = retention.every(self._core.limited_store.read), self._core.queues
+        if queues is None:
+            return rules
+        return [rule for rule in rules if rule.subject == "queue" and includes(queues, rule.name)]

@@ -1,0 +1,57 @@
+"""Commands about how long settled jobs of types and queues are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from tenure.cli import completing
+from tenure.cli.command import Group, application, existing
+from tenure.cli.options import database_option, option, reading_options
+from tenure.cli.terminal import print_json, table
+from tenure.errors import InvalidInput
+
+retention = Group("retention", help="List and set how long settled jobs are kept.")
+
+
+@retention.command("list")
+@reading_options
+def list_rules(as_json: bool) -> None:
+    """List the rules of types and queues.
+
+    A rule of a type comes before one in its code (`handler`), that before one of a queue, and that
+    before the settings of servers and workers.
+    """
+    from tenure.jobs.retention import STATUSES, said
+
+    with existing() as app:
+        rules, now = app.retention.list(), app.core.clock()
+    if as_json:
+        print_json(rules)
+        return
+    ages = [[getattr(rule, status) for status in STATUSES] for rule in rules]
+    rows = [
+        (rule.subject, rule.name, *("" if age is None else said(age) for age in of))
+        for rule, of in zip(rules, ages, strict=True)
+    ]
+    table(("OF", "NAME", *(status.upper() for status in STATUSES)), rows, now=now)
+
+
+@retention.command("set")
+@option("--type", "NAME", "The type whose jobs are kept for another time.", completing.types)
+@option("--queue", "NAME", "The queue whose jobs are.", completing.queue_names)
+@option("--completed", "AGE", "How long completed jobs are kept: 1h, 30d, forever, or none.")
+@option("--cancelled", "AGE", "The same for cancelled jobs.")
+@option("--failed", "AGE", "The same for failed jobs.")
+@database_option
+def set_rule(type: str | None, queue: str | None, **ages: str | None) -> None:
+    """Change how long settled jobs of a type or a queue are kept; `none` removes a rule."""
+    given: dict[str, Any] = {
+        status: None if text == "none" else text for status, text in ages.items() if text
+    }
+    if not given:
+        raise InvalidInput("say how long to keep them: --help lists the options")
+    with application() as app:
+        rule = app.retention.set(type=type, queue=queue, **given)
+    click.echo(f"{rule.subject} {rule.name} is changed")

@@ -1,0 +1,82 @@
+"""The deletion of settled jobs, in bites: each is a transaction of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TypeAlias
+
+from tenure.jobs.retention import STATUSES, Cutoffs, RetentionRules
+from tenure.store.protocol import Database
+from tenure.store.tables import flow, retention, webhooks, workers
+
+MAX_WAIT = timedelta(hours=1)
+"""How much longer a settled job is kept until each webhook has its transitions."""
+
+Pass: TypeAlias = tuple[timedelta, int, Sequence[int]]
+"""How much longer jobs are kept, and the time and the place in the ledger up to which they go."""
+
+
+def prune(
+    db: Database, settled_before: Mapping[str, datetime], limit: int, *, by_rules: bool = False
+) -> int:
+    """Delete up to `limit` jobs of a status (key) settled before its time.
+
+    Where there are rules of types and queues, they come first; then jobs are deleted only
+    `by_rules`. Returns how many are deleted, or are put aside as kept longer: 0 if all is done.
+
+    Only jobs whose transitions are all in the statistics, to which the next batch is added first,
+    and, for up to MAX_WAIT more, delivered to webhooks. What is so ends at a place in the ledger
+    and at a time. The time bounds the search: what settled after it need not be looked at.
+    """
+    passes = _passes(db)
+    rules = RetentionRules(retention.every(db) if by_rules else ())
+    removed: Counter[tuple[str, str, str]] = Counter()
+    aside = 0
+    for status in STATUSES if by_rules else settled_before:
+        time = settled_before.get(status)
+        for wait, until, place in passes:
+            if by_rules:
+                cutoffs = Cutoffs(rules, status, db.now(), time, wait)
+                left = limit - removed.total()
+                gone, kept = db.delete_by_rules(cutoffs, until, place, left)
+                _add(removed, status, gone)
+                aside += kept
+            if time is not None and not rules.every:
+                left = limit - removed.total()
+                gone = db.delete_settled(status, time - wait, until, place, left)
+                _add(removed, status, gone)
+    for wait, _, place in passes:
+        old = {status: time - wait for status, time in settled_before.items()}
+        if (left := limit - removed.total()) > 0:
+            removed += flow.prune(db, old, place, left)
+    if removed:
+        db.stats.take_out(removed)
+    else:
+        workers.forget(db)
+    return removed.total() + aside
+
+
+def _passes(db: Database) -> list[Pass]:
+    d = db.dialect
+    *measured, until = db.stats.catch_up(db.now())
+    positions = [measured, *(position.split(".") for position in webhooks.positions(db))]
+    places = [tuple(map(int, position)) for position in positions]
+    done_with = min(places)
+    if done_with == places[0]:
+        return [(timedelta(0), until, done_with)]
+    order = ", ".join(f"t.{column}" for column in d.order)
+    next_entry = (
+        f"SELECT {d.millis.format(time='t.at')} FROM {d.table('transition')} AS t"
+        f" WHERE {d.after} ORDER BY {order} LIMIT 1"
+    )
+    delivered = min([until, *(at for (at,) in db.rows(next_entry, done_with))])
+    return [(timedelta(0), delivered, done_with), (MAX_WAIT, until, places[0])]
+
+
+def _add(
+    removed: Counter[tuple[str, str, str]], status: str, gone: Iterable[tuple[str, str, int]]
+) -> None:
+    for queue, type, jobs in gone:
+        removed[status, queue, type] += jobs

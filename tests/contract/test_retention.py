@@ -1,0 +1,213 @@
+"""Rules of types and queues: how long their settled jobs are kept, and what a bite looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+import pytest
+
+from tenure import Tenure
+from tenure.errors import Forbidden, InvalidInput
+from tenure.events import Cancelled
+from tenure.jobs.queries import Query
+from tenure.jobs.retention import FOREVER_SECONDS, RetentionRule
+from tenure.jobs.work import Duty
+from tenure.store.duties import look
+from tests.contract.granted_role import also_as_granted_role
+from tests.support.store import StoreHarness, new_job, report_completed
+
+HOUR = 3_600.0
+DAY = 24 * HOUR
+
+
+@pytest.fixture
+def app(harness: StoreHarness) -> Tenure:
+    return Tenure(harness.url)
+
+
+def settle(harness: StoreHarness, *types: str, queue: str = "default") -> None:
+    """Complete a job of each type."""
+    jobs = harness.add_all(*(new_job(type, queue=queue) for type in types))
+    leases = harness.claim(len(jobs))
+    harness.report(*map(report_completed, leases))
+
+
+def prune(harness: StoreHarness, keep: Mapping[str, float], limit: int = 500) -> list[int]:
+    """Prune by the rules until nothing is left to do; what each bite answered."""
+    harness.measure()
+    before = {status: harness.clock.now - timedelta(seconds=age) for status, age in keep.items()}
+    bites = []
+    while bites[-1:] != [0]:
+        bites.append(harness.store.prune(before, limit, by_rules=True).result())
+    return bites[:-1]
+
+
+def left(harness: StoreHarness) -> list[str]:
+    """The types of the jobs that are there."""
+    return sorted(job.type for job in harness.store.read.find(Query(limit=1_000)))
+
+
+@also_as_granted_role
+def test_a_type_is_kept_for_its_own_time(harness: StoreHarness, app: Tenure) -> None:
+    app.retention.set(type="short", completed="1h")
+    app.retention.set(type="long", completed="30d")
+    app.retention.set(type="always", completed="forever")
+    settle(harness, "short", "usual", "long", "always")
+    harness.clock.advance(HOUR + 61)
+    prune(harness, {"completed": 7 * DAY})
+    assert left(harness) == ["always", "long", "usual"]
+    harness.clock.advance(7 * DAY)
+    prune(harness, {"completed": 7 * DAY})
+    assert left(harness) == ["always", "long"]
+    harness.clock.advance(30 * DAY)
+    prune(harness, {"completed": 7 * DAY})
+    assert left(harness) == ["always"]
+
+
+def test_the_most_specific_rule_holds(harness: StoreHarness, app: Tenure) -> None:
+    """Type before handler, that before queue, that before the setting; for each status alone."""
+    app.retention.set(queue="q", completed="2h", failed="3h")
+    app.retention.set(type="both", completed="4h")
+
+    @app.job(queue="q", keep_completed="5h", keep_failed="forever")
+    def both() -> None: ...
+
+    @app.job(queue="q", keep_completed="3h")
+    def coded() -> None: ...
+
+    app.core.declare(app.core.handlers.options())
+    assert app.retention.list() == [
+        RetentionRule("handler", "both", completed=5 * HOUR, failed=FOREVER_SECONDS),
+        RetentionRule("handler", "coded", completed=3 * HOUR),
+        RetentionRule("queue", "q", completed=2 * HOUR, failed=3 * HOUR),
+        RetentionRule("type", "both", completed=4 * HOUR),
+    ]
+    settle(harness, "both", "coded", "other", queue="q")
+    settle(harness, "other")
+    for gone, hours in (("other", 1), ("other", 2), ("coded", 3), ("both", 4)):
+        before = left(harness)
+        prune(harness, {"completed": HOUR})
+        assert left(harness) == before
+        harness.clock.advance(HOUR + 61)
+        prune(harness, {"completed": HOUR})
+        before.remove(gone)
+        assert left(harness) == before, hours
+
+
+def test_what_the_code_does_not_say_any_more_is_forgotten(
+    harness: StoreHarness, app: Tenure
+) -> None:
+    app.job(name="mail", keep_completed="1h")(lambda: None)
+    app.core.declare(app.core.handlers.options())
+    app.core.declare(app.core.handlers.options())
+    assert [rule.name for rule in app.retention.list()] == ["mail"]
+    with Tenure(harness.url) as later:
+        later.job(name="mail")(lambda: None)
+        later.core.declare(later.core.handlers.options())
+    assert app.retention.list() == []
+
+
+def test_a_new_rule_holds_for_what_has_settled_before(harness: StoreHarness, app: Tenure) -> None:
+    app.retention.set(type="a", completed="30d")
+    settle(harness, "a", "b")
+    harness.clock.advance(2 * DAY)
+    prune(harness, {"completed": DAY})
+    assert left(harness) == ["a"]
+    app.retention.set(type="a", completed="1d")
+    prune(harness, {"completed": DAY})
+    assert left(harness) == []
+
+
+def test_without_rules_again_the_setting_holds(harness: StoreHarness, app: Tenure) -> None:
+    app.retention.set(type="a", completed="forever")
+    settle(harness, "a")
+    harness.clock.advance(2 * DAY)
+    assert prune(harness, {"completed": DAY})
+    assert app.retention.set(type="a", completed=None) == RetentionRule("type", "a")
+    assert app.retention.list() == []
+    prune(harness, {"completed": DAY})
+    assert left(harness) == []
+
+
+def test_rules_hold_where_nothing_else_is_deleted(harness: StoreHarness, app: Tenure) -> None:
+    settle(harness, "a", "b")
+    assert Duty.RETENTION not in look(harness.store.read)
+    app.retention.set(type="a", completed=0)
+    assert Duty.RETENTION in look(harness.store.read)
+    harness.clock.advance(61)
+    prune(harness, {})
+    assert left(harness) == ["b"]
+
+
+def test_a_bite_that_does_not_know_of_rules_deletes_nothing(
+    harness: StoreHarness, app: Tenure
+) -> None:
+    """A rule that was set after the look of a worker holds for its bite."""
+    app.retention.set(type="a", completed="forever")
+    settle(harness, "a", "b")
+    harness.clock.advance(DAY)
+    assert harness.prune({"completed": harness.clock.now}) == 0
+    assert left(harness) == ["a", "b"]
+
+
+def test_what_is_kept_longer_is_not_in_the_way(harness: StoreHarness, app: Tenure) -> None:
+    """Bites smaller than what is kept at the front; later bites do not go over it again."""
+    app.retention.set(type="kept", completed="forever")
+    for _ in range(20):
+        settle(harness, *["kept"] * 150)
+    harness.clock.advance(60)
+    settle(harness, *["mail"] * 30)
+    harness.clock.advance(DAY)
+    prune(harness, {"completed": HOUR}, limit=10)
+    assert set(left(harness)) == {"kept"}
+    settle(harness, *["mail"] * 5)
+    harness.clock.advance(HOUR + 61)
+    harness.clock.advance(-HOUR / 2)  # the next round at the front is not due
+    assert sum(prune(harness, {"completed": HOUR / 4})) < 20
+    assert set(left(harness)) == {"kept"}
+
+
+def test_what_others_need_stays_however_short_the_rule(harness: StoreHarness, app: Tenure) -> None:
+    app.retention.set(queue="default", completed=0)
+    parent = app.enqueue("parent")
+    child = app.enqueue("child", depends_on=[parent.id])
+    other = app.enqueue("other", delay="1d", depends_on=[parent.id])
+    harness.report(*map(report_completed, harness.claim(1)))
+    harness.clock.advance(61)
+    prune(harness, {})
+    assert "parent" in left(harness)
+    for job in (child, other):
+        harness.store.apply(job.id, Cancelled()).result()
+    for _ in range(2):
+        harness.clock.advance(HOUR + 61)
+        prune(harness, {})
+    assert left(harness) == ["child", "other"]
+
+
+def test_a_rule_that_means_nothing_is_refused(app: Tenure) -> None:
+    with pytest.raises(InvalidInput, match="name a type or a queue"):
+        app.retention.set(completed="1h")
+    with pytest.raises(InvalidInput, match=r"not a duration.*; or 'forever'"):
+        app.retention.set(type="a", completed="soon")
+    with pytest.raises(InvalidInput, match="keep_failed"):
+        app.job(name="a", keep_failed=-1)(lambda: None)
+    with pytest.raises(TypeError, match="no option keep"):
+        app.job(keep="1h")  # type: ignore[call-overload]
+
+
+def test_a_token_for_some_queues_sees_and_sets_theirs(harness: StoreHarness, app: Tenure) -> None:
+    from tenure.app.app import limited_to
+
+    app.retention.set(type="a", failed="1h")
+    app.retention.set(queue="theirs", failed="1h")
+    mine = limited_to(app, ("mine*",))
+    mine.retention.set(queue="mine", failed="forever")
+    assert [rule.name for rule in mine.retention.list()] == ["mine"]
+    with pytest.raises(Forbidden):
+        mine.retention.set(queue="theirs", failed=0)
+    with pytest.raises(Forbidden):
+        mine.retention.set(type="a", failed=0)
+    mine.job(name="a", queue="mine", keep_failed=0)(lambda: None)
+    mine.core.declare(mine.core.handlers.options())
+    assert not [rule for rule in app.retention.list() if rule.subject == "handler"]

@@ -1,0 +1,53 @@
+"""Rules of retention by the command line, by HTTP, and from a worker elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from tenure import Tenure
+from tenure.jobs.retention import FOREVER_SECONDS, RetentionRule
+from tests.support.cli import cli_json, output_of, run_cli
+from tests.support.http import api_client, assert_problem
+
+HOUR = 3_600.0
+
+
+def test_the_command_line_sets_and_lists_rules(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TENURE_DATABASE", sqlite_url)
+    output_of("retention", "set", "--type", "mail", "--completed", "1h")
+    output_of("retention", "set", "--queue", "bulk", "--failed", "forever")
+    assert cli_json("retention", "list") == [
+        {"subject": "queue", "name": "bulk", "completed": None, "cancelled": None, "failed": 1e12},
+        {"subject": "type", "name": "mail", "completed": HOUR, "cancelled": None, "failed": None},
+    ]
+    shown = output_of("retention", "list")
+    assert "mail" in shown
+    assert "1:00:00" in shown
+    assert "forever" in shown
+    output_of("retention", "set", "--type", "mail", "--completed", "none")
+    assert [rule["name"] for rule in cli_json("retention", "list")] == ["bulk"]
+    assert run_cli("retention", "set", "--type", "mail").exit_code == 2
+    assert run_cli("retention", "set", "--completed", "1h").exit_code == 2
+
+
+def test_rules_over_http(app: Tenure) -> None:
+    with api_client(app) as api:
+        rule = api.put("/types/mail/retention", json={"completed": "1h", "failed": "forever"})
+        assert rule.json()["failed"] == FOREVER_SECONDS
+        assert api.put("/queues/bulk/retention", json={"failed": 60}).status_code == 200
+        assert api.put("/types/mail/retention", json={"failed": None}).json()["completed"] == HOUR
+        assert [rule["name"] for rule in api.get("/retention").json()] == ["bulk", "mail"]
+        for wrong in ({"completed": "soon"}, {"completed": -1}, {"keep": 1}):
+            assert_problem(api.put("/types/mail/retention", json=wrong), 400, "invalid_input")
+
+
+def test_a_worker_elsewhere_says_how_long_its_jobs_are_kept(app: Tenure) -> None:
+    with api_client(app) as api:
+        api.put("/types/mail", json={"queue": "q", "keep": {"completed": HOUR}})
+        assert app.retention.list() == [RetentionRule("handler", "mail", completed=HOUR)]
+        api.put("/types/mail", json={"queue": "q"})
+        assert app.retention.list() == []
+        wrong = {"keep": {"pending": 1.0}}
+        assert_problem(api.put("/types/mail", json=wrong), 400, "invalid_input")

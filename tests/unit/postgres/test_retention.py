@@ -1,0 +1,61 @@
+"""Where types have rules, retention reads what is due, however many jobs are kept longer."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+
+from tenure.store.postgres import statements as sql
+from tests.support.effort import MANY_ROWS
+from tests.unit.postgres.test_plans import plan
+
+Connection = psycopg.Connection[Any]
+STATUS = "completed"
+
+
+@pytest.fixture
+def kept(raw: Connection) -> Connection:
+    """Many kept jobs in rows of ten, of a few types, and as many arrivals that are not due."""
+    raw.execute("ALTER TABLE tenure.kept DISABLE TRIGGER USER, SET (autovacuum_enabled = false)")
+    raw.execute("ALTER TABLE tenure.arrival DISABLE TRIGGER USER")
+    raw.execute(
+        "INSERT INTO tenure.kept (status, queue, type, at, ids) SELECT %s, 'default',"
+        " 'type' || n %% 7, now() - n * interval '1 minute',"
+        " ARRAY(SELECT gen_random_uuid() FROM generate_series(1, 10 + 0 * n))"
+        " FROM generate_series(1, %s) AS n",
+        (STATUS, MANY_ROWS // 10),
+    )
+    raw.execute(
+        "INSERT INTO tenure.arrival (status, at, ids)"
+        " SELECT %s, now() + n * interval '1 minute', ARRAY[gen_random_uuid()]"
+        " FROM generate_series(1, %s) AS n",
+        (STATUS, MANY_ROWS // 10),
+    )
+    return raw
+
+
+def test_the_pairs_are_found_without_reading_what_is_kept(kept: Connection, url: str) -> None:
+    now = datetime.now(UTC)
+    for _ in ("never analysed", "analysed"):
+        found = plan(kept, url, sql.of_status(sql.KEPT, STATUS))
+        assert found.count("using kept_at on kept") == 2
+        assert "Sort" not in found
+        aside = plan(kept, url, sql.of_status(sql.PUT_ASIDE, STATUS), now)
+        assert "Scan using arrival_at" in aside
+        assert "Seq Scan on arrival" not in aside
+        values = ("default", "type1", now, 0, 100, 100, now, 0, "3", 0, 100)
+        delete = plan(kept, url, sql.of_status(sql.DELETE_KEPT, STATUS), *values)
+        assert "using kept_at" in delete
+        assert "Seq Scan on kept" not in delete
+        assert "Seq Scan on job" not in delete
+        assert "Seq Scan on transition" not in delete
+        kept.execute("ANALYZE tenure.kept, tenure.arrival")
+    buffers = kept.execute(
+        "EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) "  # type: ignore[arg-type]
+        + sql.of_status(sql.KEPT, STATUS).replace("{s}", "tenure")
+    ).fetchall()
+    hit = next(line for (line,) in buffers if "Buffers" in line)
+    assert sum(int(part.split("=")[1]) for part in hit.split() if "=" in part) < 100, hit
