@@ -126,7 +126,7 @@ class TypeRequest(Request):
     backoff: Backoff | Seconds | Delays | UnsetType = UNSET  # a policy, its base, or its delays
 
 
-class KeepForm(Request, frozen=True):
+class KeepForm(Request):
     """How many seconds settled jobs are kept, by status; 1e12: forever."""
 
     completed: KeptSeconds | UnsetType = UNSET
@@ -138,7 +138,7 @@ class DeclareRequest(TypeRequest, kw_only=True):
     """What a worker knows of a type: its options, and the JSON schema of its payloads, as text."""
 
     schema: Annotated[str, Meta(max_length=MAX_SCHEMA_LENGTH)] | None = None
-    keep: KeepForm = KeepForm()
+    keep: KeepForm | UnsetType = UNSET
 
 
 class UniqueRequest(Request):

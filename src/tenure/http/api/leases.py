@@ -242,8 +242,7 @@ def declare_type(call: Call) -> Response:
     """Make the options of a type known, of which the worker has the handler."""
     name = check_open(call.path["name"], "job type", "name")
     options = defaults_of(requests.options_of(call.body), TypeOptions())
-    known = DeclaredType(
-        **asdict(options), schema=call.body.schema, keep=requests.given(call.body.keep)
-    )
+    keep = requests.given(call.body.keep) if call.body.keep else {}
+    known = DeclaredType(**asdict(options), schema=call.body.schema, keep=keep)
     call.app.core.declare({name: known})
     return answer(next(type for type in call.app.types.list() if type.name == name))
