@@ -1,4 +1,4 @@
-"""Rules of types and queues: how long their settled jobs are kept, and what a bite looks at."""
+"""Rules of types and queues: how long their settled jobs are kept, and what a batch looks at."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def settle(harness: StoreHarness, *types: str, queue: str = "default") -> None:
 
 
 def prune(harness: StoreHarness, keep: Mapping[str, float], limit: int = 500) -> list[int]:
-    """Prune by the rules until nothing is left to do; what each bite answered."""
+    """Prune by the rules until nothing is left to do; what each batch answered."""
     harness.measure()
     before = {status: harness.clock.now - timedelta(seconds=age) for status, age in keep.items()}
-    bites = []
-    while bites[-1:] != [0]:
-        bites.append(harness.store.prune(before, limit, by_rules=True).result())
-    return bites[:-1]
+    batches = []
+    while batches[-1:] != [0]:
+        batches.append(harness.store.prune(before, limit, by_rules=True).result())
+    return batches[:-1]
 
 
 def left(harness: StoreHarness) -> list[str]:
@@ -143,7 +143,7 @@ def test_rules_hold_where_nothing_else_is_deleted(harness: StoreHarness, app: Te
 def test_a_bite_that_does_not_know_of_rules_deletes_nothing(
     harness: StoreHarness, app: Tenure
 ) -> None:
-    """A rule that was set after the look of a worker holds for its bite."""
+    """A rule that was set after the look of a worker holds for its batch."""
     app.retention.set(type="a", completed="forever")
     settle(harness, "a", "b")
     harness.clock.advance(DAY)
@@ -152,7 +152,7 @@ def test_a_bite_that_does_not_know_of_rules_deletes_nothing(
 
 
 def test_what_is_kept_longer_is_not_in_the_way(harness: StoreHarness, app: Tenure) -> None:
-    """Bites smaller than what is kept at the front; later bites do not go over it again."""
+    """Bites smaller than what is kept at the front; later batches do not go over it again."""
     app.retention.set(type="kept", completed="forever")
     for _ in range(20):
         settle(harness, *["kept"] * 150)

@@ -1,4 +1,4 @@
-"""The deletion of settled jobs, in bites: each is a transaction of its own."""
+"""The deletion of settled jobs, in batches: each is one transaction."""
 
 from __future__ import annotations
 

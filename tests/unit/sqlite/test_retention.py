@@ -1,4 +1,4 @@
-"""A bite of retention goes over a bounded part of what is kept longer, and over it once."""
+"""A batch of retention goes over a bounded part of what is kept longer, and over it once."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Steps:
         self.so_far += 1
 
 
-def bites(db: Sqlite, cutoffs: Cutoffs) -> tuple[list[int], int]:
-    """Take bites until one finds nothing; the instructions of each in 100, and what went."""
+def batches(db: Sqlite, cutoffs: Cutoffs) -> tuple[list[int], int]:
+    """Take batches until one finds nothing; the instructions of each in 100, and what went."""
     steps, gone = [], 0
     while True:
         db.begin()
@@ -81,15 +81,15 @@ def test_what_is_kept_longer_is_gone_over_once_in_an_hour(db: Sqlite) -> None:
     rules = RetentionRules([RetentionRule("type", "kept", completed=1e12)])
     now = EPOCH + timedelta(days=1)
     cutoffs = Cutoffs(rules, "completed", now, now)
-    first, gone = bites(db, cutoffs)
+    first, gone = batches(db, cutoffs)
     assert gone == 10
     assert len(first) == MANY_ROWS // MAX_PASSED + 2
     assert max(first) < 40 * MAX_PASSED / STEPS  # instructions, for each job that is gone over
-    again, gone = bites(db, Cutoffs(rules, "completed", now + 0.9 * HOUR, now))
+    again, gone = batches(db, Cutoffs(rules, "completed", now + 0.9 * HOUR, now))
     assert (len(again), gone) == (1, 0)
     assert again[0] < 5
-    later, _ = bites(db, Cutoffs(rules, "completed", now + HOUR, now))
+    later, _ = batches(db, Cutoffs(rules, "completed", now + HOUR, now))
     assert len(later) == MANY_ROWS // MAX_PASSED + 1
     others = RetentionRules([*rules.every, RetentionRule("queue", "q", completed=5)])
-    changed, _ = bites(db, Cutoffs(others, "completed", now + HOUR, now))
+    changed, _ = batches(db, Cutoffs(others, "completed", now + HOUR, now))
     assert len(changed) == MANY_ROWS // MAX_PASSED + 1

@@ -335,7 +335,7 @@ def _delete(table: str, these: str, order: str) -> str:
 DELETE_SETTLED = _delete("arrival", "NOT EXISTS (SELECT FROM {s}.retention)", "status")
 DELETE_KEPT = _delete("kept", "queue = %s AND type = %s", "status, queue, type")
 MAX_PASSED = 1_000
-"""Settled jobs that one bite of retention puts aside, about."""
+"""Settled jobs that one batch of retention puts aside, about."""
 PUT_ASIDE = f"""
 WITH old AS MATERIALIZED (
     SELECT ctid, size FROM (

@@ -343,7 +343,7 @@ DELETE FROM tenure_job WHERE rowid IN (
 RETURNING id, queue, type
 """
 MAX_PASSED = 1_000
-"""Settled jobs that one bite of retention goes over, where types or queues have rules."""
+"""Settled jobs that one batch of retention goes over, where types or queues have rules."""
 SETTLED = f"""
 SELECT finished_at, rowid, queue, type FROM tenure_job
 WHERE status = {{status}} AND workflow IS NULL AND finished_at < ? AND finished_at <= ?
