@@ -14,6 +14,7 @@ import tenure
 from tenure.cli.bulk import bulk
 from tenure.cli.command import Group
 from tenure.cli.completing import VARIABLE, completion
+from tenure.cli.export import export
 from tenure.cli.jobs import enqueue, explain, jobs
 from tenure.cli.moving import move
 from tenure.cli.options import database_option
@@ -45,7 +46,7 @@ The database is --database, else TENURE_DATABASE, else sqlite:///tenure.db.
 COMMANDS = (
     *(serve, worker, demo),
     *(enqueue, jobs, explain, bulk, workflows, signals, schedules, queues, types, workers, stats),
-    *(retention, top, tail),
+    *(retention, export, top, tail),
     *(tokens, webhooks, verify, doctor, migrate, move, simulate),
     completion,
 )

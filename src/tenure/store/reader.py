@@ -243,6 +243,15 @@ class Reader(ABC):
         rows = self.rows(f"SELECT {self._entry} FROM ({own}) AS t ORDER BY t.seq", (job_id,))
         return [self._transition(row) for row in rows]
 
+    def histories(self, job_ids: Sequence[str]) -> dict[str, list[Transition]]:
+        """Return the transitions of some jobs, oldest first, by the id of the job."""
+        d, found = self.dialect, dict[str, list[Transition]]()
+        some = ", ".join([d.id_value] * len(job_ids))
+        where = f"t.job_id IN ({some}) ORDER BY t.job_id, t.seq"
+        for entry in self._transitions(where, job_ids) if job_ids else ():
+            found.setdefault(entry.job_id, []).append(entry)
+        return found
+
     def ledger(self, after: str, limit: int) -> list[Transition]:
         """Return transitions after a position, complete and in an order that never changes."""
         return self._transitions(self._some_after, (*self.numbers(after), limit))

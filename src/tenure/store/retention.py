@@ -58,6 +58,17 @@ def prune(
     return removed.total() + aside
 
 
+def delete_unchanged(db: Database, entries: Mapping[str, int]) -> int:
+    """Delete the jobs (id -> entries of its ledger) that have not changed since; return how many.
+
+    Jobs that `prune` would leave are left.
+    """
+    *_, (_, _, place) = _passes(db)
+    removed = flow.prune_unchanged(db, entries, place)
+    db.stats.take_out(removed)
+    return removed.total()
+
+
 def _passes(db: Database) -> list[Pass]:
     d = db.dialect
     *measured, until = db.stats.catch_up(db.now())

@@ -27,6 +27,7 @@ ALONE = (
     *(Table(name, ("queue", "partition")) for name in ("partition_limit",)),
     *(Table(name, ("id",)) for name in ("workflow", "bulk")),
     *(Table(name, ("key",)) for name in ("unique_key", "throttle")),
+    Table("retention", ("subject", "name")),
     Table("fire", ("schedule", "at", "outcome")),
     Table("line", ("queue", "partition", "id")),
     Table("overdue", ("parent",)),
@@ -40,7 +41,7 @@ ALONE = (
 """The others."""
 COPIED = (JOB, *OF_JOBS, *ALONE)
 
-RECREATED = ("ready", "ended", "arrival", "slot", "tag", "turn", "limit_edition")
+RECREATED = ("ready", "ended", "arrival", "kept", "slot", "tag", "turn", "limit_edition")
 """What follows from the rows of jobs and limits. The engines keep it in different tables."""
 APART: Mapping[str, str] = {
     "measured": "its place in the ledger is another one there: see `places`",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tenure.errors import InvalidInput, KeyConflict, WorkflowNotFound
 from tenure.jobs.enqueue import CheckedJob, Enqueued
@@ -209,6 +209,35 @@ def _time_of(words: str, before: Mapping[str, datetime]) -> datetime | None:
 def _prune_jobs(
     db: Statements, workflow: str, place: Sequence[int], limit: int
 ) -> Counter[tuple[str, str, str]]:
+    where = f"workflow = {db.dialect.id_value}"
+    return _delete(db, _unneeded(db, where, [workflow], place, limit))
+
+
+def prune_unchanged(
+    db: Statements, entries: Mapping[str, int], place: Sequence[int]
+) -> Counter[tuple[str, str, str]]:
+    """Delete the jobs outside workflows whose ledger has as many entries as given by id.
+
+    Jobs with an entry after `place` are left. Returns what `prune` returns.
+    """
+    d = db.dialect
+    some = ", ".join([d.id_value] * len(entries))
+    where = f"workflow IS NULL AND id IN ({some})"
+    rows = _unneeded(db, where, list(entries), place, len(entries))
+    counts = dict(  # under the locks: a new statement sees what was committed before them
+        db.rows(
+            f"SELECT {d.id('job_id')}, count(*) FROM {d.table('transition')}"
+            f" WHERE job_id IN ({some}) GROUP BY job_id",
+            list(entries),
+        )
+    )
+    return _delete(db, [row for row in rows if counts[row[0]] == entries[row[0]]])
+
+
+def _unneeded(
+    db: Statements, where: str, values: Sequence[Any], place: Sequence[int], limit: int
+) -> list[Any]:
+    """Lock and return settled jobs without an entry after `place`, which no job waits for."""
     d = db.dialect
     job, after = (
         d.table("job"),
@@ -218,12 +247,16 @@ def _prune_jobs(
         f"SELECT 1 FROM {d.table('dependency')} AS tie JOIN {job} AS child ON child.id = tie.child"
         f" WHERE tie.parent = job.id AND child.finished_at IS NULL AND job.followed > 0"
     )
-    rows = db.rows(
-        f"SELECT {d.id('id')}, status, queue, type FROM {job} AS job WHERE workflow = {d.id_value}"
-        f" AND finished_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {after})"
+    return db.rows(
+        f"SELECT {d.id('id')}, status, queue, type FROM {job} AS job WHERE {where}"
+        f" AND finished_at IS NOT NULL AND (SELECT count(*) FROM {after}) = 0"
         f" AND NOT EXISTS ({waits}) ORDER BY id DESC LIMIT {d.value} {d.skip_locked}",
-        (workflow, *place, limit),
+        (*values, *place, limit),
     )
+
+
+def _delete(db: Statements, rows: Sequence[Any]) -> Counter[tuple[str, str, str]]:
+    d = db.dialect
     some = [id for id, *_ in rows]
     among = ", ".join([d.id_value] * len(some))
     for name in ("job", "transition", "trace", "progress") if some else ():

@@ -1,0 +1,132 @@
+"""Settled jobs with their history, in files, before they are deleted. Internal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from msgspec import json
+
+from tenure.app.core import Core
+from tenure.app.shown import transitions_shown
+from tenure.errors import InvalidInput
+from tenure.jobs.ids import check_id, new_id
+from tenure.jobs.queries import Filter, Query, check_filter, query_of
+from tenure.jobs.redaction import Redaction
+from tenure.jobs.retention import STATUSES
+from tenure.store import retention, search
+from tenure.store.work import nothing
+from tenure.wire import responses
+
+MAX_JOBS = 50_000
+"""Jobs in one file."""
+MAX_AT_ONCE = 500
+"""Jobs that are read, or deleted, at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """A file that is complete and on disk. The next one begins after the job `last`."""
+
+    path: str
+    jobs: int
+    last: str
+    deleted: int
+
+
+def export(
+    core: Core,
+    folder: Path,
+    filter: Filter,
+    *,
+    after: str | None = None,
+    redaction: Redaction,
+    delete: bool = False,
+) -> Iterator[ExportedFile]:
+    """Write the settled jobs of a filter to files of JSON lines, in the order of their ids.
+
+    - `folder`: it is made if it is not there. A file has a temporary name until it is on disk;
+      then it is named for its first and its last job.
+    - `after`: only jobs after the one with this id. Default: None, from the first one.
+    - `redaction`: hides values in what is written.
+    - `delete`: delete the jobs of each file when it is on disk, but those that have changed since,
+      and those that retention would leave.
+
+    Yields each file. Raises InvalidInput, before it writes anything, and OSError.
+    """
+    checked = check_filter(core.limited(filter))
+    if checked.status not in (None, *STATUSES):
+        raise InvalidInput(f"only {', '.join(STATUSES)} jobs are exported", path="$.status")
+    if after is not None:
+        check_id(after, "$.after")
+    among = () if checked.status else STATUSES
+    folder.mkdir(parents=True, exist_ok=True)
+    query = query_of(checked, limit=MAX_AT_ONCE, oldest_first=True, after=after, among=among)
+    more = True
+    while more:
+        part = folder / f"{new_id()}.part"
+        try:
+            with part.open("xb") as file:
+                written, query, more = _write(core, query, redaction, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if written:
+                first, *_, last = (*written, *written)
+                path = folder / f"jobs-{first}-{last}.jsonl"
+                part.replace(path)
+                _sync(folder)
+                deleted = _delete(core, written) if delete else 0
+                yield ExportedFile(str(path), len(written), last, deleted)
+        finally:
+            with suppress(FileNotFoundError):
+                part.unlink()
+
+
+def _write(
+    core: Core, query: Query, redaction: Redaction, file: BinaryIO
+) -> tuple[Mapping[str, int], Query, bool]:
+    """Write some jobs; return the entries of the ledger of each by id, the rest, if there is any."""
+    read = core.limited_store.read
+    written: dict[str, int] = {}
+    while len(written) < MAX_JOBS:
+        page = search.page(read, query)
+        histories = read.histories([job.id for job in page.jobs])
+        for job in page.jobs:
+            history = histories.get(job.id, [])
+            if not history or (history[-1].target, history[-1].token) != (job.status, job.token):
+                continue  # it has changed between the two statements
+            shown = transitions_shown(history, job, redaction)
+            body = responses.job_body(redaction.job(job))
+            entries = [responses.TransitionBody.of(entry) for entry in shown]
+            file.write(json.encode({"job": body, "history": entries}) + b"\n")
+            written[job.id] = len(history)
+        if page.next is None:
+            return written, query, False
+        query = replace(query, after=page.next)
+    return written, query, True
+
+
+def _sync(folder: Path) -> None:
+    """Put the name of a file on disk, where a folder can be synchronised."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def _delete(core: Core, written: Mapping[str, int]) -> int:
+    while core.measure():
+        pass
+    ids, deleted = list(written), 0
+    for start in range(0, len(ids), MAX_AT_ONCE):
+        some = {id: written[id] for id in ids[start : start + MAX_AT_ONCE]}
+        delete = partial(retention.delete_unchanged, entries=some)
+        deleted += core.store.write("prune", delete, brings=nothing).result()
+    return deleted

@@ -1,0 +1,54 @@
+"""The command that writes settled jobs to files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tenure.cli import completing
+from tenure.cli.bulk import filter_of
+from tenure.cli.command import existing
+from tenure.cli.jobs import filter_options
+from tenure.cli.options import answer_options, flag, option
+from tenure.cli.terminal import print_json
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@filter_options
+@option("--after", "ID", "Only jobs added after this job: go on.", completing.job_ids())
+@flag("--raw", "Write hidden values of payloads, results and errors, too.")
+@flag("--delete", "Delete the jobs of each file once it is on disk.")
+@answer_options
+def export(
+    folder: Path, after: str | None, raw: bool, delete: bool, as_json: bool, **filters: Any
+) -> None:
+    """Write settled jobs with their history to files in FOLDER, oldest first.
+
+    One job is one line of JSON, as `jobs show --json` prints it. A file has up to 50,000 jobs. It
+    gets its name, that of its first and its last job, when it is on disk. --delete leaves jobs
+    that have changed since, and those that retention would leave. The last line says with which
+    --after a later export goes on.
+    """
+    from tenure.app.export import export as export_jobs
+    from tenure.jobs.redaction import NOTHING_HIDDEN
+
+    matching = filter_of(**filters)
+    found = []
+    with existing() as app:
+        redaction = NOTHING_HIDDEN if raw else app.core.redaction
+        for file in export_jobs(
+            app.core, folder, matching, after=after, redaction=redaction, delete=delete
+        ):
+            found.append(file)
+            if not as_json:
+                gone = f", {file.deleted} deleted" if delete else ""
+                click.echo(f"{file.path}: {file.jobs} jobs{gone}")
+    if as_json:
+        print_json(found)
+    elif found:
+        click.echo(f"go on with --after {found[-1].last}")
+    else:
+        click.echo("no settled job")

@@ -1,0 +1,43 @@
+"""`tenure export`: the options, what it prints, and what is hidden."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tenure import Tenure
+from tests.support.cli import cli_json, output_of, run_cli
+
+
+@pytest.fixture
+def settled(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("TENURE_DATABASE", app.database)
+    jobs = [app.enqueue("mail", {"number": number, "password": "hunter2"}) for number in range(3)]
+    for job in jobs:
+        app.cancel(job.id)
+    app.enqueue("mail", {})
+    return [job.id for job in jobs]
+
+
+def test_it_writes_what_a_later_one_goes_on_from(
+    app: Tenure, settled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "old"
+    shown = output_of("export", str(folder), "--type", "mail")
+    name = f"jobs-{settled[0]}-{settled[2]}.jsonl"
+    assert shown == f"{folder / name}: 3 jobs\ngo on with --after {settled[2]}"
+    found = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    assert [line["job"]["id"] for line in found] == settled
+    assert found[0] == {
+        key: value
+        for key, value in cli_json("jobs", "show", settled[0]).items()
+        if key != "explanation"
+    }
+    assert output_of("export", str(folder), "--after", settled[2]) == "no settled job"
+    (file,) = cli_json("export", str(folder), "--after", settled[0], "--delete")
+    assert (file["jobs"], file["deleted"]) == (2, 2)
+    assert [job.id for job in app.find(status="cancelled")] == settled[:1]
+    for wrong in (["--status", "pending"], ["--after", "x"], ["--created-after", "soon"]):
+        assert run_cli("export", str(folder), *wrong).exit_code == 2
