@@ -90,7 +90,7 @@ def export(
 def _write(
     core: Core, query: Query, redaction: Redaction, file: BinaryIO
 ) -> tuple[Mapping[str, int], Query, bool]:
-    """Write some jobs; return the entries of the ledger of each by id, the rest, if there is any."""
+    """Write some jobs; return how many entries each has, what is next, and whether there is."""
     read = core.limited_store.read
     written: dict[str, int] = {}
     while len(written) < MAX_JOBS:
