@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from msgspec import json
+from msgspec.structs import replace
 
 from tenure.app.core import Core
 from tenure.app.shown import transitions_shown
