@@ -127,8 +127,8 @@ def _targets(run: Run) -> str:
 def _runs(run: Run) -> str:
     """Which workloads were measured when, and how often."""
     return "\n".join(
-        f"- {started}, {repeats} times, drains of {drained:,}: {', '.join(names)}.{remark}"
-        for (started, repeats, drained, remark), names in run.runs().items()
+        f"- {start}, repeats: {repeats}, jobs in a drain: {drained:,}: {', '.join(names)}.{remark}"
+        for (start, repeats, drained, remark), names in run.runs().items()
     )
 
 

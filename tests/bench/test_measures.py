@@ -214,8 +214,8 @@ def test_workloads_measured_again_take_the_place_of_what_was_there(tmp_path: Pat
     assert run.measured["drain-1"].repeats == SMALL.repeats
     assert not run.are_of_one_run("drain-1", "import")
     page = report.page(run, "chart.svg")
-    assert "- 2026-01-01, 3 times, drains of 50,000: import." in page
-    assert f"UTC, {SMALL.repeats} times, drains of 200: drain-1." in page
+    assert "- 2026-01-01, repeats: 3, jobs in a drain: 50,000: import." in page
+    assert f"UTC, repeats: {SMALL.repeats}, jobs in a drain: 200: drain-1." in page
 
 
 @linux
