@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sqlite3
@@ -216,6 +217,26 @@ def test_workloads_measured_again_take_the_place_of_what_was_there(tmp_path: Pat
     page = report.page(run, "chart.svg")
     assert "- 2026-01-01, repeats: 3, jobs in a drain: 50,000: import." in page
     assert f"UTC, repeats: {SMALL.repeats}, jobs in a drain: 200: drain-1." in page
+
+
+@linux
+def test_one_command_measures_again_and_writes_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.run, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench.run, "DOCS", tmp_path)
+    run_of(tenure_sqlite=[1.0]).save(tmp_path / "full.json")
+    asked = argparse.Namespace(
+        only=["import"], peers=["tenure-sqlite"], engine=[], jobs=None, repeats=1
+    )
+    assert bench.run.measure_again(asked) == 0
+    run = load(tmp_path / "full.json")
+    assert run.median("import", "tenure-sqlite", "import_ms")
+    assert run.median("drain-1", "tenure-sqlite") == 1
+    assert (tmp_path / "benchmarks.md").read_text() == report.page(run, "benchmarks.svg")
+    asked.engine = ["sqlite"]
+    with pytest.raises(plan.Refused, match="--only, --peers and --repeats"):
+        bench.run.measure_again(asked)
 
 
 @linux
