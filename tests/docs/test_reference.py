@@ -148,9 +148,9 @@ def test_every_field_and_parameter_is_named() -> None:
     )
     wanted = {name for shape in shapes for name in shape.__struct_encode_fields__}
     wanted |= {
-        field.name
+        name
         for shape in (QueueState, PartitionState, WorkerState, explain.Explanation)
-        for field in fields(shape)
+        for name in shape.__struct_fields__
     }
     assert wanted <= named, sorted(wanted - named)
 
