@@ -70,10 +70,14 @@ def produce(url: str, log: Path) -> None:
 class Trial:
     """One database that is moved, with the processes that use it."""
 
-    def __init__(self, folder: Path, source: str, target: str, seconds: float = 0.05) -> None:
+    def __init__(
+        self, folder: Path, source: str, target: str, seconds: float, patience: float
+    ) -> None:
+        """`seconds`: how long a handler takes; `patience`: how long a process may take to end."""
         self.folder, self.source, self.target = folder, source, target
-        self._seconds = seconds
-        self._all: list[subprocess.Popen[str]] = []
+        self.seconds = seconds
+        self._patience = patience
+        self._all: list[subprocess.Popen[bytes]] = []
 
     def fill(self, jobs: int) -> None:
         """Add jobs of which an acknowledgement is on record."""
@@ -82,28 +86,33 @@ class Trial:
                 new = [NewJob("work", {"number": n}, {}) for n in range(first, first + 1_000)]
                 answers.writelines(f"{job.id} 0\n" for job in app.enqueue_many(new[: jobs - first]))
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"output-{len(self._all)}").open("w") as output:  # no pipe: none reads
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
         self._all.append(process)
         return process
 
-    def workers(self, url: str, count: int) -> list[subprocess.Popen[str]]:
-        this = ("-m", "tests.chaos.moving", "work", url, str(self._seconds))
+    def output(self, process: subprocess.Popen[bytes]) -> str:
+        """Wait for a process to end, and return what it printed."""
+        process.wait(self._patience)
+        return (self.folder / f"output-{self._all.index(process)}").read_text()
+
+    def workers(self, url: str, count: int) -> list[subprocess.Popen[bytes]]:
+        this = ("-m", "tests.chaos.moving", "work", url, str(self.seconds))
         return [self.start(*this, str(self.folder / f"attempts-{n}")) for n in range(count)]
 
-    def producers(self, count: int) -> list[subprocess.Popen[str]]:
+    def producers(self, count: int) -> list[subprocess.Popen[bytes]]:
         this = ("-m", "tests.chaos.moving", "produce", self.source, "0")
         logs = (str(self.folder / f"acknowledged-{n}") for n in range(1, count + 1))
         return [self.start(*this, log) for log in logs]
 
-    def mover(self, failpoint: str = "") -> subprocess.Popen[str]:
+    def mover(self, failpoint: str = "") -> subprocess.Popen[bytes]:
         arguments = ("-m", "tenure", "move", self.source, self.target)
         return self.start(*arguments, TENURE_FAILPOINTS=failpoint)
 
@@ -121,11 +130,11 @@ class Trial:
                     mover.wait(after)
                 except subprocess.TimeoutExpired:
                     mover.kill()
-            output, _ = mover.communicate()
+            output = self.output(mover)
             assert mover.returncode in (-signal.SIGKILL, 0), output
             print(f"killed {number + 1}: {output.splitlines()[-1:]}", flush=True)
         mover = self.mover()
-        output, _ = mover.communicate()
+        output = self.output(mover)
         assert mover.returncode == 0, output
         return output
 
@@ -133,8 +142,7 @@ class Trial:
         for process in self._all:
             if process.poll() is None:
                 process.kill()
-            if process.stdout and not process.stdout.closed:
-                process.communicate()
+            process.wait()
 
     def acknowledged(self) -> dict[str, float]:
         """The jobs that were accepted, and the seconds of each call."""
@@ -165,7 +173,7 @@ class Trial:
 
 def run(folder: Path, source: str, target: str, options: argparse.Namespace) -> list[str]:
     """Try it, and return what was wrong."""
-    trial = Trial(folder, source, target, options.seconds)
+    trial = Trial(folder, source, target, options.seconds, options.patience)
     began = time.monotonic()
     try:
         trial.fill(options.jobs)
@@ -175,14 +183,14 @@ def run(folder: Path, source: str, target: str, options: argparse.Namespace) -> 
         print(trial.move(options.kills, options.seed, options.after), flush=True)
         print(f"moved after {time.monotonic() - began:.0f} s", flush=True)
         for process in (*workers, *producers):
-            output, _ = process.communicate(timeout=options.patience)
+            output = trial.output(process)
             assert process.returncode == MOVED, output
             assert "they were moved to postgresql://" in output, output
         calls = trial.acknowledged()
         print(
             f"{len(calls)} acknowledged, the longest call {max(calls.values()):.2f} s", flush=True
         )
-        trial._seconds = 0.0
+        trial.seconds = 0.0
         trial.workers(target, 4)
         with Tenure(target) as app:
             wait_until(lambda: _open(app) == 0, "all to settle", options.patience)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
+import psycopg
 import pytest
 
 from tenure import InvalidInput, NewJob, PerPartition, Tenure, failpoints
@@ -18,10 +20,12 @@ from tenure.store.moving.postgres_source import PostgresSource
 from tenure.store.moving.rows import Digest, Source
 from tenure.store.moving.sqlite_source import SqliteSource
 from tenure.store.moving.target import Target
+from tests.support.cli import output_of, run_cli
 from tests.support.every_table import fill
 from tests.support.postgres import PostgresServer
 from tests.support.raw_sql import RawSql
 from tests.support.store import claim_request, report_completed
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 
 @pytest.fixture
@@ -274,3 +278,38 @@ def test_what_is_refused(
     assert schema_of(target_url) == []
     with opened(app.database, target_url), pytest.raises(InvalidInput, match="another"):
         move(app.database, target_url)
+
+
+def test_who_holds_one_lock_and_waits_for_another_goes_on(
+    postgres_url: str, target_url: str
+) -> None:
+    """The mover gives way before PostgreSQL looks for deadlocks, and tries again."""
+    with Tenure(postgres_url) as app:
+        app.enqueue("plain")
+    with psycopg.connect(postgres_url) as held, psycopg.connect(postgres_url) as looks:
+        looks.autocommit = True
+        held.execute("LOCK tenure.worker IN ROW EXCLUSIVE MODE")
+        with ThreadPoolExecutor(1) as threads:
+            moved = threads.submit(move, postgres_url, target_url)
+            waits = (
+                "SELECT FROM pg_locks WHERE NOT granted AND relation = 'tenure.worker'::regclass"
+            )
+            wait_until(lambda: looks.execute(waits).fetchone() is not None, "the mover to wait")
+            held.execute("SELECT FROM tenure.enqueue('plain')")  # of which the mover has the table
+            held.commit()
+            assert moved.result(WAIT_SECONDS)[-1].startswith("the jobs are in ")
+    assert len(ids(target_url)) == 2
+
+
+def test_the_command(app: Tenure, target_url: str) -> None:
+    app.enqueue("plain")
+    names = (app.database, target_url)
+    checked = run_cli("move", *names, "--check")
+    assert checked.exit_code == 0
+    assert [line.split()[1] for line in checked.stdout.splitlines()[1:5]] == ["ok"] * 4
+    assert run_cli("move", *names, "--check", "--abort").exit_code == 2
+    assert output_of("move", *names, "--abort") == "undone: the jobs are where they were"
+    assert output_of("move", *names).splitlines()[-1] == f"the jobs are in {target_url}"
+    refused = run_cli("move", *names)
+    assert refused.exit_code == 1
+    assert "were moved to" in refused.stderr
