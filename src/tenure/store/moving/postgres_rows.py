@@ -101,7 +101,8 @@ WHERE c.relnamespace = to_regnamespace(%s) AND c.relkind = 'r' ORDER BY c.relnam
         wanted = ", ".join(_canonical(table.name, c, t, have) for c, t in columns.items())
         of = f"{{s}}.{table.name} AS t"
         if keys is not None:
-            joined = f"{keys_as(table, columns)} JOIN {of} USING ({quoted(table.key)})"
+            one = f"SELECT * FROM {of} WHERE {same_key(table)} OFFSET 0"  # by index, key by key
+            joined = f"{keys_as(table, columns)} CROSS JOIN LATERAL ({one}) AS t"
             yield from self.rows(f"SELECT {wanted} FROM {joined}", (keys,))
             return
         self.rows("SET LOCAL enable_seqscan = on")
@@ -128,6 +129,11 @@ WHERE c.relnamespace = to_regnamespace(%s) AND c.relkind = 'r' ORDER BY c.relnam
 def quoted(columns: Sequence[str]) -> str:
     """Return names of columns as SQL."""
     return ", ".join(f'"{column}"' for column in columns)
+
+
+def same_key(table: Table) -> str:
+    """Return the condition that a row `t` has the key `k`."""
+    return " AND ".join(f't."{column}" = k."{column}"' for column in table.key)
 
 
 def keys_as(table: Table, columns: Columns) -> str:

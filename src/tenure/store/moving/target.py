@@ -17,7 +17,7 @@ from typing import NamedTuple
 from tenure import failpoints
 from tenure.errors import MoveRefused
 from tenure.store.constraints import SETTLED_SQL
-from tenure.store.moving.postgres_rows import PostgresRows, keys_as, quoted
+from tenure.store.moving.postgres_rows import PostgresRows, keys_as, quoted, same_key
 from tenure.store.moving.rows import Columns, Digest, Row, Source
 from tenure.store.moving.tables import JOB, OF_JOBS, Table
 from tenure.store.postgres import schema
@@ -40,48 +40,74 @@ FROM pg_trigger AS g JOIN pg_class AS c ON c.oid = g.tgrelid
 WHERE c.relnamespace = to_regnamespace(%s) AND NOT g.tgisinternal AND g.tgenabled <> 'D'
 GROUP BY c.relname"""
 
-OF_OLD = "USING copied JOIN {s}.job AS j USING (id) WHERE"
+# The planner knows nothing of new tables. OFFSET 0 keeps it from reading one of them whole for each
+# job.
+JOBS = "CROSS JOIN LATERAL (SELECT * FROM {s}.job WHERE job.id = copied.id OFFSET 0) AS j"
+RUNNING = "(SELECT DISTINCT unnest(ids) AS id FROM {s}.arrival WHERE status = 'processing')"
+TURN = """(
+    SELECT CASE WHEN l.partitioned THEN coalesce(j.partition, '') END
+    FROM {s}.queue_limit AS l WHERE l.queue = j.queue)"""
+
+
+def _deletion(table: str, found: str, same: str) -> str:
+    """Return SQL that deletes the rows of a table, `t`, that belong to what is `found`."""
+    return f"""
+DELETE FROM {{s}}.{table} WHERE ctid = ANY (ARRAY(
+    SELECT old.ctid FROM {found}
+        CROSS JOIN LATERAL (SELECT ctid FROM {{s}}.{table} AS t WHERE {same} OFFSET 0) AS old))"""
+
+
+def _slots(found: str) -> str:
+    """Return SQL that gives slots to jobs."""
+    return f"""
+INSERT INTO {{s}}.slot (queue, partition, job_id)
+SELECT j.queue, coalesce(j.partition, ''), j.id FROM {found} AS copied {JOBS}
+WHERE j.status = 'processing'
+    AND (SELECT {{s}}.sets_limits(l) FROM {{s}}.queue_limit AS l WHERE l.queue = j.queue)"""
+
+
 FORGET = (
-    f"DELETE FROM {{s}}.ready AS r {OF_OLD} r.queue = j.queue AND r.priority = j.priority"
-    " AND r.run_at = j.run_at AND r.id = j.id",
-    f"DELETE FROM {{s}}.slot AS p {OF_OLD} p.queue = j.queue"
-    " AND p.partition = coalesce(j.partition, '') AND p.job_id = j.id",
-    f"DELETE FROM {{s}}.ended AS e {OF_OLD} e.status = j.status AND e.id = j.id",
-    f"DELETE FROM {{s}}.tag AS t {OF_OLD} t.job_id = j.id AND t.tag IN ("
-    "SELECT value FROM json_array_elements_text(j.tags::json))",
+    _deletion(
+        "ready",
+        f"copied {JOBS}",
+        "(t.queue, t.priority, t.run_at, t.id) = (j.queue, j.priority, j.run_at, j.id)",
+    ),
+    _deletion(
+        "slot",
+        f"copied {JOBS}",
+        "(t.queue, t.partition, t.job_id) = (j.queue, coalesce(j.partition, ''), j.id)",
+    ),
+    _deletion("ended", f"copied {JOBS}", "(t.status, t.id) = (j.status, j.id)"),
+    _deletion(
+        "tag",
+        f"copied {JOBS} CROSS JOIN LATERAL json_array_elements_text(j.tags::json) AS one",
+        "(t.tag, t.job_id) = (one.value, j.id)",
+    ),
     *(
-        f"DELETE FROM {{s}}.{table.name} AS t USING copied WHERE t.{table.key[0]} = copied.id"
+        _deletion(table.name, "copied", f"t.{table.key[0]} = copied.id")
         for table in (JOB, *OF_JOBS)
     ),
 )
-TURN = "CASE WHEN l.partitioned THEN coalesce(j.partition, '') END"
-SLOTS = """
-INSERT INTO {{s}}.slot (queue, partition, job_id)
-SELECT j.queue, coalesce(j.partition, ''), j.id
-FROM {found} JOIN {{s}}.job AS j USING (id) JOIN {{s}}.queue_limit AS l ON l.queue = j.queue
-WHERE j.status = 'processing' AND {{s}}.sets_limits(l)"""
 FOLLOW = (
     f"""
 INSERT INTO {{s}}.ready (queue, priority, run_at, id, type, start_by, partition)
 SELECT j.queue, j.priority, j.run_at, j.id, j.type, j.start_by, {TURN}
-FROM copied JOIN {{s}}.job AS j USING (id) LEFT JOIN {{s}}.queue_limit AS l ON l.queue = j.queue
-WHERE j.status = 'pending'""",
-    SLOTS.format(found="copied"),
-    """
-INSERT INTO {s}.ended (status, id)
-SELECT j.status, j.id FROM copied JOIN {s}.job AS j USING (id)
-WHERE j.status IN ('failed', 'cancelled')""",
-    """
-INSERT INTO {s}.tag (tag, job_id)
-SELECT DISTINCT one.value, j.id FROM copied JOIN {s}.job AS j USING (id)
-    CROSS JOIN LATERAL json_array_elements_text(j.tags::json) AS one
+FROM copied {JOBS} WHERE j.status = 'pending'""",
+    _slots("copied"),
+    f"""
+INSERT INTO {{s}}.ended (status, id)
+SELECT j.status, j.id FROM copied {JOBS} WHERE j.status IN ('failed', 'cancelled')""",
+    f"""
+INSERT INTO {{s}}.tag (tag, job_id)
+SELECT DISTINCT one.value, j.id
+FROM copied {JOBS} CROSS JOIN LATERAL json_array_elements_text(j.tags::json) AS one
 WHERE j.tags IS NOT NULL""",
     f"""
 INSERT INTO {{s}}.arrival (status, at, ids)
 SELECT status, min(at), array_agg(id) FROM (
     SELECT j.status, j.id, coalesce(j.lease_expires_at, j.finished_at, j.start_by) AS at,
         row_number() OVER (PARTITION BY j.status) / {ARRIVED_TOGETHER} AS part
-    FROM copied JOIN {{s}}.job AS j USING (id)
+    FROM copied {JOBS}
     WHERE j.status IN ('processing', {SETTLED_SQL})
         OR (j.status = 'waiting' AND j.start_by IS NOT NULL)
 ) AS one GROUP BY status, part""",
@@ -91,14 +117,13 @@ SELECT status, min(at), array_agg(id) FROM (
 MOVE_UP = """
 UPDATE {s}.transition SET xid = %s::text::xid8 WHERE xid = %s::text::xid8 AND seq = ANY (%s)"""
 
-RUNNING = "(SELECT DISTINCT unnest(ids) AS id FROM {s}.arrival WHERE status = 'processing') AS a"
 REFILL = (
     f"""
 UPDATE {{s}}.ready AS r SET partition = {TURN}
-FROM {{s}}.job AS j LEFT JOIN {{s}}.queue_limit AS l ON l.queue = j.queue
-WHERE j.id = r.id AND r.queue = ANY (%s) AND r.partition IS DISTINCT FROM ({TURN})""",
+FROM {{s}}.job AS j
+WHERE j.id = r.id AND r.queue = ANY (%s) AND r.partition IS DISTINCT FROM {TURN}""",
     "DELETE FROM {s}.slot WHERE queue = ANY (%s)",
-    SLOTS.format(found=RUNNING) + " AND j.queue = ANY (%s)",
+    _slots(RUNNING) + " AND j.queue = ANY (%s)",
     "UPDATE {s}.limit_edition SET edition = nextval('{s}.limit_edition_seq')"
     " WHERE %s::text[] <> '{}'",
 )
@@ -184,9 +209,8 @@ class Target(PostgresRows):
     def copy_rows(self, source: Source, table: Table, keys: str, *, check: bool = False) -> None:
         """Copy the rows of another table that have these keys; likewise."""
         with self.unguarded([table.name, *KEPT, "limit_edition"]):
-            same = " AND ".join(f't."{column}" = k."{column}"' for column in table.key)
-            of = keys_as(table, self.types[table.name])
-            self.rows(f"DELETE FROM {{s}}.{table.name} AS t USING {of} WHERE {same}", (keys,))
+            found = keys_as(table, self.types[table.name])
+            self.rows(_deletion(table.name, found, same_key(table)), (keys,))
             self._copy(source, table, keys, check)
             if table.name == "queue_limit":
                 queues = [queue for (queue,) in json.loads(keys)]
