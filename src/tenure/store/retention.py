@@ -37,9 +37,8 @@ def prune(
     for status in STATUSES if by_rules else settled_before:
         time = settled_before.get(status)
         for wait, until, place in passes:
-            if by_rules:
+            if by_rules and (left := limit - removed.total() - aside) > 0:
                 cutoffs = Cutoffs(rules, status, db.now(), time, wait)
-                left = limit - removed.total()
                 gone, kept = db.delete_by_rules(cutoffs, until, place, left)
                 _add(removed, status, gone)
                 aside += kept

@@ -342,7 +342,7 @@ DELETE FROM tenure_job WHERE rowid IN (
     ORDER BY finished_at LIMIT ?)
 RETURNING id, queue, type
 """
-MAX_PASSED = 1_000
+MAX_PASSED = 500
 """Settled jobs that one batch of retention goes over, where types or queues have rules."""
 SETTLED = f"""
 SELECT finished_at, rowid, queue, type FROM tenure_job
