@@ -39,8 +39,8 @@ class Cost:
         for name, value in spent.items():
             scale, figure = SERVER_FIGURES[name]
             figures[figure] = (value - self._server[name]) / jobs * scale
-        if "wal" in self._server:
-            images = self._engine.image_bytes(self._place, self._server["wal"])
+        images = self._engine.image_bytes(self._place, self._server.get("wal", 0))
+        if images is not None:
             figures["image_bytes_per_job"] = images / jobs
         return figures
 

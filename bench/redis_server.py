@@ -110,8 +110,8 @@ class Redis:
     def spent(self, place: str) -> dict[str, float]:
         return {"cpu": cpu_seconds_with_children(self._process.pid)}
 
-    def image_bytes(self, place: str, since: float) -> float:
-        return 0.0
+    def image_bytes(self, place: str, since: float) -> float | None:
+        return None
 
     def connections(self, place: str) -> int:
         said = str(self._ask("INFO", "clients"))

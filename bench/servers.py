@@ -71,8 +71,8 @@ class Engine(Protocol):
         wrote. Empty where there is no server.
         """
 
-    def image_bytes(self, place: str, since: float) -> float:
-        """How much of the `wal` written since then is images of whole pages."""
+    def image_bytes(self, place: str, since: float) -> float | None:
+        """How much of the `wal` written since then is images of pages; None if it is gone."""
 
     def connections(self, place: str) -> int:
         """How many connections to the database are open; 0 where there are none."""
@@ -159,10 +159,12 @@ class Postgres:
         cpu = cpu_seconds_with_children(self._server.pid or 0)
         return {"cpu": cpu, "wal": float(wal), "writes": float(writes)}
 
-    def image_bytes(self, place: str, since: float) -> float:
+    def image_bytes(self, place: str, since: float) -> float | None:
         with psycopg.connect(self._url("postgres")) as connection:
-            images = _value(connection, IMAGES, since)
-        return float(images or 0)
+            try:
+                return float(_value(connection, IMAGES, since) or 0)
+            except psycopg.Error:  # a checkpoint has removed the beginning
+                return None
 
     def connections(self, place: str) -> int:
         with psycopg.connect(self._url("postgres")) as connection:
@@ -245,8 +247,8 @@ class SqliteFiles:
     def spent(self, place: str) -> dict[str, float]:
         return {}
 
-    def image_bytes(self, place: str, since: float) -> float:
-        return 0.0
+    def image_bytes(self, place: str, since: float) -> float | None:
+        return None
 
     def connections(self, place: str) -> int:
         return 0
