@@ -189,16 +189,30 @@ def memory_mib(server: ServerProcess) -> int:
 
 
 @contextlib.contextmanager
+def reading_log(server: ServerProcess) -> Iterator[list[str]]:
+    """Read the log meanwhile, else a full pipe stops the server; it is whole after the block."""
+    log, server.process.stderr = server.process.stderr, None  # `stop` would read it too late
+    assert log is not None
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(log), daemon=True)
+    reader.start()
+    yield lines
+    reader.join()
+
+
+@contextlib.contextmanager
 def judged(server: ServerProcess, log_limit: int = 64 * KIB) -> Iterator[Watch]:
     """Watch the server meanwhile, and fail over what it became."""
     httpx2.get(f"{server.url}/stats", headers={"Authorization": f"Bearer {TOKEN}"})
     before = memory_mib(server)
-    with Watch(server) as watch:
-        yield watch
-    assert server.process.poll() is None, "the server ended"
-    assert not watch.failure, watch.failure
-    grown = memory_mib(server) - before
-    code, log = server.stop()
+    with reading_log(server) as lines:
+        with Watch(server) as watch:
+            yield watch
+        assert server.process.poll() is None, "the server ended"
+        assert not watch.failure, watch.failure
+        grown = memory_mib(server) - before
+        code, _ = server.stop()
+    log = "".join(lines)
     print(f"longest pause {watch.longest:.3f} s, {grown} MiB more", flush=True)
     assert watch.longest < MAX_PAUSE_SECONDS
     assert grown < MAX_GROWTH_MIB
