@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import psycopg
 import pytest
@@ -35,18 +34,9 @@ from tests.unit.postgres.connections import (
     committed,
     take,
 )
+from tests.unit.postgres.plans import plan
 
 # --- plans ------------------------------------------------------------------------------------
-
-
-def plan(raw: Connection, url: str, statement: str, *values: Any, begin: str = sql.BEGIN) -> str:
-    """The plan that a statement of the store gets inside one of its transactions."""
-    place = address_of(url)
-    raw.execute(place.sql(begin))
-    by_name = values[0] if values and isinstance(values[0], dict) else None
-    rows = raw.execute(b"EXPLAIN " + place.sql(statement), by_name or values or None).fetchall()
-    raw.execute("ROLLBACK")
-    return "\n".join(line for (line,) in rows)
 
 
 @pytest.fixture
@@ -192,7 +182,7 @@ def check_sweep_and_pages(url: str, raw: Connection, last: str) -> None:
 
 def check_look(url: str, raw: Connection) -> None:
     """It is made once a second by every worker, so it reads nothing that grows."""
-    found = plan(raw, url, duties.statement(DIALECT))
+    found = plan(raw, url, f"SELECT {', '.join(duties.answers(DIALECT))}")
     assert re.search(r"using arrival_at.*\n *Index Cond: \(\(status = .* AND \(at <= ", found)
     assert re.search(r"using ready_pkey.*\n *Index Cond: \(\(queue >= .* AND \(queue < ", found)
     assert not re.search("Seq Scan on (job|transition|ready|arrival)", found)

@@ -10,7 +10,7 @@ import pytest
 
 from tenure.store.postgres import statements as sql
 from tests.support.effort import MANY_ROWS
-from tests.unit.postgres.test_plans import plan
+from tests.unit.postgres.plans import plan
 
 Connection = psycopg.Connection[Any]
 STATUS = "completed"
