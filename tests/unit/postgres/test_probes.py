@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -62,6 +64,35 @@ def test_a_pooler_is_known_by_what_it_lends(
     ):
         assert pools_transactions(connection) is pools
         assert pools_transactions(connection) is pools  # asking leaves nothing behind
+
+
+@pytest.mark.scenario(63)
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_pooler_whose_sessions_are_all_in_use_is_known(
+    server: PostgresServer, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others always wait for a session, so a second client gets none in time."""
+    monkeypatch.setattr("tenure.store.postgres.pooler.POOLER_SECONDS", 0.05)
+    enough = threading.Event()
+
+    def use(url: str) -> None:
+        with psycopg.connect(url, autocommit=True) as client:
+            while not enough.is_set():
+                client.execute("SELECT pg_sleep(0.2)")
+
+    with (
+        PgBouncer(server, pool_mode="transaction", pool_size=size) as pooler,
+        connect(address_of(pooler.url("postgres"))) as connection,
+        ThreadPoolExecutor() as pool,
+    ):
+        others = [pool.submit(use, pooler.url("postgres")) for _ in range(size + 1)]
+        try:
+            assert pools_transactions(connection)
+        finally:
+            enough.set()
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+        for each in others:
+            each.result()
 
 
 def test_behind_a_pooler_nothing_is_prepared(server: PostgresServer) -> None:
