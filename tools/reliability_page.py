@@ -2,13 +2,15 @@
 
 The faults are listed in tests/chaos/scenarios.toml, and the tests that show each are found by their
 marker. The invariants are those of `tenure verify`, the promises those of the page on guarantees,
-and the figures those of the last `make chaos` that was kept (tests/chaos/last_run.json).
+and the figures those of the last `make chaos` that were kept (tests/chaos/last_run.json, and
+last_cluster.json for the failovers of a cluster).
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import statistics
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ TEXT = ROOT / "tools" / "reliability.md"
 SCENARIOS = ROOT / "tests" / "chaos" / "scenarios.toml"
 PROMISES = ROOT / "docs" / "explanation" / "guarantees.md"
 LAST_RUN = ROOT / "tests" / "chaos" / "last_run.json"
+LAST_CLUSTER = ROOT / "tests" / "chaos" / "last_cluster.json"
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,31 @@ def figures() -> str:
     )
 
 
+def cluster_figures() -> str:
+    """What became of the failovers of the last run of the cluster that was kept."""
+    if not LAST_CLUSTER.exists():
+        return "No run has been kept yet."
+    run: dict[str, Any] = json.loads(LAST_CLUSTER.read_text("utf-8"))
+    rows = "\n".join(
+        f"| {kind} | {len(of['primary'])} | {_spread(of['primary'])} | {_spread(of['claims'])} "
+        f"| {_spread(of['throughput'])} |"
+        for kind, of in run["kinds"].items()
+    )
+    seen = run["figures"]
+    return (
+        f"{run['when']}, {run['minutes']} minutes, seed {run['seed']}, {run['machine']}, "
+        f"{run['load']}: {seen['jobs accepted']:,} jobs accepted, {seen['jobs lost']} lost, "
+        f"{seen['attempts settled twice']} attempts settled twice, "
+        f"{seen['jobs run beyond their limit']} jobs run beyond their limit.\n\n"
+        "| fault | times | fault to new primary, s | then claims by every way, s "
+        "| then reports as before, s |\n|---|---|---|---|---|\n" + rows
+    )
+
+
+def _spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.1f} (at most {max(seconds):.1f})"
+
+
 def section(title: str) -> str:
     """Return a section of the page on guarantees, with links as this page needs them."""
     _, _, rest = PROMISES.read_text("utf-8").partition(f"\n## {title}\n")
@@ -135,6 +163,7 @@ def page() -> str:
         "survives": section("What survives what"),
         "invariants": "\n".join(f"- {words}" for words in INVARIANTS),
         "figures": figures(),
+        "cluster": cluster_figures(),
         "requirements": "\n".join(
             f"| {name} | {words} | {shown} |" for name, (words, shown) in requirements().items()
         ),

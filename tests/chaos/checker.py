@@ -89,7 +89,14 @@ class Records:
 
     def of(self, op: str, *kinds: str) -> list[Call]:
         """The calls of one kind, with one of these answers (any, if none is named)."""
-        return [c for c in self.calls if c.op == op and (not kinds or c.kind in kinds)]
+        return [c for c in self._of_op[op] if not kinds or c.kind in kinds]
+
+    @cached_property
+    def _of_op(self) -> dict[str, list[Call]]:
+        of_op: dict[str, list[Call]] = defaultdict(list)
+        for call in self.calls:
+            of_op[call.op].append(call)
+        return of_op
 
     @cached_property
     def accepted(self) -> dict[str, list[Call]]:

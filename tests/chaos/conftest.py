@@ -13,8 +13,9 @@ SEED = "TENURE_CHAOS_SEED"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test first, so that no process of pytest has to wait for it at the end."""
-    items.sort(key=lambda item: "test_soak.py" not in item.nodeid)
+    """The longest tests first, so that no process of pytest has to wait for them at the end."""
+    longest = ("test_cluster.py", "test_soak.py")
+    items.sort(key=lambda item: item.path.name not in longest)
 
 
 @pytest.fixture

@@ -2,11 +2,12 @@
 
 Beside that, servers are sent bytes and requests at random.
 
-    python -m tests.chaos.run [--seconds 600] [--seed N] [--soak] [--keep]
+    python -m tests.chaos.run [--seconds 600] [--seed N] [--soak | --cluster N] [--keep]
 
 The seed is printed first and decides what chance decides; the figures are printed at the end. With
-`--soak` only the last part runs, for as long as it is told: minutes or hours. `--keep` writes
-tests/chaos/last_run.json, from which docs/reliability.md shows the figures.
+`--soak` only the last part runs, for as long as it is told: minutes or hours. With `--cluster N`
+only a real cluster fails, N times in each way. `--keep` writes tests/chaos/last_run.json or
+last_cluster.json, from which docs/reliability.md shows the figures.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tests.support import effort, fault_counts
 
 ROOT = Path(__file__).parents[2]
 LAST_RUN = Path(__file__).with_name("last_run.json")
+LAST_CLUSTER = Path(__file__).with_name("last_cluster.json")
 SOAK_SHARE = 0.25
 """How much of the time everything runs at once, at least."""
 SECONDS_PER_EFFORT = 120
@@ -40,8 +42,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--soak", action="store_true", help="only everything at once")
+    parser.add_argument("--cluster", type=int, metavar="N", help="only N failovers of each kind")
     parser.add_argument("--keep", action="store_true", help="keep the figures for the docs")
     asked = parser.parse_args()
+    if asked.cluster:
+        return cluster(asked.cluster, asked.seed, keep=asked.keep)
     print(f"seed {asked.seed}, {asked.seconds:.0f} s", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -109,6 +114,13 @@ def at_random(seconds: float, seed: int) -> list[subprocess.Popen[bytes]]:
 def soak(seconds: float, seed: int) -> int:
     """Everything at once, on both engines; 0 if nothing was found wrong."""
     command = [sys.executable, "-m", "tests.chaos.soak", str(seconds), str(seed)]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def cluster(failovers: int, seed: int, *, keep: bool) -> int:
+    """So many failovers of each kind of a real cluster; 0 if nothing was found wrong."""
+    command = [sys.executable, "-m", "tests.chaos.clustering", str(failovers), str(seed)]
+    command += [str(LAST_CLUSTER)] if keep else []
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
