@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -39,7 +40,8 @@ def test_ticks_are_shown_in_the_time_of_who_looks(window: Window) -> None:
     page = window(timezone_id="Asia/Tokyo", locale="en-GB")
     page.goto("/ui/schedules/new")
     expect(page.locator("time[data-local]").first).to_contain_text("0:00")  # 2:00 is 10:00 there
-    expect(page.locator("td[data-label=Tick] time").first).to_contain_text("02:00:00 CE")
+    tick = page.locator("td[data-label=Tick] time").first
+    expect(tick).to_contain_text(re.compile("02:[03]0:00 CE"))  # the next one, by the hour of now
 
 
 @pytest.mark.parametrize("scripts", [True, False])
