@@ -109,8 +109,10 @@ CONTROLS = (
     Control(
         "PostgreSQL: the sweep takes leases that still run",
         POSTGRES,
-        "AND job.lease_expires_at <= {NOW}",
-        "AND job.lease_expires_at <= {NOW} + interval '1 day'",
+        """" AND at <= {NOW}")} JOIN {{s}}.job USING (id)
+WHERE job.status = 'processing' AND job.lease_expires_at <= {NOW}""",
+        """" AND at <= {NOW} + interval '1 day'")} JOIN {{s}}.job USING (id)
+WHERE job.status = 'processing' AND job.lease_expires_at <= {NOW} + interval '1 day'""",
     ),
     Control(
         "retries need no budget",
