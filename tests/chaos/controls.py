@@ -240,8 +240,8 @@ WHERE job.status = 'processing' AND job.lease_expires_at <= {NOW} + interval '1 
     Control(
         "retention takes what is not settled",
         SQLITE,
-        "status = {status} AND workflow IS NULL AND finished_at < ? AND finished_at <= ?",
-        "status IN ({status}, 'pending') AND coalesce(finished_at, created_at) < ?"
+        "status = {{status}} AND workflow IS NULL AND finished_at < ? AND finished_at <= ?",
+        "status IN ({{status}}, 'pending') AND coalesce(finished_at, created_at) < ?"
         " AND coalesce(finished_at, 0) <= ?",
     ),
     Control(
