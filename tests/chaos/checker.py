@@ -89,14 +89,15 @@ class Records:
 
     def of(self, op: str, *kinds: str) -> list[Call]:
         """The calls of one kind, with one of these answers (any, if none is named)."""
-        return [c for c in self._of_op[op] if not kinds or c.kind in kinds]
+        return [c for c in self.calls if c.op == op and (not kinds or c.kind in kinds)]
 
     @cached_property
-    def _of_op(self) -> dict[str, list[Call]]:
-        of_op: dict[str, list[Call]] = defaultdict(list)
-        for call in self.calls:
-            of_op[call.op].append(call)
-        return of_op
+    def retried(self) -> dict[str, list[Call]]:
+        """Job id -> the retries by operators that may have happened."""
+        retried: dict[str, list[Call]] = defaultdict(list)
+        for call in self.of("retry", "ok", "unknown"):
+            retried[call.asked["job"]].append(call)
+        return retried
 
     @cached_property
     def accepted(self) -> dict[str, list[Call]]:
@@ -255,8 +256,7 @@ def limit_of(records: Records, id: str) -> int:
     told += [call.answer["max_retries"] for call in calls if call.kind == "ok"]
     if not told:
         return max(int(job["max_retries"]), 1)
-    retries = [c for c in records.of("retry", "ok", "unknown") if c.asked["job"] == id]
-    more = sum(int(call.asked["more"]) for call in retries)
+    more = sum(int(call.asked["more"]) for call in records.retried.get(id, ()))
     more += sum(m.event == "retried" and _is_bulk(m) for m in records.ledger[id])
     return max(min(told), 1) + more
 
