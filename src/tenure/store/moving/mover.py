@@ -180,8 +180,8 @@ class Mover:
     def _switch(self, message: str) -> None:
         self._progress(0, None, "switching")
         failpoints.hit("move.before_switch")
-        began = time.monotonic()
         with self._source.closed():
+            began = time.monotonic()
             self._copy(self._source.changes(0, None), check=True)
             self._target.place(self._source)
             for table in (JOB, *ALONE):

@@ -111,10 +111,12 @@ class PostgresSource(PostgresRows):
             )
             for left in reversed(range(LOCK_TRIES)):
                 self.rows("SAVEPOINT before")
+                self.rows("SET LOCAL statement_timeout = '400ms'")  # of all locks together
                 try:
-                    self.rows(f"SET LOCAL lock_timeout = '400ms'; LOCK {tables} IN EXCLUSIVE MODE")
+                    self.rows(f"LOCK {tables} IN EXCLUSIVE MODE")
+                    self.rows("SET LOCAL statement_timeout = 0")
                     break
-                except (errors.LockNotAvailable, errors.DeadlockDetected):
+                except (errors.QueryCanceled, errors.DeadlockDetected):
                     if not left:
                         raise
                     self.rows("ROLLBACK TO before")
