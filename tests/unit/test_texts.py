@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 
+import pytest
 from msgspec.structs import replace
 
 from tenure.lifecycle import Job
+from tests.support.programs import run
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = Job(id="a", type="t", created_at=NOW, run_at=NOW)
@@ -24,3 +27,57 @@ def test_values_are_decoded_once_and_do_not_survive_a_change() -> None:
 
 def test_a_job_without_a_result_has_none() -> None:
     assert (JOB.payload, JOB.result) == ({}, None)
+
+
+FIRST_VALUES = """
+import os, sys, threading, types
+from msgspec import Struct
+from tenure.jobs.results import read_result
+from tenure.wire.responses import EventBody, LeaseBody, StatsBody
+from tenure.wire.transport import Transport
+
+
+class Line(Struct):
+    count: int = 0
+    next: "Line | None" = None
+
+
+class Bill(Struct):
+    lines: list[Line] = []
+    names: dict[str, list[Line]] = {}
+
+
+KINDS = [Bill, list[Bill], Line, EventBody, LeaseBody, StatsBody]
+LINK = Transport('http://127.0.0.1:1', None, 1, tracing=False, blocks=True)
+ANSWER = types.SimpleNamespace(content=b'{"lines": [{"count": 1, "next": {}}]}')
+
+
+def read(begin, turn):
+    begin.wait()
+    for kind in KINDS[turn:] + KINDS[:turn]:
+        try:
+            {read}
+        except Exception:
+            pass
+
+
+for _ in range(60):
+    if not (copy := os.fork()):
+        sys.setswitchinterval(1e-6)
+        begin = threading.Barrier(8)
+        threads = [threading.Thread(target=read, args=(begin, n % len(KINDS))) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        os._exit(0)
+    assert os.waitpid(copy, 0)[1] == 0, "it crashed"
+"""
+
+
+@pytest.mark.parametrize(
+    "read", ["read_result(ANSWER.content.decode(), kind, '')", "LINK.read(ANSWER, '/', kind)"]
+)
+def test_first_values_of_a_type_that_threads_read_at_once(read: str) -> None:
+    """msgspec learns a type from its first value, and lets other threads in meanwhile."""
+    assert run([sys.executable, "-c", FIRST_VALUES.replace("{read}", read)]).returncode == 0

@@ -25,12 +25,12 @@ from tenure.cli.terminal import print_json
 def export(
     folder: Path, after: str | None, raw: bool, delete: bool, as_json: bool, **filters: Any
 ) -> None:
-    """Write settled jobs with their history to files in FOLDER, oldest first.
+    """Write settled jobs with their history to files in FOLDER.
 
-    One job is one line of JSON, as `jobs show --json` prints it. A file has up to 50,000 jobs. It
-    gets its name, that of its first and its last job, when it is on disk. --delete leaves jobs
-    that have changed since, and those that retention would leave. The last line says with which
-    --after a later export goes on.
+    The oldest come first. One job is one line of JSON, as `jobs show --json` prints it. A file has
+    up to 50,000 jobs. It gets its name, that of its first and its last job, when it is on disk.
+    --delete leaves jobs that have changed since, and those that retention would leave. The last
+    line says with which --after a later export goes on.
     """
     from tenure.app.export import export as export_jobs
     from tenure.jobs.redaction import NOTHING_HIDDEN

@@ -46,7 +46,7 @@ def list_rules(as_json: bool) -> None:
 @option("--failed", "AGE", "The same for failed jobs.")
 @database_option
 def set_rule(type: str | None, queue: str | None, **ages: str | None) -> None:
-    """Change how long settled jobs of a type or a queue are kept; `none` removes a rule."""
+    """Change how long settled jobs are kept; `none` removes a rule."""
     given: dict[str, Any] = {
         status: None if text == "none" else text for status, text in ages.items() if text
     }

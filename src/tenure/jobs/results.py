@@ -25,6 +25,7 @@ from tenure.jobs.hooks import WITHIN
 from tenure.jobs.parking import Parked, Wait
 from tenure.jobs.payload import MAX_DEPTH, JsonText, too_large, walk
 from tenure.jobs.postpone import Pause, RateLimited, RetryAfter, Snooze
+from tenure.jobs.reading import learn
 from tenure.jobs.text import CUT, UNSTORABLE
 
 MAX_RESULT_BYTES = 64 * 1024
@@ -159,6 +160,7 @@ def read_result(text: str | None, returns: Any, what: str) -> Any:
     if text is None or text == "null":
         return None
     try:
+        learn(returns)
         return msgspec.json.decode(text, type=returns, dec_hook=json_types.decoded)
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
         said = f"{what} does not fit the annotation, {returns}: {error}"

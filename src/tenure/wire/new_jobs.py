@@ -12,6 +12,7 @@ from tenure.errors import InvalidInput
 from tenure.jobs import ids
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.follow_ups import MAX_FOLLOW_UPS, FollowUp, FollowUps
+from tenure.jobs.reading import learn
 from tenure.wire.requests import EnqueueRequest, embedded, new_job, options_of
 
 NewId = Annotated[str, Meta(pattern=ids.ID_PATTERN)]
@@ -51,6 +52,7 @@ def written(follow_ups: FollowUps) -> str:
 
 def read(text: str, into: FollowUps) -> None:
     """Add the jobs of `written`; raises InvalidInput."""
+    learn(list[FollowUpRequest])
     try:
         requests = msgspec.json.decode(text, type=list[FollowUpRequest])
     except msgspec.DecodeError as error:

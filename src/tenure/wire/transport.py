@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError
+from tenure.jobs.reading import learn
 from tenure.jobs.redaction import without_password
 from tenure.lifecycle import Job
 from tenure.settings import is_loopback
@@ -136,6 +137,7 @@ class Transport:
 
     def read(self, response: Any, path: str, kind: type[T]) -> T:
         """Return the value of a response; raises TenureError if it is not Tenure's."""
+        learn(kind)
         try:
             return msgspec.json.decode(response.content, type=kind)
         except msgspec.MsgspecError as error:

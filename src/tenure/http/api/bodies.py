@@ -12,7 +12,6 @@ import contextvars
 import functools
 import json
 import re
-import threading
 import typing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 from tenure.errors import InvalidInput, PayloadTooLarge
 from tenure.http.guard import NO_CALLER
 from tenure.jobs import payload
+from tenure.jobs.reading import learn
 from tenure.tokens.scopes import CALLER
 from tenure.wire import requests
 from tenure.wire.problems import RETRY_LATER, Refusal
@@ -370,14 +370,10 @@ def _whole(value: object, kind: Any) -> object:
     }
 
 
-_learning = threading.Lock()
-
-
 @functools.cache
 def _inner_structs(kind: Any) -> dict[str, Any]:
     """The fields of a struct that are structs or lists of them, also if they may be None."""
-    with _learning:  # msgspec 0.22: two threads that read the first values of a type crash
-        msgspec.json.Decoder(kind)
+    learn(kind)
     types = typing.get_type_hints(kind) if _is_struct(kind) else {}
     inner = {}
     for name, type in types.items():

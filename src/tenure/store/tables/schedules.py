@@ -57,13 +57,16 @@ def read(db: Reads, rest: str, values: Sequence[Any] = ()) -> list[Schedule]:
         fields["at"] = fields.pop("once")
         when = When(**{name: fields.pop(name) for name in When.__struct_fields__})
         try:
-            template = msgspec.json.decode(fields.pop("template"), type=Template)
+            template = _read_template(fields.pop("template"))
         except msgspec.DecodeError as error:
             log.warning("schedule %s is left out: %s", fields["name"], error)
             continue
         declared = bool(fields.pop("declared"))
         found.append(Schedule(**fields, when=when, template=template, declared=declared))
     return found
+
+
+_read_template = msgspec.json.Decoder(Template).decode
 
 
 def is_readable(schedule: Schedule) -> bool:
