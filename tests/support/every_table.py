@@ -70,6 +70,7 @@ def _administer(app: Tenure, plain: Any) -> None:
     app.webhooks.create("hook", "https://example.com", ["failed"])
     app.schedules.create("yearly", plain.new_job(1), cron="@yearly")
     app.schedules.trigger("yearly")
+    app.retention.set(queue="mail", completed="7d")
     plain.options(queue="unwanted").enqueue(1)
     app.bulk.start("cancel", Filter(queue="unwanted"))
     while run_batches(app.core):
