@@ -222,6 +222,11 @@ class Core:
         query = checked_query(self.limited(filter), limit, before)
         return search.page(self.limited_store.read, query)
 
+    def newest_ids(self, filter: Filter, at_most: int) -> tuple[list[str], bool]:
+        """Return the ids of up to so many matching jobs, and whether these are all, as `count`."""
+        query = checked_query(self.limited(filter))
+        return search.newest_ids(self.limited_store.read, query, at_most)
+
     def count(self, filter: Filter, *, action: str | None = None, at_most: int = 10_000) -> Counted:
         """Count matching jobs, up to `at_most`, looking at a bounded number of rows.
 

@@ -202,6 +202,20 @@ def some_ids(read: Reader, query: Query) -> tuple[Sequence[str], str | None]:
     return some, some[-1] if len(some) == query.limit else span.through
 
 
+def newest_ids(read: Reader, query: Query, at_most: int) -> tuple[list[str], bool]:
+    """Return ids of a query, as far as `count` goes, and whether there are no others."""
+    found: list[str] = []
+    for _ in range(MAX_SPANS):
+        some, last = some_ids(read, replace(query, limit=at_most - len(found)))
+        found += some
+        if last is None:
+            return found, True
+        if len(found) == at_most:
+            break
+        query = _after(query, last)
+    return found, False
+
+
 def count(read: Reader, query: Query, at_most: int) -> Counted:
     """Count the jobs of a query, as far as a bounded search goes."""
     found = 0

@@ -10,6 +10,9 @@ from datetime import datetime
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import ChangeList
 from django.core.paginator import Paginator
 from django.db import connections, transaction
 from django.db.models import Q, QuerySet
@@ -18,16 +21,21 @@ from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.timezone import is_aware, localtime
 
-from tenure import Tenure, TenureError
+from tenure import InvalidInput, Tenure, TenureError
 from tenure.contrib.django.databases import backends
 from tenure.contrib.django.models import Job, Transition
+from tenure.jobs.queries import Filter
 
 MAX_COUNTED = 10_000
 """Rows that a page looks at to say how many there are, and which queues and types."""
 MAX_CHANGED = 1_000
-"""Jobs that one action changes. The dashboard changes all that match, in batches."""
+"""Jobs that one action changes, and that a filter shows. The dashboard changes all that match, in
+batches."""
 MAX_REFUSALS = 5
 """Refusals that are shown one by one."""
+MORE = "These are the newest jobs that match: older ones were not searched."
+FILTERS = {"status__exact": "status", "queue": "queue", "type": "type"}
+"""What a list may be filtered by -> the field of the store's filter."""
 
 
 def _app() -> Tenure:
@@ -63,6 +71,28 @@ class QueueFilter(NameFilter):
 
 class TypeFilter(NameFilter):
     title = parameter_name = "type"
+
+
+class Found(ChangeList):
+    """A list whose filters the store applies: few of them have an index."""
+
+    def get_queryset(
+        self, request: HttpRequest, exclude_parameters: list[str | None] | None = None
+    ) -> QuerySet[Any]:
+        listed = super().get_queryset(request, exclude_parameters)
+        chosen = request.POST.getlist(ACTION_CHECKBOX_NAME)
+        if chosen and request.POST.get("select_across", "0") == "0":
+            return listed.filter(pk__in=chosen)  # new jobs may have come before these meanwhile
+        given: Any = {FILTERS[name]: request.GET[name] for name in FILTERS if name in request.GET}
+        if self.query or not given:
+            return listed
+        try:
+            newest, all_searched = _app().core.newest_ids(Filter(**given), MAX_CHANGED)
+        except InvalidInput as error:
+            raise IncorrectLookupParameters(error) from error
+        if not all_searched and request.method == "GET":
+            messages.info(request, MORE)
+        return listed.filter(pk__in=newest)
 
 
 class ReadOnly:
@@ -168,6 +198,13 @@ class JobAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
         with suppress(ValueError):
             found |= Q(pk=uuid.UUID(search_term))
         return queryset.filter(found), False
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return Found
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest | None = None) -> bool:
+        """Return whether a list may be filtered so: not by what would read all jobs."""
+        return lookup in FILTERS
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """Return whether a user may retry and cancel: the permission to change jobs."""

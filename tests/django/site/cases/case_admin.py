@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,8 +15,9 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from shop.tasks import fail, ship
 
-from tenure import testing
+from tenure import NewJob, testing
 from tenure.contrib.django import admin, app, models
+from tenure.store import search
 from tenure.testing import Jobs
 
 pytestmark = pytest.mark.django_db
@@ -87,6 +89,87 @@ def test_a_list_looks_at_a_bounded_number_of_rows(
     of_jobs = [one["sql"] for one in asked if "tenure_job" in one["sql"] or '"job"' in one["sql"]]
     assert of_jobs
     assert all(" LIMIT " in sql for sql in of_jobs)
+
+
+def rows_read(client: Client, **chosen: str) -> int:
+    """Return how much the database did for a list: rows of jobs, on SQLite its own steps."""
+    if connection.vendor == "sqlite":
+        steps = itertools.count()
+        connection.connection.set_progress_handler(lambda: next(steps) < 0, 1)
+        assert client.get(reverse(LIST), chosen).status_code == 200
+        connection.connection.set_progress_handler(None, 0)
+        return next(steps)
+    with connection.cursor() as cursor:
+        for way in ("seqscan", "bitmapscan"):  # the few rows of a test would all be read
+            cursor.execute(f"SET LOCAL enable_{way} = off")
+        rows = "SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables"
+        rows += " WHERE relname = 'job'"
+        cursor.execute(rows)
+        (before,) = cursor.fetchone()
+        assert client.get(reverse(LIST), chosen).status_code == 200
+        cursor.execute(rows)
+        return int(cursor.fetchone()[0] - before)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"type": "shop.tasks.fail"},
+        {"queue": "rare"},
+        {"status__exact": "cancelled"},
+        {"status__exact": "completed"},
+        {"status__exact": "pending", "type": "shop.tasks.fail"},
+    ],
+    ids=str,
+)
+def test_a_filter_with_few_matches_reads_no_more_of_a_larger_table(
+    jobs: Jobs, ann: Client, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str]
+) -> None:
+    monkeypatch.setattr(search, "MAX_ROWS", 20)
+    monkeypatch.setattr(search, "MAX_SPANS", 3)
+    monkeypatch.setattr(admin, "MAX_COUNTED", 10)
+    app.cancel(fail.enqueue().id)
+    add(200)
+    rows_read(ann, **chosen)  # what is read once
+    few = rows_read(ann, **chosen)
+    add(600)
+    assert rows_read(ann, **chosen) <= few * 1.2
+
+
+def add(number: int) -> None:
+    app.enqueue_many([NewJob("shop.tasks.ship", {"number": 1}, {}) for _ in range(number)])
+
+
+def test_a_filter_shows_the_newest_and_says_that_it_has_not_seen_all(
+    jobs: Jobs, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "MAX_ROWS", 2)
+    monkeypatch.setattr(search, "MAX_SPANS", 2)
+    old = fail.enqueue()
+    new = [ship.enqueue(1), fail.enqueue()]
+    page = ann.get(reverse(LIST), {"type": "shop.tasks.fail"}).text
+    assert "2 results" in page
+    assert admin.MORE not in page
+    add(2)
+    page = ann.get(reverse(LIST), {"type": "shop.tasks.fail"}).text
+    assert "1 result" in page
+    assert (new[1].id in page, old.id in page) == (True, False)
+    assert admin.MORE in page
+    at = f"{reverse(LIST)}?type=shop.tasks.fail"
+    assert act(ann, "cancel", old, at=at)[0] == "cancel: 1 done"  # chosen on an earlier page
+    assert app.get(old.id).status == "cancelled"
+
+
+@pytest.mark.parametrize("other", [{"payload__contains": "x"}, {"status__isnull": "True"}])
+def test_no_list_is_made_by_what_reads_all_jobs(
+    jobs: Jobs, ann: Client, other: dict[str, str]
+) -> None:
+    assert ann.get(reverse(LIST), other).status_code == 400
+
+
+def test_a_filter_for_what_cannot_be_finds_nothing(jobs: Jobs, ann: Client) -> None:
+    found = ann.get(reverse(LIST), {"queue": "no such queue"})
+    assert (found.status_code, found.headers["Location"]) == (302, f"{reverse(LIST)}?e=1")
 
 
 def test_the_page_of_a_job_has_its_ledger_and_hides_what_is_redacted(
