@@ -271,7 +271,7 @@ def check_claim(url: str, raw: Connection, kept_plans: list[str]) -> None:
         assert "Seq Scan on ready" not in found
         assert "Sort" not in found.split("CTE walk")[0]
     now = raw.execute("SELECT now()").fetchone() or ()
-    for types, most in ((None, 1), (["send"], 500)):
+    for types, most in ((None, 1), (["mail"], 500)):
         asked = ["default", 0, *PostgresClaim.start, *now, *now, "w", types, most, MAX_SEEN]
         kept_plans.clear()
         raw.execute("BEGIN")
@@ -284,6 +284,10 @@ def check_claim(url: str, raw: Connection, kept_plans: list[str]) -> None:
         assert "Index Scan using job_pkey" in picked
         assert "Sort" not in picked.split("CTE picked")[1]
         assert "Tid Scan on job" in claimed
+        (first,) = (plan for plan in kept_plans if "LockRows" in plan and plan is not found)
+        assert "Index Scan using ready_pkey" in first
+        assert "Tid Scan on ready" in first
+        assert "Sort" not in first
     kept_plans.clear()
     raw.execute(address_of(url).sql(sql.PASSED), ["default", 0, *PostgresClaim.start, *now])
     (found,) = (plan for plan in kept_plans if "using ready_pkey" in plan)
@@ -410,6 +414,28 @@ def test_a_claim_alone_leaves_crowded_lanes_to_a_closer_look(
     assert len(db.claim(claim_request(1))) == 1
     db.commit()
     assert claim_alone(db, claim_request(1)) is None
+
+
+def test_a_claim_beside_another_one_of_the_only_job_updates_nothing(
+    url: str, raw: Connection, db: Postgres, kept_plans: list[str]
+) -> None:
+    """All waiting workers are notified of a job; for those that do not get it, that is cheap."""
+    add(db, 1)
+    (now,) = raw.execute("SELECT now()").fetchone() or ()
+    asked = ["default", 0, *PostgresClaim.start, now, now, "w", None, 1, MAX_SEEN]
+
+    def claim() -> int:
+        kept_plans.clear()
+        return len(raw.execute(address_of(url).sql(sql.CLAIM), asked).fetchall())
+
+    db.begin()
+    assert len(db.claim(claim_request(1))) == 1
+    assert claim() == 0
+    assert [plan for plan in kept_plans if "LockRows" in plan]
+    assert not [plan for plan in kept_plans if "Update on job" in plan]
+    db.rollback()
+    assert claim() == 1
+    assert [plan for plan in kept_plans if "Update on job" in plan]
 
 
 def test_a_claim_alone_is_for_one_lane(db: Postgres) -> None:
