@@ -198,6 +198,7 @@ def reading_log(server: ServerProcess) -> Iterator[list[str]]:
     reader.start()
     yield lines
     reader.join()
+    log.close()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tenure import Tenure, store
+from tenure import NewJob, Tenure, store
 from tests.chaos.disk_filling import BIG, check, claim, fill, settle
 from tests.support.http import api_client, assert_problem
 from tests.support.programs import run
@@ -77,6 +77,7 @@ def full(app: Tenure) -> Iterator[None]:
     if app.database.startswith("sqlite"):
         app.job(name="big")(lambda **_: None)
         app.enqueue("big")
+        app.enqueue_many([NewJob("big", {}, {})] * 2)  # both of its writers have a connection
         with limited(app, 0):
             yield
         return

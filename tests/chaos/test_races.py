@@ -299,6 +299,6 @@ def test_poison_among_three_supervised_workers(
     assert all(
         (claim - end).total_seconds() >= 4.5
         for claim, end in zip(claims[1:], ends[:2], strict=True)
-    )
+    ), [(transition.event, transition.at) for transition in history]
     assert wait_until_settled(app, poison).attempts == 3
     assert app.verify() == []

@@ -372,7 +372,7 @@ def test_over_http_they_need_the_scope_and_the_queues_of_a_token(app: Tenure) ->
     assert {answer for answer, _ in told.values()} == {"conflict"}
     reasons = {key: str(reason) for key, (_, reason) in told.items()}
     assert all("scope enqueue" in reasons[f"a{number}"] for number in range(4))
-    assert "not for billing" in reasons["b1"]
+    assert "for the queues mail and for no other" in reasons["b1"]
     assert "$.priority" in reasons["b2"]
     assert "$.payload" in reasons["b3"]
     assert [one.queue for one in app.find(type="part")] == ["mail"]

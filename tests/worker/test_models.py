@@ -154,7 +154,7 @@ def test_the_schema_of_a_type_has_that_of_its_models(app: Tenure) -> None:
 
     handler = app.core.handlers.find("pack")
     assert handler is not None
-    schema = json_types.known(handler.defaults, handler.decoder).schema
+    schema = json_types.known(handler.defaults, handler.decoder, {}).schema
     assert schema is not None
     found = json.dumps(json.loads(schema)["$defs"])
     assert '"orderNumber": {"exclusiveMinimum": 0' in found
