@@ -7,13 +7,14 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
 
-from tenure import Failure, JobContext, SignalTimeout, Tenure, testing
+from tenure import Failure, JobContext, JobFailed, SignalTimeout, Tenure, testing
 from tenure.jobs.work import ClaimRequest
-from tests.testing.conftest import Enter
+from tests.testing.conftest import Enter, transaction
 
 
 def test_hooks_run_as_around_a_worker(enter: Enter, nowhere: Tenure) -> None:
@@ -68,7 +69,7 @@ def test_schedules_fire_when_the_clock_travels(enter: Enter, nowhere: Tenure) ->
 
     jobs = enter(nowhere)
     assert jobs.drain().runs == []
-    assert len(jobs.drain(until="3h10m").runs) == 3
+    assert len(jobs.drain(until="3h").runs) == 3
     jobs.travel("1h")
     jobs.assert_enqueued(report, count=1)
 
@@ -189,6 +190,55 @@ def test_a_handler_that_leaves_its_transaction_open_is_found(
             context.complete(connection)
 
         forgets.enqueue()
+        other = forgets.enqueue()
         with pytest.raises(RuntimeError, match="still holds the job"):
             jobs.drain()
         connection.rollback()
+        assert nowhere.get(other.id).status == "pending"
+
+
+def test_what_was_claimed_is_given_back_if_a_completion_fails(
+    enter: Enter, nowhere: Tenure
+) -> None:
+    """A report and the next claim go together, as a worker's do."""
+
+    @nowhere.job(max_retries=1)
+    def adds(context: JobContext, number: int) -> None:
+        context.enqueue(greet.options(idempotency_key="one", delay="1h").new_job(number))
+
+    @nowhere.job
+    def greet(number: int) -> None: ...
+
+    jobs = enter(nowhere)
+    _, _, other = (adds.enqueue(number) for number in range(3))
+    with pytest.raises(JobFailed, match="refused"):
+        jobs.drain()
+    events = [entry.event for entry in nowhere.history(other.id)]
+    assert (events, nowhere.get(other.id).status) == (
+        ["enqueued", "claimed", "released"],
+        "pending",
+    )
+
+
+@pytest.mark.postgres
+def test_a_drain_in_a_transaction_sends_four_statements_for_a_job(
+    nowhere: Tenure, postgres_url: str, tmp_path: Path
+) -> None:
+    """One reports and claims, in a savepoint, and one reads what became of the job."""
+
+    @nowhere.job
+    def greet() -> None: ...
+
+    with transaction(postgres_url) as connection, testing.within(nowhere, connection) as jobs:
+
+        def sent(number: int) -> int:
+            nowhere.enqueue_many([greet.new_job() for _ in range(number)])
+            with (tmp_path / str(number)).open("w+") as trace:
+                connection.pgconn.trace(trace.fileno())
+                assert jobs.drain().completed == number
+                connection.pgconn.untrace()
+                trace.seek(0)
+                return sum("\tParse\t" in line or "\tQuery\t" in line for line in trace)
+
+        sent(1)  # what is asked once
+        assert sent(30) - sent(10) == 20 * 4

@@ -17,7 +17,7 @@ from tenure.errors import IllegalTransition, InvalidInput, JobFailed
 from tenure.jobs import durations
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.names import check_queues
-from tenure.jobs.work import Answer, ClaimRequest, Lease
+from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import SETTLED, Job, Status
 from tenure.testing import changes
 from tenure.testing.matching import Wanted, name_of
@@ -84,8 +84,15 @@ class DrainOptions(TypedDict, total=False):
     most: int
 
 
-Running: TypeAlias = Generator[Lease, Run, T]
-"""Yields what is to be run, and is sent what became of it."""
+class Step(NamedTuple):
+    """What is to be run, and what to ask for together with the report of a completion."""
+
+    lease: Lease
+    claim: ClaimRequest | None = None
+
+
+Running: TypeAlias = Generator[Step, tuple[Run, Lease | None], T]
+"""Yields what is to be run, and is sent what became of it, and what its claim got."""
 
 
 class Runs:
@@ -105,11 +112,11 @@ class Runs:
         """Run what is yielded; return the result."""
         with self._runner() as runner:
             try:
-                lease = next(running)
+                step = next(running)
                 while True:
-                    ran = self._settle(runner, runner.run(lease))
+                    done = self._settle(runner, runner.run(step.lease), step.claim)
                     runner.call_failures()
-                    lease = running.send(ran)
+                    step = running.send(done)
             except StopIteration as end:
                 result: T = end.value
                 return result
@@ -118,11 +125,11 @@ class Runs:
         """Do the same on the running loop."""
         async with self._runner() as runner:
             try:
-                lease = next(running)
+                step = next(running)
                 while True:
-                    ran = self._settle(runner, await runner.run_async(lease))
+                    done = self._settle(runner, await runner.run_async(step.lease), step.claim)
                     await runner.call_failures_async()
-                    lease = running.send(ran)
+                    step = running.send(done)
             except StopIteration as end:
                 result: T = end.value
                 return result
@@ -131,11 +138,31 @@ class Runs:
         core = self._app.core
         return SingleRunner(core, core.handlers, self._worker, core.redaction, core.tracing)
 
-    def _settle(self, runner: SingleRunner, attempt: Attempt) -> Run:
-        """Report an attempt; return what became of it."""
+    def _settle(
+        self, runner: SingleRunner, attempt: Attempt, claim: ClaimRequest | None
+    ) -> tuple[Run, Lease | None]:
+        """Report an attempt; return what became of it, and what the claim got if it completed.
+
+        Like a worker, which reports and claims at once.
+        """
+        report = attempt.report
+        assert report is not None
+        claim = claim if report.outcome is Outcome.COMPLETED else None
+        exchange = self._app.core.exchange([report], claim).result()
+        lease = next(iter(exchange.leases), None)
+        try:
+            return self._run_of(runner, attempt, exchange.verdicts[0]), lease
+        except BaseException:
+            self._release(lease)
+            raise
+
+    def _release(self, lease: Lease | None) -> None:
+        """Give back what was claimed and will not be run."""
+        if lease is not None:
+            self._app.core.report([Report(lease.id, lease.lease_id, Outcome.RELEASED)])
+
+    def _run_of(self, runner: SingleRunner, attempt: Attempt, verdict: Verdict) -> Run:
         core, raised = self._app.core, attempt.exception
-        assert attempt.report is not None
-        (verdict,) = core.report([attempt.report]).verdicts
         if verdict.answer is Answer.BUSY:
             raise RuntimeError(STILL_OPEN.format(attempt.lease.id, attempt.lease.type))
         runner.reported(attempt, verdict)
@@ -156,7 +183,7 @@ class Runs:
             raise InvalidInput(f"this application has no handler for {job.type!r}")
         lease = self._claim(job.id, early=True)
         assert lease is not None
-        ran = yield lease
+        ran, _ = yield Step(lease)
         raise_error_of(ran)
         return ran.job
 
@@ -175,7 +202,8 @@ class Runs:
             for job in sorted(found, key=lambda job: (job.priority, job.run_at, job.id)):
                 with suppress(IllegalTransition):  # a limit refuses it, or it has just run
                     if (types is None or job.type in types) and (lease := self._claim(job.id)):
-                        runs.append((yield lease))
+                        ran, _ = yield Step(lease)
+                        runs.append(ran)
         return runs
 
     def due(
@@ -202,14 +230,17 @@ class Runs:
         )
         runs: list[Run] = []
         idle_at: datetime | None = None
+        claimed: Lease | None = None
         while True:
             if len(runs) == most and any(job.run_at <= core.clock() for job in self._left(request)):
                 raise RuntimeError(TOO_MANY.format(most, Counter(run.job.type for run in runs)))
-            if leases := core.claim(request).leases:
+            lease = claimed or next(iter(core.claim(request).leases), None)
+            if lease is not None:
                 idle_at = None
-                runs.append(ran := (yield leases[0]))
+                ran, claimed = yield Step(lease, request if len(runs) + 1 < most else None)
+                runs.append(ran)
                 if raise_errors and not (retries and ran.outcome == "retried"):
-                    raise_error_of(ran)
+                    self._raise_error_of(ran, claimed)
             elif idle_at is None:
                 idle_at = core.clock()
                 self.maintain()
@@ -222,6 +253,11 @@ class Runs:
             self.travel(until - now)
         ended, left = Counter(run.outcome for run in runs), len(self._left(request, waiting=True))
         return Drained(ended["completed"], ended["failed"], ended["retried"], left, runs)
+
+    def _raise_error_of(self, ran: Run, claimed: Lease | None) -> None:
+        if ran.error is not None:
+            self._release(claimed)
+        raise_error_of(ran)
 
     def _left(self, request: ClaimRequest, *, waiting: bool = False) -> list[Job]:
         """Return the pending jobs that a request is about, perhaps also the waiting ones."""

@@ -11,6 +11,7 @@ from psycopg.rows import tuple_row
 
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import CheckedJob
+from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job
 from tenure.store.postgres.connection import ArrayDumper, BinaryArray, address_of
 from tenure.store.postgres.reader import PostgresReader
@@ -54,8 +55,6 @@ class LentPostgres:
 class LentPostgresWriter(Postgres):
     """The writing side: its transactions are savepoints."""
 
-    alone = None  # type: ignore[assignment]
-
     def __init__(self, connection: LentPostgres, url: str) -> None:
         super().__init__(url)
         self._lent = connection
@@ -82,6 +81,23 @@ class LentPostgresWriter(Postgres):
         self, checked_jobs: Sequence[CheckedJob], *, whole: bool
     ) -> Mapping[str, Job]:
         return {}
+
+    def exchange_alone(
+        self, reports: Sequence[Report], claim: ClaimRequest | None
+    ) -> tuple[set[str], list[Lease] | None, float | None] | None:
+        self.begin()  # an error must leave the transaction as it was
+        found = super().exchange_alone(reports, claim)
+        self.commit()
+        return found
+
+    def read_alone(self, act: Callable[[Any], T]) -> T:
+        self.begin()
+        found = act(self)
+        self.commit()
+        return found
+
+    def _commits_alone(self) -> bool:
+        return True
 
     def announce(self) -> None:
         pass
