@@ -95,7 +95,9 @@ def test_of_a_refused_workflow_nothing_is_left(app: Tenure, lender: Lender) -> N
 
 
 def test_a_block_that_raises_adds_nothing(sqlite_url: str) -> None:
-    with Tenure(sqlite_url) as app, closing(tenure.sqlite.connect(app)) as connection:
+    path = sqlite_url.removeprefix("sqlite:///")
+    with Tenure(sqlite_url) as app, closing(tenure.sqlite.connect(path)) as connection:
+        app.open()
         connection.execute("BEGIN IMMEDIATE")
         with suppress(LookupError), app.within(connection).workflow() as flow:
             flow.add(NewJob("fetch", {}, {}))
