@@ -149,17 +149,9 @@ class Runs:
         assert report is not None
         claim = claim if report.outcome is Outcome.COMPLETED else None
         exchange = self._app.core.exchange([report], claim).result()
-        lease = next(iter(exchange.leases), None)
-        try:
-            return self._run_of(runner, attempt, exchange.verdicts[0]), lease
-        except BaseException:
-            self._release(lease)
-            raise
-
-    def _release(self, lease: Lease | None) -> None:
-        """Give back what was claimed and will not be run."""
-        if lease is not None:
-            self._app.core.report([Report(lease.id, lease.lease_id, Outcome.RELEASED)])
+        # No report of a completion is answered `busy`, so nothing is claimed where this raises.
+        ran = self._run_of(runner, attempt, exchange.verdicts[0])
+        return ran, next(iter(exchange.leases), None)
 
     def _run_of(self, runner: SingleRunner, attempt: Attempt, verdict: Verdict) -> Run:
         core, raised = self._app.core, attempt.exception
@@ -255,8 +247,9 @@ class Runs:
         return Drained(ended["completed"], ended["failed"], ended["retried"], left, runs)
 
     def _raise_error_of(self, ran: Run, claimed: Lease | None) -> None:
-        if ran.error is not None:
-            self._release(claimed)
+        """Raise the error of a run, if there is one, and give back what was claimed with it."""
+        if ran.error is not None and claimed is not None:
+            self._app.core.report([Report(claimed.id, claimed.lease_id, Outcome.RELEASED)])
         raise_error_of(ran)
 
     def _left(self, request: ClaimRequest, *, waiting: bool = False) -> list[Job]:
