@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+from tenure.errors import InvalidInput
 from tenure.store.sqlite import connection as store_connection
 
 
@@ -17,6 +18,8 @@ def connect(path: str | Path) -> sqlite3.Connection:
     It begins a transaction with your first `INSERT`, `UPDATE` or `DELETE`, and waits up to 10
     seconds for other writers. Use it on one thread. Raises InvalidInput and StoreUnavailable.
     """
+    if not isinstance(path, str | Path):
+        raise InvalidInput(f"give the file or its URL, not {type(path).__name__}", path="path")
     text = str(path)
     file = store_connection.path_of(text) if text.startswith("sqlite:") else Path(text)
     connection = store_connection.connect(file)

@@ -93,6 +93,12 @@ def test_settings_that_may_lose_jobs_are_warned_of_once(
     assert all("tenure.sqlite.connect()" in text for text in texts)
 
 
+def test_an_application_is_no_path() -> None:
+    """Its text would be the name of a new file."""
+    with pytest.raises(InvalidInput, match="not Tenure"):
+        tenure.sqlite.connect(Tenure("sqlite:///never-opened.db"))  # type: ignore[arg-type]
+
+
 def test_its_own_connection_waits_for_other_writers_and_begins_by_itself(path: Path) -> None:
     with closing(tenure.sqlite.connect(f"sqlite:///{path}")) as connection:
         connection.execute("CREATE TABLE orders (number INTEGER)")
