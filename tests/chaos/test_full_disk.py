@@ -28,7 +28,7 @@ def limited(app: Tenure, pages: int) -> Iterator[None]:
     """The database may not grow by more than `pages` pages."""
     committer = app.core.store._committer  # type: ignore[union-attr]
     databases: list[Any] = [*committer._databases, *committer._direct._free]
-    connections = [db._connection for db in databases]
+    connections = [db._connection for db in databases if db._connection is not None]
     (now,) = connections[0].execute("PRAGMA page_count").fetchone()
     for connection in connections:
         connection.execute(f"PRAGMA max_page_count = {now + pages}")

@@ -111,11 +111,12 @@ async def test_wishes_04_15_20_21_jobs_run_inline_in_their_order(
     for customer, cents in (("ann", 4200), ("bob", 0)):
         await shop.post("/orders", json={"customer": customer, "cents": cents})
     drained = await jobs.drain_async(raise_errors=False)
-    assert [(run.job.type, run.outcome) for run in drained.runs] == [
+    assert [(run.job.type, run.outcome) for run in drained.runs if run.job.queue == "money"] == [
         ("charge_card", "completed"),
-        ("send_receipt", "completed"),
         ("charge_card", "failed"),
     ]
+    (receipt,) = (run for run in drained.runs if run.job.queue != "money")  # in no order with them
+    assert (receipt.job.type, receipt.outcome) == ("send_receipt", "completed")
     assert drained.runs[0].job.result == {"order": 1, "reference": "C-1"}
     assert sorted(await mails()) == [
         "to support: charge_card failed: order 2 of bob",

@@ -58,6 +58,6 @@ def test_after_a_short_while_without_jobs_claims_ask_when_the_next_one_is_due() 
     """Each of many workers would go on to ask ten times a second for two seconds after a job."""
     demand = Demand(1)
     demand.answered(1, 1, idle=True, max_ahead=0)
-    assert not demand.is_calm(demand._busy_at + CALM_SECONDS)
+    assert not demand.is_calm(demand._busy_at + CALM_SECONDS - 0.01)
     assert demand.is_calm(demand._busy_at + CALM_SECONDS + 0.01)
     assert CALM_SECONDS <= 2 * POLL_SECONDS

@@ -84,14 +84,14 @@ class DrainOptions(TypedDict, total=False):
     most: int
 
 
-class Step(NamedTuple):
+class Next(NamedTuple):
     """What is to be run, and what to ask for together with the report of a completion."""
 
     lease: Lease
     claim: ClaimRequest | None = None
 
 
-Running: TypeAlias = Generator[Step, tuple[Run, Lease | None], T]
+Running: TypeAlias = Generator[Next, tuple[Run, Lease | None], T]
 """Yields what is to be run, and is sent what became of it, and what its claim got."""
 
 
@@ -175,7 +175,7 @@ class Runs:
             raise InvalidInput(f"this application has no handler for {job.type!r}")
         lease = self._claim(job.id, early=True)
         assert lease is not None
-        ran, _ = yield Step(lease)
+        ran, _ = yield Next(lease)
         raise_error_of(ran)
         return ran.job
 
@@ -194,7 +194,7 @@ class Runs:
             for job in sorted(found, key=lambda job: (job.priority, job.run_at, job.id)):
                 with suppress(IllegalTransition):  # a limit refuses it, or it has just run
                     if (types is None or job.type in types) and (lease := self._claim(job.id)):
-                        ran, _ = yield Step(lease)
+                        ran, _ = yield Next(lease)
                         runs.append(ran)
         return runs
 
@@ -229,7 +229,7 @@ class Runs:
             lease = claimed or next(iter(core.claim(request).leases), None)
             if lease is not None:
                 idle_at = None
-                ran, claimed = yield Step(lease, request if len(runs) + 1 < most else None)
+                ran, claimed = yield Next(lease, request if len(runs) + 1 < most else None)
                 runs.append(ran)
                 if raise_errors and not (retries and ran.outcome == "retried"):
                     self._raise_error_of(ran, claimed)
