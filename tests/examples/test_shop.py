@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,9 @@ def test_wishes_07_08_09_11_16_17_everything_in_one_process(tmp_path: Path) -> N
         assert shop.get("/admin/queue/").status_code != 200
         assert shop.post("/login", json={"password": "guess"}).status_code == 401
         shop.post("/login", json={"password": "open sesame"}).raise_for_status()
-        assert "ask_model" in shop.get("/admin/queue/").text
+        wait_until(
+            lambda: "ask_model" in shop.get("/admin/queue/").text, "the count of the failure"
+        )
         headers = {"accept": "application/json", "origin": str(shop.base_url)}
         later = queue.enqueue("sync_customer", {"customer": "zoe"}, delay="1h").id
         shop.post(f"/admin/queue/jobs/{later}/cancel", headers=headers).raise_for_status()
@@ -109,13 +112,10 @@ def test_wishes_12_13_limits_hold_for_all_workers_together(postgres_url: str) ->
     url = postgres_url.replace("postgresql://", "postgresql+asyncpg://")
     worker = ("tenure", "worker", "--app", JOBS, "--queue", "llm")
     environ = {"DATABASE_URL": url, "TENURE_DATABASE": url}
-    with (
-        Tenure(url) as queue,
-        program(*worker, **environ) as one,
-        program(*worker, **environ) as other,
-    ):
-        for running in (one, other):
-            line_with(running, r"(runs jobs of)")
+    with Tenure(url) as queue, program(*worker, **environ) as one, ExitStack() as ends:
+        line_with(one, r"(runs jobs of)")  # it has made the tables of the shop
+        other = ends.enter_context(program(*worker, **environ))
+        line_with(other, r"(runs jobs of)")
         limits = wait_until(lambda: limits_of(queue, "llm"), "a worker to set the limits")
         assert (limits.max_running, limits.rate) == (5, "60/1m")
         asked = [queue.enqueue("ask_model", {"question": str(n)}, queue="llm") for n in range(12)]
