@@ -99,7 +99,7 @@ METHOD = """\
 - Tenure and the two strongest peers on its databases are measured {repeats} times, the others 3
   times, in turns; an idle worker once. An import is the median
   of seven processes.
-- The database is made anew for each measurement, and filled, analysed and checkpointed before. A
+- The database is made again for each measurement, and filled, analysed and checkpointed before. A
   file of SQLite is on disk before the clock starts; after a large one was copied, the kernel has
   nothing left to write back.
 - Each peer has its own environment and its fast, documented settings, as long as they are durable:

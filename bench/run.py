@@ -1,9 +1,9 @@
 """Measure Tenure and its peers on the same work, side by side.
 
     python bench/run.py quick      in under 3 minutes: Tenure and the two strongest of each engine
-    python bench/run.py full       in an hour: everything, and docs/benchmarks.md anew from it
-    python bench/run.py again      what the full run lacks, or with --only some workloads anew
-    python bench/run.py report     docs/benchmarks.md anew from the last full run
+    python bench/run.py full       in an hour: everything, and docs/benchmarks.md from it
+    python bench/run.py again      what the full run lacks, or with --only some workloads again
+    python bench/run.py report     docs/benchmarks.md from the last full run
 
     --only drain-1,retry   some workloads      --peers pgqueuer,huey   some peers, beside Tenure
     --engine sqlite        some engines        --repeats 5             how often each is measured
@@ -11,7 +11,7 @@
 
 Repeats are interleaved: each queue once, then each again, so that whatever else the machine does
 falls on all of them. What was found is kept after each workload: after a run that was cut short, or
-a measurement that went wrong, `again` measures workloads anew, puts them in place of what the full
+a measurement that went wrong, `again` measures workloads again, puts them in place of what the full
 run has of them, and writes docs/benchmarks.md. A workload has only queues that were measured
 together: with --peers, the others leave it. A peer is installed into an environment of its own at
 its first use.

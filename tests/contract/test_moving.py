@@ -62,7 +62,7 @@ def digests(side: Source | Target, of: Target) -> dict[str, str]:
 
 
 def test_every_table_is_in_a_list(sqlite_url: str, postgres_url: str) -> None:
-    """A new table has to be copied, made anew, or left out for a reason."""
+    """A new table has to be copied, made again, or left out for a reason."""
     Tenure(sqlite_url).migrate()
     Tenure(postgres_url).migrate()
     listed = [*(table.name for table in tables.COPIED), *tables.RECREATED, *tables.APART]

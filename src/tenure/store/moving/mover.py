@@ -71,8 +71,8 @@ class Mover:
             self._catch_up()
             self._compare(verify)
         self._catch_up()
-        self._switch(GONE.format(target=names[1]))
-        self._open(state)
+        began = self._switch(GONE.format(target=names[1]))
+        self._open(state, began)
 
     def abort(self) -> None:
         """Undo what was made on both sides. Raises MoveRefused after the switch."""
@@ -177,7 +177,8 @@ class Mover:
 
     # --- the switch
 
-    def _switch(self, message: str) -> None:
+    def _switch(self, message: str) -> float:
+        """Close the source for ever; return since when nobody can write."""
         self._progress(0, None, "switching")
         failpoints.hit("move.before_switch")
         with self._source.closed():
@@ -190,9 +191,11 @@ class Mover:
                     raise MoveRefused(f"{table.name} has {here} rows here and {there} there")
             self._source.hand_over(message)
             failpoints.hit("move.in_switch")
-        self._note(f"nobody could write for {time.monotonic() - began:.1f} s")
         failpoints.hit("move.after_switch")
+        return began
 
-    def _open(self, state: Destination) -> None:
+    def _open(self, state: Destination, began: float | None = None) -> None:
         self._target.open()
+        if began is not None:
+            self._note(f"nobody could write for {time.monotonic() - began:.1f} s")
         self._note(f"the jobs are in {state.target}")
