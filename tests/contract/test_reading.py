@@ -14,8 +14,8 @@ from tenure.events import Cancelled
 from tenure.jobs.ids import new_id
 from tenure.jobs.ledger import EventFilter, Transition
 from tenure.jobs.queries import MAX_AHEAD, Query
-from tenure.jobs.stats import Count, QueueState
-from tenure.store.tables import workers
+from tenure.jobs.stats import Count, QueueQuery, QueueState
+from tenure.store.tables import queues, workers
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.store import (
     LEASE_SECONDS,
@@ -241,6 +241,30 @@ def test_queues_that_have_jobs_or_settings(harness: StoreHarness) -> None:
         QueueState("c", None, 4, pending=0, processing=0, oldest_due_at=None),
     ]
     assert started < now
+
+
+def test_some_queues_in_an_order(harness: StoreHarness) -> None:
+    def names(**wanted: Any) -> list[str]:
+        return [queue.name for queue in harness.store.read.queues(QueueQuery(**wanted))]
+
+    for name, jobs in (("a.Mail", 1), ("b", 3), ("c.mail", 2), ("d", 1)):
+        harness.clock.advance(10)
+        harness.add_all(*(new_job(queue=name, priority=n) for n in range(jobs)))
+    harness.add(queue="later", delay=100)
+    harness.set_queue("d", paused=True)
+    harness.set_queue("later", max_pending=1)
+    harness.set_queue("z", max_pending=1)
+    assert names() == ["a.Mail", "b", "c.mail", "d", "later", "z"]
+    assert names(order="jobs", limit=3) == ["b", "c.mail", "a.Mail"]
+    assert names(order="attention") == ["d", "later", "a.Mail", "b", "c.mail", "z"]
+    assert names(search="MAIL") == ["a.Mail", "c.mail"]
+    assert names(search="%") == names(name="e") == []
+    assert names(after="b", limit=2) == ["c.mail", "d"]
+    assert names(within=("b", "c*"), order="jobs") == ["b", "c.mail"]
+    for queue in harness.store.read.queues():
+        assert harness.store.read.queues(QueueQuery(name=queue.name)) == [queue]
+    wanted = QueueQuery(order="jobs", limit=2)
+    assert queues.listed(harness.store.read, wanted)[1] == 6, "all of them are counted"
 
 
 @also_as_granted_role

@@ -20,7 +20,7 @@ from tenure import Tenure
 from tenure.http import waiting
 from tenure.http.api import events as streams
 from tenure.http.api import leases, metrics
-from tenure.jobs.stats import BUCKETS, Count, QueueState, Total
+from tenure.jobs.stats import BUCKETS, Count, Total
 from tenure.server import build
 from tenure.wire.responses import MetricsBody
 from tests.support.http import HERE, Exchange, api_client, assert_problem, claim_jobs
@@ -196,8 +196,27 @@ def test_series_are_bounded() -> None:
     assert sum(count.jobs for count in few) == sum(count.jobs for count in counts)
     assert few[0].type == "type9999", "the largest are kept"
     assert few[-1].type == metrics.OTHER
-    queues = [QueueState(f"q{n}", None, None, n, 0, None) for n in range(1_000)]
-    assert len(metrics.largest(queues)) == metrics.MAX_QUEUES
+
+
+def test_queues_are_listed_in_bounded_pages(api: TestClient) -> None:
+    for name in ("mail", "e-mail", "other"):
+        api.post("/jobs", json={"type": "a", "queue": name})
+    pages = [api.get("/queues", params={"limit": 2, "after": after}) for after in ("", "mail")]
+    assert [[q["name"] for q in page.json()] for page in pages] == [["e-mail", "mail"], ["other"]]
+    assert [q["name"] for q in api.get("/queues?search=MAIL").json()] == ["e-mail", "mail"]
+    for query in ("limit=0", "limit=1001", "search=%00", "search=%C3%A9", "after=" + "x" * 129):
+        assert_problem(api.get(f"/queues?{query}"), 400, "invalid_input")
+
+
+def test_metrics_have_the_queues_with_most_jobs(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "MAX_QUEUES", 1)
+    for name in ("few", "most", "most"):
+        api.post("/jobs", json={"type": "a", "queue": name})
+    text = api.get("/metrics").text
+    assert 'tenure_queue_pending{queue="most"} 2.0' in text
+    assert 'queue_pending{queue="few"}' not in text
 
 
 # --- the event stream -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import Tenure
-from tenure.dashboard import site
+from tenure.dashboard import cache, overview, queues, site
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.settings import Settings
 from tenure.worker.fake_handlers import add_fake_handlers
@@ -321,6 +321,29 @@ def test_everything_that_is_done_is_on_record_under_its_name(
         queue = next(queue for queue in app.queues.list() if queue.name == "night")
         assert (queue.paused_at is not None) == (action == "pause")
         assert queue.max_pending == (1000 if value else None)
+
+
+def test_the_page_of_queues_is_bounded_and_says_so(
+    app: Tenure, web: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shown(address: str) -> list[str]:
+        return re.findall('<tr id="queue-([^"]*)"', web.get(address).text)
+
+    for name in ("mail", "night", "mail-2"):
+        app.enqueue("email", queue=name)
+    app.queues.pause("night")
+    assert "Name contains" not in web.get("/ui/queues").text
+    monkeypatch.setattr(cache, "MAX_QUEUES", 2)
+    monkeypatch.setattr(queues, "MAX_QUEUES", 2)
+    with api_client(app) as web:
+        assert shown("/ui/queues") == ["mail", "night"]
+        assert "2 of 3 queues" in web.get("/ui/queues").text
+        assert shown("/ui/queues?search=MAIL") == ["mail", "mail-2"]
+        assert "Name contains" in web.get("/ui/queues?search=MAIL").text
+        assert "No queue with pending" in web.get("/ui/queues?search=none").text
+        assert 'value="&lt;i&gt;"' in web.get("/ui/queues?search=<i>").text
+        monkeypatch.setattr(overview, "MAX_ROWS", 1)
+        assert "2 more queues" in web.get("/").text
 
 
 def test_all_that_match_are_retried_as_one_action(app: Tenure, web: TestClient) -> None:

@@ -12,6 +12,7 @@ from tenure.jobs.ledger import Transition
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Counted, Fields, Filter, checked_query
 from tenure.jobs.queue_rights import includes
+from tenure.jobs.stats import QueueQuery
 from tenure.jobs.steps import JobSteps
 from tenure.lifecycle import Job, Status
 from tenure.store import search
@@ -109,7 +110,7 @@ def _facts(core: Core, job: Job) -> Facts:
     by_schedule = f"WHERE job_id = {read.dialect.id_value}"
     return Facts(
         now=now,
-        queue=next((queue for queue in read.queues() if queue.name == job.queue), None),
+        queue=next(iter(read.queues(QueueQuery(name=job.queue))), None),
         type=types.every(read, types.PLAIN).get(job.type),
         workers=read.workers(core.queues),
         ahead=read.ahead(job) if due else 0,

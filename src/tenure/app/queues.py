@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from msgspec import UnsetType
 
 from tenure.app.core import Noun
+from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import whole
 from tenure.jobs.limits import (
     KEEP,
@@ -17,22 +18,58 @@ from tenure.jobs.limits import (
     check_running,
     check_weight,
 )
-from tenure.jobs.names import check_name, check_open, check_partition, check_reason
+from tenure.jobs.names import MAX_NAME_LENGTH, check_name, check_open, check_partition, check_reason
 from tenure.jobs.queue_rights import includes, require
-from tenure.jobs.stats import PartitionState, QueueState, TypeState, WorkerState
+from tenure.jobs.stats import (
+    PartitionState,
+    QueueOrder,
+    QueueQuery,
+    QueueState,
+    TypeState,
+    WorkerState,
+)
 from tenure.store.dialect import Statements
 from tenure.store.tables import limits, queues, types
 
 T = TypeVar("T")
 
+MAX_QUEUES = 10_000
+"""Queues in one list with a limit."""
+
 
 class Queues(Noun):
     """The queues of one database. A queue exists as soon as a job or a setting names it."""
 
-    def list(self) -> list[QueueState]:
-        """Return every queue that has pending or processing jobs, or settings, by name."""
-        found = self._core.limited_store.read.queues()
-        return [queue for queue in found if includes(self._core.queues, queue.name)]
+    def list(
+        self,
+        *,
+        search: str | None = None,
+        after: str | None = None,
+        order: QueueOrder = "name",
+        limit: int | None = None,
+    ) -> list[QueueState]:
+        """Return the queues that have pending or processing jobs, or settings.
+
+        - `search`: only those whose name contains this text, without regard to case. Default: all.
+        - `after`: only those whose name comes after this one. Default: all.
+        - `order`: by `name`; those with most `jobs` first; or those that need `attention` first:
+          those that are paused or full with jobs, then those whose jobs have been due longest.
+          Default: `name`.
+        - `limit`: return at most so many, 1 to 10,000. Default: every one.
+
+        Raises InvalidInput.
+        """
+        most = limit if limit is None else whole(limit, 1, MAX_QUEUES, "$.limit")
+        if order not in get_args(QueueOrder):
+            raise InvalidInput("choose name, jobs or attention", path="$.order")
+        wanted = QueueQuery(
+            search=_part_of_name(search, "$.search"),
+            after=_part_of_name(after, "$.after"),
+            within=self._core.queues,
+            order=order,
+            limit=most,
+        )
+        return self._core.limited_store.read.queues(wanted)
 
     def pause(self, queue: str, *, actor: str | None = None, reason: str | None = None) -> None:
         """Stop giving jobs of a queue to workers. Jobs that are processing go on.
@@ -244,3 +281,10 @@ class Types(Noun):
         name, by = check_open(type, "job type", "$.type"), self._core.signed(actor)
         set_paused = partial(types.set_paused, name=name, actor=by, **change)
         self._core.store.write("queue", set_paused).result()
+
+
+def _part_of_name(given: Any, path: str) -> str | None:
+    fits = isinstance(given, str) and given.isascii() and given.isprintable()
+    if given is None or (fits and len(given) <= MAX_NAME_LENGTH):
+        return given  # type: ignore[no-any-return]
+    raise InvalidInput(f"give at most {MAX_NAME_LENGTH} printable ASCII characters", path=path)

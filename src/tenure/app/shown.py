@@ -15,10 +15,22 @@ from tenure.jobs.progress import JobProgress
 from tenure.jobs.redaction import MARK, NOTHING_HIDDEN, Redaction
 from tenure.jobs.schedules import Fire
 from tenure.jobs.stacks import Shape, shape_of
-from tenure.jobs.stats import FailureGroup
+from tenure.jobs.stats import FailureGroup, QueueQuery, QueueState
 from tenure.jobs.steps import JobSteps
 from tenure.lifecycle import Job
-from tenure.store.tables import progress, schedules, steps, workflows
+from tenure.store.tables import progress, queues, schedules, steps, workflows
+
+
+def queue_shown(core: Core, name: str) -> QueueState:
+    """A queue, which need not have jobs or settings."""
+    found = core.limited_store.read.queues(QueueQuery(name=name, within=core.queues))
+    return found[0] if found else QueueState(name, None, None, 0, 0, None)
+
+
+def queues_shown(core: Core, search: str, most: int) -> tuple[list[QueueState], int]:
+    """The queues that need attention first, and how many there are in all."""
+    wanted = QueueQuery(search=search, within=core.queues, order="attention", limit=most)
+    return queues.listed(core.limited_store.read, wanted)
 
 
 def run_again_as(core: Core, job_id: str) -> list[Job]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MINUTES = 60
 MAX_RUNNING = 200
 MAX_FAILURES = 5
+MAX_QUEUES = 200
 LOOK_SECONDS = 0.25
 AWAY_SECONDS = 2.0
 MAX_LINES = 500
@@ -121,6 +122,7 @@ def picture(app: Tenure) -> dict[str, Any]:
             if entry.event in ATTEMPT_ENDS:
                 by_queue[entry.queue] += entry.transitions
     failures = failures_shown(app.core, app.stats.failures(MAX_FAILURES), app.core.redaction)
+    busy = app.queues.list(order="attention", limit=MAX_QUEUES)
     running: dict[str, list[dict[str, Any]]] = {}
     for job in app.find(status="processing", limit=MAX_RUNNING):
         doing = {"id": job.id, "type": job.type, "started_at": job.started_at}
@@ -131,7 +133,7 @@ def picture(app: Tenure) -> dict[str, Any]:
         "by_status": responses.stats_body(app.stats.counts()).by_status,
         "last_minute": dict(by_event),
         "ended_by_minute": [ended[last - timedelta(minutes=n)] for n in range(MINUTES - 1, -1, -1)],
-        "queues": [asdict(q) | {"ended_last_minute": by_queue[q.name]} for q in app.queues.list()],
+        "queues": [asdict(q) | {"ended_last_minute": by_queue[q.name]} for q in busy],
         "workers": [asdict(w) | {"running": running.get(w.id, [])} for w in app.workers.list()],
         "failures": [asdict(group) for group in failures],
     }

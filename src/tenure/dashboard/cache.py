@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from tenure.app.app import Tenure
+from tenure.app.shown import queues_shown
 from tenure.jobs.stats import PartitionState
 
 T = TypeVar("T")
@@ -31,6 +32,8 @@ MAX_SECONDS = 10.0
 WAIT_SECONDS = 0.05
 """How long a page waits for a new value if there is an older one. Counting takes longer only while
 the statistics are far behind the ledger."""
+MAX_QUEUES = 200
+"""Queues on a page, those that need attention first."""
 READERS = 8
 MAX_VALUES = 100
 """If there are so many, those that are not new any more are cleared before another is read."""
@@ -71,7 +74,7 @@ class ReadCache:
         self._entries: dict[str, _Entry] = {}
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="tenure-dashboard")
         self.counts = partial(self.once, "counts", app.stats.counts)
-        self.queues = partial(self.once, "queues", app.queues.list)
+        self.queues = partial(self.once, "queues", partial(queues_shown, app.core, "", MAX_QUEUES))
         self.workers = partial(self.once, "workers", app.workers.list)
         self.activity = partial(self.once, "activity", app.stats.activity)
         self.next_tick = partial(self.once, "next_tick", app.stats.next_tick)

@@ -32,8 +32,12 @@ def health(
     queues: Sequence[QueueState],
     workers: Sequence[WorkerState],
     next_tick: datetime | None = None,
+    running: int = 0,
 ) -> HealthLine:
-    """Return how the queues are at `now`; `failed` jobs have not been looked at."""
+    """Return how the queues are at `now`; `failed` jobs have not been looked at.
+
+    `queues` are those that need attention first.
+    """
     live = [worker for worker in workers if is_live(worker, now)]
     late = list(_late(now, queues, live))
     if next_tick and now - next_tick >= LATE:
@@ -52,7 +56,6 @@ def health(
     well = f"All is well: nothing is {'late' if waiting else 'waiting'}"
     if not live:
         return HealthLine("well", f"{well}. No worker is alive just now.")
-    running = sum(queue.processing for queue in queues)
     busy = f", {count(running, 'job')} running" if running else ""
     taking = "is taking" if len(live) == 1 else "are taking"
     return HealthLine("well", f"{well}, and {number} {taking} jobs{busy}.")

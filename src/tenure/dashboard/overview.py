@@ -34,16 +34,17 @@ SAMPLES: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
 def show(request: PageRequest) -> Response:
     """Show the overview."""
     cache, now = request.cache, request.now
-    counts, queues, workers = cache.counts(), cache.queues(), cache.workers()
+    counts, workers = cache.counts(), cache.workers()
+    queues, number = cache.queues()
     activity, groups = cache.activity(), cache.failures()
     jobs = sum(group.jobs for group in counts)
     by_status = charts.by_status(counts)
-    failed = by_status[Status.FAILED]
+    failed, running = by_status[Status.FAILED], by_status[Status.PROCESSING]
     seen = min(request.seen, failed)
     by_age = sorted(queues, key=lambda q: (q.oldest_due_at is None, q.oldest_due_at, -q.pending))
     response = request.page(
         "overview.html",
-        health=health(now, jobs, failed - seen, queues, workers, cache.next_tick()),
+        health=health(now, jobs, failed - seen, queues, workers, cache.next_tick(), running),
         jobs=jobs,
         by_status=by_status,
         sparks={
@@ -52,7 +53,9 @@ def show(request: PageRequest) -> Response:
         throughput=charts.throughput(activity, now),
         latency=charts.latency(activity, now),
         queues=by_age[:MAX_ROWS],
-        more_queues=max(len(queues) - MAX_ROWS, 0),
+        number=number,
+        queues_read=len(queues),
+        more_queues=max(number - MAX_ROWS, 0),
         failures=failures_shown(request.app.core, groups[:MAX_FAILURES], request.redaction),
         more_failures=max(len(groups) - MAX_FAILURES, 0),
         workers=workers[:MAX_ROWS],

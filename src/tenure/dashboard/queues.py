@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from starlette.responses import Response
 
+from tenure.app.shown import queue_shown, queues_shown
 from tenure.dashboard import charts
+from tenure.dashboard.cache import MAX_QUEUES
 from tenure.dashboard.health import LATE
 from tenure.dashboard.request import PageRequest
 from tenure.errors import InvalidInput
 from tenure.jobs.explain import is_live
 from tenure.jobs.limits import Limits, PerPartition
-from tenure.jobs.stats import QueueState, limits_of
+from tenure.jobs.stats import limits_of
 from tenure.lifecycle import Job, Status
 
 MAX_RUNNING = 500
@@ -24,13 +28,17 @@ TEXTS = ("rate", "ordered")
 
 
 def show(request: PageRequest) -> Response:
-    """Show every queue."""
+    """Show the queues that need attention first, by name; others are searched for."""
     cache, now = request.cache, request.now
     workers = [worker for worker in cache.workers() if is_live(worker, now)]
-    queues = cache.queues()
+    search = request.field("search")
+    ask = partial(queues_shown, request.app.core, search, MAX_QUEUES)
+    queues, number = cache.once(f"queues with {search}", ask) if search else cache.queues()
     return request.page(
         "queues.html",
-        queues=queues,
+        queues=sorted(queues, key=attrgetter("name")),
+        number=number,
+        search=search,
         rates=charts.queue_rates(cache.activity(), now),
         lag=cache.lag(now, "queues"),
         late=now - LATE,
@@ -43,15 +51,15 @@ def show(request: PageRequest) -> Response:
 def show_one(request: PageRequest) -> Response:
     """Show a queue, with a form for its limits, and its partitions with most jobs."""
     name, ask = request.path("name"), request.app.queues.partitions
-    queue = next((one for one in request.cache.queues() if one.name == name), None)
-    limits = (queue.limits if queue else None) or Limits()
+    queue = request.cache.once(f"queue {name}", partial(queue_shown, request.app.core, name))
+    limits = queue.limits or Limits()
     return request.page(
         "queue.html",
-        queue=queue or QueueState(name, None, None, 0, 0, None),
+        queue=queue,
         limits=limits,
         per=limits.per_partition,
         limits_of=limits_of,
-        partitions=request.cache.partitions(name) if queue and queue.limits else ask(name),
+        partitions=request.cache.partitions(name) if queue.limits else ask(name),
     )
 
 

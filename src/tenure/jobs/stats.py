@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from math import inf
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
 from tenure.jobs.enqueue import KnownType
 from tenure.jobs.limits import Limits
 from tenure.jobs.names import may_list, serves
+from tenure.jobs.queue_rights import Patterns
 from tenure.lifecycle import Status
 
 Time = Annotated[datetime, Meta(tz=True)]
@@ -91,6 +92,23 @@ class QueueState(Struct, frozen=True):
     limits: Limits | None = None
     running: int | None = None
     resume_at: Time | None = None
+
+
+QueueOrder = Literal["name", "jobs", "attention"]
+
+
+class QueueQuery(Struct, frozen=True, kw_only=True):
+    """Selects queues; None for every one."""
+
+    name: str | None = None
+    search: str | None = None  # a part of the name, without regard to case
+    after: str | None = None  # names that come later
+    within: Patterns | None = None  # the only queues of who asks
+    order: QueueOrder = "name"
+    limit: int | None = None
+
+
+EVERY_QUEUE = QueueQuery()
 
 
 def limits_of(queue: QueueState) -> str:

@@ -19,14 +19,14 @@ from tenure.jobs.findings import Progress, no_note, no_progress
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
 from tenure.jobs.queries import Query
 from tenure.jobs.queue_rights import Patterns
-from tenure.jobs.stats import QueueState, WorkerState
+from tenure.jobs.stats import EVERY_QUEUE, QueueQuery, QueueState, WorkerState
 from tenure.lifecycle import Job, Status
 from tenure.store import audit_query, limit_audit
 from tenure.store.dialect import Dialect
 from tenure.store.notify import Notify
 from tenure.store.rows import COLUMNS, job_of, read_tags, selected
 from tenure.store.search import Statement
-from tenure.store.tables import limits, schedules, workers
+from tenure.store.tables import queues, schedules, workers
 from tenure.store.tables.stats import StatsReader
 
 ENTRY = (
@@ -52,7 +52,11 @@ class Reader(ABC):
 
     dialect: Dialect
     heads: str
-    """A WITH clause with the table `head`: the first job (queue, run_at) of each lane."""
+    """A WITH clause with the table `head`: the first job (queue, run_at) of each lane.
+
+    `{only}` is for a condition that leaves the lanes of one queue. `{others}` is where a search
+    for a later queue can be left out then: SQLite would read every pending job for it.
+    """
     ahead_sql: str
     """Counts the jobs that are due and before a job (queue, priority, run_at, id)."""
 
@@ -326,42 +330,15 @@ class Reader(ABC):
 
     # --- around jobs
 
-    def queues(self) -> list[QueueState]:
-        """Return every queue with jobs or settings."""
-        time, limited = self.dialect.time_or_none, limits.read(self)
-        return [
-            QueueState(
-                *(name, time(paused), most, pending, processing, time(oldest), reason),
-                *limited.get(name, ()),
-            )
-            for name, paused, most, pending, processing, oldest, reason in self.stats.counted(
-                self.queues_sql
-            )
-        ]
+    def queues(self, wanted: QueueQuery = EVERY_QUEUE) -> list[QueueState]:
+        """Return the queues of a query that have jobs or settings."""
+        return queues.listed(self, wanted)[0]
 
-    @property
-    def queues_sql(self) -> str:
-        """The queues, with the counts to be put in for `{counts}`."""
-        d = self.dialect
-        return f"""{self.heads}
-SELECT name, {d.time("max(paused_at)")}, max(max_pending), CAST(sum(pending) AS bigint),
-    CAST(sum(processing) AS bigint), {d.time("min(due_at)")}, max(pause_reason)
-FROM (
-    SELECT name, paused_at, max_pending, 0 AS pending, 0 AS processing, NULL AS due_at, pause_reason
-    FROM {d.table("queue")}
-    UNION ALL SELECT queue, NULL, NULL, 0, 0, run_at, NULL FROM head WHERE run_at <= {d.now}
-    UNION ALL SELECT queue, NULL, NULL, CASE status WHEN 'pending' THEN jobs ELSE 0 END,
-        CASE status WHEN 'processing' THEN jobs ELSE 0 END, NULL, NULL
-    FROM ({{counts}}) AS counted WHERE status IN ('pending', 'processing')
-    UNION ALL SELECT queue, NULL, NULL, 0, 0, NULL, NULL FROM {d.table("queue_limit")}
-) AS part GROUP BY name ORDER BY name
-"""
-
-    def lanes(self, queues: Patterns) -> list[str]:
+    def lanes(self, within: Patterns) -> list[str]:
         """Return the queues with pending jobs that fit patterns."""
-        condition, values = self.dialect.in_queues("queue", queues)
+        condition, values = self.dialect.in_queues("queue", within)
         found = self.rows_by_index(
-            f"{self.heads} SELECT DISTINCT queue FROM head WHERE {condition}", values
+            f"{queues.heads(self)} SELECT DISTINCT queue FROM head WHERE {condition}", values
         )
         return [queue for (queue,) in found]
 

@@ -23,7 +23,7 @@ from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.writer import Postgres
 from tenure.store.rows import COLUMNS, selected
 from tenure.store.search import ENDED
-from tenure.store.tables import stats_sql
+from tenure.store.tables import queues, stats_sql
 from tests.support.effort import MANY_ROWS
 from tests.support.store import claim_request
 from tests.unit.postgres.connections import (
@@ -225,7 +225,7 @@ def check_numbers(url: str, raw: Connection) -> None:
         (stats_sql.batch_end(DIALECT), ("3", 0, 100)),
         (stats_sql.sums(DIALECT), between),
         (stats_sql.failures(DIALECT), between),
-        (PostgresReader(url).queues_sql.replace("{counts}", stats_sql.counts(DIALECT)), ()),
+        (stats_sql.filled(DIALECT, queues.of_all(PostgresReader(url))), ()),
     ):
         found = plan(raw, url, statement, *values, begin=SEARCHING)
         assert not re.search("Seq Scan on (job|transition)", found)

@@ -23,7 +23,7 @@ from tenure.store.sqlite.claim import SqliteClaim
 from tenure.store.sqlite.connection import connect
 from tenure.store.sqlite.reader import AHEAD, GATHERED_BY, SqliteReader
 from tenure.store.sqlite.statements import DIALECT, PADDING, SHAPES, OverRows, calls
-from tenure.store.tables import stats_sql
+from tenure.store.tables import queues, stats_sql
 from tests.support.effort import MANY_ROWS
 from tests.support.store import claim_request
 
@@ -253,7 +253,7 @@ def test_a_move_finds_its_jobs_by_key(
         (stats_sql.batch_end(DIALECT), (0, 100)),
         (stats_sql.sums(DIALECT), (0, 100)),
         (stats_sql.failures(DIALECT), (0, 100)),
-        (SqliteReader(Path()).queues_sql.replace("{counts}", stats_sql.counts(DIALECT)), ()),
+        (stats_sql.filled(DIALECT, queues.of_all(SqliteReader(Path()))), ()),
         (sql.DELETE_SETTLED.replace("{status}", "'failed'"), (0, 0, 0, 100)),
     ],
     ids=["counts", "far", "until", "end", "sums", "failures", "queues", "prune"],

@@ -20,7 +20,7 @@ from msgspec import structs
 
 from tenure.app.app import Tenure
 from tenure.jobs.schedules import Schedule
-from tenure.jobs.stats import BUCKETS, Count, QueueState, Total
+from tenure.jobs.stats import BUCKETS, Count, Total
 from tenure.lifecycle import RUN_ENDS
 from tenure.wire.responses import MetricsBody, stats_body
 
@@ -37,7 +37,7 @@ def watched(app: Tenure, refused: Mapping[str, int]) -> MetricsBody:
     """Return the state of everything, with a bounded number of groups, and what was refused."""
     return MetricsBody(
         **structs.asdict(stats_body(bounded(app.stats.counts()))),
-        queues=largest(app.queues.list()),
+        queues=app.queues.list(order="jobs", limit=MAX_QUEUES),
         workers=len(app.workers.list()),
         late_leases=app.stats.late_leases(),
         totals=app.stats.totals(),
@@ -173,8 +173,3 @@ def bounded(counts: Sequence[Count], most: int = MAX_SERIES) -> list[Count]:
     for count in ranked[most:]:
         rest[count.status] = rest.get(count.status, 0) + count.jobs
     return ranked[:most] + [Count(status, OTHER, OTHER, jobs) for status, jobs in rest.items()]
-
-
-def largest(queues: Sequence[QueueState], most: int = MAX_QUEUES) -> list[QueueState]:
-    """Return the `most` busiest queues."""
-    return sorted(queues, key=lambda q: q.pending + q.processing, reverse=True)[:most]

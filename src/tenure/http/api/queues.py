@@ -7,13 +7,21 @@ from typing import Annotated
 from msgspec import Meta, Struct
 from starlette.responses import Response
 
+from tenure.app.shown import queue_shown
 from tenure.errors import InvalidInput
 from tenure.http.api.call import Call, answer
 from tenure.jobs.limits import PerPartition
-from tenure.jobs.names import check_reason
-from tenure.jobs.stats import QueueState
+from tenure.jobs.names import MAX_NAME_LENGTH, check_reason
 from tenure.wire.queues import LimitRequest, PartitionRequest
 from tenure.wire.requests import given
+
+
+class QueuesQuery(Struct, kw_only=True):
+    """Which queues to list, by name."""
+
+    search: Annotated[str, Meta(max_length=MAX_NAME_LENGTH)] | None = None
+    after: Annotated[str, Meta(max_length=MAX_NAME_LENGTH)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=1_000)] = 1_000
 
 
 class PartitionsQuery(Struct, kw_only=True):
@@ -23,8 +31,10 @@ class PartitionsQuery(Struct, kw_only=True):
 
 
 def list_queues(call: Call) -> Response:
-    """List every queue with jobs waiting or running, or with settings."""
-    return answer(call.app.queues.list())
+    """List queues with jobs waiting or running, or with settings, by name."""
+    query: QueuesQuery = call.query
+    found = call.app.queues.list(search=query.search, after=query.after, limit=query.limit)
+    return answer(found)
 
 
 def pause_queue(call: Call) -> Response:
@@ -78,6 +88,4 @@ def pass_over(call: Call) -> Response:
 
 
 def _queue(call: Call) -> Response:
-    name = call.path["name"]
-    nothing = QueueState(name, None, None, 0, 0, None)
-    return answer(next((q for q in call.app.queues.list() if q.name == name), nothing))
+    return answer(queue_shown(call.app.core, call.path["name"]))

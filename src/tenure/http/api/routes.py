@@ -320,7 +320,7 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("PUT", "/types/{name}", WORK, leases.declare_type, TYPE, body=TYPE_OPTIONS),
     # --- what operators call
-    Route("GET", "/queues", READ, queues.list_queues, QUEUES),
+    Route("GET", "/queues", READ, queues.list_queues, QUEUES, query=queues.QueuesQuery),
     Route("POST", "/queues/{name}/pause", ADMIN, queues.pause_queue, QUEUE, body=REASON),
     Route("POST", "/queues/{name}/resume", ADMIN, queues.resume_queue, QUEUE, body=NO_BODY),
     Route("PUT", "/queues/{name}/limit", ADMIN, queues.limit_queue, QUEUE, body=LIMIT),

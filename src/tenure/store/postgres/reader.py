@@ -92,12 +92,12 @@ SELECT count(*) FROM (
 # lane, however many jobs wait in it.
 HEADS = """
 WITH RECURSIVE head AS (
-    (SELECT queue, priority, run_at FROM {s}.ready
+    (SELECT queue, priority, run_at FROM {s}.ready WHERE true {only}
         ORDER BY queue, priority, run_at LIMIT 1)
     UNION ALL
     SELECT next.* FROM head CROSS JOIN LATERAL (
         SELECT queue, priority, run_at FROM {s}.ready
-        WHERE (queue, priority) > (head.queue, head.priority)
+        WHERE (queue, priority) > (head.queue, head.priority) {only}
         ORDER BY queue, priority, run_at LIMIT 1) AS next
 )
 """

@@ -53,14 +53,14 @@ SELECT count(*) FROM (
 # each lane, however many jobs wait in it.
 HEADS = """
 WITH RECURSIVE lane (row) AS (
-    SELECT (SELECT rowid FROM tenure_job WHERE status = 'pending'
+    SELECT (SELECT rowid FROM tenure_job WHERE status = 'pending' {only}
         ORDER BY queue, priority, run_at LIMIT 1)
     UNION ALL
     SELECT coalesce(
         (SELECT rowid FROM tenure_job
             WHERE status = 'pending' AND queue = last.queue AND priority > last.priority
             ORDER BY queue, priority, run_at LIMIT 1),
-        (SELECT rowid FROM tenure_job WHERE status = 'pending' AND queue > last.queue
+        (SELECT rowid FROM tenure_job WHERE status = 'pending' AND queue > last.queue {others}
             ORDER BY queue, priority, run_at LIMIT 1))
     FROM lane CROSS JOIN tenure_job AS last ON last.rowid = lane.row
 ), head AS (

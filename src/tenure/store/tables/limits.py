@@ -5,7 +5,7 @@ Triggers of these tables keep slots, turns and lines of the jobs, and the histor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -30,16 +30,22 @@ SPARE_MICROS = 2_000_000
 """How far ahead of its bound a rate may be before it is set right: the clock was put back."""
 
 
-def read(db: Reads, queue: str | None = None) -> dict[str, tuple[Limits, int, datetime | None]]:
-    """Return the limits of queues, how many jobs run there, and until when a job has them wait."""
+Limited = Mapping[str, tuple[Limits, int, datetime | None]]
+"""By queue: its limits, how many jobs run there, and until when a job has it wait."""
+
+
+def read(db: Reads, queues: Collection[str] | None = None) -> Limited:
+    """Return the queues with limits, all or those among `queues`."""
     d = db.dialect
     columns = ("queue", *SETTINGS, "resume_at")
     running = f"(SELECT count(*) FROM {d.table('slot')} AS s WHERE s.queue = q.queue)"
-    where = f" WHERE q.queue = {d.value}" if queue else ""
+    if queues is not None and not queues:
+        return {}
+    where = f" WHERE q.queue IN ({d.values(len(queues))})" if queues else ""
     found = {}
     for *row, taken in db.rows(
         f"SELECT {selected(d, columns, 'q')}, {running} FROM {d.table('queue_limit')} AS q{where}",
-        (queue,) if queue else (),
+        tuple(queues or ()),
     ):
         fields = fields_of(d, columns, row)
         found[fields["queue"]] = (_limits(fields), taken, fields["resume_at"])
@@ -59,7 +65,7 @@ def _limits(row: Mapping[str, Any]) -> Limits:
 def change(db: Statements, name: str, given: Mapping[str, Any]) -> None:
     """Change the given limits of a queue; raises InvalidInput. Without any, it has no row."""
     d, table = db.dialect, db.dialect.table("queue_limit")
-    old, _, waits_until = read(db, name).get(name, (Limits(), 0, None))
+    old, _, waits_until = read(db, [name]).get(name, (Limits(), 0, None))
     new = merged(old, given)
     if new == old:
         return

@@ -148,17 +148,20 @@ class StatsReader:
         """Return the jobs by status, queue and type, exact at this moment."""
         return [Count(*row) for row in self.counted("{counts}")]
 
-    def counted(self, statement: str) -> list[Any]:
-        """Execute a statement with the counts put in for `{counts}`, counted the faster way."""
+    def counted(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Execute a statement with the counts put in for `{counts}`, or `{parts}` of counts.
+
+        They are counted the faster way.
+        """
         d = self._dialect
         ((far,),) = self._read.rows_by_index(sql.is_far(d))
         if not far:
-            return self._read.rows_by_index(statement.replace("{counts}", sql.counts(d)))
+            return self._read.rows_by_index(sql.filled(d, statement), values)
         plain = (
             f"SELECT status, queue, type, count(*) AS jobs FROM {d.table('job')}"
             " GROUP BY status, queue, type ORDER BY status, queue, type"
         )
-        return self._read.rows(statement.replace("{counts}", plain))
+        return self._read.rows(re.sub("{counts}|{parts}", plain, statement), values)
 
     def next_batch(self, known: Place | None) -> tuple[Place, StatsBatch | None]:
         """Return the place up to which the ledger is added up, and the next batch of it.

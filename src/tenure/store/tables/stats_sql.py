@@ -121,17 +121,28 @@ SELECT {d.lost} OR count(*) > {MAX_UNCOUNTED} FROM (
 def counts(d: Dialect) -> str:
     """Jobs by status, queue and type: the tally with the transitions since."""
     return f"""
+SELECT status, queue, type, CAST(sum(jobs) AS bigint) AS jobs FROM ({parts(d)}) AS counted
+GROUP BY status, queue, type HAVING sum(jobs) <> 0 ORDER BY status, queue, type
+"""
+
+
+def parts(d: Dialect) -> str:
+    """What `counts` adds up."""
+    return f"""
 WITH changes AS MATERIALIZED (
     SELECT t.source, t.target, j.queue, j.type, count(*) AS transitions
     FROM {d.table("transition")} AS t {d.with_job} WHERE {d.since}
     GROUP BY t.source, t.target, j.queue, j.type
 )
-SELECT status, queue, type, CAST(sum(jobs) AS bigint) AS jobs FROM (
-    SELECT status, queue, type, jobs FROM {d.table("tally")}
-    UNION ALL SELECT target, queue, type, transitions FROM changes
-    UNION ALL SELECT source, queue, type, -transitions FROM changes WHERE source IS NOT NULL
-) AS counted GROUP BY status, queue, type HAVING sum(jobs) <> 0 ORDER BY status, queue, type
+SELECT status, queue, type, jobs FROM {d.table("tally")}
+UNION ALL SELECT target, queue, type, transitions FROM changes
+UNION ALL SELECT source, queue, type, -transitions FROM changes WHERE source IS NOT NULL
 """
+
+
+def filled(d: Dialect, statement: str) -> str:
+    """A statement with the counts put in for `{counts}`, and what they add up for `{parts}`."""
+    return statement.replace("{counts}", counts(d)).replace("{parts}", parts(d))
 
 
 def miscounts(d: Dialect) -> str:
