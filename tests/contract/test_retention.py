@@ -15,6 +15,7 @@ from tenure.jobs.retention import FOREVER_SECONDS, RetentionRule
 from tenure.jobs.work import Duty
 from tenure.store.duties import look
 from tests.contract.granted_role import also_as_granted_role
+from tests.support.raw_sql import Refused
 from tests.support.store import StoreHarness, new_job, report_completed
 
 HOUR = 3_600.0
@@ -46,6 +47,15 @@ def prune(harness: StoreHarness, keep: Mapping[str, float], limit: int = 500) ->
 def left(harness: StoreHarness) -> list[str]:
     """The types of the jobs that are there."""
     return sorted(job.type for job in harness.store.read.find(Query(limit=1_000)))
+
+
+@pytest.mark.parametrize("seconds", ["-1", "315360001", "1e11", "1e400", "1e13"])
+def test_sql_cannot_keep_jobs_for_a_time_that_is_none(harness: StoreHarness, seconds: str) -> None:
+    """No date is so long ago: each batch of retention would fail."""
+    add = "INSERT INTO {retention} (subject, name, failed) VALUES ('queue', 'mail', "
+    with pytest.raises(Refused):
+        harness.sql.run(f"{add}{seconds})")
+    harness.sql.run(f"{add}{FOREVER_SECONDS})")
 
 
 @also_as_granted_role

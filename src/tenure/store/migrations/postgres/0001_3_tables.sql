@@ -146,13 +146,14 @@ CREATE TABLE {schema}.type (
 );
 CREATE INDEX type_paused ON {schema}.type (name) WHERE paused_at IS NOT NULL;
 
--- How many seconds settled jobs of a type or a queue are kept; jobs/retention.py says which rule holds.
+-- How many seconds settled jobs of a type or a queue are kept, up to ten years, 1e12 for ever; jobs/retention.py
+-- says which rule holds.
 CREATE TABLE {schema}.retention (
     subject text COLLATE "C" NOT NULL CHECK (subject IN ('type', 'handler', 'queue')),
     name text COLLATE "C" NOT NULL,
-    completed double precision CHECK (completed >= 0),
-    cancelled double precision CHECK (cancelled >= 0),
-    failed double precision CHECK (failed >= 0),
+    completed double precision CHECK (completed BETWEEN 0 AND 315360000 OR completed = 1e12),
+    cancelled double precision CHECK (cancelled BETWEEN 0 AND 315360000 OR cancelled = 1e12),
+    failed double precision CHECK (failed BETWEEN 0 AND 315360000 OR failed = 1e12),
     PRIMARY KEY (subject, name)
 );
 

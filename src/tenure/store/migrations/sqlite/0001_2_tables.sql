@@ -145,13 +145,14 @@ CREATE TABLE tenure_type (
 ) STRICT;
 CREATE INDEX tenure_type_paused ON tenure_type (name) WHERE paused_at IS NOT NULL;
 
--- How many seconds settled jobs of a type or a queue are kept; jobs/retention.py says which rule holds.
+-- How many seconds settled jobs of a type or a queue are kept, up to ten years, 1e12 for ever; jobs/retention.py
+-- says which rule holds.
 CREATE TABLE tenure_retention (
     subject TEXT NOT NULL CHECK (subject IN ('type', 'handler', 'queue')),
     name TEXT NOT NULL,
-    completed REAL CHECK (completed >= 0),
-    cancelled REAL CHECK (cancelled >= 0),
-    failed REAL CHECK (failed >= 0),
+    completed REAL CHECK (completed BETWEEN 0 AND 315360000 OR completed = 1e12),
+    cancelled REAL CHECK (cancelled BETWEEN 0 AND 315360000 OR cancelled = 1e12),
+    failed REAL CHECK (failed BETWEEN 0 AND 315360000 OR failed = 1e12),
     PRIMARY KEY (subject, name)
 ) STRICT, WITHOUT ROWID;
 
