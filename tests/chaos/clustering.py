@@ -200,7 +200,7 @@ def play_round(
         yield from crew.dismiss("worker")
         yield from checker.check(folder, inner)
     except AssertionError as error:
-        error.add_note(f"{crew.said()}\n{cluster.said()}")
+        error.add_note(f"ended by itself: {crew.ended()}\n{crew.said()}\n{cluster.said()}")
         raise
 
 
