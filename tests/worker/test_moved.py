@@ -11,10 +11,9 @@ import pytest
 
 from tenure import JobContext, Tenure
 from tenure.errors import StoreMoved
-from tenure.store.moving.rows import Destination
-from tenure.store.moving.sqlite_source import SqliteSource
+from tenure.store.moving.sides import Destination
+from tenure.store.moving.sqlite import SqliteSource
 from tenure.store.protocol import ELSEWHERE
-from tenure.store.sqlite.connection import path_of
 from tests.support.cli import PROGRAM, clean_environment, run_cli
 from tests.support.http import api_client, assert_problem
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -25,9 +24,9 @@ MESSAGE = "they were moved to postgresql://new/app; start the programs again wit
 def hand_over(app: Tenure) -> None:
     """Close the database of `app` as the switch does."""
     app.open()
-    source = SqliteSource(path_of(app.database))
-    types: dict[str, dict[str, str]] = defaultdict(lambda: defaultdict(str))
-    source.begin(Destination("id", "postgresql://new/app", moved=False), types)
+    source = SqliteSource(app.database)
+    source.types = defaultdict(lambda: defaultdict(str))
+    source.begin(Destination("id", "postgresql://new/app", moved=False))
     with source.closed():
         source.hand_over(ELSEWHERE + MESSAGE)
     source.close()

@@ -11,7 +11,10 @@ from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.findings import Check, CheckResult
 from tenure.jobs.redaction import without_password
 from tenure.store import is_sqlite, schema_of
-from tenure.store.moving.rows import Source
+from tenure.store.doctor import problem
+from tenure.store.moving.postgres import PostgresSource
+from tenure.store.moving.sides import Source
+from tenure.store.moving.sqlite import SqliteSource
 from tenure.store.moving.tables import JOB
 from tenure.store.moving.target import Target
 
@@ -20,9 +23,10 @@ from psycopg import Error as PostgresError
 
 ALONE_SECONDS = 10.0
 RIGHTS = """
-SELECT CASE WHEN to_regnamespace(%s) IS NULL
+SELECT CASE WHEN to_regnamespace('{s}') IS NULL
     THEN has_database_privilege(current_database(), 'CREATE')
-    ELSE pg_has_role((SELECT nspowner FROM pg_namespace WHERE oid = to_regnamespace(%s)), 'USAGE')
+    ELSE (SELECT pg_has_role(nspowner, 'USAGE') FROM pg_namespace
+        WHERE oid = to_regnamespace('{s}'))
 END"""
 
 
@@ -41,7 +45,8 @@ def opened(source: str, target: str) -> Iterator[tuple[Source, Target]]:
     if not schema_of(source)[0]:
         raise InvalidInput(f"no database of Tenure: {without_password(source)}", path="SOURCE")
     try:
-        with closing(_source_of(source)) as source_side, closing(Target(target)) as target_side:
+        of = SqliteSource if is_sqlite(source) else PostgresSource
+        with closing(of(source)) as source_side, closing(Target(target)) as target_side:
             _be_alone(target_side)
             yield source_side, target_side
     except (PostgresError, SqliteError) as error:
@@ -59,17 +64,6 @@ def _be_alone(target: Target) -> None:
         time.sleep(ALONE_SECONDS / 100)
 
 
-def _source_of(url: str) -> Source:
-    if is_sqlite(url):
-        from tenure.store.moving.sqlite_source import SqliteSource
-        from tenure.store.sqlite.connection import usable_path_of
-
-        return SqliteSource(usable_path_of(url))
-    from tenure.store.moving.postgres_source import PostgresSource
-
-    return PostgresSource(url)
-
-
 def check(source: Source, target: Target, urls: tuple[str, str]) -> list[Check]:
     """Return what would stop moving, and how much there is to move."""
     return [_versions(*urls), _source(source, urls), _target(source, target), _size(source)]
@@ -79,37 +73,32 @@ def _versions(source: str, target: str) -> Check:
     (found, needed), (there, needed_there) = schema_of(source), schema_of(target)
     if found != needed or there not in (0, needed_there):
         advice = "use the same version of Tenure on both, and run `tenure migrate` before"
-        return Check("versions", CheckResult.PROBLEM, f"schema {found} and {there}", advice)
-    return Check("versions", CheckResult.OK, f"schema {found}, as this program needs")
+        return problem("versions", f"schema {found} and {there}", advice)
+    return problem("versions", f"schema {found}, as this program needs", "")
 
 
 def _source(source: Source, urls: tuple[str, str]) -> Check:
-    state, name = source.state(), without_password(urls[1])
+    state, name, advice = source.state(), without_password(urls[1]), ""
     if state is not None and state.target != name:
         what = "were moved" if state.moved else "are being moved"
-        advice = "" if state.moved else "finish that, or undo it with --abort and that address"
-        return Check("source", CheckResult.PROBLEM, f"its jobs {what} to {state.target}", advice)
+        advice = "finish that, or undo it with --abort and that address"
+        return problem("source", f"its jobs {what} to {state.target}", advice)
     if not source.may_begin():
         advice = "run this as the role that owns the tables, as `tenure migrate` does"
-        return Check("source", CheckResult.PROBLEM, "this role does not own the tables", advice)
-    return Check(
-        "source",
-        CheckResult.OK,
-        "its jobs can be moved" if state is None else "its jobs are being moved",
-    )
+        return problem("source", "this role does not own the tables", advice)
+    can_be = "can be" if state is None else "are being"
+    return problem("source", f"its jobs {can_be} moved", "")
 
 
 def _target(source: Source, target: Target) -> Check:
     state, mark, schema = source.state(), target.mark(), target.address.schema
-    if not target.one(RIGHTS, target.address.quoted, target.address.quoted):
+    if not target.one(RIGHTS):
         advice = "grant it CREATE on the database, or name another role"
-        return Check("target", CheckResult.PROBLEM, f"this role may not make {schema}", advice)
-    if mark is None and target.tables() and not (state is not None and state.moved):
+        return problem("target", f"this role may not make {schema}", advice)
+    if mark is None and target.tables and not (state is not None and state.moved):
         advice = "choose a database without Tenure, or another schema with ?schema=name"
-        return Check("target", CheckResult.PROBLEM, f"schema {schema} has tables", advice)
-    return Check(
-        "target", CheckResult.OK, f"schema {schema} " + ("is new" if mark is None else "is a copy")
-    )
+        return problem("target", f"schema {schema} has tables", advice)
+    return problem("target", f"schema {schema} " + ("is new" if mark is None else "is a copy"), "")
 
 
 def _size(source: Source) -> Check:

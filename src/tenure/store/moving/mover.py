@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -23,16 +24,18 @@ from collections.abc import Callable, Sequence
 from tenure import failpoints
 from tenure.errors import MoveRefused
 from tenure.jobs.findings import Progress
-from tenure.store.moving.rows import Change, Destination, Digest, Source
-from tenure.store.moving.tables import ALONE, COPIED, JOB
-from tenure.store.moving.target import Target
+from tenure.store.moving.sides import Change, Destination, Source, digest
+from tenure.store.moving.tables import ALONE, COPIED, JOB, OF_JOBS
+from tenure.store.moving.target import BEGINNING, PLACED, Mark, Target
 from tenure.store.protocol import ELSEWHERE
 
 JOBS_AT_ONCE = 5_000
 CHANGES_AT_ONCE = 20_000
 SHORT_SECONDS = 0.4
 """A round that took no longer is followed by the switch."""
-MAX_ROUNDS = 100
+MAX_ROUNDS = 20
+"""So many rounds after which no fewer changes are left than before."""
+WITH_JOBS = [table.name for table in (JOB, *OF_JOBS)]
 
 GONE = ELSEWHERE + "they were moved to {target}; start the programs again with that address"
 NOT_YET = ELSEWHERE + "they are still in {source}; `tenure move` copies them here"
@@ -62,15 +65,16 @@ class Mover:
             self._open(state)
             return
         if state is None or mark is None or mark.id != state.id:
-            state = self._begin(names, url, is_copy=mark is not None)
+            state, mark = self._begin(names, url, is_copy=mark is not None)
         else:
-            self._note(f"going on after job {mark.copied_to}" if mark.copied_to else "going on")
-        self._learn()
-        if mark is None or not mark.compared:
-            self._copy_all()
-            self._catch_up()
+            self._note(f"going on after job {mark.copied_to}")
+        self._source.types = self._target.types = self._target.tables
+        if not mark.compared:
+            mark = self._copy_all(mark)
+            self._catch_up(check=False)
             self._compare(verify)
-        self._catch_up()
+            self._target.set_mark(mark._replace(compared=True))
+        self._catch_up(check=True)
         began = self._switch(GONE.format(target=names[1]))
         self._open(state, began)
 
@@ -83,96 +87,103 @@ class Mover:
         if self._target.mark() is not None:
             self._target.drop()
 
-    def _begin(self, names: tuple[str, str], url: str, is_copy: bool) -> Destination:
+    def _begin(
+        self, names: tuple[str, str], url: str, *, is_copy: bool
+    ) -> tuple[Destination, Mark]:
         state = Destination(secrets.token_hex(8), names[1], moved=False)
+        mark = Mark(state.id, BEGINNING, compared=False)
         if is_copy:
             self._target.drop()
-        self._target.create(url, state.id, NOT_YET.format(source=names[0]))
-        self._learn()
-        self._source.begin(state, self._target.types)
+        self._target.create(url, mark, NOT_YET.format(source=names[0]))
+        self._source.types = self._target.tables
+        self._source.begin(state)
         failpoints.hit("move.after_begin")
-        return state
-
-    def _learn(self) -> None:
-        """Find out which columns there are."""
-        self._target.types = types = self._target.tables()
-        for table in COPIED:
-            if unknown := set(self._source.columns(table.name)) - set(types[table.name]):
-                raise MoveRefused(f"{table.name} has columns that are unknown there: {unknown}")
+        return state, mark
 
     # --- copying
 
-    def _copy_all(self) -> None:
+    def _copy_all(self, mark: Mark) -> Mark:
+        if mark.copied_to == BEGINNING:
+            for table in ALONE:
+                with self._source.snapshot(), self._target.copying([table.name]):
+                    self._target.copy_rows(self._source, table)
         total, done = self._source.count(JOB), self._target.count(JOB)
-        mark = self._target.mark()
-        after = "" if mark is None else mark.copied_to
         while True:
             self._progress(done, max(total, done), "copying jobs")
             with self._source.snapshot():
-                ids = self._source.job_ids(after, JOBS_AT_ONCE)
-                if ids:
-                    after = ids[-1]
-                    self._target.copy_jobs(self._source, ids, copied_to=after)
-            if len(ids) < JOBS_AT_ONCE:
-                return
+                ids = self._source.job_ids(mark.copied_to, JOBS_AT_ONCE)
+                if not ids:
+                    return mark
+                mark = mark._replace(copied_to=ids[-1])
+                with self._target.copying(WITH_JOBS):
+                    self._target.copy_jobs(self._source, ids, check=False)
+                    self._target.set_mark(mark)
             done += len(ids)
 
-    def _catch_up(self) -> None:
-        """Copy what has changed until a round is so short that the next one can be the last."""
-        changed = 0
-        for number in range(1, MAX_ROUNDS + 1):
-            self._progress(number, None, "catching up")
+    def _catch_up(self, *, check: bool) -> None:
+        """Copy what has changed until a round is so short that the next one can be the last.
+
+        `check` reads each copy again: after the comparison of all rows, nothing else would.
+        """
+        least, since = sys.maxsize, 0
+        while since < MAX_ROUNDS:
+            left = self._source.changed()
+            least, since = min(left, least), 0 if left < least else since + 1
+            self._progress(left, None, "changes to catch up with")
             began = time.monotonic()
             with self._source.snapshot():
-                changes = self._source.changes(0, CHANGES_AT_ONCE)
-                self._copy(changes, check=True)
+                changes = self._source.changes(CHANGES_AT_ONCE)
+                self._copy(changes, check=check)
             self._source.forget([number for number, _, _ in changes])
-            changed = len(changes)
-            if changed < CHANGES_AT_ONCE and time.monotonic() - began < SHORT_SECONDS:
+            if len(changes) < CHANGES_AT_ONCE and time.monotonic() - began < SHORT_SECONDS:
                 return
         raise MoveRefused(
-            f"rows change faster than they are copied, {changed} in the last round. Let less work"
-            " go on, for example by `tenure queues pause`, and run the same command again"
+            f"rows change faster than they are copied, {left} are left. Let less"
+            " work go on, for example by `tenure queues pause`, and run the same command again"
         )
 
-    def _copy(self, changes: Sequence[Change], *, check: bool) -> None:
+    def _copy(self, changes: Sequence[Change], *, check: bool, place: bool = False) -> None:
+        """Copy rows that have changed, in one transaction, and the places in the ledger."""
         keys: defaultdict[str, dict[str, None]] = defaultdict(dict)
         for _, name, key in changes:
             keys[name][key] = None
-        for table in ALONE:
-            if table.name in keys:
-                changed = f"[{','.join(keys[table.name])}]"
-                self._target.copy_rows(self._source, table, changed, check=check)
-        ids = sorted(id for key in keys[JOB.name] for id in json.loads(key))
-        for at in range(0, len(ids), JOBS_AT_ONCE):
-            self._target.copy_jobs(self._source, ids[at : at + JOBS_AT_ONCE], check=check)
+        ids = {json.loads(key)[0] for key in keys.pop(JOB.name, ())}
+        for key in keys.get("queue_limit", ()):  # by it follows more from these jobs, or less
+            ids.update(self._source.open_jobs(*json.loads(key)))
+        tables = {*keys, *(WITH_JOBS if ids else ()), *(PLACED if place else ())}
+        with self._target.copying(tables):
+            for table in ALONE:
+                if table.name in keys:
+                    changed = f"[{','.join(keys[table.name])}]"
+                    self._target.copy_rows(self._source, table, changed, check=check)
+            ordered = sorted(ids)
+            for at in range(0, len(ordered), JOBS_AT_ONCE):
+                some = ordered[at : at + JOBS_AT_ONCE]
+                self._target.copy_jobs(self._source, some, check=check)
+            if place:
+                self._target.place(self._source)
 
     def _compare(self, verify: Callable[[], list[str]]) -> None:
         """Make the target equal to one state of the source, compare all rows, and verify it."""
-        numbers: list[int] = []
         with self._source.snapshot():
-            while changes := self._source.changes(max(numbers, default=0), CHANGES_AT_ONCE):
-                self._copy(changes, check=False)
-                numbers += [number for number, _, _ in changes]
-            self._target.place(self._source)
+            changes = self._source.changes()
+            self._copy(changes, check=False, place=True)
             for done, table in enumerate(COPIED):
                 self._progress(done, len(COPIED), f"comparing {table.name}")
-                columns = self._target.types[table.name]
-                here = Digest(self._source.read(table, columns))
+                here = digest(self._source.read(table))
                 with self._target.transaction():
-                    there = Digest(self._target.read(table, columns))
+                    there = digest(self._target.read(table))
                 if here != there:
                     raise MoveRefused(f"{table.name} differs: {here} here, {there} there")
-                if here.rows:
+                if not here.startswith("0 "):
                     self._note(f"{table.name}: the same {here}")
-        self._source.forget(numbers)
+        self._source.forget([number for number, _, _ in changes])
         self._progress(0, None, "verifying the copy")
         if violations := verify():
             raise MoveRefused(
                 f"`tenure verify` finds {len(violations)} violations there, the first: "
                 f"{violations[0]}. See whether the source has them"
             )
-        self._target.compared()
         self._note("the copy is verified: no violation")
 
     # --- the switch
@@ -183,8 +194,7 @@ class Mover:
         failpoints.hit("move.before_switch")
         with self._source.closed():
             began = time.monotonic()
-            self._copy(self._source.changes(0, None), check=True)
-            self._target.place(self._source)
+            self._copy(self._source.changes(), check=True, place=True)
             for table in (JOB, *ALONE):
                 here, there = self._source.count(table), self._target.count(table)
                 if here != there:

@@ -12,13 +12,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import NamedTuple
 
 from tenure import failpoints
 from tenure.errors import MoveRefused
 from tenure.store.constraints import SETTLED_SQL
-from tenure.store.moving.postgres_rows import PostgresRows, keys_as, quoted, same_key
-from tenure.store.moving.rows import Columns, Digest, Row, Source
+from tenure.store.moving.postgres import PostgresSide
+from tenure.store.moving.sides import Columns, Row, Source, digest
 from tenure.store.moving.tables import JOB, OF_JOBS, Table
 from tenure.store.postgres import schema
 
@@ -26,108 +27,99 @@ from tenure.store.postgres import schema
 import psycopg
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-KEPT = ("ready", "ended", "arrival", "slot", "tag")
-"""Tables that hold what follows from jobs."""
+BEGINNING = "00000000-0000-0000-0000-000000000000"
+"""Before the first job."""
 ARRIVED_TOGETHER = 500
 
-MARK = """
-CREATE TABLE {s}.move_copy (
-    id text NOT NULL, copied_to text NOT NULL, compared boolean NOT NULL)"""
 GUARDS = """
-SELECT c.relname, string_agg(format('ENABLE %%s TRIGGER %%I',
-    CASE g.tgenabled WHEN 'A' THEN 'ALWAYS' WHEN 'R' THEN 'REPLICA' ELSE '' END, g.tgname), ', ')
+SELECT string_agg(format('ALTER TABLE %%s ENABLE %%s TRIGGER %%I', g.tgrelid::regclass,
+    CASE g.tgenabled WHEN 'A' THEN 'ALWAYS' WHEN 'R' THEN 'REPLICA' ELSE '' END, g.tgname), '; ')
 FROM pg_trigger AS g JOIN pg_class AS c ON c.oid = g.tgrelid
-WHERE c.relnamespace = to_regnamespace(%s) AND NOT g.tgisinternal AND g.tgenabled <> 'D'
-GROUP BY c.relname"""
-
-# The planner knows nothing of new tables. OFFSET 0 keeps it from reading one of them whole for each
-# job.
-JOBS = "CROSS JOIN LATERAL (SELECT * FROM {s}.job WHERE job.id = copied.id OFFSET 0) AS j"
-RUNNING = "(SELECT DISTINCT unnest(ids) AS id FROM {s}.arrival WHERE status = 'processing')"
-TURN = """(
-    SELECT CASE WHEN l.partitioned THEN coalesce(j.partition, '') END
-    FROM {s}.queue_limit AS l WHERE l.queue = j.queue)"""
+WHERE c.relnamespace = to_regnamespace('{s}') AND NOT g.tgisinternal AND g.tgenabled <> 'D'
+    AND c.relname = ANY (%s)"""
+LIMIT = "(SELECT {} FROM {{s}}.queue_limit AS l WHERE l.queue = t.queue)"
+TURN = LIMIT.format("CASE WHEN l.partitioned THEN coalesce(t.partition, '') END")
 
 
-def _deletion(table: str, found: str, same: str) -> str:
-    """Return SQL that deletes the rows of a table, `t`, that belong to what is `found`."""
-    return f"""
-DELETE FROM {{s}}.{table} WHERE ctid = ANY (ARRAY(
-    SELECT old.ctid FROM {found}
-        CROSS JOIN LATERAL (SELECT ctid FROM {{s}}.{table} AS t WHERE {same} OFFSET 0) AS old))"""
+class Following(NamedTuple):
+    """A table whose rows follow from a job `t`, as the guards write them."""
+
+    name: str
+    key: Mapping[str, str]
+    """Column -> value, of those by which an index finds the rows."""
+    more: Mapping[str, str] = {}
+    where: str = "true"
+    of: str = "t"
+
+    def removal(self) -> str:
+        """Return SQL that deletes the rows of jobs."""
+        key, values = ", ".join(self.key), ", ".join(self.key.values())
+        found = f"SELECT ctid FROM {{s}}.{self.name} WHERE ({key}) = ({values}) OFFSET 0"
+        return deletion(self.name, f"{self.of} CROSS JOIN LATERAL ({found}) AS old", "old")
+
+    def insertion(self) -> str:
+        """Return SQL that adds them."""
+        columns = {**self.key, **self.more}
+        select = f"SELECT DISTINCT {', '.join(columns.values())} FROM {self.of} WHERE {self.where}"
+        return f"INSERT INTO {{s}}.{self.name} ({', '.join(columns)}) {select}"
 
 
-def _slots(found: str) -> str:
-    """Return SQL that gives slots to jobs."""
-    return f"""
-INSERT INTO {{s}}.slot (queue, partition, job_id)
-SELECT j.queue, coalesce(j.partition, ''), j.id FROM {found} AS copied {JOBS}
-WHERE j.status = 'processing'
-    AND (SELECT {{s}}.sets_limits(l) FROM {{s}}.queue_limit AS l WHERE l.queue = j.queue)"""
+def deletion(table: str, found: str, alias: str = "t") -> str:
+    """Return SQL that deletes the rows of a table that are `found`."""
+    ids = f"ARRAY(SELECT {alias}.ctid FROM {found})"
+    return f"DELETE FROM {{s}}.{table} WHERE ctid = ANY ({ids})"
 
 
-FORGET = (
-    _deletion(
+def over_jobs(statements: Iterable[str]) -> str:
+    """Return one statement of many, for `jobs`: each takes a turn of the server and of this."""
+    named = (f"s{number} AS ({statement})" for number, statement in enumerate(statements))
+    return f"WITH t AS MATERIALIZED (SELECT t.* FROM {{jobs}}), {', '.join(named)} SELECT 1"
+
+
+FOLLOWING = (
+    Following(
         "ready",
-        f"copied {JOBS}",
-        "(t.queue, t.priority, t.run_at, t.id) = (j.queue, j.priority, j.run_at, j.id)",
+        {"queue": "t.queue", "priority": "t.priority", "run_at": "t.run_at", "id": "t.id"},
+        {"type": "t.type", "start_by": "t.start_by", "partition": TURN},
+        "t.status = 'pending'",
     ),
-    _deletion(
+    Following(
         "slot",
-        f"copied {JOBS}",
-        "(t.queue, t.partition, t.job_id) = (j.queue, coalesce(j.partition, ''), j.id)",
+        {"queue": "t.queue", "partition": "coalesce(t.partition, '')", "job_id": "t.id"},
+        where=f"t.status = 'processing' AND {LIMIT.format('{s}.sets_limits(l)')}",
     ),
-    _deletion("ended", f"copied {JOBS}", "(t.status, t.id) = (j.status, j.id)"),
-    _deletion(
+    Following(
+        "ended",
+        {"status": "t.status", "id": "t.id"},
+        where="t.status IN ('failed', 'cancelled')",
+    ),
+    Following(
         "tag",
-        f"copied {JOBS} CROSS JOIN LATERAL json_array_elements_text(j.tags::json) AS one",
-        "(t.tag, t.job_id) = (one.value, j.id)",
-    ),
-    *(
-        _deletion(table.name, "copied", f"t.{table.key[0]} = copied.id")
-        for table in (JOB, *OF_JOBS)
+        {"tag": "one.value", "job_id": "t.id"},
+        of="t CROSS JOIN LATERAL json_array_elements_text(t.tags::json) AS one",
     ),
 )
-FOLLOW = (
-    f"""
-INSERT INTO {{s}}.ready (queue, priority, run_at, id, type, start_by, partition)
-SELECT j.queue, j.priority, j.run_at, j.id, j.type, j.start_by, {TURN}
-FROM copied {JOBS} WHERE j.status = 'pending'""",
-    _slots("copied"),
-    f"""
-INSERT INTO {{s}}.ended (status, id)
-SELECT j.status, j.id FROM copied {JOBS} WHERE j.status IN ('failed', 'cancelled')""",
-    f"""
-INSERT INTO {{s}}.tag (tag, job_id)
-SELECT DISTINCT one.value, j.id
-FROM copied {JOBS} CROSS JOIN LATERAL json_array_elements_text(j.tags::json) AS one
-WHERE j.tags IS NOT NULL""",
-    f"""
+ARRIVALS = f"""
 INSERT INTO {{s}}.arrival (status, at, ids)
 SELECT status, min(at), array_agg(id) FROM (
-    SELECT j.status, j.id, coalesce(j.lease_expires_at, j.finished_at, j.start_by) AS at,
-        row_number() OVER (PARTITION BY j.status) / {ARRIVED_TOGETHER} AS part
-    FROM copied {JOBS}
-    WHERE j.status IN ('processing', {SETTLED_SQL})
-        OR (j.status = 'waiting' AND j.start_by IS NOT NULL)
-) AS one GROUP BY status, part""",
-)
-"""What the guards would write for these jobs."""
+    SELECT t.status, t.id, coalesce(t.lease_expires_at, t.finished_at, t.start_by) AS at,
+        row_number() OVER (PARTITION BY t.status) / {ARRIVED_TOGETHER} AS part
+    FROM t
+    WHERE t.status IN ('processing', {SETTLED_SQL})
+        OR (t.status = 'waiting' AND t.start_by IS NOT NULL)
+) AS one GROUP BY status, part"""
+OWNED = (Following(table.name, {table.key[0]: "t.id"}) for table in (JOB, *OF_JOBS))
+FORGET = over_jobs(one.removal() for one in (*FOLLOWING, *OWNED))
+FOLLOW = over_jobs([ARRIVALS, *(one.insertion() for one in FOLLOWING)])
+# Only where there are limits: else every claim would look for them from then on.
+EDITION = """
+UPDATE {s}.limit_edition SET edition = nextval('{s}.limit_edition_seq')
+WHERE EXISTS (SELECT FROM {s}.queue_limit)"""
+FOLLOWING_TABLES = ("arrival", "limit_edition", *(one.name for one in FOLLOWING))
 
-MOVE_UP = """
-UPDATE {s}.transition SET xid = %s::text::xid8 WHERE xid = %s::text::xid8 AND seq = ANY (%s)"""
 
-REFILL = (
-    f"""
-UPDATE {{s}}.ready AS r SET partition = {TURN}
-FROM {{s}}.job AS j
-WHERE j.id = r.id AND r.queue = ANY (%s) AND r.partition IS DISTINCT FROM {TURN}""",
-    "DELETE FROM {s}.slot WHERE queue = ANY (%s)",
-    _slots(RUNNING) + " AND j.queue = ANY (%s)",
-    "UPDATE {s}.limit_edition SET edition = nextval('{s}.limit_edition_seq')"
-    " WHERE %s::text[] <> '{}'",
-)
-"""What follows from a change of the limits of queues (parameter)."""
+PLACED = ("transition", "measured", "webhook")
+"""Tables that `place` writes."""
 
 
 class Mark(NamedTuple):
@@ -138,35 +130,34 @@ class Mark(NamedTuple):
     compared: bool
 
 
-class Target(PostgresRows):
+class Target(PostgresSide):
     """A schema that is copied to, and later the schema of the jobs."""
-
-    types: Mapping[str, Columns]
-    """The columns that are copied, by table."""
 
     def mark(self) -> Mark | None:
         """Return what is copied, None if this is no copy."""
-        if not self.exists("move_copy"):
+        if "move_copy" not in self.every_table():
             return None
         return Mark(*self.rows("SELECT id, copied_to, compared FROM {s}.move_copy")[0])
 
-    def compared(self) -> None:
-        """Note that the copy was equal to the source: each later change is compared by itself."""
-        self.rows("UPDATE {s}.move_copy SET compared = true")
+    def set_mark(self, mark: Mark) -> None:
+        """Note what is copied."""
+        self.rows("UPDATE {s}.move_copy SET id = %s, copied_to = %s, compared = %s", mark)
 
-    def create(self, url: str, id: str, message: str) -> None:
+    def create(self, url: str, mark: Mark, message: str) -> None:
         """Make the schema, closed to everybody with `message`."""
         with self.transaction():
             self.connection.execute(schema.script(url, 0, begin=False).encode())
-            self.rows(MARK)
-            self.rows("INSERT INTO {s}.move_copy VALUES (%s, '', false)", (id,))
-            self.close_all(message)
-        self._tables = {}
+            self.rows(
+                "CREATE TABLE {s}.move_copy"
+                " AS SELECT %s::text AS id, %s::text AS copied_to, %s::boolean AS compared",
+                mark,
+            )
+            vars(self).pop("tables", None)  # they are new
+            self.refuse_writes(message)
 
     def drop(self) -> None:
         """Remove the schema and all that is in it."""
         self.rows("DROP SCHEMA {s} CASCADE")
-        self._tables = {}
 
     def open(self) -> None:
         """Open the tables to everybody: the jobs are here from now on."""
@@ -175,63 +166,71 @@ class Target(PostgresRows):
             self.rows("DROP TABLE {s}.move_copy")
 
     @contextmanager
-    def unguarded(self, tables: Sequence[str]) -> Iterator[None]:
+    def copying(self, tables: Iterable[str]) -> Iterator[None]:
         """Copy to these tables in the block, which is one transaction."""
+        names = [*tables, *FOLLOWING_TABLES]
         with self.transaction():
-            guards = {t: on for t, on in self.rows(GUARDS, (self.address.quoted,)) if t in tables}
-            for table in guards:
-                self.rows(f"ALTER TABLE {{s}}.{table} DISABLE TRIGGER USER")
+            ((guards,),) = self.rows(GUARDS, (names,))
+            self.rows("; ".join(f"ALTER TABLE {{s}}.{name} DISABLE TRIGGER USER" for name in names))
             yield
-            for table, on in guards.items():
-                self.rows(f"ALTER TABLE {{s}}.{table} {on}")
+            self.rows(guards)
         failpoints.hit("move.after_copy")
 
-    def copy_jobs(
-        self, source: Source, ids: Sequence[str], *, copied_to: str = "", check: bool = False
-    ) -> None:
+    def copy_jobs(self, source: Source, ids: Sequence[str], *, check: bool) -> None:
         """Copy jobs with all that belongs to them; those that do not exist any more are deleted.
 
-        `copied_to` is noted in the same transaction. `check` reads the copies again and compares.
+        `check` reads the copies again and compares.
         """
-        keys = json.dumps([[id] for id in ids])
-        with self.unguarded([JOB.name, *(table.name for table in OF_JOBS), *KEPT]):
-            self.rows("CREATE TEMPORARY TABLE copied (id uuid) ON COMMIT DROP")
-            self._put("pg_temp.copied", {"id": "uuid"}, [(id,) for id in ids])
-            for statement in FORGET:
-                self.rows(statement)
-            for table in (JOB, *OF_JOBS):
-                self._copy(source, table, keys, check)
-            for statement in FOLLOW:
-                self.rows(statement)
-            if copied_to:
-                self.rows("UPDATE {s}.move_copy SET copied_to = %s", (copied_to,))
+        keys, jobs = json.dumps([[id] for id in ids]), self.having(JOB)
+        self.rows(FORGET.replace("{jobs}", jobs), (keys,))
+        for table in (JOB, *OF_JOBS):
+            self._add(source, table, keys, check=check)
+        self.rows(FOLLOW.replace("{jobs}", jobs), (keys,))
 
-    def copy_rows(self, source: Source, table: Table, keys: str, *, check: bool = False) -> None:
-        """Copy the rows of another table that have these keys; likewise."""
-        with self.unguarded([table.name, *KEPT, "limit_edition"]):
-            found = keys_as(table, self.types[table.name])
-            self.rows(_deletion(table.name, found, same_key(table)), (keys,))
-            self._copy(source, table, keys, check)
-            if table.name == "queue_limit":
-                queues = [queue for (queue,) in json.loads(keys)]
-                for statement in REFILL:
-                    self.rows(statement, (queues,))
+    def copy_rows(
+        self, source: Source, table: Table, keys: str | None = None, *, check: bool = False
+    ) -> None:
+        """Copy the rows of another table, those with these keys or all; likewise."""
+        if keys is None:
+            self.rows(f"DELETE FROM {{s}}.{table.name}")
+        else:
+            self.rows(deletion(table.name, self.having(table)), (keys,))
+        self._add(source, table, keys, check=check)
+        if table.name == "queue_limit":
+            self.rows(EDITION)
 
-    def _copy(self, source: Source, table: Table, keys: str, check: bool) -> None:
-        columns = self.types[table.name]
-        rows = list(source.read(table, columns, keys))
+    def _add(self, source: Source, table: Table, keys: str | None, *, check: bool) -> None:
+        types = self.types[table.name]
+        read = source.read(table, keys)
+        rows = list(read) if check else read
         try:
-            self._put(f"{{s}}.{table.name}", columns, rows)
+            self._put(table.name, types, rows)
         except psycopg.DataError as error:
             raise MoveRefused(
                 f"a row of {table.name} cannot be stored there: {error.diag.message_primary},"
                 f" {error.diag.context}. `tenure verify` finds values that no enqueue accepts"
             ) from error
-        if check and (copied := Digest(self.read(table, columns, keys))) != Digest(rows):
-            raise MoveRefused(f"a copy in {table.name} differs: {Digest(rows)} became {copied}")
+        if check and (is_now := digest(self.read(table, keys))) != digest(rows):
+            raise MoveRefused(f"a copy in {table.name} differs: {digest(rows)} became {is_now}")
+
+    def _put(self, table: str, columns: Columns, rows: Iterable[Row]) -> None:
+        times = [at for at, type in enumerate(columns.values()) if type == "timestamptz"]
+        names = ", ".join(f'"{column}"' for column in columns)
+        statement = self.sql(f"COPY {{s}}.{table} ({names}) FROM STDIN")
+        rest = iter(rows)
+        first = next(rest, None)
+        if first is None:
+            return
+        with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
+            for row in chain([first], rest):
+                cells = list(row)
+                for at in times:
+                    if cells[at] is not None:
+                        cells[at] = EPOCH + timedelta(microseconds=cells[at])
+                copy.write_row(cells)
 
     def place(self, source: Source) -> None:
-        """Let statistics and webhooks go on in the ledger where they are on the source.
+        """Let statistics and webhooks go on in the ledger where they are on the source: PLACED.
 
         A place there is a transaction and a number. Here every entry has the number that it had,
         and instead of the transaction how many of those places are before it. So each of them has
@@ -240,28 +239,17 @@ class Target(PostgresRows):
         (measured, millis), hooks = source.measured(), source.webhooks()
         places = sorted({measured, *(place for _, place in hooks)})
         last = source.last_seq()
-        with self.unguarded(["transition", "measured", "webhook"]):
-            self.rows("UPDATE {s}.transition SET xid = '0' WHERE xid > '0'")
-            for before, place in enumerate(places):
-                values = (str(before + 1), str(before), source.seqs_after(place))
-                self.rows(MOVE_UP, values)
-            of_stats = (str(places.index(measured)), last, millis)
-            self.rows(
-                "UPDATE {s}.measured SET xid = %s::text::xid8, seq = %s, millis = %s", of_stats
-            )
-            for name, place in hooks:
-                here = f"{places.index(place)}.{last}"
-                self.rows("UPDATE {s}.webhook SET position = %s WHERE name = %s", (here, name))
-            if last:
-                self.rows("SELECT setval('{s}.transition_seq_seq', %s)", (last,))
-
-    def _put(self, table: str, columns: Columns, rows: Iterable[Row]) -> None:
-        times = [at for at, type in enumerate(columns.values()) if type == "timestamptz"]
-        statement = self.sql(f"COPY {table} ({quoted(list(columns))}) FROM STDIN")
-        with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
-            for row in rows:
-                cells = list(row)
-                for at in times:
-                    if cells[at] is not None:
-                        cells[at] = EPOCH + timedelta(microseconds=cells[at])
-                copy.write_row(cells)
+        entries = "UPDATE {s}.transition SET xid = %s::text::xid8 WHERE xid = %s::text::xid8"
+        self.rows("UPDATE {s}.transition SET xid = '0' WHERE xid > '0'")
+        for before, place in enumerate(places):
+            values = (str(before + 1), str(before), source.seqs_after(place))
+            self.rows(f"{entries} AND seq = ANY (%s)", values)
+        self.rows(
+            "UPDATE {s}.measured SET xid = %s::text::xid8, seq = %s, millis = %s",
+            (str(places.index(measured)), last, millis),
+        )
+        for name, place in hooks:
+            here = f"{places.index(place)}.{last}"
+            self.rows("UPDATE {s}.webhook SET position = %s WHERE name = %s", (here, name))
+        if last:
+            self.rows("SELECT setval('{s}.transition_seq_seq', %s)", (last,))
