@@ -344,6 +344,40 @@ def test_a_claim_that_ends_at_its_bytes_is_followed_by_another(
             may_end.set()
 
 
+def test_a_worker_listens_for_work_only_while_it_wants_more(
+    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On SQLite all busy workers would look at each commit of each other one."""
+    app = app_on_each_engine
+    listening: list[bool] = []
+    on_work = app.core.on_work
+    may_end = threading.Event()
+
+    def seen(notify: Callable[[], None]) -> Callable[[], None]:
+        stop = on_work(notify)
+        listening.append(True)
+
+        def stopped() -> None:
+            listening.remove(True)
+            stop()
+
+        return stopped
+
+    @app.job
+    def slow() -> None:
+        may_end.wait(WAIT_SECONDS)
+
+    monkeypatch.setattr(app.core, "on_work", seen)
+    with running_worker(app, concurrency=1):
+        wait_until(lambda: listening == [True], "an idle worker to listen")
+        slow.enqueue()
+        wait_until(lambda: not listening, "a full worker to stop that")
+        may_end.set()
+        wait_until(lambda: listening == [True], "it to listen again")
+        wait_until_completed(app, slow.enqueue())
+    assert not listening
+
+
 def test_a_claim_says_how_many_handlers_are_free(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:

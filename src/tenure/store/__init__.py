@@ -28,7 +28,7 @@ from tenure.store import migrate, retention, times, transitions
 from tenure.store.commit import Committer
 from tenure.store.doctor import problem
 from tenure.store.duties import look
-from tenure.store.notify import Notifier
+from tenure.store.notify import COMMIT, Notifier
 from tenure.store.protocol import Database
 from tenure.store.reader import Reader
 from tenure.store.tables import progress, revisits, steps, unique_keys
@@ -64,8 +64,8 @@ class Store:
         """
         self.exchanges = len(databases) + 1
         """How many exchanges keep every writing connection busy: one more is prepared meanwhile."""
-        self._notifier = Notifier(reader.watch)
-        watch = self._notifier.subscribe if reader.sees_commits else None
+        self._notifier = Notifier(reader.watch, reader.attend)
+        watch = partial(self._notifier.subscribe, topic=COMMIT) if reader.sees_commits else None
         self._waits = Waits(reader, watch)
         self._committer = Committer(
             databases, self._notifier.notify, direct=direct, on_commit=self._waits.wake

@@ -15,20 +15,25 @@ log = logging.getLogger(__name__)
 
 WORK = ""
 """What a notification is about that names no worker: there may be work."""
+COMMIT = "commit"
+"""Something was committed, whatever it is; only some databases say so."""
 
 Notify = Callable[[str | None], None]
-"""Takes what a notification is about: work, a worker whose leases may have ended, None for all."""
+"""Takes what a notification is about: work, a commit, a worker whose leases may have ended, or
+None for all."""
 Watch = Callable[[Notify, threading.Event], None]
 
 
 class Notifier:
     """Notifies subscribers of commits, also of other processes once there is a subscriber."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, attend: Callable[[bool], None] = lambda _: None) -> None:
+        """`attend` gets whether anybody subscribes to work or commits at present."""
         self._lock = threading.Lock()
         self._subscribers: tuple[tuple[str, Callable[[], None]], ...] = ()
         self._stop = threading.Event()
         self._watch = watch
+        self._attend = attend
         self._thread: threading.Thread | None = None
 
     def notify(self, about: str | None = WORK) -> None:
@@ -52,20 +57,24 @@ class Notifier:
         with self._lock:
             others = self._subscribers
             entry = (topic, subscriber)
-            self._subscribers = (*others, entry)  # first: the watch notifies as it begins
+            self._change((*others, entry))  # first: the watch notifies as it begins
             if not self._stop.is_set() and self._thread is None:
                 try:
                     self._thread = self._started()
                 except StoreUnavailable:
-                    self._subscribers = others
+                    self._change(others)
                     raise
 
         def unsubscribe() -> None:
             with self._lock:
-                self._subscribers = tuple(e for e in self._subscribers if e is not entry)
+                self._change(tuple(e for e in self._subscribers if e is not entry))
             # The watch continues until the store closes: there is soon another subscriber.
 
         return unsubscribe
+
+    def _change(self, subscribers: tuple[tuple[str, Callable[[], None]], ...]) -> None:
+        self._subscribers = subscribers
+        self._attend(any(topic in {WORK, COMMIT} for topic, _ in subscribers))
 
     def _started(self) -> threading.Thread:
         thread = threading.Thread(

@@ -106,6 +106,9 @@ class Reader(ABC):
         It says what that may be about: work, or a worker whose running job was cancelled.
         """
 
+    def attend(self, needed: bool) -> None:  # noqa: B027 - most have nothing to save
+        """Note whether anybody waits for more than cancels, so that `watch` has to be quick."""
+
     @abstractmethod
     def read_through(self, statement: str, read: Callable[[Iterable[Any]], T]) -> T:
         """Execute a statement that may take minutes; return what `read` makes of its rows."""

@@ -96,6 +96,7 @@ class Exchanges:
         self.moved: StoreMoved | None = None
         """Set once the source has said that its jobs are elsewhere: nothing can be reported."""
         self._suspects = 0  # how many of the next reports are sent one by one
+        self._stop_listening: Callable[[], None] | None = None
 
     @property
     def under_way(self) -> int:
@@ -119,6 +120,26 @@ class Exchanges:
         """Note that there may be work. Called from any thread."""
         self.demand.notify()
         self._wakeup.notify()
+
+    def listen(self) -> None:
+        """Be notified of work, unless the last claim brought all that it asked for.
+
+        Then there may be more, and a notification would say nothing new. A source that does not
+        answer is no reason not to work.
+        """
+        if self.demand.backlogged:
+            self.stop_listening()
+        elif self._stop_listening is None:
+            try:
+                self._stop_listening = self._source.on_work(self.notify)
+            except TenureError as error:
+                self._stop_listening = lambda: None  # until the next backlog
+                log.warning("no notifications, polling only: %s", error)
+
+    def stop_listening(self) -> None:
+        if self._stop_listening is not None:
+            self._stop_listening()
+            self._stop_listening = None
 
     def cancel(self, *, held_only: bool = False) -> None:
         """Give up every exchange under way, or only a claim that is held until there is work."""
@@ -290,6 +311,7 @@ class Exchanges:
             idle=self._leases.count == 0,
             max_ahead=MAX_CLAIMED * self._source.exchanges,
         )
+        self.listen()
         if self._leases.oldest_wait() > MAX_AHEAD_SECONDS / 4:
             self.demand.ahead //= 2
         if arrived:

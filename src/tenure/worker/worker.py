@@ -155,11 +155,12 @@ class Worker:
     def _listen(self) -> Callable[[], None]:
         """Listen for work and cancels; a source that does not answer is no reason not to start."""
         ends = ExitStack()
+        self._exchanges.listen()
+        ends.callback(self._exchanges.stop_listening)
         try:
-            ends.callback(self._source.on_work(self._exchanges.notify))
             ends.callback(self._source.on_end(self.id, self._heart.beat_now))
         except TenureError as error:
-            log.warning("no notifications, polling only: %s", error)
+            log.warning("cancels are noticed with the heartbeats only: %s", error)
         return ends.close
 
     # --- stopping

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tenure import Tenure
+from tenure.jobs.work import ClaimRequest
 from tenure.store import migrate_store
-from tenure.store.notify import Notify, Watch
+from tenure.store.notify import COMMIT as COMMITTED
+from tenure.store.notify import WORK, Notify, Watch
 from tenure.store.sqlite import watch as sqlite_watch
 from tenure.store.sqlite.reader import SqliteReader
 from tests.support.no_threads import no_new_threads
@@ -65,12 +68,14 @@ class Watching:
     """The watch on a thread of its own, with its rings and looks counted."""
 
     def __init__(self, watch: Watch) -> None:
+        self.about: list[str | None] = []
         self.rung = threading.Event()
         self.stop = threading.Event()
         self.thread = threading.Thread(target=watch, args=(self._ring, self.stop), daemon=True)
         self.thread.start()
 
     def _ring(self, about: str | None) -> None:
+        self.about.append(about)
         self.rung.set()
 
     def notify(self) -> None:
@@ -148,9 +153,13 @@ def connections(path: Path) -> Connections:
 
 
 @contextlib.contextmanager
-def watching(connections: Connections, wal: Path) -> Iterator[Watching]:
+def watching(
+    connections: Connections, wal: Path, attention: sqlite_watch.Attention | None = None
+) -> Iterator[Watching]:
     """A watch that is at it: its first ring is over."""
-    watch = Watching(lambda notify, stop: sqlite_watch.watch(connections, wal, notify, stop))
+    watch = Watching(
+        lambda notify, stop: sqlite_watch.watch(connections, wal, notify, stop, attention)
+    )
     watch.notify()
     yield watch
     watch.end()
@@ -277,6 +286,89 @@ def test_a_log_that_was_deleted_and_made_anew_is_watched_again(
             other.run(COMMIT)
             watch.notify()
         assert wal.stat().st_ino in watched_files()
+
+
+# --- what they bring ----------------------------------------------------------------------------
+
+
+def test_commits_ring_for_work_only_if_a_job_is_due_soon(
+    connections: Connections, path: Path, wal: Path
+) -> None:
+    with watching(connections, wal) as watch, Tenure(f"sqlite:///{path}") as app:
+
+        def heard(act: Callable[[], object]) -> set[str | None]:
+            watch.about.clear()
+            act()
+            wait_until(lambda: COMMITTED in watch.about)
+            connections.more_looks(3)
+            return set(watch.about)
+
+        assert heard(lambda: app.enqueue("far", delay=3600)) == {COMMITTED}
+        soon = sqlite_watch.SOON_SECONDS - 1
+        assert heard(lambda: app.enqueue("due", delay=soon, queue="z")) == {WORK, COMMITTED}
+
+
+def test_with_many_lanes_every_commit_rings_for_work(
+    connections: Connections, path: Path, wal: Path
+) -> None:
+    with Tenure(f"sqlite:///{path}") as app:
+        for n in range(sqlite_watch.MAX_HEADS - 1):
+            app.enqueue("far", delay=3600, queue=f"queue{n}")
+        with watching(connections, wal) as watch:
+            watch.about.clear()
+            app.queues.pause("queue1")
+            wait_until(lambda: COMMITTED in watch.about)
+            assert WORK not in watch.about
+            app.enqueue("far", delay=3600, queue="one-more")
+            wait_until(lambda: WORK in watch.about)
+
+
+@linux
+def test_while_nobody_waits_for_work_commits_are_looked_at_together(
+    connections: Connections, wal: Path, other: Other
+) -> None:
+    attention = sqlite_watch.Attention()
+    with watching(connections, wal, attention) as watch:
+        wait_until(lambda: wal.stat().st_ino in watched_files())
+        attention.set(False)
+        connections.more_looks(2)  # it has noticed
+        begun, looks = time.monotonic(), connections.looks
+        for _ in range(200):
+            other.run(COMMIT)
+        rests = (time.monotonic() - begun) / sqlite_watch.REST_SECONDS
+        assert connections.looks - looks <= rests + 2
+        assert WORK not in watch.about
+
+
+@linux
+def test_who_begins_to_wait_for_work_is_told_of_what_came_before(
+    connections: Connections, path: Path, wal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention = sqlite_watch.Attention()
+    with Tenure(f"sqlite:///{path}") as app, watching(connections, wal, attention) as watch:
+        wait_until(lambda: wal.stat().st_ino in watched_files())
+        attention.set(False)
+        app.enqueue("due")
+        wait_until(lambda: COMMITTED in watch.about)  # it has seen the commit, and told nobody
+        monkeypatch.setattr(sqlite_watch, "REST_SECONDS", 3600.0)
+        connections.more_looks(1)
+        assert WORK not in watch.about
+        attention.set(True)
+        wait_until(lambda: WORK in watch.about)
+
+
+@linux
+def test_a_cancel_rings_though_nobody_waits_for_work(
+    connections: Connections, path: Path, wal: Path
+) -> None:
+    attention = sqlite_watch.Attention()
+    with Tenure(f"sqlite:///{path}") as app, watching(connections, wal, attention) as watch:
+        wait_until(lambda: wal.stat().st_ino in watched_files())
+        attention.set(False)
+        job = app.enqueue("due")
+        app.core.claim(ClaimRequest(worker="me", limit=1, lease_seconds=60))
+        app.cancel(job.id)
+        wait_until(lambda: "me" in watch.about)
 
 
 # --- quiet --------------------------------------------------------------------------------------

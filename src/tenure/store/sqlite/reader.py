@@ -49,25 +49,6 @@ SELECT count(*) FROM (
     LIMIT {MAX_AHEAD + 1})
 """
 
-# The head of each lane, a queue at a priority, is its oldest job: two searches in the index for
-# each lane, however many jobs wait in it.
-HEADS = """
-WITH RECURSIVE lane (row) AS (
-    SELECT (SELECT rowid FROM tenure_job WHERE status = 'pending' {only}
-        ORDER BY queue, priority, run_at LIMIT 1)
-    UNION ALL
-    SELECT coalesce(
-        (SELECT rowid FROM tenure_job
-            WHERE status = 'pending' AND queue = last.queue AND priority > last.priority
-            ORDER BY queue, priority, run_at LIMIT 1),
-        (SELECT rowid FROM tenure_job WHERE status = 'pending' AND queue > last.queue {others}
-            ORDER BY queue, priority, run_at LIMIT 1))
-    FROM lane CROSS JOIN tenure_job AS last ON last.rowid = lane.row
-), head AS (
-    SELECT queue, run_at FROM lane CROSS JOIN tenure_job AS job ON job.rowid = lane.row
-)
-"""
-
 
 GATHERED_BY = {Status.PENDING: "tenure_job_ready", Status.PROCESSING: "tenure_job_lease"}
 """The index of all jobs in a status, where they may be few."""
@@ -80,7 +61,7 @@ class SqliteReader(Reader):
     """Read connections to one file."""
 
     dialect = DIALECT
-    heads = HEADS
+    heads = sqlite_watch.HEADS
     ahead_sql = AHEAD
     sees_commits = True
     spares_writer = True  # there is one at a time
@@ -93,6 +74,7 @@ class SqliteReader(Reader):
         self._idle: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
         self._closed = False
+        self._attention = sqlite_watch.Attention()
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -201,8 +183,11 @@ class SqliteReader(Reader):
     def watch(self, notify: Notify, stop: threading.Event) -> None:
         wal = self._path.with_name(self._path.name + "-wal")
         self.hears = True
-        sqlite_watch.watch(lambda: connect(self._path), wal, notify, stop)
+        sqlite_watch.watch(lambda: connect(self._path), wal, notify, stop, self._attention)
         self.hears = False
+
+    def attend(self, needed: bool) -> None:
+        self._attention.set(needed)
 
     def close(self) -> None:
         with self._lock:

@@ -5,6 +5,10 @@ there is reason to: on Linux the kernel reports writes to the write-ahead log. A
 its commit can be seen, by the time that the flush takes, so the question is repeated until the
 answer changes, at intervals that are short at first and grow with the wait. A slow poll runs all
 the time: there are file systems whose writes the kernel does not report.
+
+Each process that works on the file sees each commit of every other, and most of these bring it no
+work. So workers are notified only if a job is due now or soon. And while nobody in this process
+waits for work, commits are looked at together, for cancels.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from tenure.store.notify import WORK, Notify
+from tenure.store.notify import COMMIT, WORK, Notify
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,11 @@ LOADED_SECONDS = 0.002
 """The average between looks while commits never pause. Shorter pauses are paid with saved looks."""
 MAX_SAVED = 500.0
 TRY_AGAIN_SECONDS = 0.1
+REST_SECONDS = 0.02
+"""The pause after a look while nobody waits for work: a cancel is noticed so much later."""
+SOON_SECONDS = 3.0
+"""Workers that know when the next job falls due ask again within two seconds."""
+MAX_HEADS = 20
 
 CANCELLED = """
 SELECT t.seq, job.worker
@@ -49,6 +58,54 @@ FROM tenure_transition AS t INDEXED BY tenure_transition_cancelled
 JOIN tenure_job AS job ON job.id = t.job_id
 WHERE t.source = 'processing' AND t.event = 'cancelled' AND t.seq > ? ORDER BY t.seq
 """
+
+# The head of each lane, a queue at a priority, is its oldest job: two searches in the index for
+# each lane, however many jobs wait in it.
+HEADS = """
+WITH RECURSIVE lane (row) AS (
+    SELECT (SELECT rowid FROM tenure_job WHERE status = 'pending' {only}
+        ORDER BY queue, priority, run_at LIMIT 1)
+    UNION ALL
+    SELECT coalesce(
+        (SELECT rowid FROM tenure_job
+            WHERE status = 'pending' AND queue = last.queue AND priority > last.priority
+            ORDER BY queue, priority, run_at LIMIT 1),
+        (SELECT rowid FROM tenure_job WHERE status = 'pending' AND queue > last.queue {others}
+            ORDER BY queue, priority, run_at LIMIT 1))
+    FROM lane CROSS JOIN tenure_job AS last ON last.rowid = lane.row
+), head AS (
+    SELECT queue, run_at FROM lane CROSS JOIN tenure_job AS job ON job.rowid = lane.row
+)
+"""
+# Whether a job falls due soon, or may: there are too many lanes to know.
+SOON = f"""{HEADS.format(only="", others="")}
+SELECT max(run_at <= at + {SOON_SECONDS * 1000:.0f}) OR count(*) = {MAX_HEADS}
+FROM (SELECT run_at FROM head LIMIT {MAX_HEADS}) CROSS JOIN tenure_now
+"""
+
+
+class Attention:
+    """Whether anybody in this process waits for work or commits. Set from any thread."""
+
+    def __init__(self) -> None:
+        self.is_needed = True
+        self.is_new = False
+        """Whether somebody has started to wait since the watch looked for work last."""
+        self._lock = threading.Lock()
+        self._wake: Callable[[], None] | None = None
+
+    def set(self, needed: bool) -> None:
+        with self._lock:
+            before, self.is_needed = self.is_needed, needed
+            if needed and not before:
+                self.is_new = True
+                if self._wake is not None:
+                    self._wake()
+
+    def wake_by(self, wake: Callable[[], None] | None) -> None:
+        """Call `wake` from now on when somebody begins to wait."""
+        with self._lock:
+            self._wake = wake
 
 
 class Looks:
@@ -90,9 +147,11 @@ class LogWrites:
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "inotify gives out no more instances")
         self._interruption = os.eventfd(0)
+        self._interrupted = select.poll()
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
-        self._poll.register(self._interruption, select.POLLIN)
+        for poll in (self._poll, self._interrupted):
+            poll.register(self._interruption, select.POLLIN)
 
     def aim(self) -> bool:
         """Watch the file that has the name now; whether that is possible.
@@ -109,14 +168,22 @@ class LogWrites:
         if seconds < 0.001:
             time.sleep(seconds)
         else:
-            self._poll.poll(int(seconds * 1000))
+            self._wait(self._poll, seconds)
         try:
             return bool(os.read(self._fd, 4096))  # which events they are does not matter
         except BlockingIOError:
             return False
 
+    def rest(self, seconds: float) -> None:
+        """Wait so long, whatever is written."""
+        self._wait(self._interrupted, seconds)
+
+    def _wait(self, poll: select.poll, seconds: float) -> None:
+        if any(fd == self._interruption for fd, _ in poll.poll(int(seconds * 1000))):
+            os.eventfd_read(self._interruption)
+
     def interrupt(self) -> None:
-        """End the waiting of another thread, now and from now on."""
+        """End the waiting of another thread, or else its next one."""
         os.eventfd_write(self._interruption, 1)
 
     def close(self) -> None:
@@ -130,32 +197,37 @@ def watch(
     wal: Path,
     notify: Notify,
     stop: threading.Event,
+    attention: Attention | None = None,
 ) -> None:
     """Call `notify` at the start and after every commit, this process's too, until `stop` is set.
 
-    Once more for each worker whose running job that commit has cancelled.
+    Once more if that may bring work, and for each worker whose running job it has cancelled. While
+    `attention` says that nobody needs more, of cancels only, and later.
     `wal` is the write-ahead log of the file that `connect` opens. Commits in quick succession may
     share one call. Database errors are logged and end nothing.
     """
+    attention = attention or Attention()
     try:
         writes = LogWrites(wal)
     except OSError as error:
         log.info("writes to %s are not reported, so it is polled: %s", wal, error)
-        _look_until(stop, connect, None, notify)
+        _look_until(stop, connect, None, notify, attention)
         return
-    looking = threading.Thread(
-        target=_look_until, args=(stop, connect, writes, notify), name="tenure-look", daemon=True
-    )
+    given = (stop, connect, writes, notify, attention)
+    looking = threading.Thread(target=_look_until, args=given, name="tenure-look", daemon=True)
+    attention.wake_by(writes.interrupt)
     try:
         looking.start()
     except RuntimeError as error:  # a limit of the machine
         log.warning("new jobs are noticed by polling only: %s", error)
+        attention.wake_by(None)
         writes.close()
-        _look_until(stop, connect, None, notify)
+        _look_until(stop, connect, None, notify, attention)
         return
     stop.wait()  # here, because poll() cannot wait for an Event as well
     writes.interrupt()
     looking.join()
+    attention.wake_by(None)
     writes.close()
 
 
@@ -164,13 +236,14 @@ def _look_until(
     connect: Callable[[], sqlite3.Connection],
     writes: LogWrites | None,
     notify: Notify,
+    attention: Attention,
 ) -> None:
     failing = False
     while not stop.is_set():
         try:
             with closing(connect()) as connection:
                 failing = False
-                _look_on(stop, connection, writes, notify)
+                _look_on(stop, connection, writes, notify, attention)
         except sqlite3.Error as error:
             if not failing:
                 log.warning("cannot see what other processes commit, trying again: %s", error)
@@ -183,20 +256,26 @@ def _look_on(
     connection: sqlite3.Connection,
     writes: LogWrites | None,
     notify: Notify,
+    attention: Attention,
 ) -> None:
     """Look until `stop` is set, or raise sqlite3.Error. The first look finds a commit, in case."""
     looks = Looks(time.monotonic())
     (place,) = connection.execute("SELECT coalesce(max(seq), 0) FROM tenure_transition").fetchone()
     pause, reported, heard, known = 0.0, False, False, None
     while not stop.is_set():
+        if writes and reported and not attention.is_needed:
+            writes.rest(REST_SECONDS)
+            pause = 0.0 if attention.is_new or stop.is_set() else pause
         written = writes.wait(pause) if writes and reported else stop.wait(pause)
         heard = heard or written
         (version,) = connection.execute("PRAGMA data_version").fetchone()
         changed = version != known
+        if changed or attention.is_new:
+            _notify_of_work(connection, notify, attention)
         if known is None:
             notify(None)  # also of what came before `place`
         elif changed:
-            notify(WORK)
+            notify(COMMIT)
             for seq, worker in connection.execute(CANCELLED, (place,)):
                 place = seq
                 notify(worker)
@@ -207,3 +286,10 @@ def _look_on(
             pause = 0.0  # something may have come before that
         if changed:
             heard = written
+
+
+def _notify_of_work(connection: sqlite3.Connection, notify: Notify, attention: Attention) -> None:
+    """Notify those who wait for work if there may be some, for them or others."""
+    attention.is_new = False  # first: who begins to wait meanwhile needs another look
+    if attention.is_needed and connection.execute(SOON).fetchone()[0]:
+        notify(WORK)
