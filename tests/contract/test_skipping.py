@@ -13,7 +13,7 @@ from tenure.jobs.graph import MAX_COUNTED
 from tenure.jobs.ids import new_ids
 from tenure.jobs.queries import Filter
 from tenure.lifecycle import Job
-from tests.support.store import StoreHarness, report_completed, report_failed
+from tests.support.store import StoreHarness, report_completed, report_failed, report_suspended
 
 
 @pytest.fixture
@@ -121,6 +121,20 @@ def test_who_misses_another_one_too_stays_skipped(harness: StoreHarness, app: Te
     follow(harness)
     assert states(harness, ids) == "retried cancelled skipped skipped"
     complete(harness, ids[0])
+
+
+def test_who_waits_for_a_signal_is_not_skipped(harness: StoreHarness) -> None:
+    """It has run: what had to come before that has come, whatever becomes of the other parents."""
+    ids = graph(harness, ([], {}), ([], {}), ([1], {}), ([0, 2], {"needs": "any"}), ([3], {}))
+    first, second = harness.claim(limit=2)
+    harness.report(report_completed(first))
+    (lease,) = harness.claim()
+    assert lease.id == ids[3]
+    harness.report(report_suspended(lease))
+    harness.report(report_failed(second))
+    follow(harness)
+    assert states(harness, ids) == "completed failed skipped suspended waiting"
+    assert harness.store.read.violations(10) == []
 
 
 def test_a_key_that_another_one_holds_keeps_a_job_skipped(

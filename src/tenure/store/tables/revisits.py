@@ -21,7 +21,7 @@ from tenure.store.transitions import Steps
 
 AT_ONCE = 1_000
 """Jobs of which one transaction decides."""
-DOOMED = "job.status = 'waiting' AND edge.meets = 'completed'"
+DOOMED = "job.status = 'waiting' AND job.token = 0 AND edge.meets = 'completed'"
 """What a job that is skipped can doom: it will not complete."""
 SKIPPED = "job.status = 'cancelled' AND job.event = 'skipped'"
 
@@ -79,7 +79,9 @@ def restore_behind(db: Database, parents: Sequence[str], actor: str) -> None:
 
 def _skip(db: Database, roots: Sequence[str]) -> Iterable[str]:
     jobs = db.lock(_behind(db, roots, DOOMED))
-    spare = {job.id: job.spare or 0 for job in jobs.values() if job.status is Status.WAITING}
+    # One that was claimed waits for a signal.
+    waiting = [j for j in jobs.values() if j.status is Status.WAITING and not j.token]
+    spare = {job.id: job.spare or 0 for job in waiting}
     doomed = [id for id in roots if spare.get(id, 0) < 0]
     if doomed:
         links = [link for link in _links(db, spare) if link.gate is None]
