@@ -293,12 +293,11 @@ def test_poison_among_three_supervised_workers(
     assert kills == 1
     assert script.lines() == ["poison 1", "poison 2", "poison 3"]
     history = app.history(poison.id)
-    claims = [transition.at for transition in history if transition.event == "claimed"]
-    ended = ("lease_expired", "failed")
-    ends = [transition.at for transition in history if transition.event in ended]
-    assert all(
-        (claim - end).total_seconds() >= 4.5
-        for claim, end in zip(claims[1:], ends[:2], strict=True)
-    ), [(transition.event, transition.at) for transition in history]
+    ended = None  # not paired by number: a busy worker hands back what it has claimed and not begun
+    for transition in history:
+        if transition.event in ("lease_expired", "failed"):
+            ended = transition.at
+        elif transition.event == "claimed" and ended is not None:
+            assert (transition.at - ended).total_seconds() >= 4.5, history
     assert wait_until_settled(app, poison).attempts == 3
     assert app.verify() == []
