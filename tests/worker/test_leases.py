@@ -77,6 +77,30 @@ def test_handlers_that_take_longer_than_a_lease_run_once(
     assert [transitions(app, job) for job in jobs] == 2 * [["enqueued", "claimed", "completed"]]
 
 
+def test_the_first_heartbeat_comes_before_the_first_lease_ends(
+    app_on_each_engine: Tenure, clock: Clock
+) -> None:
+    """A third of a lease after the start, also if nothing else asks for it. That is real time."""
+    app = app_on_each_engine
+    let_go, watched = threading.Event(), threading.Event()
+    lease = 6.0
+    app.core.on_end("an earlier worker", watched.set)
+    assert watched.wait(WAIT_SECONDS)  # the watch asks all workers of its process as it begins
+
+    @app.job
+    def stay() -> None:
+        let_go.wait(WAIT_SECONDS)
+
+    job = stay.enqueue()
+    with running_worker(app, lease_seconds=lease):
+        wait_until(lambda: app.get(job.id).status is Status.PROCESSING, "the job to be claimed")
+        renewed = clock.advance(1) + timedelta(seconds=lease)
+        wait_until(
+            lambda: app.get(job.id).lease_expires_at == renewed, "a heartbeat", seconds=lease
+        )
+        let_go.set()
+
+
 def test_jobs_that_wait_in_a_worker_keep_their_leases_too(
     app_on_each_engine: Tenure, clock: Clock
 ) -> None:
