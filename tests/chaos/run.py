@@ -2,11 +2,12 @@
 
 Beside that, servers are sent bytes and requests at random.
 
-    python -m tests.chaos.run [--seconds 600] [--seed N] [--soak | --cluster N] [--keep]
+    python -m tests.chaos.run [--seconds 600] [--seed N] [--soak | --cluster N | --graphs N] [--keep]
 
 The seed is printed first and decides what chance decides; the figures are printed at the end. With
 `--soak` only the last part runs, for as long as it is told: minutes or hours. With `--cluster N`
-only a real cluster fails, N times in each way. `--keep` writes tests/chaos/last_run.json or
+only a real cluster fails, N times in each way; with `--graphs N` only random graphs of N jobs on each
+engine are compared with a reference. `--keep` writes tests/chaos/last_run.json or
 last_cluster.json, from which docs/reliability.md shows the figures.
 """
 
@@ -43,10 +44,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--soak", action="store_true", help="only everything at once")
     parser.add_argument("--cluster", type=int, metavar="N", help="only N failovers of each kind")
+    parser.add_argument("--graphs", type=int, metavar="N", help="only random graphs of N jobs")
     parser.add_argument("--keep", action="store_true", help="keep the figures for the docs")
     asked = parser.parse_args()
     if asked.cluster:
         return cluster(asked.cluster, asked.seed, keep=asked.keep)
+    if asked.graphs:
+        print(f"seed {asked.seed}, {asked.graphs:,} jobs", flush=True)
+        return graphs(asked.graphs, asked.seed)
     print(f"seed {asked.seed}, {asked.seconds:.0f} s", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -121,6 +126,12 @@ def cluster(failovers: int, seed: int, *, keep: bool) -> int:
     """So many failovers of each kind of a real cluster; 0 if nothing was found wrong."""
     command = [sys.executable, "-m", "tests.chaos.clustering", str(failovers), str(seed)]
     command += [str(LAST_CLUSTER)] if keep else []
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def graphs(jobs: int, seed: int) -> int:
+    """Random graphs of so many jobs on each engine; 0 if all was as on the reference."""
+    command = [sys.executable, "-m", "tests.model.many_graphs", str(jobs), str(seed)]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 

@@ -137,6 +137,24 @@ def test_who_waits_for_a_signal_is_not_skipped(harness: StoreHarness) -> None:
     assert harness.store.read.violations(10) == []
 
 
+def test_parents_whose_endings_count_later_count_once(harness: StoreHarness, app: Tenure) -> None:
+    """One fails, one stays skipped; both have more followers than one statement counts."""
+    last = [(0, "settled"), (2, "settled"), 3]
+    ids = graph(harness, ([], {}), ([], {}), ([0, 1], {}), ([1], {}), (last, {}))
+    fail(harness, ids[0])
+    fail(harness, ids[1])
+    follow(harness)
+    assert states(harness, ids) == "failed failed skipped skipped skipped"
+    for parent, ended_as in ((ids[0], "failed"), (ids[2], "cancelled")):
+        harness.sql.run("INSERT INTO {overdue} VALUES (?, ?, ?)", parent, ended_as, ids[3])
+    app.retry(ids[1])
+    assert states(harness, ids) == "failed retried skipped restored restored"
+    assert harness.get(ids[4]).need == 3
+    follow(harness)
+    assert harness.get(ids[4]).need == 1
+    assert harness.store.read.violations(10) == []
+
+
 def test_a_key_that_another_one_holds_keeps_a_job_skipped(
     harness: StoreHarness, app: Tenure
 ) -> None:

@@ -154,6 +154,7 @@ class Edge(NamedTuple):
     meets: str
     gate: int | None = None
     name: str | None = None
+    is_late: bool = False  # the ending of the parent counts later for the child
 
 
 def in_order(jobs: Collection[str], links: Iterable[tuple[str, str]]) -> list[str]:
@@ -240,7 +241,8 @@ def restored_by(
     for job in _ordered(jobs, [(link.parent, link.child) for link in links])[0]:
         tallies = dict(outside.get(job, {}))
         for link in inside[job]:
-            met = None if link.parent in back else is_met(link.meets, "cancelled")
+            counts_later = link.parent in back or link.is_late
+            met = None if counts_later else is_met(link.meets, "cancelled")
             tallies[link.gate] = tallies.get(link.gate, Tally()).plus(met)
         count = counted(tallies, jobs[job])
         if count.spare >= 0:

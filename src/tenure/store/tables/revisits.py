@@ -149,11 +149,18 @@ def _links(db: Database, jobs: Collection[str]) -> list[Edge]:
     gate = "NULL" if d.engine == "sqlite" else "gate"
     among, ids = _ids(db, jobs), list(jobs)
     rows = db.rows(
-        f"SELECT {d.id('parent')}, {d.id('child')}, meets, {gate} FROM {d.table('dependency')}"
-        f" WHERE parent IN ({among}) AND (child IN ({among})) IS TRUE AND meets <> 'past'",
+        f"SELECT {d.id('edge.parent')}, {d.id('child')}, meets, {gate}, NULL,"
+        f" late.parent IS NOT NULL FROM {d.table('dependency')} AS edge {_late(db)}"
+        f" WHERE edge.parent IN ({among}) AND (child IN ({among})) IS TRUE AND meets <> 'past'",
         (*ids, *ids),
     )
     return [Edge(*row) for row in rows]
+
+
+def _late(db: Database) -> str:
+    """Join what says that the ending of a parent counts later for a child."""
+    overdue = db.dialect.table("overdue")
+    return f"LEFT JOIN {overdue} AS late ON late.parent = edge.parent AND late.after < edge.child"
 
 
 def _needs(db: Database, jobs: Collection[str]) -> dict[str, int | None]:
@@ -182,9 +189,8 @@ def _tallies(db: Database, jobs: Collection[str]) -> dict[str, dict[int | None, 
         f" THEN {met_sql('edge', 'parent')} END AS met"
         f" FROM {d.table('dependency')} AS edge"
         f" LEFT JOIN {d.table('job')} AS parent ON parent.id = edge.parent"
-        f" LEFT JOIN {d.table('overdue')} AS late"
-        " ON late.parent = edge.parent AND late.after < edge.child"
-        f" WHERE edge.child IN ({ids}) AND edge.parent NOT IN ({ids}) AND edge.meets <> 'past'"
+        f" {_late(db)} WHERE edge.child IN ({ids}) AND edge.parent NOT IN ({ids})"
+        " AND edge.meets <> 'past'"
         ") AS one GROUP BY child, gate",
         (*given, *given),
     )
