@@ -2,13 +2,14 @@
 
 Beside that, servers are sent bytes and requests at random.
 
-    python -m tests.chaos.run [--seconds 600] [--seed N] [--soak | --cluster N | --graphs N] [--keep]
+    python -m tests.chaos.run [--seconds 600] [--seed N] [--soak | --cluster N | --graphs N]
+        [--keep]
 
 The seed is printed first and decides what chance decides; the figures are printed at the end. With
 `--soak` only the last part runs, for as long as it is told: minutes or hours. With `--cluster N`
-only a real cluster fails, N times in each way; with `--graphs N` only random graphs of N jobs on each
-engine are compared with a reference. `--keep` writes tests/chaos/last_run.json or
-last_cluster.json, from which docs/reliability.md shows the figures.
+only a real cluster fails, N times in each way. With `--graphs N` only random graphs are played,
+until each engine has had N jobs. `--keep` writes tests/chaos/last_run.json or last_cluster.json,
+from which docs/reliability.md shows the figures.
 """
 
 from __future__ import annotations

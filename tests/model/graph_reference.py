@@ -2,7 +2,8 @@
 
 Written a second time, from what each ending means to a follower and not from how it is counted: a
 waiting job has what its dependencies say at this moment, computed anew from all of them. Times are
-left out. What the store may choose for itself, which parents are overdue, is told to it.
+whole milliseconds. What the store may choose for itself is told to it: which jobs a claim or a
+sweep takes, and which parents are overdue.
 """
 
 from __future__ import annotations
@@ -16,6 +17,13 @@ from tenure.dependency import Meets
 
 GATED_ABOVE = 256
 """Parents of a child whose edges are counted in gates, on PostgreSQL."""
+
+
+class Awaited(NamedTuple):
+    """The signal that a suspended job waits for: by its number, until a time."""
+
+    number: int
+    expires_at: int | None
 
 
 class Counts(NamedTuple):
@@ -40,6 +48,25 @@ class Node:
     need: int | None = None
     spare: int | None = None
     followers: list[str] = field(default_factory=list)
+    run_at: int = 0
+    start_by: int | None = None
+    snoozes: int = 0
+    lease_ends: int | None = None
+    awaited: Awaited | None = None
+    signals: int = 0  # how many were sent to it
+    steps: list[tuple[str, int]] = field(default_factory=list)  # (name, token)
+    history: list[str] = field(default_factory=list)
+
+    def become(self, status: str, event: str) -> None:
+        """Take one transition. A lease ends with the attempt, and a wait with the waiting."""
+        self.status, self.event = status, event
+        self.lease_ends = self.awaited = None
+        self.history.append(event)
+
+    @property
+    def waits_for_jobs(self) -> bool:
+        """Whether it waits for other jobs: one that was claimed waits for a signal."""
+        return self.status == "waiting" and not self.token
 
     @property
     def rests(self) -> bool:
@@ -77,6 +104,7 @@ class Graph:
         self.nodes: dict[str, Node] = {}
         self.overdue: Mapping[str, str] = {}  # parent -> the last child that knows of its ending
         self.gated_above = gated_above  # None: nothing is counted in gates
+        self.now = 0
 
     # --- what the dependencies of a job say
 
@@ -111,8 +139,7 @@ class Graph:
     @property
     def doomed(self) -> list[Node]:
         """The jobs that wait for what cannot come any more."""
-        waiting = (node for node in self.nodes.values() if node.status == "waiting")
-        return [node for node in waiting if (node.spare or 0) < 0]
+        return [n for n in self.nodes.values() if n.waits_for_jobs and (n.spare or 0) < 0]
 
     # --- what happens
 
@@ -124,24 +151,61 @@ class Graph:
                 self.nodes[parent].followers.append(node.id)
             if node.edges:
                 node.need, node.spare = self.counts(node)
-                node.status = "pending" if node.need <= 0 else "waiting"
+            node.become("waiting" if (node.need or 0) > 0 else "pending", "enqueued")
 
-    def claim(self, id: str) -> None:
+    def claim(self, id: str, lease_ends: int) -> None:
         node = self.nodes[id]
         assert node.status == "pending"
-        node.status, node.event = "processing", "claimed"
+        assert node.run_at <= self.now
+        assert node.start_by is None or node.start_by > self.now
+        node.become("processing", "claimed")
+        node.lease_ends = lease_ends
         node.attempts += 1
         node.token += 1
 
-    def end(self, id: str, event: str) -> None:
-        """`completed`, `failed` (tried again while attempts are left), `gave_up`, `cancelled`."""
+    def end(self, id: str, event: str, delay: int = 0) -> None:
+        """An attempt or a job ends: `completed`, `gave_up`, `cancelled`, `expired`.
+
+        Or `failed` or `lease_expired`, tried again after `delay` while attempts are left.
+        """
         node = self.nodes[id]
-        node.status = {"completed": "completed", "cancelled": "cancelled"}.get(event, "failed")
-        node.event = event
+        ended_as = {"completed": "completed", "cancelled": "cancelled", "expired": "cancelled"}
+        node.become(ended_as.get(event, "failed"), event)
         if not node.rests:
-            node.status, node.event = "pending", "retried"
+            node.become("pending", "retried")
+            node.run_at = self.now + delay
             return
         self.tell(node)
+
+    def expire(self, ids: Iterable[str]) -> None:
+        """These had to start before now: they end at one moment, so none is counted for another."""
+        late = [self.nodes[id] for id in ids]
+        for node in late:
+            assert node.status in ("waiting", "pending")
+            assert node.start_by is not None
+            assert node.start_by <= self.now
+            node.become("cancelled", "expired")
+        self.tell(*late)
+
+    def hand_back(self, id: str, event: str, delay: int = 0, until: int | None = None) -> None:
+        """`released`, `interrupted`, `snoozed`, or `suspended` until the next signal or a time."""
+        node = self.nodes[id]
+        node.become("waiting" if event == "suspended" else "pending", event)
+        node.attempts -= 1
+        node.snoozes += event in ("snoozed", "suspended")
+        if event == "snoozed":
+            node.run_at = self.now + delay
+        if event == "suspended":
+            node.need, node.spare = 1, 0
+            node.awaited = Awaited(len(node.steps) + 1, until)
+            if node.signals >= node.awaited.number:
+                self.unblock(id)
+
+    def signal(self, id: str) -> None:
+        node = self.nodes[id]
+        node.signals += 1
+        if node.awaited and node.awaited.number == node.signals:
+            self.unblock(id)
 
     def tell(self, *changed: Node) -> None:
         """What follows for those that wait for jobs that came to rest, or left it."""
@@ -149,11 +213,10 @@ class Graph:
             self.count(self.nodes[id])
 
     def count(self, node: Node) -> None:
-        if node.status != "waiting":
-            return
-        node.need, node.spare = self.counts(node)
-        if node.need <= 0:
-            node.status, node.event = "pending", "unblocked"
+        if node.waits_for_jobs:
+            node.need, node.spare = self.counts(node)
+            if node.need <= 0:
+                self.unblock(node.id, node.need)
 
     def count_overdue(self, overdue: Mapping[str, str]) -> None:
         """Others are overdue now."""
@@ -166,7 +229,7 @@ class Graph:
         skipped = []
         while doomed := self.doomed:
             for node in doomed:
-                node.status, node.event = "cancelled", "skipped"
+                node.become("cancelled", "skipped")
                 skipped.append(node.id)
             self.tell(*doomed)
         return skipped
@@ -177,7 +240,8 @@ class Graph:
         assert node.status == "failed"
         if more_retries:
             node.max_retries = max(node.max_retries, node.attempts) + more_retries
-        node.status, node.event = "pending", "retried"
+        node.become("pending", "retried")
+        node.run_at = self.now
         return list(self._restore(node))
 
     def _restore(self, first: Node) -> Iterator[str]:
@@ -189,7 +253,8 @@ class Graph:
                 need, spare = self.counts(node)
                 if need <= 0 or spare < 0:
                     continue
-                node.status, node.event, node.need, node.spare = "waiting", "restored", need, spare
+                node.become("waiting", "restored")
+                node.need, node.spare = need, spare
                 yield node.id
             elif node is not first:
                 continue  # it was restored for another parent
@@ -198,8 +263,9 @@ class Graph:
                 if self.nodes[id].is_skipped:
                     heappush(changed, id)
 
-    def unblock(self, id: str) -> None:
-        """An operator lets a waiting job run."""
+    def unblock(self, id: str, need: int = 0) -> None:
+        """What it waited for has come, or an operator lets it run."""
         node = self.nodes[id]
         assert node.status == "waiting"
-        node.status, node.event, node.need = "pending", "unblocked", 0
+        node.become("pending", "unblocked")
+        node.need, node.run_at = need, max(node.run_at, self.now)

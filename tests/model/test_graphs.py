@@ -5,27 +5,25 @@ Some are played with bounds so low that ten jobs meet gates and overdue parents.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
-from tenure.jobs import graph
-from tenure.store import migrate, migrate_store, open_store
-from tests.model.graphs import play
+from tenure.store import migrate_store, open_store
+from tests.model.graphs import low_bounds, play
+from tests.support.clock import Clock
 from tests.support.effort import EVERYTHING
 from tests.support.raw_sql import RawSql
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if EVERYTHING else 300)]
 
 
-@pytest.fixture(params=["low bounds", "bounds"])
-def gated_above(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+@pytest.fixture(params=[True, False], ids=["low bounds", "bounds"])
+def gated_above(request: pytest.FixtureRequest) -> Iterator[int]:
     """The number of parents above which PostgreSQL counts in gates."""
-    if request.param == "low bounds":
-        monkeypatch.setattr(migrate, "MAX_FOLLOWERS_OF_ONE", 3)
-        monkeypatch.setattr(migrate, "MAX_FOLLOWERS_AT_ONCE", 7)
-        monkeypatch.setattr(graph, "MAX_COUNTED", 4)
-    return graph.MAX_COUNTED
+    with low_bounds(request.param) as gated_above:
+        yield gated_above
 
 
 @pytest.fixture
@@ -44,9 +42,15 @@ def test_graphs_end_as_on_the_reference(
 ) -> None:
     on_postgres = not new_url.startswith("sqlite")
     played = 0
-    with closing(open_store(new_url)) as store, closing(RawSql(new_url)) as raw:
+    with (
+        closing(open_store(new_url)) as store,
+        closing(RawSql(new_url)) as raw,
+        closing(Clock(new_url)) as clock,
+    ):
         for seed in range(histories):
-            game = play(store, raw, seed, jobs, gated_above=gated_above if on_postgres else None)
+            game = play(
+                store, raw, clock, seed, jobs, gated_above=gated_above if on_postgres else None
+            )
             played += len(game.graph.nodes)
             if seed % 20 == 0:
                 assert store.read.violations(10) == []
