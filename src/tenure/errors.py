@@ -244,6 +244,8 @@ class StoreUnavailable(TenureError):
     """The database did not answer, so the outcome may be unknown: ask again, it is safe."""
 
     code = "store_unavailable"
+    _held_here = False
+    """Whether a write transaction of this program holds the SQLite file, perhaps the caller's."""
 
 
 class StoreMoved(TenureError):

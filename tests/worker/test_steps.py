@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -475,15 +477,57 @@ def test_a_step_meets_the_lock_of_its_own_handler(
 ) -> None:
     """It would wait for a transaction that waits for it."""
     app = app_on_each_engine
-    if app.database.startswith("sqlite"):
-        pytest.skip("there the handler has the right to write, and all wait for it")
-    monkeypatch.setattr(step_book, "ASK_SECONDS", 0.2)
+    monkeypatch.setattr(step_book, "ASK_SECONDS", 3_600.0)  # it is not asked again
+    calls: Calls = []
 
     @app.job(max_retries=1)
     def stuck(context: JobContext) -> None:
         with context.transaction() as own:
             context.hold(own.connection)
+            context.step("charge", charge, 1, calls)
+
+    @app.job(max_retries=1)
+    def flushed(context: JobContext) -> None:
+        with context.transaction() as own:
+            context.hold(own.connection)
+            context.checkpoint(1, flush=True)
+
+    @app.job(max_retries=1)
+    def nested(context: JobContext) -> None:
+        def outer(connection: Any) -> None:
+            context.hold(connection)
+            context.step_within("inner", lambda connection: None)
+
+        context.step_within("outer", outer)
+
+    @app.job(max_retries=1)
+    def freed(context: JobContext) -> None:
+        with suppress(InvalidInput), context.transaction() as own:
+            context.hold(own.connection)
+            context.step("charge", charge, 1, calls)
+        context.step("charge", charge, 1, calls)
+
+    with running_worker(app):
+        for handler in (stuck, flushed, nested):
+            assert "use `step_within`" in wait_until_failed(app, handler.enqueue())
+        assert calls == [], "nothing was done that cannot be recorded"
+        wait_until_completed(app, freed.enqueue())
+    assert len(calls) == 1
+
+
+def test_a_step_does_not_wait_for_another_connection_of_its_handler(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_book, "ASK_SECONDS", 3_600.0)
+    monkeypatch.setattr(step_book, "HELD_SECONDS", 0.0)
+    file = app.database.removeprefix("sqlite:///")
+
+    @app.job(max_retries=1)
+    def stuck(context: JobContext) -> None:
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as own:
+            own.execute("BEGIN IMMEDIATE")
             context.step("charge", charge, 1, [])
 
     with running_worker(app):
-        assert "use `step_within`" in wait_until_failed(app, stuck.enqueue())
+        error = wait_until_failed(app, stuck.enqueue())
+    assert "a write transaction of this program holds the file" in error

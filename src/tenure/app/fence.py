@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound, LeaseLost
@@ -13,7 +14,7 @@ from tenure.jobs.context import JobTransaction
 from tenure.jobs.follow_ups import Defaults, FollowUp, FollowUps, unknown_types, with_options
 from tenure.jobs.parking import Parked, swallowed
 from tenure.jobs.results import success
-from tenure.jobs.steps import Record
+from tenure.jobs.steps import Record, job_locked
 from tenure.jobs.work import Lease
 from tenure.lifecycle import Status
 from tenure.store.borrowed import jobs
@@ -58,6 +59,8 @@ class LeaseFence:
         """Why the result that was given is stored as a note only."""
         self.parked: str | None = None
         """The error of the attempt if its handler returns although it was parked."""
+        self._open: tuple[int, bool] | None = None
+        """The thread that has a transaction on a new connection, and whether it locks the job."""
         self._lease = lease
         self._worker = worker
         self._database = database
@@ -95,9 +98,27 @@ class LeaseFence:
             yield transaction
             self.complete(connection, transaction.result)
 
-    def opened(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def opened(self) -> Iterator[Any]:
         """Begin a transaction on a new connection, which a clean end of the block commits."""
-        return opened(self._url())
+        self.check_free()
+        url = self._url()
+        with opened(url) as connection:
+            self._open = (get_ident(), url.startswith("sqlite:"))  # which locks every job
+            try:
+                yield connection
+            finally:
+                self._open = None
+
+    def check_free(self) -> None:
+        """Raise InvalidInput if this thread is in a transaction that has the job locked."""
+        if self._open == (get_ident(), True):
+            raise job_locked(self._lease.id)
+
+    def _locks(self) -> None:
+        self.is_used = True
+        if self._open is not None and self._open[0] == get_ident():
+            self._open = (get_ident(), True)
 
     def record(self, connection: Any, step: Record) -> None:
         self._borrow(connection, outermost=True).call(partial(self._record, step), verb=WITHIN)
@@ -112,7 +133,7 @@ class LeaseFence:
         self.completes = True  # so that its return is looked at
 
     def _record(self, step: Record, engine: str) -> Steps[None]:
-        self.is_used = True
+        self._locks()
         yield from steps.record_within(engine, self._lease.id, self._lease.lease_id, step)
 
     def _url(self) -> str:
@@ -127,7 +148,7 @@ class LeaseFence:
         if self.parked is not None:
             raise InvalidInput(self.parked)
         ending, lease, again = success(result), self._lease, self.completes
-        self.is_used = True
+        self._locks()
         event = Completed(lease_id=lease.lease_id, result=ending.result, actor=self._worker)
         if self.jobs is not None:
             if again and (yield from self._is_completed(engine)):
@@ -160,7 +181,7 @@ class LeaseFence:
         return job.status is Status.COMPLETED and job.token == self._lease.token
 
     def _hold(self, engine: str) -> Steps[None]:
-        self.is_used = True
+        self._locks()
         try:
             yield from jobs.hold(engine, self._lease.id, self._lease.lease_id)
         except JobNotFound as error:

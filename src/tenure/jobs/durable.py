@@ -45,16 +45,19 @@ class DurableContext:
         `step_within` for your database. A job has at most 1,000 steps, with results of 8 MiB in
         all; for longer loops there is `checkpoint`.
 
-        Raises DuplicateStep if this attempt has used the name; LeaseLost if the job is no longer
-        this attempt's, and then the result does not count; PermanentFailure if the result cannot be
-        stored; InvalidInput if a stored result does not fit the annotation; StoreUnavailable if the
-        database does not answer for 30 seconds.
+        Raises InvalidInput, before the function is called, in a `transaction` or a `step_within` of
+        the same thread that has the job locked, as every one has on SQLite. Raises DuplicateStep if
+        this attempt has used the name; LeaseLost if the job is no longer this attempt's, and then
+        the result does not count; PermanentFailure if the result cannot be stored; InvalidInput if
+        a stored result does not fit the annotation; StoreUnavailable if the database does not
+        answer for 30 seconds, or if a transaction of this program holds the SQLite file for 5.
         """
         book = self._steps()
         returns = book.returned_by(function)
         step = waited(book.begin(name))
         if step is None:
             with book.doing(name):
+                book.check_free()
                 step = waited(book.record(book.new(name, function(*args, **kwargs))))
         value: R = book.value(step, returns)
         return value
@@ -68,6 +71,7 @@ class DurableContext:
         step = await awaited(book.begin(name))
         if step is None:
             with book.doing(name):
+                book.check_free()
                 new = book.new(name, await function(*args, **kwargs))
                 step = await awaited(book.record(new))
         value: R = book.value(step, returns)
@@ -178,6 +182,7 @@ class DurableContext:
         if self._book is None:
             from tenure.jobs.step_book import StepBook  # it reads results, which know handlers
 
-            park = None if self._fence is None else self._fence.park
-            self._book = StepBook(self.token, self._source, park)  # type: ignore[misc]
+            fence = self._fence
+            hooks = (None, None) if fence is None else (fence.park, fence.check_free)
+            self._book = StepBook(self.token, self._source, *hooks)  # type: ignore[misc]
         return self._book

@@ -20,6 +20,7 @@ from tenure.jobs.steps import (
     MAX_STEPS,
     MAX_STEPS_BYTES,
     KeepState,
+    KeepToken,
     Load,
     Loaded,
     Notes,
@@ -34,7 +35,11 @@ RESERVED_STEPS = ("sleep:", "wait:", "timeout:")
 """How the names of steps begin that Tenure records."""
 ASK_SECONDS = 30.0
 """How long a call is asked again while the database does not answer, or the job is locked."""
+HELD_SECONDS = 5.0
+"""How long while a transaction of this program holds the SQLite file. The caller's own does not end
+meanwhile; another one may: sqlite3 itself waits as long by default."""
 ASK_AGAIN_SECONDS = 0.1
+WRITES = (Record, KeepState, KeepToken)
 NOW = datetime.fromtimestamp(0, UTC)
 """The time of a step of this attempt, which nothing reads."""
 SLEEP_HERE_SECONDS = 5.0
@@ -48,11 +53,16 @@ class StepBook:
     """
 
     def __init__(
-        self, token: int, source: StepSource | None, on_park: Callable[[Parked], object] | None
+        self,
+        token: int,
+        source: StepSource | None,
+        on_park: Callable[[Parked], object] | None,
+        check_free: Callable[[], object] | None = None,
     ) -> None:
         self._token = token
         self._source = source
         self._on_park = on_park
+        self._check_free = check_free
         self._parked: Parked | None = None
         self._loaded: Loaded | None = None
         self._loaded_at = 0.0  # monotonic
@@ -68,13 +78,20 @@ class StepBook:
         """Whether a worker runs the handler."""
         return self._source is not None
 
+    def check_free(self) -> None:
+        """Raise InvalidInput if what is written now would wait for a transaction of this thread."""
+        if self._check_free is not None:
+            self._check_free()
+
     # --- what is on record
 
     def ask(self, call: StepCall) -> Waiting[Any]:
         """Return the answer to a call; an outage that passes only takes time."""
         if self._source is None:
             return None
-        end = time.monotonic() + ASK_SECONDS
+        if isinstance(call, WRITES):
+            self.check_free()
+        began = time.monotonic()
         while True:
             future = self._source.ask(call)
             yield future
@@ -84,7 +101,8 @@ class StepBook:
             passes = isinstance(error, StoreUnavailable) or (
                 isinstance(error, InvalidInput) and error.code == JOB_LOCKED
             )
-            if not passes or time.monotonic() > end:
+            most = HELD_SECONDS if getattr(error, "_held_here", False) else ASK_SECONDS
+            if not passes or time.monotonic() > began + most:
                 raise error
             yield ASK_AGAIN_SECONDS
 

@@ -48,7 +48,9 @@ def answer_to(trouble: Trouble, error: Exception) -> TenureError:
     """
     if trouble is Trouble.MOVED:
         return StoreMoved(str(error).removeprefix(ELSEWHERE).partition("\n")[0])
-    return StoreUnavailable(f"the database failed: {error}")
+    answer = StoreUnavailable(f"the database failed: {error}")
+    answer._held_here = getattr(error, "held_here", False)
+    return answer
 
 
 class Alone(Protocol):

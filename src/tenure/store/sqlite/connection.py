@@ -203,6 +203,7 @@ def when_free(
             if itself or now >= give_up:
                 who = "a write transaction of this program" if itself else "another writer"
                 error.args = (f"{error}: {HELD.format(who)}",)
+                error.held_here = bool(itself)  # type: ignore[attr-defined]
                 raise
             time.sleep(pause)
 
