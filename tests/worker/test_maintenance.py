@@ -13,7 +13,7 @@ from tenure import InvalidInput, JobNotFound, NewJob, Status, Tenure
 from tenure.app.core import Core
 from tenure.errors import BulkNotFound
 from tenure.jobs.queries import Filter
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.jobs.work import ClaimRequest, Duty, Outcome, Report
 from tenure.store.retention import MAX_WAIT
 from tenure.store.tables import stats
 from tenure.webhooks.deliveries import WEBHOOK
@@ -128,6 +128,15 @@ def test_a_sweeper_outlives_a_store_that_fails(
         database.execute("DROP TRIGGER test_refuse")
         assert wait_until_settled(app, job).status is Status.FAILED
     database.close()
+
+
+def test_on_sqlite_a_look_for_duties_does_not_wait_for_who_writes(
+    app: Tenure, tmp_path: Path
+) -> None:
+    app.enqueue("work", start_by=0.001)
+    with closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        wait_until(lambda: Duty.STARTS in app.core.look())
 
 
 def test_a_sweeper_can_be_stopped_before_and_after_it_starts(app: Tenure) -> None:

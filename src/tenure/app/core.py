@@ -306,7 +306,7 @@ class Core:
 
     def look(self) -> frozenset[Duty]:
         """Return the regular duties that there is work for."""
-        return self.store.look().result()
+        return self.store.look()
 
     def sweep(self) -> list[Steps]:
         """End leases that have expired; return the steps of each job."""

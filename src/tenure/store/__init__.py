@@ -119,10 +119,13 @@ class Store:
         restores = isinstance(event, Retried)  # and so locks others
         return self.write("operator", act, jobs=None if restores else [job_id])
 
-    def look(self) -> Future[frozenset[Duty]]:
+    def look(self) -> frozenset[Duty]:
         """Return the regular duties that there is work for."""
+        if self._reader.spares_writer:
+            return look(self.read)
         work = CallWork("look", look, brings=nothing, job_ids=(), reads=True)
-        return self._committer.submit(work).future
+        found: frozenset[Duty] = self._committer.submit(work).future.result()
+        return found
 
     def sweep(self, limit: int = 500) -> Future[list[transitions.Steps]]:
         """End up to `limit` leases that have run out. The result is the steps of each job."""

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tenure.store.sqlite.watch import LOADED_SECONDS, MAX_SAVED, POLLED, REPORTED, Looks
+from tenure.store.sqlite.watch import (
+    HEARD,
+    LOADED_SECONDS,
+    MAX_SAVED,
+    POLLED,
+    REPORTED,
+    Looks,
+)
 
 
 class Day:
@@ -16,9 +23,11 @@ class Day:
         self._looks = Looks(self.now)
         self.pauses: list[float] = []
 
-    def look(self, *, written: bool = False, changed: bool = False) -> float:
+    def look(self, *, written: bool = False, changed: bool = False, heard: bool = False) -> float:
         """One look now, then the pause after it; the pause."""
-        pause = self._looks.pause(self.now, written=written, changed=changed, reported=self._told)
+        pause = self._looks.pause(
+            self.now, written=written, changed=changed, reported=self._told, heard=heard
+        )
         self.now += pause
         self.pauses.append(pause)
         return pause
@@ -35,6 +44,15 @@ def test_an_idle_watch_looks_ten_times_a_second() -> None:
     day = Day()
     day.idle(2)
     assert day.idle(60) <= 601
+
+
+def test_it_looks_less_often_while_the_kernel_reports_what_is_committed() -> None:
+    day = Day()
+    assert day.look(changed=True, heard=True) == HEARD.longest
+    day.idle(2)
+    assert day.look() == HEARD.longest
+    assert day.look(changed=True, heard=False) == REPORTED.longest
+    assert day.look() == REPORTED.longest
 
 
 def test_a_commit_is_found_soon_after_it_can_be_seen_however_long_it_takes() -> None:

@@ -41,6 +41,8 @@ class Pace(NamedTuple):
 
 REPORTED = Pace(1 / 8, 0.0002, 0.1)
 """Where writes are reported. The longest pause is the poll for file systems that report none."""
+HEARD = REPORTED._replace(longest=0.5)
+"""Where the write of the last commit was reported."""
 POLLED = Pace(1 / 100, 0.002, 0.01)
 LOADED_SECONDS = 0.002
 """The average between looks while commits never pause. Shorter pauses are paid with saved looks."""
@@ -115,18 +117,24 @@ class Looks:
         self._sign = now
         self._looked = now
         self._saved = MAX_SAVED
+        self._heard = False  # the write of the last commit
 
-    def pause(self, now: float, *, written: bool, changed: bool, reported: bool) -> float:
+    def pause(
+        self, now: float, *, written: bool, changed: bool, reported: bool, heard: bool = False
+    ) -> float:
         """Seconds until the next look, after one at `now`.
 
-        `written`: the log was, since the look before. `changed`: the look found a commit.
-        `reported`: writes are reported at all.
+        `written`: the log was, since the look before. `changed`: the look found a commit, whose
+        write was `heard`. `reported`: writes are reported at all.
         """
+        if changed:
+            self._heard = heard
         if written or (changed and not reported):
             self._sign = now  # a write beside a commit may belong to the next one: go on looking
         elif changed:
             self._sign = float("-inf")  # whatever was written has become the commit that was seen
-        share, shortest, longest = REPORTED if reported else POLLED
+        pace = HEARD if self._heard else REPORTED
+        share, shortest, longest = pace if reported else POLLED
         pause = min(max((now - self._sign) * share, shortest), longest)
         self._saved = min(self._saved + (now - self._looked) / LOADED_SECONDS, MAX_SAVED) - 1
         self._looked = now
@@ -280,7 +288,8 @@ def _look_on(
                 place = seq
                 notify(worker)
         known = version
-        pause = looks.pause(time.monotonic(), written=written, changed=changed, reported=reported)
+        now = time.monotonic()
+        pause = looks.pause(now, written=written, changed=changed, reported=reported, heard=heard)
         if writes and changed and not heard:  # the log is new
             reported = writes.aim()
             pause = 0.0  # something may have come before that
