@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.schema import CreateTable
 
 DATABASE_URL = os.environ.get("DATABASE_URL", "sqlite+aiosqlite:///shop.db")
 """One variable for both: Tenure takes the URL as SQLAlchemy has it."""
@@ -45,6 +47,13 @@ Session = Annotated[AsyncSession, Depends(transaction, scope="function")]
 
 
 async def make_tables() -> None:
-    async with sessions.begin() as session:
-        connection = await session.connection()
-        await connection.run_sync(Base.metadata.create_all)
+    """Make the tables that are missing. Several processes may do that at once."""
+    for is_last in (False, True):
+        try:
+            async with sessions.begin() as session:
+                for table in Base.metadata.sorted_tables:
+                    await session.execute(CreateTable(table, if_not_exists=True))
+            return
+        except IntegrityError:  # PostgreSQL says this once another process has made them
+            if is_last:
+                raise

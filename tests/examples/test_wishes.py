@@ -5,6 +5,7 @@ The tests here use `tenure.testing`, as an application's own tests do: no proces
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +15,7 @@ import httpx2
 import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
 
 from examples.fastapi_shop import jobs as shop_jobs
 from examples.fastapi_shop import model
@@ -52,6 +54,26 @@ def test_every_wish_is_shown() -> None:
     names = re.findall(r"def test_wish(?:es)?((?:_\d\d)+)_", " ".join(texts))
     shown = {int(number) for name in names for number in name[1:].split("_")}
     assert shown == set(map(int, re.findall(r"\b(\d+) [a-zA-Z]", WISHES))) == set(range(1, 23))
+
+
+@pytest.mark.parametrize("engine_name", ["sqlite", "postgres"])
+async def test_processes_that_make_the_tables_at_once(
+    engine_name: str, tmp_path: Path, request: pytest.FixtureRequest, anyio_backend: str
+) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/new.db"
+    if engine_name == "postgres":
+        postgres: str = request.getfixturevalue("postgres_url")
+        url = postgres.replace("postgresql://", "postgresql+asyncpg://")
+    bound = sessions.kw["bind"]
+    engine = create_async_engine(url, poolclass=NullPool)
+    sessions.configure(bind=engine)
+    try:
+        await asyncio.gather(*(make_tables() for _ in range(6)))
+        async with sessions() as session:
+            assert (await session.scalars(select(Mail))).all() == []
+    finally:
+        sessions.configure(bind=bound)
+        await engine.dispose()
 
 
 @pytest.fixture
