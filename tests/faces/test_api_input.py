@@ -290,9 +290,9 @@ def test_a_report_must_be_json_at_least(api: TestClient, body: str) -> None:
 
 
 FIRST_BODIES = """
-import os, sys, threading
 from tenure.http.api.bodies import convert
 from tenure.wire.requests import AmendRequest, EnqueueRequest, TypeRequest
+from tests.support.first_reads import read_in_forks
 
 GIVEN = [
     ({"type": "mail", "unique": {"by": ["a"]}, "backoff": {"base": 1}}, EnqueueRequest),
@@ -301,31 +301,7 @@ GIVEN = [
     ({"backoff": {"delays": [1]}}, TypeRequest),
 ]
 
-
-def read(begin, turn):
-    begin.wait()
-    for value, kind in GIVEN[turn:] + GIVEN[:turn]:
-        try:
-            convert(value, kind)
-        except Exception:
-            pass
-
-
-def read_at_once():
-    sys.setswitchinterval(1e-6)
-    begin = threading.Barrier(8)
-    threads = [threading.Thread(target=read, args=(begin, n % len(GIVEN))) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-for _ in range(60):
-    if not (copy := os.fork()):
-        read_at_once()
-        os._exit(0)
-    assert os.waitpid(copy, 0)[1] == 0, "it crashed"
+read_in_forks(lambda one: convert(*one), GIVEN)
 """
 
 

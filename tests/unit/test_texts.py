@@ -30,11 +30,12 @@ def test_a_job_without_a_result_has_none() -> None:
 
 
 FIRST_VALUES = """
-import os, sys, threading, types
+import types
 from msgspec import Struct
 from tenure.jobs.results import read_result
 from tenure.wire.responses import EventBody, LeaseBody, StatsBody
 from tenure.wire.transport import Transport
+from tests.support.first_reads import read_in_forks
 
 
 class Line(Struct):
@@ -51,27 +52,7 @@ KINDS = [Bill, list[Bill], Line, EventBody, LeaseBody, StatsBody]
 LINK = Transport('http://127.0.0.1:1', None, 1, tracing=False, blocks=True)
 ANSWER = types.SimpleNamespace(content=b'{"lines": [{"count": 1, "next": {}}]}')
 
-
-def read(begin, turn):
-    begin.wait()
-    for kind in KINDS[turn:] + KINDS[:turn]:
-        try:
-            {read}
-        except Exception:
-            pass
-
-
-for _ in range(60):
-    if not (copy := os.fork()):
-        sys.setswitchinterval(1e-6)
-        begin = threading.Barrier(8)
-        threads = [threading.Thread(target=read, args=(begin, n % len(KINDS))) for n in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        os._exit(0)
-    assert os.waitpid(copy, 0)[1] == 0, "it crashed"
+read_in_forks(lambda kind: {read}, KINDS)
 """
 
 
