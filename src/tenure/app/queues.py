@@ -96,8 +96,8 @@ class Queues(Noun):
         """
 
         def resume(db: Statements, name: str, actor: str) -> None:
-            queues.set_queue(db, name, paused=False, actor=actor)
             limits.end_wait(db, name)
+            queues.set_queue(db, name, paused=False, actor=actor)
 
         self._write(queue, resume, actor)
 
@@ -142,8 +142,8 @@ class Queues(Noun):
         given |= {"per_partition": per_partition, "ordered": ordered}
 
         def change(db: Statements, name: str, actor: str) -> None:
+            limits.change(db, name, given)  # before the queue: it may wait for all who change jobs
             queues.set_queue(db, name, max_pending=pending, actor=actor)
-            limits.change(db, name, given)
 
         self._write(queue, change, actor)
 
