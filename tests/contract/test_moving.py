@@ -14,7 +14,7 @@ import pytest
 from tenure import InvalidInput, NewJob, PerPartition, Tenure, failpoints
 from tenure.app import moving
 from tenure.errors import MoveRefused, StoreMoved
-from tenure.store.moving import checks, tables
+from tenure.store.moving import checks, mover, tables
 from tenure.store.moving.checks import opened
 from tenure.store.moving.postgres import PostgresSource
 from tenure.store.moving.sides import Source, digest
@@ -192,6 +192,28 @@ def test_abort_leaves_nothing_behind(
     move(app.database, target_url)
     with Tenure(target_url) as after:
         assert len(after.find(limit=5)) == 2
+
+
+def test_it_gives_up_if_it_comes_no_closer(
+    sqlite_url: str, target_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rounds it takes while it does."""
+    with Tenure(sqlite_url) as app:
+        stop_at(
+            monkeypatch,
+            "move.after_begin",
+            lambda: app.enqueue_many([NewJob("plain", {"number": 1}, {})] * 8),
+        )
+        with pytest.raises(Interrupted):
+            move(sqlite_url, target_url)
+        monkeypatch.setattr(mover, "MAX_ROUNDS", 3)
+        monkeypatch.setattr(mover, "CHANGES_AT_ONCE", 1)
+        with monkeypatch.context() as slow:
+            slow.setattr(mover, "SHORT_SECONDS", -1)
+            with pytest.raises(MoveRefused, match="faster than they are copied, 0 are left"):
+                move(sqlite_url, target_url)
+        app.enqueue_many([NewJob("plain", {"number": 2}, {})] * 8)
+        assert move(sqlite_url, target_url)[-1].startswith("the jobs are in ")
 
 
 def ids(url: str) -> list[str]:
