@@ -28,6 +28,8 @@ Place = tuple[int, ...]
 """A place in the ledger."""
 Change = tuple[int, str, str]
 """(number, table, key as a JSON array) of a row that was added, changed or deleted."""
+FORGOTTEN_AT_ONCE = 1_000
+"""Others cannot write meanwhile on SQLite."""
 EVENTS = {"insert": "NEW", "update": "NEW", "delete": "OLD"}
 """What changes a row, and the row that is noted."""
 
@@ -239,11 +241,12 @@ class Source(Side):
     def forget(self, numbers: Sequence[int]) -> None:
         """Forget changes that are copied."""
         listed = f"SELECT CAST(CAST(value AS text) AS bigint) FROM {self.d.json_rows}"
-        with self.transaction():
-            self.rows(
-                f"DELETE FROM {self.d.table('move_change')} WHERE n IN ({listed})",
-                (json.dumps(list(numbers)),),
-            )
+        for at in range(0, len(numbers), FORGOTTEN_AT_ONCE):
+            some = json.dumps(numbers[at : at + FORGOTTEN_AT_ONCE])
+            with self.transaction():
+                self.rows(
+                    f"DELETE FROM {self.d.table('move_change')} WHERE n IN ({listed})", (some,)
+                )
 
     def measured(self) -> tuple[Place, int]:
         """Return up to which place in the ledger the statistics go, and their milliseconds."""
