@@ -208,8 +208,9 @@ def test_it_gives_up_if_it_comes_no_closer(
             move(sqlite_url, target_url)
         monkeypatch.setattr(mover, "MAX_ROUNDS", 3)
         monkeypatch.setattr(mover, "CHANGES_AT_ONCE", 1)
+        monkeypatch.setattr(mover, "SHORT_SECONDS", -1)
         with monkeypatch.context() as slow:
-            slow.setattr(mover, "SHORT_SECONDS", -1)
+            slow.setattr(mover, "LONG_SECONDS", -1)
             with pytest.raises(MoveRefused, match="faster than they are copied, 0 are left"):
                 move(sqlite_url, target_url)
         app.enqueue_many([NewJob("plain", {"number": 2}, {})] * 8)

@@ -33,8 +33,10 @@ JOBS_AT_ONCE = 5_000
 CHANGES_AT_ONCE = 20_000
 SHORT_SECONDS = 0.4
 """A round that took no longer is followed by the switch."""
+LONG_SECONDS = 1.2
+"""The same, once rounds come no closer: on a busy machine none may be shorter."""
 MAX_ROUNDS = 20
-"""So many rounds after which no fewer changes are left than before."""
+"""So many in a row come no closer if no fewer changes are left than before them."""
 WITH_JOBS = [table.name for table in (JOB, *OF_JOBS)]
 
 GONE = ELSEWHERE + "they were moved to {target}; start the programs again with that address"
@@ -126,7 +128,7 @@ class Mover:
         `check` reads each copy again: after the comparison of all rows, nothing else would.
         """
         least, since = sys.maxsize, 0
-        while since < MAX_ROUNDS:
+        while since < 2 * MAX_ROUNDS:
             left = self._source.changed()
             least, since = min(left, least), 0 if left < least else since + 1
             self._progress(left, None, "changes to catch up with")
@@ -135,7 +137,8 @@ class Mover:
                 changes = self._source.changes(CHANGES_AT_ONCE)
                 self._copy(changes, check=check)
             self._source.forget([number for number, _, _ in changes])
-            if len(changes) < CHANGES_AT_ONCE and time.monotonic() - began < SHORT_SECONDS:
+            enough = SHORT_SECONDS if since < MAX_ROUNDS else LONG_SECONDS
+            if len(changes) < CHANGES_AT_ONCE and time.monotonic() - began < enough:
                 return
         raise MoveRefused(
             f"rows change faster than they are copied, {left} are left. Let less"

@@ -157,11 +157,13 @@ class PostgresSource(PostgresSide, Source):
     def closed(self) -> Iterator[None]:
         """A transaction beside which nobody else writes.
 
-        First it waits for autovacuum alone, which PostgreSQL ends for it after a second. For a
-        writer it waits less long than PostgreSQL does before it looks for deadlocks: those who
-        hold one lock and wait for another one go on, and this one tries again.
+        First it waits for autovacuum alone, which PostgreSQL ends for it after a second. The table
+        of jobs is locked first, as writers do: those who have it are not in want of another table.
+        For other writers it waits less long than PostgreSQL does before it looks for deadlocks:
+        those who hold one lock and wait for another one go on, and this one tries again.
         """
-        tables = ", ".join(f'{{s}}."{table}"' for table in sorted(self.tables))
+        first_job = sorted(self.tables, key=lambda table: (table != "job", table))
+        tables = ", ".join(f'{{s}}."{table}"' for table in first_job)
         with self.transaction():
             self.rows(
                 f"SET LOCAL lock_timeout = '1min'; LOCK {tables} IN SHARE UPDATE EXCLUSIVE MODE"
