@@ -113,6 +113,40 @@ def test_one_statement_waits_for_the_writer_before_it(
     db.close()
 
 
+class MadeUpTime:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.pauses: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+def test_a_writer_that_has_waited_long_looks_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 workers that looked every 0.3 ms took the processor from the one that was writing."""
+    clock = MadeUpTime()
+    monkeypatch.setattr(sqlite_connection, "time", clock)
+
+    def write() -> float:
+        if clock.now < 0.2:
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise error
+        return clock.now
+
+    late = sqlite_connection.when_free(write) - 0.2
+    assert late <= sqlite_connection.MAX_LOOK_SECONDS
+    assert clock.pauses[0] == sqlite_connection.LOOK_SECONDS
+    assert clock.pauses == sorted(clock.pauses)
+    assert len(clock.pauses) < 100  # 667 of 0.3 ms
+
+
 def test_what_one_statement_added_is_committed_when_it_is_answered(path: Path) -> None:
     db = Sqlite(path)
     checked_job = CheckedJob(id=new_id(), type="t", delay=60)

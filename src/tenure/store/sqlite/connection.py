@@ -27,7 +27,7 @@ HELD = (
     "`app.within(connection)`"
 )
 OWN_SECONDS = 0.7
-OWN_LOOKS = 500
+OWN_LOOKS = 150
 """How long, and for how many looks at least, a writer waits for another connection of this
 process. If that is the caller's, it cannot end meanwhile. A busy machine gets longer."""
 OWNER_SECONDS = 0.1
@@ -41,7 +41,11 @@ CHANGES_PER_PAGE = 8
 does not show it, and to open one of its files would drop the locks that SQLite has on it."""
 
 LOOK_SECONDS = 0.0003
-"""How often a writer looks whether the previous one has finished."""
+"""The first pauses between the looks of a writer whether the previous one has finished."""
+LOOK_SHARE = 1 / 16
+MAX_LOOK_SECONDS = 0.004
+"""Later pauses are this share of the time that it has waited, up to so long. Each look takes 35 µs
+of a core, perhaps from the one that is writing; where many wait, one looks soon after the end."""
 OLDEST_SQLITE = (3, 38, 0)
 MEMORY = Path(":memory:")
 
@@ -174,7 +178,7 @@ def when_free(
     patience: float | None = None,
     path: Path | None = None,
 ) -> T:
-    """Do what another writer may hold up; try again after `pause` seconds until it is late.
+    """Do what another writer may hold up; try again after `pause` seconds or more until it is late.
 
     `patience` is how many seconds that takes, by default the busy timeout; less if this process
     itself holds the file at `path`.
@@ -182,8 +186,9 @@ def when_free(
     SQLite's own waiting sleeps longer and longer: where workers take turns of some milliseconds
     each, it finds the pauses between them by luck only.
     """
-    give_up = time.monotonic() + (BUSY_TIMEOUT_MS / 1000 if patience is None else patience)
-    ask_at, looks, own_since = time.monotonic() + OWNER_SECONDS, 0, 0.0
+    began = time.monotonic()
+    give_up = began + (BUSY_TIMEOUT_MS / 1000 if patience is None else patience)
+    ask_at, looks, own_since = began + OWNER_SECONDS, 0, 0.0
     while True:
         try:
             return act()
@@ -205,7 +210,7 @@ def when_free(
                 error.args = (f"{error}: {HELD.format(who)}",)
                 error.held_here = bool(itself)  # type: ignore[attr-defined]
                 raise
-            time.sleep(pause)
+            time.sleep(max(pause, min((now - began) * LOOK_SHARE, MAX_LOOK_SECONDS)))
 
 
 def resets_wal_unsafely(version: tuple[int, int, int]) -> bool:
