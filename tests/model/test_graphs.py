@@ -5,6 +5,7 @@ Some are played with bounds so low that ten jobs meet gates and overdue parents.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -16,6 +17,7 @@ from tests.support.clock import Clock
 from tests.support.effort import EVERYTHING
 from tests.support.raw_sql import RawSql
 
+SEED = os.environ.get("TENURE_CHAOS_SEED", "1")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if EVERYTHING else 300)]
 
 
@@ -35,7 +37,7 @@ def new_url(gated_above: int, database_url: str) -> str:
 
 @pytest.mark.scenario(112)
 @pytest.mark.parametrize(
-    ("histories", "jobs"), [(3, 60), pytest.param(42, 600, marks=pytest.mark.full)]
+    ("histories", "jobs"), [(3, 60), pytest.param(6, 600, marks=pytest.mark.full)]
 )
 def test_graphs_end_as_on_the_reference(
     new_url: str, gated_above: int, histories: int, jobs: int
@@ -47,12 +49,11 @@ def test_graphs_end_as_on_the_reference(
         closing(RawSql(new_url)) as raw,
         closing(Clock(new_url)) as clock,
     ):
-        for seed in range(histories):
+        for number in range(histories):
+            seed = f"{SEED} {number}"
             game = play(
                 store, raw, clock, seed, jobs, gated_above=gated_above if on_postgres else None
             )
             played += len(game.graph.nodes)
-            if seed % 20 == 0:
-                assert store.read.violations(10) == []
         assert store.read.violations(10) == []
     assert played >= histories * jobs
