@@ -42,8 +42,8 @@ does not show it, and to open one of its files would drop the locks that SQLite 
 
 LOOK_SECONDS = 0.0003
 """The first pauses between the looks of a writer whether the previous one has finished."""
-LOOK_SHARE = 1 / 16
-MAX_LOOK_SECONDS = 0.004
+LOOK_SHARE = 1 / 64
+MAX_LOOK_SECONDS = 0.002
 """Later pauses are this share of the time that it has waited, up to so long. Each look takes 35 µs
 of a core, perhaps from the one that is writing; where many wait, one looks soon after the end."""
 OLDEST_SQLITE = (3, 38, 0)
