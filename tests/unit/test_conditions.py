@@ -38,7 +38,7 @@ CONDITIONS = {
     "rest": rest_sql(),
     "room": ROOM_SQL,
     "limit": LIMIT_SQL,
-    **dict(re.findall(r"CONSTRAINT (\w+) CHECK \((.*)\)", constraints.checks({}))),
+    **constraints.row_rules(),
 }
 
 

@@ -1,8 +1,9 @@
 """What the databases themselves enforce, generated from the table of transitions.
 
-Three things are generated, the same for both engines except for the dialect: the CHECK constraints
-of the job table, the condition under which a change of a row is illegal, and the ledger entry of a
-transition. The condition is the WHEN clause of a trigger, so a legal change costs no call.
+Three things are generated, the same for both engines except for the dialect: what holds of every
+row, the condition under which a change of a row is illegal, and the ledger entry of a transition.
+SQLite has the first as CHECK constraints and the second as the WHEN clause of a trigger, so a legal
+change costs no call there. On PostgreSQL a trigger asks both, whose plans a session keeps.
 
 What the values of a row may be is not from that table: see `row_values`.
 """
@@ -52,10 +53,14 @@ def one_of(column: str, names: Iterable[str]) -> str:
     return "(" + " OR ".join(f"{column} IN ({pair})" for pair in pairs) + ")"
 
 
-def checks(values: Mapping[str, str]) -> str:
-    """The CHECK constraints of the job table: those of `values`, and those of the lifecycle."""
+def checks(rules: Mapping[str, str]) -> str:
+    """The CHECK constraints of a table, by name."""
+    return ",\n    ".join(f"CONSTRAINT {name} CHECK ({rule})" for name, rule in rules.items())
+
+
+def row_rules() -> dict[str, str]:
+    """Name -> condition over the columns of a row, whatever transition led to it; never NULL."""
     rules = {
-        **values,
         "known_status": one_of("status", Status),
         "lease_while_processing": "(status = 'processing') = (lease_id IS NOT NULL)",
         "expiry_while_processing": "(status = 'processing') = (lease_expires_at IS NOT NULL)",
@@ -71,7 +76,7 @@ def checks(values: Mapping[str, str]) -> str:
     }
     if Guard.ATTEMPTS_LEFT in lifecycle.RULE_OF[lifecycle.RETRY].guards:
         rules["pending_has_room"] = ROOM_SQL
-    return ",\n    ".join(f"CONSTRAINT {name} CHECK ({rule})" for name, rule in rules.items())
+    return rules
 
 
 # --- transitions ------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def generated(
     """
     entry = guards.ledger_values(old, new, clock, larger)
     return {
-        "checks": guards.checks(values),
+        "checks": guards.checks({**values, **guards.row_rules()}),
         "illegal_insert": guards.ILLEGAL_INSERT,
         "illegal_change": guards.illegal_change(differs),
         "illegal_setting": guards.illegal_setting(differs),

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 from tenure.jobs.ids import EPOCH
@@ -172,7 +173,7 @@ class PostgresClaim:
         types = None if self._request.types is None else list(self._request.types)
         place = (*lane, *self._after(lane, after), self.now, until)
         most = (limit, MAX_SEEN + SEEN_MORE * limit)
-        rows = self._rows(sql.CLAIM, (*place, self._request.worker, types, *most))
+        rows = in_order(self._rows(sql.CLAIM, (*place, self._request.worker, types, *most)))
         if rows:
             self._view.marks[lane] = to_time(rows[-1][-1]) - MARGIN
         return [Lease(*[*row[:9], until, None, row[9]]) for row in rows]
@@ -239,6 +240,11 @@ class PostgresClaim:
     def _after(self, lane: Lane, after: Mark) -> Mark:
         """Return the later of a place and where the search of a crowded lane began."""
         return max(after, (self._since.get(lane, EVER), NO_ID))
+
+
+def in_order(rows: Sequence[Any]) -> list[Any]:
+    """Return rows of the function `claim` in the order in which their jobs fell due."""
+    return sorted(rows, key=itemgetter(10, 0))
 
 
 def _marks(

@@ -9,6 +9,7 @@ from typing import Any
 from tenure import failpoints
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.jobs.findings import Progress, no_progress
+from tenure.lifecycle import RULE_OF, Rule, Status
 from tenure.store import constraints, duties, migrate, row_values
 from tenure.store.postgres.connection import NOW, OLDEST_SERVER, Address, address_of, connect, one
 from tenure.store.postgres.statements import DIALECT, ENTERING, ENTERING_VALUES, NEW, type_of
@@ -25,6 +26,8 @@ LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tenure ' || %s, 0))"
 # waits for a table must not for long, since other statements queue behind it: it is tried again.
 FROZEN = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 WAITING = "SET LOCAL lock_timeout = '10s'"
+SINGLE = (("claimed", Status.PENDING), ("completed", Status.PROCESSING))
+"""The transitions of which a trigger knows a shorter way for one job."""
 TRIES = 4
 """Transactions of one upgrade that PostgreSQL may end as deadlocks."""
 
@@ -142,25 +145,42 @@ def _conditions(schema: str) -> dict[str, str]:
     """What triggers ask of rows, by placeholder."""
     json_type = "json_typeof({}::json)"
     set_later = row_values.enforced(row_values.postgres_values(json_type, schema, "NEW."))
-    new = row_values.enforced(row_values.postgres_values(json_type, schema, "entered."))
-    result = new.pop("result_is_json")  # a new job has none
+    new = row_values.enforced(row_values.postgres_values(json_type, schema, "n."))
+    result = {"result_is_json": new.pop("result_is_json")}  # a new job has none
     del set_later["result_is_json"]
     every = {**row_values.IN_REACH, "times_in_reach": row_values.POSTGRES_TIMES}
-    changed = {**every, "result_is_json": result.replace("entered.", "")}
-    new_names = _renamed(constraints.ILLEGAL_INSERT, NEW="entered")
+    every = row_values.of_row("n", {**every, **constraints.row_rules()})
+    illegal_change = constraints.illegal_change("IS DISTINCT FROM")
+    illegal_entry = _renamed(constraints.ILLEGAL_INSERT, NEW="n")
+    unfit_new, unfit = row_values.unfit(new | every), row_values.unfit(every | result)
     return {
         "values_of_a_job": ", ".join(row_values.VALUES_OF_A_JOB),
         "broken_value": row_values.broken(set_later),
         "unfit_job": row_values.unfit(set_later),
         "broken_new_value": row_values.broken(new | every),
-        "unfit_new_job": row_values.unfit(new | every),
-        "unfit_change": row_values.unfit(changed),
-        "broken_change": row_values.broken(changed),
-        "illegal_entry": new_names,
-        "illegal_move": _renamed(constraints.illegal_change("IS DISTINCT FROM"), OLD="o", NEW="n"),
+        "unfit_new_job": unfit_new,
+        "unfit_change": unfit,
+        "broken_change": row_values.broken(every | result),
+        "illegal_entry": illegal_entry,
+        "illegal_move": _renamed(illegal_change, OLD="o", NEW="n"),
+        "is_entry": _known(f"NOT ({illegal_entry}) AND NOT ({unfit_new})", n=Status.PENDING),
+        **{f"is_{event}": _legal(RULE_OF[event, status], unfit) for event, status in SINGLE},
         "partition_is_short_text": row_values.postgres_values("", "")["partition_is_short_text"],
         "is_policy": row_values.postgres_policy("value"),
     }
+
+
+def _legal(rule: Rule, unfit: str) -> str:
+    """The condition that a change of one row, between the two statuses, is this transition."""
+    condition = f"{_renamed(constraints.is_legal(rule), OLD='o', NEW='n')} AND NOT ({unfit})"
+    return _known(condition, o=rule.source, n=rule.target)
+
+
+def _known(condition: str, **statuses: Status) -> str:
+    """Put in the status of each row: the planner, once a session, takes away what depends on it."""
+    for row, status in statuses.items():
+        condition = condition.replace(f"{row}.status", f"'{status}'::text")
+    return condition
 
 
 def _columns() -> dict[str, str]:

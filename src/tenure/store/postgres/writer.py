@@ -15,7 +15,7 @@ from tenure.lifecycle import Job
 from tenure.store.lanes import MARGIN, next_due
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import BinaryArray, array_of, is_uuid, to_time, uuids
-from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes
+from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes, in_order
 from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import CHANGED, added_job, changed_values, field_of, job_of, write_policy
 from tenure.store.tables.stats import StatsWriter
@@ -172,7 +172,8 @@ class Postgres(PostgresSession):
         *_, at, walked, due_in, _ = rows[0]
         self._lanes.noticed(claim, walked)
         until = to_time(at) + timedelta(seconds=claim.lease_seconds)
-        leases = [Lease(*[*row[:9], until, None, row[9]]) for row in rows if row[0]]
+        claimed = in_order([row for row in rows if row[0]])
+        leases = [Lease(*[*row[:9], until, None, row[9]]) for row in claimed]
         return done, leases, None if due_in is None else due_in + MARGIN.total_seconds()
 
     def read_alone(self, act: Callable[[Any], T]) -> T:

@@ -385,14 +385,10 @@ CREATE TRIGGER partition_limit_stays BEFORE TRUNCATE ON {schema}.partition_limit
 -- hand, so that the later ones start.
 
 CREATE TRIGGER slot_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.slot
-    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
-        OR NOT has_table_privilege('{schema}.slot'::regclass, 'TRUNCATE'))
-    EXECUTE FUNCTION {schema}.refuse('slots come and go with processing jobs');
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('slots come and go with processing jobs');
 
 CREATE TRIGGER line_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.line
-    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
-        OR NOT has_table_privilege('{schema}.line'::regclass, 'TRUNCATE'))
-    EXECUTE FUNCTION {schema}.refuse('a line follows the jobs');
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('a line follows the jobs');
 
 CREATE FUNCTION {schema}.pass_over() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -413,14 +409,10 @@ CREATE TRIGGER line_passes AFTER DELETE ON {schema}.line
 CREATE TRIGGER limit_change_is_final BEFORE UPDATE OR DELETE OR TRUNCATE ON {schema}.limit_change
     EXECUTE FUNCTION {schema}.refuse('the history of limits cannot be edited');
 CREATE TRIGGER limit_change_follows BEFORE INSERT ON {schema}.limit_change
-    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
-        OR NOT has_table_privilege('{schema}.limit_change'::regclass, 'TRUNCATE'))
-    EXECUTE FUNCTION {schema}.refuse('the history of limits is written by their changes');
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('the history of limits is written by their changes');
 
 CREATE TRIGGER limit_edition_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE
-    ON {schema}.limit_edition FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
-        OR NOT has_table_privilege('{schema}.limit_edition'::regclass, 'TRUNCATE'))
-    EXECUTE FUNCTION {schema}.refuse('editions of limits are counted by their changes');
+    ON {schema}.limit_edition FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('editions of limits are counted by their changes');
 
 ALTER TABLE {schema}.queue_limit
     ENABLE ALWAYS TRIGGER limit_changes, ENABLE ALWAYS TRIGGER limit_fills,

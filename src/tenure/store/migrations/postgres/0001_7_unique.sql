@@ -43,9 +43,7 @@ CREATE TRIGGER job_lets_go AFTER DELETE ON {schema}.job
     FOR EACH ROW WHEN (OLD.unique_key IS NOT NULL) EXECUTE FUNCTION {schema}.keep_unique_key();
 
 CREATE TRIGGER unique_key_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.unique_key
-    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
-        OR NOT has_table_privilege('{schema}.unique_key'::regclass, 'TRUNCATE'))
-    EXECUTE FUNCTION {schema}.refuse('this table follows the jobs');
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('this table follows the jobs');
 
 ALTER TABLE {schema}.job
     ENABLE ALWAYS TRIGGER job_holds, ENABLE ALWAYS TRIGGER job_lets_go;

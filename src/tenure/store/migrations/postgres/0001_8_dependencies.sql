@@ -272,9 +272,7 @@ CREATE TRIGGER revisit_comes_back AFTER DELETE ON {schema}.revisit
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.keep_revisits();
 
 CREATE TRIGGER revisit_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.revisit
-    FOR EACH STATEMENT WHEN (pg_trigger_depth() = 0
-        OR NOT has_table_privilege('{schema}.revisit'::regclass, 'TRUNCATE'))
-    EXECUTE FUNCTION {schema}.refuse('this table follows the jobs');
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('this table follows the jobs');
 
 CREATE TRIGGER overdue_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.overdue
     FOR EACH STATEMENT WHEN (NOT has_table_privilege('{schema}.overdue'::regclass, 'TRUNCATE'))
