@@ -162,6 +162,8 @@ def test_deliveries_only_go_to_who_names_their_queue(
     harness: StoreHarness, types: tuple[str, ...] | None
 ) -> None:
     first = harness.add(WEBHOOK, queue=queue_of("shop"), priority=-1)
+    for _ in range(2):  # PostgreSQL looks at a lane that is alone in another way
+        assert harness.claim(limit=9, types=types) == []
     second = harness.add(WEBHOOK, queue=queue_of("shop"))
     assert harness.claim(limit=9, types=types) == []
     assert (

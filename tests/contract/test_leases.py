@@ -281,7 +281,7 @@ def test_what_is_new_is_left_for_a_second(harness: StoreHarness) -> None:
     """So of many processes that look each second, one does the regular duties."""
 
     def found() -> set[Duty]:
-        return {*harness.store.look().result()} & {Duty.LEASES, Duty.TRANSITIONS}
+        return {*harness.store.look()} & {Duty.LEASES, Duty.TRANSITIONS}
 
     harness.add()
     harness.claim()

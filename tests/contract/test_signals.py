@@ -62,7 +62,7 @@ def waits(harness: StoreHarness) -> list[tuple[Any, ...]]:
 
 def look(harness: StoreHarness) -> list[str]:
     """Do the duty of waits if the look finds it; return the jobs that run again."""
-    if Duty.WAITS not in harness.store.look().result():
+    if Duty.WAITS not in harness.store.look():
         return []
     return [steps[-1].id for steps in harness.store.time_out().result()]
 

@@ -69,13 +69,13 @@ def test_a_job_that_waits_expires_too(harness: StoreHarness) -> None:
     for number, start_by in enumerate(["{later}", "{later}", "NULL"]):
         id = f"01a20e38-9c21-74ab-b468-bccbb24dbff{number}"
         harness.sql.run(f"{insert} VALUES (?, 'a', {{now}}, {{now}}, {start_by}, 'waiting', 1)", id)
-    assert Duty.STARTS not in harness.store.look().result()
+    assert Duty.STARTS not in harness.store.look()
     harness.clock.advance(100 * 86_400)
-    assert Duty.STARTS in harness.store.look().result()
+    assert Duty.STARTS in harness.store.look()
     assert len(harness.store.expire(1).result()) == 1
     assert len(harness.store.expire(9).result()) == 1
     assert harness.store.expire().result() == []
-    assert Duty.STARTS not in harness.store.look().result()
+    assert Duty.STARTS not in harness.store.look()
 
 
 @pytest.mark.parametrize(

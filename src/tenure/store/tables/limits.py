@@ -194,7 +194,7 @@ def tidy(db: Statements) -> None:
 def facts(db: Reads, job: Job) -> LimitFacts | None:
     """Return the limits of a job's queue and how far they are used; None if it has none."""
     d, name = db.dialect, job.partition or ""
-    limits = read(db, job.queue).get(job.queue, (None,))[0]
+    limits = read(db, [job.queue]).get(job.queue, (None,))[0]
     if limits is None:
         return None
     queue = _part(db, "queue_limit", {"queue": job.queue}, limits.max_running)

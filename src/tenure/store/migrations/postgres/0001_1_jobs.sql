@@ -351,14 +351,11 @@ BEGIN
     -- One job that is claimed, or completes, and that nothing else hangs on: what most fleets do most of
     -- the time. The queries below would cost it four times as much. What is not in order is left to them.
     PERFORM FROM after OFFSET 1 LIMIT 1;
-    IF NOT FOUND AND n.reason IS NULL AND n.unique_key IS NULL AND n.workflow IS NULL
-        AND coalesce(n.followed, 0) = 0
+    IF NOT FOUND AND n.unique_key IS NULL AND coalesce(n.followed, 0) = 0
         AND pg_sequence_last_value('{schema}.limit_edition_seq'::regclass) IS NULL
     THEN
         o := (SELECT before FROM before);
-        IF o.id <> n.id THEN
-            NULL; -- refused below
-        ELSIF o.status = 'pending' AND n.status = 'processing' THEN
+        IF o.status = 'pending' AND n.status = 'processing' THEN
             IF {is_claimed} THEN
                 INSERT INTO {schema}.transition (
                     job_id, at, source, target, event, attempt, token, lease_id, actor)
