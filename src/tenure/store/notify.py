@@ -6,7 +6,9 @@ Hints: polling and heartbeats are enough.
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 
 from tenure.errors import StoreUnavailable
@@ -17,6 +19,9 @@ WORK = ""
 """What a notification is about that names no worker: there may be work."""
 COMMIT = "commit"
 """Something was committed, whatever it is; only some databases say so."""
+
+RECENT_SECONDS = 1.0
+"""Who subscribes to work is notified at once of work so shortly before: after its last claim."""
 
 Notify = Callable[[str | None], None]
 """Takes what a notification is about: work, a commit, a worker whose leases may have ended, or
@@ -35,12 +40,15 @@ class Notifier:
         self._watch = watch
         self._attend = attend
         self._thread: threading.Thread | None = None
+        self._work_at = -math.inf  # monotonic seconds
 
     def notify(self, about: str | None = WORK) -> None:
         """Call the subscribers, of all topics if `about` is None.
 
         Subscribers must be quick and are called from any thread.
         """
+        if not about:
+            self._work_at = time.monotonic()  # first: who subscribes meanwhile learns of it, too
         for topic, subscriber in self._subscribers:
             if about is not None and topic != about:
                 continue
@@ -64,6 +72,8 @@ class Notifier:
                 except StoreUnavailable:
                     self._change(others)
                     raise
+        if topic == WORK and time.monotonic() - self._work_at < RECENT_SECONDS:
+            subscriber()
 
         def unsubscribe() -> None:
             with self._lock:
