@@ -123,7 +123,7 @@ def measure(
     quick: bool = False,
 ) -> None:
     """Measure workload by workload, keeping the run in a file after each; then show it."""
-    how = Measured(now(), size.repeats, size.drained)
+    how = Measured(now(), size.repeats, size.drained, f" On {run.machine['cpu']}.")
     with Stage(size) as stage:
         for workload in workloads:
             run.put(workload.name, measure_one(run, stage, workload, subjects, quick), how)
