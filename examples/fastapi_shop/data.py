@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.schema import CreateTable
@@ -54,6 +54,6 @@ async def make_tables() -> None:
                 for table in Base.metadata.sorted_tables:
                     await session.execute(CreateTable(table, if_not_exists=True))
             return
-        except IntegrityError:  # PostgreSQL says this once another process has made them
+        except (IntegrityError, ProgrammingError):  # another process has just made them
             if is_last:
                 raise

@@ -362,7 +362,7 @@ UNNEEDED: Mapping[str, str] = {
     f"{HOT_PATH} limited(names text[]): without q.max_pending IS NOT NULL": LONGER_WAY,
     f"{SQLITE} DELETE_SETTLED: without finished_at <= ?": "bounds the search; the ledger's end"
     " beside it decides",
-    f"{HOT_PATH} claim: without job.status = 'pending'": "picked and locked in the same statement",
+    f"{HOT_PATH} claim: without status = 'pending'": "picked and locked in the statement before",
 }
 """Conditions that can go without anything that could be seen by their words, and why they stay."""
 

@@ -76,9 +76,14 @@ def test_a_worker_that_is_killed_around_a_step(
         with running_sweeper(app):
             end = wait_until_completed(app, job)
     assert (end.result, end.attempts) == ([0, 1, 2], 2)
-    assert Counter(script.lines()) == {"0": 1, "1": PLACES[place], "2": 1}
-    tokens = [step.token for step in app.steps(job.id).steps]
-    assert tokens == [1, 1 if "after_commit" in place else 2, 2]
+    done = Counter(script.lines())
+    tokens = {step.name: step.token for step in app.steps(job.id).steps}
+    assert tokens.keys() == done.keys() == {"0", "1", "2"}
+    # A step that was stored is not done again. Where a heartbeat has the job locked, a step is
+    # stored at the second try, and the worker may die between the two.
+    assert all(done[name] == 1 for name, token in tokens.items() if token == 1 or name == "2")
+    if "=" not in place:
+        assert (done["1"], list(tokens.values())) == (PLACES[place], [1, 2, 2])
     assert app.verify() == []
 
 

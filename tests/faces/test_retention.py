@@ -47,6 +47,8 @@ def test_a_worker_elsewhere_says_how_long_its_jobs_are_kept(app: Tenure) -> None
     with api_client(app) as api:
         api.put("/types/mail", json={"queue": "q", "keep": {"completed": HOUR}})
         assert app.retention.list() == [RetentionRule("handler", "mail", completed=HOUR)]
+        api.put("/types/mail", json={"queue": "q", "keep": {"failed": 1e10}})
+        assert app.retention.list() == [RetentionRule("handler", "mail", failed=FOREVER_SECONDS)]
         api.put("/types/mail", json={"queue": "q"})
         assert app.retention.list() == []
         wrong = {"keep": {"pending": 1.0}}

@@ -59,11 +59,11 @@ def test_what_was_read_before_an_action_is_not_shown_after_it(tmp_path: Path) ->
     with Tenure(f"sqlite:///{tmp_path}/jobs.db") as app:
         cache = ReadCache(app)
         app.enqueue("a")
-        assert cache.queues()[0].paused_at is None
+        assert cache.queues()[0][0].paused_at is None
         app.queues.pause("default")
-        assert cache.queues()[0].paused_at is None
+        assert cache.queues()[0][0].paused_at is None
         cache.forget()
-        assert cache.queues()[0].paused_at is not None
+        assert cache.queues()[0][0].paused_at is not None
 
 
 def test_it_is_told_how_old_an_answer_is(tmp_path: Path) -> None:

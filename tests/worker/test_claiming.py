@@ -370,7 +370,7 @@ def test_a_worker_listens_for_work_only_while_it_wants_more(
     monkeypatch.setattr(app.core, "on_work", seen)
     with running_worker(app, concurrency=1):
         wait_until(lambda: listening == [True], "an idle worker to listen")
-        slow.enqueue()
+        app.enqueue_many([slow.new_job() for _ in range(10)])  # more than it claims ahead
         wait_until(lambda: not listening, "a full worker to stop that")
         may_end.set()
         wait_until(lambda: listening == [True], "it to listen again")

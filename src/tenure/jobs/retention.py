@@ -60,6 +60,11 @@ def age(value: Any, path: str) -> float:
         raise InvalidInput(f"{flaw.message}; or {FOREVER!r}", path=path) from flaw
 
 
+def kept_for(seconds: float) -> float:
+    """Return how long a rule keeps jobs that says so many seconds: beyond ten years, forever."""
+    return FOREVER_SECONDS if seconds > durations.MAX_SECONDS else seconds
+
+
 def said(seconds: float) -> str:
     """Say how long a rule keeps jobs."""
     return FOREVER if seconds >= FOREVER_SECONDS else str(timedelta(seconds=seconds))

@@ -127,7 +127,7 @@ class TypeRequest(Request):
 
 
 class KeepForm(Request):
-    """How many seconds settled jobs are kept, by status; 1e12: forever."""
+    """How many seconds settled jobs are kept, by status; more than ten years: forever."""
 
     completed: KeptSeconds | UnsetType = UNSET
     cancelled: KeptSeconds | UnsetType = UNSET

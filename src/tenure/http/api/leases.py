@@ -22,7 +22,7 @@ from tenure.jobs.follow_ups import FollowUps
 from tenure.jobs.ids import is_id
 from tenure.jobs.names import check_name, check_open
 from tenure.jobs.payload import damage
-from tenure.jobs.retention import DeclaredType
+from tenure.jobs.retention import DeclaredType, kept_for
 from tenure.jobs.steps import FindSignal, Load, Recorded, StepCall
 from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.telemetry import tracing
@@ -243,6 +243,7 @@ def declare_type(call: Call) -> Response:
     name = check_open(call.path["name"], "job type", "name")
     options = defaults_of(requests.options_of(call.body), TypeOptions())
     keep = requests.given(call.body.keep) if call.body.keep else {}
+    keep = {status: kept_for(seconds) for status, seconds in keep.items()}
     known = DeclaredType(**asdict(options), schema=call.body.schema, keep=keep)
     call.app.core.declare({name: known})
     return answer(next(type for type in call.app.types.list() if type.name == name))

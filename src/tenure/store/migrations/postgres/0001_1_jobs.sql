@@ -255,7 +255,8 @@ BEGIN
 END $$;
 
 CREATE FUNCTION {schema}.record_entry() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     n record;
@@ -326,7 +327,7 @@ CREATE TRIGGER job_entered AFTER INSERT ON {schema}.job
 
 CREATE FUNCTION {schema}.record_move() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp SET jit = off
+    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET jit = off
     SET enable_hashjoin = on SET enable_nestloop = off SET enable_mergejoin = off
     SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 #variable_conflict use_column

@@ -348,7 +348,9 @@ CREATE FUNCTION {schema}.exchange(
     token integer, timeout double precision, lease_id text, alone boolean, run_at timestamp,
     at timestamp, walked bigint, due_in double precision, done text
 )
-    LANGUAGE plpgsql SET lock_timeout = '10s' AS $$
+    LANGUAGE plpgsql
+    SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '10s'
+    SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
     first CONSTANT timestamptz := '0001-01-01 00:00+00';
     first_id CONSTANT uuid := '00000000-0000-0000-0000-000000000000';
