@@ -7,8 +7,8 @@ Made by `python bench/run.py {mode}` on {date}; change the bench, not this page.
 peers do the same work in one run on one machine of {cpus} cores, which the database shares with the
 workers. Ledger, guards and leases of Tenure are on, as always. Where a peer keeps less than Tenure
 or promises less, it is said beside its number. Numbers are medians, with the first and the third
-quartile behind them. Differences below a quarter mean little. Not all workloads were measured on one
-machine, as the end of this page says: compare queues, and not workloads."""
+quartile behind them. Differences below a quarter mean little. Not all workloads were measured
+on one machine, as the end of this page says: compare queues, and not workloads."""
 
 FLEETS = """\
 ## Fleets
