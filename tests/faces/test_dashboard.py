@@ -336,7 +336,7 @@ def test_the_page_of_queues_is_bounded_and_says_so(
     monkeypatch.setattr(cache, "MAX_QUEUES", 2)
     monkeypatch.setattr(queues, "MAX_QUEUES", 2)
     with api_client(app) as web:
-        assert shown("/ui/queues") == ["mail", "night"]
+        assert shown("/ui/queues") == ["night", "mail"]
         assert "2 of 3 queues" in web.get("/ui/queues").text
         assert shown("/ui/queues?search=MAIL") == ["mail", "mail-2"]
         assert "Name contains" in web.get("/ui/queues?search=MAIL").text

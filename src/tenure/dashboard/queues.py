@@ -28,7 +28,7 @@ TEXTS = ("rate", "ordered")
 
 
 def show(request: PageRequest) -> Response:
-    """Show the queues that need attention first, by name; others are searched for."""
+    """Show the queues by name; of many, a part, those that need attention first."""
     cache, now = request.cache, request.now
     workers = [worker for worker in cache.workers() if is_live(worker, now)]
     search = request.field("search")
@@ -36,7 +36,7 @@ def show(request: PageRequest) -> Response:
     queues, number = cache.once(f"queues with {search}", ask) if search else cache.queues()
     return request.page(
         "queues.html",
-        queues=sorted(queues, key=attrgetter("name")),
+        queues=queues if number > len(queues) else sorted(queues, key=attrgetter("name")),
         number=number,
         search=search,
         rates=charts.queue_rates(cache.activity(), now),
