@@ -157,8 +157,8 @@ BEGIN
     WHERE q.name = ANY (names) AND q.max_pending IS NOT NULL ORDER BY q.name FOR UPDATE;
 END $$;
 
--- Complete the attempts whose lease is held; answers with their leases. The lease alone would do (a
--- CHECK makes it imply the status). With the status in the condition, the planner would walk the
+-- Complete the attempts whose lease is held; answers with their leases. The lease alone would do (it
+-- implies the status). With the status in the condition, the planner would walk the
 -- index of leases and all its dead entries instead of the primary key.
 CREATE FUNCTION {schema}.complete(ids uuid[], leases uuid[], results text[], actors text[])
     RETURNS TABLE (lease text)

@@ -412,7 +412,8 @@ CREATE TRIGGER limit_change_follows BEFORE INSERT ON {schema}.limit_change
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('the history of limits is written by their changes');
 
 CREATE TRIGGER limit_edition_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE
-    ON {schema}.limit_edition FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('editions of limits are counted by their changes');
+    ON {schema}.limit_edition FOR EACH STATEMENT
+    EXECUTE FUNCTION {schema}.refuse_by_hand('editions of limits are counted by their changes');
 
 ALTER TABLE {schema}.queue_limit
     ENABLE ALWAYS TRIGGER limit_changes, ENABLE ALWAYS TRIGGER limit_fills,
