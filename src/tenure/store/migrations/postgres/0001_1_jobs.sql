@@ -334,6 +334,9 @@ CREATE FUNCTION {schema}.record_move() RETURNS trigger
 DECLARE
     o record;
     n record;
+    claimed boolean;
+    completed boolean;
+    moved_at timestamptz;
     seen record;
     limited boolean := false;
     freed bigint;
@@ -357,27 +360,25 @@ BEGIN
     THEN
         o := (SELECT before FROM before);
         IF o.status = 'pending' AND n.status = 'processing' THEN
-            IF {is_claimed} THEN
-                INSERT INTO {schema}.transition (
-                    job_id, at, source, target, event, attempt, token, lease_id, actor)
-                VALUES (n.id, n.started_at, 'pending', 'processing', 'claimed', n.attempts, n.token,
-                    n.lease_id, n.actor);
-                INSERT INTO {schema}.arrival (status, at, ids) VALUES ('processing',
-                    least(n.started_at, {schema}.clock()) + interval '1 second', ARRAY[n.id]);
+            claimed := {is_claimed};
+            completed := false;
+        ELSIF o.status = 'processing' AND n.status = 'completed' THEN
+            claimed := false;
+            completed := {is_completed};
+        END IF;
+        IF claimed OR completed THEN
+            moved_at := CASE WHEN claimed THEN n.started_at ELSE n.finished_at END;
+            INSERT INTO {schema}.transition (
+                job_id, at, source, target, event, attempt, token, lease_id, actor)
+            VALUES (n.id, moved_at, o.status, n.status, CASE WHEN claimed THEN 'claimed' ELSE 'completed' END,
+                n.attempts, n.token, coalesce(n.lease_id, o.lease_id), n.actor);
+            INSERT INTO {schema}.arrival (status, at, ids) VALUES (n.status, least(moved_at, {schema}.clock())
+                + CASE WHEN claimed THEN interval '1 second' ELSE interval '0' END, ARRAY[n.id]);
+            IF claimed THEN
                 DELETE FROM {schema}.ready WHERE queue = o.queue AND priority = o.priority
                     AND run_at = o.run_at AND id = o.id;
-                RETURN NULL;
             END IF;
-        ELSIF o.status = 'processing' AND n.status = 'completed' THEN
-            IF {is_completed} THEN
-                INSERT INTO {schema}.transition (
-                    job_id, at, source, target, event, attempt, token, lease_id, actor)
-                VALUES (n.id, n.finished_at, 'processing', 'completed', 'completed', n.attempts, n.token,
-                    o.lease_id, n.actor);
-                INSERT INTO {schema}.arrival (status, at, ids)
-                VALUES ('completed', least(n.finished_at, {schema}.clock()), ARRAY[n.id]);
-                RETURN NULL;
-            END IF;
+            RETURN NULL;
         END IF;
     END IF;
     SELECT * INTO seen FROM (
