@@ -28,6 +28,16 @@ from tests.support.raw_sql import RawSql
 from tests.support.store import claim_request, report_completed
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
+RECREATED = ("ready", "ended", "arrival", "kept", "slot", "tag", "turn", "limit_edition")
+"""What follows from the rows of jobs and limits. The engines keep it in different tables."""
+APART = {
+    "measured": "its place in the ledger is another one there: see `places`",
+    "worker": "the workers of the old database do not work on the new one",
+    "schema_version": "each database has its own",
+    "schema": "the same on SQLite",
+}
+"""Tables that are not copied, and why."""
+
 
 @pytest.fixture
 def target_url(postgres_server: PostgresServer) -> Iterator[str]:
@@ -62,7 +72,7 @@ def test_every_table_is_in_a_list(sqlite_url: str, postgres_url: str) -> None:
     """A new table has to be copied, made again, or left out for a reason."""
     Tenure(sqlite_url).migrate()
     Tenure(postgres_url).migrate()
-    listed = [*(table.name for table in tables.COPIED), *tables.RECREATED, *tables.APART]
+    listed = [*(table.name for table in tables.COPIED), *RECREATED, *APART]
     assert len(set(listed)) == len(listed)
     with opened(sqlite_url, postgres_url) as (source, target):
         assert isinstance(source, SqliteSource)

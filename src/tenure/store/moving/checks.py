@@ -64,45 +64,50 @@ def _be_alone(target: Target) -> None:
         time.sleep(ALONE_SECONDS / 100)
 
 
-def check(source: Source, target: Target, urls: tuple[str, str]) -> list[Check]:
+def check(source: Source, target: Target) -> list[Check]:
     """Return what would stop moving, and how much there is to move."""
-    return [_versions(*urls), _source(source, urls), _target(source, target), _size(source)]
+    return [
+        _versions(source, target),
+        _source(source, target),
+        _target(source, target),
+        _size(source),
+    ]
 
 
-def _versions(source: str, target: str) -> Check:
-    (found, needed), (there, needed_there) = schema_of(source), schema_of(target)
+def _versions(source: Source, target: Target) -> Check:
+    (found, needed), (there, needed_there) = schema_of(source.url), schema_of(target.url)
     if found != needed or there not in (0, needed_there):
         advice = "use the same version of Tenure on both, and run `tenure migrate` before"
         return problem("versions", f"schema {found} and {there}", advice)
     return problem("versions", f"schema {found}, as this program needs", "")
 
 
-def _source(source: Source, urls: tuple[str, str]) -> Check:
-    state, name, advice = source.state(), without_password(urls[1]), ""
-    if state is not None and state.target != name:
-        what = "were moved" if state.moved else "are being moved"
+def _source(source: Source, target: Target) -> Check:
+    state, advice = source.state(), ""
+    found = "its jobs can be moved" if state is None else "its jobs are being moved"
+    if state is not None and state.target != target.name:
+        found = f"its jobs {'were' if state.moved else 'are being'} moved to {state.target}"
         advice = "finish that, or undo it with --abort and that address"
-        return problem("source", f"its jobs {what} to {state.target}", advice)
-    if not source.may_begin():
+    elif not source.one(source.may_begin):
+        found = "this role does not own the tables"
         advice = "run this as the role that owns the tables, as `tenure migrate` does"
-        return problem("source", "this role does not own the tables", advice)
-    can_be = "can be" if state is None else "are being"
-    return problem("source", f"its jobs {can_be} moved", "")
+    return problem("source", found, advice)
 
 
 def _target(source: Source, target: Target) -> Check:
-    state, mark, schema = source.state(), target.mark(), target.address.schema
+    state, mark, schema = source.state(), target.mark(), f"schema {target.address.schema}"
+    found, advice = f"{schema} is {'new' if mark is None else 'a copy'}", ""
     if not target.one(RIGHTS):
+        found = f"this role may not make {schema}"
         advice = "grant it CREATE on the database, or name another role"
-        return problem("target", f"this role may not make {schema}", advice)
-    if mark is None and target.tables and not (state is not None and state.moved):
+    elif mark is None and target.tables and not (state is not None and state.moved):
+        found = f"{schema} has tables"
         advice = "choose a database without Tenure, or another schema with ?schema=name"
-        return problem("target", f"schema {schema} has tables", advice)
-    return problem("target", f"schema {schema} " + ("is new" if mark is None else "is a copy"), "")
+    return problem("target", found, advice)
 
 
 def _size(source: Source) -> Check:
-    jobs, size = source.count(JOB), source.size() / 1e9
+    jobs, size = source.count(JOB), source.one(source.size) / 1e9
     found = f"{jobs:,} jobs, {size:.1f} GB with indexes and free space"
     advice = "see that the target has as much, and as much again for its log"
     return Check("size", CheckResult.OK, found, advice)

@@ -23,7 +23,8 @@ from collections.abc import Callable, Sequence
 
 from tenure import failpoints
 from tenure.errors import MoveRefused
-from tenure.jobs.findings import Progress
+from tenure.jobs.findings import Progress, no_note, no_progress
+from tenure.store import open_store
 from tenure.store.moving.sides import Change, Destination, Source, digest
 from tenure.store.moving.tables import ALONE, COPIED, JOB, OF_JOBS
 from tenure.store.moving.target import BEGINNING, PLACED, Mark, Target
@@ -48,37 +49,40 @@ Note = Callable[[str], object]
 class Mover:
     """Moves the jobs of a source to a target, or goes on with that."""
 
-    def __init__(self, source: Source, target: Target, progress: Progress, note: Note) -> None:
+    def __init__(
+        self,
+        source: Source,
+        target: Target,
+        progress: Progress = no_progress,
+        note: Note = no_note,
+    ) -> None:
         """`note` is called with a sentence about each thing that is done."""
         self._source = source
         self._target = target
         self._progress = progress
         self._note = note
 
-    def run(self, names: tuple[str, str], url: str, verify: Callable[[], list[str]]) -> None:
-        """Move. `names` are the addresses for people, `url` that of the target.
-
-        `verify` returns what is wrong with the copy. Raises MoveRefused.
-        """
+    def run(self) -> None:
+        """Move. Raises MoveRefused."""
         state, mark = self._source.state(), self._target.mark()
         if state is not None and state.moved:
             if mark is None:
-                raise MoveRefused(f"the jobs of {names[0]} were moved to {state.target} before")
-            self._open(state)
+                raise MoveRefused(f"the jobs were moved to {state.target} before")
+            self._open()
             return
         if state is None or mark is None or mark.id != state.id:
-            state, mark = self._begin(names, url, is_copy=mark is not None)
+            mark = self._begin(is_copy=mark is not None)
         else:
             self._note(f"going on after job {mark.copied_to}")
         self._source.types = self._target.types = self._target.tables
         if not mark.compared:
             mark = self._copy_all(mark)
             self._catch_up(check=False)
-            self._compare(verify)
+            self._compare()
             self._target.set_mark(mark._replace(compared=True))
         self._catch_up(check=True)
-        began = self._switch(GONE.format(target=names[1]))
-        self._open(state, began)
+        began = self._switch()
+        self._open(began)
 
     def abort(self) -> None:
         """Undo what was made on both sides. Raises MoveRefused after the switch."""
@@ -89,18 +93,15 @@ class Mover:
         if self._target.mark() is not None:
             self._target.drop()
 
-    def _begin(
-        self, names: tuple[str, str], url: str, *, is_copy: bool
-    ) -> tuple[Destination, Mark]:
-        state = Destination(secrets.token_hex(8), names[1], moved=False)
-        mark = Mark(state.id, BEGINNING, compared=False)
+    def _begin(self, *, is_copy: bool) -> Mark:
+        mark = Mark(secrets.token_hex(8), BEGINNING, compared=False)
         if is_copy:
             self._target.drop()
-        self._target.create(url, mark, NOT_YET.format(source=names[0]))
+        self._target.create(mark, NOT_YET.format(source=self._source.name))
         self._source.types = self._target.tables
-        self._source.begin(state)
+        self._source.begin(Destination(mark.id, self._target.name, moved=False))
         failpoints.hit("move.after_begin")
-        return state, mark
+        return mark
 
     # --- copying
 
@@ -136,7 +137,7 @@ class Mover:
             with self._source.snapshot():
                 changes = self._source.changes(CHANGES_AT_ONCE)
                 self._copy(changes, check=check)
-            self._source.forget([number for number, _, _ in changes])
+            self._source.forget(changes)
             enough = SHORT_SECONDS if since < MAX_ROUNDS else LONG_SECONDS
             if len(changes) < CHANGES_AT_ONCE and time.monotonic() - began < enough:
                 return
@@ -166,7 +167,7 @@ class Mover:
             if place:
                 self._target.place(self._source)
 
-    def _compare(self, verify: Callable[[], list[str]]) -> None:
+    def _compare(self) -> None:
         """Make the target equal to one state of the source, compare all rows, and verify it."""
         with self._source.snapshot():
             changes = self._source.changes()
@@ -180,9 +181,9 @@ class Mover:
                     raise MoveRefused(f"{table.name} differs: {here} here, {there} there")
                 if not here.startswith("0 "):
                     self._note(f"{table.name}: the same {here}")
-        self._source.forget([number for number, _, _ in changes])
+        self._source.forget(changes)
         self._progress(0, None, "verifying the copy")
-        if violations := verify():
+        if violations := _violations(self._target.url):
             raise MoveRefused(
                 f"`tenure verify` finds {len(violations)} violations there, the first: "
                 f"{violations[0]}. See whether the source has them"
@@ -191,7 +192,7 @@ class Mover:
 
     # --- the switch
 
-    def _switch(self, message: str) -> float:
+    def _switch(self) -> float:
         """Close the source for ever; return since when nobody can write."""
         self._progress(0, None, "switching")
         failpoints.hit("move.before_switch")
@@ -202,13 +203,21 @@ class Mover:
                 here, there = self._source.count(table), self._target.count(table)
                 if here != there:
                     raise MoveRefused(f"{table.name} has {here} rows here and {there} there")
-            self._source.hand_over(message)
+            self._source.hand_over(GONE.format(target=self._target.name))
             failpoints.hit("move.in_switch")
         failpoints.hit("move.after_switch")
         return began
 
-    def _open(self, state: Destination, began: float | None = None) -> None:
+    def _open(self, began: float | None = None) -> None:
         self._target.open()
         if began is not None:
             self._note(f"nobody could write for {time.monotonic() - began:.1f} s")
-        self._note(f"the jobs are in {state.target}")
+        self._note(f"the jobs are in {self._target.name}")
+
+
+def _violations(url: str) -> list[str]:
+    store = open_store(url, make=False)
+    try:
+        return [": ".join(found) for found in store.read.violations(100)]
+    finally:
+        store.close()

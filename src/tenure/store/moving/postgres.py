@@ -74,20 +74,13 @@ WHERE c.relnamespace = to_regnamespace('{s}') AND c.relkind = 'r' ORDER BY c.rel
     joined = " CROSS JOIN LATERAL (SELECT ctid, * FROM {table} AS t WHERE {same} OFFSET 0) AS t"
 
     def __init__(self, url: str) -> None:
+        super().__init__(url)
         self.address = address_of(url)
         self.connection = connect(self.address)
 
-    def sql(self, statement: str) -> bytes:
-        """Return a statement with the schema put in for `{s}`."""
-        return self.address.sql(statement)
-
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        cursor = self.connection.execute(self.sql(statement), values or None)
+        cursor = self.connection.execute(self.address.sql(statement), values or None)
         return cursor.fetchall() if cursor.description else []
-
-    def one(self, statement: str) -> Any:
-        """Return the single value of a statement."""
-        return self.rows(statement)[0][0]
 
     def stream(self, statement: str, values: Sequence[Any] = ()) -> Iterator[Row]:
         if values:
@@ -96,7 +89,7 @@ WHERE c.relnamespace = to_regnamespace('{s}') AND c.relkind = 'r' ORDER BY c.rel
         self.rows("SET LOCAL enable_seqscan = on")
         with self.connection.cursor("rows") as cursor:
             cursor.itersize = AT_ONCE
-            yield from cursor.execute(self.sql(statement))
+            yield from cursor.execute(self.address.sql(statement))
 
     def canonical(self, row: str, column: str, type: str) -> str:
         cell = f'{row}."{column}"'
@@ -113,7 +106,6 @@ WHERE c.relnamespace = to_regnamespace('{s}') AND c.relkind = 'r' ORDER BY c.rel
 
     @contextmanager
     def transaction(self, level: str = "READ COMMITTED") -> Iterator[None]:
-        """Commit what the block does, or nothing of it."""
         try:
             self.connection.execute(BEGIN.format(level=level).encode())
             yield
@@ -124,29 +116,27 @@ WHERE c.relnamespace = to_regnamespace('{s}') AND c.relkind = 'r' ORDER BY c.rel
         self.connection.execute("COMMIT")
 
     def refuse_writes(self, message: str) -> None:
-        """Let every write fail with a message from now on."""
         text = psycopg.sql.Literal(message).as_string(self.connection)
         self.rows(CLOSE.replace("{code}", CLOSED).replace("{message}", text))
         for table in self.tables:
             self.rows(CLOSE_ONE.replace("{t}", f'{{s}}."{table}"'))
 
     def close(self) -> None:
-        """Close the connection to the database."""
         self.connection.close()
 
 
 class PostgresSource(PostgresSide, Source):
     """`Source` on PostgreSQL."""
 
-    notes = (
-        "CREATE TABLE {s}.move (id text NOT NULL, target text NOT NULL, moved boolean NOT NULL)",
-        "CREATE TABLE {s}.move_change (n bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,"
-        " name text NOT NULL, key text NOT NULL)",
+    number = "bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY"
+    may_begin = (
+        "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = '{s}.job'::regclass"
     )
-
-    def may_begin(self) -> bool:
-        of = "pg_class WHERE oid = '{s}.job'::regclass"
-        return bool(self.one(f"SELECT pg_has_role(relowner, 'USAGE') FROM {of}"))
+    size = (
+        "SELECT sum(pg_total_relation_size(oid))::bigint FROM pg_class"
+        " WHERE relnamespace = to_regnamespace('{s}') AND relkind = 'r'"
+    )
+    last_seq = "SELECT coalesce(pg_sequence_last_value('{s}.transition_seq_seq'), 0)"
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -155,7 +145,7 @@ class PostgresSource(PostgresSide, Source):
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """A transaction beside which nobody else writes.
+        """A transaction in which nobody else can write.
 
         First it waits for autovacuum alone, which PostgreSQL ends for it after a second. The table
         of jobs is locked first, as writers do: those who have it are not in want of another table.
@@ -192,10 +182,3 @@ class PostgresSource(PostgresSide, Source):
         for table in COPIED:
             self.rows(f"DROP FUNCTION IF EXISTS {{s}}.note_{table.name}() CASCADE")
         self.rows("DROP TABLE {s}.move_change")
-
-    def last_seq(self) -> int:
-        return int(self.one("SELECT coalesce(pg_sequence_last_value('{s}.transition_seq_seq'), 0)"))
-
-    def size(self) -> int:
-        of = "pg_class WHERE relnamespace = to_regnamespace('{s}') AND relkind = 'r'"
-        return int(self.one(f"SELECT sum(pg_total_relation_size(oid))::bigint FROM {of}"))

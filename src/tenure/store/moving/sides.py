@@ -10,14 +10,15 @@ import hashlib
 import json
 import sys
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
+from tenure.jobs.redaction import without_password
 from tenure.store.dialect import Dialect
 from tenure.store.moving.tables import COPIED, FIXED, JOB, OF_JOBS, OWN, Table
 
@@ -34,8 +35,7 @@ EVENTS = {"insert": "NEW", "update": "NEW", "delete": "OLD"}
 """What changes a row, and the row that is noted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(NamedTuple):
     """What a source says about where its jobs go. `moved`: they are there."""
 
     id: str
@@ -63,6 +63,10 @@ class Side(ABC):
     types: Mapping[str, Columns]
     """The columns of each table on PostgreSQL."""
 
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.name = without_password(url)
+
     @abstractmethod
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Execute a statement and return the rows of its answer."""
@@ -79,12 +83,28 @@ class Side(ABC):
     def native(self, text: str, type: str) -> str:
         """Return SQL for a text in that form as the engine stores it."""
 
-    def every_table(self) -> dict[str, Columns]:
+    @abstractmethod
+    def transaction(self) -> AbstractContextManager[None]:
+        """Commit what the block does, or nothing of it."""
+
+    @abstractmethod
+    def refuse_writes(self, message: str) -> None:
+        """Let every write fail with a message from now on."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connection to the database."""
+
+    def one(self, statement: str) -> Any:
+        """Return the single value of a statement."""
+        return self.rows(statement)[0][0]
+
+    def every_table(self) -> Mapping[str, Columns]:
         """Return the columns of each table, as they are now."""
-        found: dict[str, dict[str, str]] = {}
+        found = defaultdict[str, dict[str, str]](dict)
         for table, column, type in self.rows(self.catalog):
-            found.setdefault(table.removeprefix("tenure_"), {})[column] = type
-        return dict(found)
+            found[table.removeprefix("tenure_")][column] = type
+        return found
 
     @cached_property
     def tables(self) -> Mapping[str, Columns]:
@@ -129,30 +149,28 @@ class Side(ABC):
         """Return the number of rows."""
         if table.name not in self.tables:
             return 0
-        return int(self.rows(f"SELECT count(*) FROM {self.d.table(table.name)}")[0][0])
+        return int(self.one(f"SELECT count(*) FROM {self.d.table(table.name)}"))
 
 
 class Source(Side):
     """The database that the jobs leave."""
 
-    notes: Sequence[str]
-    """Statements that make the tables `move` and `move_change`."""
-
-    @abstractmethod
-    def may_begin(self) -> bool:
-        """Whether this role may."""
+    number: str
+    """The type of a column that numbers rows."""
+    may_begin: str
+    """Ask whether this role may."""
+    size: str
+    """Ask for the bytes that it takes."""
+    last_seq: str
+    """Ask for the last number of an entry of the ledger."""
 
     @abstractmethod
     def snapshot(self) -> AbstractContextManager[None]:
         """Read one state of the data in the block."""
 
     @abstractmethod
-    def transaction(self) -> AbstractContextManager[None]:
-        """Commit what the block does, or nothing of it."""
-
-    @abstractmethod
     def closed(self) -> AbstractContextManager[None]:
-        """The same, and let nobody else write in the block."""
+        """A transaction in which nobody else can write."""
 
     @abstractmethod
     def note(self, table: Table, name: str) -> None:
@@ -161,22 +179,6 @@ class Source(Side):
     @abstractmethod
     def end_notes(self) -> None:
         """Note no more."""
-
-    @abstractmethod
-    def refuse_writes(self, message: str) -> None:
-        """Let every write fail with a message from now on."""
-
-    @abstractmethod
-    def last_seq(self) -> int:
-        """Return the last number of an entry of the ledger."""
-
-    @abstractmethod
-    def size(self) -> int:
-        """Return the bytes that it takes."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close the connection to the database."""
 
     def state(self) -> Destination | None:
         """Return where its jobs go, if `tenure move` was started."""
@@ -188,18 +190,15 @@ class Source(Side):
     def begin(self, state: Destination) -> None:
         """Note from now on which rows change."""
         self.forsake()
+        d, text = self.d, f"CAST({self.d.value} AS text)"
         with self.closed():
-            for statement in self.notes:
-                self.rows(statement)
+            values = f"{text} AS id, {text} AS target, false AS moved"
+            self.rows(f"CREATE TABLE {d.table('move')} AS SELECT {values}", state[:2])
+            columns = f"n {self.number}, name text NOT NULL, key text NOT NULL"
+            self.rows(f"CREATE TABLE {d.table('move_change')} ({columns})")
             for table in COPIED:  # the ledger changes with its job only
                 if table.name in self.tables and table.name != "transition":
-                    noted = JOB if table in OF_JOBS else table
-                    self.note(table, noted.name)
-            values = self.d.values(2)
-            self.rows(
-                f"INSERT INTO {self.d.table('move')} VALUES ({values}, false)",
-                (state.id, state.target),
-            )
+                    self.note(table, (JOB if table in OF_JOBS else table).name)
 
     def forsake(self) -> None:
         """Remove what `begin` made."""
@@ -223,11 +222,10 @@ class Source(Side):
 
     def open_jobs(self, queue: str) -> list[str]:
         """Return the ids of the pending and processing jobs of a queue."""
-        d, ids = self.d, set[str]()
-        for of in (d.pending, d.processing):
-            found = self.rows(f"SELECT {d.id('id')} FROM {of} WHERE queue = {d.value}", (queue,))
-            ids.update(id for (id,) in found)
-        return sorted(ids)
+        d = self.d
+        select = f"SELECT {d.id('id')} FROM {{}} WHERE queue = {d.value}"
+        both = " UNION ALL ".join(map(select.format, (d.pending, d.processing)))
+        return [id for (id,) in self.rows(both, (queue, queue))]
 
     def changes(self, limit: int = sys.maxsize) -> list[Change]:
         """Return changes that are not forgotten, in order."""
@@ -236,28 +234,23 @@ class Source(Side):
 
     def changed(self) -> int:
         """Return how many changes there are."""
-        return int(self.rows(f"SELECT count(*) FROM {self.d.table('move_change')}")[0][0])
+        return int(self.one(f"SELECT count(*) FROM {self.d.table('move_change')}"))
 
-    def forget(self, numbers: Sequence[int]) -> None:
+    def forget(self, changes: Sequence[Change]) -> None:
         """Forget changes that are copied."""
         listed = f"SELECT CAST(CAST(value AS text) AS bigint) FROM {self.d.json_rows}"
-        for at in range(0, len(numbers), FORGOTTEN_AT_ONCE):
-            some = json.dumps(numbers[at : at + FORGOTTEN_AT_ONCE])
+        delete = f"DELETE FROM {self.d.table('move_change')} WHERE n IN ({listed})"
+        for at in range(0, len(changes), FORGOTTEN_AT_ONCE):
+            numbers = [number for number, _, _ in changes[at : at + FORGOTTEN_AT_ONCE]]
             with self.transaction():
-                self.rows(
-                    f"DELETE FROM {self.d.table('move_change')} WHERE n IN ({listed})", (some,)
-                )
+                self.rows(delete, (json.dumps(numbers),))
 
-    def measured(self) -> tuple[Place, int]:
-        """Return up to which place in the ledger the statistics go, and their milliseconds."""
-        of = f"{self.d.place}, millis FROM {self.d.table('measured')}"
-        ((*place, millis),) = self.rows(f"SELECT {of}")
-        return tuple(map(int, place)), millis
-
-    def webhooks(self) -> list[tuple[str, Place]]:
-        """Return the name of each webhook and its place in the ledger."""
+    def places(self) -> dict[str, Place]:
+        """Return up to which place in the ledger each webhook is, and the statistics, as ''."""
         found = self.rows(f"SELECT name, position FROM {self.d.table('webhook')}")
-        return [(name, tuple(map(int, place.split(".")))) for name, place in found]
+        places = {name: tuple(map(int, place.split("."))) for name, place in found}
+        (measured,) = self.rows(f"SELECT {self.d.place} FROM {self.d.table('measured')}")
+        return {**places, "": tuple(map(int, measured))}
 
     def seqs_after(self, place: Place) -> list[int]:
         """Return the numbers of the entries of the ledger after a place."""

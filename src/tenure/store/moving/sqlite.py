@@ -28,16 +28,14 @@ class SqliteSource(Source):
         " WHERE t.type = 'table' AND t.name GLOB 'tenure_*' ORDER BY 1"
     )
     joined = " CROSS JOIN {table} AS t ON {same}"
-    notes = (
-        "CREATE TABLE tenure_move"
-        " (id TEXT NOT NULL, target TEXT NOT NULL, moved INTEGER NOT NULL) STRICT",
-        "CREATE TABLE tenure_move_change ("
-        "n INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, key TEXT NOT NULL) STRICT",
-    )
+    number = "INTEGER PRIMARY KEY"
+    may_begin = "SELECT true"
+    size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+    last_seq = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'tenure_transition'"
 
     def __init__(self, url: str) -> None:
-        self._path = usable_path_of(url)
-        self._db = connect_writer(self._path)
+        super().__init__(url)
+        self._db = connect_writer(usable_path_of(url))
         self._db.text_factory = str  # what is not UTF-8 is an error, and not copied changed
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
@@ -51,9 +49,6 @@ class SqliteSource(Source):
 
     def native(self, text: str, type: str) -> str:
         return f"({text})" + (" / 1000" if type == "timestamptz" else "")
-
-    def may_begin(self) -> bool:
-        return True
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -92,13 +87,5 @@ class SqliteSource(Source):
             for event in EVENTS if table != "schema" else ():
                 self.rows(CLOSE.format(event=event, table=table, message=text))
 
-    def last_seq(self) -> int:
-        found = self.rows("SELECT seq FROM sqlite_sequence WHERE name = 'tenure_transition'")
-        return int(found[0][0]) if found else 0
-
     def close(self) -> None:
         self._db.close()
-
-    def size(self) -> int:
-        files = (self._path, self._path.with_name(f"{self._path.name}-wal"))
-        return sum(file.stat().st_size for file in files if file.exists())

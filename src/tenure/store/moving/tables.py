@@ -1,4 +1,4 @@
-"""The tables of a database as `tenure move` sees them: each has to be in one of these lists."""
+"""The tables of a database that `tenure move` copies. What follows from jobs is made again."""
 
 from __future__ import annotations
 
@@ -40,16 +40,6 @@ ALONE = (
 )
 """The others."""
 COPIED = (JOB, *OF_JOBS, *ALONE)
-
-RECREATED = ("ready", "ended", "arrival", "kept", "slot", "tag", "turn", "limit_edition")
-"""What follows from the rows of jobs and limits. The engines keep it in different tables."""
-APART: Mapping[str, str] = {
-    "measured": "its place in the ledger is another one there: see `places`",
-    "worker": "the workers of the old database do not work on the new one",
-    "schema_version": "each database has its own",
-    "schema": "the same on SQLite",
-}
-"""Tables that are not copied, and why."""
 
 FIXED: Mapping[tuple[str, str], str] = {
     ("transition", "xid"): "'0'",

@@ -9,10 +9,9 @@ without its guards.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import chain
 from typing import NamedTuple
 
 from tenure import failpoints
@@ -32,73 +31,27 @@ BEGINNING = "00000000-0000-0000-0000-000000000000"
 ARRIVED_TOGETHER = 500
 
 GUARDS = """
-SELECT string_agg(format('ALTER TABLE %%s ENABLE %%s TRIGGER %%I', g.tgrelid::regclass,
-    CASE g.tgenabled WHEN 'A' THEN 'ALWAYS' WHEN 'R' THEN 'REPLICA' ELSE '' END, g.tgname), '; ')
-FROM pg_trigger AS g JOIN pg_class AS c ON c.oid = g.tgrelid
-WHERE c.relnamespace = to_regnamespace('{s}') AND NOT g.tgisinternal AND g.tgenabled <> 'D'
-    AND c.relname = ANY (%s)"""
-LIMIT = "(SELECT {} FROM {{s}}.queue_limit AS l WHERE l.queue = t.queue)"
-TURN = LIMIT.format("CASE WHEN l.partitioned THEN coalesce(t.partition, '') END")
+SELECT string_agg(
+    format('ALTER TABLE %%s ENABLE ALWAYS TRIGGER %%I', c.oid::regclass, tgname), '; ')
+FROM pg_trigger JOIN pg_class AS c ON c.oid = tgrelid
+WHERE relnamespace = to_regnamespace('{s}') AND NOT tgisinternal AND relname = ANY (%s)"""
+KEEP_TAGS = """
+ALTER TABLE {s}.job ENABLE ALWAYS TRIGGER job_tagged, ENABLE ALWAYS TRIGGER job_untagged"""
 
-
-class Following(NamedTuple):
-    """A table whose rows follow from a job `t`, as the guards write them."""
-
-    name: str
-    key: Mapping[str, str]
-    """Column -> value, of those by which an index finds the rows."""
-    more: Mapping[str, str] = {}
-    where: str = "true"
-    of: str = "t"
-
-    def removal(self) -> str:
-        """Return SQL that deletes the rows of jobs."""
-        key, values = ", ".join(self.key), ", ".join(self.key.values())
-        found = f"SELECT ctid FROM {{s}}.{self.name} WHERE ({key}) = ({values}) OFFSET 0"
-        return deletion(self.name, f"{self.of} CROSS JOIN LATERAL ({found}) AS old", "old")
-
-    def insertion(self) -> str:
-        """Return SQL that adds them."""
-        columns = {**self.key, **self.more}
-        select = f"SELECT DISTINCT {', '.join(columns.values())} FROM {self.of} WHERE {self.where}"
-        return f"INSERT INTO {{s}}.{self.name} ({', '.join(columns)}) {select}"
-
-
-def deletion(table: str, found: str, alias: str = "t") -> str:
-    """Return SQL that deletes the rows of a table that are `found`."""
-    ids = f"ARRAY(SELECT {alias}.ctid FROM {found})"
-    return f"DELETE FROM {{s}}.{table} WHERE ctid = ANY ({ids})"
-
-
-def over_jobs(statements: Iterable[str]) -> str:
-    """Return one statement of many, for `jobs`: each takes a turn of the server and of this."""
-    named = (f"s{number} AS ({statement})" for number, statement in enumerate(statements))
-    return f"WITH t AS MATERIALIZED (SELECT t.* FROM {{jobs}}), {', '.join(named)} SELECT 1"
-
-
-FOLLOWING = (
-    Following(
-        "ready",
-        {"queue": "t.queue", "priority": "t.priority", "run_at": "t.run_at", "id": "t.id"},
-        {"type": "t.type", "start_by": "t.start_by", "partition": TURN},
-        "t.status = 'pending'",
-    ),
-    Following(
-        "slot",
-        {"queue": "t.queue", "partition": "coalesce(t.partition, '')", "job_id": "t.id"},
-        where=f"t.status = 'processing' AND {LIMIT.format('{s}.sets_limits(l)')}",
-    ),
-    Following(
-        "ended",
-        {"status": "t.status", "id": "t.id"},
-        where="t.status IN ('failed', 'cancelled')",
-    ),
-    Following(
-        "tag",
-        {"tag": "one.value", "job_id": "t.id"},
-        of="t CROSS JOIN LATERAL json_array_elements_text(t.tags::json) AS one",
-    ),
-)
+# What follows from jobs `t`, as the guards write it.
+READY = """
+INSERT INTO {s}.ready (queue, priority, run_at, id, type, start_by, partition)
+SELECT t.queue, t.priority, t.run_at, t.id, t.type, t.start_by,
+    CASE WHEN l.partitioned THEN coalesce(t.partition, '') END
+FROM t LEFT JOIN {s}.queue_limit AS l ON l.queue = t.queue WHERE t.status = 'pending'"""
+SLOTS = """
+INSERT INTO {s}.slot (queue, partition, job_id)
+SELECT t.queue, coalesce(t.partition, ''), t.id
+FROM t JOIN {s}.queue_limit AS l ON l.queue = t.queue AND {s}.sets_limits(l)
+WHERE t.status = 'processing'"""
+ENDED = """
+INSERT INTO {s}.ended (status, id)
+SELECT t.status, t.id FROM t WHERE t.status IN ('failed', 'cancelled')"""
 ARRIVALS = f"""
 INSERT INTO {{s}}.arrival (status, at, ids)
 SELECT status, min(at), array_agg(id) FROM (
@@ -108,16 +61,40 @@ SELECT status, min(at), array_agg(id) FROM (
     WHERE t.status IN ('processing', {SETTLED_SQL})
         OR (t.status = 'waiting' AND t.start_by IS NOT NULL)
 ) AS one GROUP BY status, part"""
-OWNED = (Following(table.name, {table.key[0]: "t.id"}) for table in (JOB, *OF_JOBS))
-FORGET = over_jobs(one.removal() for one in (*FOLLOWING, *OWNED))
-FOLLOW = over_jobs([ARRIVALS, *(one.insertion() for one in FOLLOWING)])
+ROWS = {
+    "ready": "(queue, priority, run_at, id) = (t.queue, t.priority, t.run_at, t.id)",
+    "slot": "(queue, partition, job_id) = (t.queue, coalesce(t.partition, ''), t.id)",
+    "ended": "(status, id) = (t.status, t.id)",
+    **{table.name: f"{table.key[0]} = t.id" for table in (JOB, *OF_JOBS)},
+}
+"""Table -> how an index finds the rows of jobs `t`."""
+FOLLOWING = ("ready", "slot", "ended", "arrival", "tag", "limit_edition")
 # Only where there are limits: else every claim would look for them from then on.
 EDITION = """
 UPDATE {s}.limit_edition SET edition = nextval('{s}.limit_edition_seq')
 WHERE EXISTS (SELECT FROM {s}.queue_limit)"""
-FOLLOWING_TABLES = ("arrival", "limit_edition", *(one.name for one in FOLLOWING))
 
 
+def deletion(table: str, found: str, alias: str = "t") -> str:
+    """Return SQL that deletes the rows of a table that are `found`."""
+    ids = f"ARRAY(SELECT {alias}.ctid FROM {found})"
+    return f"DELETE FROM {{s}}.{table} WHERE ctid = ANY ({ids})"
+
+
+def removal(table: str, same: str) -> str:
+    """Return SQL that deletes the rows of jobs `t`."""
+    found = f"SELECT ctid FROM {{s}}.{table} WHERE {same} OFFSET 0"
+    return deletion(table, f"t CROSS JOIN LATERAL ({found}) AS old", "old")
+
+
+def over_jobs(statements: Iterable[str]) -> str:
+    """Return one statement of many, for `jobs`: each takes a turn of the server and of this."""
+    named = (f"s{number} AS ({statement})" for number, statement in enumerate(statements))
+    return f"WITH t AS MATERIALIZED (SELECT t.* FROM {{jobs}}), {', '.join(named)} SELECT 1"
+
+
+FORGET = over_jobs(map(removal, ROWS, ROWS.values()))
+FOLLOW = over_jobs((READY, SLOTS, ENDED, ARRIVALS))
 PLACED = ("transition", "measured", "webhook")
 """Tables that `place` writes."""
 
@@ -143,15 +120,12 @@ class Target(PostgresSide):
         """Note what is copied."""
         self.rows("UPDATE {s}.move_copy SET id = %s, copied_to = %s, compared = %s", mark)
 
-    def create(self, url: str, mark: Mark, message: str) -> None:
+    def create(self, mark: Mark, message: str) -> None:
         """Make the schema, closed to everybody with `message`."""
+        values = "%s::text AS id, %s::text AS copied_to, %s::boolean AS compared"
         with self.transaction():
-            self.connection.execute(schema.script(url, 0, begin=False).encode())
-            self.rows(
-                "CREATE TABLE {s}.move_copy"
-                " AS SELECT %s::text AS id, %s::text AS copied_to, %s::boolean AS compared",
-                mark,
-            )
+            self.connection.execute(schema.script(self.url, 0, begin=False).encode())
+            self.rows(f"CREATE TABLE {{s}}.move_copy AS SELECT {values}", mark)
             vars(self).pop("tables", None)  # they are new
             self.refuse_writes(message)
 
@@ -168,10 +142,11 @@ class Target(PostgresSide):
     @contextmanager
     def copying(self, tables: Iterable[str]) -> Iterator[None]:
         """Copy to these tables in the block, which is one transaction."""
-        names = [*tables, *FOLLOWING_TABLES]
+        names = [*tables, *FOLLOWING]
         with self.transaction():
             ((guards,),) = self.rows(GUARDS, (names,))
             self.rows("; ".join(f"ALTER TABLE {{s}}.{name} DISABLE TRIGGER USER" for name in names))
+            self.rows(KEEP_TAGS)
             yield
             self.rows(guards)
         failpoints.hit("move.after_copy")
@@ -200,11 +175,10 @@ class Target(PostgresSide):
             self.rows(EDITION)
 
     def _add(self, source: Source, table: Table, keys: str | None, *, check: bool) -> None:
-        types = self.types[table.name]
         read = source.read(table, keys)
         rows = list(read) if check else read
         try:
-            self._put(table.name, types, rows)
+            self._put(table.name, self.types[table.name], rows)
         except psycopg.DataError as error:
             raise MoveRefused(
                 f"a row of {table.name} cannot be stored there: {error.diag.message_primary},"
@@ -216,13 +190,9 @@ class Target(PostgresSide):
     def _put(self, table: str, columns: Columns, rows: Iterable[Row]) -> None:
         times = [at for at, type in enumerate(columns.values()) if type == "timestamptz"]
         names = ", ".join(f'"{column}"' for column in columns)
-        statement = self.sql(f"COPY {{s}}.{table} ({names}) FROM STDIN")
-        rest = iter(rows)
-        first = next(rest, None)
-        if first is None:
-            return
+        statement = self.address.sql(f"COPY {{s}}.{table} ({names}) FROM STDIN")
         with self.connection.cursor() as cursor, cursor.copy(statement) as copy:
-            for row in chain([first], rest):
+            for row in rows:
                 cells = list(row)
                 for at in times:
                     if cells[at] is not None:
@@ -236,20 +206,19 @@ class Target(PostgresSide):
         and instead of the transaction how many of those places are before it. So each of them has
         the same entries before it and after it, and all entries are before those that follow.
         """
-        (measured, millis), hooks = source.measured(), source.webhooks()
-        places = sorted({measured, *(place for _, place in hooks)})
-        last = source.last_seq()
+        at, last = source.places(), source.one(source.last_seq)
+        places = sorted(set(at.values()))
         entries = "UPDATE {s}.transition SET xid = %s::text::xid8 WHERE xid = %s::text::xid8"
         self.rows("UPDATE {s}.transition SET xid = '0' WHERE xid > '0'")
         for before, place in enumerate(places):
             values = (str(before + 1), str(before), source.seqs_after(place))
             self.rows(f"{entries} AND seq = ANY (%s)", values)
-        self.rows(
-            "UPDATE {s}.measured SET xid = %s::text::xid8, seq = %s, millis = %s",
-            (str(places.index(measured)), last, millis),
-        )
-        for name, place in hooks:
-            here = f"{places.index(place)}.{last}"
-            self.rows("UPDATE {s}.webhook SET position = %s WHERE name = %s", (here, name))
+        here = {name: str(places.index(place)) for name, place in at.items()}
+        millis = source.one(f"SELECT millis FROM {source.d.table('measured')}")
+        measured = "UPDATE {s}.measured SET xid = %s::text::xid8, seq = %s, millis = %s"
+        self.rows(measured, (here.pop(""), last, millis))
+        for name, xid in here.items():
+            position = f"{xid}.{last}"
+            self.rows("UPDATE {s}.webhook SET position = %s WHERE name = %s", (position, name))
         if last:
             self.rows("SELECT setval('{s}.transition_seq_seq', %s)", (last,))
