@@ -58,7 +58,7 @@ class Guard(Enum):
     """What must be true before a transition, beside the status: in words, and in SQL.
 
     The SQL is a condition over OLD and NEW, never NULL; empty where a database cannot know,
-    or where `ROOM_SQL` says it of every row.
+    or where `room_sql` says it of every row.
     """
 
     LEASE = ("the caller presents the job's current lease", "")
@@ -180,11 +180,15 @@ def has_budget(attempts: int, max_retries: int) -> bool:
     return attempts < max_retries
 
 
-LIMIT_SQL = "(attempts <= max_retries OR attempts <= 1)"
-"""No row may ever have been claimed more often than its limit."""
+def limit_sql(row: str = "") -> str:
+    """The condition that a row has not been claimed more often than its limit."""
+    return f"({row}attempts <= {row}max_retries OR {row}attempts <= 1)"
 
-ROOM_SQL = f"(status NOT IN ('{W}', '{P}') OR attempts < max_retries OR attempts < 1)"
-"""A row that is still to run must have an attempt left, or it could never be claimed."""
+
+def room_sql(row: str = "") -> str:
+    """The condition that a row that is still to run has an attempt left."""
+    left = f"{row}attempts < {row}max_retries OR {row}attempts < 1"
+    return f"({row}status NOT IN ('{W}', '{P}') OR {left})"
 
 
 def rest_sql(row: str = "") -> str:

@@ -13,7 +13,6 @@ import psycopg
 
 from tenure.lifecycle import Status
 from tenure.store.constraints import row_rules
-from tenure.store.row_values import of_row
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -184,7 +183,7 @@ class RawSql:
         # A trigger asks there what holds of every row, also where it knows the status.
         for name in ("record_entry", "record_move"):
             text = str(self.value(f"SELECT pg_get_functiondef('tenure.{name}'::regproc)"))
-            for rule in of_row("n", row_rules()).values():
+            for rule in row_rules("n.").values():
                 for status in ("n.status", *(f"'{status}'::text" for status in Status)):
                     text = text.replace(f"({rule.replace('n.status', status)})", "(true)")
             self.run(text.replace("%", "%%"))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tenure.lifecycle import LIMIT_SQL, ROOM_SQL, Status, rest_sql
+from tenure.lifecycle import Status, limit_sql, rest_sql, room_sql
 from tenure.store import constraints
 
 NULLABLE = ("snoozes", "need", "spare", "start_by", "started_at", "finished_at")
@@ -36,8 +36,8 @@ CONDITIONS = {
     "illegal delete": constraints.ILLEGAL_DELETE,
     "amended": constraints.amended("IS NOT", "OLD", "NEW"),
     "rest": rest_sql(),
-    "room": ROOM_SQL,
-    "limit": LIMIT_SQL,
+    "room": room_sql(),
+    "limit": limit_sql(),
     **constraints.row_rules(),
 }
 

@@ -14,13 +14,13 @@ from tenure.lifecycle import (
     ENTRANCES,
     FIRST_EVENT,
     LEASE_ENDS,
-    LIMIT_SQL,
     MAX_RETURNS,
     MAX_SNOOZES,
-    ROOM_SQL,
     TRANSITIONS,
     holds_sql,
+    limit_sql,
     rest_sql,
+    room_sql,
 )
 from tenure.store.audit_query import AuditQuery
 from tenure.store.constraints import SETTLED_SQL, quoted
@@ -215,7 +215,7 @@ SELECT id AS job_id,
     CASE WHEN NOT EXISTS (SELECT 1 FROM {{transition}} AS entry WHERE entry.job_id = job.id)
         THEN 'status ' || status || ', ledger empty'
     END AS "the ledger ends in the job's status",
-    CASE WHEN NOT {LIMIT_SQL} OR NOT {ROOM_SQL}
+    CASE WHEN NOT {limit_sql()} OR NOT {room_sql()}
         THEN 'attempts ' || attempts || ' of ' || max_retries
     END AS "no job ran more often than its limit",
     CASE WHEN token - attempts - coalesce(snoozes, 0) > {MAX_RETURNS}

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tenure import events, lifecycle
-from tenure.lifecycle import LIMIT_SQL, ROOM_SQL, SETTLED, Guard, Rule, Status
+from tenure.lifecycle import SETTLED, Guard, Rule, Status, limit_sql, room_sql
 
 NEVER_CHANGES = (
     *("id", "type", "queue", "created_at", "idempotency_key", "fingerprint", "partition"),
@@ -58,24 +58,30 @@ def checks(rules: Mapping[str, str]) -> str:
     return ",\n    ".join(f"CONSTRAINT {name} CHECK ({rule})" for name, rule in rules.items())
 
 
-def row_rules() -> dict[str, str]:
-    """Name -> condition over the columns of a row, whatever transition led to it; never NULL."""
+def row_rules(row: str = "") -> dict[str, str]:
+    """Name -> condition over the columns of a row, whatever transition led to it; never NULL.
+
+    `row` precedes the names of columns.
+    """
+    is_processing, has = f"({row}status = 'processing')", f"({row}{{}} IS NOT NULL)"
     rules = {
-        "known_status": one_of("status", Status),
-        "lease_while_processing": "(status = 'processing') = (lease_id IS NOT NULL)",
-        "expiry_while_processing": "(status = 'processing') = (lease_expires_at IS NOT NULL)",
-        "holder_while_processing": "status <> 'processing'"
-        " OR (worker IS NOT NULL AND started_at IS NOT NULL)",
-        "finished_when_settled": f"{one_of('status', ENDS)} = (finished_at IS NOT NULL)",
-        "failed_says_why": "status <> 'failed' OR last_error IS NOT NULL",
-        "attempts_within_limit": LIMIT_SQL,
-        "waiting_for_something": "status <> 'waiting' OR coalesce(need, 0) > 0",
-        "nothing_to_wait_for": "status NOT IN ('pending', 'processing') OR coalesce(need, 0) <= 0",
-        "counters_count_up": "attempts >= 0 AND max_retries >= 0 AND coalesce(snoozes, 0) >= 0"
-        " AND token >= attempts + coalesce(snoozes, 0)",
+        "known_status": one_of(f"{row}status", Status),
+        "lease_while_processing": f"{is_processing} = {has.format('lease_id')}",
+        "expiry_while_processing": f"{is_processing} = {has.format('lease_expires_at')}",
+        "holder_while_processing": f"{row}status <> 'processing'"
+        f" OR ({row}worker IS NOT NULL AND {row}started_at IS NOT NULL)",
+        "finished_when_settled": f"{one_of(f'{row}status', ENDS)} = {has.format('finished_at')}",
+        "failed_says_why": f"{row}status <> 'failed' OR {row}last_error IS NOT NULL",
+        "attempts_within_limit": limit_sql(row),
+        "waiting_for_something": f"{row}status <> 'waiting' OR coalesce({row}need, 0) > 0",
+        "nothing_to_wait_for": f"{row}status NOT IN ('pending', 'processing')"
+        f" OR coalesce({row}need, 0) <= 0",
+        "counters_count_up": f"{row}attempts >= 0 AND {row}max_retries >= 0"
+        f" AND coalesce({row}snoozes, 0) >= 0"
+        f" AND {row}token >= {row}attempts + coalesce({row}snoozes, 0)",
     }
     if Guard.ATTEMPTS_LEFT in lifecycle.RULE_OF[lifecycle.RETRY].guards:
-        rules["pending_has_room"] = ROOM_SQL
+        rules["pending_has_room"] = room_sql(row)
     return rules
 
 

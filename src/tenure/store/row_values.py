@@ -11,7 +11,6 @@ that is given twice) is left to that reader.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
@@ -25,19 +24,9 @@ from tenure.jobs.names import (
 from tenure.jobs.payload import MAX_PAYLOAD_BYTES
 from tenure.jobs.results import MAX_RESULT_BYTES
 from tenure.retry import MAX_DELAY_SECONDS, MAX_DELAYS, MAX_FACTOR
-from tenure.store.rows import COLUMNS
 
 MAX_LABEL_STORED = 1_000
 """Characters of an actor or a worker. Over HTTP, the name of a token may precede a label."""
-
-IN_REACH = {
-    # A claim reads every lane of a queue: `store/lanes.py`.
-    "priority_in_reach": f"priority BETWEEN {-MAX_PRIORITY} AND {MAX_PRIORITY}",
-    "labels_are_short": f"length(coalesce(actor, '')) <= {MAX_LABEL_STORED}"
-    f" AND length(coalesce(worker, '')) <= {MAX_LABEL_STORED}",
-}
-"""Conditions on values that a transition may change."""
-
 
 VALUES_OF_A_JOB = ("id", "type", "queue", "payload", "priority", "timeout", "idempotency_key")
 """The columns of these conditions that no transition changes."""
@@ -50,13 +39,8 @@ FIRST_TIME, LAST_TIME = -62_135_596_800_000, 253_402_300_799_999
 """The years 1 to 9999, in milliseconds since 1970."""
 
 
-POSTGRES_TIMES = (
-    "least(run_at, created_at, started_at, finished_at, lease_expires_at, start_by)"
-    " >= '0001-01-01 00:00+00'"
-    " AND greatest(run_at, created_at, started_at, finished_at, lease_expires_at, start_by)"
-    " < '10000-01-01 00:00+00'"
-)
-"""`infinity` and the like would be times that no client can read."""
+TIMES = ("run_at", "created_at", "started_at", "finished_at", "lease_expires_at", "start_by")
+"""Columns of times, which must be within these years: no client could read others."""
 
 MAX_TAGS_LENGTH = 8_000
 """Characters of the tags of a job, as JSON."""
@@ -66,13 +50,12 @@ ANY_UUID = "xxxxxxxx-xxxx-7xxx-xxxx-xxxxxxxxxxxx".replace("x", "[0-9a-f]")
 
 def sqlite_values() -> dict[str, str]:
     """Return name -> condition in the SQL of SQLite."""
-    times = ("run_at", "created_at", "started_at", "finished_at", "lease_expires_at", "start_by")
     policy = _policy(
         *("json_type(backoff, '$.{}')", "backoff ->> '{}'", "json_each(backoff, '$.delays') one"),
         "one.type IN ('integer', 'real') AND one.value",
     )
     return _plain_values("") | {
-        **IN_REACH,
+        **in_reach(),
         "reason_is_short": f"length(coalesce(reason, '')) <= {MAX_REASON_LENGTH}",
         # A sweep could not save a job whose id is not UTF-8, and no page could go on after one that
         # Python refuses. It takes 0.3 of the 12 µs that a job takes in bulk.
@@ -97,9 +80,26 @@ def sqlite_values() -> dict[str, str]:
         "backoff_is_a_policy": "backoff IS NULL OR CASE WHEN json_valid(backoff)"
         f" THEN json_type(backoff) = 'object' AND {policy} ELSE false END",
         "times_in_reach": " AND ".join(
-            f"coalesce({time}, 0) BETWEEN {FIRST_TIME} AND {LAST_TIME}" for time in times
+            f"coalesce({time}, 0) BETWEEN {FIRST_TIME} AND {LAST_TIME}" for time in TIMES
         ),
     }
+
+
+def in_reach(row: str = "") -> dict[str, str]:
+    """Return name -> condition on values that a transition may change. `row` precedes columns."""
+    return {
+        # A claim reads every lane of a queue: `store/lanes.py`.
+        "priority_in_reach": f"{row}priority BETWEEN {-MAX_PRIORITY} AND {MAX_PRIORITY}",
+        "labels_are_short": f"length(coalesce({row}actor, '')) <= {MAX_LABEL_STORED}"
+        f" AND length(coalesce({row}worker, '')) <= {MAX_LABEL_STORED}",
+    }
+
+
+def postgres_times(row: str) -> str:
+    """Return the condition, in the SQL of PostgreSQL, that all TIMES can be read."""
+    times = ", ".join(f"{row}{time}" for time in TIMES)
+    first, end = "'0001-01-01 00:00+00'", "'10000-01-01 00:00+00'"
+    return f"least({times}) >= {first} AND greatest({times}) < {end}"
 
 
 def postgres_values(json_type: str, schema: str, row: str = "") -> dict[str, str]:
@@ -192,12 +192,6 @@ def _policy(kind: str, value: str, each: str, wait: str) -> str:
         f" FROM {each}) ELSE false END"
     )
     return "(" + " AND ".join(conditions) + ")"
-
-
-def of_row(row: str, rules: Mapping[str, str]) -> dict[str, str]:
-    """Return the rules with the name of a row before the names of columns."""
-    columns = re.compile(rf"(?<![.'\w])({'|'.join(COLUMNS)})\b(?!')")
-    return {name: columns.sub(rf"{row}.\1", rule) for name, rule in rules.items()}
 
 
 def enforced(rules: Mapping[str, str]) -> dict[str, str]:

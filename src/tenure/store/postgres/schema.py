@@ -148,8 +148,8 @@ def _conditions(schema: str) -> dict[str, str]:
     new = row_values.enforced(row_values.postgres_values(json_type, schema, "n."))
     result = {"result_is_json": new.pop("result_is_json")}  # a new job has none
     del set_later["result_is_json"]
-    every = {**row_values.IN_REACH, "times_in_reach": row_values.POSTGRES_TIMES}
-    every = row_values.of_row("n", {**every, **constraints.row_rules()})
+    every = {**row_values.in_reach("n."), "times_in_reach": row_values.postgres_times("n.")}
+    every |= constraints.row_rules("n.")
     illegal_change = constraints.illegal_change("IS DISTINCT FROM")
     illegal_entry = _renamed(constraints.ILLEGAL_INSERT, NEW="n")
     unfit_new, unfit = row_values.unfit(new | every), row_values.unfit(every | result)

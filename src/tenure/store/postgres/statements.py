@@ -17,7 +17,7 @@ from tenure.store.constraints import quoted
 from tenure.store.dialect import Dialect
 from tenure.store.lanes import MAX_LANES, MAX_SEEN
 from tenure.store.postgres.connection import NOW, array_of, is_uuid, to_time
-from tenure.store.row_values import IN_REACH, broken, postgres_values
+from tenure.store.row_values import broken, in_reach, postgres_values
 from tenure.store.rows import ADDED, CHANGED, COLUMNS, TIMED, TIMES, selected
 
 MAX_PARTITIONS = 250
@@ -83,7 +83,7 @@ DIALECT = Dialect(
     hold=" FOR UPDATE",
     packs=False,
     look=LOOK_FOR_DUTIES,
-    broken_value=broken(postgres_values("{{s}}.json_type({})", "{s}") | IN_REACH),
+    broken_value=broken(postgres_values("{{s}}.json_type({})", "{s}") | in_reach()),
 )
 
 # Plans must not hang on statistics: right after a bulk load the planner would read and sort the
