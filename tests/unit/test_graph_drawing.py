@@ -82,6 +82,16 @@ def test_alike_jobs_have_alike_children_and_parents() -> None:
     assert len(shape(members, links).stacks) == 12
 
 
+def test_alike_jobs_may_have_another_number_of_parents() -> None:
+    """Where many jobs share boxes, one parent and two parents of one box are alike."""
+    members = [*(job(n, "fetch") for n in range(3 * MANY)), *(job(1_000 + n) for n in range(MANY))]
+    links = [link(n, 1_000 + n) for n in range(MANY)]
+    links += [link(MANY + 2 * n + one, 1_000 + n) for n in range(MANY // 2) for one in (0, 1)]
+    found = shape(members, links)
+    assert [one.jobs for one in found.stacks] == [2 * MANY, MANY, MANY]
+    assert [tuple(tie) for tie in found.ties] == [(0, 2, "completed", 2 * MANY)]
+
+
 def test_the_ways_through_a_graph_are_not_counted() -> None:
     """There are 2 ** 50 from the first to the last job, and 4 dependencies in each of 50 layers."""
     members = [job(n, f"type_{n}") for n in range(100)]

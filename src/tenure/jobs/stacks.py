@@ -71,55 +71,62 @@ def shape_of(members: Sequence[Member], links: Iterable[Link]) -> Shape | None:
     if not members:
         return Shape([], [])
     jobs, types, statuses, needs = zip(*members, strict=True)
-    place = {job: number for number, job in enumerate(jobs)}
-    parents: Ends = [[] for _ in members]
-    children: Ends = [[] for _ in members]
-    kinds_of_link: dict[str, int] = {}
-    for parent_id, child_id, meets in links:
-        parent, child = place.get(parent_id), place.get(child_id)
-        if parent is not None and child is not None:
-            kind = kinds_of_link.setdefault(meets, len(kinds_of_link))
-            parents[child].append(parent << 2 | kind)
-            children[parent].append(child << 2 | kind)
+    parents, children, meets = _ends(jobs, links)
     order, layers = _layers(parents, children)
     kinds = _numbered(zip(layers, types, needs, strict=True))
-    same = _numbered(zip(kinds, map(frozenset, parents), map(frozenset, children), strict=True))
-    if max(same, default=0) >= MANY:
+    same = _numbered(zip(kinds, _sets(parents), _sets(children), strict=True), MANY)
+    if max(same) >= MANY:
         same = _alike(_alike(kinds, order, parents), order[::-1], children)
-    if max(same, default=0) >= MAX_STACKS:
-        return None
     first: dict[int, int] = {}
-    counts: dict[int, Counter[str]] = {}
     for job, stack in enumerate(same):
-        if stack not in first:
-            first[stack], counts[stack] = job, Counter()
-        counts[stack][statuses[job]] += 1
+        first.setdefault(stack, job)
+    if len(first) > MAX_STACKS:
+        return None
     ranked = sorted(first, key=lambda stack: (layers[first[stack]], first[stack]))
+    counts = Counter(zip(same, statuses, strict=True))
     stacks = [
-        Stack(types[job], _by_status(counts[stack]), jobs[job], layers[job], needs[job])
+        Stack(types[job], _by_status(counts, stack), jobs[job], layers[job], needs[job])
         for stack, job in ((stack, first[stack]) for stack in ranked)
     ]
     spot = {stack: number for number, stack in enumerate(ranked)}
-    ties = _ties([spot[stack] for stack in same], layers, children, tuple(kinds_of_link))
+    ties = _ties([spot[stack] for stack in same], layers, children, meets)
     return Shape(stacks, ties) if len(ties) <= MAX_TIES else None
 
 
-def _by_status(counts: Mapping[str, int]) -> Mapping[str, int]:
-    return {str(status): counts[status] for status in Status if status in counts}
+def _ends(jobs: Sequence[str], links: Iterable[Link]) -> tuple[Ends, Ends, Sequence[str]]:
+    """Return the parents and the children of each job, and what there is to be met."""
+    place = {job: number for number, job in enumerate(jobs)}
+    parents: Ends = [[] for _ in jobs]
+    children: Ends = [[] for _ in jobs]
+    kinds: dict[str, int] = {}
+    for parent_id, child_id, meets in links:
+        try:
+            parent, child = place[parent_id], place[child_id]
+        except KeyError:
+            continue
+        kind = kinds.setdefault(meets, len(kinds))
+        parents[child].append(parent << 2 | kind)
+        children[parent].append(child << 2 | kind)
+    return parents, children, tuple(kinds)
+
+
+def _by_status(counts: Mapping[tuple[int, str], int], stack: int) -> Mapping[str, int]:
+    return {str(status): counts[stack, status] for status in Status if (stack, status) in counts}
 
 
 def _ties(
     spots: Sequence[int], layers: Sequence[int], children: Ends, meets: Sequence[str]
 ) -> list[Tie]:
+    size = len(spots)  # a tie is counted as one number, which takes half as long as three
     ties = Counter(
-        (spots[job], spots[end >> 2], end & 3)
-        for job, some in enumerate(children)
-        for end in some
-        if layers[end >> 2] > layers[job]
+        [
+            (spots[job] * size + spots[end >> 2]) << 2 | end & 3
+            for job, some in enumerate(children)
+            for end in some
+            if layers[end >> 2] > layers[job]
+        ]
     )
-    found = [
-        Tie(parent, child, meets[kind], number) for (parent, child, kind), number in ties.items()
-    ]
+    found = [Tie(*divmod(tie >> 2, size), meets[tie & 3], number) for tie, number in ties.items()]
     return sorted(found)
 
 
@@ -145,11 +152,31 @@ def _alike(kinds: Sequence[int], order: Sequence[int], before: Ends) -> list[int
     found: dict[Any, int] = {}
     parted = [-1] * len(kinds)
     for job in order:
-        key = (kinds[job], frozenset([parted[end >> 2] << 2 | end & 3 for end in before[job]]))
-        parted[job] = found.setdefault(key, len(found))
+        some = before[job]
+        if len(some) == 1:
+            ends: Any = parted[some[0] >> 2] << 2 | some[0] & 3
+        else:
+            ends = _one_or_set({parted[end >> 2] << 2 | end & 3 for end in some})
+        parted[job] = found.setdefault((kinds[job], ends), len(found))
     return [kind if kind >= 0 else len(found) for kind in parted]
 
 
-def _numbered(keys: Iterable[Any]) -> list[int]:
+def _sets(ends: Ends) -> Iterable[Any]:
+    """Return for each job what is equal if its ends are the same."""
+    return (some[0] if len(some) == 1 else frozenset(some) for some in ends)
+
+
+def _one_or_set(ends: set[int]) -> Any:
+    """Return ends as `_sets` does: most jobs have one, which takes half as long as a set."""
+    return ends.pop() if len(ends) == 1 else frozenset(ends)
+
+
+def _numbered(keys: Iterable[Any], most: int | None = None) -> list[int]:
+    """Give equal keys the same number, from 0; the keys behind the first number `most` get none."""
     found: dict[Any, int] = {}
-    return [found.setdefault(key, len(found)) for key in keys]
+    numbers = []
+    for key in keys:
+        numbers.append(number := found.setdefault(key, len(found)))
+        if number == most:
+            break
+    return numbers

@@ -169,7 +169,7 @@ def members(
         return None
     links = db.rows(
         f"SELECT {d.id('tie.parent')}, {d.id('tie.child')}, tie.meets FROM {jobs} AS job"
-        f" JOIN {d.table('dependency')} AS tie ON tie.child = job.id WHERE job.{of}"
+        f" JOIN {d.table('dependency')} AS tie ON tie.parent = job.id WHERE job.{of}"
         f" LIMIT {MAX_LINKS + 1}",
         (workflow, *values),
     )
