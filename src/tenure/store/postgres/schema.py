@@ -28,6 +28,11 @@ FROZEN = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 WAITING = "SET LOCAL lock_timeout = '10s'"
 SINGLE = (("claimed", Status.PENDING), ("completed", Status.PROCESSING))
 """The transitions of which a trigger knows a shorter way for one job."""
+PLANS = {
+    "by_index": "SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off",
+    "by_loops": "SET enable_hashjoin = off SET enable_mergejoin = off",
+}
+"""Settings of functions that look up a few rows, whatever the planner thinks of the tables."""
 TRIES = 4
 """Transactions of one upgrade that PostgreSQL may end as deadlocks."""
 
@@ -131,6 +136,7 @@ def _steps(address: Address, version: int, progress: Progress = no_progress) -> 
         **_conditions(address.quoted),
         **_columns(),
         "buckets": migrate.buckets("bigint"),
+        **PLANS,
         "channel": address.schema,
         "duties": ", ".join(f"{duty} boolean" for duty in duties.searches(DIALECT)),
         "look": ",\n        ".join(duties.answers(DIALECT)).replace("{s}", address.quoted),

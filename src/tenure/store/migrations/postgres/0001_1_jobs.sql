@@ -326,10 +326,9 @@ CREATE TRIGGER job_entered AFTER INSERT ON {schema}.job
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.record_entry();
 
 CREATE FUNCTION {schema}.record_move() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET jit = off
-    SET enable_hashjoin = on SET enable_nestloop = off SET enable_mergejoin = off
-    SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan {by_index}
+    SET enable_hashjoin = on SET enable_nestloop = off SET enable_mergejoin = off AS $$
 #variable_conflict use_column
 DECLARE
     o record;
@@ -531,9 +530,7 @@ CREATE TRIGGER job_moved AFTER UPDATE ON {schema}.job
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.record_move();
 
 CREATE FUNCTION {schema}.forget() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp SET jit = off
-    SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp {by_index} AS $$
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
         RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
@@ -576,10 +573,8 @@ CREATE TRIGGER job_untagged AFTER DELETE ON {schema}.job
     FOR EACH ROW WHEN (OLD.tags IS NOT NULL) EXECUTE FUNCTION {schema}.keep_tags();
 
 CREATE FUNCTION {schema}.keep_arrivals() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path = pg_catalog, pg_temp SET jit = off
-    SET enable_nestloop = on SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_nestloop = on {by_index} {by_loops} AS $$
 DECLARE
     ruled boolean;
 BEGIN

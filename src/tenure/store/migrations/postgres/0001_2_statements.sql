@@ -1,8 +1,8 @@
 -- The hot path, as functions: a session keeps their plans from call to call, whatever the client,
 -- while a statement that is sent is parsed and planned again each time (prepared ones would be state
 -- of a session, which a transaction pooler does not keep). The plans are generic and must not hang
--- on statistics, hence the settings: right after a bulk load the planner would read the whole table.
--- Rows come in as one array per column. Times go out in UTC and ids as text.
+-- on statistics, hence the settings (`PLANS` in store/postgres/schema.py): right after a bulk load the planner
+-- would read the whole table. Rows come in as one array per column. Times go out in UTC and ids as text.
 
 -- Jobs to add as rows of the table. What is in braces is made of `NEW` (store/postgres/statements.py).
 CREATE FUNCTION {schema}.new_jobs({new_arrays}, now timestamptz)
@@ -84,9 +84,7 @@ END $$;
 -- there is none. If keys are known, nothing is added and the answer has the jobs with them.
 CREATE FUNCTION {schema}.add(request text) RETURNS text
     LANGUAGE plpgsql
-    SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '10s'
-    SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    SET plan_cache_mode = force_generic_plan SET lock_timeout = '10s' {by_index} {by_loops} AS $$
 #variable_conflict use_column
 DECLARE
     now CONSTANT timestamptz := {schema}.clock();
@@ -162,10 +160,7 @@ END $$;
 -- index of leases and all its dead entries instead of the primary key.
 CREATE FUNCTION {schema}.complete(ids uuid[], leases uuid[], results text[], actors text[])
     RETURNS TABLE (lease text)
-    LANGUAGE plpgsql
-    SET plan_cache_mode = force_generic_plan SET jit = off
-    SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan {by_index} {by_loops} AS $$
 BEGIN
     RETURN QUERY
     UPDATE {schema}.job SET status = 'completed', result = report.result,
@@ -185,10 +180,7 @@ CREATE FUNCTION {schema}.lanes(after_queue text, after_priority bigint, most int
     RETURNS TABLE (
         walked bigint, at timestamp, queue text, priority bigint, run_at timestamp, id text,
         open boolean)
-    LANGUAGE plpgsql
-    SET plan_cache_mode = force_generic_plan SET jit = off
-    SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan {by_index} {by_loops} AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
@@ -224,10 +216,7 @@ CREATE FUNCTION {schema}.lanes(wanted text[], most integer)
     RETURNS TABLE (
         walked bigint, at timestamp, queue text, priority bigint, run_at timestamp, id text,
         open boolean)
-    LANGUAGE plpgsql
-    SET plan_cache_mode = force_generic_plan SET jit = off
-    SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan {by_index} {by_loops} AS $$
 #variable_conflict use_column
 DECLARE
     named text;
@@ -271,10 +260,7 @@ CREATE FUNCTION {schema}.claim(
     id text, type text, queue text, payload text, attempts integer, max_retries bigint,
     token integer, timeout double precision, lease_id text, alone boolean, run_at timestamp
 )
-    LANGUAGE plpgsql
-    SET plan_cache_mode = force_generic_plan SET jit = off
-    SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan {by_index} {by_loops} AS $$
 #variable_conflict use_column
 DECLARE
     places tid[];
@@ -324,9 +310,7 @@ CREATE FUNCTION {schema}.passed(
     lane_queue text, lane_priority bigint, since timestamptz, since_id uuid, due timestamptz,
     seen integer
 ) RETURNS TABLE (run_at timestamp, id text)
-    LANGUAGE plpgsql STABLE
-    SET plan_cache_mode = force_generic_plan SET jit = off
-    SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan {by_index} AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY SELECT run_at AT TIME ZONE 'UTC', id::text FROM {schema}.ready
@@ -348,9 +332,7 @@ CREATE FUNCTION {schema}.exchange(
     token integer, timeout double precision, lease_id text, alone boolean, run_at timestamp,
     at timestamp, walked bigint, due_in double precision, done text
 )
-    LANGUAGE plpgsql
-    SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '10s'
-    SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET lock_timeout = '10s' {by_index} AS $$
 DECLARE
     first CONSTANT timestamptz := '0001-01-01 00:00+00';
     first_id CONSTANT uuid := '00000000-0000-0000-0000-000000000000';
@@ -443,8 +425,7 @@ END $$;
 
 -- Which of the regular duties there is work for (store/duties.py).
 CREATE FUNCTION {schema}.look() RETURNS TABLE ({duties})
-    LANGUAGE plpgsql STABLE
-    SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    LANGUAGE plpgsql STABLE {by_index} AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY SELECT {look};
@@ -452,9 +433,7 @@ END $$;
 
 -- Load jobs for changing, locked until the end of the transaction.
 CREATE FUNCTION {schema}.locked(ids uuid[]) RETURNS SETOF {schema}.job
-    LANGUAGE plpgsql
-    SET plan_cache_mode = force_generic_plan SET jit = off
-    SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan {by_index} AS $$
 BEGIN
     RETURN QUERY SELECT * FROM {schema}.job WHERE id = ANY (ids) ORDER BY id FOR UPDATE;
 END $$;
@@ -466,10 +445,7 @@ CREATE FUNCTION {schema}.save(
     text[], uuid[], timestamptz[], text[], text[], text[], text[],
     text[], text[], integer[], uuid[], timestamptz[], OUT written integer
 )
-    LANGUAGE plpgsql
-    SET plan_cache_mode = force_generic_plan SET jit = off
-    SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan {by_index} {by_loops} AS $$
 BEGIN
     UPDATE {schema}.job SET status = new.status, attempts = new.attempts,
         max_retries = new.max_retries, token = new.token, run_at = new.run_at,

@@ -198,8 +198,8 @@ END $$;
 -- counts too many, never too few.
 CREATE FUNCTION {schema}.admit(of text, ids uuid[], partitions text[], starts timestamptz[])
     RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off
-    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    SET plan_cache_mode = force_generic_plan {by_index} AS $$
 #variable_conflict use_column
 DECLARE
     l {schema}.queue_limit;

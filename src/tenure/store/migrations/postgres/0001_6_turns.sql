@@ -3,9 +3,7 @@
 
 -- How many jobs of a queue may start at a time, all partitions together. NULL: another transaction decides.
 CREATE FUNCTION {schema}.room(of text, due timestamptz) RETURNS integer
-    LANGUAGE plpgsql
-    SET plan_cache_mode = force_generic_plan SET jit = off
-    SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan {by_index} AS $$
 DECLARE
     l {schema}.queue_limit;
 BEGIN
@@ -30,9 +28,7 @@ CREATE FUNCTION {schema}.open_partitions(
     lane_queue text, lane_priority bigint, due timestamptz, turn text, turn_left integer,
     space integer, looks integer
 ) RETURNS TABLE (partition text, room integer, weight integer, since timestamp, next text)
-    LANGUAGE plpgsql
-    SET plan_cache_mode = force_generic_plan SET jit = off
-    SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan {by_index} AS $$
 #variable_conflict use_column
 DECLARE
     l {schema}.queue_limit;
@@ -90,10 +86,7 @@ CREATE FUNCTION {schema}.claim_in_turn(
     id text, type text, queue text, payload text, attempts integer, max_retries bigint,
     token integer, timeout double precision, lease_id text, alone boolean, partition text
 )
-    LANGUAGE plpgsql
-    SET plan_cache_mode = force_generic_plan SET jit = off
-    SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan {by_index} {by_loops} AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
@@ -137,9 +130,7 @@ CREATE FUNCTION {schema}.passed_in_turn(
     lane_queue text, lane_priority bigint, due timestamptz,
     in_turn text[], since timestamptz[], since_ids uuid[], seen integer
 ) RETURNS TABLE (partition text, run_at timestamp, id text)
-    LANGUAGE plpgsql STABLE
-    SET plan_cache_mode = force_generic_plan SET jit = off
-    SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+    LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan {by_index} AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY SELECT part.partition, last.run_at AT TIME ZONE 'UTC', last.id::text

@@ -55,9 +55,7 @@ ALTER TABLE {schema}.unique_key ENABLE ALWAYS TRIGGER unique_key_follows;
 -- for some thousands: many keys are not locked, and a conflict is found by the insert.
 CREATE FUNCTION {schema}.look_unique(request text) RETURNS text
     LANGUAGE plpgsql
-    SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '10s'
-    SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    SET plan_cache_mode = force_generic_plan SET lock_timeout = '10s' {by_index} {by_loops} AS $$
 #variable_conflict use_column
 DECLARE
     keys CONSTANT text[] := ARRAY(SELECT DISTINCT one.key COLLATE "C"

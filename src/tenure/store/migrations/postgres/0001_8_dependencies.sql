@@ -137,9 +137,8 @@ END $$;
 CREATE FUNCTION {schema}.follow_all(
     ids uuid[], statuses text[], signs integer[], followers integer[], reopened uuid[], apart uuid[]
 ) RETURNS void
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off
-    SET enable_nestloop = on SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    SET enable_nestloop = on {by_index} {by_loops} AS $$
 BEGIN
     IF reopened IS NOT NULL THEN
         PERFORM {schema}.reopen(reopened);
@@ -170,9 +169,8 @@ END $$;
 -- Count for the next followers of a job that has overdue ones. Returns how many, and -1 if there is no such
 -- job. With the owner's rights: nobody else may change `overdue`.
 CREATE FUNCTION {schema}.follow_on(most integer) RETURNS integer
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
-    SET enable_nestloop = on SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_nestloop = on {by_index} {by_loops} AS $$
 DECLARE
     late {schema}.overdue;
     v_next uuid[];
@@ -239,9 +237,8 @@ END $$;
 
 -- Whether a job that depends on this one is not settled, as it is now: after a wait for a lock, too.
 CREATE FUNCTION {schema}.is_awaited(id uuid) RETURNS boolean
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET jit = off
-    SET enable_nestloop = on SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+    SET enable_nestloop = on {by_index} {by_loops} AS $$
 BEGIN
     RETURN EXISTS (
         SELECT FROM {schema}.dependency AS d JOIN {schema}.job AS child ON child.id = d.child
@@ -254,9 +251,8 @@ CREATE TRIGGER job_unbound AFTER DELETE ON {schema}.job
 
 -- Who has looked at jobs deletes them from `revisit`. What is still to be skipped comes back.
 CREATE FUNCTION {schema}.keep_revisits() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET jit = off
-    SET enable_nestloop = on SET enable_seqscan = off SET enable_bitmapscan = off
-    SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    SET enable_nestloop = on {by_index} {by_loops} AS $$
 BEGIN
     IF TG_RELID <> '{schema}.revisit'::regclass THEN
         RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
