@@ -21,13 +21,13 @@ from typing import Any, TypeVar
 from tenure.errors import InvalidInput
 from tenure.jobs import durations
 from tenure.jobs.enqueue import whole
+from tenure.jobs.retention import FOREVER_SECONDS, age
 
 T = TypeVar("T")
 
 DEFAULT_DATABASE = "sqlite:///tenure.db"
 MAX_CONCURRENCY = 1_000
 DAY = 86_400.0
-FOREVER = "forever"
 KUBERNETES = "tcp://"
 """Start of the TENURE_PORT that Kubernetes sets for a service called `tenure`; it is ignored."""
 
@@ -88,12 +88,8 @@ def _lease(value: Any, where: str) -> float:
 
 
 def _age(value: Any, where: str) -> float | None:
-    if value == FOREVER:
-        return None
-    try:
-        return durations.seconds(value, path=where)
-    except InvalidInput as flaw:
-        raise InvalidInput(f"{flaw.message}; or {FOREVER!r}", path=where) from flaw
+    seconds = age(value, where)
+    return None if seconds == FOREVER_SECONDS else seconds
 
 
 def _names(value: Any, where: str) -> tuple[str, ...] | None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
-
 import click
 
-from tenure.cli.command import REFUSED
 from tenure.cli.options import flag
-from tenure.cli.terminal import progress_bar, table
+from tenure.cli.terminal import progress_bar
+from tenure.cli.upkeep import print_checks
 from tenure.errors import InvalidInput
-from tenure.jobs.findings import CheckResult
 from tenure.jobs.text import visible
 
 
@@ -34,13 +31,7 @@ def move(source: str, target: str, only_check: bool, abort: bool) -> None:
         moving.abort(source, target)
         click.echo("undone: the jobs are where they were")
     elif only_check:
-        found = moving.check(source, target)
-        table(("CHECK", "HEALTH", "FOUND"), map(attrgetter("name", "health", "found"), found))
-        for one in found:
-            if one.advice:
-                click.echo(f"\n{one.name}: {visible(one.advice)}")
-        if any(one.health is CheckResult.PROBLEM for one in found):
-            click.get_current_context().exit(REFUSED)
+        print_checks(moving.check(source, target))
     else:
         with progress_bar("Moving", steady=True) as progress:
             moving.move(source, target, progress, lambda text: click.echo(visible(text)))

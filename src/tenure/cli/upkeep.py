@@ -78,6 +78,11 @@ def doctor(as_json: bool) -> None:
         Check("python", CheckResult.OK, f"{platform.python_version()} on {platform.system()}"),
         *application().check(),
     ]
+    print_checks(found, as_json)
+
+
+def print_checks(found: Sequence[Check], as_json: bool = False) -> None:
+    """Print checks with advice. Exit 1 if there is a problem."""
     if as_json:
         print_json(found)
     else:

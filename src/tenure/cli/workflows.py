@@ -36,8 +36,6 @@ def list_workflows(
     status: str | None, name: str | None, limit: int, before: str | None, as_json: bool
 ) -> None:
     """List workflows, newest first."""
-    from tenure.wire.workflows import WorkflowBody
-
     with existing() as app:
         page = app.workflows.list(status=status, name=name, limit=limit, before=before)
         now = app.core.clock()
@@ -46,8 +44,7 @@ def list_workflows(
         for one in page.workflows
     ]
     heads = ("ID", "NAME", "STATUS", "KEY", "CREATED", "BY", "FINISHED")
-    bodies = [WorkflowBody.of(one) for one in page.workflows]
-    print_json(bodies) if as_json else table(heads, rows, now=now, spare=("BY",))
+    print_json(page.workflows) if as_json else table(heads, rows, now=now, spare=("BY",))
 
 
 @workflows.command()
@@ -55,12 +52,10 @@ def list_workflows(
 @answer_options
 def show(id: str, as_json: bool) -> None:
     """Show a workflow, with the number of its jobs by status."""
-    from tenure.wire.workflows import WorkflowBody
-
     with existing() as app:
         found = app.workflows.get(id)
     if as_json:
-        print_json(WorkflowBody.of(found))
+        print_json(found)
         return
     facts = {
         "id": found.id,
