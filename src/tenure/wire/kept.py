@@ -24,7 +24,7 @@ from tenure.jobs.steps import (
 )
 from tenure.wire.reports import StateRequest, StepRequest, TokenRequest
 from tenure.wire.requests import Id, Name, embedded
-from tenure.wire.responses import Answered, AnyJson
+from tenure.wire.responses import Answered, AnyJson, text_of
 
 
 class StepBody(Answered, frozen=True):
@@ -126,7 +126,7 @@ def parents_body(parents: Parents) -> ParentsBody:
 def parents_of(body: ParentsBody) -> Parents:
     """Read what an answer shows."""
     read = [structs.asdict(one) for one in body.jobs]
-    jobs = [ParentJob(result_json=_text(one.pop("result")), **one) for one in read]
+    jobs = [ParentJob(result_json=text_of(one.pop("result")), **one) for one in read]
     return Parents(jobs, body.more)
 
 
@@ -154,14 +154,9 @@ def kept_body(loaded: Loaded) -> KeptBody:
 
 def step_of(body: StepBody) -> Step:
     """Read a step that an answer shows."""
-    return Step(body.name, body.number, body.token, body.at, _text(body.result))
+    return Step(body.name, body.number, body.token, body.at, text_of(body.result))
 
 
 def loaded_of(body: KeptBody) -> Loaded:
     """Read what an answer shows."""
-    return Loaded(body.now, [step_of(step) for step in body.steps], _text(body.state))
-
-
-def _text(raw: Raw) -> str | None:
-    text = bytes(raw).decode()
-    return None if text == "null" else text
+    return Loaded(body.now, [step_of(step) for step in body.steps], text_of(body.state))

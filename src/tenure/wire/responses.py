@@ -104,11 +104,12 @@ def job_of(body: JobBody) -> Job:
     """Read the job that an answer shows."""
     fields = structs.asdict(body)
     del fields["progress"]
-    payload, result = _text(fields.pop("payload")) or "{}", _text(fields.pop("result"))
+    payload, result = text_of(fields.pop("payload")) or "{}", text_of(fields.pop("result"))
     return Job(**fields, payload_json=payload, result_json=result)
 
 
-def _text(raw: Raw) -> str | None:
+def text_of(raw: Raw) -> str | None:
+    """Return embedded JSON, None for null."""
     text = bytes(raw).decode()
     return None if text == "null" else text
 
@@ -197,7 +198,7 @@ def lease_body(lease: Lease) -> LeaseBody:
 def lease_of(body: LeaseBody) -> Lease:
     """Read the lease that an answer grants."""
     _, lease_id = split_lease(body.lease_id)
-    payload = _text(body.payload) or "{}"
+    payload = text_of(body.payload) or "{}"
     return Lease(**{**structs.asdict(body), "payload": payload, "lease_id": lease_id})
 
 

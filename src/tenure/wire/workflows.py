@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, UnsetType, field
@@ -11,8 +10,7 @@ from msgspec import UNSET, Meta, UnsetType, field
 from tenure.dependency import Meets
 from tenure.errors import InvalidInput
 from tenure.jobs.graph import MAX_PARENTS, in_order
-from tenure.jobs.workflows import GraphDependency, GraphJob, WorkflowStatus
-from tenure.lifecycle import Status
+from tenure.jobs.workflows import GraphDependency, GraphJob, Workflow
 from tenure.wire import requests
 from tenure.wire.responses import Answered, Id
 
@@ -68,19 +66,6 @@ class CancelWorkflow(requests.ReasonRequest, kw_only=True):
     everything: bool = False
 
 
-class WorkflowBody(Answered, frozen=True):
-    """A workflow; `jobs` has their number by status, in a list it is null."""
-
-    id: Id
-    name: str
-    key: str | None
-    status: WorkflowStatus
-    jobs: Mapping[Status, int] | None
-    created_at: datetime
-    created_by: str
-    finished_at: datetime | None
-
-
 class GraphBody(Answered, frozen=True):
     """Some jobs of a workflow, oldest first, and what they depend on."""
 
@@ -91,7 +76,7 @@ class GraphBody(Answered, frozen=True):
 class AddedBody(Answered, frozen=True):
     """The workflow that a request added jobs to, and their ids by `ref`."""
 
-    workflow: WorkflowBody
+    workflow: Workflow
     refs: dict[str, Id]
 
 

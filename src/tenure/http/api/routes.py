@@ -33,7 +33,7 @@ from tenure.jobs.schedule_times import Preview
 from tenure.jobs.schedules import Fire
 from tenure.jobs.signals import MAX_SIGNAL_BYTES
 from tenure.jobs.stats import PartitionState, QueueState, TypeState, WorkerState
-from tenure.jobs.workflows import Relative
+from tenure.jobs.workflows import Relative, Workflow
 from tenure.tokens.scopes import EVERY_SCOPE, Scope
 from tenure.wire import kept, reports, requests, responses
 from tenure.wire import queues as limits
@@ -131,9 +131,9 @@ OLD_WORKFLOW = Reply(
 )
 MORE_JOBS = Reply(flows.AddedBody, "The workflow, with the new jobs.", status=201)
 WORKFLOW_PAGE = Reply(
-    list[flows.WorkflowBody], "A page of workflows; `Link` names the next.", headers=("Link",)
+    list[Workflow], "A page of workflows; `Link` names the next.", headers=("Link",)
 )
-ONE_WORKFLOW = Reply(flows.WorkflowBody, "The workflow.")
+ONE_WORKFLOW = Reply(Workflow, "The workflow.")
 RELATIVES = Reply(list[Relative], "A page of jobs; `Link` names the next.", headers=("Link",))
 GRAPH = Reply(flows.GraphBody, "Some jobs and what they depend on.", headers=("Link",))
 NEW_BULK = Reply(responses.BulkBody, "The action, started.", status=202, headers=("Location",))

@@ -19,7 +19,7 @@ from tenure.http.api.jobs import CURSOR
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.names import check_key
 from tenure.jobs.queries import MAX_LISTED, Bulk
-from tenure.jobs.workflows import RelativePage, Workflow, WorkflowStatus
+from tenure.jobs.workflows import RelativePage, WorkflowStatus
 from tenure.wire import requests, responses
 from tenure.wire import workflows as forms
 
@@ -63,13 +63,12 @@ def list_workflows(call: Call) -> Response:
     given = requests.given(call.query)
     given["before"] = _id(given.pop("cursor", None))
     page = call.app.workflows.list(**given)
-    shown = [_shown(one) for one in page.workflows]
-    return answer(shown, headers=_next(call, "/workflows", page.next))
+    return answer(page.workflows, headers=_next(call, "/workflows", page.next))
 
 
 def show_workflow(call: Call) -> Response:
     """Show a workflow, with the number of its jobs by status."""
-    return answer(_shown(call.app.workflows.get(call.path["id"])))
+    return answer(call.app.workflows.get(call.path["id"]))
 
 
 def show_graph(call: Call) -> Response:
@@ -121,7 +120,7 @@ def _added(call: Call, flow: NewWorkflow) -> forms.AddedBody:
         path = f"$.jobs[{number}]{rest}"
         raise type(error)(error.message, path=path, code=error.code) from error.__cause__
     refs = {ref: node.id for ref, node in nodes.items() if not ref.startswith("#")}
-    return forms.AddedBody(workflow=_shown(call.app.workflows.get(flow.id)), refs=refs)
+    return forms.AddedBody(workflow=call.app.workflows.get(flow.id), refs=refs)
 
 
 _place_in = re.compile(r"\$\[(\d+)\]").match
@@ -145,10 +144,6 @@ def _started(call: Call, act: Any, **options: Any) -> Response:
     started: Bulk = act(call.path["id"], actor=call.caller.name, reason=call.body.reason, **options)
     where = {"Location": call.address(f"/bulk/{started.id}")}
     return answer(responses.bulk_body(started), 202, where)
-
-
-def _shown(workflow: Workflow) -> forms.WorkflowBody:
-    return forms.WorkflowBody.of(workflow)
 
 
 def _id(cursor: str | None) -> str | None:
