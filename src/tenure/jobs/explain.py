@@ -179,7 +179,7 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
         return "behind_others", f"{jobs} of its partition {go} first; partitions take turns."
     if facts.ahead == 0 or (facts.limits is not None and facts.limits.partition is not None):
         return "next", f"It is next in queue {job.queue}: {_room(takers)}."
-    return "behind_others", _place_in_queue(job, facts)
+    return "behind_others", _place_in_queue(facts)
 
 
 def _paused(what: str, state: QueueState | TypeState) -> str:
@@ -194,7 +194,7 @@ def _room(takers: Sequence[WorkerState]) -> str:
     return f"all {sum(worker.slots or 0 for worker in takers)} slots of {number} are busy"
 
 
-def _place_in_queue(job: Job, facts: Facts) -> str:
+def _place_in_queue(facts: Facts) -> str:
     """How many jobs go first, and when the job starts if its queue keeps its speed."""
     many = facts.ahead > MAX_AHEAD
     ahead = f"More than {MAX_AHEAD:,} jobs" if many else f"{facts.ahead:,} jobs"

@@ -50,6 +50,7 @@ from tenure.store.tables.schedules import (
     COLUMNS,
     PAUSE,
     add,
+    count_last,
     fires,
     get,
     hold,
@@ -162,17 +163,7 @@ def _open_jobs(db: Database, schedule: Schedule, last: Mapping[str, Job]) -> tup
         return False, 0
     if schedule.overlap != "buffer_all":
         return True, int(job.status is Status.WAITING)
-    d = db.dialect
-    newest = (
-        f"SELECT job_id FROM {d.table('fire')} WHERE schedule = {d.value}"
-        f" AND job_id IS NOT NULL ORDER BY at DESC LIMIT {MAX_BUFFERED + 1}"
-    )
-    ((waiting,),) = db.rows(
-        f"SELECT count(*) FROM ({newest}) AS newest JOIN {d.table('job')} AS job"
-        " ON job.id = newest.job_id WHERE job.status = 'waiting'",
-        (schedule.name,),
-    )
-    return True, waiting
+    return True, count_last(db, schedule, MAX_BUFFERED + 1, "job.status = 'waiting'")
 
 
 def _cancel(db: Database, one: Advance) -> None:

@@ -142,19 +142,24 @@ def unrecorded(db: Reads) -> list[tuple[str, str, str]]:
     return found
 
 
-def crowded(db: Reads, schedule: Schedule) -> bool:
-    """Whether the last `CROWD` jobs of a schedule all are not settled."""
+def count_last(db: Reads, schedule: Schedule, most: int, condition: str) -> int:
+    """Count those of the last `most` jobs of a schedule for which a condition over `job` holds."""
     d = db.dialect
     last = (
         f"SELECT job_id FROM {d.table('fire')} WHERE schedule = {d.value} AND job_id IS NOT NULL"
-        f" ORDER BY at DESC LIMIT {CROWD}"
+        f" ORDER BY at DESC LIMIT {most}"
     )
-    ((unsettled,),) = db.rows(
+    ((jobs,),) = db.rows(
         f"SELECT count(*) FROM ({last}) AS last JOIN {d.table('job')} AS job"
-        " ON job.id = last.job_id WHERE job.finished_at IS NULL",
+        f" ON job.id = last.job_id WHERE {condition}",
         (schedule.name,),
     )
-    return bool(unsettled == CROWD)
+    return int(jobs)
+
+
+def crowded(db: Reads, schedule: Schedule) -> bool:
+    """Whether the last `CROWD` jobs of a schedule all are not settled."""
+    return count_last(db, schedule, CROWD, "job.finished_at IS NULL") == CROWD
 
 
 def add(db: Statements, schedule: Schedule) -> bool:
