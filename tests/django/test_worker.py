@@ -22,10 +22,11 @@ pytestmark = pytest.mark.slow
 class Shop(Project):
     """The site with its order, whose rows are read and tasks added here: that is faster."""
 
-    def enqueue(self, task: str, *arguments: object) -> str:
+    def enqueue(self, task: str, *arguments: object, queue: str = "default") -> str:
         """Add a task as the site would; return its id."""
         payload = {"args": list(arguments), "kwargs": {}}
-        return self.jobs.enqueue(f"shop.tasks.{task}", payload, max_retries=3).id
+        name = f"shop.tasks.{task}"
+        return self.jobs.enqueue(name, payload, max_retries=3, queue=queue).id
 
     def rows(self, statement: str) -> list[tuple[object, ...]]:
         raw = RawSql(self.jobs.database)
@@ -89,15 +90,18 @@ def test_tasks_run_and_their_results_are_read(shop: Shop) -> None:
 def test_the_task_of_a_killed_worker_runs_elsewhere(shop: Shop, tmp_path: Path) -> None:
     """Other backends leave it running for ever: django-tasks-db#5."""
     flag = tmp_path / "runs"
-    id = shop.enqueue("wait", str(flag))
+    id = shop.enqueue("wait:slow", str(flag), queue="slow")  # `wait.using(backend="slow", …)`
     with shop.worker("--lease", "1s") as first:
         wait_until(flag.exists, "the task runs")
         first.kill()
     flag.unlink()
-    with shop.worker("--lease", "1s"):
+    with shop.worker("--lease", "1s") as second:
         wait_until(flag.exists, "the task runs again")
         flag.unlink()
         assert shop.jobs.wait(id, timeout=SECONDS).status == "completed"
+        second.terminate()
+        log = second.communicate(timeout=SECONDS)[0]
+    assert "runs in this one again" not in log  # a child found it by its name and its type
     begin, end = ["enqueued", "claimed", "lease_expired"], ["retried", "claimed", "completed"]
     assert events(shop, id) == begin + end
 

@@ -7,6 +7,7 @@ that does not fit is refused, with the place where it does not.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import sys
@@ -66,10 +67,11 @@ class Handler:
 
     def is_found_by_name(self) -> bool:
         """Whether another process that imports the module of the function finds this handler."""
-        found: Any = sys.modules.get(getattr(self.function, "__module__", None) or "")
-        for part in getattr(self.function, "__qualname__", "").split("."):
-            found = getattr(found, part, None)
-        return getattr(found, "handler", None) is self
+        module = sys.modules.get(getattr(self.function, "__module__", None) or "")
+        try:
+            return found_in(module, getattr(self.function, "__qualname__", ""), self.name) is self
+        except AttributeError:
+            return False
 
     def payload_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the payload of a call; raises TypeError if the arguments do not fit."""
@@ -145,6 +147,16 @@ class Handler:
                     f"the payload does not fit {self.name}: {error} - at `$.{name}`"
                 ) from error
         return others
+
+
+def found_in(module: Any, name: str, type: str) -> Any:
+    """Return what runs jobs of a type, of the thing with this name in a module; None if nothing.
+
+    A thing that has several handlers says which by `handler_of(type)`.
+    """
+    found = functools.reduce(getattr, name.split("."), module)
+    handler_of = getattr(found, "handler_of", None)
+    return getattr(found, "handler", None) if handler_of is None else handler_of(type)
 
 
 _PLAIN = frozenset({str, int, float, bool, type(None)})

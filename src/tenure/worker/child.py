@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from tenure.app.fence import LeaseFence
 from tenure.errors import LeaseLost
 from tenure.jobs.context import Fence, JobContext
-from tenure.jobs.handlers import Handler
+from tenure.jobs.handlers import Handler, found_in
 from tenure.jobs.hooks import Lifespan, bound
 from tenure.jobs.hooks import enter as enter_manager
 from tenure.jobs.results import Ending, failure, success, success_of_function
@@ -230,10 +230,7 @@ def context_of(lease: Lease, fence: Fence, source: StepSource) -> JobContext:
 
 
 def _find(task: ChildTask) -> Any:
-    found: Any = importlib.import_module(task.module)
-    for part in task.name.split("."):
-        found = getattr(found, part)
-    return getattr(found, "handler", None)
+    return found_in(importlib.import_module(task.module), task.name, task.lease.type)
 
 
 class RunsCoroutines(Protocol):

@@ -31,6 +31,9 @@ SECRET_KEY = "for tests"
 USE_TZ = True
 DEBUG = False
 DATABASES = {"default": database_of(os.environ["SITE_DATABASE"])}
+DATABASES["archive"] = DATABASES["default"] | {"NAME": f"{DATABASES['default']['NAME']}_archive"}
+if "TEST" in DATABASES["default"]:
+    DATABASES["archive"]["TEST"] = {"NAME": f"{DATABASES['archive']['NAME']}.test"}
 INSTALLED_APPS = ["tenure.contrib.django", "shop"]
 if django.VERSION < (6,):
     INSTALLED_APPS.append("django_tasks")
@@ -47,7 +50,17 @@ TASKS = {
             },
             **json.loads(os.environ.get("SITE_OPTIONS", "{}")),
         },
-    }
+    },
+    "slow": {
+        "BACKEND": "tenure.contrib.django.TenureBackend",
+        "QUEUES": ["slow"],
+        "OPTIONS": {"retry_exceptions": True, "max_retries": 2, "backoff": 0.01},
+    },
+    "archive": {
+        "BACKEND": "tenure.contrib.django.TenureBackend",
+        "QUEUES": [],
+        "OPTIONS": {"database": "archive"},
+    },
 }
 if os.environ.get("SITE_MIGRATIONS") == "off":  # as pytest --nomigrations
     MIGRATION_MODULES = {"tenure": None, "shop": None}

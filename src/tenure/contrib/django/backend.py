@@ -13,7 +13,7 @@ from tenure import Tenure
 from tenure.contrib.django._api import BaseTaskBackend, InvalidTask, base, normalize_json, signals
 from tenure.contrib.django.databases import tenure_of
 from tenure.contrib.django.results import new_result, read_result
-from tenure.contrib.django.tasks import OF_JOBS, TenureTask
+from tenure.contrib.django.tasks import OF_JOBS, TenureTask, declared, type_of
 
 if TYPE_CHECKING:
     from tenure.contrib.django.results import Result
@@ -74,6 +74,9 @@ class TenureBackend(BaseTaskBackend):
     ) -> Result:
         """Add a job for a task; raises InvalidTask, and what `Tenure.enqueue` does."""
         self.validate_task(task)
+        if task.module_path not in declared:
+            said = f"no worker would know {task.module_path}: write @task(backend={self.alias!r})"
+            raise InvalidTask(said)
         payload = {"args": normalize_json(list(args)), "kwargs": normalize_json(dict(kwargs))}
         options: dict[str, Any] = {"queue": task.queue_name, "priority": -int(task.priority)}
         for name in OF_JOBS:
@@ -84,9 +87,9 @@ class TenureBackend(BaseTaskBackend):
         within = self.app.within(
             connections[self.database], wake=self.options.get("wake", "commit")
         )
-        job = within.enqueue(task.module_path, payload, **options)
+        job = within.enqueue(type_of(task.module_path, self.alias), payload, **options)
         fresh = job.token == 0 and job.finished_at is None
-        result = new_result(self, task, job) if fresh else self.get_result(job.id)
+        result = new_result(task, job) if fresh else self.get_result(job.id)
         signals.task_enqueued.send(type(self), task_result=result)
         return result
 

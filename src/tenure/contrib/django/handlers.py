@@ -21,9 +21,16 @@ from django.db import connections, reset_queries, transaction
 from django.utils import timezone
 
 from tenure import InvalidInput, JobContext, PermanentFailure, RetryAfter, Snooze, Tenure
-from tenure.contrib.django._api import InvalidTask, base, normalize_json, signals
+from tenure.contrib.django._api import (
+    InvalidTask,
+    base,
+    normalize_json,
+    signals,
+    task_backends,
+)
 from tenure.contrib.django.results import read_result
-from tenure.contrib.django.tasks import OF_TYPES, TenureContext, TenureTask
+from tenure.contrib.django.tasks import OF_TYPES, TenureContext, TenureTask, type_of
+from tenure.jobs.handlers import Handler
 from tenure.jobs.parking import Parked
 
 if TYPE_CHECKING:
@@ -36,33 +43,34 @@ lent: list[Any] = []
 NOT_THE_END = (Parked, Snooze, RetryAfter, asyncio.CancelledError)
 
 
-def register(task: TenureTask) -> None:
-    """Let the workers of this process run a task, once; raises InvalidTask for its name."""
-    from tenure.contrib.django.backend import TenureBackend
+def handler_at(backend: TenureBackend, task: TenureTask) -> Handler:
+    """Let the workers of this process run a task at a backend; return what runs it.
 
-    backend, path = task.get_backend(), task.module_path
-    if not isinstance(backend, TenureBackend) or backend.app.core.handlers.defaults(path):
-        return
+    Raises InvalidTask for the name of the task.
+    """
+    type = type_of(task.module_path, backend.alias)
+    if (known := backend.app.core.handlers.find(type)) is not None:
+        return known
     options = {name: backend.option(task, name) for name in OF_TYPES}
-    function = _async_handler(task) if iscoroutinefunction(task.func) else _handler(task)
+    make = _async_handler if iscoroutinefunction(task.func) else _handler
     try:
-        backend.app.job(
-            name=path,
+        return backend.app.job(
+            name=type,
             queue=task.queue_name,
             priority=-int(task.priority),
             permanent=() if backend.option(task, "retry_exceptions") else (BaseException,),
             **{name: value for name, value in options.items() if value is not None},
-        )(function)
+        )(make(task, backend.alias)).handler
     except InvalidInput as error:
-        raise InvalidTask(f"{path}: {error}") from error
+        raise InvalidTask(f"{type}: {error}") from error
 
 
 class _Attempt:
     """One attempt of a task, with the result that the receivers of signals see."""
 
-    def __init__(self, task: TenureTask, context: JobContext) -> None:
+    def __init__(self, task: TenureTask, alias: str, context: JobContext) -> None:
         self.context = context
-        self.backend: TenureBackend = task.get_backend()  # type: ignore[assignment]
+        self.backend: TenureBackend = task_backends[alias]  # type: ignore[assignment]
         self.result = read_result(self.backend, context.id, task)
         self.option = partial(self.backend.option, task)
         before = [TenureContext(task_result=self.result, job=context)] if task.takes_context else []
@@ -103,9 +111,9 @@ class _Attempt:
         signals.task_finished.send_robust(type(self.backend), task_result=self.result)
 
 
-def _handler(task: TenureTask) -> Callable[..., Any]:
+def _handler(task: TenureTask, alias: str) -> Callable[..., Any]:
     def run(context: JobContext, args: Arguments = None, kwargs: Keywords = None) -> Any:
-        attempt = _Attempt(task, context)
+        attempt = _Attempt(task, alias, context)
         try:
             value = attempt.run()
         except NOT_THE_END:
@@ -119,9 +127,9 @@ def _handler(task: TenureTask) -> Callable[..., Any]:
     return _named(run, task)
 
 
-def _async_handler(task: TenureTask) -> Callable[..., Any]:
+def _async_handler(task: TenureTask, alias: str) -> Callable[..., Any]:
     async def run(context: JobContext, args: Arguments = None, kwargs: Keywords = None) -> Any:
-        attempt = await sync_to_async(_Attempt)(task, context)
+        attempt = await sync_to_async(_Attempt)(task, alias, context)
         try:
             value = normalize_json(await attempt.call())
         except NOT_THE_END:

@@ -17,6 +17,7 @@ from django.utils.module_loading import autodiscover_modules
 
 from tenure import Job
 from tenure.contrib.django._api import base, exceptions
+from tenure.contrib.django.tasks import declared
 from tenure.jobs import ids
 
 if TYPE_CHECKING:
@@ -44,9 +45,9 @@ WHERE job_id = {id} ORDER BY seq
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def new_result(backend: TenureBackend, task: Any, job: Job) -> Result:
+def new_result(task: Any, job: Job) -> Result:
     """Return the result of a task that was just added."""
-    return _result(backend, task, job.id, job.payload, job.created_at)
+    return _result(task, job.id, job.payload, job.created_at)
 
 
 def read_result(backend: TenureBackend, job_id: str, task: Any = None) -> Result:
@@ -68,27 +69,28 @@ def read_result(backend: TenureBackend, job_id: str, task: Any = None) -> Result
         history = cursor.fetchall()
     try:
         type, queue, priority, status, token, text, returned, created_at, run_at, finished_at = row
-        task, payload = task or _task_at(type), json.loads(text)
+        path, _, alias = type.partition(":")
+        task, payload = task or _task_at(path), json.loads(text)
         if not isinstance(task, base.Task) or not payload.keys() <= {"args", "kwargs"}:
             raise TypeError
     except TypeError:
         raise exceptions.TaskResultDoesNotExist(job_id) from None
+    alias = alias or declared.get(path, task).backend
     is_deferred = not token and run_at > created_at
     task = replace(
         task,
         priority=-priority,
         queue_name=queue,
-        backend=backend.alias,
+        backend=alias,
         run_after=_time(run_at) if is_deferred else None,
     )
-    result = _result(backend, task, job_id, payload, created_at, status, finished_at, history)
+    result = _result(task, job_id, payload, created_at, status, finished_at, history)
     if status == "completed" and returned is not None:
         object.__setattr__(result, "_return_value", json.loads(returned))
     return result
 
 
 def _result(
-    backend: TenureBackend,
     task: Any,
     job_id: str,
     payload: Mapping[str, Any],
@@ -113,7 +115,7 @@ def _result(
         last_attempted_at=_time(claims[-1][1]) if claims else None,
         args=payload.get("args") or [],
         kwargs=payload.get("kwargs") or {},
-        backend=backend.alias,
+        backend=task.backend,
         errors=[error for entry in history if (error := _error(*entry))],
         worker_ids=[worker for worker, _ in claims],
     )

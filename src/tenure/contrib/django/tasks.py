@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from tenure import JobContext, Unique
-from tenure.contrib.django._api import base
+from tenure.contrib.django._api import base, task_backends
 from tenure.jobs.enqueue import Backoff, Duration
 
 OF_JOBS = (
@@ -19,6 +19,16 @@ OF_TASKS = ("atomic", "retry_exceptions", *OF_JOBS)
 """All fields that Django's own tasks have not."""
 OF_TYPES = OF_JOBS[:4]
 """Those that `@app.job` takes too."""
+declared: dict[str, TenureTask] = {}
+"""The tasks that this process has imported, by path, with the backend of their `@task`."""
+
+
+def type_of(path: str, alias: str) -> str:
+    """Return the type of a task's jobs: its path, and `path:alias` at another backend than its own.
+
+    So the jobs in a database say which OPTIONS count for them.
+    """
+    return path if declared[path].backend == alias else f"{path}:{alias}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +61,24 @@ class TenureTask(base.Task):  # type: ignore[type-arg]
 
     def __post_init__(self) -> None:
         """Validate the task, and let the workers of this process run it."""
-        from tenure.contrib.django.handlers import register
+        from tenure.contrib.django.backend import TenureBackend
+        from tenure.contrib.django.handlers import handler_at
 
         base.Task.__post_init__(self)
-        register(self)
+        if isinstance(backend := self.get_backend(), TenureBackend):
+            handler_at(backend, declared.setdefault(self.module_path, self))
 
     def using(self, **changes: Any) -> Self:
         """Return the task with other options: those of Django, and any field of this class."""
         return replace(self, **{n: value for n, value in changes.items() if value is not None})
 
-    @property
-    def handler(self) -> Any:
-        """What runs the task in a worker, as child processes find it."""
-        backend: Any = self.get_backend()
-        return backend.app.core.handlers.find(self.module_path)
+    def handler_of(self, type: str) -> Any:
+        """Return what runs jobs of a type of this task in a worker, as child processes find it."""
+        from tenure.contrib.django.handlers import handler_at
+
+        alias = type.partition(":")[2] or declared[self.module_path].backend
+        backend: Any = task_backends[alias]
+        return handler_at(backend, declared[self.module_path])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import django
 from django.apps import apps
@@ -12,7 +12,10 @@ from django.utils.log import configure_logging
 from django.utils.module_loading import autodiscover_modules, import_string
 
 from tenure import JobType, Tenure
+from tenure.contrib.django._api import InvalidTask
 from tenure.contrib.django.databases import backends
+from tenure.contrib.django.handlers import handler_at
+from tenure.contrib.django.tasks import declared
 
 if not apps.ready:  # in a child process
     django.setup()
@@ -28,10 +31,14 @@ def app_of(alias: str) -> Tenure | None:
     if backend is None:
         return None
     app: Tenure = backend.app
+    for one in backends():
+        for each in declared.values() if one.app is app else ():
+            with suppress(InvalidTask):  # `using` has raised it
+                handler_at(one, each)
     for name, given in backend.options.get("schedules", {}).items():
         rules = dict(given)
         task = import_string(rules.pop("task"))
-        app.schedule(name=name, **rules)(JobType(app, task.handler))
+        app.schedule(name=name, **rules)(JobType(app, handler_at(backend, task)))
 
     @app.lifespan
     @contextmanager

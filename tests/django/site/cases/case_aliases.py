@@ -1,0 +1,90 @@
+"""A task at another backend than its own: `using(backend=...)` is for it, and for no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.db import connections
+from django.test import override_settings
+from shop.task_api import InvalidTask, TaskResultDoesNotExist, TaskResultMismatch, task
+from shop.tasks import fail, ship, ship_once
+
+from tenure.contrib.django import app
+from tenure.contrib.django._api import task_backends
+
+pytestmark = pytest.mark.usefixtures("cleared")
+DUMMY = f"{task.__module__.rpartition('.')[0]}.backends.dummy.DummyBackend"
+
+
+def at(alias: str, id: str) -> Any:
+    return task_backends[alias].get_result(id)
+
+
+@pytest.mark.django_db(databases=["default", "archive"])
+def test_a_task_is_added_at_the_backend_that_is_asked_for_alone() -> None:
+    """django-tasks-db: test_using_correct_backend."""
+    result = ship.using(backend="archive").enqueue(1)
+    with pytest.raises(TaskResultDoesNotExist):
+        at("default", result.id)
+    assert at("archive", result.id) == result
+    assert (result.backend, result.task.backend) == ("archive", "archive")
+    archive: Any = task_backends["archive"]
+    job = archive.app.within(connections["archive"]).get(result.id)
+    assert (job.type, job.max_retries) == ("shop.tasks.ship:archive", 3)
+    other = ship.enqueue(1)
+    with pytest.raises(TaskResultDoesNotExist):
+        at("archive", other.id)
+
+
+@pytest.mark.django_db
+def test_two_backends_of_a_database_have_their_own_queues_and_options() -> None:
+    slow = ship.using(backend="slow", queue_name="slow")
+    result = slow.enqueue(1)
+    read = at("default", result.id)  # whoever reads it
+    assert read == result
+    assert read.backend == "slow"
+    with pytest.raises(TaskResultMismatch):
+        fail.get_result(result.id)
+    within = app.within(connections["default"])
+    assert within.get(result.id).max_retries == 2
+    assert within.get(ship.enqueue(1).id).max_retries == 3
+    with pytest.raises(InvalidTask, match="Queue 'default' is not valid"):
+        ship.using(backend="slow")
+    back = slow.using(backend="default")
+    assert within.get(back.enqueue(1).id).type == "shop.tasks.ship"
+    option = task_backends["slow"].option  # type: ignore[attr-defined]
+    assert (option(ship_once, "atomic"), option(ship_once, "retry_exceptions")) == (None, True)
+
+
+@pytest.fixture(scope="module")
+def running(cleared: None) -> Iterator[None]:
+    """A worker on the database of both backends."""
+    with app.running(["default", "slow"], concurrency=4):
+        yield
+    app.close()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_runs_a_task_with_the_options_of_its_backend(running: None) -> None:
+    results = [fail.using(backend="slow", queue_name="slow").enqueue(), fail.enqueue()]
+    for result in results:
+        app.wait(result.id, timeout=30)
+        result.refresh()
+    assert [result.attempts for result in results] == [2, 1]
+    assert [result.backend for result in results] == ["slow", "default"]
+
+
+def unseen() -> None: ...
+
+
+@pytest.mark.django_db
+def test_a_task_that_no_worker_would_have_is_refused() -> None:
+    """Its own backend made it, and that is none of Tenure's: `tenure worker` has never seen it."""
+    tasks = {"default": {"BACKEND": DUMMY}, "tenure": settings.TASKS["default"]}
+    with override_settings(TASKS=tasks):
+        plain = task(unseen).using(backend="tenure")
+        with pytest.raises(InvalidTask, match="backend='tenure'"):
+            plain.enqueue()
