@@ -12,6 +12,7 @@ from tenure import Tenure
 from tenure.events import Cancelled
 from tenure.jobs.explain import (
     RATE_MINUTES,
+    SWEEP_IS_LATE,
     WORKER_IS_LIVE,
     Explanation,
     Facts,
@@ -80,7 +81,17 @@ def test_lease_ran_out(harness: StoreHarness, why: Why) -> None:
     lease = harness.take()
     harness.clock.advance(LEASE_SECONDS)
     ran_out = f"{harness.clock.now:%Y-%m-%d %H:%M:%S} UTC"
-    check(why(lease.id), "lease_ran_out", "w1", ran_out, "sweep")
+    check(why(lease.id), "lease_ran_out", "w1", ran_out, "the next sweep ends the attempt")
+    harness.clock.advance(SWEEP_IS_LATE.total_seconds())
+    check(why(lease.id), "lease_ran_out", ran_out, "No process sweeps; start a worker or a server")
+
+
+def test_a_worker_was_killed_and_no_other_process_sweeps(harness: StoreHarness, why: Why) -> None:
+    """Its lease that has ended does not make it live."""
+    harness.take()
+    job = harness.add()
+    harness.clock.advance(max(WORKER_IS_LIVE.total_seconds(), LEASE_SECONDS))
+    check(why(job.id), "no_worker", "start one")
 
 
 def test_a_paused_queue_comes_before_all_else(harness: StoreHarness, why: Why) -> None:
@@ -143,7 +154,7 @@ def test_next(harness: StoreHarness, why: Why) -> None:
 
 
 def test_it_waits_though_all_workers_have_long_been_busy(harness: StoreHarness, why: Why) -> None:
-    """One that holds a job is alive, whenever it asked last."""
+    """One that holds a lease is alive, whenever it asked last."""
     harness.add()
     harness.claim(lease_seconds=600.0)
     harness.clock.advance(599)

@@ -11,6 +11,8 @@ import pytest
 
 import tenure
 from tenure import Tenure
+from tenure.jobs.explain import WORKER_IS_LIVE
+from tenure.jobs.work import ClaimRequest
 from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.raw_sql import RawSql
 
@@ -94,6 +96,17 @@ def test_doctor_looks_at_a_database_that_is_not_there(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "not there yet" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_died_is_silent(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENURE_DATABASE", sqlite_url)
+    with Tenure(sqlite_url) as app:
+        app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60))
+    assert output_of("workers").split()[-1] == "working"
+    raw = RawSql(sqlite_url)
+    raw.run(f"UPDATE tenure_worker SET seen_at = seen_at - {WORKER_IS_LIVE.total_seconds():.0f}000")
+    raw.close()
+    assert output_of("workers").split()[-1] == "silent"
 
 
 def test_migrate_tells_both_versions(database_url: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,11 @@ from tenure.cli.options import (
 )
 from tenure.cli.terminal import Cell, print_json, table, used
 from tenure.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from tenure.jobs.stats import WorkerState
 
 queues = Group("queues", help="List, pause, resume and limit queues.")
 
@@ -212,6 +217,14 @@ def _seconds(timeout: float | None) -> str:
     return "" if timeout is None else f"{timeout:g}s"
 
 
+def _state(worker: WorkerState, now: datetime) -> str:
+    from tenure.jobs.explain import is_live
+
+    if not is_live(worker, now):
+        return "silent"
+    return "stopping" if worker.stopping else "working"
+
+
 @click.command()
 @reading_options
 def workers(as_json: bool) -> None:
@@ -225,7 +238,7 @@ def workers(as_json: bool) -> None:
         (
             *(worker.label or worker.id, worker.since_at, worker.slots, worker.leases),
             "any" if worker.queues is None else ", ".join(worker.queues),
-            *(worker.version or "", worker.seen_at, "stopping" if worker.stopping else "working"),
+            *(worker.version or "", worker.seen_at, _state(worker, now)),
         )
         for worker in found
     ]

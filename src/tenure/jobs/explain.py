@@ -26,7 +26,9 @@ MAX_NAMED = 3
 RATE_MINUTES = 5
 """Minutes, the current one included, over which the speed of a queue is computed."""
 WORKER_IS_LIVE = timedelta(seconds=60)
-"""A worker that holds no job counts as dead after this long without a claim."""
+"""A worker that holds no lease counts as dead after this long without a claim."""
+SWEEP_IS_LATE = timedelta(seconds=10)
+"""How long after its end a lease is swept at the latest, if a worker or a server is alive."""
 COUNTED_SOON = timedelta(seconds=10)
 """How far the statistics may be behind, and count as up to date."""
 
@@ -130,14 +132,17 @@ def _jobs(number: int) -> str:
 
 
 def _processing(job: Job, facts: Facts) -> tuple[str, str]:
-    if job.lease_expires_at is not None and job.lease_expires_at <= facts.now:
-        return "lease_ran_out", (
-            f"Worker {job.worker} holds it but its lease ran out at {_at(job.lease_expires_at)}: "
-            "the next sweep ends the attempt."
+    until = job.lease_expires_at
+    if until is not None and until <= facts.now:
+        late = facts.now - until >= SWEEP_IS_LATE
+        return "lease_ran_out", f"Worker {job.worker} holds it but its lease ran out at " + (
+            f"{_at(until)}. No process sweeps; start a worker or a server."
+            if late
+            else f"{_at(until)}: the next sweep ends the attempt."
         )
     return "running", (
         f"Worker {job.worker} runs attempt {job.attempts} since {_at(job.started_at)}; "
-        f"its lease lasts until {_at(job.lease_expires_at)} unless renewed."
+        f"its lease lasts until {_at(until)} unless renewed."
     )
 
 
@@ -210,7 +215,7 @@ def _place_in_queue(facts: Facts) -> str:
 
 
 def is_live(worker: WorkerState, now: datetime) -> bool:
-    """Whether a worker holds jobs or has claimed within `WORKER_IS_LIVE`."""
+    """Whether a worker holds a lease or has claimed within `WORKER_IS_LIVE`."""
     return worker.leases > 0 or now - worker.seen_at < WORKER_IS_LIVE
 
 

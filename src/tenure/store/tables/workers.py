@@ -65,7 +65,8 @@ def forget(db: Statements) -> None:
 def seen(db: Reads, queues: Patterns | None) -> list[WorkerState]:
     """Return the workers of the last ten minutes that take from some queues, newest first.
 
-    Of their queues and their leases, those are shown that fit.
+    Of their queues and their leases, those are shown that fit. A lease that has ended is none:
+    its worker may be dead, and no process alive that sweeps.
     """
     d = db.dialect
     condition, values = d.in_queues("queue", queues)
@@ -73,7 +74,8 @@ def seen(db: Reads, queues: Patterns | None) -> list[WorkerState]:
 SELECT w.id, w.label, w.queues, w.types, {d.time("w.seen_at")}, coalesce(held.leases, 0),
     {d.time("w.since_at")}, w.slots, w.version, w.stopping
 FROM {d.table("worker")} AS w LEFT JOIN (
-    SELECT worker, count(*) AS leases FROM {d.processing} WHERE {condition} GROUP BY worker
+    SELECT worker, count(*) AS leases FROM {d.processing}
+    WHERE lease_expires_at > {d.now} AND {condition} GROUP BY worker
 ) AS held ON held.worker = w.id
 WHERE w.seen_at > {d.later(-SHOWN_SECONDS)} ORDER BY w.seen_at DESC LIMIT {MAX_SHOWN}
 """
