@@ -64,8 +64,8 @@ test fails when the two differ. The databases' triggers come from the same table
 - `token` rises by one with every claim and never falls: give it to outside systems as a fencing
   token. Releases, interruptions, snoozes and suspensions take the attempt back but not the token,
   so `token - attempts - snoozes` counts releases and interruptions. One too many is a failure.
-- An operator's retry of a failed job raises `max_retries`; the same guard applies to it. Completed
-  jobs never run again, nor do cancelled ones, but for those that were `skipped`.
+- An operator's retry of a failed job raises `max_retries`; the same guard applies to it. A
+  completed job never runs again. A cancelled one does only if it was `skipped`.
 - Several rows have the same two statuses. In SQL the column `event` says which of them a change is;
   a change that names none of them is the first. A pending job whose columns are set by SQL is
   `amended`.

@@ -393,7 +393,7 @@ def _described(cls: Any, name: str) -> str:
 
 
 class _Written(str):
-    """An annotation, shown as it is written."""
+    """An annotation, shown as the source writes it."""
 
     __slots__ = ()
 

@@ -82,7 +82,7 @@ def moved(text: str, page: str, where: Mapping[str, str]) -> str:
 
 
 def state_machine() -> str:
-    """The state machine as it is drawn in the dashboard, in the colours of the page."""
+    """Draw the state machine of the dashboard in the colours of the page."""
     picture = machine.draw(machine.WIDE, {"waiting": 1}, {})
     sheet = picture.sheet
     arrow = 'fill="none" stroke="currentColor" stroke-width="1.5" marker-end="url(#tip)"'

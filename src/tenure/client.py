@@ -122,8 +122,8 @@ class AsyncClient(_Client):
 
         - `timeout`: a duration to wait at most. Default: None, as long as it takes.
 
-        Makes a request per minute. Raises JobNotFound, TimeoutError if the job is not settled in
-        time, and goes on, or StoreUnavailable.
+        Makes a request per minute. Raises JobNotFound, StoreUnavailable, or TimeoutError if the job
+        is not settled in time. The job then continues.
         """
         limit = inf if timeout is None else durations.seconds(timeout, path="$.timeout")
         until = time.monotonic() + limit
@@ -134,7 +134,7 @@ class AsyncClient(_Client):
             if job.finished_at is not None:
                 return job
             if time.monotonic() >= until:
-                raise TimeoutError(f"job {job_id} is not settled after {limit:g} s; it goes on")
+                raise TimeoutError(f"job {job_id} is not settled after {limit:g} s; it continues")
 
     async def find(
         self, *, limit: int = 50, before: str | None = None, **filter: Unpack[Fields]

@@ -1,4 +1,4 @@
-"""The JSON texts of a job, decoded when somebody asks for a value. Most jobs are never asked."""
+"""The JSON texts of a job, decoded when a value is read. Most jobs' values are never read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEXT_FIELDS: Mapping[str, str] = {"payload": "payload_json", "result": "result_j
 
 
 class Texts(Parent, msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """Payload and result, as they are stored and as values.
+    """Payload and result, as stored text and as values.
 
     It has a `__dict__` for the values. That makes a job larger by 32 bytes, and making one slower
     by a tenth of a microsecond.

@@ -144,7 +144,7 @@ def test_a_waiting_job_is_unblocked(client: Client) -> None:
 
 def test_a_wait_ends_with_the_job_or_with_its_time(client: Client) -> None:
     job = client.enqueue("a", delay="1h")
-    with pytest.raises(TimeoutError, match=r"is not settled after 0.05 s; it goes on"):
+    with pytest.raises(TimeoutError, match=r"is not settled after 0.05 s; it continues"):
         client.wait(job.id, timeout=0.05)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.wait, job.id, timeout="20s")

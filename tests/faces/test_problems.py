@@ -31,7 +31,7 @@ EXAMPLES = [
     errors.ScheduleNotFound("nightly"),
     errors.SignalTokenNotFound(),
     errors.WorkflowNotFound("0190163d-8694-739b-aea5-966c26f8ad90"),
-    errors.IllegalEdition("nightly", 3, "somebody else has changed it"),
+    errors.IllegalEdition("nightly", 3, "it was changed since you read it"),
     errors.IllegalTransition("j", "completed", "cancelled", ()),
     errors.IllegalTransition("j", "failed", "retried", ("retried",), "its 3 attempts are used up"),
     errors.LeaseLost("j"),

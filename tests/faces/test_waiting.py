@@ -96,7 +96,7 @@ def test_commands_exit_with_the_outcome(app: Tenure) -> None:
     later = work.options(delay="1h").enqueue(1)
     over = run_cli("jobs", "wait", later.id, "--timeout", "0.05")
     assert (over.exit_code, over.stdout) == (5, "")
-    assert "it goes on" in over.stderr
+    assert "it continues" in over.stderr
     app.cancel(later.id)
     assert run_cli("jobs", "wait", later.id).exit_code == 6
     assert run_cli("jobs", "wait", UNKNOWN_ID).exit_code == 3

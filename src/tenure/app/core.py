@@ -320,9 +320,9 @@ class Core:
         return self.store.follow().result()
 
     def finish_workflows(self, before: str = "") -> str:
-        """Note which workflows have finished, after a look at 1,000 of those that have not.
+        """Note which of the next 1,000 unfinished workflows have finished.
 
-        They are before an id, newest first. Returns the `before` of the next call.
+        Takes those before the id `before`, newest first. Returns the `before` of the next call.
         """
         found, following = flow.unfinished(self.store.read, before or flow.LAST)
         if found:

@@ -60,9 +60,9 @@ def enqueue(
       application's actor.
 
     A duration is a number of seconds, a timedelta, or text such as `30s`, `1h30m` or `PT5M`, up
-    to 10 years. Defaults are those of `@app.job(...)`. If this application does not have the
-    handler, they are those that a worker or a server with it has stored in the database, at
-    most five seconds old. For a type that is not known there, they are the ones given here.
+    to 10 years. Defaults come from `@app.job(...)`. If this application does not have the
+    handler, they come from the database, where a worker or a server that has it stored them;
+    they may be five seconds old. If the database does not know the type, Tenure's own apply.
 
     Returns the job. Raises InvalidInput (PayloadTooLarge), KeyConflict, DuplicateJob, QueueFull,
     JobNotFound for a job that it cannot depend on, or StoreUnavailable. After StoreUnavailable the
@@ -135,7 +135,7 @@ def within(app: Tenure, connection: Any, *, wake: Wake = "later") -> Within:
     - `connection`: a connection to the database of the jobs: `Connection` or `AsyncConnection` of
       psycopg, `Connection` of asyncpg, sqlite3 or aiosqlite; `Connection`, `Session`,
       `scoped_session` and their asynchronous forms of SQLAlchemy; `connections[alias]` of Django,
-      on which a call is a transaction if none is open. No other one that commits by itself.
+      on which a call is a transaction if none is open. Others must not be in autocommit mode.
     - `wake`: `later` (default) notifies no worker. Workers find the job at once on SQLite, and on
       PostgreSQL when they look next, at most two seconds after your commit, or when you call
       `wake()`. `commit` notifies them at your commit. PostgreSQL lets the commits that notify wait

@@ -55,8 +55,8 @@ def export(
       then it is named for its first and its last job.
     - `after`: only jobs after the one with this id. Default: None, from the first one.
     - `redaction`: hides values in what is written.
-    - `delete`: delete the jobs of each file when it is on disk, but those that have changed since,
-      and those that retention would leave.
+    - `delete`: delete the jobs of each file when it is on disk, except jobs that have changed
+      since and jobs that retention would keep.
 
     Yields each file. Raises InvalidInput, before it writes anything, and OSError.
     """

@@ -10,14 +10,14 @@ from tenure.store.moving.mover import Mover, Note
 
 
 def move(source: str, target: str, progress: Progress, note: Note) -> None:
-    """Move all jobs from one database to another, which has none, while work goes on.
+    """Move all jobs to another database, which has none, while workers continue.
 
     - `source`: the URL of the database that the jobs leave.
     - `target`: the URL of a PostgreSQL database in which the schema does not exist yet.
     - `progress`: called as `progress(done, total, what)`.
     - `note`: called with a sentence about each thing that is done.
 
-    Goes on with what an earlier call has done. Raises MoveRefused, InvalidInput, StoreUnavailable
+    Continues where an earlier call stopped. Raises MoveRefused, InvalidInput, StoreUnavailable
     and SchemaMismatch.
     """
     with opened(source, target) as sides:

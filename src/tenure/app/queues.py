@@ -52,8 +52,8 @@ class Queues(Noun):
 
         - `search`: only those whose name contains this text, without regard to case. Default: all.
         - `after`: only those whose name comes after this one. Default: all.
-        - `order`: by `name`; those with most `jobs` first; or those that need `attention` first:
-          those that are paused or full with jobs, then those whose jobs have been due longest.
+        - `order`: `name`; `jobs`, queues with the most jobs first; or `attention`, paused and full
+          queues that have jobs first, then queues whose jobs have been due longest.
           Default: `name`.
         - `limit`: return at most so many, 1 to 10,000. Default: every one.
 

@@ -80,7 +80,7 @@ def schedule(
       0.
     - `time_key`: the argument that gets the time of the tick, as RFC 3339 with the offset of the
       zone. Default: None.
-    - `missed`: what becomes of ticks that nobody saw within `grace` (a duration, default: 60 s):
+    - `missed`: what becomes of ticks that no process fired within `grace` (default: 60 s):
       `one` (default) adds a job for the latest, if no newer one is due; `all` for the newest
       `catch_up` (1 to 10,000, default: 100) of the last `catch_up_window` (a duration, default:
       None, of all time); `skip` for none.
@@ -166,7 +166,7 @@ class Schedules(Noun):
         def act(db: Database) -> Schedule:
             old = schedules.hold(db, name)
             if edition is not None and edition != old.edition:
-                raise IllegalEdition(name, old.edition, "somebody else has changed it")
+                raise IllegalEdition(name, old.edition, "it was changed since you read it")
             if old.declared:
                 raise IllegalEdition(name, old.edition, "it is declared in code, change it there")
             return fires.change(db, old, changed_rules(old, job, options), by, defaults)

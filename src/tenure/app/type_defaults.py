@@ -106,11 +106,11 @@ class TypeDefaults:
         )
 
     def learn(self, options: OptionsByType) -> None:
-        """Note what the database answered to somebody else."""
+        """Note what the database answered to another reader of this process."""
         self._found, self._due_at = options, self._clock() + STALE_SECONDS
 
     def known(self, type: str) -> TypeOptions:
-        """Return the options of a type as far as they are known here, without asking."""
+        """Return the options of a type that this process knows, without asking the database."""
         return self._handlers.defaults(type) or (self._found or {}).get(type, PLAIN_OPTIONS)
 
     def of(self, type: str) -> TypeOptions:

@@ -31,9 +31,9 @@ def wait(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
 
     In a handler, this holds one of the worker's slots, and the job may wait for that very slot.
 
-    Raises JobNotFound; TimeoutError if the job is not settled in time, and goes on; ResultGone if
-    it was deleted meanwhile; StoreUnavailable. Once it waits, it waits through an outage of the
-    database.
+    Raises JobNotFound; TimeoutError if the job is not settled in time (the job continues);
+    ResultGone if it was deleted meanwhile; StoreUnavailable if the first look fails. An outage of
+    the database after that does not end the wait.
     """
     job_id, seconds = _asked(job, timeout)
     future = begin(app.core, job_id)
@@ -73,7 +73,7 @@ def _asked(job: Job | str, timeout: Duration | None) -> tuple[str, float | None]
 
 
 def _late(job_id: str, seconds: float | None) -> TimeoutError:
-    return TimeoutError(f"job {job_id} is not settled after {seconds:g} s; it goes on")
+    return TimeoutError(f"job {job_id} is not settled after {seconds:g} s; it continues")
 
 
 class Handle(Parent, Generic[R]):
@@ -104,7 +104,7 @@ class Handle(Parent, Generic[R]):
         - `timeout`: a duration to wait at most. Default: None, as long as it takes.
 
         Raises JobFailed if the job failed for good, JobCancelled; TimeoutError if the job is not
-        settled in time, and goes on; JobNotFound or ResultGone if retention deleted it;
+        settled in time (it continues); JobNotFound or ResultGone if retention deleted it;
         ResultTruncated if the result was not stored whole, InvalidInput if it does not fit the
         annotation; StoreUnavailable.
         """

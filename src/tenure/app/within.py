@@ -117,9 +117,9 @@ class Within:
         return job
 
     def cancel(self, job_id: str, *, actor: str | None = None, reason: str | None = None) -> Job:
-        """Cancel a job when you commit; return it as it is then.
+        """Cancel a job when you commit; return the cancelled job.
 
-        Until then nobody else can change it: its worker cannot report, and an operator waits.
+        Until then the job is locked: its worker's report waits, and so does an operator.
         `actor` and `reason` are those of `Tenure.cancel`. Raises JobNotFound, InvalidInput, or
         IllegalTransition if the job is settled.
         """

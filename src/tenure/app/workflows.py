@@ -196,7 +196,7 @@ class Workflows(Noun):
         - `timeout`: a duration to wait at most. Default: None, as long as it takes.
 
         In a handler, this holds one of the worker's slots. Raises WorkflowNotFound; TimeoutError if
-        it is not through in time, and goes on; ResultGone if retention deleted it; and
+        the workflow is not finished in time (it continues); ResultGone if retention deleted it; and
         StoreUnavailable.
         """
         limit = _Limit(workflow_id, timeout)
@@ -239,7 +239,7 @@ class _Limit:
     """The time that waiting for a workflow may take; for `with`, which says so if it is over."""
 
     def __init__(self, workflow_id: str, timeout: Duration | None) -> None:
-        self._said = f"workflow {workflow_id} is not finished in time; it goes on"
+        self._said = f"workflow {workflow_id} is not finished in time; it continues"
         seconds = None if timeout is None else durations.seconds(timeout, path="$.timeout")
         self._until = None if seconds is None else time.monotonic() + seconds
 

@@ -29,8 +29,8 @@ def export(
 
     The oldest come first. One job is one line of JSON, as `jobs show --json` prints it. A file has
     up to 50,000 jobs. It gets its name, that of its first and its last job, when it is on disk.
-    --delete leaves jobs that have changed since, and those that retention would leave. The last
-    line says with which --after a later export goes on.
+    --delete keeps jobs that have changed since, and jobs that retention would keep. The last
+    line names the --after with which a later export continues.
     """
     from tenure.app.export import export as export_jobs
     from tenure.jobs.redaction import NOTHING_HIDDEN

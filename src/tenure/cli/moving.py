@@ -17,11 +17,11 @@ from tenure.jobs.text import visible
 @flag("--check only_check", "Say what would stop it and how much there is, and change nothing.")
 @flag("--abort", "Undo what was done on both sides. Not possible after the switch.")
 def move(source: str, target: str, only_check: bool, abort: bool) -> None:
-    """Move all jobs to a PostgreSQL database, while work goes on.
+    """Move all jobs to a PostgreSQL database, while workers continue.
 
-    Copies everything, compares all rows, verifies the copy, then switches: for less than two
-    seconds nobody can write, and from then on SOURCE refuses every write and names TARGET. Workers
-    on SOURCE end with exit code 4. Killed or interrupted, the same command goes on.
+    Copies everything, compares all rows, verifies the copy, then switches: writes wait for less
+    than two seconds, and from then on SOURCE refuses every write and names TARGET. Workers on
+    SOURCE end with exit code 4. If it is killed or interrupted, repeat the command to continue.
     """
     from tenure.app import moving
 

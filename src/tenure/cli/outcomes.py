@@ -25,8 +25,8 @@ TIME_OVER = 5
 def wait(id: str, timeout: str | None, as_json: bool) -> None:
     """Wait until a job is settled, and print its result.
 
-    The exit code is 0 if it is completed, 1 if it failed, 5 if it is not settled in time, and goes
-    on, and 6 if it was cancelled.
+    The exit code is 0 if it completed, 1 if it failed, 6 if it was cancelled, and 5 if it is not
+    settled in time. The job then continues.
     """
     with existing() as app:
         finish(app, id, timeout, as_json=as_json)

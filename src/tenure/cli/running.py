@@ -234,8 +234,8 @@ def _imported(spec: str) -> Tenure:
 def _application(specs: Sequence[str], settings: Settings, *, remote: bool) -> Tenure:
     """Make one application with all handlers, on the database that the user chose, or on theirs.
 
-    Raises InvalidInput if those differ: jobs of other programs would wait where nobody looks. The
-    jobs of a `remote` worker come from a server.
+    Raises InvalidInput if those differ, because other programs would add jobs to a database that
+    this worker does not read. A `remote` worker gets its jobs from a server.
     """
     from tenure.app.app import Tenure
     from tenure.jobs.redaction import without_password

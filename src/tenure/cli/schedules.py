@@ -64,7 +64,7 @@ schedule_options = together(
     ),
     option("--grace", "TIME", "How late a tick may be before it is missed.  [default: 60s]"),
     click.option("--catch-up", type=int, help="Of --missed all, at most so many.  [default: 100]"),
-    option("--catch-up-window", "TIME", "Of --missed all, none that is older."),
+    option("--catch-up-window", "TIME", "Of --missed all, only ticks that are not older."),
     overlap_option,
     option("--note", "TEXT", "What it is for."),
 )

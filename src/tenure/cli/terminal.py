@@ -121,7 +121,7 @@ def print_json(value: Any, *, indent: int = 2) -> None:
         text = msgspec.json.format(msgspec.json.encode(value), indent=indent).decode()
     except msgspec.DecodeError as flaw:
         raise TenureError(
-            f"a stored payload or result is no JSON ({flaw}); without --json it is shown as it is"
+            f"a stored payload or result is not JSON ({flaw}); leave out --json to see its text"
         ) from None
     click.echo("\n".join(map(printable_json, text.split("\n"))))
 

@@ -33,10 +33,10 @@ WAIT_SECONDS = 0.05
 """How long a page waits for a new value if there is an older one. Counting takes longer only while
 the statistics are far behind the ledger."""
 MAX_QUEUES = 200
-"""Queues on a page, those that need attention first."""
+"""Queues on a page. If there are more, they are sorted by `attention`."""
 READERS = 8
 MAX_VALUES = 100
-"""If there are so many, those that are not new any more are cleared before another is read."""
+"""From so many values on, old values are removed before another is read."""
 
 
 @dataclass(frozen=True, slots=True)

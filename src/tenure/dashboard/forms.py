@@ -199,7 +199,7 @@ def amend(request: PageRequest) -> Form:
         each.text = str(getattr(job, each.name))
     if not job.token:
         return _with_payload(request, form, job)
-    form.note = "The job was tried, so its payload stays as it is."
+    form.note = "The job was tried, so its payload can no longer change."
     return form
 
 
@@ -215,7 +215,7 @@ def _options(*names: str) -> list[Field]:
 
 def _with_payload(request: PageRequest, form: Form, job: Job) -> Form:
     if request.redaction.job(job).payload_json != job.payload_json:
-        form.note = "This server redacts values of the payload, which stays as it is."
+        form.note = "This server redacts values of the payload, so it cannot be changed here."
     else:
         form.payload = payload_fields(_schema(request, job.type), job.payload)
     return form

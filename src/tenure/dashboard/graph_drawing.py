@@ -126,7 +126,7 @@ Hops = Mapping[tuple[int, str], Sequence[tuple[_Spot, _Spot]]]
 
 
 def _hops(shape: Shape, layers: Sequence[list[_Spot]]) -> Hops:
-    """Return the steps of all lines; adds the places of those that pass layers to `layers`."""
+    """Return the steps of all lines. A line that passes a layer gets a place in it (`layers`)."""
     children = defaultdict[tuple[int, str], list[int]](list)
     for tie in shape.ties:
         children[tie.parent, tie.meets].append(tie.child)

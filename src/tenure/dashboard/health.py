@@ -36,7 +36,7 @@ def health(
 ) -> HealthLine:
     """Return how the queues are at `now`; `failed` jobs have not been looked at.
 
-    `queues` are those that need attention first.
+    `queues` are in the order of `attention`.
     """
     live = [worker for worker in workers if is_live(worker, now)]
     late = list(_late(now, queues, live))

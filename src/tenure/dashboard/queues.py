@@ -28,7 +28,7 @@ TEXTS = ("rate", "ordered")
 
 
 def show(request: PageRequest) -> Response:
-    """Show the queues by name; of many, a part, those that need attention first."""
+    """Show the queues by name; if there are many, the first ones by `attention`."""
     cache, now = request.cache, request.now
     workers = [worker for worker in cache.workers() if is_live(worker, now)]
     search = request.field("search")

@@ -61,7 +61,7 @@ def _read(
 
 
 def cancel(request: PageRequest) -> Response:
-    """Cancel the jobs of a workflow; those that run after a failure only if that is asked for."""
+    """Cancel the jobs of a workflow; jobs that run after a failure only with `everything`."""
     everything = bool(request.field("everything"))
     return _started(request, request.app.workflows.cancel, everything=everything)
 

@@ -166,9 +166,9 @@ class JobContext(DurableContext, SignalContext, ParentsContext):
     def hold(self, connection: Any) -> None:
         """Make sure in your transaction that this attempt still has its lease, until it ends.
 
-        Nobody can take the job over before you commit or roll back, so a worker that was frozen
-        and comes back too late commits nothing. `connection`, errors and when to call it are those
-        of `complete`; call it in each transaction.
+        No other worker can take the job over before you commit or roll back, so a worker that was
+        frozen for too long commits nothing. Call it in each transaction. For `connection`, for the
+        errors and for when to call it, see `complete`.
         """
         if self._fence is not None:
             self._fence.hold(connection)

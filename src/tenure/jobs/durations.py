@@ -75,8 +75,8 @@ def retention(keep: Mapping[str, float | str | timedelta]) -> dict[str, float]:
     """How many seconds settled jobs are kept, by status; raises InvalidInput."""
     if unknown := keep.keys() - SETTLED:
         raise InvalidInput(
-            f"jobs do not rest in {', '.join(sorted(map(str, unknown)))}; say how long to keep "
-            f"those that are {', '.join(sorted(SETTLED))}",
+            f"{', '.join(sorted(map(str, unknown)))} is no status of a settled job; say how long "
+            f"to keep jobs that are {', '.join(sorted(SETTLED))}",
             path="$.keep",
         )
     return {str(status): seconds(age, path=f"$.keep.{status}") for status, age in keep.items()}

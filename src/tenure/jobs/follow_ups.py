@@ -78,7 +78,7 @@ class FollowUps:
         return [replace(one.new_job, payload=load(one.checked.payload)) for one in self.jobs]
 
     def signed(self, actor: str, traceparent: str | None = None) -> Sequence[FollowUp]:
-        """Return them for a report: `actor` adds those that name no other, in a span."""
+        """Return them for a report, in a span. Jobs that name no actor are added by `actor`."""
         return [replace(one, checked=_signed(one.checked, actor, traceparent)) for one in self.jobs]
 
 

@@ -147,7 +147,7 @@ def counted(tallies: Mapping[int | None, Tally], needs: int | None) -> Numbers:
 
 
 class Edge(NamedTuple):
-    """A dependency as it is stored."""
+    """A stored dependency."""
 
     parent: str
     child: str

@@ -89,9 +89,9 @@ class Limits(Struct, frozen=True):
 
 
 def merged(old: Limits, given: Mapping[str, Any]) -> Limits:
-    """Return limits with those that are given and not KEEP; raises InvalidInput.
+    """Return the old limits, replaced by each that is given and not KEEP; raises InvalidInput.
 
-    A new rate does not keep the burst.
+    A new rate removes the old burst.
     """
     changes = {name: value for name, value in given.items() if value is not KEEP}
     if "rate" in changes:
@@ -168,8 +168,8 @@ def look_again(
 class Turn(NamedTuple):
     """Whose turn it is in a lane: the first open partition from `partition` on, and around.
 
-    If it is `partition` itself, its turn has `left` more jobs; 0 stands for all of them. To lose a
-    turn costs nothing but that somebody else is next.
+    If it is `partition` itself, its turn has `left` more jobs; 0 stands for all of them. If a turn
+    is lost, only the order changes: another partition is next.
     """
 
     partition: str = ""

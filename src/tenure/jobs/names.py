@@ -112,7 +112,7 @@ def check_partition(value: object, path: str = "$.partition") -> str:
 
 
 def check_reason(value: object, path: str = "$.reason") -> str | None:
-    """Return a reason as it is stored, None if there is none; raises InvalidInput otherwise."""
+    """Return a reason in the form that is stored, None if it is blank; raises InvalidInput."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, str) or len(value) > MAX_REASON_LENGTH:

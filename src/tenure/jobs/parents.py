@@ -115,7 +115,7 @@ class Results:
 
 def _only(page: Parents, name: str, type: Any) -> Any:
     if not page.jobs:
-        raise KeyError(f"this job depends on none that is called {name}")
+        raise KeyError(f"this job depends on no job named {name}")
     return value_of(page.jobs[0], type)
 
 

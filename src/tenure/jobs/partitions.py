@@ -61,7 +61,7 @@ def _of_function(type: str, function: Callable[[dict[str, Any]], Any], payload: 
 
 
 def _text_of(value: Any) -> str | None:
-    """Return a text as it is and a number as JSON; raises InvalidInput for anything else."""
+    """Return a text unchanged and a number as JSON; raises InvalidInput for anything else."""
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, bool | int | float):

@@ -55,7 +55,7 @@ class RateLimited(Snooze):
       A job without a partition stands for all of its queue that have none.
     - `message`: why; it is not kept.
 
-    Handlers that run already go on, and where somebody else's pause is longer, that counts. Raises
+    Running handlers continue. If another handler asked for a longer pause, that one counts. Raises
     InvalidInput.
     """
 

@@ -58,7 +58,7 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
     flaw: str | None = None  # why the result is only a note
     completes: bool = False  # in a transaction of the handler, if that was committed
     wait: Wait | None = None  # what the job waits for, if it is suspended
-    jobs: str | None = None  # those that a handler in a child process adds, as JSON
+    jobs: str | None = None  # the jobs that a handler in a child process adds, as JSON
 
 
 def success(value: object) -> Ending:

@@ -83,7 +83,7 @@ class Template(msgspec.Struct, frozen=True):
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """What a schedule does and when: everything about it that somebody sets."""
+    """What a schedule does and when: all of its settings."""
 
     when: When
     template: Template

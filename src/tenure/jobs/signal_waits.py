@@ -1,4 +1,4 @@
-"""The part of `JobContext` that waits for signals, and makes tokens for those who send them."""
+"""The part of `JobContext` that waits for signals, and makes the tokens to send them with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Duration = float | timedelta | str
 
-NO_ATTEMPT = "only in an attempt of a worker: nobody can send a signal to a plain call"
+NO_ATTEMPT = "only a worker's attempt can wait for signals; this is a plain call of the handler"
 
 
 class SignalContext:
@@ -66,7 +66,7 @@ class SignalContext:
         return book.said(await awaited(receive(book, name, timeout)), type, name)
 
     def signal_token(self, name: str, payload: Any = None) -> str:
-        """Return a new token with which somebody outside can send one signal to this job.
+        """Return a new token, whose holder can send one signal to this job and do nothing else.
 
         - `name`: of the signal, as of `wait_for_signal`.
         - `payload`: what the signal says, as plain JSON of at most 64 KiB. Default: None, what its

@@ -1,4 +1,4 @@
-"""Signals: what somebody says to a job that waits for it. Pure: values and their checks."""
+"""Signals: messages to jobs that wait for them. Pure: values and their checks."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _is_token = re.compile("[A-Za-z0-9_-]{22}").fullmatch
 
 
 class Signal(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """What was said to a job, as it is stored.
+    """A stored signal.
 
-    - `job_id`, `name`: to which job, and what for.
+    - `job_id`, `name`: the job it was sent to, and the name that the job waits for.
     - `number`: the first of this name to this job is 1.
     - `at`: when the store recorded it.
     - `key`: the idempotency key that it was sent with, or None.

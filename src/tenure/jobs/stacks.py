@@ -25,7 +25,7 @@ Ends = list[list[int]]
 
 
 Member: TypeAlias = tuple[str, str, str, int | None]
-"""A job, as far as it is drawn: id, type, status, and how many parents it needs; None: all."""
+"""What is drawn of a job: id, type, status, and how many parents it needs; None: all."""
 
 Link: TypeAlias = tuple[str, str, str]
 """A dependency: the ids of parent and child, and what is met."""

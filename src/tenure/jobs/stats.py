@@ -1,6 +1,6 @@
 """Statistics, and the state of queues, workers and the whole database.
 
-What the HTTP API answers as it is, its OpenAPI description describes from here.
+The HTTP API answers some of these unchanged. Its OpenAPI description takes their docstrings.
 """
 
 from __future__ import annotations

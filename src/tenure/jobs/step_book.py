@@ -171,7 +171,7 @@ class StepBook:
         return Record(name, len(steps) + 1, text)
 
     def record(self, new: Record) -> Waiting[Step]:
-        """Record a step, and return it as it is on record."""
+        """Record a step, and return the one on record, which may be an earlier one."""
         recorded = yield from self.ask(new)
         return self.noted(new) if recorded is None else self._noted(recorded.step)
 

@@ -110,7 +110,7 @@ class Loaded(msgspec.Struct, frozen=True, gc=False, tag=True):
 
 
 class Recorded(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """The step as it is on record."""
+    """The step on record."""
 
     step: Step
 
@@ -168,7 +168,7 @@ StepAnswer: TypeAlias = Loaded | Recorded | FoundSignal | Parents | None
 
 
 class Notes(msgspec.Struct, frozen=True, gc=False):
-    """What an attempt has said and nobody waits for: how far it is, its state."""
+    """What an attempt reports without waiting for an answer: its progress and its state."""
 
     progress: JobProgress | None = None
     state: KeepState | None = None

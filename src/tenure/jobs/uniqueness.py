@@ -189,7 +189,7 @@ class Plan(Struct):
     fresh: list[CheckedJob] = field(default_factory=list)
     changed: dict[str, tuple[Job, Job]] = field(default_factory=dict)  # id -> before and after
     answers: list[int | str | DuplicateJob] = field(default_factory=list)
-    holders: dict[str, Job] = field(default_factory=dict)  # id -> as it is afterwards
+    holders: dict[str, Job] = field(default_factory=dict)  # id -> the job afterwards
 
 
 def plan(jobs: Sequence[CheckedJob], seen: Seen) -> Plan:
@@ -233,7 +233,7 @@ def _there(one: Uniqueness, seen: Seen, made: Plan) -> Job | str | None:
 
 
 def _merged(first: CheckedJob, job: CheckedJob, rule: Unique) -> CheckedJob:
-    """The first of two jobs to add with one key, as it is to be added because of the other."""
+    """Return the first of two jobs to add with one key, changed as the second one asks for."""
     if not rule.changes or first.type != job.type:  # with a text as the key
         return first
     first = replace(first, delay=job.delay, run_at=job.run_at)

@@ -181,7 +181,7 @@ class ExpectedStore:
         ]
 
     def renew(self, leases: Sequence[tuple[str, str]], seconds: float) -> set[str]:
-        """Extend leases; return those that are held."""
+        """Extend leases; return the ids of leases that are held."""
         held = set()
         for job_id, lease_id in leases:
             job = self.jobs.get(job_id)
@@ -272,7 +272,7 @@ class ExpectedStore:
         return job_id
 
     def set_queue(self, name: str, paused: bool | None, max_pending: int | None) -> None:
-        """Pause or limit a queue; None leaves it as it is, -1 lifts the limit."""
+        """Pause or limit a queue; None changes nothing, -1 lifts the limit."""
         if paused is not None:
             (self._paused.add if paused else self._paused.discard)(name)
         if max_pending is not None:

@@ -254,7 +254,7 @@ class Store:
         return self._notifier.subscribe(notify, worker)
 
     def wait(self, job_id: str) -> Future[Job]:
-        """Return a future of a job as it is once it is settled, as `Waits.add` does."""
+        """Return a future of the settled job, as `Waits.add` does."""
         self._committer.refuse_copies()
         return self._waits.add(job_id)
 

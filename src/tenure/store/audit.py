@@ -81,7 +81,7 @@ INVARIANTS: Mapping[str, str] = {
     "them, then create the unique index on idempotency_key again (`tenure doctor` says if it is "
     "missing)",
     "one holder per unique key, and each holder is a row that may hold": "jobs that are the same "
-    f"can be added side by side, or none can: {BYPASSED}. Cancel those that are one too many",
+    f"can be added side by side, or none can: {BYPASSED}. Cancel the jobs that are too many",
     "a job is found by its tags and by no others": "filters and actions by tag leave it out, or "
     f"take it in: {BYPASSED}",
     "a waiting job needs what its dependencies say": "it is released too early or never: "
@@ -90,12 +90,12 @@ INVARIANTS: Mapping[str, str] = {
     f"without a cause: {BYPASSED}",
     "a job that others wait for counts them": f"they will not hear of its end: {BYPASSED}",
     "no jobs wait for each other": "none of them will ever run: cancel one of them",
-    "a step is of an attempt of its job": "its result may be that of nobody, and no attempt "
-    f"repeats it: {BYPASSED}",
+    "a step is of an attempt of its job": "no handler may have returned its result, and no "
+    f"attempt repeats it: {BYPASSED}",
     "a suspended job waits for what has not come": f"nothing wakes it: {BYPASSED}. `tenure jobs "
     "unblock` releases it",
-    "a finished workflow has no unsettled job": "retention takes it too early, and nobody sees that"
-    f" it runs: {BYPASSED}",
+    "a finished workflow has no unsettled job": "it is shown as finished while a job of it runs, "
+    f"and retention deletes it too early: {BYPASSED}",
     "a fire has the job that its schedule added": "the job, or the record of the schedule, was "
     f"changed while the triggers were off: {EDITED.split(': ')[1]}",
     TICKS: "it was due, and nothing says what became of it: look at `tenure schedules fires`, and "
@@ -297,7 +297,7 @@ FROM ({miscounts}) AS wrong""",
 FIRES = AuditQuery(
     "fires of schedules",
     """
-SELECT fire.job_id, 'of ' || fire.schedule || ', added by ' || coalesce(entry.actor, 'nobody')
+SELECT fire.job_id, 'of ' || fire.schedule || ', added by ' || coalesce(entry.actor, 'no actor')
     AS "a fire has the job that its schedule added"
 FROM {fire} AS fire JOIN {transition} AS entry
     ON entry.job_id = fire.job_id AND entry.source IS NULL

@@ -287,7 +287,7 @@ class Committer:
         return None if special or adds_jobs(work.reports) else work
 
     def _answer(self, answers: Sequence[tuple[Work, Any]]) -> None:
-        """Answer the callers, and notify those who wait for jobs if there may be new ones."""
+        """Answer the callers, and notify waiting workers if there may be new jobs."""
         for work, answer in answers:
             if isinstance(answer, TenureError):
                 work.future.set_exception(answer)

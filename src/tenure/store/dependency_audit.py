@@ -20,7 +20,7 @@ EDGES = f"""
     FROM {{dependency}} AS edge LEFT JOIN {{job}} AS parent ON parent.id = edge.parent
         LEFT JOIN {{overdue}} AS late ON late.parent = edge.parent AND late.after < edge.child
     WHERE edge.meets <> 'past'"""
-"""What each dependency has come to, as far as it is to be counted by now."""
+"""The outcome of each dependency; only outcomes that should be counted by now."""
 
 GATED = f"""{EDGES} AND edge.gate IS NULL UNION ALL SELECT child,
     CASE WHEN need <= 0 THEN 'met' WHEN spare < 0 THEN 'missed' ELSE 'open' END FROM {{gate}}"""

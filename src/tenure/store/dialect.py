@@ -39,7 +39,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     to_bound: Callable[[datetime | None], Any]  # write a time with which stored times are compared
 
     # The rest is for statistics: `t` is an entry of the ledger, `j` its job.
-    place: str  # the place of an entry in the ledger, or that of `measured`, as it is read
+    place: str  # the place of an entry in the ledger, or of `measured`, as a SELECT reads it
     order: Sequence[str]  # the columns of a place
     settled: str  # no entry will be added before `t`
     after: str  # `t` is after a place (parameters)

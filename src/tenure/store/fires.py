@@ -1,4 +1,4 @@
-"""The fires of schedules: jobs are added, and every tick that is due goes on record.
+"""The fires of schedules: add the jobs, and record every tick that is due.
 
 A transaction locks the row of a schedule before it decides anything of it. So each tick is decided
 once, however many processes try, and the primary key of `fire` holds it to one job.
@@ -77,8 +77,8 @@ def evaluate(
 ) -> tuple[int, Mapping[str, InvalidInput]]:
     """Decide the due ticks of up to BATCH schedules. Call again after BATCH.
 
-    Of the schedules in code only those that are `declared` here, and none of those that are `left`.
-    Those that are locked, or whose last job is, are for the next time. Returns how many schedules
+    Of the schedules in code it decides only the `declared` ones, and none of `left`. If a
+    schedule or its last job is locked, it waits for the next call. Returns how many schedules
     were looked at, and what this process cannot decide: name -> why.
     """
     d = db.dialect
@@ -192,7 +192,7 @@ def by_hand(
     defaults: Defaults,
     most: int = MAX_BUFFERED,
 ) -> list[Fire]:
-    """Fire ticks of a locked schedule as its `overlap` says, beside those that fall due.
+    """Fire ticks of a locked schedule beside those due, as its `overlap` says.
 
     Raises InvalidInput if its job is none any more.
     """
@@ -314,7 +314,7 @@ def set_right(db: Database, after: str) -> str | None:
         (after,),
     )
     for schedule in filter(is_readable, found):
-        log.warning("the clock was put back: schedule %s goes on from now", schedule.name)
+        log.warning("the clock was put back: schedule %s continues from now", schedule.name)
         next_at, edition = next_after(schedule.when, now), schedule.edition + 1
         right = replace(schedule, cursor_at=now, next_at=next_at, edition=edition)
         save(db, right, ("cursor_at", "next_at", "edition"))

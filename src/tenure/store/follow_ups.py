@@ -1,4 +1,4 @@
-"""Reports that add jobs: those that their handlers enqueued with `JobContext.enqueue`.
+"""Reports that add the jobs that a handler enqueued with `JobContext.enqueue`.
 
 The jobs are added if and only if the completion is recorded, in its transaction.
 """

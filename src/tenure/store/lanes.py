@@ -5,14 +5,14 @@ heads, one search in an index each, and takes jobs from the lanes whose head is 
 `MAX_LANES` of them at most, or up to the end of the queue if it names its queues. Where there are
 more, the next claim reads on from there, and the lanes with due jobs that were seen are remembered
 here. Claims then take alternately from the queue whose turn it is and from the one that has waited
-longest. So nobody shuts out an old queue by making many new ones.
+longest. So many new queues cannot shut out an old one.
 
-A claim passes over jobs of types that its worker does not know or that are paused, and over those
-that had to start before now. One look goes over `MAX_SEEN`
-jobs at most. If it finds nothing, the next one starts behind them.
+A claim passes over jobs whose type its worker does not know, whose type is paused, or whose
+`start_by` is past. One look goes over `MAX_SEEN` jobs at most. If it finds nothing, the next one
+starts behind them.
 
 A queue may have limits. Its lanes give no more jobs than the limits leave `room` for, and than
-there are handlers free. If it has none it is closed: the claim goes on with the next lane. The
+there are handlers free. If it has none it is closed: the claim continues with the next lane. The
 partitions of a queue take turns, if it is divided by them.
 """
 
@@ -134,7 +134,7 @@ class Claim(Protocol):
 class _Passed:
     """What was passed over in a lane: everything up to `upto`. New jobs come after it.
 
-    Those that came back to an earlier place are found by a walk from the start, now and then.
+    Some jobs come back to an earlier place. An occasional walk from the start finds them.
     """
 
     upto: Mark
@@ -353,7 +353,7 @@ def _look_in_turn(view: LaneView, claim: Claim, lane: Lane, limit: int) -> tuple
         found, turn = claim.take_in_turn(lane, turn, limit - len(leases), wide)
         leases += found
         looks += 1
-        # Those that were asked may be closed, or have jobs of other types alone. Then ask many.
+        # These partitions may be closed, or have only jobs of other types. Then ask many.
         if (not found and (wide or turn == began)) or len(leases) >= limit or is_full(leases):
             break
         wide = not found

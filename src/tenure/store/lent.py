@@ -70,7 +70,7 @@ class CallingCommitter(Committer):
         return self.submit(work)
 
     def wake(self) -> None:
-        """Do nothing: nobody else sees the jobs."""
+        """Do nothing: no other process sees the jobs before the commit."""
 
 
 def lent_store(connection: Any, url: Callable[[], str]) -> LentStore:

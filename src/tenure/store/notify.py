@@ -33,7 +33,7 @@ class Notifier:
     """Notifies subscribers of commits, also of other processes once there is a subscriber."""
 
     def __init__(self, watch: Watch, attend: Callable[[bool], None] = lambda _: None) -> None:
-        """`attend` gets whether anybody subscribes to work or commits at present."""
+        """`attend` gets whether there is a subscriber to work or commits at present."""
         self._lock = threading.Lock()
         self._subscribers: tuple[tuple[str, Callable[[], None]], ...] = ()
         self._stop = threading.Event()

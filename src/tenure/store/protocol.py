@@ -109,7 +109,7 @@ class Database(Statements, Protocol):
     def enqueue_alone(
         self, checked_jobs: Sequence[CheckedJob], *, whole: bool
     ) -> Mapping[str, Job]:
-        """Add jobs by one statement, a whole transaction; id -> job for those that were added.
+        """Add jobs by one statement, a whole transaction. Returns id -> job of each added job.
 
         It leaves out what needs a closer look: jobs whose id or key is there already, or (perhaps
         with others) whose queue has a limit or that are unique. If `whole`, then either all are

@@ -107,7 +107,7 @@ class Reader(ABC):
         """
 
     def attend(self, needed: bool) -> None:  # noqa: B027 - most have nothing to save
-        """Note whether anybody waits for more than cancels, so that `watch` has to be quick."""
+        """Note whether a subscriber waits for more than cancels, so that `watch` must be quick."""
 
     @abstractmethod
     def read_through(self, statement: str, read: Callable[[Iterable[Any]], T]) -> T:

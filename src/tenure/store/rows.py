@@ -33,7 +33,7 @@ ADDED = (
 """The columns that are stored as a `CheckedJob` has them."""
 
 UNIQUE = ("unique_key", "unique_until")
-"""The same, of jobs with a unique key alone: nobody else sends them."""
+"""The same, sent only for jobs with a unique key."""
 
 TIMED = {"run_at": "delay", "start_by": "start_within"}
 """Times of a job to add -> the field that says instead how many seconds after now."""

@@ -134,7 +134,7 @@ def others(d: Dialect, query: Query) -> Iterator[Statement]:
 
 
 def fits(filter: Filter, job: Job, now: datetime) -> bool:
-    """Whether a job matches at a time, comparing texts as they are shown."""
+    """Whether a job matches at a time. Texts are compared in the form that is shown."""
     due, tried, least = job.run_at <= now, job.attempts > 0, filter.running_longer_than
     so = {State.SCHEDULED: not (due or tried), State.READY: due, State.RETRYING: tried}
     state = filter.state and State(filter.state)

@@ -210,7 +210,7 @@ def apply(db: Database, job_id: str, event: Event) -> Job:
 def check_unique(job: Job, keys: Mapping[str, tuple[str, str | None]], taken: set[str]) -> None:
     """Raise IllegalTransition if a failed job cannot run again because of its unique key.
 
-    `keys` are what `unique_keys.keys_of` says; its own is added to those that are `taken`.
+    `keys` come from `unique_keys.keys_of`. The job's key is added to `taken`.
     """
     key, holder = keys.get(job.id, ("", None))
     if holder is not None or key in taken:

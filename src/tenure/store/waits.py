@@ -1,8 +1,8 @@
-"""Waiting for jobs to be settled: one thread and one query for all that wait in this process.
+"""Waiting for jobs to be settled: one thread and one query for all callers in this process.
 
-A commit of this process wakes those who wait for its jobs, and on SQLite the watch of the file
+A commit of this process wakes the callers who wait for its jobs. On SQLite the watch of the file
 wakes all. Nothing depends on that: the thread looks after 5 ms, then after each eighth of the time
-waited, and at least four times a second. While nobody waits there is no thread and no query.
+waited, and at least four times a second. While no caller waits there is no thread and no query.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Waits:
         self._closed = False
 
     def add(self, job_id: str) -> Future[Job]:
-        """Return a future of the job as it is once it is settled. Cancel it to wait no longer.
+        """Return a future of the settled job. Cancel the future to stop waiting.
 
         It raises JobNotFound if there is no such job, ResultGone if the job is deleted meanwhile,
         and StoreUnavailable if the first look fails or the store is closed.
@@ -118,7 +118,7 @@ class Waits:
                     self._look(due[start : start + JOBS_AT_ONCE])
 
     def _next(self) -> list[Pending]:
-        """Return those for whom it is time to look, when it is; none if nobody waits any more."""
+        """Block until some waits are due and return them; return none once no caller waits."""
         with self._changed:
             while True:
                 self._waits = {wait for wait in self._waits if not wait.future.done()}

@@ -1,8 +1,8 @@
 """How a process writes its log: one event per line, on standard error, as text or as JSON.
 
 The line of a transition has the message `job_` and the event, with fields of the job. A line that a
-handler logs gets the fields of its job, and in JSON those that it gives by `extra`. Texts in a
-log come from jobs and requests, so control characters are written as escapes: no stored text can
+handler logs gets the fields of its job. In JSON it also has the fields of `extra`. Texts in a log
+come from jobs and requests, so control characters are written as escapes. No stored text can then
 forge a second line or send an escape sequence to the terminal.
 """
 
@@ -207,7 +207,7 @@ def _fields(record: logging.LogRecord) -> list[tuple[str, Any]]:
 
 
 def _extra(record: logging.LogRecord, redaction: Redaction) -> dict[str, Any]:
-    """Return what the line says by `extra`: numbers and booleans as they are, the rest as text."""
+    """Return the fields of `extra`: numbers and booleans unchanged, other values as text."""
     found = [name for name in record.__dict__ if name not in NOT_EXTRA][:MAX_EXTRA]
     try:
         given = json.dumps({name: record.__dict__[name] for name in found}, default=str)

@@ -1,4 +1,4 @@
-"""What tests do to a store that nobody else does: each in one transaction, under its rules."""
+"""Changes to a store that only tests make: each in one transaction, under the store's rules."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CLEARED = (
     *("bulk", "throttle", "partition_limit", "queue_limit", "queue", "worker"),
     *("tally", "total", "activity", "failure"),
 )
-"""The tables that `clear` empties, in this order. Triggers empty those that follow the jobs."""
+"""The tables that `clear` empties, in this order. Triggers empty the tables that follow jobs."""
 
 
 def set_clock(db: Database, ahead: timedelta) -> None:

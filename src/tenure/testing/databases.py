@@ -68,7 +68,7 @@ def within(app: Tenure, connection: Any) -> Iterator[Jobs]:
 
     - `connection`: `Connection` of psycopg or sqlite3, or over one of these a `Connection`,
       `Session` or `scoped_session` of SQLAlchemy or `connections[alias]` of Django; to a database
-      with the schema of the jobs. One that commits by itself must be in a transaction.
+      with the schema of the jobs. In autocommit mode, begin a transaction first.
 
     Whatever the application adds, reads and changes, and what `jobs` runs, is in this transaction:
     roll it back at the end, and never commit it in the block. Verbs that end in `_async` and test
@@ -84,9 +84,9 @@ def within(app: Tenure, connection: Any) -> Iterator[Jobs]:
 def inline(app: Tenure) -> Iterator[None]:
     """Run each job when it is added, before the call that adds it returns.
 
-    So do jobs that a handler adds, and those that become due because another one has ended. A job
-    with a delay, a retry, or one that a limit or a pause holds back stays for `drain`. Jobs that
-    are added in your transaction run at once under `within`, else when you drain.
+    Jobs that a handler adds run at once too, and so do jobs that become due because another job
+    has ended. A job with a delay, a retry, and a job that a limit or a pause holds back stay for
+    `drain`. Jobs added in your transaction run at once under `within`, else when you drain.
 
     The call that adds a job raises nothing of its handler, as without this. The end of the block
     raises the first error of a handler instead, unless the block raises.

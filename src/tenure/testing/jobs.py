@@ -97,7 +97,7 @@ class Jobs:
         return await self._runs.drive_async(self._runs.one(job))
 
     def drain(self, **options: Unpack[DrainOptions]) -> Drained:
-        """Run the jobs that are due, and those that they add, one after the other.
+        """Run the jobs that are due, and the jobs that they add, one after the other.
 
         It does what workers and servers do beside them: fires schedules, ends waits, expires jobs.
         It never waits: where time has to pass, the store's clock travels. Coroutines run on a loop
@@ -127,7 +127,7 @@ class Jobs:
     def travel(self, by: Duration) -> datetime:
         """Put the store's clock forward, and do what then falls due beside jobs; return its time.
 
-        - `by`: a duration above 0. The clock goes on from there.
+        - `by`: a duration above 0. The clock continues from there.
 
         It is the clock of this database alone, also for other processes. Raises InvalidInput.
         """

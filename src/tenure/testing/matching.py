@@ -92,7 +92,7 @@ def _shown(job: Job) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as it is in JSON; as it is if it has no form there, such as `mock.ANY`."""
+    """Return a value's form in JSON. A value without one, such as `mock.ANY`, is unchanged."""
     try:
         return json_types.plain(value)
     except (TypeError, ValueError):

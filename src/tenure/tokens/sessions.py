@@ -1,8 +1,8 @@
 """Sessions of the dashboard: a secret that a browser keeps instead of a token. Plain values.
 
 A session is a row in the database: the digest of its secret, and the digest of its token, hidden
-with the secret. So nobody who reads the database can make a session, or test guesses of a token of
-the settings. Without its token a session is worth nothing.
+with the secret. So a reader of the database can neither make a session nor test guesses of a token
+of the settings. Without its token a session is worth nothing.
 """
 
 from __future__ import annotations

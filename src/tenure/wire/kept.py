@@ -53,7 +53,7 @@ class FoundBody(Answered, frozen=True):
 
 
 def found_body(signal: FoundSignal | None) -> FoundBody:
-    """Return what was found as it is shown."""
+    """Return the answer for a signal that was found, or for none."""
     return FoundBody(signal is not None, embedded(None if signal is None else signal.payload))
 
 
@@ -77,7 +77,7 @@ class StepsBody(Answered, frozen=True):
 
 
 def steps_body(kept: JobSteps) -> StepsBody:
-    """Return what the attempts of a job have kept as it is shown."""
+    """Return the answer for the steps and the state of a job."""
     steps = [step_body(step) for step in kept.steps]
     return StepsBody(steps=steps, state=embedded(kept.state_json), state_at=kept.state_at)
 
@@ -117,7 +117,7 @@ def parents_asked(query: ParentsQuery) -> ReadParents:
 
 
 def parents_body(parents: Parents) -> ParentsBody:
-    """Return jobs as they are shown."""
+    """Return the answer for the parents of a job."""
     shown = [structs.asdict(one) for one in parents.jobs]
     jobs = [ParentBody(result=embedded(one.pop("result_json")), **one) for one in shown]
     return ParentsBody(jobs=jobs, more=parents.more)
@@ -142,12 +142,12 @@ def state_of(request: StateRequest) -> KeepState:
 
 
 def step_body(step: Step) -> StepBody:
-    """Return a step as it is shown."""
+    """Return the answer for a step."""
     return StepBody(step.name, step.number, step.token, step.at, embedded(step.result_json))
 
 
 def kept_body(loaded: Loaded) -> KeptBody:
-    """Return what is kept as it is shown."""
+    """Return the answer for an attempt that loads its steps and its state."""
     steps = [step_body(step) for step in loaded.steps]
     return KeptBody(loaded.now, steps, embedded(loaded.state))
 

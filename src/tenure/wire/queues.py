@@ -31,7 +31,7 @@ class PerPartitionForm(Request):
 
 
 class LimitRequest(Request):
-    """The limits of a queue to change; null removes one, and those that are left out stay."""
+    """The limits of a queue to change. Null removes one; a limit that is left out stays."""
 
     max_pending: MaxPending | UnsetType | None = UNSET
     max_running: MaxRunning | UnsetType | None = UNSET

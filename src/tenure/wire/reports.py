@@ -45,9 +45,9 @@ class LeaseRequest(Request):
     """A worker's request for up to `limit` jobs; without `queues` or `types`, of any.
 
     The ledger names the worker by the caller's name, a slash and `worker`, as in `token:mail/w-1`.
-    Of queues with limits it gets no more than `free` jobs, those that can start at once; left out,
-    that is `limit`. `slots`, `version` and `stopping` are shown in lists of workers; with `limit` 0
-    that is all.
+    Of queues with limits it gets at most `free` jobs, as many as can start at once (default:
+    `limit`). Lists of workers show `slots`, `version` and `stopping`. A request with `limit` 0 only
+    updates these.
     With `traces`, leases have the `traceparent` of the request that added their job, if any. With
     `leaves`, the worker gets no jobs and is no longer listed.
     """

@@ -116,7 +116,7 @@ class Backoff(Request):
 class TypeRequest(Request):
     """The options of a type's jobs. Durations are seconds, or text such as `30s`, `1h30m`, `PT5M`.
 
-    Those that are left out are the defaults of Tenure.
+    An option that is left out has Tenure's default.
     """
 
     queue: Name | UnsetType = UNSET

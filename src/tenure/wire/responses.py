@@ -1,7 +1,7 @@
 """Answers as JSON: what the HTTP API, its client, the command line and webhooks send.
 
 A `…Body` is the shape of an answer whose value in Python has another shape; others, such as
-`QueueState`, are answered as they are. The OpenAPI description is made from all of them. Payloads
+`QueueState`, are answered unchanged. The OpenAPI description is made from all of them. Payloads
 and results are embedded as the JSON they are, never decoded on the way. Times are RFC 3339 in UTC.
 """
 
@@ -127,7 +127,7 @@ class SignalBody(Answered, frozen=True):
 
 
 def signal_body(signal: Signal, payload: str) -> SignalBody:
-    """Show a signal, with its payload as it is to be shown."""
+    """Show a signal with this payload, which may be redacted."""
     return SignalBody.of(signal, payload=_stored(payload))
 
 

@@ -38,7 +38,7 @@ class WhenRequest(Request):
 
 
 class ScheduleRequest(WhenRequest, kw_only=True):
-    """A schedule as it is to be, whole."""
+    """A whole schedule: a new one, or one that replaces the old."""
 
     job: ScheduledJob
     time_key: str | None = None

@@ -55,7 +55,7 @@ def blocking(
 
 
 class Transport:
-    """Requests to one server. Those that block the thread are for any number of threads."""
+    """Requests to one server. Any number of threads may call the methods that block."""
 
     def __init__(
         self, url: str, token: str | None, timeout: float, *, tracing: bool, blocks: bool

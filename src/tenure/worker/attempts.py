@@ -257,7 +257,7 @@ class Attempts:
         error, flaw = ending.error, ending.flaw
         fence = attempt.fence
         if error is None and (ending.completes or (fence is not None and fence.completes)):
-            # Nobody here knows whether that was committed, so this is a question.
+            # The worker does not know whether that was committed, so it asks with this report.
             error = None if fence is None else fence.parked
             report = attempt.outcome(Outcome.FAILED, None, error or NOT_COMMITTED)
             flaw = flaw if fence is None else fence.flaw
@@ -319,7 +319,7 @@ class Attempts:
     def _stop_lost(self, attempt: Attempt, event: str) -> None:
         runs = attempt.state is STARTED
         if runs and event == Completed.name:
-            return  # by a transaction of its handler, which goes on after its commit
+            return  # in a transaction of its handler, which still runs after the commit
         if runs or attempt.state is CLAIMED:
             self._leases.forget([attempt.lease.lease_id])
         if runs and event == "cancelled":

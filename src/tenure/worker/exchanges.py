@@ -275,7 +275,7 @@ class Exchanges:
         """Answer for new leases at once, on whatever thread: the loop may be blocked.
 
         Leases that may have spent a third of their time on the way are renewed without delay, and
-        so are those that may have been among what a heartbeat was asked to look at meanwhile.
+        so are leases that a heartbeat may have asked about meanwhile.
         """
         if future.cancelled() or future.exception() is not None:
             return

@@ -38,7 +38,7 @@ class Running:
         try:
             await asyncio.shield(started)
         except asyncio.CancelledError:
-            while not started.done():  # its thread goes on, also at a second one
+            while not started.done():  # its thread continues, also after a second cancel
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([started])
             await asyncio.to_thread(self._beside.close)

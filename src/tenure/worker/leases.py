@@ -332,7 +332,7 @@ class LeaseBook:
         return {a.lease.lease_id for a in self.in_slots() if a.due < before and a.state is STARTED}
 
     def lose(self, ended: Mapping[str, str]) -> None:
-        """Note the leases that have ended, with the events; those that wait do not start."""
+        """Note the leases that have ended, with the events. Their waiting attempts do not start."""
         if not ended:
             return
         with self._lock:

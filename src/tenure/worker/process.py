@@ -233,7 +233,7 @@ def tuned_for_jobs() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     youngest, *older = gc.get_threshold()
-    if youngest:  # else somebody has switched collections off
+    if youngest:  # 0: the application has switched collections off
         gc.set_threshold(max(youngest, YOUNG_OBJECTS), *older)
     try:
         yield

@@ -44,8 +44,8 @@ imported there and may need it to open its queue."""
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 """Longest message from a child; results, errors and jobs to add have lower limits."""
 EXIT_SECONDS = 1.0
-"""How long a child that has no more to do may take to end by itself. Python's exit handlers run
-then, which send the last spans and log lines."""
+"""How long a child that has no more to do may take to exit. Python's exit handlers run in this time
+and send the last spans and log lines."""
 MAX_ALONE = 8
 """Children at once for handlers that are in one only for now. A worker with a thousand slots for
 coroutines has no memory for as many processes."""
@@ -239,7 +239,7 @@ class Child:
         self.process.kill()
 
     def retire(self) -> None:
-        """Let the child end by itself, and see to it that it does."""
+        """Ask the child to exit; kill it if it does not."""
         self.pipe.close()
         wait([self.process.sentinel], EXIT_SECONDS)
         self.end()

@@ -96,7 +96,7 @@ class Found(ChangeList):
 
 
 class ReadOnly:
-    """What nobody adds, changes or deletes here."""
+    """An admin page on which rows cannot be added, changed or deleted."""
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -109,7 +109,7 @@ class ReadOnly:
 
 
 def preformatted(text: str | None) -> str:
-    """Return a text as it is laid out, a dash for none."""
+    """Return a text as HTML that keeps its line breaks and spaces; a dash for None."""
     return (
         "-"
         if text is None

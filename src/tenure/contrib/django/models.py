@@ -29,7 +29,7 @@ def _table(name: str) -> str:
     if connections[alias()].vendor == "sqlite":
         return f"tenure_{name}"
     schema = next((one.schema for one in backends()), "tenure")
-    return f'"{schema}"."{name}"'  # quoted, so Django leaves it as it is
+    return f'"{schema}"."{name}"'  # quoted, so that Django does not change it
 
 
 class Id(models.UUIDField):

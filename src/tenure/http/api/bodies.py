@@ -47,7 +47,7 @@ MAX_BATCH_VALUES = 1_000_000
 MAX_ITEM_BYTES = 2 * payload.MAX_PAYLOAD_BYTES
 """Largest job or report of a batch, with its place in the array."""
 MAX_HELD_BYTES = 64 * 1024 * 1024
-"""Bytes of all bodies that one `BodyReader` holds, before it refuses those that are not small."""
+"""Bytes of all bodies that one `BodyReader` holds. Above that it accepts small bodies only."""
 ADVICE = "send fewer, or keep large data elsewhere and pass its address"
 SLICE = 32 * 1024
 """Bytes that are looked at in one step while values are counted."""

@@ -154,7 +154,7 @@ def _filter(call: Call) -> Filter:
 
 
 async def show_job(call: Call) -> Response:
-    """Show a job; with `wait`, as soon as it is settled, or when that time is over."""
+    """Show a job. With `wait`, answer once the job is settled or that time is over."""
     job = await run_in_threadpool(call.app.get, call.path["id"])
     if call.query.wait and job.finished_at is None:
         future = call.app.core.limited_store.wait(job.id)

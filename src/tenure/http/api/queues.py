@@ -50,7 +50,7 @@ def resume_queue(call: Call) -> Response:
 
 
 def limit_queue(call: Call) -> Response:
-    """Change limits of a queue; those that are left out stay, null removes one."""
+    """Change limits of a queue. A limit that is left out stays; null removes one."""
     body: LimitRequest = call.body
     limits = given(body)
     if not limits:

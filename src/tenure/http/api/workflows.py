@@ -53,7 +53,7 @@ def create_workflow(call: Call) -> Response:
 
 
 def add_to_workflow(call: Call) -> Response:
-    """Add jobs to a workflow, all or none; they can depend on those that it has."""
+    """Add jobs to a workflow, all or none; they can depend on jobs of the workflow."""
     by = call.caller.name
     return answer(_added(call, call.app.workflows.extend(call.path["id"], actor=by)), 201)
 
@@ -91,7 +91,7 @@ def list_followers(call: Call) -> Response:
 
 
 def cancel_workflow(call: Call) -> Response:
-    """Start to cancel the jobs of a workflow, except those that wait for such endings."""
+    """Start to cancel the jobs of a workflow, except jobs that wait for such endings."""
     body: forms.CancelWorkflow = call.body
     return _started(call, call.app.workflows.cancel, everything=body.everything)
 

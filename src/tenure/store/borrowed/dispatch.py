@@ -10,8 +10,8 @@ an `Ask` for each statement, so that synchronous and asynchronous connections sh
     borrowed.call(count, verb="count")
     await borrowed.call_async(count, verb="count")
 
-Errors of the driver come out as they are, since the caller's own code for retries knows them. Only
-a schema that is missing or too old is a SchemaMismatch.
+Errors of the driver reach the caller unchanged, because the caller's own code for retries knows
+them. Only a schema that is missing or too old is a SchemaMismatch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Work: TypeAlias = Callable[[str], Steps[T]]
 """What is to be done, given the engine: `sqlite` or `postgres`."""
 
 NO_TRANSACTION = (
-    "this connection is in no transaction, so it would commit the job by itself: begin one first, "
+    "this connection is in no transaction, so it would commit the job at once: begin one first, "
     "and commit it when your own rows are written"
 )
 IN_SAVEPOINT = (

@@ -241,7 +241,7 @@ DRIVERS: Mapping[str, Callable[[Any], Driver]] = {
 
 
 def driver_of(connection: Any) -> Driver | None:
-    """Return how a connection is used; None for what is none that is known."""
+    """Return how a connection is used; None if its class is not known."""
     for cls in type(connection).__mro__:
         name = f"{cls.__module__.split('.')[0]}.{cls.__name__}"
         if name in DRIVERS:

@@ -25,8 +25,8 @@ MAY_LOSE = (
     "keeps them"
 )
 CHECKPOINTS = (
-    "a connection to %s on which jobs are added checkpoints by itself. SQLite %s can then lose a "
-    "commit of another process: use tenure.sqlite.connect(), or SQLite 3.51.3 or newer"
+    "a connection to %s on which jobs are added has automatic checkpoints. With these, SQLite %s "
+    "can lose a commit of another process: use tenure.sqlite.connect(), or SQLite 3.51.3 or newer"
 )
 FULL = 2
 

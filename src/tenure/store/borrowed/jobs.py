@@ -98,7 +98,7 @@ def add(
     """Add jobs, all or none, and answer in the same order; up to the limits of queues if `limited`.
 
     Raises KeyConflict, DuplicateJob or QueueFull before anything is written, so the transaction can
-    go on. Limits count what the transaction can see, and hold back nobody else.
+    continue. Limits count the jobs that the transaction can see, and lock nothing for others.
     """
     if all(checked_job.simple for checked_job in checked_jobs):
         return (yield from _add_all(engine, checked_jobs, notify, limited))
@@ -229,7 +229,7 @@ def apply(engine: str, job_id: str, event: Event) -> Steps[Job]:
 
 
 def saved(engine: str, after: Job) -> Ask:
-    """Write a locked job as it is after a transition."""
+    """Write a locked job's row after a transition."""
     columns = (*CHANGED, *CHANGED_BY[after.event])
     values = dict(zip(columns, changed_values(after, columns), strict=True))
     return _save(engine, {"id": after.id, **values})

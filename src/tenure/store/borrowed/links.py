@@ -54,7 +54,7 @@ SELECT CAST(json_object('now', now.at, 'parents', json((
 ))) AS BLOB) FROM asked, tenure_now AS now
 """,
 }
-# Locked by itself: else a sweep that ends between could leave a new follower out.
+# A separate statement with a lock, because a sweep that ends meanwhile could miss a new follower.
 OVERDUE = {
     "postgres": """
 SELECT CAST(json_object_agg(parent, after) AS text) FROM (SELECT parent, after FROM {s}overdue
@@ -140,7 +140,7 @@ def add(
 ) -> Steps[Looked]:
     """Add jobs, of which some depend on others, or return why not; then nothing was written.
 
-    `known_as` has the ids of jobs of the same call that are there already, for those that they had.
+    `known_as` maps ids of this call to the ids of the jobs that exist already in their place.
     """
     jobs = sorted(checked_jobs, key=lambda a: a.id)  # parents first
     links = _links(engine, jobs, known_as)
@@ -184,7 +184,7 @@ def add(
 
 
 def _links(engine: str, jobs: Sequence[CheckedJob], known_as: Mapping[str, str]) -> list[Edge]:
-    """The dependencies of jobs, each once, on those that stand for the ones they name."""
+    """Return the dependencies of jobs, each once, on the jobs that exist under the names given."""
     links: list[Edge] = []
     for job in jobs:
         if type(job) is LinkedJob:

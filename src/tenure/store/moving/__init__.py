@@ -1,1 +1,1 @@
-"""`tenure move`: all jobs to a PostgreSQL database, while work goes on."""
+"""`tenure move`: all jobs to a PostgreSQL database, while workers continue."""

@@ -5,11 +5,12 @@
 3. Rounds copy what has changed meanwhile, each as of one state of the source.
 4. After one round all rows of both databases are compared, and the copy is verified. What is copied
    later is read again and compared at once.
-5. Nobody may write to the source any more; the last changes are copied; the source refuses every
-   write from then on and says where the jobs are. With that commit they are on the target.
+5. A lock keeps all others from writing to the source; the last changes are copied; the source
+   refuses every write from then on and says where the jobs are. With that commit they are on the
+   target.
 
-Killed anywhere, it goes on where it was: what was copied is on the target with the mark how far,
-and a change is forgotten only after its copy.
+It can be killed anywhere and continues from there: the target has the copies and how far they go,
+and the source forgets a change only after its copy.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ Note = Callable[[str], object]
 
 
 class Mover:
-    """Moves the jobs of a source to a target, or goes on with that."""
+    """Moves the jobs of a source to a target, or continues to."""
 
     def __init__(
         self,
@@ -193,7 +194,7 @@ class Mover:
     # --- the switch
 
     def _switch(self) -> float:
-        """Close the source for ever; return since when nobody can write."""
+        """Close the source for good; return the time since which writes wait."""
         self._progress(0, None, "switching")
         failpoints.hit("move.before_switch")
         with self._source.closed():
@@ -211,7 +212,7 @@ class Mover:
     def _open(self, began: float | None = None) -> None:
         self._target.open()
         if began is not None:
-            self._note(f"nobody could write for {time.monotonic() - began:.1f} s")
+            self._note(f"writes waited for {time.monotonic() - began:.1f} s")
         self._note(f"the jobs are in {self._target.name}")
 
 

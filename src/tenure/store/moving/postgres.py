@@ -44,8 +44,8 @@ BEGIN = "; ".join(
     )
 )
 
-# With the owner's rights, since nobody else may write these tables. Who cannot call the function
-# cannot give it to a trigger of another table.
+# It runs with the owner's rights, because no other role may write these tables. A role that cannot
+# call the function cannot use it in a trigger of another table.
 NOTE = """
 CREATE FUNCTION {s}.note_{table}() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -145,12 +145,12 @@ class PostgresSource(PostgresSide, Source):
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """A transaction in which nobody else can write.
+        """A transaction that locks all tables against other writers.
 
-        First it waits for autovacuum alone, which PostgreSQL ends for it after a second. The table
-        of jobs is locked first, as writers do: those who have it are not in want of another table.
-        For other writers it waits less long than PostgreSQL does before it looks for deadlocks:
-        those who hold one lock and wait for another one go on, and this one tries again.
+        It first waits for autovacuum alone, which PostgreSQL ends for it after a second. It locks
+        the table of jobs first, as writers do, so a writer that has this table waits for no other.
+        It waits for other writers for less than the time after which PostgreSQL looks for
+        deadlocks. Then it gives up its locks, the writers continue, and it tries again.
         """
         first_job = sorted(self.tables, key=lambda table: (table != "job", table))
         tables = ", ".join(f'{{s}}."{table}"' for table in first_job)

@@ -100,7 +100,7 @@ class Side(ABC):
         return self.rows(statement)[0][0]
 
     def every_table(self) -> Mapping[str, Columns]:
-        """Return the columns of each table, as they are now."""
+        """Return the columns that each table has now."""
         found = defaultdict[str, dict[str, str]](dict)
         for table, column, type in self.rows(self.catalog):
             found[table.removeprefix("tenure_")][column] = type
@@ -170,7 +170,7 @@ class Source(Side):
 
     @abstractmethod
     def closed(self) -> AbstractContextManager[None]:
-        """A transaction in which nobody else can write."""
+        """A transaction that keeps all others from writing."""
 
     @abstractmethod
     def note(self, table: Table, name: str) -> None:

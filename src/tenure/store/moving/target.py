@@ -1,9 +1,9 @@
 """The PostgreSQL database to which `tenure move` copies the jobs.
 
-Its guards refuse a job that enters with a history, and its tables are closed to everybody until the
-switch. Both are triggers. A transaction that copies switches them off, which only the owner of the
-tables can and which locks them, and on again before it commits. So nobody else ever meets a table
-without its guards.
+Its guards refuse a job that enters with a history, and its tables refuse all writes until the
+switch. Both are triggers. A transaction that copies switches them off, and on again before it
+commits. Only the owner of the tables can do this, and it locks them. So no other transaction ever
+sees a table without its guards.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Target(PostgresSide):
         self.rows("UPDATE {s}.move_copy SET id = %s, copied_to = %s, compared = %s", mark)
 
     def create(self, mark: Mark, message: str) -> None:
-        """Make the schema, closed to everybody with `message`."""
+        """Make the schema. Until `open`, its tables refuse every write with `message`."""
         values = "%s::text AS id, %s::text AS copied_to, %s::boolean AS compared"
         with self.transaction():
             self.connection.execute(schema.script(self.url, 0, begin=False).encode())
@@ -134,7 +134,7 @@ class Target(PostgresSide):
         self.rows("DROP SCHEMA {s} CASCADE")
 
     def open(self) -> None:
-        """Open the tables to everybody: the jobs are here from now on."""
+        """Open the tables: the jobs are here from now on."""
         with self.transaction():
             self.rows("DROP FUNCTION {s}.refuse_all() CASCADE")
             self.rows("DROP TABLE {s}.move_copy")
@@ -152,7 +152,7 @@ class Target(PostgresSide):
         failpoints.hit("move.after_copy")
 
     def copy_jobs(self, source: Source, ids: Sequence[str], *, check: bool) -> None:
-        """Copy jobs with all that belongs to them; those that do not exist any more are deleted.
+        """Copy jobs with all that belongs to them; delete copies whose job no longer exists.
 
         `check` reads the copies again and compares.
         """
@@ -202,9 +202,9 @@ class Target(PostgresSide):
     def place(self, source: Source) -> None:
         """Let statistics and webhooks go on in the ledger where they are on the source: PLACED.
 
-        A place there is a transaction and a number. Here every entry has the number that it had,
-        and instead of the transaction how many of those places are before it. So each of them has
-        the same entries before it and after it, and all entries are before those that follow.
+        There, a place is a transaction and a number. Here an entry keeps its number. In place of
+        its transaction it gets the count of these places that are before it. So each place has the
+        same entries before it and after it, and every copied entry is before every new one.
         """
         at, last = source.places(), source.one(source.last_seq)
         places = sorted(set(at.values()))

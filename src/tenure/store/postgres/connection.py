@@ -55,7 +55,7 @@ HANGING = """
 EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'
     AND clock_timestamp() - state_change > %s * interval '1 second')
 """
-"""Whether commits hang. A session that this process gave up goes on waiting, and shows that."""
+"""Whether commits hang. A session that this process gave up still waits, and shows that."""
 
 CONNECTED: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
 """Transactions start by a BEGIN statement, and nothing is prepared on the server at first."""
@@ -112,7 +112,7 @@ def connect(address: Address) -> psycopg.Connection[Any]:
 
 
 def forget_notifications(connection: psycopg.Connection[Any]) -> None:
-    """Keep none that arrive: a pooled session may listen for a client that had it before."""
+    """Drop notifications: a pooled session may still listen for the client that had it before."""
     connection.add_notify_handler(lambda _: None)
 
 
@@ -152,7 +152,7 @@ class BinaryArray(bytes):
 
 
 class ArrayDumper(Dumper):
-    """Sends such an array as it is."""
+    """Sends such an array unchanged."""
 
     format = Format.BINARY
 

@@ -49,8 +49,8 @@ WAIT_SECONDS = 5.0
 SOON_SECONDS = 10.0
 """How long a statement may take that reads a few rows."""
 RETRY_SECONDS = 1.0
-"""How long the pool tries to connect by itself. After that it waits for the next read: its
-pauses between attempts grow to minutes, for which a database that is back would not be noticed."""
+"""How long the pool tries to connect in the background. After that it waits for the next read. Its
+pauses between attempts grow to minutes; it would notice a database that is back only after one."""
 WATCH_SECONDS = 0.1
 """How often it looks whether it should stop. Notifications arrive at once."""
 RECONNECT_SECONDS = (0.5, 10.0)

@@ -132,7 +132,7 @@ ENTERING = (*ADDED, "backoff", *TIMED, "created_at")
 """The columns of a new row."""
 _LATER = "coalesce({}, now + {} * interval '1 second')"
 ENTERING_VALUES = (*ADDED, "backoff", *(_LATER.format(*each) for each in TIMED.items()), "now")
-"""The same as they are made of `NEW`, at the time `now`."""
+"""Their values, made of `NEW` at the time `now`."""
 
 
 @cache

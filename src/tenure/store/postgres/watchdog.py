@@ -32,7 +32,7 @@ LOOK_SECONDS = 0.2
 SUSPECT_SECONDS = 3.0
 """How long a wait lasts before it looks which of several hosts is the primary now."""
 SEARCH_SECONDS = 0.5
-"""The pause between two such looks, while the wait goes on."""
+"""The pause between two such looks, as long as the wait lasts."""
 
 
 class Wire:

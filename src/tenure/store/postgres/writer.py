@@ -68,7 +68,7 @@ class Postgres(PostgresSession):
     def _enqueue(
         self, checked_jobs: Sequence[CheckedJob], *, sparing: bool = False, whole: bool = False
     ) -> Mapping[str, Job]:
-        """Add the jobs whose id and key are new; id -> job for those that were added.
+        """Add the jobs whose id and key are new. Returns id -> job of each added job.
 
         `sparing` adds none if one of their queues has a limit, `whole` none if one is not new.
         """
@@ -298,6 +298,6 @@ def _completions(reports: Sequence[Report]) -> tuple[Any, ...]:
 
 
 def _uuids(leases: Sequence[tuple[str, str]]) -> tuple[BinaryArray, BinaryArray]:
-    """Return the job ids and the lease ids, without those that cannot be stored."""
+    """Return the job ids and the lease ids, without pairs that are no UUIDs."""
     valid = [lease for lease in leases if is_uuid(lease[0]) and is_uuid(lease[1])]
     return uuids([job_id for job_id, _ in valid]), uuids([lease_id for _, lease_id in valid])

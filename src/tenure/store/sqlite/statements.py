@@ -281,7 +281,7 @@ GUARD = ("status", "token", "lease_id", "lease_expires_at")
 
 @cache
 def save_with(more: tuple[str, ...]) -> OverRows:
-    """Write jobs as they are after a transition; `more` columns than every transition changes."""
+    """Write jobs after a transition: the columns that each transition changes, and `more`."""
     columns = (*CHANGED, *more)
     return OverRows(
         "changed",

@@ -1,7 +1,7 @@
 """Claims from queues with limits on SQLite: what room there is, and the turns of partitions.
 
-Nobody else writes meanwhile, so what is read here holds when the jobs start. The triggers of
-`0001_4_limits.sql` compute the same once more, for starts by whatever SQL.
+No other transaction writes meanwhile, so what is read here is still true when the jobs start. The
+triggers of `0001_4_limits.sql` compute the same once more, for starts by any other SQL.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ _read_picked = msgspec.json.Decoder(
 
 
 def limited(db: sqlite3.Connection, queues: Collection[str]) -> Mapping[str, Limited]:
-    """Return how queues are limited, for those that are."""
+    """Return how queues are limited; leaves out queues without limits."""
     return dict(db.execute(LIMITED, (_json(list(queues)),)))
 
 
@@ -162,7 +162,7 @@ def pick(
 ) -> list[Any]:
     """Return the first jobs of partitions, up to the share of each, as rows of `PICKED`.
 
-    Where a look finds no job for this worker, the next one begins behind those that it saw.
+    If a look finds no job for this worker, the next look begins behind the jobs of this one.
     """
     lane = (values["queue"], values["priority"])
     is_ordered = "SELECT ordered IS NOT NULL FROM tenure_queue_limit WHERE queue = ?"

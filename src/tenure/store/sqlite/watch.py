@@ -7,7 +7,7 @@ answer changes, at intervals that are short at first and grow with the wait. A s
 the time: there are file systems whose writes the kernel does not report.
 
 Each process that works on the file sees each commit of every other, and most of these bring it no
-work. So workers are notified only if a job is due now or soon. And while nobody in this process
+work. So workers are notified only if a job is due now or soon. While no worker of this process
 waits for work, commits are looked at together, for cancels.
 """
 
@@ -49,7 +49,7 @@ LOADED_SECONDS = 0.002
 MAX_SAVED = 500.0
 TRY_AGAIN_SECONDS = 0.1
 REST_SECONDS = 0.02
-"""The pause after a look while nobody waits for work: a cancel is noticed so much later."""
+"""The pause after a look while no worker waits for work. It delays the notice of a cancel."""
 SOON_SECONDS = 3.0
 """Workers that know when the next job falls due ask again within two seconds."""
 MAX_HEADS = 20
@@ -87,12 +87,12 @@ FROM (SELECT run_at FROM head LIMIT {MAX_HEADS}) CROSS JOIN tenure_now
 
 
 class Attention:
-    """Whether anybody in this process waits for work or commits. Set from any thread."""
+    """Whether a subscriber in this process waits for work or commits. Set from any thread."""
 
     def __init__(self) -> None:
         self.is_needed = True
         self.is_new = False
-        """Whether somebody has started to wait since the watch looked for work last."""
+        """Whether a subscriber has started to wait since the watch last looked for work."""
         self._lock = threading.Lock()
         self._wake: Callable[[], None] | None = None
 
@@ -105,7 +105,7 @@ class Attention:
                     self._wake()
 
     def wake_by(self, wake: Callable[[], None] | None) -> None:
-        """Call `wake` from now on when somebody begins to wait."""
+        """Call `wake` from now on when a subscriber begins to wait."""
         with self._lock:
             self._wake = wake
 
@@ -209,8 +209,8 @@ def watch(
 ) -> None:
     """Call `notify` at the start and after every commit, this process's too, until `stop` is set.
 
-    Once more if that may bring work, and for each worker whose running job it has cancelled. While
-    `attention` says that nobody needs more, of cancels only, and later.
+    Call it once more if the commit may bring work, and for each worker whose running job it has
+    cancelled. While `attention` says that no subscriber waits, call it for cancels only, and later.
     `wal` is the write-ahead log of the file that `connect` opens. Commits in quick succession may
     share one call. Database errors are logged and end nothing.
     """
@@ -298,7 +298,7 @@ def _look_on(
 
 
 def _notify_of_work(connection: sqlite3.Connection, notify: Notify, attention: Attention) -> None:
-    """Notify those who wait for work if there may be some, for them or others."""
+    """Notify subscribers who wait for work if there may be some, for them or others."""
     attention.is_new = False  # first: who begins to wait meanwhile needs another look
     if attention.is_needed and connection.execute(SOON).fetchone()[0]:
         notify(WORK)

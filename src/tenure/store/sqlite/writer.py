@@ -270,7 +270,7 @@ class Sqlite:
         return jobs
 
     def busy(self, job_ids: Sequence[str]) -> set[str]:
-        return set()  # nobody else writes while this transaction does
+        return set()  # no other transaction writes while this one does
 
     def lock_expired(self, limit: int) -> list[Job]:
         rows = self.rows(sql.EXPIRED, (to_millis(self.now()), limit))
@@ -363,7 +363,7 @@ class Sqlite:
             self._checkpoints.run(self._connection)
 
     def rest(self) -> None:
-        """Do nothing: a file costs nobody anything."""
+        """Do nothing: an open file costs no server a connection."""
 
     def close(self) -> None:
         with suppress(sqlite3.Error):

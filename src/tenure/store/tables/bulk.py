@@ -35,7 +35,7 @@ BATCH = 500
 BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
 """No job has a smaller id."""
 MAX_KEPT = 1_000
-"""Actions on record. When an action starts, the oldest of those that have ended are deleted."""
+"""Actions on record. When an action starts, the oldest ended actions are deleted."""
 
 COLUMNS = (
     *("id", "action", "filter", "more_retries", "actor", "reason", "created_at", "finished_at"),

@@ -1,4 +1,4 @@
-"""The table of dependencies, as it is read. `store/borrowed/links.py` writes it."""
+"""Reads the table of dependencies. `store/borrowed/links.py` writes it."""
 
 from __future__ import annotations
 

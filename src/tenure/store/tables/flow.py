@@ -110,7 +110,7 @@ def last_open(db: Reads, workflow: str, before: str) -> str | None:
 def unfinished(db: Reads, before: str) -> tuple[Sequence[str], str]:
     """Return the workflows of which there is something to note, and where to look next.
 
-    Looks at some of those that are not known to be finished and are before an id, newest first.
+    Looks at some workflows before an id that are not known to be finished, newest first.
     """
     d = db.dialect
     among = f"FROM {d.table('job')} AS job WHERE workflow = one.id AND job.id > {_done(d)}"

@@ -1,8 +1,8 @@
 """What follows from endings and retries for jobs that wait: they are skipped, restored, or counted.
 
-The triggers of the jobs count each ending and release what it was the last one for. Two tables say
-what is left: `revisit` names jobs of which somebody has to decide whether they can still run, and
-`overdue` jobs with more followers than one statement counts.
+The triggers of the jobs count each ending, and release each job for which it was the last one. Two
+tables say what is left: `revisit` has jobs for which this module decides whether they can still
+run, and `overdue` has jobs with more followers than one statement counts.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _restore(db: Database, roots: Sequence[str], actor: str = "store") -> Iterab
     if jobs:
         counts = restored_by(_needs(db, jobs), _tallies(db, jobs), _links(db, jobs))
         now = db.now()
-        # Parents first: each leaves its rest for those who wait already.
+        # Parents first: a trigger counts each change for the children that wait already.
         changes = [(jobs[id], _restored(jobs[id], it, actor, now)) for id, it in counts.items()]
         _set_gates(db, counts)
         transitions.save(db, changes)
@@ -130,7 +130,7 @@ def _restored(job: Job, count: Numbers, actor: str, now: datetime) -> Steps:
 
 
 def _behind(db: Database, roots: Sequence[str], which: str) -> list[str]:
-    """Jobs and what is behind them by dependencies, as far as it is such, in the order of ids."""
+    """Return jobs and the jobs behind them by dependencies that match `which`, ordered by id."""
     d = db.dialect
     rows = db.rows(
         f"WITH RECURSIVE behind (id) AS (SELECT id FROM {d.table('job')} WHERE id IN"
@@ -174,7 +174,7 @@ def _needs(db: Database, jobs: Collection[str]) -> dict[str, int | None]:
 def _tallies(db: Database, jobs: Collection[str]) -> dict[str, dict[int | None, Tally]]:
     """What the parents of jobs that are not among them have come to, by gate.
 
-    A parent that was deleted had ended, nobody knows how. One that is overdue counts later.
+    A deleted parent had ended in a way that is not known. An overdue parent counts later.
     """
     d = db.dialect
     gate = "NULL" if d.engine == "sqlite" else "gate"
@@ -212,7 +212,7 @@ def _set_gates(db: Database, counts: Mapping[str, Numbers]) -> None:
 
 
 def _forget(db: Database, job_ids: Iterable[str]) -> None:
-    """Of these jobs it is decided. The triggers keep those that are still to be skipped."""
+    """Remove decided jobs from `revisit`. The triggers keep jobs that still have to be skipped."""
     ids = sorted(job_ids)
     if ids:
         db.changed(

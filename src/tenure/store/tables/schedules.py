@@ -48,7 +48,7 @@ MAX_VERIFIED = 1_000
 
 
 def read(db: Reads, rest: str, values: Sequence[Any] = ()) -> list[Schedule]:
-    """Return the schedules of the rest of a SELECT, without those that this version cannot read."""
+    """Return the schedules that the rest of a SELECT finds and that this version can read."""
     d = db.dialect
     rows = db.rows(f"SELECT {selected(d, COLUMNS)} FROM {d.table('schedule')} {rest}", values)
     found = []

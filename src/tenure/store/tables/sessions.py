@@ -18,7 +18,7 @@ def every(db: Reads) -> dict[bytes, bytes]:
 
 
 def add(db: Statements, digest: bytes, token: bytes, expires_at: datetime) -> None:
-    """Add a session, and delete those that are over."""
+    """Add a session, and delete expired ones."""
     d = db.dialect
     table = d.table("session")
     db.changed(

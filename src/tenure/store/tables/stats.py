@@ -172,7 +172,7 @@ class StatsReader:
         return tuple(place), batch
 
     def activity(self, minutes: int) -> list[Activity]:
-        """Return the transitions of the last minutes, as far as they are added up."""
+        """Return the counts of transitions of the last minutes. Later entries may not be in yet."""
         d = self._dialect
         key = ("minute", "type", "queue", "event")
         now = d.millis.format(time=d.now)
@@ -199,7 +199,7 @@ class StatsReader:
             yield (*row[:at], tuple(row[at:]))
 
     def failures(self, limit: int, queues: Patterns | None = None) -> list[FailureGroup]:
-        """Return the kinds of failures seen last, as far as they are added up."""
+        """Return the kinds of failures seen last. The latest failures may not be in yet."""
         d = self._dialect
         where, values = d.in_queues("queue", queues)
         statement = (

@@ -9,7 +9,7 @@ from tenure.contrib.django.migrating import RunTenure
 from tenure.contrib.django.models import Job, Transition
 
 UNMANAGED = [ModelState.from_model(model) for model in (Job, Transition)]
-"""As they are now, whatever they were: for them nothing is done in the database."""
+"""The models of today. Django never changes the database for them, so their past is not needed."""
 
 
 class Migration(migrations.Migration):

@@ -101,8 +101,8 @@ CREATE TABLE {schema}.ended (
 );
 
 -- The jobs that entered a status, one row for those of one statement: what the sweep and retention read.
--- Of those that wait, the ones with a `start_by`, at that time.
--- They delete what they have looked at. Of that, a trigger enters again what is still in its status.
+-- Of waiting jobs it has only those with a `start_by`, at that time.
+-- Both delete the rows that they have looked at. A trigger enters a job again that is still in its status.
 CREATE TABLE {schema}.arrival (
     at timestamptz NOT NULL,
     status text COLLATE "C" NOT NULL,
@@ -246,7 +246,7 @@ CREATE TRIGGER job_stays BEFORE TRUNCATE ON {schema}.job
 -- The join of old and new rows must never be a nested loop: a plan kept from a statement that changed
 -- one row would take n * n steps for n rows. What the caller has switched off holds in here too,
 -- unless it is set. Only the owner may write these tables, so the functions run with the owner's
--- rights, and on no table but that of the jobs: anybody can make a temporary table with triggers.
+-- rights, and only on the table of jobs, because any role can make a temporary table with triggers.
 
 CREATE FUNCTION {schema}.refuse_row(what text) RETURNS boolean
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -632,8 +632,8 @@ CREATE TRIGGER transition_stays AFTER DELETE ON {schema}.transition
 CREATE TRIGGER transition_is_final BEFORE UPDATE OR TRUNCATE ON {schema}.transition
     EXECUTE FUNCTION {schema}.refuse('the ledger cannot be edited');
 
--- Rows are written by the triggers above alone. The owner alone has the right to truncate: deploy.md
--- grants it to no other role. Everybody may delete arrivals, since what is needed comes back.
+-- Only the triggers above write rows. Only the owner may truncate: deploy.md grants that to no other
+-- role. Any role may delete arrivals, because a trigger enters again what is needed.
 
 CREATE TRIGGER transition_appends BEFORE INSERT ON {schema}.transition
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('the ledger is written by transitions of jobs');

@@ -251,8 +251,8 @@ BEGIN
 END $$;
 
 -- Claim up to `most` jobs of one lane (a queue at a priority) that are due, in the order in which
--- they fell due: of the first `seen` of them after a place (a time and an id), those of certain types
--- unless `wanted` is NULL, and of none that is paused. They come as they lie on the disk.
+-- they fell due. It looks at the first `seen` of them after a place (a time and an id), and takes jobs
+-- of the types in `wanted` (NULL: of all types) whose type is not paused. Rows come in disk order.
 CREATE FUNCTION {schema}.claim(
     lane_queue text, lane_priority bigint, since timestamptz, since_id uuid, due timestamptz,
     until timestamptz, holder text, wanted text[], most integer, seen integer
@@ -438,8 +438,8 @@ BEGIN
     RETURN QUERY SELECT * FROM {schema}.job WHERE id = ANY (ids) ORDER BY id FOR UPDATE;
 END $$;
 
--- Write jobs as they are after a transition, each only if the row is unchanged: one array per
--- column, in the order below. Answers how many were written.
+-- Write jobs after a transition, each only if its row is unchanged since it was read: one array per
+-- column, in the order below. Returns how many were written.
 CREATE FUNCTION {schema}.save(
     uuid[], text[], integer[], bigint[], integer[], timestamptz[], timestamptz[], timestamptz[],
     text[], uuid[], timestamptz[], text[], text[], text[], text[],

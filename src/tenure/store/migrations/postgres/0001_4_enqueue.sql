@@ -1,6 +1,6 @@
 -- The entry point for SQL: a role that may execute `enqueue`, and nothing else, can add jobs, also from
--- its own triggers. It acts with the rights of the owner, so the search path is fixed and nobody can
--- sign as another. It checks what an enqueue in Python checks, and ends in `add`, too.
+-- its own triggers. It acts with the rights of the owner, so the search path is fixed, and no role can
+-- sign as another one. It makes the same checks as an enqueue in Python, and calls `add` as that does.
 
 CREATE FUNCTION {schema}.refuse_input(path text, what text, code text DEFAULT 'invalid_input')
     RETURNS void
@@ -67,7 +67,7 @@ BEGIN
     END IF;
 END $$;
 
--- The text of a backoff as it is stored; a number is the `base`, an array the `delays`.
+-- The stored text of a backoff. A number is the `base`, an array the `delays`.
 CREATE FUNCTION {schema}.policy_of(backoff jsonb) RETURNS text
     LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -84,7 +84,7 @@ BEGIN
     RETURN backoff::text;
 END $$;
 
--- Tags as they are stored: in order, each once.
+-- The stored text of tags: in order, each once.
 CREATE FUNCTION {schema}.tags_of(tags text[]) RETURNS text
     LANGUAGE plpgsql STRICT SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -161,7 +161,7 @@ END $$;
 REVOKE EXECUTE ON FUNCTION {schema}.enqueue FROM PUBLIC;
 
 -- The fence for a transaction of the caller's: raises unless the attempt with this token has its lease,
--- and keeps it until the transaction ends, since nobody else can change the job before.
+-- and keeps it until the transaction ends, because its lock keeps all others from changing the job.
 CREATE FUNCTION {schema}.hold(job uuid, token integer) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$

@@ -280,7 +280,7 @@ BEGIN
         END IF;
     END IF;
     PERFORM pg_advisory_xact_lock({schema}.limit_lock());
-    IF TG_TABLE_NAME = 'queue_limit' AND TG_OP = 'UPDATE' THEN -- nobody waits longer than by the new rate
+    IF TG_TABLE_NAME = 'queue_limit' AND TG_OP = 'UPDATE' THEN -- no job waits longer than by the new rate
         now := {schema}.micros({schema}.clock());
         NEW.tat := least(NEW.tat, now + coalesce(NEW.burst * NEW.every, 0));
         UPDATE {schema}.partition_limit SET tat = now + coalesce(NEW.per_burst * NEW.per_every, 0)

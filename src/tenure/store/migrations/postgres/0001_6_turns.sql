@@ -56,7 +56,7 @@ BEGIN
         free := {schema}.partition_room(l, partition, due);
         IF free.room > 0 AND free.bounded THEN
             CONTINUE WHEN NOT pg_try_advisory_xact_lock({schema}.limit_lock(lane_queue, partition));
-            free := {schema}.partition_room(l, partition, due); -- as it is under the lock
+            free := {schema}.partition_room(l, partition, due); -- again, under the lock
         END IF;
         CONTINUE WHEN free.room <= 0;
         next := free.next::text;
@@ -125,7 +125,7 @@ BEGIN
     FROM claimed;
 END $$;
 
--- The places of the last of `seen` due jobs of partitions from a place on, of those that have as many.
+-- The place of the last of the next `seen` due jobs after a place, for each partition that has so many.
 CREATE FUNCTION {schema}.passed_in_turn(
     lane_queue text, lane_priority bigint, due timestamptz,
     in_turn text[], since timestamptz[], since_ids uuid[], seen integer

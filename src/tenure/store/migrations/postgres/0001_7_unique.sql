@@ -1,5 +1,5 @@
 -- Which job holds a unique key. The triggers of `job` keep this table, and its primary key refuses a
--- second holder from anybody. No index of `job` could: it would mention a status.
+-- second holder, also by raw SQL. No index of `job` could do that: it would mention a status.
 CREATE TABLE {schema}.unique_key (
     key text COLLATE "C" PRIMARY KEY,
     job_id uuid NOT NULL
@@ -50,9 +50,9 @@ ALTER TABLE {schema}.job
 ALTER TABLE {schema}.unique_key ENABLE ALWAYS TRIGGER unique_key_follows;
 
 -- What an enqueue has to know about unique keys: `request` is JSON, and so is the answer, for every
--- kind of connection. Until the transaction ends, nobody else adds a job with one of these keys, and
--- nobody claims the holder of a `firm` one. That takes a lock for each key, of which a server has room
--- for some thousands: many keys are not locked, and a conflict is found by the insert.
+-- kind of connection. Until the transaction ends, no other one adds a job with one of these keys, and
+-- no worker claims the holder of a `firm` one. That takes a lock for each key, and a server has room
+-- for some thousands. So many keys at once are not locked, and the insert finds a conflict.
 CREATE FUNCTION {schema}.look_unique(request text) RETURNS text
     LANGUAGE plpgsql
     SET plan_cache_mode = force_generic_plan SET lock_timeout = '10s' {by_index} {by_loops} AS $$

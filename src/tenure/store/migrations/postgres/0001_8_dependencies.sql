@@ -47,8 +47,8 @@ CREATE TABLE {schema}.overdue (
     after uuid NOT NULL
 );
 
--- Jobs for which somebody has to decide: one that waits is skipped if its `spare` is below 0; one that was
--- skipped is restored if it can run after all.
+-- Jobs that the sweep has to decide: a waiting job is skipped if its `spare` is below 0; a skipped job is
+-- restored if it can run after all.
 CREATE TABLE {schema}.revisit (job_id uuid PRIMARY KEY);
 
 -- Count that jobs have come to rest (sign 1), or have left it again (-1), for the jobs that wait for them: for
@@ -167,7 +167,7 @@ BEGIN
 END $$;
 
 -- Count for the next followers of a job that has overdue ones. Returns how many, and -1 if there is no such
--- job. With the owner's rights: nobody else may change `overdue`.
+-- job. It has the owner's rights, because no other role may change `overdue`.
 CREATE FUNCTION {schema}.follow_on(most integer) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_nestloop = on {by_index} {by_loops} AS $$
@@ -235,7 +235,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Whether a job that depends on this one is not settled, as it is now: after a wait for a lock, too.
+-- Whether a job that depends on this one is not settled now, which may be after a wait for a lock.
 CREATE FUNCTION {schema}.is_awaited(id uuid) RETURNS boolean
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
     SET enable_nestloop = on {by_index} {by_loops} AS $$

@@ -64,7 +64,7 @@ CREATE TRIGGER step_enters AFTER INSERT ON {schema}.step
     FOR EACH ROW EXECUTE FUNCTION {schema}.keep_step();
 
 CREATE TRIGGER step_is_final BEFORE UPDATE OR TRUNCATE ON {schema}.step
-    EXECUTE FUNCTION {schema}.refuse('a step that is done stays as it is');
+    EXECUTE FUNCTION {schema}.refuse('a step on record never changes');
 
 CREATE FUNCTION {schema}.forget_steps() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER

@@ -115,7 +115,7 @@ BEGIN
 END;
 
 -- The fence for a transaction of the caller's: an INSERT raises unless the attempt with this token has
--- its lease. It takes the right to write, so nobody else changes the job before the transaction ends.
+-- its lease. It takes the write lock, so no other one changes the job before the transaction ends.
 CREATE VIEW tenure_hold AS SELECT id AS job, token FROM tenure_job WHERE false;
 
 CREATE TRIGGER tenure_hold_holds INSTEAD OF INSERT ON tenure_hold

@@ -218,7 +218,7 @@ CREATE VIEW tenure_setting AS
 
 CREATE TRIGGER tenure_setting_recorded INSTEAD OF INSERT ON tenure_setting
 BEGIN
-    -- Nobody waits longer than by the rate that holds now.
+    -- No job waits longer than by the rate that holds now.
     UPDATE tenure_queue_limit
     SET tat = min(tat, (SELECT at FROM tenure_now) * 1000 + coalesce(burst * every, 0))
     WHERE queue = NEW.queue AND NEW.partition IS NULL;

@@ -1,6 +1,6 @@
--- Which job holds a unique key. The triggers of `tenure_job` keep this table, and nobody else: what
--- they do not ask for is refused. A conflict is found before it is written, since an OR REPLACE of the
--- outer statement would hold in here, too.
+-- Which job holds a unique key. Only the triggers of `tenure_job` write this table; any other change is
+-- refused. A conflict is found before the write, because an OR REPLACE of the outer statement would
+-- hold in here, too.
 CREATE TABLE tenure_unique_key (
     key TEXT PRIMARY KEY NOT NULL,
     job_id TEXT NOT NULL

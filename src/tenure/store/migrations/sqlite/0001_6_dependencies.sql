@@ -36,13 +36,14 @@ CREATE TABLE tenure_overdue (
     after TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Jobs for which somebody has to decide: one that waits is skipped if its `spare` is below 0; one that was
--- skipped is restored if it can run after all.
+-- Jobs that the sweep has to decide: a waiting job is skipped if its `spare` is below 0; a skipped job is
+-- restored if it can run after all.
 CREATE TABLE tenure_revisit (job_id TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
 
--- To insert here counts that a job has come to rest with a status (sign 1), or has left it again (-1), for
--- those that wait for it: behind `after`, up to `upto`. What has nothing left to wait for is released. Of
--- many followers the first are counted, and the others are overdue. One that was claimed waits for a signal.
+-- An insert here counts for the followers of a job that it has come to rest with a status (sign 1), or has
+-- left it again (-1): for followers behind `after`, up to `upto`. A follower with nothing left to wait for
+-- is released. Of many followers the first are counted, and the others are overdue. A waiting job that was
+-- claimed before waits for a signal.
 CREATE VIEW tenure_ending AS
     SELECT '' AS parent, '' AS status, 0 AS sign, '' AS after, '' AS upto WHERE false;
 

@@ -60,7 +60,7 @@ BEGIN
 END;
 
 CREATE TRIGGER tenure_step_is_final BEFORE UPDATE ON tenure_step
-BEGIN SELECT RAISE(ABORT, 'tenure: a step that is done stays as it is'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: a step on record never changes'); END;
 
 CREATE TRIGGER tenure_job_left_steps AFTER DELETE ON tenure_job
 BEGIN
