@@ -2,7 +2,7 @@
 
 Reads comments, strings and names of Python, SQL, templates and scripts, and the prose of Markdown
 without its code. The words are in words.toml. Prints a line for each hit: `file:line: word -> use
-instead`, and exits with status 1 if there is any. A line that ends in `(warning)` does not count.
+instead`, and exits with status 1 if there is any.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _compiled(rules: dict[str, str]) -> dict[re.Pattern[str], str]:
     return made
 
 
-_hits, _warnings, _names = (_compiled(LIST[name]) for name in ("hits", "warnings", "names"))
+_hits, _names = _compiled(LIST["hits"]), _compiled(LIST["names"])
 
 
 def _without(text: str, pattern: str) -> str:
@@ -110,13 +110,12 @@ def found(text: str, file: str) -> list[str]:
     """Return a line for each word of a file that is on the list, in the order of the file."""
     suffix, lines, allowed = Path(file).suffix, set[tuple[int, str]](), ALLOWED.get(file, [])
     shown = prose(text, suffix)
-    for rules, mark in ((_hits, ""), (_warnings, " (warning)")):
-        for pattern, instead in rules.items():
-            for match in pattern.finditer(shown):
-                words = " ".join(match[0].split()).lstrip(",;: ")
-                if words.lower() not in allowed:
-                    line = shown.count("\n", 0, match.start()) + 1
-                    lines.add((line, f"{words} -> {instead}{mark}"))
+    for pattern, instead in _hits.items():
+        for match in pattern.finditer(shown):
+            words = " ".join(match[0].split()).lstrip(",;: ")
+            if words.lower() not in allowed:
+                line = shown.count("\n", 0, match.start()) + 1
+                lines.add((line, f"{words} -> {instead}"))
     for line, name, words in names(text) if suffix == ".py" else ():
         use = [v for pattern, v in _names.items() if pattern.fullmatch(words)]
         use += [v for pattern, v in _hits.items() if pattern.search(words)]
@@ -137,7 +136,7 @@ def main(given: list[str]) -> int:
             name = str(full.relative_to(ROOT) if full.is_relative_to(ROOT) else file)
             if file.suffix in READ and not SKIPPED.fullmatch(name):
                 lines = found(file.read_text("utf-8"), name)
-                count += sum(not line.endswith("(warning)") for line in lines)
+                count += len(lines)
                 print("\n".join(lines), end="\n" if lines else "")
     print(f"{count} words to replace")
     return 1 if count else 0

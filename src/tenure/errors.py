@@ -255,7 +255,7 @@ class StoreMoved(TenureError):
 
 
 class MoveRefused(TenureError):
-    """`tenure move` cannot begin or go on; the message says why. Jobs are where they were."""
+    """`tenure move` cannot start or continue; the message says why. No job has moved."""
 
     code = "move_refused"
 

@@ -91,6 +91,6 @@ def hit(name: str) -> None:
             return
     if action == "raise":
         raise FailpointReached(name)
-    # To this thread: another one might take a signal to the process, and this one go on meanwhile.
+    # To this thread: another one might take a signal to the process while this one continues.
     number = signal.SIGKILL if action == "kill" else signal.SIGSTOP
     signal.pthread_kill(threading.get_ident(), number)

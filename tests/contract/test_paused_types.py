@@ -49,7 +49,7 @@ def test_no_claim_takes_a_job_of_a_paused_type(app: Tenure, known: Any) -> None:
     (job,) = app.find(status="pending")
     explained = app.explain(job.id)
     assert explained.reason == "type_paused"
-    assert explained.text == "Type mail is paused (the bank is down); resume it to go on."
+    assert explained.text == "Type mail is paused (the bank is down); resume it to continue."
     app.types.resume("mail")
     assert claim(app, 9, known) == ["mail"]
     assert app.types.list()[0].paused_at is None

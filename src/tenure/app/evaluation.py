@@ -53,7 +53,7 @@ def decide_due(core: Core, left: set[str]) -> bool:
 
 
 def set_right(core: Core, *, zones: bool) -> None:
-    """Let schedules go on if the clock was put back; with `zones`, also if a zone has changed."""
+    """Repair schedules if the clock was put back; with `zones`, also if a time zone has changed."""
     after: str | None = ""
     while after is not None:
         act = partial(fires.set_right, after=after)

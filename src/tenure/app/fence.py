@@ -128,7 +128,7 @@ class LeaseFence:
         await borrowed.call_async(partial(self._record, step), verb=WITHIN)
 
     def park(self, parked: Parked) -> None:
-        """Let the handler end as parked; if it returns all the same, that is a failure."""
+        """Let the handler end as parked. If it returns instead, that is a failure."""
         self.parked = swallowed(parked)
         self.completes = True  # so that its return is looked at
 

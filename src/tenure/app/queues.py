@@ -72,7 +72,7 @@ class Queues(Noun):
         return self._core.limited_store.read.queues(wanted)
 
     def pause(self, queue: str, *, actor: str | None = None, reason: str | None = None) -> None:
-        """Stop giving jobs of a queue to workers. Jobs that are processing go on.
+        """Stop giving jobs of a queue to workers. Jobs that are processing continue.
 
         Enqueues are still accepted. Takes effect at the next claim of every worker.
 
@@ -115,7 +115,7 @@ class Queues(Noun):
     ) -> None:
         """Change limits of a queue, for all workers on all machines. What is not given stays.
 
-        None removes a limit. Jobs that are processing go on, however many there are.
+        None removes a limit. Jobs that are processing continue, however many there are.
 
         - `queue`: the name of the queue.
         - `max_pending`: how many jobs may be pending, 0 or more. Then an enqueue raises QueueFull.
@@ -163,7 +163,7 @@ class Queues(Noun):
         - `queue`, `partition`: their names; `""` for the jobs without a partition.
         - `max_running`: how many of its jobs may be processing at once, 0 to 2,147,483,647. None:
           as many as of any other partition.
-        - `weight`: how many jobs its turn has, 1 to 1,000. None: 1, as any other.
+        - `weight`: how many jobs its turn has, 1 to 1,000. None: 1.
         - `actor`: who sets it. Default: the application's actor.
 
         Raises InvalidInput if a name or a number is not valid.
@@ -214,7 +214,7 @@ class Queues(Noun):
         return limits.partitions(self._core.limited_store.read, name, most)
 
     def pass_over(self, queue: str, partition: str, *, actor: str | None = None) -> str | None:
-        """Let a partition go on that stands still after a failed job; see `ordered` of `limit`.
+        """Let a partition continue that a failed job has halted; see `ordered` of `limit`.
 
         The job stays failed. If it is retried later, it is the first of its partition again.
 

@@ -105,7 +105,7 @@ class Events(Noun):
         - `limit`: how many transitions to look at. Default: 500.
         - `filter`: which of them to return, by event, job type and queue. Default: all.
 
-        Each transition comes with the type and queue of its job. Go on at the `position` of the
+        Each transition comes with the type and queue of its job. Continue at the `position` of the
         page, also when it holds no transition.
         """
         require(self._core.queues, filter.queues or ())

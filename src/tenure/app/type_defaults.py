@@ -139,7 +139,7 @@ class TypeDefaults:
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """Meanwhile others go on with what is known, or ask as well if nothing is."""
+        """Ask in the block. Meanwhile other threads use what is known, or ask as well."""
         known = self._found is not None
         if known:
             self._due_at = self._clock() + STALE_SECONDS

@@ -57,7 +57,7 @@ class Within:
 
         Arguments are those of `Tenure.enqueue`. Times are those of this statement, not of the
         commit. Returns the job. Raises InvalidInput, KeyConflict, DuplicateJob and QueueFull, after
-        which the transaction can go on, SchemaMismatch, and the errors of your driver.
+        which the transaction can continue, SchemaMismatch, and the errors of your driver.
         """
         return self.enqueue_many([NewJob(type, {} if payload is None else payload, options)])[0]
 
@@ -96,7 +96,7 @@ class Within:
 
         Arguments, what it returns and raises are those of `Tenure.workflow`. If the end of the
         block raises InvalidInput, KeyConflict, DuplicateJob or QueueFull, nothing of the workflow
-        was added and the transaction can go on. Wait for it after your commit.
+        was added and the transaction can continue. Wait for it after your commit.
         """
         return _Workflow(self._app, name, key, actor, self._borrowed, self._notifies)
 

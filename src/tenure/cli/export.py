@@ -18,7 +18,7 @@ from tenure.cli.terminal import print_json
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @filter_options
-@option("--after", "ID", "Only jobs added after this job: go on.", completing.job_ids())
+@option("--after", "ID", "Only jobs added after this job, to continue.", completing.job_ids())
 @flag("--raw", "Write hidden values of payloads, results and errors, too.")
 @flag("--delete", "Delete the jobs of each file once it is on disk.")
 @answer_options
@@ -49,6 +49,6 @@ def export(
     if as_json:
         print_json(found)
     elif found:
-        click.echo(f"go on with --after {found[-1].last}")
+        click.echo(f"continue with --after {found[-1].last}")
     else:
         click.echo("no settled job")

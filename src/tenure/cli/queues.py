@@ -136,11 +136,11 @@ def partitions(name: str, limit: int, as_json: bool) -> None:
 @queues.command()
 @click.argument("name", shell_complete=completing.queue_names)
 @click.argument("partition")
-@option("--max-running", "N", "Process at most N at once; `none`: as many as of any other.")
+@option("--max-running", "N", "Process at most N at once; `none`: as for others.")
 @option("--weight", "N", "How many jobs its turn has, 1 to 1,000; `none`: 1.")
 @flag("--pause", "Stop starting its jobs.")
 @flag("--resume", "Start its jobs again.")
-@flag("--pass-over", "Go on after the failed job that halts it.")
+@flag("--pass-over", "Continue after the failed job that halts it.")
 @reason_option
 @database_option
 def partition(

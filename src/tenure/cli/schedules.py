@@ -59,9 +59,7 @@ schedule_options = together(
     job_options,
     option("--time-key", "FIELD", "The field of the payload that gets the time of the tick."),
     option("--jitter", "TIME", "Put each job off by up to this much."),
-    option(
-        "--missed", "RULE", "Late ticks that get a job all the same: one (the last), all, skip."
-    ),
+    option("--missed", "RULE", "Which missed ticks still get a job: one (the last), all, skip."),
     option("--grace", "TIME", "How late a tick may be before it is missed.  [default: 60s]"),
     click.option("--catch-up", type=int, help="Of --missed all, at most so many.  [default: 100]"),
     option("--catch-up-window", "TIME", "Of --missed all, only ticks that are not older."),

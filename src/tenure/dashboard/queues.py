@@ -164,7 +164,7 @@ def resume_partition(request: PageRequest) -> Response:
 
 
 def pass_over(request: PageRequest) -> Response:
-    """Let a partition go on after the failed job that halts it."""
+    """Let a partition continue after the failed job that halts it."""
     passed = request.app.queues.pass_over(*_partition(request), actor=request.actor)
     if passed is None:
         return _to_queue(request, f"Not done: no failed job halts {_called(request)}.", "bad")

@@ -26,7 +26,7 @@ from tenure.http.refusals import REASONS, Refusals
 from tenure.http.token_cache import TokenCache
 from tenure.jobs.names import check_name
 from tenure.settings import Settings, is_loopback
-from tenure.tokens.scopes import ANYBODY, CALLER, Caller, scopes_of
+from tenure.tokens.scopes import ANONYMOUS, CALLER, Caller, scopes_of
 from tenure.wire.problems import MEDIA_TYPE, REQUEST_ID, Refusal, problem_of
 
 log = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ MIN_TOKEN = 20
 """Characters of a token of the settings, where other machines can send guesses."""
 REMEDY = "set TENURE_TOKEN (or --token-file), make one with `tenure tokens create`"
 LINK_PATH = "/signals/"
-"""Begins the paths that end with a one-use token. Who has such an address may call it from any
-site: it is in mails, and its token is all that counts."""
+"""Begins the paths that end with a one-use token. A caller who has such an address may use it
+from any site: it is in mails, and only its token counts."""
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _is_host = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9_.-]{1,253})(:[0-9]{1,5})?").fullmatch
 
@@ -212,7 +212,7 @@ class AccessGuard:
             name = check_name(user[0], "user", "authorize")
             return Caller(f"user:{name}", frozenset(scopes_of(user[1], "authorize")), known=False)
         caller = await self.tokens.caller(*self.credentials(scope))
-        if caller is None or (caller is ANYBODY and not _is_from_here(scope)):
+        if caller is None or (caller is ANONYMOUS and not _is_from_here(scope)):
             raise Unauthorized("send a token of this server as `Authorization: Bearer <token>`")
         return caller
 

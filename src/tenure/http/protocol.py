@@ -249,14 +249,14 @@ class BoundedProtocol(HttpToolsProtocol):
                 super().data_received(part)
             if turn or len(part) > MAX_GATHERED:
                 self._resting = True
-                self.loop.call_later(turn, self._go_on)
+                self.loop.call_later(turn, self._continue)
         if self._unparsed or self._resting:
             self.transport.hold_reading()
         elif self.transport.held:
             paused = self.flow.read_paused and not self.transport.half_closed
             self.transport.release_reading(paused=paused)
 
-    def _go_on(self) -> None:
+    def _continue(self) -> None:
         if self._resting:
             self._resting = False
             self._parse()
@@ -314,7 +314,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def admit(self) -> None:
         """Count this connection as a caller's from now on."""
         self._room.admit(self)
-        self._go_on()
+        self._continue()
 
     # --- what is answered
 

@@ -17,7 +17,7 @@ from math import inf
 
 from tenure.app.app import Tenure
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.tokens.scopes import ANYBODY, EVERY_SCOPE, Caller, digest_of
+from tenure.tokens.scopes import ANONYMOUS, EVERY_SCOPE, Caller, digest_of
 from tenure.tokens.sessions import hidden, new_session_secret
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class TokenCache:
         elif age > FRESH_SECONDS:
             self._read()
         if self._is_open:
-            return ANYBODY
+            return ANONYMOUS
         found = self._find(digest, session)
         if found is not None and found is not OWNER:
             self._used.add(found.name)

@@ -189,7 +189,7 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
 
 def _paused(what: str, state: QueueState | TypeState) -> str:
     why = f" ({state.pause_reason})" if state.pause_reason else ""
-    return f"{what} is paused{why}; resume it to go on."
+    return f"{what} is paused{why}; resume it to continue."
 
 
 def _room(takers: Sequence[WorkerState]) -> str:

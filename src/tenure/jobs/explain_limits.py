@@ -61,7 +61,8 @@ def limit_reason(queue: str, facts: LimitFacts, now: datetime) -> tuple[str, str
     called = f"Partition {facts.name}" if facts.name else "The partition without a name"
     part = f"{called} of queue {queue}"
     if facts.partition.paused is not None:
-        return "partition_paused", f"{part} is paused{facts.partition.paused}; resume it to go on."
+        reason = facts.partition.paused
+        return "partition_paused", f"{part} is paused{reason}; resume it to continue."
     if facts.before is not None:
         return _in_order(part, *facts.before)
     rate = parse_rate(per.rate, per.burst, "$") if per else None

@@ -1,6 +1,6 @@
 """What annotations make of JSON: the decoder of payloads, and the models of Pydantic.
 
-Pydantic checks its models. It is not imported here: who has not imported it has no models.
+Pydantic checks its models. It is not imported here: a program without it has no models.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class Schedule(Rules, frozen=True, kw_only=True):
 
     @property
     def decided(self) -> int:
-        """How many ticks were decided, but for those during pauses."""
+        """How many ticks were decided, except ticks during pauses."""
         return self.fired + self.overlapped + self.missed_fires
 
 

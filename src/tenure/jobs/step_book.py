@@ -232,7 +232,7 @@ class StepBook:
         raise parked
 
     def check_parked(self) -> None:
-        """Raise what parked this attempt, if something has, and its handler went on."""
+        """Raise what parked this attempt, if its handler caught that and continued."""
         if self._parked is not None:
             raise self._parked
 

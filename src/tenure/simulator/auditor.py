@@ -102,7 +102,7 @@ class Auditor:
             raise BrokenRule(what)
 
     def check_everything(self) -> None:
-        """Compare every row, and check what `tenure verify` does, but for the file."""
+        """Compare every row, and check what `tenure verify` does, except the file."""
         if sorted(self.expected.jobs) != self._database.job_ids():
             raise BrokenRule("the jobs in the database are not the jobs that were added")
         self._compare_rows(self.expected.jobs)

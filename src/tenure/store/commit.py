@@ -133,7 +133,7 @@ class Committer:
         self.submit(dropped)  # a thread takes it out and announces
 
     def _start_thread(self) -> None:
-        """Start one more thread if there is a database for it; one is enough to go on."""
+        """Start one more thread if there is a database for it; one is enough to continue."""
         db = next((db for db in self._databases if db not in self._threads), None)
         if db is None:
             return

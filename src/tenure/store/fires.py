@@ -301,7 +301,7 @@ def declare(db: Database, declared: Mapping[str, Rules], actor: str, defaults: D
 
 
 def set_right(db: Database, after: str) -> str | None:
-    """If the clock was put back, let up to BATCH schedules go on from now, of the names after one.
+    """If the clock was put back, let up to BATCH schedules after a name continue from now.
 
     What was fired ahead of time is on record, and is not fired again. Returns the last of the
     names, None if there was none.

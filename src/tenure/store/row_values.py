@@ -57,7 +57,7 @@ def sqlite_values() -> dict[str, str]:
     return _plain_values("") | {
         **in_reach(),
         "reason_is_short": f"length(coalesce(reason, '')) <= {MAX_REASON_LENGTH}",
-        # A sweep could not save a job whose id is not UTF-8, and no page could go on after one that
+        # A sweep could not save a job whose id is not UTF-8, and no page could follow one that
         # Python refuses. It takes 0.3 of the 12 µs that a job takes in bulk.
         "id_is_a_uuid_7": f"id GLOB '{ANY_UUID}'",
         "type_is_a_name": _sqlite_name("type"),

@@ -106,7 +106,7 @@ def clear(db: Database, *, force: bool) -> None:
     if others and not force:
         raise InvalidInput(
             f"worker {others[0].label or others[0].id} asked for jobs here in the last ten "
-            "minutes: is this a database of tests? clear(force=True) deletes its jobs all the same"
+            "minutes: is this a database of tests? clear(force=True) deletes its jobs anyway"
         )
     jobs, now = d.table("job"), db.now()
     unsettled = [

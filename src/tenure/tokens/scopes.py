@@ -56,7 +56,7 @@ class Caller(Struct, frozen=True):
 CALLER = "tenure.caller"
 """The key in the ASGI scope of a request that holds its `Caller`, once that is known."""
 
-ANYBODY = Caller("http", EVERY_SCOPE, known=False)
+ANONYMOUS = Caller("http", EVERY_SCOPE, known=False)
 """The caller where no token is needed."""
 
 

@@ -346,7 +346,7 @@ class Attempts:
             attempt.child.kill()
         elif attempt.on_thread:
             self._threads.abandon()
-            self._leases.free(attempt)  # at once: it may go on and on
+            self._leases.free(attempt)  # at once: it may never end
             self._start_ready()
             loop = asyncio.get_running_loop()
             attempt.timer = loop.call_later(UNWIND_SECONDS, self._leave_behind, attempt)

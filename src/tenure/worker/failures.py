@@ -71,7 +71,7 @@ class FailureCalls:
                     answer = function(failure)
                     if isinstance(answer, Coroutine):
                         (run or self._run_on_loop)(answer)
-                except BaseException:  # even SystemExit: who waits next is called all the same
+                except BaseException:  # even SystemExit, because the next function must be called
                     log.exception("on_failure failed for job %s", failure.id)
 
     def _run_on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> None:

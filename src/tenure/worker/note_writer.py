@@ -45,7 +45,7 @@ class NoteWriter:
             self._latest[lease.lease_id] = lease.id, _merged(before, notes)
             if not self.is_used:
                 self.is_used = True
-                with suppress(RuntimeError):  # no thread; reports carry it all the same
+                with suppress(RuntimeError):  # no thread; reports still carry it
                     threading.Thread(None, self._run, "tenure-notes", daemon=True).start()
         self._asked.set()
 

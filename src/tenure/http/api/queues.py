@@ -80,7 +80,7 @@ def set_partition(call: Call) -> Response:
 
 
 def pass_over(call: Call) -> Response:
-    """Let a partition go on that stands still after a failed job."""
+    """Let a partition continue that a failed job has halted."""
     body: PartitionRequest = call.body
     queues = call.app.queues
     queues.pass_over(call.path["name"], body.partition, actor=call.caller.name)

@@ -141,7 +141,7 @@ class Borrowed:
                 f"{without_password(self._url)}",
                 path="connection",
             )
-        if self._driver.commits_by_itself():
+        if self._driver.autocommits():
             raise InvalidInput(NO_TRANSACTION, path="connection")
         if self._outermost and self._driver.is_in_savepoint():
             raise InvalidInput(IN_SAVEPOINT, path="connection")

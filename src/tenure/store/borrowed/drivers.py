@@ -1,7 +1,7 @@
 """How each kind of a caller's connection executes a statement, and when it is in a transaction.
 
-No driver is imported for this: the caller, who has a connection, has imported its driver. It is
-found by the names of the classes of the connection, so subclasses are as good.
+This imports no driver, because a caller with a connection has imported it. The driver is found by
+the names of the classes of the connection, so subclasses work, too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Driver:
     def begin(self) -> None:
         """Get ready for `execute`: a session of SQLAlchemy begins its transaction here."""
 
-    def commits_by_itself(self) -> bool:
+    def autocommits(self) -> bool:
         """Whether each statement would be a separate transaction."""
         raise NotImplementedError
 
@@ -71,7 +71,7 @@ class Driver:
 class Psycopg(Driver):
     """`psycopg.Connection`. Its own cursor class and row factory are not used."""
 
-    def commits_by_itself(self) -> bool:
+    def autocommits(self) -> bool:
         psycopg = sys.modules["psycopg"]
         idle = self.connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         return bool(self.connection.autocommit and idle)
@@ -102,7 +102,7 @@ class Asyncpg(Driver):
     is_async = True
     mark = "$1"
 
-    def commits_by_itself(self) -> bool:
+    def autocommits(self) -> bool:
         return not self.connection.is_in_transaction()
 
     async def execute(self, statement: str, value: str | None) -> Rows:
@@ -115,8 +115,8 @@ class Sqlite3(Driver):
     engine = "sqlite"
     mark = "?"
 
-    def commits_by_itself(self) -> bool:
-        return _commits_by_itself(self.connection)
+    def autocommits(self) -> bool:
+        return _autocommits(self.connection)
 
     def execute(self, statement: str, value: str | None) -> Rows:
         cursor = sqlite3.Cursor(self.connection)
@@ -150,10 +150,10 @@ class Alchemy(Driver):
         name = self.connection.dialect.name
         self.engine = "postgres" if name == "postgresql" else name
 
-    def commits_by_itself(self) -> bool:
+    def autocommits(self) -> bool:
         pooled = self.connection.connection
         if self.engine == "sqlite":
-            return _commits_by_itself(pooled.driver_connection)
+            return _autocommits(pooled.driver_connection)
         return bool(pooled.dbapi_connection.autocommit)
 
     def is_in_savepoint(self) -> bool:
@@ -196,7 +196,7 @@ class Django(Driver):
         vendor = connection.vendor
         self.engine = "postgres" if vendor == "postgresql" else vendor
 
-    def commits_by_itself(self) -> bool:
+    def autocommits(self) -> bool:
         return bool(self.connection.get_autocommit())
 
     def is_in_savepoint(self) -> bool:
@@ -205,7 +205,7 @@ class Django(Driver):
         return any(block.savepoint for block in blocks[1:])
 
     def together(self) -> AbstractContextManager[object]:
-        if not self.commits_by_itself():
+        if not self.autocommits():
             return nullcontext()
         atomic = sys.modules["django.db.transaction"].atomic
         transaction: AbstractContextManager[object] = atomic(using=self.connection.alias)
@@ -249,7 +249,7 @@ def driver_of(connection: Any) -> Driver | None:
     return None
 
 
-def _commits_by_itself(connection: Any) -> bool:
+def _autocommits(connection: Any) -> bool:
     """Whether a connection of sqlite3 or aiosqlite is in no transaction and will begin none."""
     if connection.in_transaction:
         return False

@@ -74,7 +74,7 @@ class Mover:
         if state is None or mark is None or mark.id != state.id:
             mark = self._begin(is_copy=mark is not None)
         else:
-            self._note(f"going on after job {mark.copied_to}")
+            self._note(f"continuing after job {mark.copied_to}")
         self._source.types = self._target.types = self._target.tables
         if not mark.compared:
             mark = self._copy_all(mark)
@@ -143,8 +143,8 @@ class Mover:
             if len(changes) < CHANGES_AT_ONCE and time.monotonic() - began < enough:
                 return
         raise MoveRefused(
-            f"rows change faster than they are copied, {left} are left. Let less"
-            " work go on, for example by `tenure queues pause`, and run the same command again"
+            f"rows change faster than they are copied, {left} are left. Reduce"
+            " the load, for example by `tenure queues pause`, and run the same command again"
         )
 
     def _copy(self, changes: Sequence[Change], *, check: bool, place: bool = False) -> None:

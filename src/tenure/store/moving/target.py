@@ -200,7 +200,7 @@ class Target(PostgresSide):
                 copy.write_row(cells)
 
     def place(self, source: Source) -> None:
-        """Let statistics and webhooks go on in the ledger where they are on the source: PLACED.
+        """Let statistics and webhooks continue at their places on the source: PLACED.
 
         There, a place is a transaction and a number. Here an entry keeps its number. In place of
         its transaction it gets the count of these places that are before it. So each place has the

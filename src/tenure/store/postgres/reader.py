@@ -278,8 +278,8 @@ SELECT {self._job}, found FROM (
     def watch(self, notify: Notify, stop: threading.Event) -> None:
         """LISTEN to what other processes notify of. A hint: polling continues.
 
-        A session that a pooler lends by transaction does not listen: it would go on for its next
-        clients, who would get the notifications. Database errors are logged and end nothing.
+        A session that a pooler lends by transaction does not listen. It would still listen for its
+        next clients, who would get the notifications. Database errors are logged and end nothing.
         """
         shortest, longest = RECONNECT_SECONDS
         pause = shortest

@@ -130,7 +130,7 @@ class Looks:
         if changed:
             self._heard = heard
         if written or (changed and not reported):
-            self._sign = now  # a write beside a commit may belong to the next one: go on looking
+            self._sign = now  # a write beside a commit may belong to the next one: look again
         elif changed:
             self._sign = float("-inf")  # whatever was written has become the commit that was seen
         pace = HEARD if self._heard else REPORTED

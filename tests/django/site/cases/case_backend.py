@@ -199,7 +199,7 @@ def test_a_times_zone_is_that_of_the_settings(settings: Any) -> None:
 def test_a_task_is_atomic_at_one_level_only() -> None:
     """A savepoint could be undone without the other rows: see `complete`."""
     driver: Any = driver_of(connection)
-    assert driver.commits_by_itself()
+    assert driver.autocommits()
     with transaction.atomic():
         assert not driver.is_in_savepoint()
         with transaction.atomic():

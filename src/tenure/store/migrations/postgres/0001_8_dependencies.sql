@@ -249,7 +249,7 @@ CREATE TRIGGER job_unbound AFTER DELETE ON {schema}.job
     FOR EACH ROW WHEN (OLD.need IS NOT NULL OR OLD.followed IS NOT NULL)
     EXECUTE FUNCTION {schema}.unbind();
 
--- Who has looked at jobs deletes them from `revisit`. What is still to be skipped comes back.
+-- The sweep deletes jobs from `revisit` after a look at them. A job that still has to be skipped comes back.
 CREATE FUNCTION {schema}.keep_revisits() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_nestloop = on {by_index} {by_loops} AS $$

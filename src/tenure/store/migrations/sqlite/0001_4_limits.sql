@@ -279,7 +279,7 @@ CREATE TRIGGER tenure_partition_stays BEFORE UPDATE OF queue, partition ON tenur
 WHEN (NEW.queue, NEW.partition) <> (OLD.queue, OLD.partition)
 BEGIN SELECT RAISE(ABORT, 'tenure: limits stay with their partition'); END;
 
--- By hand, only a failed job may leave its line, so that the later ones go on.
+-- By hand, only a failed job may leave its line, so that the later ones can run.
 
 CREATE TRIGGER tenure_slot_comes BEFORE INSERT ON tenure_slot
 WHEN NOT EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.job_id AND status = 'processing'

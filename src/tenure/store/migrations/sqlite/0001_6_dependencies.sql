@@ -90,7 +90,7 @@ BEGIN
     SELECT NEW.id WHERE NOT EXISTS (SELECT 1 FROM tenure_revisit WHERE job_id = NEW.id);
 END;
 
--- Who has looked at a job deletes it from `revisit`. One that is still to be skipped comes back.
+-- The sweep deletes a job from `revisit` after a look at it. One that still has to be skipped comes back.
 CREATE TRIGGER tenure_revisit_comes_back AFTER DELETE ON tenure_revisit
 WHEN EXISTS (
     SELECT 1 FROM tenure_job WHERE id = OLD.job_id AND status = 'waiting' AND spare < 0)
