@@ -652,19 +652,3 @@ CREATE TRIGGER arrival_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.a
 
 CREATE TRIGGER kept_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.kept
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('arrivals are written by transitions of jobs');
-
-ALTER TABLE {schema}.job
-    ENABLE ALWAYS TRIGGER job_sets, ENABLE ALWAYS TRIGGER job_fits_on,
-    ENABLE ALWAYS TRIGGER job_leaves, ENABLE ALWAYS TRIGGER job_stays,
-    ENABLE ALWAYS TRIGGER job_entered, ENABLE ALWAYS TRIGGER job_moved,
-    ENABLE ALWAYS TRIGGER job_tagged, ENABLE ALWAYS TRIGGER job_untagged,
-    ENABLE ALWAYS TRIGGER job_left;
-ALTER TABLE {schema}.transition
-    ENABLE ALWAYS TRIGGER transition_stays, ENABLE ALWAYS TRIGGER transition_is_final,
-    ENABLE ALWAYS TRIGGER transition_appends;
-ALTER TABLE {schema}.ready ENABLE ALWAYS TRIGGER ready_follows;
-ALTER TABLE {schema}.tag ENABLE ALWAYS TRIGGER tag_follows;
-ALTER TABLE {schema}.ended ENABLE ALWAYS TRIGGER ended_follows;
-ALTER TABLE {schema}.arrival
-    ENABLE ALWAYS TRIGGER arrival_follows, ENABLE ALWAYS TRIGGER arrival_comes_back;
-ALTER TABLE {schema}.kept ENABLE ALWAYS TRIGGER kept_follows, ENABLE ALWAYS TRIGGER kept_comes_back;

@@ -233,7 +233,3 @@ END $$;
 
 CREATE TRIGGER fire_has_a_job AFTER INSERT ON {schema}.fire
     FOR EACH ROW WHEN (NEW.job_id IS NOT NULL) EXECUTE FUNCTION {schema}.check_fire();
-
-ALTER TABLE {schema}.schedule ENABLE ALWAYS TRIGGER schedule_advances;
-ALTER TABLE {schema}.fire
-    ENABLE ALWAYS TRIGGER fire_is_final, ENABLE ALWAYS TRIGGER fire_has_a_job;

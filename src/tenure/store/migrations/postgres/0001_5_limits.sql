@@ -414,16 +414,3 @@ CREATE TRIGGER limit_change_follows BEFORE INSERT ON {schema}.limit_change
 CREATE TRIGGER limit_edition_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE
     ON {schema}.limit_edition FOR EACH STATEMENT
     EXECUTE FUNCTION {schema}.refuse_by_hand('editions of limits are counted by their changes');
-
-ALTER TABLE {schema}.queue_limit
-    ENABLE ALWAYS TRIGGER limit_changes, ENABLE ALWAYS TRIGGER limit_fills,
-    ENABLE ALWAYS TRIGGER limit_recorded, ENABLE ALWAYS TRIGGER limit_stays;
-ALTER TABLE {schema}.partition_limit
-    ENABLE ALWAYS TRIGGER partition_limit_comes, ENABLE ALWAYS TRIGGER partition_limit_goes,
-    ENABLE ALWAYS TRIGGER partition_limit_changes, ENABLE ALWAYS TRIGGER partition_limit_recorded,
-    ENABLE ALWAYS TRIGGER partition_limit_stays;
-ALTER TABLE {schema}.slot ENABLE ALWAYS TRIGGER slot_follows;
-ALTER TABLE {schema}.line ENABLE ALWAYS TRIGGER line_follows, ENABLE ALWAYS TRIGGER line_passes;
-ALTER TABLE {schema}.limit_change
-    ENABLE ALWAYS TRIGGER limit_change_is_final, ENABLE ALWAYS TRIGGER limit_change_follows;
-ALTER TABLE {schema}.limit_edition ENABLE ALWAYS TRIGGER limit_edition_follows;

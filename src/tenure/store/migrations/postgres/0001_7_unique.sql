@@ -45,9 +45,6 @@ CREATE TRIGGER job_lets_go AFTER DELETE ON {schema}.job
 CREATE TRIGGER unique_key_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.unique_key
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('this table follows the jobs');
 
-ALTER TABLE {schema}.job
-    ENABLE ALWAYS TRIGGER job_holds, ENABLE ALWAYS TRIGGER job_lets_go;
-ALTER TABLE {schema}.unique_key ENABLE ALWAYS TRIGGER unique_key_follows;
 
 -- What an enqueue has to know about unique keys: `request` is JSON, and so is the answer, for every
 -- kind of connection. Until the transaction ends, no other one adds a job with one of these keys, and

@@ -273,9 +273,3 @@ CREATE TRIGGER revisit_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.r
 CREATE TRIGGER overdue_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.overdue
     FOR EACH STATEMENT WHEN (NOT has_table_privilege('{schema}.overdue'::regclass, 'TRUNCATE'))
     EXECUTE FUNCTION {schema}.refuse('this table follows the jobs');
-
-ALTER TABLE {schema}.job
-    ENABLE ALWAYS TRIGGER job_joins, ENABLE ALWAYS TRIGGER job_unbound;
-ALTER TABLE {schema}.revisit
-    ENABLE ALWAYS TRIGGER revisit_comes_back, ENABLE ALWAYS TRIGGER revisit_follows;
-ALTER TABLE {schema}.overdue ENABLE ALWAYS TRIGGER overdue_follows;

@@ -91,5 +91,15 @@ CREATE TRIGGER job_left_steps AFTER DELETE ON {schema}.job
     REFERENCING OLD TABLE AS removed
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.forget_steps();
 
-ALTER TABLE {schema}.job ENABLE ALWAYS TRIGGER job_left_steps;
-ALTER TABLE {schema}.step ENABLE ALWAYS TRIGGER step_enters, ENABLE ALWAYS TRIGGER step_is_final;
+-- Replication, and the import of a dump, switch other triggers off.
+DO $$
+DECLARE
+    guard record;
+BEGIN
+    FOR guard IN SELECT tgname AS name, tgrelid::regclass AS of
+        FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
+        WHERE relnamespace = '{schema}'::regnamespace AND NOT tgisinternal
+    LOOP
+        EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', guard.of, guard.name);
+    END LOOP;
+END $$;
