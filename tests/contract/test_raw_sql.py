@@ -181,6 +181,44 @@ def test_one_illegal_row_stops_the_whole_statement(
     refused(harness, "DELETE FROM {job}")
 
 
+# What is wrong with one of several jobs that a statement claims, or completes.
+ONE_OF_MANY = {
+    "not charged": ("processing", "attempts", "attempts", "attempts + 1"),
+    "no new token": ("processing", "token", "token", "token + 1"),
+    "claimed by nobody": ("processing", "worker", "NULL", "'by hand'"),
+    "a lease without an end": ("processing", "lease_expires_at", "NULL", "{later}"),
+    "charged once more": ("completed", "attempts", "attempts + 1", "attempts"),
+    "no end": ("completed", "finished_at", "NULL", "{now}"),
+    "keeps its lease": ("completed", "lease_id", "lease_id", "NULL"),
+}
+
+
+@pytest.mark.parametrize("wrong", ONE_OF_MANY)
+def test_one_of_several_jobs_is_not_in_order(harness: StoreHarness, wrong: str) -> None:
+    target, column, bad, good = ONE_OF_MANY[wrong]
+    jobs = [harness.add().id for _ in range(3)]
+    changes = {"attempts": "attempts + 1", "token": "token + 1"}
+    if target == "completed":
+        harness.sql.run(f"UPDATE {{job}} SET {dressed('processing', **changes)}")
+        changes = {}
+    changes[column] = f"CASE WHEN id = ? THEN {bad} ELSE {good} END"
+    for id in jobs:
+        refused(harness, f"UPDATE {{job}} SET {dressed(target, **changes)}", id)
+    changes[column] = good
+    harness.sql.run(f"UPDATE {{job}} SET {dressed(target, **changes)}")
+
+
+def test_one_statement_may_make_different_moves(unaudited_harness: StoreHarness) -> None:
+    """Whichever it makes first. By hand a job may fail for good that has attempts left."""
+    harness = unaudited_harness
+    for moves in (("completed", "failed"), ("failed", "completed"), ("completed", "cancelled")):
+        pair = [harness.take().id, harness.take().id]
+        case = f"CASE WHEN id = ? THEN '{moves[0]}' ELSE '{moves[1]}' END"
+        dress = dressed("failed", status=case)
+        harness.sql.run(f"UPDATE {{job}} SET {dress} WHERE id IN (?, ?)", pair[0], *pair)
+        assert [harness.events(id)[-1] for id in pair] == list(moves)
+
+
 BROKEN_ROWS = {
     "an unknown status": "status = 'done', lease_id = NULL, lease_expires_at = NULL",
     "a lease at rest": "status = 'pending', lease_id = {new_lease}, lease_expires_at = {later}",

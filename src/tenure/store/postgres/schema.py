@@ -177,9 +177,12 @@ def _conditions(schema: str) -> dict[str, str]:
 
 
 def _legal(rule: Rule, unfit: str) -> str:
-    """The condition that a change of one row, between the two statuses, is this transition."""
+    """The condition that a change of a row is this transition, and nothing hangs on the job."""
+    between = f"o.status = '{rule.source}' AND n.status = '{rule.target}'"
     condition = f"{_renamed(constraints.is_legal(rule), OLD='o', NEW='n')} AND NOT ({unfit})"
-    return _known(condition, o=rule.source, n=rule.target)
+    condition = _known(condition, o=rule.source, n=rule.target)
+    alone = "n.unique_key IS NULL AND coalesce(n.followed, 0) = 0"
+    return f"({between} AND {alone} AND {condition}) IS TRUE"
 
 
 def _known(condition: str, **statuses: Status) -> str:
