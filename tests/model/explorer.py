@@ -12,7 +12,6 @@ state can still finish.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -336,7 +335,7 @@ def with_row(world: World, number: int, row: Row) -> World:
 
 def with_worker(world: World, who: int, worker: Busy | None) -> World:
     workers = [*world.workers[:who], worker, *world.workers[who + 1 :]]
-    workers.sort(key=repr)  # they are interchangeable: half the states
+    workers.sort(key=lambda worker: worker or ())  # they are interchangeable: half the states
     return world._replace(workers=tuple(workers))
 
 
@@ -394,46 +393,46 @@ def explore(size: Limits) -> Found:
         failovers=size.failovers,
         copy=rows if size.failovers else None,
     )
-    came_from: dict[World, tuple[World, str] | None] = {start: None}
-    before: dict[World, list[World]] = {}
-    waiting = deque([start])
-    while waiting:
-        world = waiting.popleft()
+    numbers = {start: 0}
+    worlds = [start]
+    came_from: list[tuple[int, str]] = [(-1, "")]
+    before: list[list[int]] = [[]]
+    for here, world in enumerate(worlds):  # which grows meanwhile
         try:
             for name, after in steps(world, rules, size):
-                if not name.startswith("cancel"):  # it must end without that, too
-                    before.setdefault(after, []).append(world)
-                if after not in came_from:
-                    came_from[after] = (world, name)
+                there = numbers.setdefault(after, len(worlds))
+                if there == len(worlds):
+                    worlds.append(after)
+                    came_from.append((here, name))
+                    before.append([])
                     for row in after.rows:
                         check(row)
-                    waiting.append(after)
+                if not name.startswith("cancel"):  # it must end without that, too
+                    before[there].append(here)
         except Violation as violation:
-            return Found(len(came_from), str(violation), trace(came_from, world))
-        assert len(came_from) <= size.most_states, "the world is larger than it was meant to be"
-    return unfinished(came_from, before)
+            return Found(len(worlds), str(violation), trace(came_from, here))
+        assert len(worlds) <= size.most_states, "the world is larger than it was meant to be"
+    stuck = unfinished(worlds, before)
+    if stuck is None:
+        return Found(len(worlds))
+    return Found(len(worlds), "a job that can never end", trace(came_from, stuck))
 
 
-def unfinished(
-    came_from: dict[World, tuple[World, str] | None], before: dict[World, list[World]]
-) -> Found:
-    """Whether from every state all jobs can still be settled: searched backwards."""
-    fine = {world for world in came_from if is_done(world)}
-    waiting = deque(fine)
+def unfinished(worlds: list[World], before: list[list[int]]) -> int | None:
+    """The first state, if any, from which not all jobs can be settled: searched backwards."""
+    fine = {number for number, world in enumerate(worlds) if is_done(world)}
+    waiting = [*fine]
     while waiting:
-        for world in before.get(waiting.popleft(), ()):
-            if world not in fine:
-                fine.add(world)
-                waiting.append(world)
-    for world in came_from:
-        if world not in fine:
-            return Found(len(came_from), "a job that can never end", trace(came_from, world))
-    return Found(len(came_from))
+        for number in before[waiting.pop()]:
+            if number not in fine:
+                fine.add(number)
+                waiting.append(number)
+    return next((number for number in range(len(worlds)) if number not in fine), None)
 
 
-def trace(came_from: dict[World, tuple[World, str] | None], world: World) -> tuple[str, ...]:
+def trace(came_from: list[tuple[int, str]], number: int) -> tuple[str, ...]:
     names: list[str] = []
-    while (step := came_from[world]) is not None:
-        world, name = step
+    while number:
+        number, name = came_from[number]
         names.append(name)
     return tuple(reversed(names))
