@@ -62,7 +62,7 @@ def enqueue(type: str, payload: str, wait: bool, as_json: bool, **given: Any) ->
 
     PAYLOAD is a JSON object; `-` reads it from standard input.  [default: {}]
 
-    Options that are not given are those of the type, as workers and servers know it.
+    Options that you omit come from the type, as its workers and servers have stored it.
     """
     from tenure.jobs.enqueue import NewJob
 
@@ -107,7 +107,7 @@ filter_options = together(
     option(
         "--state", "STATE", "Only jobs scheduled, ready, retrying or blocked.", completing.states
     ),
-    option("--running-longer-than", "TIME", "Only jobs that were claimed so long ago: 5m."),
+    option("--running-longer-than", "TIME", "Only jobs claimed more than so long ago: 5m."),
     option("--type", "TYPE", "Only jobs of this type.", completing.types),
     option("--queue", "NAME", "Only jobs of this queue.", completing.queue_names),
     option("--tag", "TAG", "Only jobs with this tag."),
@@ -302,7 +302,7 @@ def run_now(ids: Sequence[str], **given: Any) -> None:
 @click.argument("id", shell_complete=completing.job_ids("pending"))
 @option("--payload", "JSON", "A new payload, before the first attempt; `-` reads it.")
 @click.option("--priority", type=int, help="Smaller runs first, -100 to 100.")
-@click.option("--max-retries", type=int, help="Most attempts, the first included.")
+@click.option("--max-retries", type=int, help="Attempts in all, with the first.")
 @option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
 @option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=time_given)
 @option("--timeout", "TIME|none", "Longest time that one attempt may run.")
@@ -310,7 +310,7 @@ def run_now(ids: Sequence[str], **given: Any) -> None:
 @reason_option
 @answer_options
 def amend(id: str, reason: str | None, as_json: bool, **given: Any) -> None:
-    """Change a pending job. What is not given stays."""
+    """Change a pending job. What you omit stays unchanged."""
     changes = options_given(given, given.pop("payload"))
     if changes.get("timeout") == "none":
         changes["timeout"] = None
@@ -325,7 +325,7 @@ def amend(id: str, reason: str | None, as_json: bool, **given: Any) -> None:
 @option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
 @answer_options
 def run_again(id: str, as_json: bool, **given: Any) -> None:
-    """Add a job that does again what a job did, and print its id."""
+    """Add a new job like an earlier one, and print its id."""
     options = options_given(given, given.pop("payload"))
     with existing() as app:
         _show_added(app, app.run_again(id, options.pop("payload", None), **options), as_json)

@@ -14,10 +14,10 @@ from tenure.jobs.text import visible
 @click.command()
 @click.argument("source", metavar="SOURCE")
 @click.argument("target", metavar="TARGET")
-@flag("--check only_check", "Say what would stop it and how much there is, and change nothing.")
+@flag("--check only_check", "Only say what would stop it, and how much there is to move.")
 @flag("--abort", "Undo what was done on both sides. Not possible after the switch.")
 def move(source: str, target: str, only_check: bool, abort: bool) -> None:
-    """Move all jobs to a PostgreSQL database, while workers continue.
+    """Move all jobs to PostgreSQL while workers continue.
 
     Copies everything, compares all rows, verifies the copy, then switches: writes wait for less
     than two seconds, and from then on SOURCE refuses every write and names TARGET. Workers on

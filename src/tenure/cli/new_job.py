@@ -28,13 +28,13 @@ job_options = together(
         "--queue", "NAME", "Queue of the job.  [default: that of its type]", completing.queue_names
     ),
     click.option("--priority", type=int, help="Smaller runs first, -100 to 100."),
-    click.option("--max-retries", type=int, help="Most attempts, the first included."),
+    click.option("--max-retries", type=int, help="Attempts in all, with the first."),
     click.option("--start-by", help="Cancel it if it has not started by then: 10m, or a time."),
     option("--timeout", "TIME", "Longest time that one attempt may run: 30s, 5m."),
     option(
         "--backoff",
         "TIME|JSON",
-        "Wait before the first retry, then tripled; or all waits, as 10s,1m,10m; or an object of "
+        "Wait before the first retry, then tripled; or each wait: 10s,1m,10m; or an object of "
         "base, factor and cap.",
     ),
     repeated("--tag tags", "TAG", "A word to find the job by, such as customer:17"),
@@ -46,7 +46,7 @@ job_options = together(
 unique_options = together(
     repeated("--unique-by", "NAME", "A payload value: one unsettled job of the type with it"),
     option("--unique-until", "settled|started", "How long the earlier job counts."),
-    option("--on-conflict", "WORD", "If it is there: return, error, replace or reschedule."),
+    option("--on-conflict", "WORD", "If there is one: return, error, replace or reschedule."),
 )
 """With which other jobs the job is the same."""
 UNIQUE = {"unique_by": "by", "unique_until": "until", "on_conflict": "on_conflict"}

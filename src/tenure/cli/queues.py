@@ -70,7 +70,7 @@ def resume(name: str) -> None:
 LIMITS = together(
     option("--max-pending", "N", "Refuse new jobs while N are pending."),
     option("--max-running", "N", "Process at most N at once, on all machines together."),
-    option("--rate", "N/TIME", "Start at most N in any such time, as in 900/1m."),
+    option("--rate", "N/TIME", "Start at most N in any period of TIME: 900/1m."),
     option("--burst", "N", "How many of a rate may start at once."),
     option(
         "--per-partition",

@@ -39,11 +39,11 @@ def list_rules(as_json: bool) -> None:
 
 
 @retention.command("set")
-@option("--type", "NAME", "The type whose jobs are kept for another time.", completing.types)
-@option("--queue", "NAME", "The queue whose jobs are.", completing.queue_names)
+@option("--type", "NAME", "The type that gets its own times.", completing.types)
+@option("--queue", "NAME", "The queue that gets its own times.", completing.queue_names)
 @option("--completed", "AGE", "How long completed jobs are kept: 1h, 30d, forever, or none.")
-@option("--cancelled", "AGE", "The same for cancelled jobs.")
-@option("--failed", "AGE", "The same for failed jobs.")
+@option("--cancelled", "AGE", "How long cancelled jobs are kept.")
+@option("--failed", "AGE", "How long failed jobs are kept.")
 @database_option
 def set_rule(type: str | None, queue: str | None, **ages: str | None) -> None:
     """Change how long settled jobs are kept; `none` removes a rule."""

@@ -135,7 +135,7 @@ def create(name: str, type: str, payload: str, as_json: bool, **given: Any) -> N
 @click.option("--edition", type=int, help="Change it only if it still has this edition.")
 @answer_options
 def edit(name: str, type: str | None, payload: str, as_json: bool, **given: Any) -> None:
-    """Change a schedule. What is not given stays; give TYPE and PAYLOAD for another job."""
+    """Change a schedule. What you omit stays; give TYPE and PAYLOAD for another job."""
     changes = _arguments(type, payload, given)
     with existing() as app:
         _print(app, app.schedules.update(name, **changes), as_json)
@@ -146,7 +146,7 @@ def edit(name: str, type: str | None, payload: str, as_json: bool, **given: Any)
 @reason_option
 @database_option
 def pause(name: str, reason: str | None) -> None:
-    """Let the ticks of a schedule add no jobs."""
+    """Pause a schedule: its ticks add no jobs."""
     with existing() as app:
         app.schedules.pause(name, reason=reason)
     click.echo(f"schedule {name} is paused")
@@ -157,7 +157,7 @@ def pause(name: str, reason: str | None) -> None:
 @flag("--catch-up", "Treat the ticks since the pause as --missed of the schedule says.")
 @database_option
 def resume(name: str, catch_up: bool) -> None:
-    """Let the ticks of a paused schedule add jobs again."""
+    """Resume a paused schedule: its ticks add jobs again."""
     with existing() as app:
         app.schedules.resume(name, catch_up=catch_up)
     click.echo(f"schedule {name} is resumed")
@@ -212,7 +212,7 @@ def backfill(name: str, start: datetime, end: datetime, as_json: bool, **given: 
 @option("--before", "WHEN", "Only ticks before this time: 2026-01-31.", callback=time_given)
 @reading_options
 def fires(name: str, limit: int, before: datetime | None, as_json: bool) -> None:
-    """List what became of the ticks of a schedule, newest first.
+    """List the past ticks of a schedule and their outcomes.
 
     A time without a zone is in that of the schedule.
     """

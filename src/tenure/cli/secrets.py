@@ -34,7 +34,7 @@ webhooks = Group("webhooks", help="Create, list and remove webhooks: URLs that g
 @repeated(
     "--queue queues",
     "NAME",
-    "Only for this queue, or for queues that begin so, as in 'shop.*'",
+    "Only for this queue, or for all with this beginning: 'shop.*'",
     completing.queue_names,
 )
 @option("--expires", "TIME", "Token lifetime, such as 12h or 90d.  [default: never expires]")

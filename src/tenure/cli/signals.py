@@ -42,7 +42,7 @@ def send(id: str, name: str, payload: str | None, key: str | None, as_json: bool
 @click.argument("id", shell_complete=completing.job_ids())
 @reading_options
 def list_signals(id: str, as_json: bool) -> None:
-    """List the signals of a job, in the order in which they came."""
+    """List the signals of a job, oldest first."""
     from tenure.wire.responses import signal_body
 
     with existing() as app:

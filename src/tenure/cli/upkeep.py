@@ -37,7 +37,7 @@ def verify(limit: int, as_json: bool) -> None:
     """Check every stored job and transition against every invariant.
 
     Lists the violations, what each means and what to do. Exit 1 if there are any. Safe to run
-    while jobs run. Of each limit of a queue it says the largest number that was ever seen.
+    while jobs run. For each limit of a queue it prints the largest number reached.
     """
     seen: list[str] = []
     with existing() as app, progress_bar("Checking", shown=not as_json) as progress:
@@ -163,7 +163,7 @@ def _show_simulated(played: SimulationResult) -> None:
 def migrate(as_sql: bool, engine: str | None) -> None:
     """Create the database schema, or upgrade it to this version.
 
-    Processes of one version earlier work on. Run the printed SQL with psql, or with sqlite3 -bail.
+    Processes of the version before keep working. Run printed SQL with psql or sqlite3 -bail.
     """
     if as_sql or engine:
         from tenure.app.upkeep import migration_sql

@@ -44,7 +44,7 @@ SEARCHED = 5_000
     type=click.FloatRange(0.2, 3600),
     default=1.0,
 )
-@flag("--once", "Print once and exit, as without a terminal.")
+@flag("--once", "Print once and exit, also on a terminal.")
 @flag("--json as_json", "Print one JSON document per update.")
 @database_option
 def top(interval: float, once: bool, as_json: bool) -> None:

@@ -3,7 +3,7 @@
 The steps are SQL files, `migrations/<engine>/NNNN_name.sql`. Files of one number are one step, in
 the order of their names. Each step runs in one transaction with its number, under the engine's
 lock. So a killed migration leaves nothing half done, and the next starter continues where it
-stopped. Processes of one version earlier work on: a step adds, and never takes away what they use.
+stopped. Processes of the version before keep working: a step adds, and removes nothing they use.
 """
 
 from __future__ import annotations
