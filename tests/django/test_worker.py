@@ -106,6 +106,22 @@ def test_the_task_of_a_killed_worker_runs_elsewhere(shop: Shop, tmp_path: Path) 
     assert events(shop, id) == begin + end
 
 
+def test_a_task_runs_in_a_child_process_that_keeps_nothing_open(shop: Shop) -> None:
+    """Neither the death of the child nor its connections outlive the task."""
+    ids = [shop.enqueue("apart", True), *[shop.enqueue("apart") for _ in range(2)]]
+    ids.append(shop.enqueue("ship_async:slow", 1, queue="slow"))
+    with shop.worker("--concurrency", "1") as worker:
+        dead, first, second, last = [shop.jobs.wait(id, timeout=SECONDS) for id in ids]
+        (parent, child, session, closed), again = first.result, second.result
+    assert (dead.status, dead.attempts) == ("failed", 3)
+    assert "the child process died: killed by SIGKILL" in str(dead.last_error)
+    assert parent == worker.pid
+    assert child != parent
+    assert again == [parent, child, again[2], closed + 1]  # the cache of the first is closed
+    assert not session or again[2] != session
+    assert (last.status, shop.shipped()) == ("completed", 1)
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_atomic_task_has_its_effect_once(shop: Shop, when: str, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ TASKS = {
             "tasks": {
                 "shop.tasks.ship_once": {"atomic": True},
                 "shop.tasks.ship_slowly": {"atomic": True},
+                "shop.tasks.apart": {"process": True},
                 "shop.tasks.flaky": {"retry_exceptions": True, "backoff": 0.01},
             },
             **json.loads(os.environ.get("SITE_OPTIONS", "{}")),
@@ -54,7 +55,8 @@ TASKS = {
     "slow": {
         "BACKEND": "tenure.contrib.django.TenureBackend",
         "QUEUES": ["slow"],
-        "OPTIONS": {"retry_exceptions": True, "max_retries": 2, "backoff": 0.01},
+        "OPTIONS": {"retry_exceptions": True, "max_retries": 2, "backoff": 0.01}
+        | {"tasks": {"shop.tasks.ship_async": {"process": True}}},
     },
     "archive": {
         "BACKEND": "tenure.contrib.django.TenureBackend",
@@ -62,5 +64,6 @@ TASKS = {
         "OPTIONS": {"database": "archive"},
     },
 }
+CACHES = {"default": {"BACKEND": "shop.caches.Counted"}}
 if os.environ.get("SITE_MIGRATIONS") == "off":  # as pytest --nomigrations
     MIGRATION_MODULES = {"tenure": None, "shop": None}

@@ -129,7 +129,8 @@ def _error(
     path, said = f"{HERE}.TaskCancelled", reason or event
     if target == "failed":
         said = detail or ""
-        path = f"{HERE}.WorkerLost" if event == "lease_expired" else _class_in(said)
+        is_lost = event == "lease_expired" or said.startswith("the child process died")
+        path = f"{HERE}.WorkerLost" if is_lost else _class_in(said)
         message, begins, frames = said.partition("\nTraceback ")
         if begins:  # as Python prints it: the exception is last
             said = f"Traceback {frames.rstrip()}\n{message}\n"

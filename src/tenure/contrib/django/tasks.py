@@ -15,9 +15,9 @@ OF_JOBS = (
     *("idempotency_key", "partition", "tags"),
 )
 """The fields of a task that are options of `Tenure.enqueue`."""
-OF_TASKS = ("atomic", "retry_exceptions", *OF_JOBS)
+OF_TASKS = ("atomic", "process", "retry_exceptions", *OF_JOBS)
 """All fields that Django's own tasks have not."""
-OF_TYPES = OF_JOBS[:4]
+OF_TYPES = ("process", *OF_JOBS[:4])
 """Those that `@app.job` takes too."""
 declared: dict[str, TenureTask] = {}
 """The tasks that this process has imported, by path, with the backend of their `@task`."""
@@ -42,6 +42,8 @@ class TenureTask(base.Task):  # type: ignore[type-arg]
     - `atomic`: run the function in `transaction.atomic()` and complete the job in the same
       transaction, so that its effect in that database is there exactly once. SQLite lets nothing
       else write meanwhile, so it has to be short there. Default: False.
+    - `process`: run each attempt in a child process, so that a crash of the interpreter fails only
+      that attempt. The child finds the task by its path. Default: False.
     - `retry_exceptions`: run the task again after an exception, up to `max_retries`. Default:
       False, it fails at once. After the death of a worker it runs again in any case.
     - `max_retries`: attempts in all. Default: 3.
@@ -50,6 +52,7 @@ class TenureTask(base.Task):  # type: ignore[type-arg]
     """
 
     atomic: bool | None = None
+    process: bool | None = None
     retry_exceptions: bool | None = None
     max_retries: int | None = None
     timeout: Duration | None = None

@@ -15,6 +15,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.db import connection, transaction
 from django.test import override_settings
+from msgspec.structs import replace
 from psycopg.conninfo import conninfo_to_dict
 from shop import task_api
 from shop.models import Order
@@ -24,7 +25,7 @@ from tenure import DuplicateJob, InvalidInput, KeyConflict, Unique
 from tenure.contrib.django import TenureBackend, WorkerLost, app
 from tenure.contrib.django.databases import url_of
 from tenure.jobs.redaction import without_password
-from tenure.jobs.work import ClaimRequest
+from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store.borrowed.drivers import driver_of
 from tenure.store.postgres.address import split_schema
 
@@ -152,9 +153,11 @@ def test_what_cannot_run_is_refused() -> None:
 
     def named() -> None: ...
 
-    named.__qualname__ = "größer"
-    with pytest.raises(InvalidTask, match="name"):
-        task_api.task(named)
+    for name in (named.__qualname__, "<lambda>", "größer"):  # the first is an inner function
+        named.__qualname__ = name
+        for process in (True, False):
+            with pytest.raises(InvalidTask, match=r"module level|name"):
+                type(ship)(func=named, process=process)
 
 
 @pytest.mark.django_db
@@ -220,15 +223,21 @@ def test_the_transaction_of_a_test_is_no_savepoint() -> None:
 @pytest.mark.django_db(transaction=True)
 def test_a_worker_that_died_is_an_error_of_its_attempt() -> None:
     """Other backends leave such a task running for ever."""
-    result = ship.using(queue_name="dead").enqueue(1)
-    app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=0.001, queues=("dead",)))
+    result = ship.using(queue_name="dead", backoff=0.001).enqueue(1)
+    request = ClaimRequest(worker="w", limit=1, lease_seconds=0.001, queues=("dead",))
+    app.core.claim(request)
     result.refresh()
     assert (result.status, result.worker_ids) == ("RUNNING", ["w"])
     while not app.core.sweep():
         pass
     result.refresh()
     assert (result.status, result.attempts) == ("READY", 1)
-    assert result.errors[0].exception_class is WorkerLost
+    while not (leases := app.core.claim(replace(request, lease_seconds=60)).leases):
+        pass
+    died = "the child process died: killed by SIGKILL"
+    app.core.report([Report(result.id, leases[0].lease_id, Outcome.FAILED, error=died)])
+    result.refresh()
+    assert [error.exception_class for error in result.errors] == [WorkerLost] * 2
 
 
 def test_a_password_of_the_settings_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

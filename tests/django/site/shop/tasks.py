@@ -5,8 +5,10 @@ import signal
 import time
 from typing import Any
 
+from django.core.cache import caches
 from django.db import connection, transaction
 
+from shop.caches import closed
 from shop.models import Order
 from shop.task_api import task
 from tenure import Snooze
@@ -102,6 +104,17 @@ def broken() -> None:
     connection.ensure_connection()
     connection.connection.close()
     Order.objects.count()
+
+
+@task
+def apart(dies: bool = False) -> list[int]:
+    """Return of which process this is a child, which one it is, and what it still has open."""
+    if dies:
+        os.kill(os.getpid(), signal.SIGKILL)
+    caches["default"].set("a", 1)
+    connection.ensure_connection()
+    session = connection.connection.info.backend_pid if connection.vendor != "sqlite" else 0
+    return [os.getppid(), os.getpid(), session, len(closed)]
 
 
 @task
