@@ -6,6 +6,7 @@ The triggers and constraints of the database are off here: they would refuse mos
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -236,8 +237,10 @@ def half_a_batch_stays(patch: Patch) -> None:
 
 
 def pruning_takes_what_is_young(patch: Patch) -> None:
-    def delete(old: Any, self: Any, status: Any, before: Any, *rest: Any) -> Any:
-        return old(self, status, before + timedelta(hours=4), *rest)
+    def delete(old: Any, self: Any, cutoffs: Any, *rest: Any) -> Any:
+        if cutoffs.otherwise is not None:
+            cutoffs = dataclasses.replace(cutoffs, otherwise=cutoffs.otherwise + timedelta(hours=4))
+        return old(self, cutoffs, *rest)
 
     around(patch, Sqlite, "delete_settled", delete)
 

@@ -342,17 +342,17 @@ class Core:
         """Return the end of the ledger, and how far the statistics are behind if they are."""
         return self.store.stats_reach()
 
-    def prune(self, keep: Mapping[str, Duration], *, by_rules: bool = True) -> int:
+    def prune(self, keep: Mapping[str, Duration]) -> int:
         """Delete a batch of jobs settled longer ago than `keep` says by status; return how many.
 
-        The rules of types and queues come before `keep`; not `by_rules` if there are known to be
-        none. Call again while the answer is not 0. Jobs stay until all their transitions are in
-        the statistics, and up to an hour more until webhooks have them.
+        The rules of types and queues come before `keep`. Call again while the answer is not 0. Jobs
+        stay until all their transitions are in the statistics, and up to an hour more until
+        webhooks have them.
         """
         ages = retention(keep)
         now = self.clock()
         before = {status: now - timedelta(seconds=age) for status, age in ages.items()}
-        return self.store.prune(before, by_rules=by_rules).result()
+        return self.store.prune(before).result()
 
     def forward_to_webhooks(self, *, without_errors: bool = False) -> int:
         """Add delivery jobs for the next transitions; return how many webhooks have more."""

@@ -154,16 +154,9 @@ class Store:
         """
         return self.write("sweep", lambda db: times.set_right(db, limit), brings=bool)
 
-    def prune(
-        self, settled_before: Mapping[str, datetime], limit: int = 500, *, by_rules: bool = False
-    ) -> Future[int]:
-        """Delete jobs (status -> settled before) and their ledger. The result is how many.
-
-        Where types or queues have rules, only `by_rules`.
-        """
-        prune = partial(
-            retention.prune, settled_before=settled_before, limit=limit, by_rules=by_rules
-        )
+    def prune(self, settled_before: Mapping[str, datetime], limit: int = 500) -> Future[int]:
+        """Delete jobs (status -> settled before) and their ledger, as `retention.prune` does."""
+        prune = partial(retention.prune, settled_before=settled_before, limit=limit)
         return self.write("prune", prune, brings=nothing)
 
     def update_stats(self, *, yielding: bool = False) -> int:

@@ -173,22 +173,14 @@ class Database(Statements, Protocol):
         """Extend the leases that are held, never shortening one; return their lease ids."""
 
     def delete_settled(
-        self, status: str, before: datetime, until: int, place: Sequence[int], limit: int
-    ) -> Iterable[tuple[str, str, int]]:
-        """Delete up to `limit` jobs of a status settled before a time, and their ledger.
+        self, cutoffs: Cutoffs, until: int, place: Sequence[int], limit: int
+    ) -> tuple[list[tuple[str, str, int]], int]:
+        """Delete up to `limit` jobs that settled before their cutoff, and their ledger.
 
         Only jobs that settled at `until` (milliseconds) or before, and without an entry after
-        `place`. None at all where types or queues have rules. Returns queue, type and number of
-        what was deleted; a pair may come repeatedly.
-        """
-
-    def delete_by_rules(
-        self, cutoffs: Cutoffs, until: int, place: Sequence[int], limit: int
-    ) -> tuple[Iterable[tuple[str, str, int]], int]:
-        """Delete as `delete_settled` does, each job by the rule that holds for it.
-
-        Returns that, and how many jobs were put aside because their rule keeps them longer: what
-        is behind them may come next.
+        `place`. Returns queue, type and number of what was deleted, where a pair may come
+        repeatedly, and how many jobs were put aside because their rule keeps them longer: what is
+        behind them may come next.
         """
 
     def trouble(self, error: Exception) -> Trouble:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
@@ -18,34 +18,26 @@ Pass: TypeAlias = tuple[timedelta, int, Sequence[int]]
 """How much longer jobs are kept, and the time and the place in the ledger up to which they go."""
 
 
-def prune(
-    db: Database, settled_before: Mapping[str, datetime], limit: int, *, by_rules: bool = False
-) -> int:
-    """Delete up to `limit` jobs of a status (key) settled before its time.
+def prune(db: Database, settled_before: Mapping[str, datetime], limit: int) -> int:
+    """Delete up to `limit` jobs of a status (key) settled before its time, or before their rule's.
 
-    Where there are rules of types and queues, they come first; then jobs are deleted only
-    `by_rules`. Returns how many are deleted, or are put aside as kept longer: 0 if all is done.
+    Returns how many are deleted, or are put aside as kept longer: 0 if all is done.
 
     Only jobs whose transitions are all in the statistics, to which the next batch is added first,
     and, for up to MAX_WAIT more, delivered to webhooks. What is so ends at a place in the ledger
     and at a time. The time bounds the search: what settled after it need not be looked at.
     """
-    passes = _passes(db)
-    rules = RetentionRules(retention.every(db) if by_rules else ())
+    passes, rules = _passes(db), RetentionRules(retention.every(db))
     removed: Counter[tuple[str, str, str]] = Counter()
     aside = 0
-    for status in STATUSES if by_rules else settled_before:
-        time = settled_before.get(status)
+    for status in STATUSES:
         for wait, until, place in passes:
-            if by_rules and (left := limit - removed.total() - aside) > 0:
-                cutoffs = Cutoffs(rules, status, db.now(), time, wait)
-                gone, kept = db.delete_by_rules(cutoffs, until, place, left)
-                _add(removed, status, gone)
+            if (left := limit - removed.total() - aside) > 0:
+                cutoffs = Cutoffs(rules, status, db.now(), settled_before.get(status), wait)
+                gone, kept = db.delete_settled(cutoffs, until, place, left)
                 aside += kept
-            if time is not None and not rules.every:
-                left = limit - removed.total()
-                gone = db.delete_settled(status, time - wait, until, place, left)
-                _add(removed, status, gone)
+                for queue, type, jobs in gone:
+                    removed[status, queue, type] += jobs
     for wait, _, place in passes:
         old = {status: time - wait for status, time in settled_before.items()}
         if (left := limit - removed.total()) > 0:
@@ -83,10 +75,3 @@ def _passes(db: Database) -> list[Pass]:
     )
     delivered = min([until, *(at for (at,) in db.rows(next_entry, done_with))])
     return [(timedelta(0), delivered, done_with), (MAX_WAIT, until, places[0])]
-
-
-def _add(
-    removed: Counter[tuple[str, str, str]], status: str, gone: Iterable[tuple[str, str, int]]
-) -> None:
-    for queue, type, jobs in gone:
-        removed[status, queue, type] += jobs

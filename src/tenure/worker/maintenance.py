@@ -201,10 +201,10 @@ class MaintenanceThread(threading.Thread):
             self._zones_checked = True
 
     def _delete_old_jobs(self) -> None:
-        by_rules = Duty.RETENTION in self._found
-        if (self._keep or by_rules) and time.monotonic() >= self._prune_at:
+        wanted = self._keep or Duty.RETENTION in self._found
+        if wanted and time.monotonic() >= self._prune_at:
             self._prune_at = time.monotonic() + PRUNE_EVERY_SECONDS
-            if self._repeat(lambda: self._core.prune(self._keep, by_rules=by_rules), PRUNE_SHARE):
+            if self._repeat(lambda: self._core.prune(self._keep), PRUNE_SHARE):
                 self._prune_at = 0.0  # there is more
 
     def _forget_throttles(self) -> int:

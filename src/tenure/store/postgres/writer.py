@@ -226,16 +226,13 @@ class Postgres(PostgresSession):
         return {lease_id for (lease_id,) in rows}
 
     def delete_settled(
-        self, status: str, before: datetime, until: int, place: Sequence[int], limit: int
-    ) -> list[tuple[str, str, int]]:
-        return self._delete(sql.DELETE_SETTLED, status, (), before, until, place, limit)
-
-    def delete_by_rules(
         self, cutoffs: Cutoffs, until: int, place: Sequence[int], limit: int
     ) -> tuple[list[tuple[str, str, int]], int]:
         status, latest = cutoffs.status, cutoffs.latest
         aside, gone = 0, list[tuple[str, str, int]]()
-        if cutoffs.rules.every and latest is not None:
+        if latest is not None and not cutoffs.rules.every:
+            gone += self._delete(sql.DELETE_SETTLED, status, (), latest, until, place, limit)
+        elif latest is not None:
             ((aside,),) = self.rows(sql.of_status(sql.PUT_ASIDE, status), (latest,))
         for queue, type, at in self.rows(sql.of_status(sql.KEPT, status)):
             before, left = cutoffs.of(queue, type), limit - sum(jobs for *_, jobs in gone)

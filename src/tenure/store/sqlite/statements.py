@@ -337,7 +337,6 @@ DELETE_SETTLED = f"""
 DELETE FROM tenure_job WHERE rowid IN (
     SELECT rowid FROM tenure_job
     WHERE status = {{status}} AND workflow IS NULL AND finished_at < ? AND finished_at <= ?
-        AND NOT EXISTS (SELECT 1 FROM tenure_retention)
         {UNNEEDED}
     ORDER BY finished_at LIMIT ?)
 RETURNING id, queue, type

@@ -304,19 +304,16 @@ class Sqlite:
         return {lease_id for (lease_id,) in self.rows(sql.RENEW, (until, _json(leases)))}
 
     def delete_settled(
-        self, status: str, before: datetime, until: int, place: Sequence[int], limit: int
-    ) -> list[tuple[str, str, int]]:
-        statement = sql.DELETE_SETTLED.replace("{status}", quoted(Status(status)))
-        return self._forget(self.rows(statement, (to_millis(before), until, *place, limit)))
-
-    def delete_by_rules(
         self, cutoffs: Cutoffs, until: int, place: Sequence[int], limit: int
     ) -> tuple[list[tuple[str, str, int]], int]:
-        if cutoffs.latest is None or not cutoffs.rules.every:
+        if cutoffs.latest is None:
             return [], 0
-        start = self._marks.start(cutoffs)
-        bounds = (to_millis(cutoffs.latest), until, *start)
-        rows = self.rows(sql.SETTLED.replace("{status}", quoted(Status(cutoffs.status))), bounds)
+        latest, status = to_millis(cutoffs.latest), quoted(Status(cutoffs.status))
+        if not cutoffs.rules.every:
+            statement = sql.DELETE_SETTLED.replace("{status}", status)
+            return self._forget(self.rows(statement, (latest, until, *place, limit))), 0
+        bounds = (latest, until, *self._marks.start(cutoffs))
+        rows = self.rows(sql.SETTLED.replace("{status}", status), bounds)
         due = list[int]()
         for number, (finished_at, rowid, queue, type) in enumerate(rows):
             before = cutoffs.of(queue, type)
