@@ -100,6 +100,25 @@ def test_a_view_is_tested_without_a_process(enter: Enter, shop: Tenure) -> None:
     assert jobs.drain().completed == 2
 
 
+@pytest.mark.parametrize(
+    "engine", ["sqlite_url", pytest.param("postgres_url", marks=pytest.mark.postgres)]
+)
+def test_a_transaction_elsewhere_is_told_how_to_test(
+    shop: Tenure, engine: str, request: pytest.FixtureRequest
+) -> None:
+    """The fixture `jobs` makes a file, and the code under test adds jobs in its transaction."""
+    url = request.getfixturevalue(engine)
+    made = sqlalchemy.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    refused = pytest.raises(InvalidInput, match=r"give its URL to `testing\.on`")
+    with testing.on(shop), made.begin() as mine, refused:
+        shop.within(mine).enqueue("greet", {"name": "a"})
+    with testing.on(shop, url) as jobs:
+        with made.begin() as mine:
+            shop.within(mine).enqueue("greet", {"name": "a"})
+        assert jobs.drain().completed == 1
+    made.dispose()
+
+
 @pytest.mark.parametrize("engine", ["sqlite", pytest.param("pg", marks=pytest.mark.postgres)])
 @pytest.mark.parametrize("kind", ["connection", "session"])
 def test_on_a_connection_of_sqlalchemy(

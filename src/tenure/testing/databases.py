@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tenure.settings import database_url
 from tenure.store import migrate_store, open_store
+from tenure.store.borrowed.files import TEST_FOLDER
 from tenure.store.borrowed.opened import LENT, Lent
 from tenure.store.lent import lent_store
 from tenure.testing.jobs import Jobs
@@ -48,7 +49,7 @@ def on(app: Tenure, database: str | None = None) -> Iterator[Jobs]:
 def _new_file() -> Iterator[str]:
     """Give the URL of a new file with the schema, in memory where the machine has such a folder."""
     memory = MEMORY if os.access(MEMORY, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="tenure-test-", dir=memory) as folder:
+    with tempfile.TemporaryDirectory(prefix=TEST_FOLDER, dir=memory) as folder:
         path = Path(folder) / "jobs.db"
         path.write_bytes(_template())
         yield f"sqlite:///{path}"
@@ -56,7 +57,7 @@ def _new_file() -> Iterator[str]:
 
 @functools.cache
 def _template() -> bytes:
-    with tempfile.TemporaryDirectory(prefix="tenure-test-") as folder:
+    with tempfile.TemporaryDirectory(prefix=TEST_FOLDER) as folder:
         path = Path(folder) / "jobs.db"
         migrate_store(f"sqlite:///{path}")
         return path.read_bytes()

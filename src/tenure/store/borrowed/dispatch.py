@@ -32,7 +32,7 @@ from tenure.store.borrowed.drivers import (
     Steps,
     driver_of,
 )
-from tenure.store.borrowed.files import check_file
+from tenure.store.borrowed.files import IN_A_TEST, check_file, is_of_a_test
 from tenure.store.borrowed.opened import LENT
 from tenure.store.postgres.address import split_schema
 from tenure.store.sqlite.connection import path_of
@@ -136,6 +136,8 @@ class Borrowed:
     def _asks(self, work: Work[T]) -> Steps[T]:
         """Check the connection, then do the work."""
         if self._driver.engine != self._engine:
+            if is_of_a_test(self._path):
+                raise InvalidInput(IN_A_TEST, path="connection")
             raise InvalidInput(
                 f"a connection to {self._driver.engine}, and the jobs are in "
                 f"{without_password(self._url)}",

@@ -28,6 +28,12 @@ CHECKPOINTS = (
     "a connection to %s on which jobs are added has automatic checkpoints. With these, SQLite %s "
     "can lose a commit of another process: use tenure.sqlite.connect(), or SQLite 3.51.3 or newer"
 )
+TEST_FOLDER = "tenure-test-"
+"""The beginning of the names of folders in which `tenure.testing` makes databases."""
+IN_A_TEST = (
+    "these jobs are in a file that `tenure.testing` made. In your transaction they have to be in "
+    "the database of your connection: give its URL to `testing.on`"
+)
 FULL = 2
 
 MAIN = Ask("SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'")
@@ -37,10 +43,17 @@ _warned: set[tuple[str, Path]] = set()
 """A warning about a file is logged once by each process."""
 
 
+def is_of_a_test(path: Path | None) -> bool:
+    """Whether `tenure.testing` made this file."""
+    return path is not None and path.parent.name.startswith(TEST_FOLDER)
+
+
 def check_file(path: Path) -> Steps[None]:
     """Raise InvalidInput unless the connection's main file is `path`; warn of its settings."""
     ((main,),) = yield MAIN
     if not (main and path.exists() and path.samefile(os.fsdecode(main))):
+        if is_of_a_test(path):
+            raise InvalidInput(IN_A_TEST, path="connection")
         name = os.fsdecode(main) if main else "in memory"
         raise InvalidInput(OTHER_FILE.format(main=name, jobs=path), path="connection")
     if (MAY_LOSE, path) not in _warned:
