@@ -8,9 +8,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlencode
 
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from tests.django.project import SECONDS, SITE, Project
 from tests.support.raw_sql import RawSql
@@ -140,6 +143,46 @@ def test_an_atomic_task_has_its_effect_once(shop: Shop, when: str, tmp_path: Pat
     assert shop.jobs.get(id).attempts == (2 if when == "before" else 1)
     assert "runs in this one again" not in log  # a child found it by its name
     assert shop.jobs.verify() == []
+
+
+@pytest.fixture
+def assumed(postgres_url: str) -> Iterator[str]:
+    """A role that owns the database and cannot log in; one of the same name, and `-login`, can."""
+    name = f"Owner \\'{uuid.uuid4().hex}"
+    role, login = sql.Identifier(name), sql.Identifier(f"{name}-login")
+    database = sql.Identifier(conninfo_to_dict(postgres_url)["dbname"])
+    with psycopg.connect(postgres_url, autocommit=True) as server:
+        try:
+            server.execute(sql.SQL("CREATE ROLE {}").format(role))
+        except psycopg.errors.InsufficientPrivilege as error:
+            pytest.skip(f"the server of TENURE_TEST_DATABASE_URL: {error}")
+        server.execute(sql.SQL("CREATE ROLE {} LOGIN NOINHERIT IN ROLE {}").format(login, role))
+        server.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(database, role))
+        yield name
+        server.execute(sql.SQL("REASSIGN OWNED BY {} TO CURRENT_USER").format(role))
+        server.execute(sql.SQL("DROP ROLE {}, {}").format(login, role))
+
+
+@pytest.mark.postgres
+def test_all_connections_act_as_the_role_that_django_assumes(
+    assumed: str, postgres_url: str
+) -> None:
+    """The login has no rights, so it would see neither the tables nor the jobs."""
+    site = Project(postgres_url)
+    mark, given = "&" if "?" in postgres_url else "?", {"user": f"{assumed}-login"}
+    site.environment["SITE_DATABASE"] += mark + urlencode({**given, "assume_role": assumed})
+    site.manage("migrate")
+    adds = "with transaction.atomic(): Order.objects.create(number=1); print(ship.enqueue(1).id)"
+    of = "from django.db import transaction; from shop.models import Order"
+    id = site.manage("shell", "-v0", "-c", f"{of}; from shop.tasks import ship\n{adds}").strip()
+    with site.jobs as jobs, site.worker():
+        assert jobs.wait(id, timeout=SECONDS).status == "completed"
+        raw = RawSql(jobs.database)
+        tables = (
+            "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname IN ('tenure', 'public')"
+        )
+        assert raw.run(tables) == [(assumed,)]
+        raw.close()
 
 
 def test_schedules_and_limits_of_the_settings_count(shop: Shop) -> None:

@@ -20,10 +20,11 @@ def database_of(place: str) -> dict[str, object]:
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": url.path.lstrip("/"),
-        "USER": unquote(url.username or given.get("user", "")),
+        "USER": given.get("user") or unquote(url.username or ""),
         "PASSWORD": unquote(url.password or ""),
         "HOST": url.hostname or given.get("host", ""),
         "PORT": url.port or given.get("port", ""),
+        "OPTIONS": {"assume_role": given["assume_role"]} if "assume_role" in given else {},
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from functools import cache, partial
 from typing import Any
@@ -21,6 +22,7 @@ ENGINES = {"sqlite": "sqlite", "postgresql": "postgres"}
 NOT_FOR_URLS = ("client_encoding", "context", "cursor_factory", "prepare_threshold")
 """Parameters of Django's connections that are objects, or settings of its driver."""
 
+_to_escape = re.compile(r"[\\\s]")
 _lock = threading.Lock()
 
 
@@ -51,6 +53,10 @@ def url_of(database: str, schema: str) -> str:
         raise ImproperlyConfigured(f"Tenure works on SQLite and PostgreSQL: not on {database!r}")
     given = connection.get_connection_params()
     parameters = {n: v for n, v in given.items() if n not in NOT_FOR_URLS and v is not None}
+    if role := connection.settings_dict["OPTIONS"].get("assume_role"):
+        # As SET ROLE, from the first statement on: what the login itself may do counts for nothing.
+        escaped = _to_escape.sub(r"\\\g<0>", role)
+        parameters["options"] = f"{parameters.get('options', '')} -c role={escaped}"
     name = quote(parameters.pop("dbname", ""), safe="")
     query = urlencode({**parameters, "schema": schema}, quote_via=quote)
     return f"postgresql:///{name}?{query}"
