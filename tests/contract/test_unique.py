@@ -249,7 +249,7 @@ def test_the_jobs_of_a_schedule_are_not_unique(app: Tenure) -> None:
     job = NewJob("index", {}, {})
     app.schedules.create("nightly", job, every=60)
     assert len({app.schedules.trigger("nightly").job_id for _ in range(2)}) == 2
-    with pytest.raises(InvalidInput, match=r"\$\.job: a schedule says that of its jobs: unique"):
+    with pytest.raises(InvalidInput, match=r"\$\.job: the schedule decides this: unique"):
         app.schedules.create("other", NewJob("index", {}, {"unique": Unique(())}), every=60)
 
 

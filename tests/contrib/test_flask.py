@@ -87,7 +87,7 @@ def test_another_application_has_another_database(queue: Tenure, tmp_path: Path)
         ids.append(queue.enqueue("send").id)
     assert [job.id for job in queue.find()] == ids[1:]
     assert (tmp_path / "one" / "shop.db").exists()
-    with pytest.raises(InvalidInput, match="another one is open"):
+    with pytest.raises(InvalidInput, match="another database is open"):
         queue.database = "sqlite:///other.db"
 
 

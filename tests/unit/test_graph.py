@@ -68,15 +68,15 @@ def test_a_dependency_is_said_in_each_form() -> None:
         ({"depends_on": [{"job_id": A, "when": "settled"}]}, r"\$\.depends_on\[0\]"),
         ({"depends_on": [{"job_id": A, "meets": "past"}]}, r"\$\.depends_on\[0\]\.meets: use one"),
         ({"depends_on": {"two words": A}}, r"\$\.depends_on\.two words: not a name"),
-        ({"depends_on": [A, Dependency(A, "failed")]}, "is there twice"),
-        ({"depends_on": [Dependency(A, name="x"), Dependency(B, name="x")]}, "x is there twice"),
+        ({"depends_on": [A, Dependency(A, "failed")]}, "is given twice"),
+        ({"depends_on": [Dependency(A, name="x"), Dependency(B, name="x")]}, "x is given twice"),
         ({"depends_on": [new_id()] * 10_001}, r"\$\.depends_on: 10001 jobs"),
         ({"depends_on": [A, B], "needs": 3}, r"\$\.needs"),
         ({"depends_on": [A, B], "needs": 0}, r"\$\.needs"),
         ({"depends_on": [A, B], "needs": True}, r"\$\.needs"),
         ({"depends_on": [A, B], "needs": "some"}, r"\$\.needs"),
         ({"needs": "any"}, r"\$\.needs"),
-        ({"depends_on": new_ids(257), "needs": 2}, r"\$\.needs: of more than 256"),
+        ({"depends_on": new_ids(257), "needs": 2}, r"\$\.needs: with more than 256"),
     ],
 )
 def test_what_is_no_dependency_is_refused(options: dict[str, Any], path: str) -> None:

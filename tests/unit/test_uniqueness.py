@@ -108,7 +108,7 @@ def test_what_is_no_rule_is_refused(field: str, value: object) -> None:
 
 def test_a_rule_that_puts_off_says_for_how_long() -> None:
     """inngest#3554: a steady stream of requests starves the job."""
-    with pytest.raises(InvalidInput, match=r"\$\.unique\.max_wait: requests without end"):
+    with pytest.raises(InvalidInput, match=r"\$\.unique\.max_wait: each request delays"):
         checked(unique=Unique(until="started", on_conflict="replace"), delay=5)
     with pytest.raises(InvalidInput, match=r"\$\.unique\.max_wait"):
         Unique(max_wait="5m")

@@ -123,7 +123,7 @@ def test_progress_goes_with_its_job(app_on_each_engine: Tenure) -> None:
 @pytest.mark.parametrize("numbers", [(math.nan,), (1, math.inf), ("many",), (-(2.0**53),)])
 def test_what_is_no_number_of_this_size_is_refused(numbers: Any) -> None:
     context = JobContext("", "work", "default", 1, 1, token=1, deadline=None)
-    with pytest.raises(InvalidInput, match="this is no progress"):
+    with pytest.raises(InvalidInput, match="not a valid progress"):
         context.progress(*numbers)
 
 

@@ -83,7 +83,7 @@ class Core:
     @database.setter
     def database(self, database: str | Callable[[], str]) -> None:
         if self._opened is not None and database != self._database:
-            raise InvalidInput("another one is open: call close() first", path="database")
+            raise InvalidInput("another database is open: call close() first", path="database")
         self._database = database
 
     @property

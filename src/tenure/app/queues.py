@@ -113,24 +113,24 @@ class Queues(Noun):
         ordered: Ordered | UnsetType | None = KEEP,
         actor: str | None = None,
     ) -> None:
-        """Change limits of a queue, for all workers on all machines. What is not given stays.
+        """Change limits of a queue, for all workers on all machines. What you omit stays.
 
         None removes a limit. Jobs that are processing continue, however many there are.
 
         - `queue`: the name of the queue.
         - `max_pending`: how many jobs may be pending, 0 or more. Then an enqueue raises QueueFull.
         - `max_running`: how many may be processing at once, 0 to 2,147,483,647.
-        - `rate`: how many may start in a time, as in `"900/1m"`: 1 to 1,000,000 in 1 ms to 31 days.
-          Never more start in any such time, whenever it begins. Each attempt counts.
-        - `burst`: how many of these may start at once, 1 to all. The fewer, the more evenly they
-          start. Default with a new rate: a tenth of them, 1 at least.
-        - `per_partition`: what holds for each partition beside that, and that partitions take
-          turns; `PerPartition()` for turns alone. Jobs without a partition are together one.
+        - `rate`: how many may start in any period of a length, such as `"900/1m"`: 1 to 1,000,000
+          in 1 ms to 31 days. Each attempt counts.
+        - `burst`: how many of these may start at once, 1 to all. With a smaller number, jobs start
+          more evenly. Default with a new rate: a tenth of them, 1 at least.
+        - `per_partition`: limits that hold for each partition as well. Partitions then take turns;
+          `PerPartition()` only does that. The jobs without a partition form one more partition.
         - `ordered`: run the jobs of a partition one at a time, in the order of their enqueue,
-          whatever their priorities. A job waits for all before it, also for their retries. After
-          one that failed for good the next one starts (`"pass"`), or the partition stands still
-          (`"halt"`) until that one is retried or passed over. With this, partitions take turns
-          until `per_partition=None`.
+          whatever their priorities. A job waits for all jobs before it and their retries. If one
+          fails for good, the next one starts (`"pass"`), or the partition halts (`"halt"`) until
+          the failed job is retried or passed over. With this, partitions take turns until
+          `per_partition=None`.
         - `actor`: who sets it. Default: the application's actor.
 
         Raises InvalidInput if the name or a limit is not valid.
@@ -156,7 +156,7 @@ class Queues(Noun):
         weight: int | UnsetType | None = KEEP,
         actor: str | None = None,
     ) -> None:
-        """Change what differs for a partition of a queue. What is not given stays.
+        """Change what differs for a partition of a queue. What you omit stays.
 
         It has an effect while the partitions of the queue take turns; see `limit`.
 

@@ -35,9 +35,9 @@ class Retention(Noun):
         cancelled: Duration | UnsetType | None = KEEP,
         failed: Duration | UnsetType | None = KEEP,
     ) -> RetentionRule:
-        """Change how long settled jobs of a type or of a queue are kept. What is not given stays.
+        """Change how long settled jobs of a type or of a queue are kept. What you omit stays.
 
-        It holds from the next minute on, for jobs that have settled before, too.
+        It holds from the next minute on, also for jobs that are settled already.
 
         - `type`, `queue`: the name of one of them.
         - `completed`, `cancelled`, `failed`: how long jobs of that status are kept: a duration up

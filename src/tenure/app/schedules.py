@@ -178,7 +178,7 @@ class Schedules(Noun):
         return schedules.get(self._core.store.read, name)
 
     def pause(self, name: str, *, actor: str | None = None, reason: str | None = None) -> Schedule:
-        """Let the ticks of a schedule add no jobs until it is resumed.
+        """Pause a schedule: its ticks add no jobs until it is resumed.
 
         - `name`: the schedule; one that is paused does not change.
         - `actor`: who pauses it. Default: the application's actor.
@@ -189,7 +189,7 @@ class Schedules(Noun):
         return self._set(name, actor, paused=True, reason=check_reason(reason))
 
     def resume(self, name: str, *, catch_up: bool = False, actor: str | None = None) -> Schedule:
-        """Let the ticks of a schedule add jobs again.
+        """Resume a schedule: its ticks add jobs again.
 
         - `name`: the schedule; one that is not paused does not change.
         - `catch_up`: treat the ticks since the pause as the schedule's `missed` says. Default:
@@ -335,7 +335,7 @@ class Schedules(Noun):
         return self._core.store.write("schedule", act).result()
 
     def fires(self, name: str, *, limit: int = 50, before: datetime | None = None) -> list[Fire]:
-        """Return what became of the ticks of a schedule, newest first.
+        """Return the past ticks of a schedule and their outcomes, newest first.
 
         - `name`: the schedule.
         - `limit`: 1 to 500. Default: 50. The rows of one tick are not parted, so there may be more.

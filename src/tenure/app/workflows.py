@@ -63,7 +63,7 @@ class Workflows(Noun):
         Raises InvalidInput.
         """
         if status is not None and status not in tuple(WorkflowStatus):
-            raise InvalidInput(f"one of {', '.join(WorkflowStatus)}", path="$.status")
+            raise InvalidInput(f"use one of {', '.join(WorkflowStatus)}", path="$.status")
         if name is not None:
             check_name(name, "workflow", "$.name")
         if before is not None:

@@ -75,7 +75,7 @@ LIMITS = together(
     option(
         "--per-partition",
         "LIMITS",
-        "For each partition, max_running=N,rate=N/TIME,burst=N, or `turns` for turns alone.",
+        "For each partition, max_running=N,rate=N/TIME,burst=N, or only `turns`.",
     ),
     option("--ordered", "halt|pass", "Run a partition in order; after a failure halt it, or not."),
 )

@@ -104,7 +104,7 @@ class JobContext(DurableContext, SignalContext, ParentsContext):
         try:
             said = JobProgress(float(done), None if total is None else float(total), str(message))
         except (TypeError, ValueError) as error:
-            raise InvalidInput(f"this is no progress: {error}") from error
+            raise InvalidInput(f"not a valid progress: {error}") from error
         if self._source is not None:
             self._source.note(Notes(progress=said))
 
@@ -186,5 +186,5 @@ class JobContext(DurableContext, SignalContext, ParentsContext):
         InvalidInput without an attempt, and what `complete` raises.
         """
         if self._fence is None:
-            raise InvalidInput("only a worker gives a transaction: here no attempt runs")
+            raise InvalidInput("a transaction needs an attempt of a worker; none runs here")
         return self._fence.transaction()

@@ -274,10 +274,10 @@ def with_unique_key(job: CheckedJob, rule: Unique) -> CheckedJob:
     """Return a job as `rule` makes it unique; raises InvalidInput."""
     wait: Any = rule.max_wait
     if wait is not None and job.run_at is not None:
-        raise InvalidInput("it goes with a delay, not with run_at", path="$.unique.max_wait")
+        raise InvalidInput("max_wait needs a delay, not run_at", path="$.unique.max_wait")
     if rule.changes and job.delay and wait is None:
         raise InvalidInput(
-            "requests without end would put the job off without end: say how long it may wait",
+            "each request delays the job again: give the longest time that it may wait",
             path="$.unique.max_wait",
         )
     one = uniqueness(rule, job.type, job.queue, job.payload)

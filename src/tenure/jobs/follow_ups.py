@@ -58,7 +58,7 @@ class FollowUps:
         if self.is_closed:
             raise InvalidInput(TOO_LATE)
         if len(self.jobs) == MAX_FOLLOW_UPS:
-            raise InvalidInput(f"a run adds at most {MAX_FOLLOW_UPS} jobs: add one that adds more")
+            raise InvalidInput(f"a run adds at most {MAX_FOLLOW_UPS} jobs: let one add the others")
         if id is not None and self.jobs and id <= self.jobs[-1].checked.id:
             raise InvalidInput("the ids of jobs that a run adds rise from job to job", path="$.id")
         known = self._defaults(new_job.type)

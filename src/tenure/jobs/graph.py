@@ -55,7 +55,7 @@ def dependencies_of(given: Any) -> tuple[Dependency, ...]:
     seen: set[str] = set()
     for one in (*(d.job_id for d in found), *(d.name for d in found if d.name)):
         if one in seen:
-            raise InvalidInput(f"{one} is there twice", path=path)
+            raise InvalidInput(f"{one} is given twice", path=path)
         seen.add(one)
     return tuple(found)
 
@@ -82,7 +82,7 @@ def needs_of(given: Any, parents: int) -> int | None:
         said = f"give all, any, or a whole number from 1 to the number of jobs, here {parents}"
         raise InvalidInput(said, path=path)
     if 1 < needs < parents and parents > MAX_COUNTED:
-        raise InvalidInput(f"of more than {MAX_COUNTED} jobs give all or any", path=path)
+        raise InvalidInput(f"with more than {MAX_COUNTED} jobs, use all or any", path=path)
     return None if needs == parents else needs
 
 

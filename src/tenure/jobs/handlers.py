@@ -241,7 +241,7 @@ def _own_context(name: str, parameters: list[inspect.Parameter]) -> bool:
     """Take the context out of a handler's parameters; return whether it could go by name."""
     context = parameters.pop(0)
     if context.kind not in (_BY_PLACE, _BY_PLACE_OR_NAME):
-        raise InvalidInput(f"{name}({context}): the context is passed by its place")
+        raise InvalidInput(f"{name}({context}): the context must be positional")
     return context.kind is not _BY_PLACE
 
 
@@ -310,7 +310,7 @@ class Handlers:
 
     def add(self, handler: Handler) -> None:
         if handler.name in self._by_name:
-            raise InvalidInput(f"there is a handler for {handler.name!r} already; name= another")
+            raise InvalidInput(f"{handler.name!r} has a handler already; give another name=")
         self._by_name[handler.name] = handler
 
     def add_for_any(self, make: Callable[[str], Handler]) -> None:

@@ -186,7 +186,7 @@ def _template_of(job: NewJob, time_key: str | None) -> Template:
     """Return the job that each tick adds, checked as an enqueue checks it."""
     options: dict[str, Any] = {**job.options}
     if refused := options.keys() & {"delay", "run_at", "idempotency_key", "actor", "unique"}:
-        raise InvalidInput(f"a schedule says that of its jobs: {', '.join(refused)}", path="$.job")
+        raise InvalidInput(f"the schedule decides this: {', '.join(refused)}", path="$.job")
     plain = msgspec.structs.replace(job, options=options)
     checked = check_job(plain, new_id(), defaults=TypeOptions(), actor="schedule")
     payload = payloads.load(checked.payload)

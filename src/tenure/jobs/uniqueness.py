@@ -100,7 +100,7 @@ def _checked(rule: Unique) -> dict[str, Any]:
     if type(rule.across_queues) is not bool:
         raise InvalidInput("give true or false", path=f"{at}.across_queues")
     if rule.max_wait is not None and not rule.changes:
-        raise InvalidInput("it is for on_conflict replace and reschedule", path=f"{at}.max_wait")
+        raise InvalidInput("it needs on_conflict replace or reschedule", path=f"{at}.max_wait")
     within, max_wait = (_span(rule, name, at) for name in ("within", "max_wait"))
     until = rule.until or (None if within else "settled")
     return {"by": by, "until": until, "within": within, "max_wait": max_wait}
