@@ -183,6 +183,47 @@ def test_many_parents_of_one_job(graph: Graph, parents: int, needs: str) -> None
     assert graph.state(child)[:2] == ("pending", 0)
 
 
+@pytest.mark.parametrize(("needs", "meets"), [("all", "settled"), ("any", "failed")])
+def test_parents_that_complete_one_by_one(graph: Graph, needs: str, meets: str) -> None:
+    """Each is counted in its gate, and on the child if that opens the gate or closes it.
+
+    Another child waits for the first parent alone, and a dependency on a parent of its own is past.
+    """
+    parents, child = range(1, 41), 41
+    graph.add(1, followed=2)
+    graph.add(2, 40, followed=1)
+    graph.add(42, need=1)
+    graph.link(range(1, 2), range(42, 43), "settled")
+    graph.add(child, need=40 if needs == "all" else 1, spare=0 if needs == "all" else 39)
+    graph.link(parents, range(child, child + 1), meets)
+    graph.gate(child, parents, needs)
+    graph.add(43, followed=1)
+    graph.link(range(43, 44), range(child, child + 1), "past")
+    if graph.raw.engine == "postgres":
+        graph.raw.run(f"UPDATE {{dependency}} SET gate = 0 WHERE parent = {graph.id(43)}")
+    graph.end("completed", 43)
+    left = {gate: 3 if gate < 8 else 2 for gate in range(16)}
+    order = random.Random(needs).sample(parents, 40)
+    graph.step("claimed", 1, 40)
+    for ended, parent in enumerate(order, 1):
+        graph.step("completed", parent)
+        left[(parent - 1) % 16] -= 1
+        missed = sum(not n for n in left.values())
+        if graph.raw.engine == "sqlite":
+            missed = ended
+        else:
+            rows = graph.raw.run("SELECT need, spare FROM {gate} ORDER BY gate")
+            assert [tuple(row) for row in rows] == [
+                (n, 0) if needs == "all" else (1, n - 1) for n in left.values()
+            ]
+        total = 40 if graph.raw.engine == "sqlite" else 16
+        state = (total - missed, 0) if needs == "all" else (1, total - 1 - missed)
+        released = needs == "all" and ended == 40
+        assert graph.state(child) == ("pending" if released else "waiting", *state)
+        assert graph.numbers("revisit", "job_id") == [child] * (needs == "any" and ended == 40)
+    assert graph.state(42) == ("pending", 0, 0)
+
+
 def test_parents_of_a_gate_come_back(graph: Graph) -> None:
     """The gates of `any` are closed by the last that fails, and open again."""
     child = 301

@@ -67,16 +67,18 @@ def test_the_last_two_parents_end_side_by_side(url: str, raw: Connection, graph:
     assert graph.state(3) == ("pending", 0, 0)
 
 
-def test_the_last_parents_of_two_gates_end_side_by_side(
-    url: str, raw: Connection, graph: Graph
+@pytest.mark.parametrize("first", [241, 256], ids=["of one gate", "of two gates"])
+def test_the_last_parents_in_gates_end_side_by_side(
+    url: str, raw: Connection, graph: Graph, first: int
 ) -> None:
     graph.add(1, 257, followed=1)
     graph.add(300, need=257)
     graph.link(range(1, 258), range(300, 301))
     graph.gate(300, range(1, 258))
-    graph.end("completed", 1, 255)
-    graph.step("claimed", 256, 257)
-    ends = step(graph, 256, "completed"), step(graph, 257, "completed")
+    graph.step("claimed", 1, 257)
+    for others in ((1, first - 1), (first + 1, 256)):
+        graph.step("completed", *others)
+    ends = step(graph, first, "completed"), step(graph, 257, "completed")
     with while_another_waits(url, raw, *ends):
         nothing()
     assert graph.state(300)[:2] == ("pending", 0)
@@ -209,13 +211,23 @@ def test_counting_is_nested_loops_whatever_came_first(
         f"INSERT INTO {{gate}} SELECT {graph.id('1201')}, n, 99, 0"
         " FROM generate_series(0, 15) AS s (n)"
     )
+    graph.add(511, 518, followed=1)
+    graph.step("claimed", 511, 518)
+    graph.raw.run(
+        "INSERT INTO {dependency} (parent, child, gate)"
+        f" SELECT {graph.id('n')}, {graph.id('1201')}, 3"
+        " FROM generate_series(511, 518) AS s (n)"
+    )
+    alone = [step(graph, n, "completed") for n in range(511, 519)]
     one_by_one = [step(graph, n, "cancelled") for n in range(1, 8)]
     batch = step(graph, 510, "cancelled").replace(
         "WHERE id =", f"WHERE id > {graph.id(10)} AND id <="
     )
     seen = [
-        p for p in plans([*one_by_one, batch]) if re.search(r"dependency_pkey|gate_pkey|counted", p)
+        p
+        for p in plans([*alone, *one_by_one, batch])
+        if re.search(r"dependency_pkey|gate_pkey|counted", p)
     ]
-    assert len(seen) >= 8 * 3
+    assert len(seen) >= 8 + 8 * 3
     for plan in seen:
         assert not re.search(r"Hash Join|Merge Join|Seq Scan on", plan), plan

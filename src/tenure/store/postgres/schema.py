@@ -177,12 +177,11 @@ def _conditions(schema: str) -> dict[str, str]:
 
 
 def _legal(rule: Rule, unfit: str) -> str:
-    """The condition that a change of a row is this transition, and nothing hangs on the job."""
+    """The condition that a change of a row is this transition, of a job without a unique key."""
     between = f"o.status = '{rule.source}' AND n.status = '{rule.target}'"
     condition = f"{_renamed(constraints.is_legal(rule), OLD='o', NEW='n')} AND NOT ({unfit})"
     condition = _known(condition, o=rule.source, n=rule.target)
-    alone = "n.unique_key IS NULL AND coalesce(n.followed, 0) = 0"
-    return f"({between} AND {alone} AND {condition}) IS TRUE"
+    return f"({between} AND n.unique_key IS NULL AND {condition}) IS TRUE"
 
 
 def _known(condition: str, **statuses: Status) -> str:

@@ -336,6 +336,8 @@ DECLARE
     several boolean;
     claimed boolean := false;
     completed boolean := false;
+    followers bigint;
+    counted boolean;
     moved_at timestamptz;
     seen record;
     limited boolean := false;
@@ -352,7 +354,7 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM {schema}.check_snapshot();
     END IF;
-    -- Jobs that are all claimed, or all complete, and on which nothing else hangs: what workers do nearly
+    -- Jobs without unique keys or limits that are all claimed, or all complete: what workers do nearly
     -- always. To begin the queries below costs as much as ten such jobs. What is not in order is left to
     -- them. For one job, which most fleets claim at a time, expressions cost less than queries.
     IF pg_sequence_last_value('{schema}.limit_edition_seq'::regclass) IS NULL THEN
@@ -367,9 +369,11 @@ BEGIN
             END IF;
         ELSIF o.status = 'processing' AND n.status = 'completed' THEN
             IF several THEN
-                SELECT bool_and({is_completed}) INTO completed FROM before AS o JOIN after AS n ON n.id = o.id;
+                SELECT bool_and({is_completed}), sum(n.followed) INTO completed, followers
+                FROM before AS o JOIN after AS n ON n.id = o.id;
             ELSE
                 completed := {is_completed};
+                followers := n.followed;
             END IF;
         END IF;
     END IF;
@@ -397,6 +401,13 @@ BEGIN
                     SELECT ctid FROM {schema}.ready WHERE queue = before.queue
                         AND priority = before.priority AND run_at = before.run_at AND id = before.id
                     LIMIT 1) AS token));
+        ELSIF followers > 0 THEN
+            counted := CASE followers WHEN 1 THEN {schema}.count_in_gate(n.id, n.status) ELSE false END;
+            IF NOT counted THEN
+                PERFORM {schema}.follow_all(array_agg(id ORDER BY id), array_agg(status ORDER BY id),
+                    array_agg(1), array_agg(followed ORDER BY id), NULL, NULL)
+                FROM after WHERE followed > 0;
+            END IF;
         END IF;
         RETURN NULL;
     END IF;
