@@ -173,3 +173,15 @@ def test_a_list_is_held_while_somebody_selects(window: Window, app: Tenure) -> N
     assert page.locator("tbody tr").count() == 1
     page.locator("tbody input").uncheck()
     expect(page.locator("tbody tr")).to_have_count(2)
+
+
+def test_a_long_error_leaves_the_names_of_jobs_whole(window: Window, app: Tenure) -> None:
+    error = {"fail_times": "a text, which the payload does not allow"}
+    job = app.enqueue("fake.flaky", error, queue="narrow", max_retries=1)
+    wait_until(lambda: app.get(job.id).status == "failed", "failed")
+    page = window(viewport={"width": 900, "height": 800})
+    page.goto("/ui/jobs?queue=narrow")
+    heights = page.locator("td[data-label=Job] a").evaluate_all(
+        "links => links.map(link => link.getBoundingClientRect().height)"
+    )
+    assert heights == [26], "one line"
