@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LIST = tomllib.loads(Path(__file__).with_name("words.toml").read_text("utf-8"))
 ALLOWED: dict[str, list[str]] = LIST["allowed"]
-EVERYWHERE = ("src/tenure", "tools", "docs", "*.md")
+EVERYWHERE = ("src/tenure", "tools", "docs", "*.md", "tests/*.md")
 READ = (".py", ".sql", ".html", ".js", ".css", ".md")
 SKIPPED = re.compile(
     r"tests/docs/test_words\.py|docs/benchmarks\.md|docs/reliability\.md"

@@ -27,7 +27,7 @@ CREATE TABLE {schema}.measured (
 ) WITH (fillfactor = 10);
 INSERT INTO {schema}.measured VALUES (true, '0', 0, 0);
 
--- How many jobs stood where, when the ledger had been written so far.
+-- How many jobs had each status at that place of the ledger.
 CREATE TABLE {schema}.tally (
     status text COLLATE "C" NOT NULL,
     queue text COLLATE "C" NOT NULL,
@@ -91,13 +91,13 @@ CREATE TABLE {schema}.bulk (
 );
 CREATE INDEX bulk_unfinished ON {schema}.bulk (id) WHERE finished_at IS NULL;
 
--- The span that added a job, where the application traces. A separate table: others pay nothing.
+-- The span that added a job, if the application traces. A separate table, so that other jobs pay nothing.
 CREATE TABLE {schema}.trace (
     job_id uuid PRIMARY KEY,
     traceparent text COLLATE "C" NOT NULL
 );
 
--- How far each job has come, as its handler says; others pay nothing. `token` is that of the attempt.
+-- The progress of each job, reported by its handler. `token` is the token of the attempt.
 CREATE TABLE {schema}.progress (
     job_id uuid PRIMARY KEY,
     token integer NOT NULL,

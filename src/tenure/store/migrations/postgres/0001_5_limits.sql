@@ -1,4 +1,4 @@
--- What holds for a queue, beside whether it is paused. No row: no limits. `every` and `tat` are whole microseconds:
+-- The limits of a queue. No row: no limits. `every` and `tat` are whole microseconds:
 -- a rate lets n jobs start at t if max(tat, t) + n * every <= t + burst * every, and then tat is
 -- max(tat, t) + n * every. With the least `every` that is allowed here no window of `rate_seconds`
 -- has more than `rate_starts` starts.
@@ -26,7 +26,7 @@ CREATE TABLE {schema}.queue_limit (
         OR num_nonnulls(per_max_running, per_rate_starts, ordered) = 0)
 ) WITH (fillfactor = 10);
 
--- What differs for a partition of a queue, and how far its rate is used up.
+-- The settings of one partition of a queue, and how far its rate is used up.
 CREATE TABLE {schema}.partition_limit (
     queue text COLLATE "C" NOT NULL,
     partition text COLLATE "C" NOT NULL

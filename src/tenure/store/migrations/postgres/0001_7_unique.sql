@@ -5,7 +5,7 @@ CREATE TABLE {schema}.unique_key (
     job_id uuid NOT NULL
 );
 
--- The job that was accepted last by the rule of a unique key that lasts for a time.
+-- The job that was last accepted under a unique key that lasts for a time.
 CREATE TABLE {schema}.throttle (
     key text COLLATE "C" PRIMARY KEY,
     job_id uuid NOT NULL,

@@ -26,7 +26,7 @@ CREATE TABLE tenure_measured (
 ) STRICT;
 INSERT INTO tenure_measured VALUES (1, 0, 0);
 
--- How many jobs stood where, when the ledger had been written so far.
+-- How many jobs had each status at that place of the ledger.
 CREATE TABLE tenure_tally (
     status TEXT NOT NULL,
     queue TEXT NOT NULL,
@@ -90,13 +90,13 @@ CREATE TABLE tenure_bulk (
 ) STRICT;
 CREATE INDEX tenure_bulk_unfinished ON tenure_bulk (id) WHERE finished_at IS NULL;
 
--- The span that added a job, where the application traces. A separate table: others pay nothing.
+-- The span that added a job, if the application traces. A separate table, so that other jobs pay nothing.
 CREATE TABLE tenure_trace (
     job_id TEXT PRIMARY KEY NOT NULL,
     traceparent TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- How far each job has come, as its handler says; others pay nothing. `token` is that of the attempt.
+-- The progress of each job, reported by its handler. `token` is the token of the attempt.
 CREATE TABLE tenure_progress (
     job_id TEXT PRIMARY KEY NOT NULL,
     token INTEGER NOT NULL,

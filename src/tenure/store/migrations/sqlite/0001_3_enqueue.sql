@@ -1,6 +1,6 @@
 -- The entry point for SQL: an INSERT into this view adds a job, also from triggers. Times are
--- milliseconds since 1970, durations seconds. What is NULL is as the type says, if it is known, or the
--- default. It checks what an enqueue in Python checks; messages begin with the code of the error.
+-- milliseconds since 1970, durations seconds. For NULL, it takes the option of the type, if that is known, or
+-- the default. It makes the checks of an enqueue in Python; messages begin with the code of the error.
 
 CREATE VIEW tenure_enqueue AS
     SELECT type, payload, queue, priority, max_retries, timeout, backoff, NULL AS delay, run_at,

@@ -1,4 +1,4 @@
--- What holds for a queue, beside whether it is paused. No row: no limits. `every` and `tat` are whole microseconds:
+-- The limits of a queue. No row: no limits. `every` and `tat` are whole microseconds:
 -- a rate lets n jobs start at t if max(tat, t) + n * every <= t + burst * every, and then tat is
 -- max(tat, t) + n * every. With the least `every` that is allowed here no window of `rate_seconds`
 -- has more than `rate_starts` starts.
@@ -28,7 +28,7 @@ CREATE TABLE tenure_queue_limit (
         OR (per_max_running IS NULL AND per_rate_starts IS NULL AND ordered IS NULL))
 ) STRICT, WITHOUT ROWID;
 
--- What differs for a partition of a queue, and how far its rate is used up.
+-- The settings of one partition of a queue, and how far its rate is used up.
 CREATE TABLE tenure_partition_limit (
     queue TEXT NOT NULL,
     partition TEXT NOT NULL CHECK (length(partition) <= 128
@@ -71,7 +71,7 @@ CREATE TABLE tenure_limit_change (
 ) STRICT;
 CREATE INDEX tenure_limit_change_place ON tenure_limit_change (queue, place);
 
--- Where the partitions of a queue take turns: a row for each pending job, `partition` '' if it has none.
+-- For queues whose partitions take turns: a row for each pending job, `partition` '' if it has none.
 CREATE TABLE tenure_turn (
     queue TEXT NOT NULL,
     priority INTEGER NOT NULL,
@@ -81,9 +81,9 @@ CREATE TABLE tenure_turn (
     PRIMARY KEY (queue, priority, partition, run_at, id)
 ) STRICT, WITHOUT ROWID;
 
--- Slots, turns and lines follow the jobs. Jobs of other queues pay for one search in an empty table, in as small a
--- trigger as can be. In a trigger a conflict clause of the statement outside holds, such as OR REPLACE, unless
--- there is an ON CONFLICT: so what is inserted is all key, or has one.
+-- Slots, turns and lines follow the jobs. For jobs of other queues the trigger is small and makes one search in an
+-- empty table. A conflict clause of the outer statement, such as OR REPLACE, also holds in a trigger, unless the
+-- INSERT there has an ON CONFLICT. So each INSERT here has one, or its table has only key columns.
 
 CREATE TRIGGER tenure_job_joins AFTER INSERT ON tenure_job
 WHEN NEW.queue IN (SELECT queue FROM tenure_queue_limit)
@@ -96,7 +96,7 @@ BEGIN
     FROM tenure_queue_limit WHERE queue = NEW.queue AND ordered IS NOT NULL;
 END;
 
--- An insert here says what became of a job of a queue with limits.
+-- An insert here reports a transition of a job of a queue with limits.
 CREATE VIEW tenure_limited AS
     SELECT queue, coalesce(partition, '') AS partition, id, status AS was, priority AS was_priority,
         run_at AS was_run_at, status, priority, run_at, started_at, true AS rests
@@ -129,7 +129,7 @@ BEGIN
         AND queue = NEW.queue AND partition = NEW.partition AND job_id = NEW.id;
 END;
 
--- The file has one writer: what is counted here is what holds at the commit.
+-- The file has one writer, so a count here is still right at the commit.
 CREATE TRIGGER tenure_limited_starts INSTEAD OF INSERT ON tenure_limited
 WHEN NEW.was = 'pending' AND NEW.status = 'processing'
 BEGIN

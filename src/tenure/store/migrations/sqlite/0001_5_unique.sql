@@ -6,7 +6,7 @@ CREATE TABLE tenure_unique_key (
     job_id TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- The job that was accepted last by the rule of a unique key that lasts for a time.
+-- The job that was last accepted under a unique key that lasts for a time.
 CREATE TABLE tenure_throttle (
     key TEXT PRIMARY KEY NOT NULL,
     job_id TEXT NOT NULL,

@@ -72,7 +72,7 @@ BEGIN
     ORDER BY child LIMIT 1 OFFSET {many_followers} - 1;
 END;
 
--- Who deletes a job from `overdue` counts for the next followers of it.
+-- A delete of a job from `overdue` counts for the next followers of it.
 CREATE TRIGGER tenure_overdue_counts AFTER DELETE ON tenure_overdue
 WHEN EXISTS (SELECT 1 FROM tenure_job AS job WHERE id = OLD.parent AND {job_at_rest})
 BEGIN
