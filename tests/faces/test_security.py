@@ -9,7 +9,9 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -57,21 +59,28 @@ def api(app: Tenure) -> Iterator[TestClient]:
         yield api
 
 
-def imports(path: Path) -> set[str]:
-    found: set[str] = set()
+class Used(NamedTuple):
+    """What a source imports, and the names that it calls: alone, and as a part of something."""
+
+    imports: set[str]
+    alone: set[str]
+    parts: set[str]
+
+
+@cache
+def used_by(path: Path) -> Used:
+    used = Used(set(), set(), set())
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
-
-
-def calls(path: Path) -> set[str]:
-    """The names of what is called, whatever it is a part of."""
-    nodes = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)]
-    plain = {node.func.id for node in nodes if isinstance(node.func, ast.Name)}
-    return plain | {node.func.attr for node in nodes if isinstance(node.func, ast.Attribute)}
+        match node:
+            case ast.Import(names=names):
+                used.imports.update(name.name for name in names)
+            case ast.ImportFrom(module=str(name)):
+                used.imports.add(name)
+            case ast.Call(func=ast.Name(id=name)):
+                used.alone.add(name)
+            case ast.Call(func=ast.Attribute(attr=name)):
+                used.parts.add(name)
+    return used
 
 
 # --- nothing stored is code -----------------------------------------------------------------------
@@ -80,14 +89,11 @@ def calls(path: Path) -> set[str]:
 @pytest.mark.requirement("C1")
 def test_nothing_loads_code_from_data(subtests: pytest.Subtests) -> None:
     for source in SOURCES:
+        used = used_by(source)
         with subtests.test(source.name):
-            assert not imports(source) & LOADERS
-            plain = ast.walk(ast.parse(source.read_text("utf-8")))
-            named = {
-                n.func.id for n in plain if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
-            }
-            assert not named & {"eval", "exec", "compile", "__import__"}
-            if "import_module" in calls(source):
+            assert not used.imports & LOADERS
+            assert not used.alone & {"eval", "exec", "compile", "__import__"}
+            if "import_module" in used.alone | used.parts:
                 assert str(source.relative_to(PACKAGE)) in IMPORTERS
 
 
@@ -140,14 +146,17 @@ def test_what_somebody_wrote_into_the_database_is_only_data(app: Tenure, tmp_pat
 
 @pytest.mark.requirement("C8")
 def test_only_the_client_calls_out() -> None:
-    assert [path.name for path in SOURCES if imports(path) & CALLERS] == ["transport.py"]
+    assert [path.name for path in SOURCES if used_by(path).imports & CALLERS] == ["transport.py"]
 
 
 @pytest.mark.requirement("C11")
 def test_statements_are_built_in_the_store_only() -> None:
     """Everywhere else nothing executes SQL. The simulator has a store in memory."""
     executing = {
-        path.relative_to(PACKAGE) for path in SOURCES if calls(path) & {"execute", "executemany"}
+        path.relative_to(PACKAGE)
+        for path in SOURCES
+        for used in [used_by(path)]
+        if (used.alone | used.parts) & {"execute", "executemany"}
     }
     others = {path for path in executing if path.parts[0] not in ("store", "simulator")}
     assert {str(path) for path in others} == READERS
