@@ -83,7 +83,7 @@ def test_no_open_partition_waits_longer_than_one_round(
             assert since[name] <= sum(weights.values()) + 12
 
 
-@given(some.randoms(use_true_random=False))
+@given(some.randoms(use_true_random=True))
 def test_partitions_that_come_and_go_each_get_their_turn(chance: Random) -> None:
     """One that stays open gets at least a turn while another one gets two."""
     turn, got = Turn("b"), dict.fromkeys("abcdef", 0)
