@@ -25,7 +25,7 @@ leaves = (
     | texts
 )
 documents = st.recursive(
-    leaves, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=25
+    leaves, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=8
 )
 payloads = st.dictionaries(texts, documents)
 
