@@ -99,7 +99,7 @@ def walk(game: type[History], first: int, seeds: int) -> None:
             machine.teardown()
 
 
-@pytest.mark.parametrize("examples", [30, more(120)])
+@pytest.mark.parametrize("examples", [15, more(135)])
 def test_short_histories_on_sqlite(on_sqlite: type[History], examples: int) -> None:
     play(on_sqlite, examples)
 
@@ -109,9 +109,9 @@ def test_short_histories_on_postgres(on_postgres: type[History], examples: int) 
     play(on_postgres, examples)
 
 
-@pytest.mark.parametrize("first", [0, more(10), more(20)])
+@pytest.mark.parametrize("first", [0, more(5), more(10), more(15), more(20), more(25)])
 def test_long_histories_on_sqlite(on_sqlite: type[History], first: int) -> None:
-    walk(on_sqlite, first, 10)
+    walk(on_sqlite, first, 5)
 
 
 @pytest.mark.parametrize("first", [0, more(4)])
