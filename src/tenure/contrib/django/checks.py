@@ -38,7 +38,7 @@ def check_settings(backend: TenureBackend) -> list[CheckMessage]:
 def check_databases(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
     """Return what is wrong with the databases of the jobs, for `check --database` and `migrate`."""
     found: list[CheckMessage] = []
-    for backend in backends():
+    for backend in {one.app: one for one in backends()}.values():
         if backend.database in (databases or ()) and backend.database in connections.settings:
             found += _database(backend, connections[backend.database])
     return found
