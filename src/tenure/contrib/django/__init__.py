@@ -9,6 +9,7 @@ for everything else that a `Tenure` does. Nothing here opens a database before i
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 
+_HOME = {"TenureBackend": "backend", "TenureContext": "tasks", "TenureTask": "tasks", "asgi": "web"}
+
+
 class TaskCancelled(Exception):
     """The error of a task whose job was cancelled. It is never raised."""
 
@@ -45,14 +49,8 @@ def __getattr__(name: str) -> object:
 
         backend: Any = task_backends["default"]
         return backend.app
-    if name == "TenureBackend":
-        from tenure.contrib.django import backend as home
-    elif name == "asgi":
-        from tenure.contrib.django import web as home  # type: ignore[no-redef]
-    elif name in ("TenureContext", "TenureTask"):
-        from tenure.contrib.django import tasks as home  # type: ignore[no-redef]
-    else:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(home, name)
+    value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value

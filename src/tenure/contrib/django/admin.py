@@ -101,20 +101,13 @@ class ReadOnly:
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
+    has_change_permission = has_delete_permission = has_add_permission
 
 
 def preformatted(text: str | None) -> str:
     """Return a text as HTML that keeps its line breaks and spaces; a dash for None."""
-    return (
-        "-"
-        if text is None
-        else format_html('<pre style="margin: 0; white-space: pre-wrap">{}</pre>', text)
-    )
+    html = '<pre style="margin: 0; white-space: pre-wrap">{}</pre>'
+    return "-" if text is None else format_html(html, text)
 
 
 def indented(document: str | None) -> str:

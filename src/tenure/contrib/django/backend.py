@@ -12,7 +12,7 @@ from django.utils import timezone
 from tenure import Tenure
 from tenure.contrib.django._api import BaseTaskBackend, InvalidTask, base, normalize_json, signals
 from tenure.contrib.django.databases import tenure_of
-from tenure.contrib.django.results import new_result, read_result
+from tenure.contrib.django.results import read_result, result_of
 from tenure.contrib.django.tasks import OF_JOBS, TenureTask, declared, type_of
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ class TenureBackend(BaseTaskBackend):
         )
         job = within.enqueue(type_of(task.module_path, self.alias), payload, **options)
         fresh = job.token == 0 and job.finished_at is None
-        result = new_result(task, job) if fresh else self.get_result(job.id)
+        facts = (task, job.id, job.payload, job.created_at)
+        result = result_of(*facts) if fresh else self.get_result(job.id)
         signals.task_enqueued.send(type(self), task_result=result)
         return result
 
@@ -101,4 +102,4 @@ class TenureBackend(BaseTaskBackend):
         """Return what is wrong with the settings."""
         from tenure.contrib.django.checks import check_settings
 
-        return check_settings(self)
+        return list(check_settings(self))

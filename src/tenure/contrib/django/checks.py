@@ -30,11 +30,6 @@ CONCURRENCY = 16
 """Handlers that a worker runs at once by default, each with a connection."""
 
 
-def check_settings(backend: TenureBackend) -> list[CheckMessage]:
-    """Return what is wrong with a backend, without a query."""
-    return list(_settings(backend, backend.database))
-
-
 def check_databases(databases: Sequence[str] | None = None, **_: Any) -> list[CheckMessage]:
     """Return what is wrong with the databases of the jobs, for `check --database` and `migrate`."""
     found: list[CheckMessage] = []
@@ -52,7 +47,9 @@ def check_deployment(**_: Any) -> list[CheckMessage]:
     return [Info("The dashboard of the jobs is not a part of this site.", hint, id="tenure.I001")]
 
 
-def _settings(backend: TenureBackend, alias: str) -> Iterator[CheckMessage]:
+def check_settings(backend: TenureBackend) -> Iterator[CheckMessage]:
+    """Yield what is wrong with a backend, without a query."""
+    alias = backend.database
     if not apps.is_installed("tenure.contrib.django"):
         hint = "Add 'tenure.contrib.django' to INSTALLED_APPS."
         yield Error("The application of the backend is not installed.", hint, id="tenure.E001")

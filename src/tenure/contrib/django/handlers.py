@@ -21,13 +21,7 @@ from django.db import connections, reset_queries, transaction
 from django.utils import timezone
 
 from tenure import InvalidInput, JobContext, PermanentFailure, RetryAfter, Snooze, Tenure
-from tenure.contrib.django._api import (
-    InvalidTask,
-    base,
-    normalize_json,
-    signals,
-    task_backends,
-)
+from tenure.contrib.django._api import InvalidTask, base, normalize_json, signals, task_backends
 from tenure.contrib.django.results import read_result
 from tenure.contrib.django.tasks import OF_TYPES, TenureContext, TenureTask, type_of
 from tenure.jobs.handlers import Handler

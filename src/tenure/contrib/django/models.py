@@ -6,17 +6,15 @@ A change by the ORM is one in plain SQL: triggers refuse what the lifecycle does
 from __future__ import annotations
 
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS, connections, models
 from django.utils import timezone
 
 from tenure.contrib.django.databases import backends
+from tenure.contrib.django.results import EPOCH, time_of
 from tenure.lifecycle import Status
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def alias() -> str:
@@ -47,10 +45,7 @@ class Time(models.DateTimeField):
         return "TenureTime"  # no engine knows it: SQLite's would read a text
 
     def from_db_value(self, value: Any, expression: object, connection: object) -> Any:
-        if not isinstance(value, int):
-            return value
-        at = EPOCH + timedelta(milliseconds=value)
-        return at if settings.USE_TZ else timezone.make_naive(at)
+        return time_of(value) if isinstance(value, int) else value
 
     def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:
         at = value if prepared else self.get_prep_value(value)

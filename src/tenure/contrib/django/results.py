@@ -15,7 +15,6 @@ from django.db import connections
 from django.utils import timezone
 from django.utils.module_loading import autodiscover_modules
 
-from tenure import Job
 from tenure.contrib.django._api import base, exceptions
 from tenure.contrib.django.tasks import declared
 from tenure.jobs import ids
@@ -43,11 +42,6 @@ SELECT event, actor, at, target, detail, reason FROM {prefix}transition
 WHERE job_id = {id} ORDER BY seq
 """
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def new_result(task: Any, job: Job) -> Result:
-    """Return the result of a task that was just added."""
-    return _result(task, job.id, job.payload, job.created_at)
 
 
 def read_result(backend: TenureBackend, job_id: str, task: Any = None) -> Result:
@@ -82,15 +76,15 @@ def read_result(backend: TenureBackend, job_id: str, task: Any = None) -> Result
         priority=-priority,
         queue_name=queue,
         backend=alias,
-        run_after=_time(run_at) if is_deferred else None,
+        run_after=time_of(run_at) if is_deferred else None,
     )
-    result = _result(task, job_id, payload, created_at, status, finished_at, history)
+    result = result_of(task, job_id, payload, created_at, status, finished_at, history)
     if status == "completed" and returned is not None:
         object.__setattr__(result, "_return_value", json.loads(returned))
     return result
 
 
-def _result(
+def result_of(
     task: Any,
     job_id: str,
     payload: Mapping[str, Any],
@@ -99,6 +93,7 @@ def _result(
     finished_at: Any = None,
     history: Sequence[Sequence[Any]] = (),
 ) -> Result:
+    """Return the result of a task whose job has these values, and this history."""
     claims: list[tuple[str, Any]] = []
     for event, actor, at, *_ in history:
         if event == "claimed":
@@ -109,10 +104,10 @@ def _result(
         task=task,
         id=job_id,
         status=STATUS.get(status, base.TaskResultStatus.READY),
-        enqueued_at=_time(created_at),
-        started_at=_time(claims[0][1]) if claims else None,
-        finished_at=None if finished_at is None else _time(finished_at),
-        last_attempted_at=_time(claims[-1][1]) if claims else None,
+        enqueued_at=time_of(created_at),
+        started_at=time_of(claims[0][1]) if claims else None,
+        finished_at=None if finished_at is None else time_of(finished_at),
+        last_attempted_at=time_of(claims[-1][1]) if claims else None,
         args=payload.get("args") or [],
         kwargs=payload.get("kwargs") or {},
         backend=task.backend,
@@ -159,7 +154,7 @@ def _task_at(path: str) -> Any:
     return getattr(sys.modules.get(module), name, None)
 
 
-def _time(stored: Any) -> datetime:
+def time_of(stored: Any) -> datetime:
     """Return a time as Django has it: SQLite stores milliseconds."""
     time: datetime = EPOCH + timedelta(milliseconds=stored) if isinstance(stored, int) else stored
     if timezone.is_aware(time):
