@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -268,6 +269,25 @@ def test_a_file_that_others_may_open_and_one_with_two_names_are_noticed(sqlite_u
     path.chmod(0o600)
     path.with_name("other.db").hardlink_to(path)
     assert found(sqlite_url)["files"].health is CheckResult.PROBLEM
+
+
+def test_a_transaction_that_keeps_others_from_writing_is_named(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An enqueue fails as `database is locked`, and refers to `tenure doctor`."""
+    monkeypatch.setattr(sqlite_checks, "LOCK_SECONDS", 0.05)
+    Tenure(sqlite_url).migrate()
+    path = sqlite_url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        locked = found(sqlite_url)
+        other.execute("ROLLBACK")
+    assert locked["write_lock"].health is CheckResult.WARNING
+    assert f"fuser -v {path}" in locked["write_lock"].advice
+    assert locked["limits"].health is CheckResult.OK, "the other checks only read"
+    assert found(sqlite_url)["write_lock"].health is CheckResult.OK
+    with Tenure(sqlite_url) as app:
+        assert app.enqueue("email"), "the check has released it"
 
 
 def test_a_clock_that_was_set_back_is_noticed(database_url: str) -> None:

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from tenure.jobs.findings import Check
@@ -34,6 +35,8 @@ SETTINGS: doctor.Settings = {
         "a power cut could lose accepted jobs: report this, it is a fault of Tenure",
     ),
 }
+LOCK_SECONDS = 2.0
+"""How long the check waits for another writer. A transaction of Tenure takes milliseconds."""
 SYNCHRONOUS = {0: "off", 1: "normal", 2: "full", 3: "extra"}
 AHEAD = """
 SELECT (at - (SELECT at FROM tenure_now)) / 1000.0 FROM tenure_transition ORDER BY seq DESC LIMIT 1
@@ -137,6 +140,7 @@ def check_sqlite(url: str) -> Iterator[Check]:
             yield doctor.clock(sqlite_connection.to_time(millis), before - 0.001, after)
             (ahead,) = connection.execute(AHEAD).fetchone() or (None,)
             yield doctor.newest_entry(ahead)
+            yield _write_lock(connection, path)
         if version == migrate.newest("sqlite"):
             with closing(SqliteReader(path)) as reader:
                 yield doctor.types(types.every(reader).values(), reader.workers())
@@ -145,6 +149,23 @@ def check_sqlite(url: str) -> Iterator[Check]:
     except (sqlite3.Error, OSError) as error:  # the folder may be gone by now
         advice = "is it a database of Tenure, and may this user read and write it and its folder?"
         yield problem("database", f"{path}: {error}", advice)
+
+
+def _write_lock(connection: sqlite3.Connection, path: Path) -> Check:
+    try:
+        begin = partial(connection.execute, "BEGIN IMMEDIATE")
+        sqlite_connection.when_free(begin, patience=LOCK_SECONDS)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise
+        found = f"a transaction has held it for {LOCK_SECONDS:.0f} s or longer"
+        advice = (
+            "no job is added, started or completed meanwhile. End the transaction; "
+            f"`fuser -v {path}` lists the processes that have the file open"
+        )
+        return warning("write_lock", found, advice)
+    connection.execute("ROLLBACK")
+    return ok("write_lock", "free")
 
 
 def _files(path: Path) -> Check:
