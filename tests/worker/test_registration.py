@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from tenure import InvalidInput, JobContext, KeyConflict, Tenure
+from tenure.jobs import json_types
 
 Anything = TypeVar("Anything")
 
@@ -186,6 +187,23 @@ def test_a_schema_that_no_server_takes_is_left_out(app: Tenure) -> None:
     choose.__annotations__["word"] = Literal[tuple(f"word-{n}" for n in range(3_000))]
     app.job(choose)
     assert app.core.handlers.options()["choose"].schema is None
+
+
+def test_a_handler_may_come_while_a_worker_declares_the_types(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django adds one when a view uses a task at another backend; the worker has its own thread."""
+    app.job(name="first")(lambda: None)
+    handlers, known = app.core.handlers, json_types.known
+
+    def meanwhile(*described: Any) -> Any:
+        if handlers.find("second") is None:
+            app.job(name="second")(lambda: None)
+        return known(*described)
+
+    monkeypatch.setattr(json_types, "known", meanwhile)
+    assert list(handlers.options()) == ["first"]
+    assert handlers.types() == ("first", "second")
 
 
 def test_a_type_has_one_handler(app: Tenure) -> None:

@@ -332,7 +332,7 @@ class Handlers:
         """Return what is known of every type whose handler is here, by name."""
         return {
             name: json_types.known(one.defaults, one.decoder, one.keep)
-            for name, one in self._by_name.items()
+            for name, one in self._by_name.copy().items()  # other threads may add
         }
 
     def types(self) -> tuple[str, ...] | None:
