@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -34,6 +35,7 @@ Arguments = list[Any] | None
 Keywords = dict[str, Any] | None
 lent: list[Any] = []
 """The connections of tests in whose transactions tasks run."""
+_registering = threading.Lock()
 NOT_THE_END = (Parked, Snooze, RetryAfter, asyncio.CancelledError)
 
 
@@ -42,21 +44,22 @@ def handler_at(backend: TenureBackend, task: TenureTask) -> Handler:
 
     Raises InvalidTask for the name of the task.
     """
-    type = type_of(task.module_path, backend.alias)
-    if (known := backend.app.core.handlers.find(type)) is not None:
-        return known
-    options = {name: backend.option(task, name) for name in OF_TYPES}
-    make = _async_handler if iscoroutinefunction(task.func) else _handler
-    try:
-        return backend.app.job(
-            name=type,
-            queue=task.queue_name,
-            priority=-int(task.priority),
-            permanent=() if backend.option(task, "retry_exceptions") else (BaseException,),
-            **{name: value for name, value in options.items() if value is not None},
-        )(make(task, backend.alias)).handler
-    except InvalidInput as error:
-        raise InvalidTask(f"{type}: {error}") from error
+    with _registering:  # of threads that use the task for the first time, one adds the handler
+        type = type_of(task.module_path, backend.alias)
+        if (known := backend.app.core.handlers.find(type)) is not None:
+            return known
+        options = {name: backend.option(task, name) for name in OF_TYPES}
+        make = _async_handler if iscoroutinefunction(task.func) else _handler
+        try:
+            return backend.app.job(
+                name=type,
+                queue=task.queue_name,
+                priority=-int(task.priority),
+                permanent=() if backend.option(task, "retry_exceptions") else (BaseException,),
+                **{name: value for name, value in options.items() if value is not None},
+            )(make(task, backend.alias)).handler
+        except InvalidInput as error:
+            raise InvalidTask(f"{type}: {error}") from error
 
 
 class _Attempt:

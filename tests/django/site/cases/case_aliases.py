@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,9 +13,9 @@ from django.conf import settings
 from django.db import connections
 from django.test import override_settings
 from shop.task_api import InvalidTask, TaskResultDoesNotExist, TaskResultMismatch, task
-from shop.tasks import fail, ship, ship_once
+from shop.tasks import fail, ship, ship_once, tell
 
-from tenure.contrib.django import app
+from tenure.contrib.django import TenureBackend, app
 from tenure.contrib.django._api import task_backends
 
 pytestmark = pytest.mark.usefixtures("cleared")
@@ -57,6 +60,19 @@ def test_two_backends_of_a_database_have_their_own_queues_and_options() -> None:
     assert within.get(back.enqueue(1).id).type == "shop.tasks.ship"
     option = task_backends["slow"].option  # type: ignore[attr-defined]
     assert (option(ship_once, "atomic"), option(ship_once, "retry_exceptions")) == (None, True)
+
+
+def test_two_requests_may_be_the_first_that_use_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    both, option = threading.Barrier(2), TenureBackend.option
+
+    def together(*of: Any) -> Any:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        return option(*of)
+
+    monkeypatch.setattr(TenureBackend, "option", together)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: tell.using(backend="slow", queue_name="slow"), range(2)))
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +16,6 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.db import connection, transaction
 from django.test import override_settings
-from msgspec.structs import replace
 from psycopg.conninfo import conninfo_to_dict
 from shop import task_api
 from shop.models import Order
@@ -157,7 +157,7 @@ def test_what_cannot_run_is_refused() -> None:
         named.__qualname__ = name
         for process in (True, False):
             with pytest.raises(InvalidTask, match=r"module level|name"):
-                type(ship)(func=named, process=process)
+                replace(ship, func=named, process=process)
 
 
 @pytest.mark.django_db
@@ -224,15 +224,18 @@ def test_the_transaction_of_a_test_is_no_savepoint() -> None:
 def test_a_worker_that_died_is_an_error_of_its_attempt() -> None:
     """Other backends leave such a task running for ever."""
     result = ship.using(queue_name="dead", backoff=0.001).enqueue(1)
-    request = ClaimRequest(worker="w", limit=1, lease_seconds=0.001, queues=("dead",))
-    app.core.claim(request)
+    short, longer = (
+        ClaimRequest(worker="w", limit=1, lease_seconds=seconds, queues=("dead",))
+        for seconds in (0.001, 60)
+    )
+    app.core.claim(short)
     result.refresh()
     assert (result.status, result.worker_ids) == ("RUNNING", ["w"])
     while not app.core.sweep():
         pass
     result.refresh()
     assert (result.status, result.attempts) == ("READY", 1)
-    while not (leases := app.core.claim(replace(request, lease_seconds=60)).leases):
+    while not (leases := app.core.claim(longer).leases):
         pass
     died = "the child process died: killed by SIGKILL"
     app.core.report([Report(result.id, leases[0].lease_id, Outcome.FAILED, error=died)])
