@@ -69,8 +69,7 @@ test fails when the two differ. The databases' triggers come from the same table
 - Several rows have the same two statuses. In SQL the column `event` says which of them a change is;
   a change that names none of them is the first. A pending job whose columns are set by SQL is
   `amended`.
-- So far only SQL makes jobs `waiting`. SQL amends jobs, and so does the sweep after a clock was
-  set back.
+- The sweep also amends jobs: after a clock was set back, it corrects their times.
 """
 
 

@@ -247,7 +247,7 @@ def workflow(
 def chain(
     app: Tenure, new_jobs: Sequence[NewJob], *, name: str = "chain", key: str | None = None
 ) -> NewWorkflow:
-    """Add jobs of which each runs when the one before has completed.
+    """Add jobs that run one after the other, each when the one before has completed.
 
     - `new_jobs`: at most 10,000, in order. `name`, `key`: as of `workflow`.
 

@@ -80,11 +80,11 @@ def schedule(
       0.
     - `time_key`: the argument that gets the time of the tick, as RFC 3339 with the offset of the
       zone. Default: None.
-    - `missed`: what becomes of ticks that no process fired within `grace` (default: 60 s):
+    - `missed`: what happens to ticks that no process fired within `grace` (default: 60 s):
       `one` (default) adds a job for the latest, if no newer one is due; `all` for the newest
       `catch_up` (1 to 10,000, default: 100) of the last `catch_up_window` (a duration, default:
       None, of all time); `skip` for none.
-    - `overlap`: what becomes of a tick while the last job is not settled: `allow_all` (default)
+    - `overlap`: what happens to a tick while the last job is not settled: `allow_all` (default)
       adds its job; `skip` adds none; `buffer_one` and `buffer_all` add one, or up to 100, that wait
       for one another; `cancel_other` cancels the last one.
     - `note`: text for people, at most 500 characters. Default: None.

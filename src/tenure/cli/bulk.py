@@ -66,7 +66,7 @@ def change_all(
 
 
 def finish(app: Tenure, bulk: Bulk, as_json: bool) -> None:
-    """Carry out an action that was started, and print what became of it."""
+    """Carry out an action that was started, and print its outcome."""
     from tenure.wire import responses
 
     with progress_bar(bulk.action.capitalize(), shown=not as_json, steady=True) as progress:

@@ -293,7 +293,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._advance()
         cast("dict[str, Any]", self.scope)[ADMITTED] = self.admit
-        super().on_headers_complete()  # raises for an address that is none
+        super().on_headers_complete()  # raises for a bad address
         self._in_head = False
         self._unanswered.append(self.cycle)
         self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False

@@ -314,7 +314,7 @@ def _time_of(run_at: Any, delay: Any) -> datetime | None:
 
 
 def check_time(given: Any, path: str) -> datetime:
-    """Return a time in UTC; raises InvalidInput at `path` for what is none, or has no zone."""
+    """Return a time in UTC; raises InvalidInput at `path` for other values, and without a zone."""
     name = path.rpartition(".")[2]
     if not isinstance(given, datetime) or given.tzinfo is None:
         raise InvalidInput(f"{name} needs a time with its zone", path=path)

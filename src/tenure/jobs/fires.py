@@ -132,7 +132,7 @@ def with_room(
 def job_for(
     schedule: Schedule, tick: Tick, now: datetime, id: str, defaults: TypeOptions
 ) -> CheckedJob:
-    """Return the job of a tick; raises InvalidInput if it is none any more."""
+    """Return the job of a tick; raises InvalidInput if the job is no longer valid."""
     template, at = schedule.template, tick.at
     spread = blake2b(f"{schedule.name}/{at.isoformat()}".encode(), digest_size=4).digest()
     share = int.from_bytes(spread, "big") / 2**32
@@ -167,7 +167,7 @@ class Advance(msgspec.Struct, frozen=True):
 def advance(
     schedule: Schedule, decision: Decision, now: datetime, defaults: Defaults, actor: str | None
 ) -> Advance:
-    """Return what follows from a decision; raises InvalidInput if the job is none any more."""
+    """Return what follows from a decision; raises InvalidInput if the job is no longer valid."""
     fires: list[Fire] = []
     jobs: list[tuple[CheckedJob, str | None]] = []
     counts, last = dict.fromkeys(FireOutcome, 0), schedule.last_job_id

@@ -94,7 +94,7 @@ def check_tag(value: object, path: str = "$.tag") -> str:
 
 
 def check_tags(values: Iterable[str], path: str = "$.tags") -> tuple[str, ...]:
-    """Return tags in order, each once; raises InvalidInput for one that is none, or too many."""
+    """Return tags in order, each once; raises InvalidInput for a bad tag, or for too many."""
     tags = sorted({check_tag(tag, path) for tag in list_of_names(values, path)})
     if len(tags) > MAX_TAGS:
         raise InvalidInput(f"{len(tags)} tags; give at most {MAX_TAGS}", path=path)

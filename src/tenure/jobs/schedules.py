@@ -1,6 +1,6 @@
 """Schedules: when they are due, which job each of their ticks adds, and their check. Pure.
 
-A tick is a time at which a schedule is due. A fire is what became of it: see `fires.py`.
+A tick is a time at which a schedule is due. A fire is its outcome: see `fires.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Unique jobs: which jobs count as the same, and what becomes of one whose place is taken. Pure.
+"""Unique jobs: which jobs count as the same, and what happens to a second one. Pure.
 
 Jobs are the same if their unique keys are. One of them at a time holds the key, a row of the table
 `unique_key`, and what another one comes to is decided here, for a whole batch (`plan`).
@@ -193,7 +193,7 @@ class Plan(Struct):
 
 
 def plan(jobs: Sequence[CheckedJob], seen: Seen) -> Plan:
-    """Return what becomes of jobs, in order: each sees what those before it have done."""
+    """Return the outcome for each job, in order. A job sees the outcomes of the jobs before it."""
     made, asked = Plan(), set(seen.known)
     numbers: dict[str, int] = {}  # unique key -> the number of its job in `fresh`
     for job in jobs:

@@ -1,4 +1,4 @@
-"""Workflows: jobs that were added together, of which some wait for others."""
+"""Workflows: jobs that were added together, and that may wait for each other."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class SimulatedCrash(BaseException):
     """The process is gone. Not an Exception, so that no code catches it and continues."""
 
 
-UNKNOWN = StoreUnavailable("no answer came: what became of the call is unknown")
+UNKNOWN = StoreUnavailable("no answer came: the outcome of the call is unknown")
 ON_STORE: Mapping[str, Callable[..., Any]] = {
     "renew": lambda db, leases, seconds: db.renew(leases, seconds),
     "sweep": lambda db, limit: {steps[0].id for steps in transitions.sweep(db, limit)},

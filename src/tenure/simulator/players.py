@@ -29,7 +29,7 @@ MAX_STEP_SECONDS = 3_600.0  # how far the store's clock is ever off
 
 
 class SimulatedProducer(SimulatedClient):
-    """Adds jobs, and asks again until it knows what became of them."""
+    """Adds jobs, and asks again until it knows their outcome."""
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__(world, name)

@@ -98,7 +98,7 @@ INVARIANTS: Mapping[str, str] = {
     f"and retention deletes it too early: {BYPASSED}",
     "a fire has the job that its schedule added": "the job, or the record of the schedule, was "
     f"changed while the triggers were off: {EDITED.split(': ')[1]}",
-    TICKS: "it was due, and nothing says what became of it: look at `tenure schedules fires`, and "
+    TICKS: "it was due, and no outcome is on record: look at `tenure schedules fires`, and "
     "let `tenure schedules backfill` add its job if it is missing",
     "a token if and only if the job is pending": "it is never claimed, or looked at in vain: "
     f"{BYPASSED}",

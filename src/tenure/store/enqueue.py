@@ -93,7 +93,7 @@ def add_follow_ups(db: Database, checked_jobs: Sequence[CheckedJob]) -> None:
 def add_linked(
     db: Database, checked_jobs: Sequence[CheckedJob], *, limited: bool = True
 ) -> list[Enqueued]:
-    """Insert jobs of which some depend on others, all or none; raise what refuses them.
+    """Insert jobs that may depend on others, all or none; raise the error if one is refused.
 
     `limited`: up to the limits of their queues.
     """
@@ -111,7 +111,7 @@ Add = Callable[[Database, Sequence[CheckedJob], Sequence[str]], list[Enqueued | 
 def _add_unique(
     db: Database, checked_jobs: Sequence[CheckedJob], add_all: Add
 ) -> list[Enqueued | TenureError]:
-    """Add jobs of which some have unique keys: those whose place is free, by `add_all`."""
+    """Add jobs that may have unique keys. `add_all` adds the jobs whose place is free."""
     from tenure.store.borrowed import unique_keys  # it comes with the drivers of callers
 
     engine = db.dialect.engine

@@ -194,7 +194,7 @@ def by_hand(
 ) -> list[Fire]:
     """Fire ticks of a locked schedule beside those due, as its `overlap` says.
 
-    Raises InvalidInput if its job is none any more.
+    Raises InvalidInput if its job is no longer valid.
     """
     is_open, waiting = _open_jobs(db, schedule, _last_jobs(db, [schedule]))
     decided = with_room(ticks, schedule.overlap, is_open=is_open, waiting=waiting, most=most)

@@ -190,7 +190,7 @@ def _event(report: Report) -> Event:
 def apply(db: Database, job_id: str, event: Event) -> Job:
     """Apply an operator's or the application's event to one job; return the job afterwards.
 
-    An amendment that changes nothing is none.
+    An amendment that changes nothing is not recorded.
 
     Raises JobNotFound or IllegalTransition.
     """

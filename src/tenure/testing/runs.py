@@ -92,7 +92,7 @@ class Next(NamedTuple):
 
 
 Running: TypeAlias = Generator[Next, tuple[Run, Lease | None], T]
-"""Yields what is to be run, and is sent what became of it, and what its claim got."""
+"""Yields what to run, and is sent the outcome and what the claim got."""
 
 
 class Runs:

@@ -209,7 +209,7 @@ class Child:
         return self.receive(deadline)
 
     def ending(self, source: StepSource) -> ChildAnswer | None:
-        """Return the message with the ending; None if the child dies or sends what is none."""
+        """Return the message with the ending; None if the child dies or sends something else."""
         while (answer := self.receive()) is not None and (answer.notes or answer.call):
             if answer.notes is not None:
                 source.note(answer.notes)
@@ -220,7 +220,7 @@ class Child:
         return answer
 
     def receive(self, deadline: float = math.inf) -> ChildAnswer | None:
-        """Return the next message; None if the child dies, is late or sends what is none."""
+        """Return the next message; None if the child dies, is late or sends something else."""
         try:
             # The pipe of a dead child stays open while a process that it forked holds it.
             while not self.pipe.poll(CHILD_CHECK_SECONDS):

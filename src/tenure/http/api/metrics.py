@@ -104,7 +104,7 @@ def _families(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
         transitions.add_metric([total.event, total.queue, total.type], total.transitions)
     yield transitions
     fires = CounterMetricFamily(
-        "tenure_schedule_fires", "Ticks, by what became of them.", labels=["schedule", "outcome"]
+        "tenure_schedule_fires", "Ticks, by outcome.", labels=["schedule", "outcome"]
     )
     for schedule, numbers in seen.fires.items():
         for outcome, number in numbers.items():

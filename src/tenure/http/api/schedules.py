@@ -100,7 +100,7 @@ def backfill_schedule(call: Call) -> Response:
 
 
 def list_fires(call: Call) -> Response:
-    """List what became of the ticks of a schedule, newest first."""
+    """List the past ticks of a schedule and their outcomes, newest first."""
     before = call.query.before and convert(call.query.before, RunAt, root="query before")
     name, limit = call.path["name"], call.query.limit
     return answer(call.app.schedules.fires(name, limit=limit, before=before))
