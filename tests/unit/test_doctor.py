@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import time
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -276,11 +277,14 @@ def test_a_transaction_that_keeps_others_from_writing_is_named(
 ) -> None:
     """An enqueue fails as `database is locked`, and refers to `tenure doctor`."""
     monkeypatch.setattr(sqlite_checks, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite_checks.sqlite_connection, "BUSY_TIMEOUT_MS", 40_000)
     Tenure(sqlite_url).migrate()
     path = sqlite_url.removeprefix("sqlite:///")
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
         locked = found(sqlite_url)
+        assert time.monotonic() - began < 30, "it does not wait as long as a writer"
         other.execute("ROLLBACK")
     assert locked["write_lock"].health is CheckResult.WARNING
     assert f"fuser -v {path}" in locked["write_lock"].advice

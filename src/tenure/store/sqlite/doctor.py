@@ -152,6 +152,7 @@ def check_sqlite(url: str) -> Iterator[Check]:
 
 
 def _write_lock(connection: sqlite3.Connection, path: Path) -> Check:
+    connection.execute("PRAGMA busy_timeout = 0")  # `when_free` waits
     try:
         begin = partial(connection.execute, "BEGIN IMMEDIATE")
         sqlite_connection.when_free(begin, patience=LOCK_SECONDS)
