@@ -85,7 +85,7 @@ def test_tasks_run_and_their_results_are_read(shop: Shop) -> None:
         log = worker.communicate(timeout=SECONDS)[0]
     assert found == ["completed", "completed", "failed"]
     assert shop.shipped() == 3
-    assert "runs jobs of count_orders, shop.tasks.broken, " in log
+    assert "runs jobs of count_orders, shop.tasks.apart, shop.tasks.apart:slow, " in log
     assert "ValueError: no such order" in shop.manage("tenure", "jobs", "show", ids[2])
 
 
