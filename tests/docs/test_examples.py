@@ -28,6 +28,7 @@ def pages() -> list[object]:
     return found
 
 
+@pytest.mark.timeout(400)  # dozens of processes, on a busy machine
 @pytest.mark.parametrize(("page", "postgres"), pages())
 def test_the_examples_of_a_page_run(
     page: Page, postgres: bool, tmp_path: Path, request: pytest.FixtureRequest
