@@ -227,6 +227,23 @@ def test_it_gives_up_if_it_comes_no_closer(
         assert move(sqlite_url, target_url)[-1].startswith("the jobs are in ")
 
 
+def test_jobs_that_are_added_meanwhile_do_not_hold_the_copy_up(
+    app: Tenure, target_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After all that were there, the rounds copy them: else one job in each copy was enough."""
+    seen: list[str] = []
+
+    def hit(name: str) -> None:
+        if name.startswith("move."):
+            seen.append(name)
+        if name == "move.after_copy" and len(seen) < 100 and "move.before_switch" not in seen:
+            app.enqueue("plain")
+
+    monkeypatch.setattr(failpoints, "hit", hit)
+    move(app.database, target_url)
+    assert len(seen) < 100
+
+
 def ids(url: str) -> list[str]:
     sql = RawSql(url)
     try:

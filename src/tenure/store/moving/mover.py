@@ -78,10 +78,11 @@ class Mover:
         self._source.types = self._target.types = self._target.tables
         if not mark.compared:
             mark = self._copy_all(mark)
-            self._catch_up(check=False)
+            self._catch_up()
             self._compare()
             self._target.set_mark(mark._replace(compared=True))
-        self._catch_up(check=True)
+        self._target.checks = True
+        self._catch_up()
         began = self._switch()
         self._open(began)
 
@@ -116,19 +117,16 @@ class Mover:
             self._progress(done, max(total, done), "copying jobs")
             with self._source.snapshot():
                 ids = self._source.job_ids(mark.copied_to, JOBS_AT_ONCE)
-                if not ids:
-                    return mark
-                mark = mark._replace(copied_to=ids[-1])
+                mark = mark._replace(copied_to=ids[-1] if ids else mark.copied_to)
                 with self._target.copying(WITH_JOBS):
-                    self._target.copy_jobs(self._source, ids, check=False)
+                    self._target.copy_jobs(self._source, ids)
                     self._target.set_mark(mark)
             done += len(ids)
+            if len(ids) < JOBS_AT_ONCE:  # jobs that came since `begin` are among the changes
+                return mark
 
-    def _catch_up(self, *, check: bool) -> None:
-        """Copy what has changed until a round is so short that the next one can be the last.
-
-        `check` reads each copy again: after the comparison of all rows, nothing else would.
-        """
+    def _catch_up(self) -> None:
+        """Copy what has changed until a round is so short that the next one can be the last."""
         least, since = sys.maxsize, 0
         while since < 2 * MAX_ROUNDS:
             left = self._source.changed()
@@ -137,7 +135,7 @@ class Mover:
             began = time.monotonic()
             with self._source.snapshot():
                 changes = self._source.changes(CHANGES_AT_ONCE)
-                self._copy(changes, check=check)
+                self._copy(changes)
             self._source.forget(changes)
             enough = SHORT_SECONDS if since < MAX_ROUNDS else LONG_SECONDS
             if len(changes) < CHANGES_AT_ONCE and time.monotonic() - began < enough:
@@ -147,7 +145,7 @@ class Mover:
             " the load, for example by `tenure queues pause`, and run the same command again"
         )
 
-    def _copy(self, changes: Sequence[Change], *, check: bool, place: bool = False) -> None:
+    def _copy(self, changes: Sequence[Change], *, place: bool = False) -> None:
         """Copy rows that have changed, in one transaction, and the places in the ledger."""
         keys: defaultdict[str, dict[str, None]] = defaultdict(dict)
         for _, name, key in changes:
@@ -160,11 +158,11 @@ class Mover:
             for table in ALONE:
                 if table.name in keys:
                     changed = f"[{','.join(keys[table.name])}]"
-                    self._target.copy_rows(self._source, table, changed, check=check)
+                    self._target.copy_rows(self._source, table, changed)
             ordered = sorted(ids)
             for at in range(0, len(ordered), JOBS_AT_ONCE):
                 some = ordered[at : at + JOBS_AT_ONCE]
-                self._target.copy_jobs(self._source, some, check=check)
+                self._target.copy_jobs(self._source, some)
             if place:
                 self._target.place(self._source)
 
@@ -172,7 +170,7 @@ class Mover:
         """Make the target equal to one state of the source, compare all rows, and verify it."""
         with self._source.snapshot():
             changes = self._source.changes()
-            self._copy(changes, check=False, place=True)
+            self._copy(changes, place=True)
             for done, table in enumerate(COPIED):
                 self._progress(done, len(COPIED), f"comparing {table.name}")
                 here = digest(self._source.read(table))
@@ -199,7 +197,7 @@ class Mover:
         failpoints.hit("move.before_switch")
         with self._source.closed():
             began = time.monotonic()
-            self._copy(self._source.changes(), check=True, place=True)
+            self._copy(self._source.changes(), place=True)
             for table in (JOB, *ALONE):
                 here, there = self._source.count(table), self._target.count(table)
                 if here != there:

@@ -110,6 +110,9 @@ class Mark(NamedTuple):
 class Target(PostgresSide):
     """A schema that is copied to, and later the schema of the jobs."""
 
+    checks = False
+    """Whether each copy is read again: after the comparison of all rows, nothing else does that."""
+
     def mark(self) -> Mark | None:
         """Return what is copied, None if this is no copy."""
         if "move_copy" not in self.every_table():
@@ -151,32 +154,27 @@ class Target(PostgresSide):
             self.rows(guards)
         failpoints.hit("move.after_copy")
 
-    def copy_jobs(self, source: Source, ids: Sequence[str], *, check: bool) -> None:
-        """Copy jobs with all that belongs to them; delete copies whose job no longer exists.
-
-        `check` reads the copies again and compares.
-        """
+    def copy_jobs(self, source: Source, ids: Sequence[str]) -> None:
+        """Copy jobs with all that belongs to them; delete copies whose job no longer exists."""
         keys, jobs = json.dumps([[id] for id in ids]), self.having(JOB)
         self.rows(FORGET.replace("{jobs}", jobs), (keys,))
         for table in (JOB, *OF_JOBS):
-            self._add(source, table, keys, check=check)
+            self._add(source, table, keys)
         self.rows(FOLLOW.replace("{jobs}", jobs), (keys,))
 
-    def copy_rows(
-        self, source: Source, table: Table, keys: str | None = None, *, check: bool = False
-    ) -> None:
+    def copy_rows(self, source: Source, table: Table, keys: str | None = None) -> None:
         """Copy the rows of another table, those with these keys or all; likewise."""
         if keys is None:
             self.rows(f"DELETE FROM {{s}}.{table.name}")
         else:
             self.rows(deletion(table.name, self.having(table)), (keys,))
-        self._add(source, table, keys, check=check)
+        self._add(source, table, keys)
         if table.name == "queue_limit":
             self.rows(EDITION)
 
-    def _add(self, source: Source, table: Table, keys: str | None, *, check: bool) -> None:
+    def _add(self, source: Source, table: Table, keys: str | None) -> None:
         read = source.read(table, keys)
-        rows = list(read) if check else read
+        rows = list(read) if self.checks else read
         try:
             self._put(table.name, self.types[table.name], rows)
         except psycopg.DataError as error:
@@ -184,7 +182,7 @@ class Target(PostgresSide):
                 f"a row of {table.name} cannot be stored there: {error.diag.message_primary},"
                 f" {error.diag.context}. `tenure verify` finds values that no enqueue accepts"
             ) from error
-        if check and (is_now := digest(self.read(table, keys))) != digest(rows):
+        if self.checks and (is_now := digest(self.read(table, keys))) != digest(rows):
             raise MoveRefused(f"a copy in {table.name} differs: {digest(rows)} became {is_now}")
 
     def _put(self, table: str, columns: Columns, rows: Iterable[Row]) -> None:
