@@ -78,7 +78,7 @@ class Committer:
         self._waiting: SimpleQueue[Work | None] = SimpleQueue()
         self._databases = databases
         self._threads: dict[Database, threading.Thread] = {}
-        self._free: set[Database] = set()  # those whose thread waits for work
+        self._free: set[Database] = set()  # those whose thread waits for work, or soon will
         self._crowded_at = 0.0  # when work had to wait for a thread last
         # Nothing is queued behind the marks that end the threads. A signal handler may close in the
         # middle of `submit`, on the same thread.
@@ -155,6 +155,7 @@ class Committer:
             if lately or self._closed or len(self._threads) == 1:
                 return False
             db.close()
+            self._free.discard(db)
             del self._threads[db]
             return True
         finally:
@@ -194,12 +195,12 @@ class Committer:
                 else:
                     closing = True
             except Empty:
-                self._free.discard(db)
                 if idle and pause is None:
                     db.rest()
             if len(batch) > 1 or not is_only_adding(batch):
                 self._direct.note_other_work()
             for part in parts(db, batch):
+                self._free.discard(db)
                 self.commit(db, part)
             self._keep_house(db)
             if len(self._threads) > 1 and self._is_one_too_many(db):
@@ -231,7 +232,7 @@ class Committer:
                 trouble = Trouble.RETRY  # often only a connection that died while idle
             self._after_failure(db, batch, tries, error, trouble)
             return
-        self._answer(answers)
+        self._answer(db, answers)
 
     def _commit_alone(self, db: Database, batch: Sequence[Work]) -> Sequence[Work]:
         """Do and answer what one statement can, where that is faster; return the rest."""
@@ -269,7 +270,7 @@ class Committer:
         else:
             return batch
         visit("after_commit", [work for work, _ in done])
-        self._answer(done)
+        self._answer(db, done)
         return left
 
     def _plain_exchange(self, batch: Sequence[Work]) -> ExchangeWork | None:
@@ -286,8 +287,10 @@ class Committer:
         )
         return None if special or adds_jobs(work.reports) else work
 
-    def _answer(self, answers: Sequence[tuple[Work, Any]]) -> None:
+    def _answer(self, db: Database, answers: Sequence[tuple[Work, Any]]) -> None:
         """Answer the callers, and notify waiting workers if there may be new jobs."""
+        if db in self._threads:  # first: what a caller submits next needs no other one
+            self._free.add(db)
         for work, answer in answers:
             if isinstance(answer, TenureError):
                 work.future.set_exception(answer)

@@ -70,6 +70,13 @@ def test_who_only_enqueues_has_one_connection(store: Store, raw: Connection) -> 
     assert sessions(raw) == 1
 
 
+def test_one_caller_after_the_other_needs_one_connection(store: Store, raw: Connection) -> None:
+    """Also while the thread notifies workers, or has just answered: it took a second one."""
+    for _ in range(200):
+        store.add([new_job()]).result()
+    assert sessions(raw) == 1
+
+
 def test_to_wake_workers_takes_no_new_connection(store: Store, raw: Connection) -> None:
     """Each notification once closed the connection first: it was taken for idle."""
     begun = "SELECT backend_start FROM pg_stat_activity WHERE application_name = 'tenure'"

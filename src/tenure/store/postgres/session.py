@@ -73,6 +73,7 @@ class PostgresSession:
         self._patience = ANSWER_SECONDS
         self._begin = BEGIN
         self._has_prepared = False  # what `_execute_directly` executes
+        self._sent = False  # a statement whose answer was not read
         self._started = True  # False: BEGIN is still to be sent, with the first statement
         self._now: datetime | None = None
         self._marked = False
@@ -110,7 +111,7 @@ class PostgresSession:
         # session, which knows nothing of what was prepared in the one before.
         if process == connection.info.backend_pid:
             connection.prepare_threshold = 1
-        self._has_prepared = False
+        self._has_prepared = self._sent = False
         self._wire = Wire(connection, self._address)
         self._on_connect()
         self._connection = connection
@@ -134,6 +135,8 @@ class PostgresSession:
     def rollback(self) -> None:
         self._started = True
         self._has_prepared = False  # psycopg deallocates everything after a rollback
+        if self._sent:
+            self.close()
         if self._connection is None:
             return
         try:
@@ -160,6 +163,7 @@ class PostgresSession:
             raise psycopg.OperationalError("not connected")
         wire.expect(self._patience)
         try:
+            self._skip_answer(connection)
             if not self._started:
                 self._started = True
                 if values is None:
@@ -173,6 +177,23 @@ class PostgresSession:
             return connection.execute(sql(statement), values, binary=binary, prepare=prepare)
         finally:
             wire.answered()
+
+    def _send(self, statement: str) -> None:
+        """Send what is not to be waited for. Several statements are one transaction.
+
+        With another thread and connection for this, work would come to both in turn, and each
+        finds the caches cold that the other has filled.
+        """
+        if self._connection is None:
+            raise psycopg.OperationalError("not connected")
+        self._skip_answer(self._connection)
+        self._connection.pgconn.send_query(self._address.sql(statement))
+        self._sent = True
+
+    def _skip_answer(self, connection: psycopg.Connection[Any]) -> None:
+        """Read what the server says to the last `_send`; if it says no more, the next call does."""
+        while self._sent:
+            self._sent = connection.pgconn.get_result() is not None
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._run(statement, values or None, binary=True).fetchall()
@@ -205,6 +226,7 @@ class PostgresSession:
         assert self._connection is not None
         assert self._wire is not None
         self._wire.expect(self._patience)
+        self._skip_answer(self._connection)
         server, sql = self._connection.pgconn, self._address.sql(statement)
         if self._connection.prepare_threshold is None:
             result = server.exec_params(sql, values)

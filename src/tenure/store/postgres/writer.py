@@ -263,9 +263,9 @@ class Postgres(PostgresSession):
     # --- housekeeping
 
     def announce(self) -> None:
-        """Notify the listeners of this schema. Does not wait for the disk: a hint may be lost."""
+        """Notify the listeners of this schema. Waits for nothing: a hint may be lost."""
         self._connect()
-        self._run("BEGIN; SET LOCAL synchronous_commit = off; NOTIFY {s}; COMMIT")
+        self._send("SET LOCAL synchronous_commit = off; NOTIFY {s}")
 
     def tidy(self, others: int = 0) -> None:
         """Do nothing: autovacuum is set up with the tables."""
