@@ -117,7 +117,7 @@ def test_what_cannot_complete_a_job(app: Tenure, lender: Lender, kind: Kind) -> 
         with pytest.raises(InvalidInput, match="over HTTP"):
             lender.fenced(remote, verb)
         lender.fenced(plain, verb)  # a handler that is called as a function
-    for context, match in ((remote, "over HTTP"), (plain, "no attempt")):
+    for context, match in ((remote, "over HTTP"), (plain, "attempt of a worker")):
         with pytest.raises(InvalidInput, match=match), context.transaction():
             pass
     context = attempt(app, lease)
