@@ -1,11 +1,9 @@
 """THE STATE MACHINE: every status, every legal transition, and the one rule for retries.
 
 Read `TRANSITIONS` first: it is the whole machine. Two rules explain the rest of this module.
-
 Rule 1: `decide` applies one row of the table to a job. It asks every guard of that row and changes
 what the row says. What an event carries (a result, an error, a new lease) is all that it adds.
 Rule 2: `follow` applies an event together with the retry that a failure may bring.
-
 Both are pure: the time is an argument, and nothing here reads, writes or waits. The triggers and
 constraints of both databases, the reference page, the conflict errors of the API and the model
 tests come from the same table. The databases cannot check the guards without SQL.
@@ -160,7 +158,6 @@ RULE_OF: Mapping[tuple[str, Status], Rule] = {
 NEED_LEASE = frozenset(rule.event for rule in TRANSITIONS if LEASE in rule.guards)
 """Events that need the job's lease."""
 RETRY = ("retried", F)
-
 EVENTS = tuple(dict.fromkeys((FIRST_EVENT, *(rule.event for rule in TRANSITIONS))))
 """Every event that the ledger can hold, in the order of the table."""
 LEASE_ENDS = tuple(dict.fromkeys(rule.event for rule in TRANSITIONS if rule.source is R))
