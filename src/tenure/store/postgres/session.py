@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, cast
 
 import psycopg
-from psycopg import errors
+from psycopg import errors, generators
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
@@ -184,16 +184,22 @@ class PostgresSession:
         With another thread and connection for this, work would come to both in turn, and each
         finds the caches cold that the other has filled.
         """
-        if self._connection is None:
+        if self._connection is None or self._wire is None:
             raise psycopg.OperationalError("not connected")
-        self._skip_answer(self._connection)
-        self._connection.pgconn.send_query(self._address.sql(statement))
-        self._sent = True
+        self._wire.expect(self._patience)
+        try:
+            self._skip_answer(self._connection)
+            self._connection.pgconn.send_query(self._address.sql(statement))
+            self._sent = True
+        finally:
+            self._wire.answered()
 
     def _skip_answer(self, connection: psycopg.Connection[Any]) -> None:
-        """Read what the server says to the last `_send`; if it says no more, the next call does."""
-        while self._sent:
-            self._sent = connection.pgconn.get_result() is not None
+        """Wait for the answer to the last `_send`. An error in it shows in the next call."""
+        if self._sent:
+            # `get_result` alone would wait with the interpreter's lock held.
+            connection.wait(generators.fetch_many(connection.pgconn))
+            self._sent = False
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._run(statement, values or None, binary=True).fetchall()
@@ -226,7 +232,6 @@ class PostgresSession:
         assert self._connection is not None
         assert self._wire is not None
         self._wire.expect(self._patience)
-        self._skip_answer(self._connection)
         server, sql = self._connection.pgconn, self._address.sql(statement)
         if self._connection.prepare_threshold is None:
             result = server.exec_params(sql, values)
@@ -235,6 +240,7 @@ class PostgresSession:
                 server.prepare(PREPARED, sql)  # a failure shows in what follows
                 self._has_prepared = True
             result = server.exec_prepared(PREPARED, cast(Any, values))  # NULLs are None
+        self._sent = False  # libpq skips what was left to read
         self._wire.answered()
         if result.status != ExecStatus.TUPLES_OK:
             raise error_of(result)
