@@ -40,6 +40,7 @@ IMPORTERS = {
     "worker/child.py",  # in a child process, the module of a registered handler
     "store/postgres/doctor.py",  # psycopg's own names
     "testing/__init__.py",  # the public names, from a table
+    "contrib/django/__init__.py",  # likewise
     "contrib/django/web.py",  # the sessions that the settings of the site name
 }
 READERS = {"contrib/django/results.py", "contrib/django/checks.py"}
