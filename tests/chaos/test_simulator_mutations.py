@@ -220,7 +220,7 @@ def callers_are_answered_before_the_commit(patch: Patch) -> None:
         return answers
 
     around(patch, Committer, "_apply", apply)
-    patch.setattr(Committer, "_answer", lambda self, answers: None)
+    patch.setattr(Committer, "_answer", lambda self, db, answers: None)
     patch.setattr(Committer, "_after_failure", lambda *_: None)
 
 

@@ -133,7 +133,7 @@ def test_what_a_wait_refuses(app: Tenure) -> None:
         assert "not a name for a signal" in wait_until_failed(
             app, app.enqueue("order", {"name": "a b"})
         )
-    with pytest.raises(InvalidInput, match="only in an attempt"):
+    with pytest.raises(InvalidInput, match="only a worker's attempt"):
         order(JobContext("1", "order", "default", 1, 1, 1, None), "approved")
 
 
