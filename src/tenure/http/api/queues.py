@@ -16,11 +16,14 @@ from tenure.wire.queues import LimitRequest, PartitionRequest
 from tenure.wire.requests import given
 
 
+PartOfName = Annotated[str, Meta(pattern="^[ -~]*$", max_length=MAX_NAME_LENGTH)]
+
+
 class QueuesQuery(Struct, kw_only=True):
     """Which queues to list, by name."""
 
-    search: Annotated[str, Meta(max_length=MAX_NAME_LENGTH)] | None = None
-    after: Annotated[str, Meta(max_length=MAX_NAME_LENGTH)] | None = None
+    search: PartOfName | None = None
+    after: PartOfName | None = None
     limit: Annotated[int, Meta(ge=1, le=1_000)] = 1_000
 
 
