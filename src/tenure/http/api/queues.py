@@ -15,7 +15,6 @@ from tenure.jobs.names import MAX_NAME_LENGTH, check_reason
 from tenure.wire.queues import LimitRequest, PartitionRequest
 from tenure.wire.requests import given
 
-
 PartOfName = Annotated[str, Meta(pattern="^[ -~]*$", max_length=MAX_NAME_LENGTH)]
 
 
