@@ -26,8 +26,8 @@ LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tenure ' || %s, 0))"
 # waits for a table must not for long, since other statements queue behind it: it is tried again.
 FROZEN = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 WAITING = "SET LOCAL lock_timeout = '10s'"
-SINGLE = (("claimed", Status.PENDING), ("completed", Status.PROCESSING))
-"""The transitions of which a trigger knows a shorter way for one job."""
+SHORT = (("claimed", Status.PENDING), ("completed", Status.PROCESSING))
+"""The transitions for which a trigger has a shorter way."""
 PLANS = {
     "by_index": "SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off",
     "by_loops": "SET enable_hashjoin = off SET enable_mergejoin = off",
@@ -170,7 +170,7 @@ def _conditions(schema: str) -> dict[str, str]:
         "illegal_entry": illegal_entry,
         "illegal_move": _renamed(illegal_change, OLD="o", NEW="n"),
         "is_entry": _known(f"NOT ({illegal_entry}) AND NOT ({unfit_new})", n=Status.PENDING),
-        **{f"is_{event}": _legal(RULE_OF[event, status], unfit) for event, status in SINGLE},
+        **{f"is_{event}": _legal(RULE_OF[event, status], unfit) for event, status in SHORT},
         "partition_is_short_text": row_values.postgres_values("", "")["partition_is_short_text"],
         "is_policy": row_values.postgres_policy("value"),
     }
@@ -181,6 +181,7 @@ def _legal(rule: Rule, unfit: str) -> str:
     between = f"o.status = '{rule.source}' AND n.status = '{rule.target}'"
     condition = f"{_renamed(constraints.is_legal(rule), OLD='o', NEW='n')} AND NOT ({unfit})"
     condition = _known(condition, o=rule.source, n=rule.target)
+    # IS TRUE: bool_and passes over a row whose condition is NULL.
     return f"({between} AND n.unique_key IS NULL AND {condition}) IS TRUE"
 
 

@@ -135,7 +135,7 @@ class PostgresSession:
     def rollback(self) -> None:
         self._started = True
         self._has_prepared = False  # psycopg deallocates everything after a rollback
-        if self._sent:
+        if self._sent:  # its answer may be what did not come: a new connection waits for nothing
             self.close()
         if self._connection is None:
             return
@@ -195,7 +195,7 @@ class PostgresSession:
             self._wire.answered()
 
     def _skip_answer(self, connection: psycopg.Connection[Any]) -> None:
-        """Wait for the answer to the last `_send`. An error in it shows in the next call."""
+        """Wait for the answer to the last `_send`, and ignore it: a lost connection shows next."""
         if self._sent:
             # `get_result` alone would wait with the interpreter's lock held.
             connection.wait(generators.fetch_many(connection.pgconn))

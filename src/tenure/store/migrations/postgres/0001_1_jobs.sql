@@ -355,7 +355,7 @@ BEGIN
         PERFORM {schema}.check_snapshot();
     END IF;
     -- Jobs without unique keys or limits that are all claimed, or all complete: what workers do nearly
-    -- always. To begin the queries below costs as much as ten such jobs. What is not in order is left to
+    -- always. To begin the queries below costs as much as seven such jobs. What is not in order is left to
     -- them. For one job, which most fleets claim at a time, expressions cost less than queries.
     IF pg_sequence_last_value('{schema}.limit_edition_seq'::regclass) IS NULL THEN
         o := (SELECT before FROM before LIMIT 1);
