@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tenure import JobContext, Status, Tenure, failpoints
+from tenure import JobContext, Status, Tenure
 from tests.support.clock import Clock
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, freeze, wait_for_exit
@@ -298,11 +298,19 @@ def test_a_report_of_a_thawed_worker_cannot_change_a_final_failure(
     assert transitions(app, job) == [*TAKEN_OVER, "failed"]
 
 
-# Stopped while it sweeps, it would keep the lock of an SQLite file.
-WITHOUT_SWEEPER = (
-    "from tenure.worker.maintenance import MaintenanceThread; "
-    "MaintenanceThread.start = lambda self: None"
-)
+STANDS_STILL_BEFORE_ITS_REPORT = """
+from tenure import failpoints
+
+
+def hit(name, really=failpoints.hit):
+    if name == "worker.before_report":
+        mark("has its outcome")
+        wait_for("go on")
+    really(name)
+
+
+failpoints.hit = hit
+"""
 
 
 @pytest.mark.parametrize(
@@ -330,14 +338,15 @@ def work():
         return "taken over"
 
     job = work.options(max_retries=2, backoff=0).enqueue()
-    with WorkerScript(
-        tmp_path / "meet", app.database, handler, before=WITHOUT_SWEEPER, lease=600
-    ) as script:
-        worker = script.start(**{failpoints.ENVIRONMENT: "worker.before_report=freeze"})
-        script.wait_until_frozen(worker)
+    code = STANDS_STILL_BEFORE_ITS_REPORT + handler
+    with WorkerScript(tmp_path / "meet", app.database, code, lease=600) as script:
+        worker = script.start()
+        script.wait_for_mark("has its outcome")
+        freeze(worker, app)
         clock.advance(601)
         with running_sweeper(app), running_worker(app):
             end = wait_until_settled(app, job)
+        script.mark("go on")
         os.kill(worker.pid, signal.SIGCONT)
         worker.terminate()
         assert wait_for_exit(worker) == 0
