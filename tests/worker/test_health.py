@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from datetime import timedelta
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -225,6 +226,26 @@ def test_reload_lets_handlers_have_their_grace(tmp_path: Path) -> None:
             process.terminate()
             process.wait(30)
         assert app.get(job.id).status == "completed"
+
+
+@pytest.mark.parametrize("options", [(), ("--lease", "40s")])
+def test_a_reload_shortens_leases_unless_told_otherwise(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """So jobs of a worker that a reload has to kill run again soon."""
+    slow = "@app.job\ndef slow() -> None:\n    import time\n    time.sleep(60)\n"
+    (tmp_path / "shop.py").write_text(f"{SHOP}\n{slow}")
+    with Tenure(f"sqlite:///{tmp_path}/shop.db") as app:
+        app.enqueue("slow")
+        process = start(tmp_path, "--reload", "--grace", "0s", *options)
+        try:
+            (job,) = wait_until(lambda: app.find(status="processing"))
+            assert job.lease_expires_at is not None
+            left = job.lease_expires_at - app.core.clock()
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+    assert (left > timedelta(seconds=5)) is bool(options)
 
 
 def test_a_machine_without_threads_does_not_lose_room_for_probes(

@@ -14,6 +14,8 @@ import click
 GRACE = "1s"
 """For handlers that run during a change, if the user says nothing else. Their jobs go back
 uncharged, and run again with the new code."""
+LEASE = "5s"
+"""When the jobs of a worker that had to be killed run again, if the user says nothing else."""
 STOP_SECONDS = 15.0
 """How long a worker may take to end after its grace."""
 

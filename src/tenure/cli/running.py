@@ -19,7 +19,7 @@ import click
 from tenure.cli import completing
 from tenure.cli.command import REFUSED, application_of_host, chosen_database
 from tenure.cli.options import answer_options, database_option, flag, option, repeated, together
-from tenure.cli.reloading import GRACE, run_again_on_changes
+from tenure.cli.reloading import GRACE, LEASE, run_again_on_changes
 from tenure.cli.terminal import attempts, print_json, progress_bar, room
 from tenure.errors import InvalidInput
 from tenure.jobs.text import first_line, visible
@@ -151,8 +151,9 @@ def worker(
     if reload:
         # As it was started, by `tenure` or by a program that has its commands.
         arguments = [argument for argument in sys.orig_argv[1:] if argument != "--reload"]
-        grace = flags["grace_seconds"] or GRACE
-        run_again_on_changes([*arguments, "--grace", grace], seconds(grace, "--grace"))
+        grace, lease = flags["grace_seconds"] or GRACE, flags["lease_seconds"] or LEASE
+        arguments += ["--grace", grace, "--lease", lease]
+        run_again_on_changes(arguments, seconds(grace, "--grace"))
         return
     app, settings = _prepared(**flags, remote=server is not None)
     if not prune:
