@@ -62,7 +62,8 @@ def check_settings(backend: TenureBackend) -> Iterator[CheckMessage]:
         hint = "OPTIONS['database'] is the alias of a database on SQLite or PostgreSQL."
         yield Error(f"Jobs cannot be kept in database {alias!r}.", hint, id="tenure.E002")
         return
-    vendor, options = connections[alias].vendor, connections[alias].settings_dict["OPTIONS"]
+    vendor, given = connections[alias].vendor, connections[alias].settings_dict
+    options = given["OPTIONS"]
     if vendor == "sqlite" and str(options.get("transaction_mode")).upper() != "IMMEDIATE":
         said = "A transaction that reads and then adds a task can fail: `database is locked`."
         hint = f"Add 'transaction_mode': 'IMMEDIATE' to OPTIONS of DATABASES[{alias!r}]."
@@ -73,12 +74,16 @@ def check_settings(backend: TenureBackend) -> Iterator[CheckMessage]:
             hint = "One can be committed without the other: keep the jobs in that database."
             yield Warning(said, hint, id="tenure.W003")
     if pool := options.get("pool"):
-        given = pool if isinstance(pool, dict) else {}
-        size = given.get("max_size") or given.get("min_size", 4)
+        sizes = pool if isinstance(pool, dict) else {}
+        size = sizes.get("max_size") or sizes.get("min_size", 4)
         if size < CONCURRENCY:
             said = f"The pool has {size} connections: tasks of a worker wait for one."
             hint = f"Give a max_size of {CONCURRENCY}, or workers a smaller --concurrency."
             yield Warning(said, hint, id="tenure.W004")
+    if vendor != "sqlite" and given["CONN_MAX_AGE"] is None:
+        said = f"A worker keeps up to {CONCURRENCY} connections to {alias!r} until it ends."
+        hint = "Set CONN_MAX_AGE to a number of seconds, and CONN_HEALTH_CHECKS to True."
+        yield Warning(said, hint, id="tenure.W005")
 
 
 def _database(backend: TenureBackend, connection: Any) -> Iterator[CheckMessage]:

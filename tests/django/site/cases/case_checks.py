@@ -46,6 +46,10 @@ def test_settings_that_surprise_are_warned_of(monkeypatch: pytest.MonkeyPatch) -
         mine, "OPTIONS", {"pool": {"max_size": 20}, "transaction_mode": "immediate"}
     )
     assert found() == set()
+    monkeypatch.setitem(mine, "CONN_MAX_AGE", None)
+    assert found() == ({"tenure.W005"} if connection.vendor == "postgresql" else set())
+    monkeypatch.setitem(mine, "CONN_MAX_AGE", 60)
+    assert found() == set()
     other = {**mine, "ATOMIC_REQUESTS": True}
     monkeypatch.setitem(connections.settings, "other", other)
     assert found() == {"tenure.W003"}
