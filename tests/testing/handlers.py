@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from tenure import Tenure
 
 app = Tenure("sqlite:///never.db")
@@ -10,3 +12,13 @@ app = Tenure("sqlite:///never.db")
 @app.job(process=True, max_retries=1)
 def divide(by: int) -> float:
     return 10 / by
+
+
+@app.job(process=True)
+def process() -> int:
+    return os.getpid()
+
+
+@app.job
+def plain() -> int:
+    return os.getpid()

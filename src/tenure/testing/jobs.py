@@ -96,7 +96,7 @@ class Jobs:
         """Do what `run` does, with coroutines on the running loop and plain handlers in threads."""
         return await self._runs.drive_async(self._runs.one(job))
 
-    def drain(self, **options: Unpack[DrainOptions]) -> Drained:
+    def drain(self, *, real_processes: bool = False, **options: Unpack[DrainOptions]) -> Drained:
         """Run the jobs that are due, and the jobs that they add, one after the other.
 
         It does what workers and servers do beside them: fires schedules, ends waits, expires jobs.
@@ -111,18 +111,23 @@ class Jobs:
         - `queues`, `types`: only jobs of these. Default: None, all queues, and all types of which
           the handlers are here.
         - `most`: stop after so many runs. Default: 1,000.
+        - `real_processes`: run handlers with `process=True` in child processes, as a worker does.
+          Default: False, in this process. Not within a transaction, which a child cannot see.
 
         Returns a `Drained`. Raises the error of a handler with a note that names the job, JobFailed
-        for a failure without an exception, RuntimeError after `most` runs, and InvalidInput.
+        for a failure without an exception, RuntimeError after `most` runs or if a child process
+        does not start, and InvalidInput.
         """
-        return self._runs.drive(self._runs.due(**options))
+        return self._runs.drive(self._runs.due(**options), children=real_processes)
 
-    async def drain_async(self, **options: Unpack[DrainOptions]) -> Drained:
+    async def drain_async(
+        self, *, real_processes: bool = False, **options: Unpack[DrainOptions]
+    ) -> Drained:
         """Do what `drain` does, with coroutines on the running loop and plain handlers in threads.
 
         Arguments and errors are those of `drain`.
         """
-        return await self._runs.drive_async(self._runs.due(**options))
+        return await self._runs.drive_async(self._runs.due(**options), children=real_processes)
 
     def travel(self, by: Duration) -> datetime:
         """Put the store's clock forward, and do what then falls due beside jobs; return its time.

@@ -19,6 +19,7 @@ from tenure.jobs.enqueue import Duration
 from tenure.jobs.names import check_queues
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import SETTLED, Job, Status
+from tenure.store.borrowed.opened import LENT
 from tenure.testing import changes
 from tenure.testing.matching import Wanted, name_of
 from tenure.worker.leases import Attempt
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STILL_OPEN = "the handler of job {} ({}) has returned, and a transaction of it still holds the job"
+NOT_STARTED = "job {} ({}) cannot be started here: it has no handler, or the log says why"
+NOT_SEEN = "a child process does not see the transaction of a test: use `testing.on`"
 TOO_MANY = "{} jobs have run, and there are more: {}. Do they add each other? Else give `most`"
 
 
@@ -108,9 +111,9 @@ class Runs:
 
     # --- drive
 
-    def drive(self, running: Running[T]) -> T:
-        """Run what is yielded; return the result."""
-        with self._runner() as runner:
+    def drive(self, running: Running[T], *, children: bool = False) -> T:
+        """Run what is yielded, with `children` in child processes too; return the result."""
+        with self._runner(children) as runner:
             try:
                 step = next(running)
                 while True:
@@ -121,9 +124,9 @@ class Runs:
                 result: T = end.value
                 return result
 
-    async def drive_async(self, running: Running[T]) -> T:
+    async def drive_async(self, running: Running[T], *, children: bool = False) -> T:
         """Do the same on the running loop."""
-        async with self._runner() as runner:
+        async with self._runner(children) as runner:
             try:
                 step = next(running)
                 while True:
@@ -134,9 +137,12 @@ class Runs:
                 result: T = end.value
                 return result
 
-    def _runner(self) -> SingleRunner:
+    def _runner(self, children: bool) -> SingleRunner:
         core = self._app.core
-        return SingleRunner(core, core.handlers, self._worker, core.redaction, core.tracing)
+        if children and core.database in LENT:
+            raise InvalidInput(NOT_SEEN, path="real_processes")
+        facts = (core.handlers, self._worker, core.redaction, core.tracing)
+        return SingleRunner(core, *facts, children=children)
 
     def _settle(
         self, runner: SingleRunner, attempt: Attempt, claim: ClaimRequest | None
@@ -157,6 +163,8 @@ class Runs:
         core, raised = self._app.core, attempt.exception
         if verdict.answer is Answer.BUSY:
             raise RuntimeError(STILL_OPEN.format(attempt.lease.id, attempt.lease.type))
+        if attempt.report is not None and attempt.report.outcome is Outcome.RELEASED:
+            raise RuntimeError(NOT_STARTED.format(attempt.lease.id, attempt.lease.type))
         runner.reported(attempt, verdict)
         if isinstance(raised, KeyboardInterrupt):
             raise raised

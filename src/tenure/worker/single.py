@@ -46,12 +46,18 @@ class SingleRunner:
         worker: str,
         redaction: Redaction,
         tracing: Tracing | None,
+        *,
+        children: bool = False,
     ) -> None:
-        """`worker` is the id of the holder of the leases. Other arguments are those of `Worker`."""
+        """`worker` is the id of the holder of the leases, `children` whether there are processes.
+
+        Other arguments are those of `Worker`.
+        """
         self._source = source
         self._handlers = handlers
         self._worker = worker
         self._tracing = tracing
+        self._has_children = children
         self._failures = FailureCalls(handlers.hooks.on_failure)
         self._log = WorkLog(worker, redaction, self._failures)
         self._loop = _Loop()
@@ -79,16 +85,21 @@ class SingleRunner:
         await self._stack.__aexit__(kind, error, traceback)
 
     def run(self, lease: Lease) -> Attempt:
-        """Run the handler of a lease in this process; return its attempt, which has a report."""
+        """Run the handler of a lease; return its attempt, which has a report."""
         self._lifespans.enter(self._handlers.hooks.lifespans)
-        handler = self._handlers.find(lease.type)
-        if handler is not None and handler.is_async:
+        if self._needs_loop(lease):
             return self._loop.run(self._run_on_loop(lease))
         attempts, book, _ = self._attempts(CallingThread)
         book.hold([lease])
         attempts.admit()
         attempts.collect()
         return book.take_reports()[0]
+
+    def _needs_loop(self, lease: Lease) -> bool:
+        handler = self._handlers.find(lease.type)
+        if handler is None:
+            return False
+        return handler.is_async or (self._has_children and (handler.in_process or lease.alone))
 
     async def run_async(self, lease: Lease) -> Attempt:
         """Do the same on the running loop; a plain handler runs in a thread."""
@@ -134,7 +145,7 @@ class SingleRunner:
         attempts = Attempts(
             *(self._handlers, book, 1, wakeup, self._log, notes, self._tracing),
             threads=threads,
-            children=False,
+            children=self._has_children,
         )
         return attempts, book, wakeup
 
