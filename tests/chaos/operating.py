@@ -96,7 +96,12 @@ def pause(app: Tenure, chance: random.Random) -> None:
 
 
 def limit(app: Tenure, chance: random.Random) -> None:
-    per = PerPartition(max_running=chance.choice((None, 5, 20)))
+    """Without limits, so that several operators set the first ones at once; or with others."""
+    if chance.random() < 0.3:
+        app.queues.limit(QUEUE, max_running=None, per_partition=None)
+        return
+    rate = chance.choice((None, "500/1s"))
+    per = PerPartition(max_running=chance.choice((None, 5, 20)), rate=rate)
     app.queues.limit(QUEUE, max_running=chance.choice((None, 10, 40)), per_partition=per)
     app.queues.limit_partition(QUEUE, "a", weight=chance.choice((None, 3)))
 

@@ -101,6 +101,8 @@ def test_no_committed_state_is_over_a_limit(
             process.wait()
     assert any(running >= 3 for running, _ in seen)
     assert sum(one["refused"] for one in figures) > 0
+    with closing(RawSql(app.database)) as raw:
+        assert raw.deadlocks() == 0
     assert app.verify() == []
 
 

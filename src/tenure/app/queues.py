@@ -145,7 +145,7 @@ class Queues(Noun):
             limits.change(db, name, given)  # before the queue: it may wait for all who change jobs
             queues.set_queue(db, name, max_pending=pending, actor=actor)
 
-        self._write(queue, change, actor)
+        self._write(queue, change, actor, limits=True)
 
     def limit_partition(
         self,
@@ -232,11 +232,13 @@ class Queues(Noun):
         act = partial(limits.change_partition, partition=_place(partition), **change)
         self._write(queue, act, actor)
 
-    def _write(self, queue: str, act: Callable[..., T], actor: str | None) -> T:
+    def _write(
+        self, queue: str, act: Callable[..., T], actor: str | None, *, limits: bool = False
+    ) -> T:
         name, by = check_name(queue, "queue", "$.queue"), self._core.signed(actor)
         require(self._core.queues, [name])
         write = partial(act, name=name, actor=by)
-        return self._core.limited_store.write("queue", write).result()
+        return self._core.limited_store.write("queue", write, limits=limits).result()
 
 
 def _place(partition: str) -> str:

@@ -141,9 +141,9 @@ class SimulatedSqlite(Sqlite):
         except SimulatedCrash:
             self.rollback()
 
-    def begin(self) -> None:
+    def begin(self, *, limits: bool = False) -> None:
         self._fail("at the begin")
-        super().begin()
+        super().begin(limits=limits)
         self._fail_in_the_middle()
 
     def commit(self) -> None:

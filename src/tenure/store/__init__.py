@@ -213,14 +213,17 @@ class Store:
         *,
         brings: Callable[[T], bool] = lambda _: True,
         jobs: Sequence[str] | None = None,
+        limits: bool = False,
     ) -> Future[T]:
         """Call `act` in a transaction, perhaps with other work. Its result is the future's.
 
         `name` is that of the failpoints before and after the commit. `brings` says of the result
         whether a job may be ready now; if not, no worker is notified. A TenureError undoes what
-        `act` did, alone. `jobs` are the ids of what `act` locks, if it locks jobs only.
+        `act` did, alone. `jobs` are the ids of what `act` locks, if it locks jobs only. `limits`
+        says that it sets limits of queues.
         """
-        return self._committer.submit(CallWork(name, act, brings=brings, job_ids=jobs)).future
+        work = CallWork(name, act, brings=brings, job_ids=jobs, limits=limits)
+        return self._committer.submit(work).future
 
     # --- reads
 

@@ -40,6 +40,7 @@ from tenure.store.work import (
     may_bring_work,
     parts,
     rest_of,
+    sets_limits,
     undoing,
     visit,
 )
@@ -217,7 +218,7 @@ class Committer:
             batch = self._commit_alone(db, batch)
             if not batch:
                 return
-            db.begin()
+            db.begin(limits=sets_limits(batch))
             answers = self._apply(db, batch)
             visit("before_commit", batch)
             asked_to_commit = True

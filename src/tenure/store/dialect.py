@@ -60,6 +60,8 @@ class Dialect(Struct, frozen=True, kw_only=True):
     hold: str  # at the end of a SELECT: lock its rows
     packs: bool  # whether many rows are better read as one JSON value
     broken_value: str  # SQL for the name of a condition on values that a job breaks, or NULL
+    hold_jobs: str = ""  # the statement after which no other transaction changes jobs
+    hold_starts: str = ""  # the statement after which no other one starts jobs of limited queues
     look: str = ""  # the statement of `duties.look`, where the schema has it
 
     def table(self, name: str) -> str:

@@ -88,8 +88,11 @@ class Database(Statements, Protocol):
     def stats(self) -> StatsWriter:
         """What adds the ledger to the statistics."""
 
-    def begin(self) -> None:
-        """Start a write transaction, connecting first if need be."""
+    def begin(self, *, limits: bool = False) -> None:
+        """Start a write transaction, connecting first if need be.
+
+        One that sets `limits` of queues has to say so: it locks before all others who do.
+        """
 
     def commit(self) -> None:
         """Commit; when this returns the transaction is on disk."""

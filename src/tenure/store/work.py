@@ -58,6 +58,7 @@ class CallWork(Struct):
     brings: Callable[[Any], bool] = lambda _: True  # whether with this answer it may bring work
     job_ids: Sequence[str] | None = None
     reads: bool = False  # with one statement, and writes nothing
+    limits: bool = False  # whether it sets limits of queues
 
 
 Work = EnqueueWork | ExchangeWork | CallWork
@@ -100,6 +101,11 @@ def is_only_adding(batch: Sequence[Work]) -> TypeGuard[Sequence[EnqueueWork]]:
     return all(isinstance(work, EnqueueWork) for work in batch) and (
         len(batch) == 1 or all(work.size == 1 for work in batch)
     )
+
+
+def sets_limits(batch: Sequence[Work]) -> bool:
+    """Whether it sets limits of queues: then it is alone."""
+    return isinstance(batch[0], CallWork) and batch[0].limits
 
 
 def lone_read(batch: Sequence[Work]) -> CallWork | None:

@@ -59,7 +59,7 @@ class LentPostgresWriter(Postgres):
         super().__init__(url)
         self._lent = connection
 
-    def begin(self) -> None:
+    def begin(self, *, limits: bool = False) -> None:
         if not self._lent.is_open:
             raise psycopg.OperationalError(ENDED)
         self._run("SAVEPOINT tenure_write")

@@ -23,7 +23,7 @@ from tenure.store.postgres.connection import (
     forget_notifications,
     to_time,
 )
-from tenure.store.postgres.statements import BEGIN, HOT
+from tenure.store.postgres.statements import BEGIN, HOT, LOCK_JOBS, LOCK_LIMITS
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, Wire, answering
 from tenure.store.protocol import ELSEWHERE, Trouble
 
@@ -72,6 +72,7 @@ class PostgresSession:
         self._wire: Wire | None = None
         self._patience = ANSWER_SECONDS
         self._begin = BEGIN
+        self._lock = LOCK_JOBS
         self._has_prepared = False  # what `_execute_directly` executes
         self._sent = False  # a statement whose answer was not read
         self._started = True  # False: BEGIN is still to be sent, with the first statement
@@ -80,10 +81,11 @@ class PostgresSession:
         self._warnings: list[str] = []
         self._cut_short: list[str] = []  # warnings that a wait for a standby was cut short
 
-    def begin(self) -> None:
+    def begin(self, *, limits: bool = False) -> None:
         """Begin with the first statement, which saves a round trip where that needs no values."""
         self._connect()
         self._started = False
+        self._lock = LOCK_LIMITS if limits else LOCK_JOBS
         self._now = None
         self._marked = False
 
@@ -166,12 +168,13 @@ class PostgresSession:
             self._skip_answer(connection)
             if not self._started:
                 self._started = True
+                begin = f"{self._begin}; {self._lock}"
                 if values is None:
-                    cursor = connection.execute(sql(f"{self._begin}; {statement}"), prepare=False)
+                    cursor = connection.execute(sql(f"{begin}; {statement}"), prepare=False)
                     while cursor.nextset():
                         pass
                     return cursor
-                connection.execute(sql(self._begin), prepare=False)
+                connection.execute(sql(begin), prepare=False)
                 wire.expect(self._patience)  # each answer has its own time
             prepare = statement in HOT
             return connection.execute(sql(statement), values, binary=binary, prepare=prepare)

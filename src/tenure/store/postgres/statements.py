@@ -81,6 +81,8 @@ DIALECT = Dialect(
     tags='LATERAL (SELECT value COLLATE "C" FROM json_array_elements_text(CASE'
     " WHEN {s}.json_type(job.tags) = 'array' THEN job.tags::json END)) AS one (value)",
     hold=" FOR UPDATE",
+    hold_jobs="LOCK TABLE {s}.job IN SHARE ROW EXCLUSIVE MODE",
+    hold_starts="SELECT pg_advisory_xact_lock({s}.limit_lock())",
     packs=False,
     look=LOOK_FOR_DUTIES,
     broken_value=broken(postgres_values("{{s}}.json_type({})", "{s}") | in_reach()),
@@ -89,14 +91,18 @@ DIALECT = Dialect(
 # Plans must not hang on statistics: right after a bulk load the planner would read and sort the
 # whole table for one batch. Settings end with the transaction, as a transaction pooler demands.
 # A process that is frozen between two statements holds its locks for less time than others wait for
-# them; thawed, it finds its transaction undone and starts again. The table's lock, which a write
-# takes anyway, comes first: a wait for an index to be made must not count against a lease.
+# them; thawed, it finds its transaction undone and starts again.
 BEGIN = """
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off;
-SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '5s';
-LOCK TABLE {s}.job IN ROW EXCLUSIVE MODE
+SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '5s'
 """
+# Next it locks the table, as a write does anyway: a wait for an index to be made must not count
+# against a lease.
+LOCK_JOBS = "LOCK TABLE {s}.job IN ROW EXCLUSIVE MODE"
+# One that sets limits does not. It may have to wait for all who have that lock, and two of these
+# would wait for each other.
+LOCK_LIMITS = "SELECT pg_advisory_xact_lock({s}.limit_lock('', 'settings'))"
 
 TYPES = {
     **dict.fromkeys(TIMES, "timestamptz"),

@@ -55,7 +55,7 @@ class LentSqliteWriter(Sqlite):
         super().__init__(MEMORY)
         self._connection = cast(Any, connection)
 
-    def begin(self) -> None:
+    def begin(self, *, limits: bool = False) -> None:
         if not self._db.in_transaction:
             raise sqlite3.OperationalError(ENDED)
         self._db.execute("SAVEPOINT tenure_write")

@@ -82,7 +82,7 @@ class Sqlite:
 
     # --- transactions
 
-    def begin(self) -> None:
+    def begin(self, *, limits: bool = False) -> None:
         begin_writing(self._connected())
         self._check_files()
         self._now = None

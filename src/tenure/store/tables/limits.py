@@ -63,24 +63,42 @@ def _limits(row: Mapping[str, Any]) -> Limits:
 
 
 def change(db: Statements, name: str, given: Mapping[str, Any]) -> None:
-    """Change the given limits of a queue; raises InvalidInput. Without any, it has no row."""
+    """Change the given limits of a queue; raises InvalidInput. Without any, it has no row.
+
+    The transaction was started as one that sets limits: others that do wait for it.
+    """
     d, table = db.dialect, db.dialect.table("queue_limit")
     old, _, waits_until = read(db, [name]).get(name, (Limits(), 0, None))
     new = merged(old, given)
     if new == old:
         return
+    if _shape(new) != _shape(old):  # before a row is locked: who changes a job may wait for it
+        _hold(db, d.hold_jobs)
     if new == Limits() and waits_until is None:
         db.changed(f"DELETE FROM {table} WHERE queue = {d.value}", (name,))
         return
     per = new.per_partition or PerPartition()
-    divided = new.per_partition is not None or new.ordered is not None
-    values = (*_settings(new), divided, *_settings(per), new.ordered)
+    values = (*_settings(new), _is_divided(new), *_settings(per), new.ordered)
     changes = ", ".join(f"{name} = excluded.{name}" for name in SETTINGS)
     db.changed(
         f"INSERT INTO {table} (queue, {', '.join(SETTINGS)})"
         f" VALUES ({d.values(1 + len(SETTINGS))}) ON CONFLICT (queue) DO UPDATE SET {changes}",
         (name, *values),
     )
+
+
+def _is_divided(limits: Limits) -> bool:
+    return limits.per_partition is not None or limits.ordered is not None
+
+
+def _shape(limits: Limits) -> tuple[object, ...]:
+    """Return what slots, turns and lines of jobs depend on, as `shape_of` of PostgreSQL."""
+    return (limits != Limits(), _is_divided(limits), limits.ordered)
+
+
+def _hold(db: Statements, statement: str) -> None:
+    if statement:
+        db.changed(statement)
 
 
 def _settings(of: Limits | PerPartition) -> tuple[int | float | None, ...]:
@@ -102,6 +120,7 @@ def change_partition(
     """Set columns of a partition, and pause or resume it (None: leave it)."""
     d = db.dialect
     table, v, place = d.table("partition_limit"), d.value, (name, partition)
+    _hold(db, d.hold_starts)  # before the row is locked: a start may wait for it
     db.changed(
         f"INSERT INTO {table} (queue, partition) VALUES ({v}, {v}) ON CONFLICT DO NOTHING", place
     )

@@ -120,6 +120,8 @@ END $$;
 
 -- The advisory lock of a partition. Without arguments that of all limits: claims of limited queues share it,
 -- a change of a limit has it alone. So each claim goes by the limits before a change or by those after.
+-- ('', 'settings') is that of all who set limits. They take it first, then that of the table of jobs if they
+-- need it, then that of all limits, then the row: who changes jobs takes the last three in this order, too.
 CREATE FUNCTION {schema}.limit_lock(queue text DEFAULT '', partition text DEFAULT '') RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT hashtextextended('{schema}' || chr(1) || queue || chr(1) || partition, 0)
@@ -130,6 +132,12 @@ $$;
 CREATE FUNCTION {schema}.sets_limits(l {schema}.queue_limit) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT coalesce(l.partitioned, false) OR num_nonnulls(l.max_running, l.rate_starts) > 0
+$$;
+
+-- What slots, turns and lines of jobs depend on.
+CREATE FUNCTION {schema}.shape_of(l {schema}.queue_limit) RETURNS record
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT {schema}.sets_limits(l), coalesce(l.partitioned, false), l.ordered
 $$;
 
 -- How many jobs of a queue may start at a time, all partitions together. Its row has to be locked.
@@ -259,6 +267,7 @@ CREATE FUNCTION {schema}.hold_limits() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     now bigint;
+    known {schema}.queue_limit;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM {schema}.refuse_row('limits are changed in READ COMMITTED');
@@ -271,11 +280,13 @@ BEGIN
         END IF;
         IF NOT ({schema}.sets_limits(NEW) OR {schema}.sets_limits(OLD)) THEN
             RETURN coalesce(NEW, OLD);
-        ELSIF {schema}.sets_limits(NEW) <> {schema}.sets_limits(OLD) AND (TG_OP <> 'INSERT'
-                OR NOT EXISTS (SELECT FROM {schema}.queue_limit WHERE queue = NEW.queue))
-            OR (TG_OP = 'UPDATE' -- as after an insert of a row that is there
-                AND (NEW.partitioned, NEW.ordered) IS DISTINCT FROM (OLD.partitioned, OLD.ordered))
-        THEN
+        END IF;
+        PERFORM pg_advisory_xact_lock({schema}.limit_lock('', 'settings'));
+        known := OLD;
+        IF TG_OP = 'INSERT' THEN -- which is an update if the row is there
+            SELECT * INTO known FROM {schema}.queue_limit WHERE queue = NEW.queue;
+        END IF;
+        IF {schema}.shape_of(NEW) IS DISTINCT FROM {schema}.shape_of(known) THEN
             LOCK TABLE {schema}.job IN SHARE ROW EXCLUSIVE MODE;
         END IF;
     END IF;
@@ -298,9 +309,7 @@ DECLARE
     of CONSTANT text := coalesce(NEW.queue, OLD.queue);
     becomes CONSTANT boolean := {schema}.sets_limits(NEW);
 BEGIN
-    IF (becomes, coalesce(NEW.partitioned, false), NEW.ordered)
-        IS NOT DISTINCT FROM ({schema}.sets_limits(OLD), coalesce(OLD.partitioned, false), OLD.ordered)
-    THEN
+    IF {schema}.shape_of(NEW) IS NOT DISTINCT FROM {schema}.shape_of(OLD) THEN
         RETURN NULL;
     ELSIF becomes <> {schema}.sets_limits(OLD) THEN
         DELETE FROM {schema}.slot WHERE queue = of;
