@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import BigInteger, Column, DateTime, Double, MetaData, Table, Text, TypeDecorator
 from sqlalchemy.dialects.postgresql import UUID
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from tenure.jobs.ids import EPOCH
+
 PREFIX = "tenure_"
 """Begins the names of the tables on SQLite. On PostgreSQL they are in a schema."""
 

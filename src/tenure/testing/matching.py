@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tenure.app.job_types import JobType
@@ -99,19 +99,13 @@ def _plain(value: Any) -> Any:
         return value
 
 
-def _misses(wanted: Any, found: Any, path: str) -> list[str]:
+def _misses(wanted: Any, found: Any, path: str) -> Iterator[str]:
     if isinstance(wanted, dict) and isinstance(found, dict):
-        return [
-            miss
-            for name, value in wanted.items()
-            for miss in _misses(value, found.get(name, MISSING), f"{path}.{name}".lstrip("."))
-        ]
-    return [] if wanted == found else [f"{path} is {found!r}, not {wanted!r}"]
-
-
-class _Missing:
-    def __repr__(self) -> str:
-        return "missing"
-
-
-MISSING = _Missing()
+        for name, value in wanted.items():
+            at = f"{path}.{name}".lstrip(".")
+            if name in found:
+                yield from _misses(value, found[name], at)
+            else:
+                yield f"{at} is missing, not {value!r}"
+    elif wanted != found:
+        yield f"{path} is {found!r}, not {wanted!r}"

@@ -13,7 +13,8 @@ from django.db import DEFAULT_DB_ALIAS, connections, models
 from django.utils import timezone
 
 from tenure.contrib.django.databases import backends
-from tenure.contrib.django.results import EPOCH, time_of
+from tenure.contrib.django.results import time_of
+from tenure.jobs.ids import EPOCH
 from tenure.lifecycle import Status
 
 

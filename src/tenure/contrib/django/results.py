@@ -18,6 +18,7 @@ from django.utils.module_loading import autodiscover_modules
 from tenure.contrib.django._api import base, exceptions
 from tenure.contrib.django.tasks import declared
 from tenure.jobs import ids
+from tenure.jobs.ids import EPOCH
 
 if TYPE_CHECKING:
     from tenure.contrib.django.backend import TenureBackend
@@ -41,7 +42,6 @@ HISTORY = """
 SELECT event, actor, at, target, detail, reason FROM {prefix}transition
 WHERE job_id = {id} ORDER BY seq
 """
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def read_result(backend: TenureBackend, job_id: str, task: Any = None) -> Result:
