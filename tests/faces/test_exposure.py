@@ -61,7 +61,7 @@ def test_the_program_warns_of_names_of_others_without_a_token(sqlite_url: str) -
     with ServerProcess(sqlite_url, TENURE_ALLOWED_HOSTS="jobs.example.com,localhost") as server:
         code, log = server.stop()
     assert code == 0
-    assert "is refused: jobs.example.com can be reached from other machines" in log
+    assert "is refused, because jobs.example.com can be reached from other machines" in log
     assert "tenure tokens create" in log
 
 

@@ -221,7 +221,7 @@ def test_a_source_that_refuses_types_is_no_reason_not_to_work(
     limited = app.core.limited_to(("mail",))
     with process.declared(lambda: limited.declare(app.core.handlers.options())):
         wait_until(lambda: caplog.messages, "a warning")
-    assert "do not know what is declared here: this token is for the queues mail" in caplog.text
+    assert "do not know what this one declares: this token is for the queues mail" in caplog.text
 
 
 def test_b2_a_key_survives_a_change_of_the_defaults_on_every_road(

@@ -71,8 +71,8 @@ def warn_if_closed(settings: Settings, app: Tenure) -> None:
     """Log a warning if every request will be refused because no token is valid."""
     if _is_closed(settings, app):
         log.warning(
-            "every request but /health is refused: %s can be reached from other machines, and no "
-            "token is set: %s, or serve loopback names only",
+            "every request but /health is refused, because %s can be reached from other machines "
+            "and no token is set: %s, or serve only names of loopback",
             ", ".join(filterfalse(is_loopback, (settings.host, *settings.allowed_hosts))),
             REMEDY,
         )
@@ -236,7 +236,7 @@ async def check_again(scope: Scope) -> None:
     """
     guard: AccessGuard = scope[GUARD]
     if await guard.caller_of(scope) != scope[CALLER]:
-        raise Unauthorized("the token of this request does not allow now what it allowed before")
+        raise Unauthorized("the token of this request allows it no longer")
 
 
 def _token(scope: Scope) -> bytes | None:

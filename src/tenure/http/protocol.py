@@ -156,9 +156,9 @@ class Room:
         if not self._logged:
             self._logged = True
             log.warning(
-                "there are too many connections: of those without a valid token the oldest is "
-                "closed for each new one, else the one that is idle for longest; "
-                "this is logged once"
+                "there are too many connections. For each new one, the server closes the oldest "
+                "connection without a valid token, or else the one that is idle for longest. "
+                "This is logged once"
             )
         connection.abort()
 
@@ -231,7 +231,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 if self.transport.is_closing():
                     self.abort()
                 else:
-                    self.send_400_response("The request has too much beside its body.")
+                    self.send_400_response("The request is too long, even without its body.")
 
     def _parse(self) -> None:
         """Parse what has arrived, while no request waits: each that waits takes some kilobytes.

@@ -191,7 +191,7 @@ def check_room(streams: set[EventStream], most: int) -> None:
             503,
             "too_many_streams",
             "Too many event streams",
-            f"{most} event streams are open, as many as there may be; try again later",
+            f"{most} event streams are open, which is the limit; try again later",
             RETRY_LATER,
         )
 

@@ -44,20 +44,20 @@ INVARIANTS: Mapping[str, str] = {
     "each entry starts where the one before it ended": EDITED,
     "the ledger ends in the job's status": "a transition is missing from the "
     f"ledger, or {BYPASSED}",
-    "a claim raises the token by one and nothing else changes it": "outside systems may have taken "
-    f"the work of a stale attempt for that of a newer one; {EDITED}",
+    "a claim raises the token by one and nothing else changes it": "an outside system may "
+    f"have accepted the work of an attempt whose lease had ended; {EDITED}",
     "each entry names its attempt": EDITED,
     "attempts are the claims that were not returned": f"{BYPASSED}. Too low a count lets the "
     "job run more often than its limit",
-    "no job ran more often than its limit": "its handler ran, or can run, once too often: look at "
-    "what it did outside, and whether the limit was lowered by hand",
+    "no job ran more often than its limit": "its handler has run more often than allowed, or "
+    "can: look at what it did outside, and whether the limit was lowered by hand",
     "no job was returned without end": "look for the worker that keeps returning it: its log "
     "says why",
     "snoozes are those in the ledger": f"{BYPASSED}. Too low a count lets the job be snoozed more "
     "often than is allowed",
     "a waiting job waits for something": f"nothing will ever release it: {BYPASSED}",
-    "a lease is given out once": "two attempts could report for each other: this must not happen, "
-    "not even by hand. Report it, with the ledger of both jobs",
+    "a lease is given out once": "each of two attempts could report for the other. No manual SQL "
+    "can cause this: report it as a fault of Tenure, with the ledger of both jobs",
     "one outcome per lease": "one attempt was settled twice: look at what its handler did outside. "
     f"Unless {EDITED.split(':')[0]}, report it",
     "every lease that ended was claimed": "an attempt ended that had not started under that lease: "
@@ -80,38 +80,39 @@ INVARIANTS: Mapping[str, str] = {
     "one job per idempotency key": "an enqueue that was repeated made a second job: cancel one of "
     "them, then create the unique index on idempotency_key again (`tenure doctor` says if it is "
     "missing)",
-    "one holder per unique key, and each holder is a row that may hold": "jobs that are the same "
-    f"can be added side by side, or none can: {BYPASSED}. Cancel the jobs that are too many",
-    "a job is found by its tags and by no others": "filters and actions by tag leave it out, or "
-    f"take it in: {BYPASSED}",
+    "one holder per unique key, and each holder is a row that may hold": "a second job "
+    f"with that key can be added, or no job can: {BYPASSED}. Cancel the jobs that are too many",
+    "a job is found by its tags and by no others": "filters and actions by tag miss it, or include "
+    f"it by mistake: {BYPASSED}",
     "a waiting job needs what its dependencies say": "it is released too early or never: "
     f"{BYPASSED}. `tenure jobs unblock` releases it",
     "a job is skipped if and only if it can no longer run": "nothing skips it, or it was skipped "
     f"without a cause: {BYPASSED}",
-    "a job that others wait for counts them": f"they will not hear of its end: {BYPASSED}",
+    "a job that others wait for counts them": f"its end does not release them: {BYPASSED}",
     "no jobs wait for each other": "none of them will ever run: cancel one of them",
-    "a step is of an attempt of its job": "no handler may have returned its result, and no "
-    f"attempt repeats it: {BYPASSED}",
-    "a suspended job waits for what has not come": f"nothing wakes it: {BYPASSED}. `tenure jobs "
-    "unblock` releases it",
+    "a step is of an attempt of its job": "perhaps no handler returned its result, and no "
+    f"attempt repeats the step: {BYPASSED}",
+    "a suspended job waits for what has not come": f"nothing ends its wait: {BYPASSED}. `tenure "
+    "jobs unblock` releases it",
     "a finished workflow has no unsettled job": "it is shown as finished while a job of it runs, "
     f"and retention deletes it too early: {BYPASSED}",
     "a fire has the job that its schedule added": "the job, or the record of the schedule, was "
     f"changed while the triggers were off: {EDITED.split(': ')[1]}",
     TICKS: "it was due, and no outcome is on record: look at `tenure schedules fires`, and "
     "let `tenure schedules backfill` add its job if it is missing",
-    "a token if and only if the job is pending": "it is never claimed, or looked at in vain: "
-    f"{BYPASSED}",
-    "every job is where the sweep, retention and operators look": "its lease never ends, it is kept"
-    f" for ever, or it is in no list: {BYPASSED}",
+    "a token if and only if the job is pending": "no claim finds it, or claims look at it in "
+    f"vain: {BYPASSED}",
+    "every job is where the sweep, retention and operators look": "its lease never ends, "
+    f"retention never deletes it, or no list shows it: {BYPASSED}",
     SOUND: "the file is damaged, by a fault of the disk, or because it was copied, replaced or "
     "written by other means while it was in use: stop everything, keep a copy, restore a backup",
     HELD: f"more ran or started than was allowed: a clock was set back, or {BYPASSED}",
     FOLLOWED: f"limits count wrong, or a job never starts: {BYPASSED}",
-    "the counts are those of the jobs": "`tenure stats` is wrong by that much, no job is: jobs "
-    "were deleted or the ledger was edited by hand. `Tenure(url).stats.recount()` counts again",
-    "no ledger without its job": "a job was deleted that was not settled, or not by Tenure: look "
-    "in the ledger for what it was, and enqueue it again if it must run",
+    "the counts are those of the jobs": "the numbers of `tenure stats` are wrong by that much, "
+    "and the jobs are right: jobs were deleted or the ledger was edited by hand. "
+    "`Tenure(url).stats.recount()` counts again",
+    "no ledger without its job": "a job was deleted by hand, or before it was settled: see in "
+    "the ledger what it was, and enqueue it again if it must run",
 }
 """Invariant -> what a violation means, and what to do."""
 

@@ -75,8 +75,8 @@ def clock(store: datetime, before: float, after: float) -> Check:
     shown = store.timestamp()
     difference = shown - min(max(shown, before), after)
     advice = (
-        "jobs run by the store's clock: a run_at computed on this machine comes that much off; "
-        "synchronise both by NTP"
+        "jobs run by the store's clock, so a run_at that this machine computes is wrong by that "
+        "much: synchronise both clocks by NTP"
     )
     found = f"{difference:+.1f} s from this machine"
     return warning("clock", found, advice if abs(difference) > MAX_CLOCK_DIFFERENCE else "")
@@ -91,10 +91,10 @@ def setting(name: str, value: str, wanted: Settings) -> Check:
 def newest_entry(seconds_ahead: float | None) -> Check:
     """Whether the ledger's last entry is of the past; None for an empty ledger."""
     if seconds_ahead is None or seconds_ahead <= MAX_CLOCK_DIFFERENCE:
-        return ok("time", "the newest transition is not of the future")
+        return ok("time", "no transition is in the future")
     advice = (
-        "the store's clock was set back after that transition: leases wait an hour at most, "
-        "delayed jobs until it gets there. Find out which time is right"
+        "the store's clock was set back after that transition. Leases end after an hour at most; "
+        "delayed jobs wait until the clock reaches their time. Find out which time is right"
     )
     found = f"the newest transition is {seconds_ahead:.0f} s in the future"
     return warning("time", found, advice)

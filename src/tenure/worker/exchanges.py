@@ -155,7 +155,10 @@ class Exchanges:
             future = self._source.exchange((), replace(self._request, limit=1, leaves=True))
             await asyncio.wait_for(asyncio.wrap_future(future), LEAVE_SECONDS)
         except (TenureError, TimeoutError) as error:
-            log.info("this worker is listed for some minutes more: %s", str(error) or "no answer")
+            log.info(
+                "the list of workers has this one for some minutes more: %s",
+                str(error) or "no answer",
+            )
 
     # --- start
 
@@ -336,9 +339,9 @@ class Exchanges:
         self.demand.notify()
         wait = self.backoff.failed()
         log.warning(
-            "the store did not answer, trying again in %.1f s with %d outcomes kept: %s",
-            wait,
+            "the store did not answer: this worker keeps %d outcomes and tries again in %.1f s: %s",
             self._leases.unreported,
+            wait,
             error,
             exc_info=None if known else error,
         )

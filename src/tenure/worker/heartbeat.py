@@ -90,7 +90,7 @@ class Heartbeat(threading.Thread):
         if took > third:
             log.warning(
                 "a heartbeat took %.1f s, which is long for leases of %g s: jobs may run "
-                "twice; use a longer lease, or see why the store is slow",
+                "twice. Use a longer lease, or find out why the store is slow",
                 took,
                 self._lease_seconds,
             )
@@ -119,8 +119,9 @@ class Heartbeat(threading.Thread):
             if task is not None and attempt.task is task:
                 what = f"the handler of job {attempt.lease.id} ({attempt.lease.type})"
         log.warning(
-            "the event loop has been blocked for %.0f s by %s: nothing else is started or stopped"
-            " here; make a handler that blocks `def`, or `process=True` if it computes",
+            "the event loop has been blocked for %.0f s by %s: meanwhile this worker starts and"
+            " stops nothing. Write a handler that blocks as `def`, or with `process=True` if it"
+            " computes",
             seconds,
             what,
         )

@@ -69,7 +69,7 @@ class StallWatch:
         if stood_still > STALL_SECONDS:
             self._spare_until = now + stood_still
             log.warning(
-                "the server stood still for %.1f s; leases last as much longer", stood_still
+                "the server stood still for %.1f s, so no lease ends for as long again", stood_still
             )
         self._turned_at = now
 

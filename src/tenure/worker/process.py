@@ -171,7 +171,7 @@ def declared(*declarations: Callable[[], None]) -> Iterator[None]:
                 except StoreUnavailable:
                     stop.wait(DECLARE_SECONDS)
                 except TenureError as error:
-                    log.warning("other programs do not know what is declared here: %s", error)
+                    log.warning("other programs do not know what this one declares: %s", error)
                     break
 
     thread = threading.Thread(target=declare, name="tenure-declare", daemon=True)

@@ -68,7 +68,9 @@ def add_delivery(handlers: Handlers, app: Tenure, receivers: Receivers, *, priva
             raise DeliveryFailed(str(error)) from None
         receivers.answered(context.queue)
         if status == GONE:
-            raise PermanentFailure(f"the receiver answered {GONE}: it wants no more of these")
+            raise PermanentFailure(
+                f"the receiver answered {GONE}: it wants no more of these messages"
+            )
         if not 200 <= status < 300:
             raise DeliveryFailed(f"the receiver answered {status}")
         return f"the receiver answered {status}"
@@ -134,7 +136,7 @@ class WebhookDelivery(threading.Thread):
             try:
                 await asyncio.to_thread(self._find_queues)
             except TenureError as error:
-                log.warning("webhooks that were made lately wait for the database: %s", error)
+                log.warning("new webhooks wait for the database: %s", error)
 
     async def _run(self, worker: Worker) -> None:
         finding = asyncio.create_task(self._find_new_queues())

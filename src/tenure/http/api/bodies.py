@@ -103,8 +103,8 @@ _CROWDED = Refusal(
     503,
     "too_many_bodies",
     "Too many large bodies",
-    f"this server holds {MAX_HELD_BYTES} bytes of requests, as many as it may; send it again in a "
-    "moment, in smaller parts",
+    f"this server already holds {MAX_HELD_BYTES} bytes of requests, which is its limit; send it "
+    "again in a moment, in smaller parts",
     RETRY_LATER,
 )
 
@@ -279,7 +279,7 @@ def _items(data: bytes, body: Body) -> Iterator[object]:
             start += len(text[:at].encode())
             continue
         if text[end:].strip(BLANKS) or data[stop:].strip(BLANKS.encode()):
-            raise InvalidInput("there is more behind the array; send one value", path="$")
+            raise InvalidInput("something follows the array; send one value", path="$")
         return
 
 

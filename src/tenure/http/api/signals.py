@@ -84,8 +84,8 @@ async def _looked_up(call: Call, look: Callable[[], Response]) -> Response:
         if not _is_for_people(call.request):
             raise
         problem = as_problem(call.request.scope, error)
-        title = "This does not work (any more)"
-        text = "The link was used, is wrong, or what it was for has ended."
+        title = "This link does not work (any more)"
+        text = "It was used already, it is wrong, or its job no longer waits for an answer."
         return _page(title, text, status=problem.status_code)
 
 

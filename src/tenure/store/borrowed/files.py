@@ -14,15 +14,14 @@ from tenure.store.sqlite.connection import resets_wal_unsafely
 log = logging.getLogger(__name__)
 
 OTHER_FILE = (
-    "the main file of this connection is {main}, and the jobs are in {jobs}. A crash can divide a "
-    "commit over two files. Keep your tables in the file of the jobs, whose own names all begin "
-    "with tenure_; or write a row that says what to do, and after your commit enqueue a job with "
-    "an idempotency_key that names the row"
+    "the main file of this connection is {main}, and the jobs are in {jobs}. A commit to two files "
+    "is not one commit: after a crash, one file can have it and the other not. Keep your tables in "
+    "the file of the jobs, where all names of Tenure begin with tenure_. Or write a row that says "
+    "what to do, commit, and then enqueue a job with an idempotency_key that names the row"
 )
 MAY_LOSE = (
-    "a connection to %s on which jobs are added has synchronous below FULL: after a power cut the "
-    "last jobs may be missing, together with your own rows. tenure.sqlite.connect() makes one that "
-    "keeps them"
+    "a connection to %s on which jobs are added has synchronous below FULL: a power cut can lose "
+    "the last jobs, together with your own rows. Use tenure.sqlite.connect()"
 )
 CHECKPOINTS = (
     "a connection to %s on which jobs are added has automatic checkpoints. With these, SQLite %s "

@@ -109,5 +109,5 @@ def _target(source: Source, target: Target) -> Check:
 def _size(source: Source) -> Check:
     jobs, size = source.count(JOB), source.one(source.size) / 1e9
     found = f"{jobs:,} jobs, {size:.1f} GB with indexes and free space"
-    advice = "see that the target has as much, and as much again for its log"
+    advice = "the target needs as much space, and as much again for its log"
     return Check("size", CheckResult.OK, found, advice)

@@ -109,24 +109,24 @@ def role(in_recovery: bool) -> Check:
 def ledger(from_elsewhere: bool) -> Check:
     """Whether the ledger's transactions are this cluster's: a restore brings those of another."""
     if not from_elsewhere:
-        return ok("ledger", "its transactions are this cluster's")
+        return ok("ledger", "all its transactions are of this cluster")
     advice = (
-        "this database was restored from another cluster, and the event stream holds back what it "
-        "brought and mixes up what follows: see `Restore a dump` in "
+        "this database was restored from another cluster. The event stream holds back the entries "
+        "from there and mixes up the order of new ones: see `Restore a dump` in "
         "docs/how-to/back-up-and-upgrade.md"
     )
-    return problem("ledger", "it names transactions of the future", advice)
+    return problem("ledger", "it has transactions that this cluster has not reached", advice)
 
 
 def pooler(lends_by_transaction: bool) -> Check:
     """Whether there is a pooler in transaction mode before the server."""
     if not lends_by_transaction:
-        return ok("pooler", "none, or one that lends whole sessions")
+        return ok("pooler", "none, or one that gives each client a whole session")
     advice = (
-        "Tenure works through it, but hears of other processes' jobs by polling only: give workers "
-        "a direct address if the wait matters"
+        "Tenure works through it, but notices jobs of other processes only by polling: give "
+        "workers a direct address if that is too slow"
     )
-    return warning("pooler", "lends sessions by transaction", advice)
+    return warning("pooler", "gives a client a session for one transaction at a time", advice)
 
 
 def transport(hosts: Collection[str], sslmode: str) -> Check:
@@ -144,9 +144,9 @@ def transport(hosts: Collection[str], sslmode: str) -> Check:
 def dead_rows(holder: str | None) -> Check:
     """Whether something keeps dead rows from being cleared away."""
     if holder is None:
-        return ok("vacuum", "nothing holds it back")
-    advice = f"claims slow down, and the disk fills, as long as this lasts: {holder}"
-    return warning("vacuum", "held back", advice)
+        return ok("vacuum", "nothing keeps dead rows")
+    advice = f"claims become slower and the disk fills until this ends: {holder}"
+    return warning("vacuum", "dead rows are kept", advice)
 
 
 def logged(unlogged: Collection[str]) -> Check:
@@ -160,12 +160,12 @@ def logged(unlogged: Collection[str]) -> Check:
 def rights(truncates: bool, owns: bool) -> Check:
     """Whether this role can write a ledger entry for a transition that never happened."""
     if owns:
-        return ok("rights", "this role owns the tables, and so could drop their guards")
+        return ok("rights", "this role owns the tables, so it could drop their triggers")
     advice = (
         "this role could write entries into the ledger by its own trigger: REVOKE TRUNCATE on "
         "the table transition, and grant what docs/how-to/deploy.md says"
     )
-    found = "may truncate the ledger" if truncates else "the guards are out of this role's reach"
+    found = "may truncate the ledger" if truncates else "this role cannot switch off the triggers"
     return problem("rights", found, advice if truncates else "")
 
 

@@ -27,8 +27,8 @@ MIN_SPACE = 1024**3
 SETTINGS: doctor.Settings = {
     "journal_mode": (
         {"wal"},
-        "the write-ahead log cannot be used here; network file systems do not carry it: "
-        "move the file to a local disk",
+        "SQLite's write-ahead log does not work here, as on network file systems: move the file "
+        "to a local disk",
     ),
     "synchronous": (
         {"full", "extra"},
@@ -61,8 +61,8 @@ def sqlite_library(version: tuple[int, int, int]) -> Check:
 def file_system(kind: str) -> Check:
     """Whether SQLite's log works on this kind of file system."""
     advice = (
-        "locks and log do not work there unless one kernel alone opens the file, which the URL "
-        "vouches for: else move it to a local disk, or use PostgreSQL"
+        "locks and log work there only if no more than one kernel opens the file, as the URL says. "
+        "If you are not sure, move it to a local disk, or use PostgreSQL"
     )
     found = kind or "not known on this system"
     return warning("file_system", found, advice if kind in filesystems.REMOTE else "")
@@ -71,8 +71,8 @@ def file_system(kind: str) -> Check:
 def space(free: int) -> Check:
     """Whether the disk has room; `free` in bytes."""
     advice = (
-        "on a full disk no job is accepted and no result recorded until there is room: free some, "
-        "or have settled jobs deleted sooner (`keep` in the settings)"
+        "on a full disk no job is accepted and no result recorded: free some space, or keep "
+        "settled jobs for a shorter time (`keep` in the settings)"
     )
     return warning("disk", f"{free / 1024**2:,.0f} MiB free", advice if free < MIN_SPACE else "")
 
@@ -86,8 +86,8 @@ def files(mode: int, links: int, closed: Collection[str], owner: int | None = No
     found = f"mode {mode & 0o777:o}"
     if closed:
         advice = (
-            f"this user may not read and write {', '.join(closed)}: another made it. Run every "
-            "program as the same user, and give the files to that one"
+            f"this user may not read and write {', '.join(closed)}, which another user made. Run "
+            "every program as the same user, and let that user own the files"
         )
         return problem("files", found, advice)
     if links > 1:
@@ -102,7 +102,7 @@ def files(mode: int, links: int, closed: Collection[str], owner: int | None = No
             "chown the file"
         )
         return warning("files", f"owned by user {owner}", advice)
-    advice = "every user of this machine can open it, payloads and all: chmod o-rwx"
+    advice = "every user of this machine can read it with all payloads: chmod o-rwx"
     return warning("files", found, advice if mode & 0o007 else "")
 
 
@@ -161,7 +161,7 @@ def _write_lock(connection: sqlite3.Connection, path: Path) -> Check:
             raise
         found = f"a transaction has held it for {LOCK_SECONDS:.0f} s or longer"
         advice = (
-            "no job is added, started or completed meanwhile. End the transaction; "
+            "until then no job is added, started or completed. End that transaction: "
             f"`fuser -v {path}` lists the processes that have the file open"
         )
         return warning("write_lock", found, advice)
