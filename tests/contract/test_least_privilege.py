@@ -120,6 +120,8 @@ def test_the_ledger_is_not_forged_by_a_temporary_table(
     before = harness.sql.contents()
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(prepare.encode())
-        with pytest.raises(psycopg.DatabaseError, match="the ledger is written by transitions"):
+        with pytest.raises(
+            psycopg.DatabaseError, match="only transitions of jobs write the ledger"
+        ):
             connection.execute(forge.encode())
     assert harness.sql.contents() == before

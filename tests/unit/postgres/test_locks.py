@@ -215,7 +215,7 @@ def test_tables_are_not_emptied(raw: Connection, db: Postgres, table: str) -> No
 
 def test_nobody_writes_the_ledger_by_hand(raw: Connection, db: Postgres) -> None:
     add(db)
-    with pytest.raises(psycopg.Error, match="tenure: the ledger is written by transitions of jobs"):
+    with pytest.raises(psycopg.Error, match="tenure: only transitions of jobs write the ledger"):
         raw.execute(
             "INSERT INTO tenure.transition (job_id, at, source, target, event, attempt, token)"
             " SELECT id, now(), 'pending', 'cancelled', 'cancelled', 0, 0 FROM tenure.job"

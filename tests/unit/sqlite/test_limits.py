@@ -402,7 +402,7 @@ def test_slots_lines_and_history_are_not_written_by_hand(raw: sqlite3.Connection
     raw.execute(
         "INSERT INTO tenure_partition_limit (queue, partition, weight) VALUES ('q', 'a', 2)"
     )
-    with pytest.raises(sqlite3.IntegrityError, match="limits stay with their partition"):
+    with pytest.raises(sqlite3.IntegrityError, match="limits cannot go to another partition"):
         raw.execute("UPDATE tenure_partition_limit SET partition = 'b'")
 
 

@@ -266,7 +266,7 @@ DECLARE
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
         RAISE EXCEPTION USING ERRCODE = 'TN001',
-            MESSAGE = 'tenure: the ledger is written by transitions of jobs';
+            MESSAGE = 'tenure: only transitions of jobs write the ledger';
     END IF;
     n := (SELECT entered FROM entered LIMIT 1);
     IF n IS NULL THEN
@@ -292,7 +292,7 @@ BEGIN
     INSERT INTO {schema}.transition (job_id, at, source, target, event, attempt, token, actor)
     SELECT n.id, n.created_at, NULL, n.status, '{first_event}', 0, 0, n.actor FROM entered AS n
     WHERE CASE WHEN {illegal_entry} THEN
-            {schema}.refuse_row('a job must enter as pending or waiting, and untried')
+            {schema}.refuse_row('a new job must be pending or waiting, without attempts')
         WHEN {unfit_new_job} THEN
             {schema}.refuse_row('a value of a job is refused: ' || {broken_new_value})
         ELSE true END;
@@ -345,7 +345,7 @@ DECLARE
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
         RAISE EXCEPTION USING ERRCODE = 'TN001',
-            MESSAGE = 'tenure: the ledger is written by transitions of jobs';
+            MESSAGE = 'tenure: only transitions of jobs write the ledger';
     END IF;
     n := (SELECT after FROM after LIMIT 1);
     IF n IS NULL THEN
@@ -564,7 +564,7 @@ CREATE FUNCTION {schema}.forget() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp {by_index} AS $$
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
-        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: only changes of jobs change this table';
     END IF;
     DELETE FROM {schema}.ended WHERE ctid = ANY (ARRAY(
         SELECT place.ctid FROM removed CROSS JOIN LATERAL (
@@ -586,7 +586,7 @@ CREATE FUNCTION {schema}.keep_tags() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
-        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: only changes of jobs change this table';
     ELSIF TG_OP = 'INSERT' THEN
         INSERT INTO {schema}.tag (tag, job_id)
         SELECT DISTINCT value, NEW.id FROM json_array_elements_text(NEW.tags::json);
@@ -610,7 +610,7 @@ DECLARE
     ruled boolean;
 BEGIN
     IF TG_RELID NOT IN ('{schema}.arrival'::regclass, '{schema}.kept'::regclass) THEN
-        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: only changes of jobs change this table';
     END IF;
     ruled := EXISTS (SELECT FROM {schema}.retention);
     -- Retention finds the jobs of a workflow by that. One that others wait for is left for as long again.
@@ -667,16 +667,16 @@ CREATE TRIGGER transition_is_final BEFORE UPDATE OR TRUNCATE ON {schema}.transit
 -- role. Any role may delete arrivals, because a trigger enters again what is needed.
 
 CREATE TRIGGER transition_appends BEFORE INSERT ON {schema}.transition
-    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('the ledger is written by transitions of jobs');
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('only transitions of jobs write the ledger');
 
 CREATE TRIGGER ready_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.ready
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('tokens come and go with pending jobs');
 
 CREATE TRIGGER ended_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.ended
-    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('this table follows the jobs');
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('only changes of jobs change this table');
 
 CREATE TRIGGER tag_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.tag
-    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('this table follows the jobs');
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('only changes of jobs change this table');
 
 CREATE TRIGGER arrival_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.arrival
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('arrivals are written by transitions of jobs');

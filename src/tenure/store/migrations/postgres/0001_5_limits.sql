@@ -272,7 +272,7 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         PERFORM {schema}.refuse_row('limits are changed in READ COMMITTED');
     ELSIF TG_OP = 'UPDATE' AND NEW.queue <> OLD.queue THEN
-        PERFORM {schema}.refuse_row('limits stay with their queue');
+        PERFORM {schema}.refuse_row('limits cannot go to another queue');
     END IF;
     IF TG_TABLE_NAME = 'queue_limit' THEN
         IF pg_sequence_last_value('{schema}.limit_edition_seq'::regclass) IS NULL THEN
@@ -397,7 +397,7 @@ CREATE TRIGGER slot_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {sc
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('slots come and go with processing jobs');
 
 CREATE TRIGGER line_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.line
-    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('a line follows the jobs');
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('only changes of jobs change a line');
 
 CREATE FUNCTION {schema}.pass_over() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -19,7 +19,7 @@ CREATE FUNCTION {schema}.keep_unique_key() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
-        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: only changes of jobs change this table';
     ELSIF TG_OP = 'DELETE' THEN
         DELETE FROM {schema}.unique_key WHERE key = OLD.unique_key AND job_id = OLD.id;
         RETURN NULL;
@@ -43,7 +43,7 @@ CREATE TRIGGER job_lets_go AFTER DELETE ON {schema}.job
     FOR EACH ROW WHEN (OLD.unique_key IS NOT NULL) EXECUTE FUNCTION {schema}.keep_unique_key();
 
 CREATE TRIGGER unique_key_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.unique_key
-    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('this table follows the jobs');
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('only changes of jobs change this table');
 
 
 -- What an enqueue has to know about unique keys: `request` is JSON, and so is the answer, for every

@@ -226,7 +226,7 @@ CREATE FUNCTION {schema}.join_workflow() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
-        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: only changes of jobs change this table';
     ELSIF NOT {schema}.reopen(ARRAY[NEW.workflow]) THEN
         PERFORM {schema}.refuse_row('its workflow does not exist');
     END IF;
@@ -240,7 +240,7 @@ CREATE FUNCTION {schema}.unbind() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
-        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: only changes of jobs change this table';
     ELSIF OLD.followed > 0 AND {schema}.is_awaited(OLD.id) THEN
         PERFORM {schema}.refuse_row('a job that depends on this one is not settled');
     END IF;
@@ -271,7 +271,7 @@ CREATE FUNCTION {schema}.keep_revisits() RETURNS trigger
     SET enable_nestloop = on {by_index} {by_loops} AS $$
 BEGIN
     IF TG_RELID <> '{schema}.revisit'::regclass THEN
-        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: only changes of jobs change this table';
     END IF;
     INSERT INTO {schema}.revisit (job_id)
     SELECT job.id FROM removed JOIN {schema}.job ON job.id = removed.job_id
@@ -284,8 +284,8 @@ CREATE TRIGGER revisit_comes_back AFTER DELETE ON {schema}.revisit
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.keep_revisits();
 
 CREATE TRIGGER revisit_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.revisit
-    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('this table follows the jobs');
+    FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('only changes of jobs change this table');
 
 CREATE TRIGGER overdue_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.overdue
     FOR EACH STATEMENT WHEN (NOT has_table_privilege('{schema}.overdue'::regclass, 'TRUNCATE'))
-    EXECUTE FUNCTION {schema}.refuse('this table follows the jobs');
+    EXECUTE FUNCTION {schema}.refuse('only changes of jobs change this table');

@@ -73,7 +73,7 @@ CREATE FUNCTION {schema}.forget_steps() RETURNS trigger
     SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
-        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: this table follows the jobs';
+        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: only changes of jobs change this table';
     END IF;
     IF EXISTS (SELECT FROM {schema}.step) OR EXISTS (SELECT FROM {schema}.checkpoint)
         OR EXISTS (SELECT FROM {schema}.signal) OR EXISTS (SELECT FROM {schema}.signal_token)

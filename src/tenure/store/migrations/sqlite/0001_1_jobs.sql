@@ -115,7 +115,7 @@ CREATE TABLE tenure_worker (
 -- triggers). Before an insert a rowid that was not given reads as -1, so none may be that.
 CREATE TRIGGER tenure_job_enters BEFORE INSERT ON tenure_job
 WHEN {illegal_insert}
-BEGIN SELECT RAISE(ABORT, 'tenure: a job must enter as pending or waiting, and untried'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: a new job must be pending or waiting, without attempts'); END;
 
 CREATE TRIGGER tenure_job_known BEFORE INSERT ON tenure_job
 WHEN EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.id)
@@ -126,7 +126,7 @@ BEGIN SELECT RAISE(IGNORE); END;
 
 CREATE TRIGGER tenure_job_counts AFTER INSERT ON tenure_job
 WHEN NEW.rowid < 1
-BEGIN SELECT RAISE(ABORT, 'tenure: rowids count from 1'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: a rowid is 1 or more'); END;
 
 -- OR REPLACE writes the default where the statement says NULL, after this trigger: what may be NULL
 -- is illegal, too.
@@ -183,7 +183,7 @@ END;
 
 CREATE TRIGGER tenure_transition_appends BEFORE INSERT ON tenure_transition
 WHEN NEW.seq <> -1
-BEGIN SELECT RAISE(ABORT, 'tenure: the ledger numbers its entries'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: the database numbers the entries of the ledger'); END;
 
 CREATE TRIGGER tenure_transition_is_final BEFORE UPDATE ON tenure_transition
 BEGIN SELECT RAISE(ABORT, 'tenure: the ledger cannot be edited'); END;

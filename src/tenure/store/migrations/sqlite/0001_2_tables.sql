@@ -214,7 +214,7 @@ CREATE INDEX tenure_fire_job ON tenure_fire (job_id) WHERE job_id IS NOT NULL;
 
 CREATE TRIGGER tenure_schedule_advances BEFORE UPDATE OF cursor_at ON tenure_schedule
 WHEN NEW.cursor_at < OLD.cursor_at AND NEW.edition <= OLD.edition
-BEGIN SELECT RAISE(ABORT, 'tenure: a schedule goes back only with a new edition'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: only a new edition of a schedule may set its time back'); END;
 
 CREATE TRIGGER tenure_fire_is_final BEFORE UPDATE ON tenure_fire
 WHEN (NEW.until > coalesce(OLD.until, OLD.at)) IS NOT TRUE
@@ -223,4 +223,4 @@ BEGIN SELECT RAISE(ABORT, 'tenure: a fire is on record: only its range can grow'
 
 CREATE TRIGGER tenure_fire_has_a_job BEFORE INSERT ON tenure_fire
 WHEN NEW.job_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.job_id)
-BEGIN SELECT RAISE(ABORT, 'tenure: a fire names a job that exists'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: a fire must name a job that exists'); END;

@@ -259,7 +259,7 @@ BEGIN INSERT INTO tenure_setting VALUES (NEW.queue, NULL, NULL); END;
 
 CREATE TRIGGER tenure_limit_stays BEFORE UPDATE OF queue ON tenure_queue_limit
 WHEN NEW.queue <> OLD.queue
-BEGIN SELECT RAISE(ABORT, 'tenure: limits stay with their queue'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: limits cannot go to another queue'); END;
 
 -- A start that is metered inserts a row, too. OR REPLACE takes one away.
 CREATE TRIGGER tenure_partition_comes AFTER INSERT ON tenure_partition_limit
@@ -277,39 +277,39 @@ BEGIN INSERT INTO tenure_setting VALUES (NEW.queue, NEW.partition, NULL); END;
 
 CREATE TRIGGER tenure_partition_stays BEFORE UPDATE OF queue, partition ON tenure_partition_limit
 WHEN (NEW.queue, NEW.partition) <> (OLD.queue, OLD.partition)
-BEGIN SELECT RAISE(ABORT, 'tenure: limits stay with their partition'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: limits cannot go to another partition'); END;
 
 -- By hand, only a failed job may leave its line, so that the later ones can run.
 
 CREATE TRIGGER tenure_slot_comes BEFORE INSERT ON tenure_slot
 WHEN NOT EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.job_id AND status = 'processing'
     AND queue = NEW.queue AND coalesce(partition, '') = NEW.partition)
-BEGIN SELECT RAISE(ABORT, 'tenure: slots are those of processing jobs'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: only changes of jobs change the slots'); END;
 
 CREATE TRIGGER tenure_slot_goes BEFORE DELETE ON tenure_slot
 WHEN EXISTS (SELECT 1 FROM tenure_job WHERE id = OLD.job_id AND status = 'processing')
     AND EXISTS (SELECT 1 FROM tenure_queue_limit WHERE queue = OLD.queue)
-BEGIN SELECT RAISE(ABORT, 'tenure: slots are those of processing jobs'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: only changes of jobs change the slots'); END;
 
 CREATE TRIGGER tenure_slot_stays BEFORE UPDATE ON tenure_slot
-BEGIN SELECT RAISE(ABORT, 'tenure: slots are those of processing jobs'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: only changes of jobs change the slots'); END;
 
 CREATE TRIGGER tenure_line_comes BEFORE INSERT ON tenure_line
 WHEN NOT EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.id AND status NOT IN ({settled})
     AND queue = NEW.queue AND coalesce(partition, '') = NEW.partition)
-BEGIN SELECT RAISE(ABORT, 'tenure: a line follows the jobs'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: only changes of jobs change a line'); END;
 
 CREATE TRIGGER tenure_line_goes BEFORE DELETE ON tenure_line
 WHEN EXISTS (SELECT 1 FROM tenure_job WHERE id = OLD.id AND status NOT IN ({settled}))
     AND EXISTS (SELECT 1 FROM tenure_queue_limit WHERE queue = OLD.queue AND ordered IS NOT NULL)
-BEGIN SELECT RAISE(ABORT, 'tenure: a line follows the jobs'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: only changes of jobs change a line'); END;
 
 CREATE TRIGGER tenure_line_stays BEFORE UPDATE ON tenure_line
-BEGIN SELECT RAISE(ABORT, 'tenure: a line follows the jobs'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: only changes of jobs change a line'); END;
 
 CREATE TRIGGER tenure_limit_change_appends BEFORE INSERT ON tenure_limit_change
 WHEN NEW.rowid <> -1
-BEGIN SELECT RAISE(ABORT, 'tenure: the history of limits numbers its entries'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: the database numbers the history of limits'); END;
 
 CREATE TRIGGER tenure_limit_change_is_final BEFORE UPDATE ON tenure_limit_change
 BEGIN SELECT RAISE(ABORT, 'tenure: the history of limits cannot be edited'); END;

@@ -40,15 +40,15 @@ CREATE TRIGGER tenure_unique_key_enters BEFORE INSERT ON tenure_unique_key
 BEGIN
     SELECT RAISE(ABORT, 'tenure: another job holds this unique key')
     WHERE EXISTS (SELECT 1 FROM tenure_unique_key WHERE key = NEW.key);
-    SELECT RAISE(ABORT, 'tenure: this table follows the jobs') WHERE NOT EXISTS (
+    SELECT RAISE(ABORT, 'tenure: only changes of jobs change this table') WHERE NOT EXISTS (
         SELECT 1 FROM tenure_job AS job WHERE id = NEW.job_id AND unique_key = NEW.key
             AND {job_holds_key});
 END;
 
 CREATE TRIGGER tenure_unique_key_stays BEFORE UPDATE ON tenure_unique_key
-BEGIN SELECT RAISE(ABORT, 'tenure: this table follows the jobs'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: only changes of jobs change this table'); END;
 
 CREATE TRIGGER tenure_unique_key_leaves BEFORE DELETE ON tenure_unique_key
 WHEN EXISTS (SELECT 1 FROM tenure_job AS job WHERE id = OLD.job_id AND unique_key = OLD.key
     AND {job_holds_key})
-BEGIN SELECT RAISE(ABORT, 'tenure: this table follows the jobs'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: only changes of jobs change this table'); END;

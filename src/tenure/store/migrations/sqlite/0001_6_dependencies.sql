@@ -81,7 +81,7 @@ BEGIN
 END;
 
 CREATE TRIGGER tenure_overdue_stays BEFORE UPDATE ON tenure_overdue
-BEGIN SELECT RAISE(ABORT, 'tenure: this table follows the jobs'); END;
+BEGIN SELECT RAISE(ABORT, 'tenure: only changes of jobs change this table'); END;
 
 CREATE TRIGGER tenure_job_doomed AFTER UPDATE OF spare ON tenure_job
 WHEN NEW.status = 'waiting' AND NEW.spare < 0
