@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import django
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.db import DatabaseError, connection, transaction
@@ -200,6 +201,16 @@ def test_actions_are_the_stores_to_decide(jobs: Jobs, ann: Client) -> None:
     said = act(ann, "retry", *[ship.enqueue(number) for number in range(7)])
     assert len(said) == admin.MAX_REFUSALS + 1
     assert said[-1] == "2 more were refused"
+
+
+@pytest.mark.skipif(django.VERSION < (6, 1), reason="its admin has actions for lists only")
+def test_the_page_of_a_job_has_the_actions(jobs: Jobs, ann: Client) -> None:
+    failed = fail.enqueue()
+    jobs.drain(raise_errors=False)
+    at = reverse("admin:tenure_job_change", args=[failed.id])
+    (field,) = re.findall(r'<select name="([\w-]+)"', ann.get(at).text)
+    ann.post(at, {field: "retry", "_selected_action": [failed.id]})
+    assert app.get(failed.id).status == "pending"
 
 
 def test_who_may_only_look_changes_nothing(jobs: Jobs) -> None:
