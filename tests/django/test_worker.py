@@ -104,7 +104,7 @@ def test_the_task_of_a_killed_worker_runs_elsewhere(shop: Shop, tmp_path: Path) 
         assert shop.jobs.wait(id, timeout=SECONDS).status == "completed"
         second.terminate()
         log = second.communicate(timeout=SECONDS)[0]
-    assert "runs in this one again" not in log  # a child found it by its name and its type
+    assert "still runs in no child process" not in log  # a child found it by its name and its type
     begin, end = ["enqueued", "claimed", "lease_expired"], ["retried", "claimed", "completed"]
     assert events(shop, id) == begin + end
 
@@ -141,7 +141,7 @@ def test_an_atomic_task_has_its_effect_once(shop: Shop, when: str, tmp_path: Pat
         log = second.communicate(timeout=SECONDS)[0]
     assert shop.shipped() == 1
     assert shop.jobs.get(id).attempts == (2 if when == "before" else 1)
-    assert "runs in this one again" not in log  # a child found it by its name
+    assert "still runs in no child process" not in log  # a child found it by its name
     assert shop.jobs.verify() == []
 
 

@@ -176,7 +176,7 @@ def test_a_closure_runs_here_after_a_lost_lease(
     lose_lease(app, job)
     with running_worker(app, concurrency=1):
         assert wait_until_completed(app, job).result == os.getpid()
-    assert "runs in this one again: it cannot be imported by its name" in caplog.text
+    assert "still runs in no child process: it cannot be imported by its name" in caplog.text
 
 
 def test_what_a_child_cannot_import_runs_here_after_a_lost_lease(

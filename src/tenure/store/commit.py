@@ -384,7 +384,7 @@ class Committer:
             db.tidy(self._direct.commits())
         except Exception as error:
             # Not at once again: the database may be away, and the next commit brings us back here.
-            log.warning("housekeeping after a commit failed, the next one tries again: %s", error)
+            log.warning("the work after a commit failed, the next commit tries it again: %s", error)
             db.rollback()
 
 

@@ -149,7 +149,7 @@ class Attempts:
         """Start a handler that should be in a child process, where that cannot be."""
         lease = attempt.lease
         log.warning(
-            "job %s (%s) may have ended a worker and runs in this one again: %s",
+            "job %s (%s) may have ended a worker, and still runs in no child process: %s",
             *(lease.id, lease.type, why),
         )
         attempt.child = None

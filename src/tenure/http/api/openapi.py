@@ -70,22 +70,22 @@ HAND_WRITTEN: Mapping[str, Any] = {
         "anyOf": [{"$ref": "#/components/schemas/Duration"}, {"const": "forever"}],
     },
     "StartBy": {
-        "description": "A time, or the time from now: the job is cancelled if it starts no sooner.",
+        "description": "A time, or the time from now: a job not started by then is cancelled.",
         "anyOf": [
             {"$ref": "#/components/schemas/PositiveDuration"},
             {"type": "string", "format": "date-time", "pattern": "^[1-8]"},
         ],
     },
     "Needs": {
-        "description": "How many of the jobs of `depends_on`.",
+        "description": "How many of the dependencies in `depends_on` have to be met.",
         "anyOf": [
             {"type": "string", "enum": ["all", "any"]},
             {"type": "integer", "minimum": 1, "maximum": MAX_PARENTS},
         ],
     },
     "UniqueBy": {
-        "description": "Names of payload values, a key that is not of one type, or null: the whole"
-        " payload.",
+        "description": "Names of payload values; a key, which types can share; or null for the"
+        " whole payload.",
         "anyOf": [
             {"type": "null"},
             {"type": "string", "maxLength": MAX_KEY_LENGTH, "pattern": KEY_PATTERN},
