@@ -16,6 +16,7 @@ from shop.tasks import (
     fail,
     flaky,
     odd,
+    session,
     ship,
     ship_async,
     ship_once,
@@ -150,6 +151,23 @@ def test_an_atomic_task_outlives_heartbeats_when_serializable(
     with app.running(["slow"], lease=1):
         result = done(ship_slowly.using(queue_name="slow").enqueue(1, 1.0))
     assert (result.status, result.return_value, result.errors) == (SUCCESSFUL, 1, [])
+
+
+@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="its connections cannot be cut")
+@pytest.mark.parametrize(("checks", "status"), [(True, SUCCESSFUL), (False, FAILED)])
+def test_with_health_checks_a_kept_connection_may_be_cut_between_two_tasks(
+    cleared: None, monkeypatch: pytest.MonkeyPatch, checks: bool, status: str
+) -> None:
+    monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", 60)
+    monkeypatch.setitem(connection.settings_dict, "CONN_HEALTH_CHECKS", checks)
+    task = session.using(queue_name="one")
+    with app.running(["one"], concurrency=1):
+        kept = done(task.enqueue()).return_value
+        assert done(task.enqueue()).return_value == kept
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s, 10000)", [kept])
+        monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", 0)  # of the one after it
+        assert done(task.enqueue()).status == status
 
 
 def test_each_task_begins_with_a_connection_that_is_usable(running: None, order: Order) -> None:

@@ -107,6 +107,13 @@ def broken() -> None:
 
 
 @task
+def session() -> int:
+    """Return the session of PostgreSQL that the connection of this thread has."""
+    connection.ensure_connection()
+    return connection.connection.info.backend_pid
+
+
+@task
 def apart(dies: bool = False) -> list[int]:
     """Return of which process this is a child, which one it is, and what it still has open."""
     if dies:
