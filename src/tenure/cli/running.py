@@ -125,7 +125,11 @@ def serve(**flags: Any) -> None:
     "Answer GET /live and /ready there; HOST is 127.0.0.1 if not given.",
     type=HostAndPort(),
 )
-@flag("--reload", "Start again when a Python file below this folder changes.")
+@flag(
+    "--reload",
+    "Start again when a Python file below this folder changes; "
+    f"then --grace is {GRACE} and --lease {LEASE} by default.",
+)
 @work_options
 def worker(
     server: str | None,
