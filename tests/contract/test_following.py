@@ -345,11 +345,24 @@ def test_of_a_settled_job_only_the_followers_may_change(harness: StoreHarness) -
 
 def test_a_job_that_was_claimed_waits_for_no_job(graph: Graph) -> None:
     """An old dependency must not end a wait for a signal."""
-    graph.add(1, 2, followed=1)
-    graph.add(3, need=1, spare=1)
-    graph.link(range(1, 3), range(3, 4))
+    graph.add(1, 3, followed=1)
+    graph.add(4, need=1, spare=2)
+    graph.link(range(1, 3), range(4, 5))
+    graph.link(range(3, 4), range(4, 5), "failed")
     graph.end("completed", 1)
-    graph.step("claimed", 3)
-    graph.step("suspended", 3)
+    graph.step("claimed", 4)
+    graph.step("suspended", 4)
+    for parent in (2, 3):
+        graph.end("completed", parent)
+        assert graph.state(4) == ("waiting", 1, 0)
+
+
+def test_a_follower_that_has_ended_is_counted_no_more(graph: Graph) -> None:
+    graph.add(1, 3, followed=1)
+    graph.add(4, need=3)
+    graph.link(range(1, 4), range(4, 5))
+    graph.end("completed", 1)
+    assert graph.state(4) == ("waiting", 2, 0)
+    graph.step("cancelled", 4)
     graph.end("completed", 2)
-    assert graph.state(3) == ("waiting", 1, 0)
+    assert graph.state(4) == ("cancelled", 2, 0)

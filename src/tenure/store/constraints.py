@@ -121,19 +121,25 @@ def _events(source: Status, target: Status) -> list[str]:
 def illegal_change(differs: str) -> str:
     """The condition under which an UPDATE must be refused for its status, counters and lease.
 
-    Of a settled job only `followed` may change: it may come to be waited for.
     `differs` is the engine's null-safe inequality: `IS NOT` or `IS DISTINCT FROM`.
     """
     changes = (rule for rule in lifecycle.TRANSITIONS if rule.source is not rule.target)
     legal = " OR\n        ".join(map(is_legal, changes))
+    return f"NOT ({is_no_transition(differs)} OR\n        {legal})"
+
+
+def is_no_transition(differs: str) -> str:
+    """The condition that a change of a row is legal, and no transition.
+
+    Of a settled job only `followed` may change: it may come to be waited for.
+    """
     final = " AND ".join(f"NOT (NEW.{column} {differs} OLD.{column})" for column in FINAL)
     counted = f"NEW.followed {differs} OLD.followed AND {final}"
-    stays = (
+    return (
         "(OLD.status = NEW.status AND NEW.attempts = OLD.attempts AND NEW.token = OLD.token"
         f" AND NOT (NEW.lease_id {differs} OLD.lease_id)"
         f" AND (NOT {one_of('OLD.status', ENDS)} OR ({counted})))"
     )
-    return f"NOT ({stays} OR\n        {legal})"
 
 
 def illegal_setting(differs: str) -> str:

@@ -171,6 +171,31 @@ def test_a_workflow_is_finished_while_a_job_of_it_comes_back(
     )
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_only_the_last_parent_takes_the_longer_way(
+    raw: Connection, graph: Graph, gated: bool
+) -> None:
+    """The longer way would make a fan-in half as fast as jobs without followers."""
+    graph.add(1, 5, followed=1)
+    graph.add(6, need=5, start_by="now() + interval '1 day'")
+    graph.link(range(1, 6), range(6, 7))
+    if gated:
+        raw.execute(f"INSERT INTO tenure.gate VALUES ({graph.id(6)}, 0, 5, 0)".encode())
+        raw.execute(b"UPDATE tenure.dependency SET gate = 0")
+        graph.raw.without_triggers("UPDATE {job} SET need = 1 WHERE need = 5")
+    graph.step("claimed", 1, 5)
+    raw.execute(b"SET track_functions = 'pl'")
+    calls = b"SELECT calls FROM pg_stat_xact_user_functions WHERE funcname = 'follow_all'"
+    for parent in range(1, 6):
+        with raw.transaction():
+            raw.execute(step(graph, parent, "completed").encode())
+            longer = raw.execute(calls).fetchone()
+        assert longer == ((1,) if parent == 5 else None)
+        expiring = "SELECT count(*) FROM tenure.arrival WHERE status = 'waiting'"
+        assert graph.raw.value(expiring) == 1  # `record_move` would add another one
+    assert graph.state(6) == ("pending", 0, 0)
+
+
 @pytest.fixture
 def plans(url: str) -> Callable[[list[str]], list[str]]:
     """The plans of everything that statements run, triggers too."""

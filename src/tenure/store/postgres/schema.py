@@ -157,6 +157,7 @@ def _conditions(schema: str) -> dict[str, str]:
     every = {**row_values.in_reach("n."), "times_in_reach": row_values.postgres_times("n.")}
     every |= constraints.row_rules("n.")
     illegal_change = constraints.illegal_change("IS DISTINCT FROM")
+    counts = _renamed(constraints.is_no_transition("IS DISTINCT FROM"), OLD="o", NEW="n")
     illegal_entry = _renamed(constraints.ILLEGAL_INSERT, NEW="n")
     unfit_new, unfit = row_values.unfit(new | every), row_values.unfit(every | result)
     return {
@@ -170,6 +171,9 @@ def _conditions(schema: str) -> dict[str, str]:
         "illegal_entry": illegal_entry,
         "illegal_move": _renamed(illegal_change, OLD="o", NEW="n"),
         "is_entry": _known(f"NOT ({illegal_entry}) AND NOT ({unfit_new})", n=Status.PENDING),
+        "is_counted": _known(
+            f"{counts} AND NOT ({unfit}) AND n.spare >= 0", o=Status.WAITING, n=Status.WAITING
+        ),
         **{f"is_{event}": _legal(RULE_OF[event, status], unfit) for event, status in SHORT},
         "partition_is_short_text": row_values.postgres_values("", "")["partition_is_short_text"],
         "is_policy": row_values.postgres_policy("value"),

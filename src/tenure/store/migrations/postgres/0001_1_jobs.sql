@@ -375,6 +375,8 @@ BEGIN
                 completed := {is_completed};
                 followers := n.followed;
             END IF;
+        ELSIF o.status = 'waiting' AND n.status = 'waiting' AND NOT several AND {is_counted} THEN
+            RETURN NULL; -- an ending was counted (`count_one`), from which nothing follows
         END IF;
     END IF;
     IF claimed OR completed THEN
@@ -402,7 +404,7 @@ BEGIN
                         AND priority = before.priority AND run_at = before.run_at AND id = before.id
                     LIMIT 1) AS token));
         ELSIF followers > 0 THEN
-            counted := CASE followers WHEN 1 THEN {schema}.count_in_gate(n.id, n.status) ELSE false END;
+            counted := CASE followers WHEN 1 THEN {schema}.count_one(n.id, n.status) ELSE false END;
             IF NOT counted THEN
                 PERFORM {schema}.follow_all(array_agg(id ORDER BY id), array_agg(status ORDER BY id),
                     array_agg(1), array_agg(followed ORDER BY id), NULL, NULL)

@@ -131,19 +131,27 @@ BEGIN
     END IF;
 END $$;
 
--- Count in its gate that the parent of one follower has come to rest, unless that opens the gate or leaves
--- it nothing to spare. Returns whether it was counted: else it is for `follow_all`, at ten times the cost.
-CREATE FUNCTION {schema}.count_in_gate(parent_id uuid, ended text) RETURNS boolean
-    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_nestloop = on AS $$
+-- Count for its only follower, or in the gate of that, that a job has come to rest, unless that releases the
+-- follower, or opens the gate or leaves it nothing to spare. Returns whether it was counted: else it is for
+-- `follow_all`, which costs several times as much.
+CREATE FUNCTION {schema}.count_one(parent_id uuid, ended text) RETURNS boolean
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
+    SET enable_nestloop = on {by_index} AS $$
+DECLARE
+    edge record;
 BEGIN
-    UPDATE {schema}.gate AS g SET need = g.need - edge.met, spare = g.spare - (1 - edge.met)
-    FROM (
-        SELECT d.child, d.gate, {is_met}::integer AS met
-        FROM {schema}.dependency AS d CROSS JOIN (SELECT ended) AS n (status)
-        WHERE d.parent = parent_id AND d.meets <> 'past'
-    ) AS edge
-    WHERE g.child = edge.child AND g.gate = edge.gate
-        AND g.need > edge.met AND g.spare >= 1 - edge.met;
+    SELECT d.child, d.gate, {is_met}::integer AS met INTO edge
+    FROM {schema}.dependency AS d CROSS JOIN (SELECT ended) AS n (status)
+    WHERE d.parent = parent_id AND d.meets <> 'past';
+    IF edge.gate IS NULL THEN
+        UPDATE {schema}.job SET need = need - edge.met, spare = coalesce(spare, 0) - (1 - edge.met)
+        WHERE id = edge.child AND status = 'waiting' AND token = 0
+            AND need > edge.met; -- `record_move` sees whether it has nothing to spare
+    ELSE
+        UPDATE {schema}.gate SET need = need - edge.met, spare = spare - (1 - edge.met)
+        WHERE child = edge.child AND gate = edge.gate
+            AND need > edge.met AND spare >= 1 - edge.met;
+    END IF;
     RETURN FOUND;
 END $$;
 
