@@ -372,8 +372,5 @@ def open_store(url: str, *, make: bool = True, upgrade: bool = False) -> Store:
 
     lanes = postgres_lanes.PostgresLanes()
     reader = postgres_reader.PostgresReader(url)
-    return Store(
-        [postgres.Postgres(url, lanes, reader.reconnect) for _ in range(POSTGRES_WRITERS)],
-        reader,
-        heart=postgres.Postgres(url),
-    )
+    writers = [postgres.Postgres(url, lanes, reader.reconnect) for _ in range(POSTGRES_WRITERS)]
+    return Store(writers, reader, heart=postgres.Postgres(url), direct=writers[-1])

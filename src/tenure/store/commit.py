@@ -15,17 +15,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from msgspec.structs import replace
-
-from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.enqueue import Enqueued
-from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Outcome, adds_jobs
+from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Outcome, adds_jobs
 from tenure.store import enqueue, follow_ups, transitions
+from tenure.store.announcing import Announcements
 from tenure.store.direct import Direct
 from tenure.store.protocol import Database, Trouble, answer_to
 from tenure.store.tables import workers
@@ -35,9 +34,11 @@ from tenure.store.work import (
     ExchangeWork,
     W,
     Work,
+    claim,
     is_only_adding,
     lone_read,
     may_bring_work,
+    next_due,
     parts,
     rest_of,
     sets_limits,
@@ -53,7 +54,8 @@ huge one, and the next can be prepared, or go through another connection, in the
 MAX_TRIES = 4
 IDLE_SECONDS = 30.0
 """How long a connection stays open without use, and a thread that the others can do without."""
-ANNOUNCE_SECONDS = 0.005
+MOMENT = 0.001
+"""Seconds later, a caller that commits has made the announcement, if there is one."""
 SEEN_SECONDS = 5.0
 MAX_SEEN = 5_000
 
@@ -71,7 +73,8 @@ class Committer:
     ) -> None:
         """Up to one thread for each of `databases`; `clock` measures pauses, in seconds.
 
-        `direct` is for callers that commit on their own threads; `on_commit` gets work and answers.
+        `direct` is for callers that commit on their own threads, and may be the second of
+        `databases`. `on_commit` gets work and answers.
         """
         self._clock = clock
         self._on_work = on_work
@@ -87,9 +90,9 @@ class Committer:
         self._closed = False
         self._pid = os.getpid()
         self._seen: dict[str, float] = {}
-        self._announced = -ANNOUNCE_SECONDS  # monotonic seconds
-        self._owes_announcement = False
+        self._announcements = Announcements(clock)
         self._direct = Direct(direct, clock)
+        self._lent = direct  # belongs to callers while no thread has it
 
     @property
     def is_copy(self) -> bool:
@@ -122,42 +125,60 @@ class Committer:
     def add(self, work: EnqueueWork) -> EnqueueWork:
         """Add jobs for a caller who waits: one job perhaps on this thread, else queue them."""
         self.refuse_copies()
-        if work.size == 1 and self._direct.use(lambda db: not self._commit_alone(db, [work])):
+        if work.size == 1 and self._direct.use(partial(self._add_here, work)):
             return work
         return self.submit(work)
 
+    def _add_here(self, work: EnqueueWork, db: Database) -> bool:
+        if self._commit_alone(db, [work]):
+            return False
+        if db.alone is not None and self._announcements.pause() == 0:
+            self._announcements.make(db)
+        if db.alone is not None and (self._announcements.plan() or not self._threads):
+            with suppress(StoreUnavailable):
+                self._rouse()  # which also lets connections rest
+        return True
+
     def wake(self) -> None:
-        self._owes_announcement = True
+        self._announcements.owe()
         self._on_work()
+        self._rouse()
+
+    def _rouse(self) -> None:
+        """Have a thread announce when it is time."""
         dropped = CallWork("wake", lambda _: None)
         dropped.future.cancel()
-        self.submit(dropped)  # a thread takes it out and announces
+        self.submit(dropped)
 
     def _start_thread(self) -> None:
         """Start one more thread if there is a database for it; one is enough to continue."""
         db = next((db for db in self._databases if db not in self._threads), None)
-        if db is None:
+        if db is None or (db is self._lent and self._direct.take() is None):
             return
         thread = threading.Thread(None, self._run, "tenure-commit", (db,), daemon=True)
         try:
             thread.start()
         except RuntimeError as error:  # a limit of the machine
+            if db is self._lent:
+                self._direct.give(db)
             if self._threads:
                 return
             raise StoreUnavailable(f"nothing was written: {error}") from error
         self._threads[db] = thread
 
     def _is_one_too_many(self, db: Database) -> bool:
-        """Whether the calling thread can be done without; then its connection is closed."""
+        """Whether the calling thread, a second one, can be done without; then it has to end."""
         if not self._lock.acquire(blocking=False):  # who closes waits for this thread
             return False
         try:
             lately = self._clock() - self._crowded_at < IDLE_SECONDS
-            if lately or self._closed or len(self._threads) == 1:
+            if lately or self._closed:
                 return False
             db.close()
             self._free.discard(db)
             del self._threads[db]
+            if db is self._lent:
+                self._direct.give(db)
             return True
         finally:
             self._lock.release()
@@ -172,7 +193,7 @@ class Committer:
         for thread in self._threads.values():
             thread.join()
         for db in self._databases:
-            if db not in self._threads:
+            if db not in self._threads and db is not self._lent:
                 db.close()
         self._direct.close()
 
@@ -180,10 +201,10 @@ class Committer:
         closing = False
         while not closing:
             batch: list[Work] = []
-            size, idle, pause = 0, True, self._until_announcement()
+            size, idle, pause = 0, True, self._announcements.pause()
             self._free.add(db)
             try:
-                work = self._waiting.get(timeout=IDLE_SECONDS if pause is None else pause)
+                work = self._waiting.get(timeout=IDLE_SECONDS if pause is None else pause + MOMENT)
                 self._free.discard(db)
                 idle = False
                 while work is not None:
@@ -198,13 +219,14 @@ class Committer:
             except Empty:
                 if idle and pause is None:
                     db.rest()
+                    self._direct.rest()
             if len(batch) > 1 or not is_only_adding(batch):
                 self._direct.note_other_work()
             for part in parts(db, batch):
                 self._free.discard(db)
                 self.commit(db, part)
             self._keep_house(db)
-            if len(self._threads) > 1 and self._is_one_too_many(db):
+            if db is not self._databases[0] and self._is_one_too_many(db):
                 return
         db.close()
 
@@ -299,7 +321,7 @@ class Committer:
                 work.future.set_result(answer)
         self._on_commit(answers)
         if any(may_bring_work(work, answer) for work, answer in answers):
-            self._owes_announcement = True
+            self._announcements.owe()
             self._on_work()
 
     def _after_failure(
@@ -328,8 +350,8 @@ class Committer:
         answers += [(work, undoing(db, work.act)) for work in calls]
         self._see_workers(db, [work.claim for work in exchanges if work.claim])
         for exchange, verdict in zip(exchanges, settled, strict=True):
-            leases = _claim(db, exchange.claim) if exchange.claim else []
-            due = _next_due(db, exchange.claim, leases)
+            leases = claim(db, exchange.claim) if exchange.claim else []
+            due = next_due(db, exchange.claim, leases)
             answers.append((exchange, Exchange(verdict, leases, due)))
         return answers
 
@@ -367,34 +389,12 @@ class Committer:
         """Whether it is time to note that a worker asked for jobs."""
         return self._clock() - self._seen.get(worker, -SEEN_SECONDS) >= SEEN_SECONDS
 
-    def _until_announcement(self) -> float | None:
-        """Return the seconds until other processes are to be notified, None without new work."""
-        if not self._owes_announcement:
-            return None
-        return max(self._announced + ANNOUNCE_SECONDS - self._clock(), 0)
-
     def _keep_house(self, db: Database) -> None:
-        """Notify other processes of new work, a hint that nothing depends on, and tidy up."""
+        """Notify other processes of new work, and tidy up."""
+        if self._announcements.pause() == 0 and not self._direct.lend(self._announcements.make):
+            self._announcements.make(db)
         try:
-            if self._until_announcement() == 0:
-                self._owes_announcement = False  # first: other threads may set it again meanwhile
-                self._announced = self._clock()
-                failpoints.hit("announce.before")
-                db.announce()
             db.tidy(self._direct.commits())
         except Exception as error:
-            # Not at once again: the database may be away, and the next commit brings us back here.
             log.warning("the work after a commit failed, the next commit tries it again: %s", error)
             db.rollback()
-
-
-def _claim(db: Database, request: ClaimRequest) -> Any:
-    leases = db.claim(request) if request.limit > 0 and not request.leaves else []
-    if not leases or not request.traces:
-        return leases
-    traces = db.traces([lease.id for lease in leases])
-    return [replace(lease, traceparent=traces.get(lease.id)) for lease in leases]
-
-
-def _next_due(db: Database, request: ClaimRequest | None, leases: Sequence[Lease]) -> float | None:
-    return db.next_due(request) if request and request.next_due and not leases else None

@@ -5,10 +5,14 @@ it, on another connection, while no other work is near that could share its comm
 such as KeyboardInterrupt may come between any two steps in here, and a signal handler may enqueue,
 too. So nothing here is locked: the caller who takes the connection out of the list has it, and if
 it gets lost on the way, all later work is queued.
+
+On PostgreSQL it is the connection of the second committing thread, which takes it away for as long
+as there is work for two.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from tenure.store.protocol import Database
@@ -29,23 +33,30 @@ class Direct:
         self._closed = False
         self._commits = 0
         self._crowded = -CALM_SECONDS  # when there was other work, by the clock
+        self._is_lent = False
+        self._is_used = False  # since the last `rest`
 
     def use(self, act: Callable[[Database], bool]) -> bool:
         """Return whether `act`, called with the connection, has committed; False if it fails.
 
         Also False, without a call, while others use the connection or other work is near.
         """
-        if self._commits >= MAX_COMMITS:
-            self.note_other_work()  # so that the thread gets hold of the file
         if self._clock() - self._crowded < CALM_SECONDS:
             return False
-        try:
-            db = self._free.pop()
-        except IndexError:
-            return False
+        while True:
+            try:
+                db = self._free.pop()
+                break
+            except IndexError:
+                if not self._is_lent:
+                    return False
+                time.sleep(0)  # it is lent for some microseconds
         committed = False
         try:
-            committed = act(db)
+            if db.alone is not None or self._commits < MAX_COMMITS:
+                committed = act(db)
+            else:  # the thread gets hold of the file
+                self.note_other_work()
         except Exception:
             db.rollback()
         finally:
@@ -53,7 +64,50 @@ class Direct:
             if self._closed:
                 self.close()
         self._commits += committed
+        self._is_used |= committed
         return committed
+
+    def lend(self, act: Callable[[Database], None]) -> bool:
+        """Call `act` with the connection if callers have used it lately; return whether they have.
+
+        For a committing thread, which would have to connect its own. It is not called while a
+        caller uses the connection.
+        """
+        if not self._is_used:
+            return False
+        self._is_lent = True  # first: a caller who finds no connection waits for it
+        try:
+            db = self.take()
+            if db is not None:
+                try:
+                    act(db)
+                finally:
+                    self.give(db)
+        finally:
+            self._is_lent = False
+        return True
+
+    def take(self) -> Database | None:
+        """Take the connection away, None if another thread has it; `give` brings it back."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return None
+
+    def give(self, db: Database) -> None:
+        """Bring back what `take` has returned."""
+        self._free.append(db)
+        if self._closed:
+            self.close()
+
+    def rest(self) -> None:
+        """Give back what the connection costs, unless it was used since the last call."""
+        if not self._is_used and (db := self.take()) is not None:
+            try:
+                db.rest()
+            finally:
+                self.give(db)
+        self._is_used = False
 
     def note_other_work(self) -> None:
         self._crowded = self._clock()

@@ -171,3 +171,17 @@ def undoing(db: Database, act: Callable[[Database], Any]) -> Any:
     except TenureError as refusal:
         db.undo_to_savepoint()
         return refusal
+
+
+def claim(db: Database, request: ClaimRequest) -> Sequence[Lease]:
+    """Lease jobs, with the trace of each if the request wants that."""
+    leases = db.claim(request) if request.limit > 0 and not request.leaves else []
+    if not leases or not request.traces:
+        return leases
+    traces = db.traces([lease.id for lease in leases])
+    return [replace(lease, traceparent=traces.get(lease.id)) for lease in leases]
+
+
+def next_due(db: Database, request: ClaimRequest | None, leases: Sequence[Lease]) -> float | None:
+    """Return the seconds until the next job is due, where a claim found none and asks."""
+    return db.next_due(request) if request and request.next_due and not leases else None

@@ -236,15 +236,19 @@ class PostgresSession:
         assert self._wire is not None
         self._wire.expect(self._patience)
         server, sql = self._connection.pgconn, self._address.sql(statement)
-        if self._connection.prepare_threshold is None:
-            result = server.exec_params(sql, values)
-        else:
-            if not self._has_prepared:
-                server.prepare(PREPARED, sql)  # a failure shows in what follows
-                self._has_prepared = True
-            result = server.exec_prepared(PREPARED, cast(Any, values))  # NULLs are None
-        self._sent = False  # libpq skips what was left to read
-        self._wire.answered()
+        try:
+            self._skip_answer(self._connection)
+            if self._connection.prepare_threshold is None:
+                server.send_query_params(sql, values)
+            else:
+                if not self._has_prepared:
+                    server.prepare(PREPARED, sql)  # a failure shows in what follows
+                    self._has_prepared = True
+                server.send_query_prepared(PREPARED, cast(Any, values))  # NULLs are None
+            result: PGresult
+            (result,) = self._connection.wait(generators.execute(server))
+        finally:
+            self._wire.answered()
         if result.status != ExecStatus.TUPLES_OK:
             raise error_of(result)
         return result

@@ -1,0 +1,130 @@
+"""A caller who waits adds its one job on its own thread and needs one connection for everything."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import psycopg
+import pytest
+
+from tenure import NewJob, Tenure
+from tenure.store import commit
+from tests.support.store import new_job
+from tests.support.waiting import wait_until
+from tests.unit.postgres.connections import (
+    Connection,
+    end_sessions,
+    in_thread,
+    wait_until_a_session_is_blocked,
+)
+from tests.unit.postgres.test_idle import sessions
+
+
+@pytest.fixture
+def app(url: str) -> Iterator[Tenure]:
+    """An application that knows its type and has been left alone since."""
+    with Tenure(url) as app:
+        app.job(name="mail")(lambda: None)
+        app.open()
+        app.close()
+        yield app
+
+
+def connected(app: Tenure) -> list[bool]:
+    """Which connection there is: that of the first thread, that of the second or of callers."""
+    databases = app.core.store._committer._databases
+    return [db._connection is not None for db in databases]  # type: ignore[attr-defined]
+
+
+def test_one_job_after_the_other_is_added_by_the_caller(app: Tenure, raw: Connection) -> None:
+    for _ in range(200):
+        app.enqueue("mail")
+    assert connected(app) == [False, True]
+    assert sessions(raw) == 1
+
+
+def test_the_last_job_of_a_burst_is_announced_too(app: Tenure, raw: Connection) -> None:
+    """It comes so soon after the first that a thread has to do it, on the same connection."""
+    raw.execute("LISTEN tenure")
+    for _ in range(20):
+        for _ in range(3):
+            app.enqueue("mail")
+        assert app.core.store._committer._announcements.pause() != 0
+        wait_until(
+            lambda: app.core.store._committer._announcements.pause() is None, "the announcement"
+        )
+    assert len(list(raw.notifies(timeout=30, stop_after=20))) >= 20
+    assert connected(app) == [False, True]
+    assert sessions(raw) == 1
+
+
+def test_a_connection_that_callers_use_no_longer_is_closed(
+    app: Tenure, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "IDLE_SECONDS", 0.05)
+    for _ in range(2):
+        app.enqueue("mail")
+        assert connected(app) == [False, True]
+        wait_until(lambda: sessions(raw) == 0, "the connection to be closed")
+
+
+def test_a_lost_connection_loses_no_job(app: Tenure, raw: Connection) -> None:
+    app.enqueue("mail")
+    end_sessions(raw)
+    app.enqueue("mail")
+    assert app.count().jobs == 2
+
+
+def test_where_there_is_work_for_two_threads_callers_queue(
+    app: Tenure, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second thread has taken their connection."""
+    runs, goes = threading.Event(), threading.Event()
+    held = app.core.store.write("held", lambda db: (db.now(), runs.set(), goes.wait(30)))
+    assert runs.wait(30)
+    app.enqueue_many([NewJob("mail", {}, {})] * 2)
+    committer = app.core.store._committer
+    assert not committer._direct.use(lambda db: True)
+    app.enqueue("mail")
+    goes.set()
+    held.result(30)
+    assert sessions(raw) == 2
+    monkeypatch.setattr(commit, "IDLE_SECONDS", 0.05)
+
+    def threads() -> int:
+        app.core.store.add([new_job("mail")]).result(30)
+        return len(committer._threads)
+
+    wait_until(lambda: threads() == 1, "the second thread to end")
+    wait_until(lambda: committer._direct.use(lambda db: True), "callers to have it again")
+
+
+def test_ctrl_c_ends_the_wait_for_a_key(app: Tenure, url: str, raw: Connection) -> None:
+    """A call of libpq that waits for its result would not hear it."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    app.enqueue("mail")
+    raw.execute("BEGIN")
+    with Tenure(url) as other:
+        other.within(raw).enqueue("mail", idempotency_key="same")
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with psycopg.connect(url, autocommit=True) as watching:
+
+            def press() -> None:
+                wait_until_a_session_is_blocked(watching)
+                signal.raise_signal(signal.SIGINT)
+
+            thread = in_thread(press)
+            with pytest.raises(KeyboardInterrupt):
+                app.enqueue("mail", idempotency_key="same")
+            thread.join(30)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    raw.execute("ROLLBACK")
+    assert app.enqueue("mail", idempotency_key="same").idempotency_key == "same"
