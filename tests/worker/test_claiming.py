@@ -13,7 +13,7 @@ import pytest
 
 from tenure import JobContext, NewJob, Status, Tenure
 from tenure.jobs.work import ClaimRequest, Exchange, Report
-from tenure.worker import demand
+from tenure.worker import demand, exchanges
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit
 from tests.support.workers import (
@@ -414,3 +414,47 @@ def test_a_claim_says_how_many_handlers_are_free(
         go.set()
         for job in jobs:
             wait_until_completed(app, job)
+
+
+class CountedExchanges:
+    """The application as a source of work, which counts the exchanges that are under way."""
+
+    waits = False
+    exchanges = 3
+    database = None
+
+    def __init__(self, app: Tenure) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+        self._under_way = self.most = 0
+        self.heartbeat = app.core.heartbeat
+        self.on_work, self.on_end = app.core.on_work, app.core.on_end
+
+    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
+        self._count(1)
+        future = self._app.core.exchange(reports, claim)
+        future.add_done_callback(lambda _: self._count(-1))
+        return future
+
+    def _count(self, more: int) -> None:
+        with self._lock:
+            self._under_way += more
+            self.most = max(self.most, self._under_way)
+
+
+@pytest.mark.parametrize(("seconds", "at_once"), [(-1.0, {1}), (3_600.0, {2, 3})])
+def test_exchanges_overlap_unless_they_take_long(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, seconds: float, at_once: set[int]
+) -> None:
+    """They take long where many processes drain one database: there it is the bottleneck."""
+    monkeypatch.setattr(exchanges, "MAX_OVERLAP_SECONDS", seconds)
+
+    @app.job
+    async def work() -> None: ...
+
+    for _ in range(8):
+        *_, last = app.enqueue_many([work.new_job() for _ in range(1_000)])
+    source = CountedExchanges(app)
+    with running_worker(app, source, concurrency=200):
+        wait_until_completed(app, last)
+    assert source.most in at_once

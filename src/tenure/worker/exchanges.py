@@ -34,6 +34,8 @@ MAX_REPORTS = 1_000
 """Reports in one exchange."""
 OVERLAP_FROM = 250
 """Jobs claimed ahead from which on exchanges overlap; below, jobs start in the order of claims."""
+MAX_OVERLAP_SECONDS = 0.2
+"""An exchange that takes longer waits for other processes: another one would only be in the way."""
 MAX_AHEAD_SECONDS = 1.0
 """A job claimed ahead that has not started by then is handed back for other workers."""
 LEAVE_SECONDS = 1.0
@@ -91,6 +93,7 @@ class Exchanges:
         self._room = room
         self._flights: set[Flight] = set()
         self._has_answered = False
+        self._took = 0.0  # seconds of the last exchange
         self._present_until = 0.0  # by the monotonic clock; then it has to say that it is there
         self._busy = 0  # how many reports wait, since transactions of handlers lock their jobs
         self.moved: StoreMoved | None = None
@@ -203,6 +206,8 @@ class Exchanges:
             return True
         if not self.demand.backlogged or self.demand.ahead < OVERLAP_FROM or self._suspects:
             return False
+        if self._took > MAX_OVERLAP_SECONDS:
+            return False
         if len(self._flights) >= self._source.exchanges:
             return False
         return self._leases.count == 0 or self._leases.unreported >= MAX_REPORTS
@@ -280,6 +285,7 @@ class Exchanges:
         Leases that may have spent a third of their time on the way are renewed without delay, and
         so are leases that a heartbeat may have asked about meanwhile.
         """
+        self._took = time.monotonic() - began
         if future.cancelled() or future.exception() is not None:
             return
         if leases := future.result().leases:

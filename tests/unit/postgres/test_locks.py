@@ -21,6 +21,7 @@ from tests.support.store import LEASE_SECONDS, claim_request, report_completed
 from tests.unit.postgres.connections import (
     Connection,
     add,
+    ask_in_store_session,
     claim_alone,
     committed,
     in_thread,
@@ -43,6 +44,58 @@ def test_claimers_pass_over_what_others_hold(db: Postgres, other: Postgres) -> N
     other.commit()
     with committed(db):
         assert [lease.id for lease in db.claim(claim_request(10, "c"))] == ids[:5]
+
+
+def test_a_claim_finds_jobs_behind_those_of_many_other_claims(
+    db: Postgres, other: Postgres
+) -> None:
+    """One that went over 2,000 jobs found none here, and its worker asked again in vain."""
+    ids = add(db, 4_000)
+    db.begin()
+    for _ in range(3):
+        db.claim(claim_request(1_000))
+    found = claim_alone(other, claim_request(1_000)) or []
+    assert [lease.id for lease in found] == ids[3_000:]
+    db.rollback()
+
+
+def test_the_dead_entries_of_a_drain_are_no_reason_to_search_from_later_places(
+    db: Postgres, raw: Connection
+) -> None:
+    """A look from a second ago walked over more of them than one from the start."""
+    raw.execute("ALTER TABLE tenure.ready SET (autovacuum_enabled = off)")
+    add(db, 8_500)
+    raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")  # keeps what is dead
+    while len(claim_alone(db, claim_request(1_000)) or []) == 1_000:
+        pass
+    assert db._lanes.are_plain(claim_request(1_000))
+    claim_alone(db, claim_request(1))
+    assert not db._lanes.are_plain(claim_request(1))
+    raw.execute("COMMIT")
+
+
+def test_a_large_exchange_waits_for_two_others_and_not_long(
+    url: str, db: Postgres, raw: Connection
+) -> None:
+    """Those may be of clients that stand still. A small one does not wait."""
+    add(db, 1_010)
+    for limit, places in (10, 0), (500, 1):
+        db.begin()
+        assert len(claim_alone(db, claim_request(limit)) or []) == limit
+        advisory = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        assert len(ask_in_store_session(db, advisory)) == places
+        db.rollback()
+    key = """hashtextextended('"tenure" exchange', place)"""
+    leases: list[Lease] = []
+    raw.execute("BEGIN")
+    raw.execute(f"SELECT pg_advisory_xact_lock({key}) FROM generate_series(0, 1) AS place".encode())
+    thread = in_thread(lambda: leases.extend(claim_alone(db, claim_request(500)) or []))
+    with psycopg.connect(url, autocommit=True) as watching:
+        wait_until_a_session_is_blocked(watching)
+        assert leases == []
+        thread.join(30)
+        assert len(leases) == 500
+    raw.execute("COMMIT")
 
 
 def test_a_heartbeat_never_waits_for_a_report(db: Postgres, other: Postgres) -> None:

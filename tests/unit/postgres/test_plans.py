@@ -289,7 +289,7 @@ def check_claim(url: str, raw: Connection, kept_plans: list[str]) -> None:
         raw.execute("BEGIN")
         raw.execute(
             address_of(url).sql(sql.EXCHANGE),
-            (*[nothing] * 4, ["default"], 60.0, "w", types, most),
+            (*[nothing] * 4, ["default"], 60.0, "w", types, most, MAX_SEEN),
         )
         raw.execute("ROLLBACK")
         assert len([p for p in kept_plans if "Limit" in p and "using ready_pkey" in p]) >= 2

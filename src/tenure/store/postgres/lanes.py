@@ -26,7 +26,9 @@ from tenure.store.postgres.connection import NOW, to_time, uuids
 
 MARGIN = timedelta(seconds=1)
 MAX_DEAD_ENTRIES = 5_000
-"""Dead entries walked in a search from the start beyond which searches begin later."""
+DEAD_FOR_A_JOB = 20
+"""Dead entries walked in a search from the start beyond which searches begin later: so many, and
+so many for each job that is asked for. Workers that drain a queue together leave thousands."""
 FULL_SECONDS = 2.0
 FULL_SHARE = 0.1
 """Then a search from the start is made this often, or so that they take this share of the time."""
@@ -94,7 +96,7 @@ class PostgresLanes(lanes.Lanes[PostgresLaneView]):
 
     def noticed(self, request: ClaimRequest, entries: int) -> None:
         """Note how many dead entries a search from the start walked that was not made here."""
-        if entries > MAX_DEAD_ENTRIES:
+        if are_many(entries, request):
             self.view(request).crowded = True
 
 
@@ -140,7 +142,7 @@ class PostgresClaim:
             view.limited_until = ended + SEVERAL_SECONDS
         view.marks = _marks(view.marks, heads, self.now)
         view.crowded = False
-        many = found[-1][0] > MAX_DEAD_ENTRIES
+        many = are_many(found[-1][0], self._request)
         pause = max(FULL_SECONDS, (ended - began) / FULL_SHARE)
         view.full_search_at = ended + pause if many else 0.0
         stopped = (read[-1][0], read[-1][1]) if len(read) >= MAX_LANES else None
@@ -172,7 +174,7 @@ class PostgresClaim:
         until = self.now + timedelta(seconds=self._request.lease_seconds)
         types = None if self._request.types is None else list(self._request.types)
         place = (*lane, *self._after(lane, after), self.now, until)
-        most = (limit, MAX_SEEN + SEEN_MORE * limit)
+        most = (limit, seen_for(limit))
         rows = in_order(self._rows(sql.CLAIM, (*place, self._request.worker, types, *most)))
         if rows:
             self._view.marks[lane] = to_time(rows[-1][-1]) - MARGIN
@@ -240,6 +242,16 @@ class PostgresClaim:
     def _after(self, lane: Lane, after: Mark) -> Mark:
         """Return the later of a place and where the search of a crowded lane began."""
         return max(after, (self._since.get(lane, EVER), NO_ID))
+
+
+def are_many(entries: int, request: ClaimRequest) -> bool:
+    """Whether these are too many dead entries to walk for each claim."""
+    return entries > MAX_DEAD_ENTRIES + DEAD_FOR_A_JOB * request.limit
+
+
+def seen_for(limit: int) -> int:
+    """Return how many jobs of a lane a look for up to `limit` jobs goes over."""
+    return MAX_SEEN + SEEN_MORE * limit
 
 
 def in_order(rows: Sequence[Any]) -> list[Any]:

@@ -166,7 +166,7 @@ COMPLETE = "SELECT * FROM {s}.complete(%b::uuid[], %b::uuid[], %b::text[], %b::t
 EXCHANGE = f"""
 SELECT * FROM {{s}}.exchange(
     %b::uuid[], %b::uuid[], %b::text[], %b::text[],
-    %b::text[], %s, %s, %b::text[], %s::integer, {MAX_LANES}, {MAX_SEEN})
+    %b::text[], %s, %s, %b::text[], %s::integer, {MAX_LANES}, %s::integer)
 """
 CLAIM = "SELECT * FROM {s}.claim(%s, %s, %s, %s, %s, %s, %s, %b::text[], %s::integer, %s::integer)"
 PASSED = f"SELECT * FROM {{s}}.passed(%s, %s, %s, %s, %s, {MAX_SEEN})"

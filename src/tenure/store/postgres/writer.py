@@ -15,7 +15,7 @@ from tenure.lifecycle import Job
 from tenure.store.lanes import MARGIN, next_due
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import BinaryArray, array_of, is_uuid, to_time, uuids
-from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes, in_order
+from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes, in_order, seen_for
 from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import CHANGED, added_job, changed_values, field_of, job_of, write_policy
 from tenure.store.tables.stats import StatsWriter
@@ -150,14 +150,15 @@ class Postgres(PostgresSession):
     def exchange_alone(
         self, reports: Sequence[Report], claim: ClaimRequest | None
     ) -> tuple[set[str], list[Lease] | None, float | None] | None:
-        wanted: tuple[Any, ...] = (None, 0.0, None, None, 0)
+        wanted: tuple[Any, ...] = (None, 0.0, None, None, 0, 0)
         if claim is not None:
             plain = self._lanes.are_plain(claim, alone=not reports)
             if not plain or self._lanes.are_limited(claim):
                 return None
             queues = None if claim.queues is None else sorted(set(claim.queues))
             types = None if claim.types is None else list(claim.types)
-            wanted = (queues, claim.lease_seconds, claim.worker, types, claim.limit)
+            most = (claim.limit, seen_for(claim.limit))
+            wanted = (queues, claim.lease_seconds, claim.worker, types, *most)
         if not self._commits_alone():
             return None
         rows = self.rows(sql.EXCHANGE, (*_completions(reports), *wanted))

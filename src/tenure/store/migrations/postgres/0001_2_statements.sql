@@ -267,19 +267,22 @@ DECLARE
     total bigint;
 BEGIN
     -- A token that can be locked is still there, so its job is pending. To lock the job alone would
-    -- also lock, until the commit, jobs that others have claimed since this statement began.
+    -- also lock, until the commit, jobs that others have claimed since this statement began. The jobs of
+    -- tokens that others have locked are not looked up. Rows come in the order of the inner search.
     SELECT array_agg(place), sum(size) INTO places, total FROM (
         SELECT job.ctid AS place, octet_length(job.payload) AS size FROM (
-            SELECT ctid, run_at, id, type FROM {schema}.ready
-            WHERE queue = lane_queue AND priority = lane_priority
-                AND (run_at, id) > (since, since_id) AND run_at <= due
-            ORDER BY run_at, id LIMIT seen
-        ) AS first JOIN {schema}.ready AS token ON token.ctid = first.ctid
-            JOIN {schema}.job ON job.id = first.id
-        WHERE (wanted IS NULL OR first.type = ANY (wanted))
-            AND first.type <> ALL (ARRAY(SELECT name FROM {schema}.type WHERE paused_at IS NOT NULL))
-            AND (job.start_by IS NULL OR job.start_by > due)
-        ORDER BY first.run_at, first.id LIMIT most FOR UPDATE OF token, job SKIP LOCKED
+            SELECT first.id FROM (
+                SELECT ctid, run_at, id, type, start_by FROM {schema}.ready
+                WHERE queue = lane_queue AND priority = lane_priority
+                    AND (run_at, id) > (since, since_id) AND run_at <= due
+                ORDER BY run_at, id LIMIT seen
+            ) AS first JOIN {schema}.ready AS token ON token.ctid = first.ctid
+            WHERE (wanted IS NULL OR first.type = ANY (wanted))
+                AND first.type <> ALL (ARRAY(SELECT name FROM {schema}.type WHERE paused_at IS NOT NULL))
+                AND (first.start_by IS NULL OR first.start_by > due)
+            FOR UPDATE OF token SKIP LOCKED
+        ) AS free JOIN {schema}.job ON job.id = free.id
+        LIMIT most FOR UPDATE OF job SKIP LOCKED
     ) AS picked;
     -- Most claims in vain come while another one takes the only job, of which all waiting workers were
     -- notified. They end here: an UPDATE of no row would cost as much again.
@@ -348,6 +351,18 @@ DECLARE
 BEGIN
     -- Taken anyway, and here before the clock is read: leases count from the end of the wait.
     LOCK TABLE {schema}.job IN ROW EXCLUSIVE MODE;
+    -- Two large exchanges at once keep a server busy. More of them would pass over the jobs of each
+    -- other, and over those taken since their snapshots. No exchange waits long for a client that stands still.
+    IF cardinality(ids) + most >= 500
+        AND NOT pg_try_advisory_xact_lock(hashtextextended('{schema} exchange', (pg_backend_pid() + 1) % 2))
+    THEN
+        BEGIN
+            SET LOCAL lock_timeout = '1s';
+            PERFORM pg_advisory_xact_lock(hashtextextended('{schema} exchange', pg_backend_pid() % 2));
+            SET LOCAL lock_timeout = '10s';
+        EXCEPTION WHEN lock_not_available THEN
+        END;
+    END IF;
     IF cardinality(ids) > 0 THEN
         FOR done IN SELECT lease FROM {schema}.complete(ids, leases, results, actors) LOOP
             RETURN NEXT;
