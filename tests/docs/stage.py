@@ -15,6 +15,8 @@
   take the time they take.
 - In what is shown, `…` stands for anything in a line, and for any lines when it has a line to
   itself. Any id stands for any id, any time for any time, and spaces count as one.
+- `tenure` is forked off a process that has its imports (`typed.py`), unless the page has programs
+  of its own.
 - Ports 8080 and 8081 are exchanged for free ones and `postgresql://localhost/tenure` for a
   database of the tests. `make` runs in the root of the project.
 - `<!-- not run: why -->` in front of a block leaves it out.
@@ -34,7 +36,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -42,12 +44,15 @@ from types import TracebackType
 from typing import IO
 
 from tests.docs.pages import ROOT, Block, Page
+from tests.docs.typed import Typed
 
 SECONDS = 20.0
 MARK = "-- the command is through:"
 POSTGRES = "postgresql://localhost/tenure"
 PORTS = ("8080", "8081")
 SCRIPTS = Path(sys.executable).parent
+HELPERS = ".programs"
+IS_LINUX = sys.platform == "linux"
 
 _goes_on = re.compile(
     r"(\w+=\S+ )*((flask --app \w+ |python manage.py )?tenure (serve|worker(?! --help))\b"
@@ -154,8 +159,10 @@ class Stage:
         self._running: list[Background] = []
         self._printed: str | None = None  # by the Python block before
         self._code = 0  # of the command before
+        self._typed = Typed(folder / HELPERS) if programs == SCRIPTS and IS_LINUX else nullcontext()
 
     def __enter__(self) -> Stage:
+        self._typed.__enter__()
         return self
 
     def __exit__(
@@ -165,6 +172,7 @@ class Stage:
             self._signal(one, signal.SIGTERM)
         codes = [(one, self._exit_code(one)) for one in self._running]
         self._shell.close()
+        self._typed.__exit__(None, None, None)
         if self._session is not None:
             self._session.close()
         for one, code in codes:
@@ -176,7 +184,7 @@ class Stage:
         """The environment of a reader: nothing of ours but the programs."""
         kept = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT")
         environ = {name: os.environ[name] for name in kept if name in os.environ}
-        helpers = self._folder / ".programs"
+        helpers = self._folder / HELPERS
         helpers.mkdir()
         if shutil.which("curl") is None:
             stand_in = helpers / "curl"

@@ -33,6 +33,7 @@ from types import ModuleType
 from typing import Any, AnyStr
 
 ROOT = Path(__file__).parents[2]
+TENURE = str(Path(sys.executable).with_name("tenure"))
 MODULES = (
     *("tenure.cli", "tenure.server", "tenure.worker.worker", "tenure.worker.processes"),
     *("tenure.store.postgres.reader", "tenure.store.sqlite.reader", "psycopg"),
@@ -103,7 +104,7 @@ def _can_be_forked(request: Mapping[str, Any]) -> bool:
     return (
         sys.platform == "linux"
         and command[0] == sys.executable
-        and (command[1] in ("-m", "-c") or command[1].endswith(".py"))
+        and (command[1] in ("-m", "-c", TENURE) or command[1].endswith(".py"))
         and _of_the_start(environment) == _of_the_start(os.environ)
         and len(json.dumps(request)) < MAX_REQUEST_BYTES
     )
