@@ -83,6 +83,7 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._launcher: Launcher | None = None
         self._folders = contextlib.ExitStack()
+        self._administration: psycopg.Connection[Any] | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -152,6 +153,8 @@ class PostgresServer:
 
         A server that is not ours is left alone, and so is one that is stopped already.
         """
+        if self._administration is not None:
+            self._administration.close()  # or a smart shutdown waits for it
         if self._process is None:
             return
         process, self._process = self._process, None
@@ -186,9 +189,11 @@ class PostgresServer:
         return folder, launcher
 
     def _administer(self, statement: sql.Composed) -> None:
-        url = self.external_url or self.url()
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(statement)
+        # One connection for all: a new one for each statement took a tenth of the time of a test.
+        if self._administration is None or self._administration.closed:
+            url = self.external_url or self.url()
+            self._administration = psycopg.connect(url, autocommit=True)
+        self._administration.execute(statement)
 
 
 class Launcher:

@@ -98,6 +98,7 @@ def test_a_durable_server_keeps_its_data_over_any_stop() -> None:
         for mode in modes:
             with psycopg.connect(server.url()) as connection:
                 connection.execute(f"CREATE TABLE kept_{mode} AS SELECT 42 AS answer".encode())
+            server.create_database(f"made_{mode}")  # its connection must hold up no stop
             server.stop(mode)
             with pytest.raises(psycopg.OperationalError):
                 psycopg.connect(server.url())
