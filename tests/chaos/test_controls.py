@@ -6,13 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.controls import CONTROLS, UNNEEDED, Control, broken, caught_by, guards
+from tests.chaos.controls import CONTROLS, ROOT, UNNEEDED, Control, broken, caught_by, guards
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.words.replace(" ", "_"))
 def test_each_control_breaks_something(control: Control, tmp_path: Path) -> None:
     path = broken(control, tmp_path) / "tenure" / control.file
     assert control.new in path.read_text("utf-8")
+
+
+def test_the_tests_that_hold_rules_are_there() -> None:
+    for control in CONTROLS:
+        if control.held_by:
+            file, name = control.held_by.split("::")
+            assert f"def {name}(" in (ROOT / file).read_text("utf-8")
 
 
 def test_what_need_not_be_caught_is_there() -> None:

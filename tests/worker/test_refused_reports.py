@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 
 import psycopg
@@ -86,6 +87,18 @@ def test_an_outcome_that_cannot_be_recorded_at_all_is_left_to_the_lease(
         assert wait_until_settled(app, poison).status is Status.FAILED
         assert wait_until_completed(app, app.enqueue("work", {"number": 1})).attempts == 1
     assert transitions(app, poison) == ["enqueued", "claimed", "lease_expired"]
+
+
+def test_an_outcome_that_the_store_did_not_take_is_kept(
+    ready: Tenure, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = ready
+    refuse(app, "NEW.event IN ('completed', 'failed')")  # so only an outcome is not taken
+    app.enqueue("work", {"number": 0})
+    with running_worker(app):
+        wait_until(lambda: "the store did not answer" in caplog.text, "an outcome to be refused")
+    kept = re.findall(r"this worker keeps (\d+) outcomes", caplog.text)
+    assert kept[0] == "1"
 
 
 def test_a_worker_that_stops_does_not_wait_for_what_cannot_be_recorded(ready: Tenure) -> None:

@@ -119,13 +119,23 @@ def test_who_waited_for_a_lock_counts_what_was_committed_meanwhile(
     """As pgqueuer#761: to lock and count in one statement counts what was there before the lock."""
     ids = add(raw, 2)
     limit(raw, **settings)
+    answers = list[str]()
     with psycopg.connect(url) as first, psycopg.connect(url) as second:
+
+        def start_another() -> None:
+            try:
+                start(second, ids[1:])
+                answers.append("started")
+            except psycopg.Error as error:
+                answers.append(error.sqlstate or "")
+
         start(first, ids[:1])
-        thread = in_thread(lambda: refused(second, ids[1:]))
-        wait_until(lambda: value(raw, BLOCKED) == 1, "the second one to wait for the first")
+        thread = in_thread(start_another)
+        wait_until(lambda: answers or value(raw, BLOCKED) == 1, "the second one to wait or to end")
         first.commit()
-        thread.join()
+        thread.join(30)
         second.rollback()
+    assert answers == ["TN006"]
     assert slots(raw) == 1
 
 
