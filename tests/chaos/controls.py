@@ -268,6 +268,7 @@ WHERE job.status = 'processing' AND job.lease_expires_at <= {NOW} + interval '1 
         "worker/heartbeat.py",
         "        self._leases.lose(ended)",
         "        pass",
+        "tests/worker/test_leases.py::test_a_heartbeat_notes_which_leases_were_lost",
     ),
     Control(
         "a worker that is asked to stop goes on claiming",

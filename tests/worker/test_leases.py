@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tenure import JobContext, Status, Tenure
+from tenure import JobContext, NewJob, Status, Tenure
+from tenure.jobs.work import ClaimRequest
+from tenure.worker.worker import Worker
 from tests.support.clock import Clock
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, freeze, wait_for_exit
@@ -130,6 +132,20 @@ def test_jobs_that_wait_in_a_worker_keep_their_leases_too(
             assert wait_until_completed(app, job).attempts == 1
     assert sorted(runs) == list(range(300))
     assert not any("lease_expired" in transitions(app, job) for job in jobs)
+
+
+def test_a_heartbeat_notes_which_leases_were_lost(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
+    app.enqueue_many([NewJob("work", {}, {}) for _ in range(2)])
+    lost, kept = app.core.claim(ClaimRequest(worker="w", limit=2, lease_seconds=30)).leases
+    app.cancel(lost.id)
+    worker = Worker(app.core, app.core.handlers)  # it does not run: this is its heartbeat
+    worker._leases.hold([lost, kept])
+    worker._leases.admit()
+    worker._heart._renew(blocked=False)
+    assert [(one.lease, event) for one, event in worker._leases.take_lost()] == [
+        (lost, "cancelled")
+    ]
 
 
 def test_a_cancelled_job_tells_its_handler_by_the_next_heartbeat(
