@@ -65,11 +65,17 @@ def migrated(
 
 
 @pytest.fixture
-def shop(migrated: Shop) -> Shop:
+def shop(migrated: Shop) -> Iterator[Shop]:
     """The site on a database that Django has migrated, with an order that was not shipped."""
     migrated.rows("DELETE FROM shop_order")
     migrated.rows("INSERT INTO shop_order (number, shipped) VALUES (1, 0)")
-    return migrated
+    yield migrated
+    # What is left would ship the order of the next test, whichever that is.
+    migrated.environment.pop("SITE_OPTIONS", None)
+    for schedule in migrated.jobs.schedules.list():
+        migrated.jobs.schedules.delete(schedule.name)
+    for job in migrated.jobs.find(status="pending"):
+        migrated.jobs.cancel(job.id)
 
 
 def events(shop: Shop, id: str) -> list[str]:
