@@ -27,6 +27,7 @@ from tenure.contrib.django.results import read_result
 from tenure.contrib.django.tasks import OF_TYPES, TenureContext, TenureTask, type_of
 from tenure.jobs.handlers import Handler
 from tenure.jobs.parking import Parked
+from tenure.lifecycle import has_budget
 
 if TYPE_CHECKING:
     from tenure.contrib.django.backend import TenureBackend
@@ -89,8 +90,9 @@ class _Attempt:
     def fail(self, error: BaseException) -> None:
         """Send the signal if the task has failed for good by an error."""
         kind, context = type(error), self.context
-        is_last = context.attempt >= context.max_retries or not self.option("retry_exceptions")
-        if not is_last and not isinstance(error, PermanentFailure):
+        retries = has_budget(context.attempt, context.max_retries)
+        retries = retries and self.option("retry_exceptions")
+        if retries and not isinstance(error, PermanentFailure):
             return
         path = f"{kind.__module__}.{kind.__qualname__}"
         traceback = "".join(format_exception(error))
