@@ -171,8 +171,7 @@ class Committer:
         if not self._lock.acquire(blocking=False):  # who closes waits for this thread
             return False
         try:
-            lately = self._clock() - self._crowded_at < IDLE_SECONDS
-            if lately or self._closed:
+            if self._closed or self._clock() - self._crowded_at < IDLE_SECONDS:
                 return False
             db.close()
             self._free.discard(db)
@@ -394,7 +393,8 @@ class Committer:
         if self._announcements.pause() == 0 and not self._direct.lend(self._announcements.make):
             self._announcements.make(db)
         try:
-            db.tidy(self._direct.commits())
+            with self._direct.kept_away():  # a checkpoint wants no commit of a caller meanwhile
+                db.tidy(self._direct.commits())
         except Exception as error:
             log.warning("the work after a commit failed, the next commit tries it again: %s", error)
             db.rollback()

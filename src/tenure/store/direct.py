@@ -13,14 +13,15 @@ as there is work for two.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tenure.store.protocol import Database
 
 CALM_SECONDS = 0.02
 """After so long without other work."""
 MAX_COMMITS = 333
-"""Then the committing thread has to tidy up."""
+"""On SQLite, the next commit is the committing thread's, which tidies up."""
 
 
 class Direct:
@@ -55,8 +56,6 @@ class Direct:
         try:
             if db.alone is not None or self._commits < MAX_COMMITS:
                 committed = act(db)
-            else:  # the thread gets hold of the file
-                self.note_other_work()
         except Exception:
             db.rollback()
         finally:
@@ -86,6 +85,16 @@ class Direct:
         finally:
             self._is_lent = False
         return True
+
+    @contextmanager
+    def kept_away(self) -> Iterator[None]:
+        """Keep callers from the connection in the block, unless one of them uses it."""
+        db = self.take()
+        try:
+            yield
+        finally:
+            if db is not None:
+                self.give(db)
 
     def take(self) -> Database | None:
         """Take the connection away, None if another thread has it; `give` brings it back."""

@@ -19,6 +19,7 @@ from tenure.jobs.ids import new_id
 from tenure.store import direct, migrate_store
 from tenure.store.commit import CallWork, Committer, EnqueueWork
 from tenure.store.sqlite.writer import Sqlite
+from tests.support.waiting import wait_until
 
 SOURCE = str(Path(direct.__file__).parent)
 """Where interrupts come: in the code of the store."""
@@ -91,16 +92,23 @@ def test_a_caller_beside_another_one_queues(counted: Counted) -> None:
 def test_now_and_then_the_thread_tidies_up(
     counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With one commit, after which the next is again the caller's."""
     monkeypatch.setattr(direct, "MAX_COMMITS", 3)
-    monkeypatch.setattr(direct, "CALM_SECONDS", 0.01)
     others: list[int] = []
+    taken: list[bool] = []
     (db,) = counted.committer._databases
-    monkeypatch.setattr(db, "tidy", others.append)
-    assert [counted.add() for _ in range(4)] == ["caller"] * 3 + ["committer"]
-    counted.call()
-    assert sum(others) == 3
-    counted.now += direct.CALM_SECONDS
-    assert counted.add() == "caller"
+
+    def tidy(commits: int) -> None:
+        others.append(commits)
+        taken.append(not counted.committer._direct._free)
+
+    monkeypatch.setattr(db, "tidy", tidy)
+    for _ in range(3):
+        assert [counted.add() for _ in range(4)] == ["caller"] * 3 + ["committer"]
+        wait_until(lambda: counted.committer._direct._commits == 0, "the thread to tidy up")
+        wait_until(lambda: bool(counted.committer._direct._free), "callers to be let in again")
+    assert others == [3, 3, 3]
+    assert taken == [True] * 3  # a checkpoint finds no commit in between
 
 
 def test_commits_of_callers_count_before_the_thread_has_connected(path: Path) -> None:
