@@ -14,13 +14,21 @@ WAIT_SECONDS = 30.0
 RECOVERY_SECONDS = 10.0
 """How long after an outage everything may take to work again, without a restart."""
 
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.003, 0.03
+"""Seconds between two looks."""
+
 
 def wait_until(condition: Callable[[], T], what: str = "", seconds: float = WAIT_SECONDS) -> T:
     """Call `condition` until it returns something true, and return that.
 
-    Fails after `seconds`; `what` completes the message "waited in vain: …"."""
-    deadline = time.monotonic() + seconds
+    Fails after `seconds`; `what` completes the message "waited in vain: …".
+
+    The longer it has waited, the less often it looks. Most conditions ask a database, which takes
+    the processor from what is waited for.
+    """
+    began = time.monotonic()
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what or condition}"
-        time.sleep(0.003)
+        waited = time.monotonic() - began
+        assert waited < seconds, f"waited {seconds} s in vain: {what or condition}"
+        time.sleep(min(max(SHORTEST_PAUSE, waited / 10), LONGEST_PAUSE))
     return value
