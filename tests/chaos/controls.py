@@ -198,8 +198,10 @@ WHERE job.status = 'processing' AND job.lease_expires_at <= {NOW} + interval '1 
     Control(
         "PostgreSQL: a claim does not lock what it reads",
         HOT_PATH,
-        "LIMIT most FOR UPDATE OF token, job SKIP LOCKED",
-        "LIMIT most",
+        "FOR UPDATE OF token SKIP LOCKED\n"
+        "        ) AS free JOIN {schema}.job ON job.id = free.id\n"
+        "        LIMIT most FOR UPDATE OF job SKIP LOCKED",
+        ") AS free JOIN {schema}.job ON job.id = free.id\n        LIMIT most",
     ),
     Control(
         "SQLite: a heartbeat needs no lease",

@@ -56,8 +56,8 @@ class RemoteStore:
         """The next enqueue of one job ends with an unknown outcome."""
         if self.is_http:
             self.proxy.drop_answers(b"POST /jobs ")
-        else:  # the store asks again once by itself, which is harmless: the id is the client's
-            self.proxy.drop_answers(b"\x00" + PREPARED + b"\x00", times=2)  # not its preparation
+        else:  # the store asks three times, which is harmless: the id is the client's
+            self.proxy.drop_answers(b"\x00" + PREPARED + b"\x00", times=3)  # not its preparation
 
     def lose_answers_to_report(self, lease_id: str, *, adds_jobs: bool = False) -> None:
         """The next report on a lease is recorded, and its sender gets no answer."""
