@@ -197,7 +197,8 @@ def test_a_handler_that_keeps_the_interpreter_s_lock_settles_once(
         script_path = script.folder / "worker_script.py"
         no_sweeper = (
             "from tenure.worker.maintenance import MaintenanceThread\n"
-            "MaintenanceThread._end_leases = lambda self: None\n"
+            "assert MaintenanceThread._sweep\n"
+            "MaintenanceThread._sweep = lambda self, sweep: None\n"
         )
         script_path.write_text(no_sweeper + script_path.read_text())
         worker = script.start()
