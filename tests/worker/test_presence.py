@@ -10,7 +10,7 @@ import tenure
 from tenure import Tenure
 from tenure.client import Client
 from tenure.jobs.stats import WorkerState
-from tenure.store import commit
+from tenure.store.tables import workers
 from tenure.worker import exchanges
 from tests.support.cli import cli_json, output_of
 from tests.support.http import ServerProcess
@@ -24,7 +24,7 @@ def test_b10_a_busy_worker_is_seen_and_its_slots_are_known(
 ) -> None:
     app = app_on_each_engine
     monkeypatch.setattr(exchanges, "PRESENT_SECONDS", 0.05)
-    monkeypatch.setattr(commit, "SEEN_SECONDS", 0.0)
+    monkeypatch.setattr(workers, "SEEN_SECONDS", 0.0)
     goes_on = threading.Event()
 
     @app.job

@@ -20,11 +20,11 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.enqueue import Enqueued
-from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Outcome, adds_jobs
+from tenure.jobs.work import RECORDED, Exchange, adds_jobs
 from tenure.store import enqueue, follow_ups, transitions
-from tenure.store.announcing import Announcements
 from tenure.store.direct import Direct
 from tenure.store.protocol import Database, Trouble, answer_to
 from tenure.store.tables import workers
@@ -34,12 +34,11 @@ from tenure.store.work import (
     ExchangeWork,
     W,
     Work,
-    claim,
     is_only_adding,
     lone_read,
     may_bring_work,
-    next_due,
     parts,
+    plain_exchange,
     rest_of,
     sets_limits,
     undoing,
@@ -54,10 +53,10 @@ huge one, and the next can be prepared, or go through another connection, in the
 MAX_TRIES = 4
 IDLE_SECONDS = 30.0
 """How long a connection stays open without use, and a thread that the others can do without."""
+ANNOUNCE_SECONDS = 0.005
+"""Other processes are notified of new jobs at once, but not more often than this."""
 MOMENT = 0.001
 """Seconds later, a caller that commits has made the announcement, if there is one."""
-SEEN_SECONDS = 5.0
-MAX_SEEN = 5_000
 
 
 class Committer:
@@ -89,7 +88,7 @@ class Committer:
         self._lock = threading.RLock()
         self._closed = False
         self._pid = os.getpid()
-        self._seen: dict[str, float] = {}
+        self._sightings = workers.Sightings(clock)
         self._announcements = Announcements(clock)
         self._direct = Direct(direct, clock)
         self._lent = direct  # belongs to callers while no thread has it
@@ -272,7 +271,10 @@ class Committer:
                     done.append((work, added))
                 else:
                     left.append(work)
-        elif db.alone is not None and (exchange := self._plain_exchange(batch)) is not None:
+        elif (
+            db.alone is not None
+            and (exchange := plain_exchange(batch, self._sightings.is_due)) is not None
+        ):
             visit("before_commit", batch)
             found = db.alone.exchange_alone(exchange.reports, exchange.claim)
             if found is None:
@@ -294,20 +296,6 @@ class Committer:
         visit("after_commit", [work for work, _ in done])
         self._answer(db, done)
         return left
-
-    def _plain_exchange(self, batch: Sequence[Work]) -> ExchangeWork | None:
-        """Return the exchange that the batch is, if it has completions and a plain claim only."""
-        work, claim = batch[0], getattr(batch[0], "claim", None)
-        if len(batch) > 1 or not isinstance(work, ExchangeWork) or not (work.reports or claim):
-            return None
-        if any(r.outcome is not Outcome.COMPLETED or r.notes for r in work.reports):
-            return None
-        if len({report.lease_id for report in work.reports}) < len(work.reports):
-            return None
-        special = claim and (
-            claim.limit < 1 or claim.traces or claim.leaves or self._is_to_be_seen(claim.worker)
-        )
-        return None if special or adds_jobs(work.reports) else work
 
     def _answer(self, db: Database, answers: Sequence[tuple[Work, Any]]) -> None:
         """Answer the callers, and notify waiting workers if there may be new jobs."""
@@ -345,56 +333,63 @@ class Committer:
         recording.hold(db, reports, [id for work in calls for id in work.job_ids or ()])
         verdicts = iter(recording.settle(db, reports) if reports else ())
         settled = [[next(verdicts) for _ in exchange.reports] for exchange in exchanges]
-        answers = self._add(db, [work for work in batch if isinstance(work, EnqueueWork)])
+        adding = [work for work in batch if isinstance(work, EnqueueWork)]
+        answers: list[tuple[Work, Any]] = enqueue.add_works(db, adding) if adding else []
         answers += [(work, undoing(db, work.act)) for work in calls]
-        self._see_workers(db, [work.claim for work in exchanges if work.claim])
+        self._sightings.note(db, [work.claim for work in exchanges if work.claim])
         for exchange, verdict in zip(exchanges, settled, strict=True):
-            leases = claim(db, exchange.claim) if exchange.claim else []
-            due = next_due(db, exchange.claim, leases)
+            leases = transitions.claim(db, exchange.claim) if exchange.claim else []
+            due = transitions.next_due(db, exchange.claim, leases)
             answers.append((exchange, Exchange(verdict, leases, due)))
         return answers
 
-    def _add(self, db: Database, works: Sequence[EnqueueWork]) -> list[tuple[Work, Any]]:
-        singles = [work for work in works if len(work.checked_jobs) == 1]
-        if len(works) > 1 and len(singles) < len(works):
-            db.limits({a.queue for work in works for a in work.checked_jobs})  # locks all of them
-        added = enqueue.add_each(db, [work.checked_jobs[0] for work in singles]) if singles else []
-        answers: list[tuple[Work, Any]] = [
-            (work, answer if isinstance(answer, TenureError) else [answer])
-            for work, answer in zip(singles, added, strict=True)
-        ]
-        for work in works:
-            if len(work.checked_jobs) != 1:
-                together = partial(enqueue.add_together, checked_jobs=work.checked_jobs)
-                answers.append((work, undoing(db, together)))
-        return answers
-
-    def _see_workers(self, db: Database, requests: Sequence[ClaimRequest]) -> None:
-        seen = self._is_to_be_seen
-        due = {r.worker: r for r in requests if r.leaves or r.stopping or seen(r.worker)}
-        if not due:
-            return
-        for name in sorted(due):  # in the same order everywhere, as jobs are locked
-            if due[name].leaves:
-                workers.remove(db, name)
-            else:
-                workers.see(db, due[name], new=name not in self._seen)
-        now = self._clock()
-        lately = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
-        # Replaced, not changed: other threads may iterate.
-        self._seen = {**(lately if len(lately) < MAX_SEEN else {}), **dict.fromkeys(due, now)}
-
-    def _is_to_be_seen(self, worker: str) -> bool:
-        """Whether it is time to note that a worker asked for jobs."""
-        return self._clock() - self._seen.get(worker, -SEEN_SECONDS) >= SEEN_SECONDS
-
     def _keep_house(self, db: Database) -> None:
         """Notify other processes of new work, and tidy up."""
-        if self._announcements.pause() == 0 and not self._direct.lend(self._announcements.make):
-            self._announcements.make(db)
+        if self._announcements.pause() == 0:
+            if self._direct.is_used:
+                self._direct.lend(self._announcements.make)
+            else:
+                self._announcements.make(db)
         try:
-            with self._direct.kept_away():  # a checkpoint wants no commit of a caller meanwhile
-                db.tidy(self._direct.commits())
+            self._direct.tidy(db)
         except Exception as error:
             log.warning("the work after a commit failed, the next commit tries it again: %s", error)
+            db.rollback()
+
+
+class Announcements:
+    """What a store owes other processes: hints, on which nothing depends. For any thread."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` is in seconds."""
+        self._clock = clock
+        self._announced = -ANNOUNCE_SECONDS
+        self._is_owed = False
+        self._is_planned = False
+
+    def owe(self) -> None:
+        """Note that there may be new work."""
+        self._is_owed = True
+
+    def pause(self) -> float | None:
+        """Return the seconds until the next one is to be made, None if none is owed."""
+        wait = self._announced + ANNOUNCE_SECONDS - self._clock()
+        return max(wait, 0) if self._is_owed else None
+
+    def plan(self) -> bool:
+        """Return whether one is owed that no thread was to make yet; the caller sees to that."""
+        is_new = self._is_owed and not self._is_planned
+        self._is_planned |= is_new
+        return is_new
+
+    def make(self, db: Database) -> None:
+        """Make the one that is owed. After a failure the next commit makes another."""
+        # First: other threads may owe one again meanwhile.
+        self._is_owed = self._is_planned = False
+        self._announced = self._clock()
+        try:
+            failpoints.hit("announce.before")
+            db.announce()
+        except Exception as error:
+            log.warning("waiting workers were not notified of new jobs: %s", error)
             db.rollback()

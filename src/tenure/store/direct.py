@@ -13,8 +13,7 @@ as there is work for two.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from tenure.store.protocol import Database
 
@@ -35,7 +34,7 @@ class Direct:
         self._commits = 0
         self._crowded = -CALM_SECONDS  # when there was other work, by the clock
         self._is_lent = False
-        self._is_used = False  # since the last `rest`
+        self.is_used = False  # since the last `rest`
 
     def use(self, act: Callable[[Database], bool]) -> bool:
         """Return whether `act`, called with the connection, has committed; False if it fails.
@@ -63,17 +62,14 @@ class Direct:
             if self._closed:
                 self.close()
         self._commits += committed
-        self._is_used |= committed
+        self.is_used |= committed
         return committed
 
-    def lend(self, act: Callable[[Database], None]) -> bool:
-        """Call `act` with the connection if callers have used it lately; return whether they have.
+    def lend(self, act: Callable[[Database], None]) -> None:
+        """Call `act` with the connection, unless a caller uses it, who then does the same.
 
-        For a committing thread, which would have to connect its own. It is not called while a
-        caller uses the connection.
+        For a committing thread, which would have to connect its own.
         """
-        if not self._is_used:
-            return False
         self._is_lent = True  # first: a caller who finds no connection waits for it
         try:
             db = self.take()
@@ -84,17 +80,18 @@ class Direct:
                     self.give(db)
         finally:
             self._is_lent = False
-        return True
 
-    @contextmanager
-    def kept_away(self) -> Iterator[None]:
-        """Keep callers from the connection in the block, unless one of them uses it."""
-        db = self.take()
+    def tidy(self, db: Database) -> None:
+        """Have `db` tidy up, also after the commits of callers, which have to wait meanwhile."""
+        if not self._commits or db.alone is not None:
+            return db.tidy()
+        taken = self.take()  # None if a caller uses it; what that caller adds is queued
         try:
-            yield
+            commits, self._commits = self._commits, 0
+            db.tidy(commits)
         finally:
-            if db is not None:
-                self.give(db)
+            if taken is not None:
+                self.give(taken)
 
     def take(self) -> Database | None:
         """Take the connection away, None if another thread has it; `give` brings it back."""
@@ -111,20 +108,15 @@ class Direct:
 
     def rest(self) -> None:
         """Give back what the connection costs, unless it was used since the last call."""
-        if not self._is_used and (db := self.take()) is not None:
+        if not self.is_used and (db := self.take()) is not None:
             try:
                 db.rest()
             finally:
                 self.give(db)
-        self._is_used = False
+        self.is_used = False
 
     def note_other_work(self) -> None:
         self._crowded = self._clock()
-
-    def commits(self) -> int:
-        """Return how many commits there were since the last call."""
-        commits, self._commits = self._commits, 0
-        return commits
 
     def close(self) -> None:
         """Close the connection, now or after its use."""

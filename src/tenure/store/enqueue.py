@@ -9,6 +9,8 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -19,6 +21,7 @@ from tenure.lifecycle import Job
 from tenure.store import transitions
 from tenure.store.protocol import Database
 from tenure.store.rows import UNIQUE
+from tenure.store.work import EnqueueWork, Work, undoing
 
 
 def add(
@@ -221,3 +224,20 @@ def _are_equal(payload: str, stored: str) -> bool:
 
 def _number(text: str) -> tuple[Decimal]:
     return (Decimal(text),)
+
+
+def add_works(db: Database, works: Sequence[EnqueueWork]) -> list[tuple[Work, Any]]:
+    """Do the enqueues of a transaction; return the answer to each."""
+    singles = [work for work in works if len(work.checked_jobs) == 1]
+    if len(works) > 1 and len(singles) < len(works):
+        db.limits({a.queue for work in works for a in work.checked_jobs})  # locks all of them
+    added = add_each(db, [work.checked_jobs[0] for work in singles]) if singles else []
+    answers: list[tuple[Work, Any]] = [
+        (work, answer if isinstance(answer, TenureError) else [answer])
+        for work, answer in zip(singles, added, strict=True)
+    ]
+    for work in works:
+        if len(work.checked_jobs) != 1:
+            together = partial(add_together, checked_jobs=work.checked_jobs)
+            answers.append((work, undoing(db, together)))
+    return answers

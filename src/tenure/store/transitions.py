@@ -30,7 +30,16 @@ from tenure.events import (
     Unblocked,
 )
 from tenure.jobs.parking import Wait
-from tenure.jobs.work import ALREADY_RECORDED, RECORDED, Answer, Outcome, Report, Verdict
+from tenure.jobs.work import (
+    ALREADY_RECORDED,
+    RECORDED,
+    Answer,
+    ClaimRequest,
+    Lease,
+    Outcome,
+    Report,
+    Verdict,
+)
 from tenure.lifecycle import FINAL_FAILURE, Job, Status, decide, follow, legal_events, retry_in
 from tenure.store.protocol import Database
 from tenure.store.rows import CHANGED_BY
@@ -271,3 +280,17 @@ def save(db: Database, changes: Sequence[tuple[Job, Steps]]) -> None:
             written = db.save(some, more)
             if written != len(some):
                 raise RuntimeError(f"{len(some) - written} locked rows changed under the lock")
+
+
+def claim(db: Database, request: ClaimRequest) -> Sequence[Lease]:
+    """Lease jobs, with the trace of each if the request wants that."""
+    leases = db.claim(request) if request.limit > 0 and not request.leaves else []
+    if not leases or not request.traces:
+        return leases
+    traces = db.traces([lease.id for lease in leases])
+    return [replace(lease, traceparent=traces.get(lease.id)) for lease in leases]
+
+
+def next_due(db: Database, request: ClaimRequest | None, leases: Sequence[Lease]) -> float | None:
+    """Return the seconds until the next job is due, where a claim found none and asks."""
+    return db.next_due(request) if request and request.next_due and not leases else None

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from tenure import failpoints
 from tenure.errors import TenureError
 from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob
-from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Report, adds_jobs
+from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Outcome, Report, adds_jobs
 from tenure.store.protocol import Database
 
 
@@ -114,6 +114,21 @@ def lone_read(batch: Sequence[Work]) -> CallWork | None:
     return work if len(batch) == 1 and isinstance(work, CallWork) and work.reads else None
 
 
+def plain_exchange(
+    batch: Sequence[Work], is_to_be_noted: Callable[[ClaimRequest], bool]
+) -> ExchangeWork | None:
+    """Return the exchange that the batch is, if it has completions and a plain claim only."""
+    work, claim = batch[0], getattr(batch[0], "claim", None)
+    if len(batch) > 1 or not isinstance(work, ExchangeWork) or not (work.reports or claim):
+        return None
+    if any(r.outcome is not Outcome.COMPLETED or r.notes for r in work.reports):
+        return None
+    if len({report.lease_id for report in work.reports}) < len(work.reports):
+        return None
+    special = claim and (claim.limit < 1 or claim.traces or claim.leaves or is_to_be_noted(claim))
+    return None if special or adds_jobs(work.reports) else work
+
+
 def rest_of(
     work: ExchangeWork, done: set[str], leases: Sequence[Lease] | None
 ) -> ExchangeWork | None:
@@ -171,17 +186,3 @@ def undoing(db: Database, act: Callable[[Database], Any]) -> Any:
     except TenureError as refusal:
         db.undo_to_savepoint()
         return refusal
-
-
-def claim(db: Database, request: ClaimRequest) -> Sequence[Lease]:
-    """Lease jobs, with the trace of each if the request wants that."""
-    leases = db.claim(request) if request.limit > 0 and not request.leaves else []
-    if not leases or not request.traces:
-        return leases
-    traces = db.traces([lease.id for lease in leases])
-    return [replace(lease, traceparent=traces.get(lease.id)) for lease in leases]
-
-
-def next_due(db: Database, request: ClaimRequest | None, leases: Sequence[Lease]) -> float | None:
-    """Return the seconds until the next job is due, where a claim found none and asks."""
-    return db.next_due(request) if request and request.next_due and not leases else None

@@ -54,6 +54,16 @@ def ask_in_store_session(db: Postgres, question: str) -> list[tuple[Any, ...]]:
     return db._run(question).fetchall()
 
 
+def sessions(raw: Connection) -> int:
+    """The connections to this database, but for the one that asks."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    ((count,),) = raw.execute(query)
+    return int(count)
+
+
 def end_sessions(raw: Connection) -> None:
     """End the store's sessions, and wait until they are gone."""
     ended = raw.execute(f"SELECT pg_terminate_backend(pid, 10000) {OUR_SESSIONS}").fetchall()

@@ -18,9 +18,9 @@ from tests.unit.postgres.connections import (
     Connection,
     end_sessions,
     in_thread,
+    sessions,
     wait_until_a_session_is_blocked,
 )
-from tests.unit.postgres.test_idle import sessions
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tenure.worker import demand, maintenance
 from tests.support.store import claim_request, new_job, report_completed
 from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper, running_worker, wait_until_completed
-from tests.unit.postgres.connections import Connection, end_sessions, in_thread
+from tests.unit.postgres.connections import Connection, end_sessions, in_thread, sessions
 
 
 @pytest.fixture
@@ -50,16 +50,6 @@ def test_only_what_brings_work_is_announced(store: Store, raw: Connection) -> No
     )
     assert len(store.sweep().result()) == 1
     assert announced(raw, least=1) == 1
-
-
-def sessions(raw: Connection) -> int:
-    """The connections to this database, but for the one that asks."""
-    query = (
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
-    ((count,),) = raw.execute(query)
-    return int(count)
 
 
 def test_who_only_enqueues_has_one_connection(store: Store, raw: Connection) -> None:

@@ -18,7 +18,7 @@ from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.ids import new_id
 from tenure.lifecycle import Status
 from tenure.store import POSTGRES_WRITERS, Store, open_store, retention, transitions
-from tenure.store.announcing import ANNOUNCE_SECONDS
+from tenure.store.commit import ANNOUNCE_SECONDS
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import session as postgres
 from tenure.store.postgres.reader import PostgresReader

@@ -98,7 +98,7 @@ def test_now_and_then_the_thread_tidies_up(
     taken: list[bool] = []
     (db,) = counted.committer._databases
 
-    def tidy(commits: int) -> None:
+    def tidy(commits: int = 0) -> None:
         others.append(commits)
         taken.append(not counted.committer._direct._free)
 

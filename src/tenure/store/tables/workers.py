@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 from msgspec.structs import replace
 
 from tenure.jobs.names import listed
@@ -17,7 +19,39 @@ KEPT_SECONDS = 86_400
 MAX_WORKERS = 1_000
 """Workers that are kept of one caller of the HTTP API, those seen last."""
 MAX_SHOWN = 10_000
+SEEN_SECONDS = 5.0
+"""How often it is noted that a worker asked."""
+MAX_SEEN = 5_000
 SEEN = ", ".join(f"{c} = excluded.{c}" for c in ("seen_at", "queues", "types", "stopping"))
+
+
+class Sightings:
+    """When a store has noted which worker. For any thread."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` is in seconds."""
+        self._clock = clock
+        self._seen: dict[str, float] = {}
+
+    def is_due(self, request: ClaimRequest) -> bool:
+        """Whether it is time to note that a worker asked for jobs."""
+        return self._clock() - self._seen.get(request.worker, -SEEN_SECONDS) >= SEEN_SECONDS
+
+    def note(self, db: Statements, requests: Sequence[ClaimRequest]) -> None:
+        """Note the workers for which it is time, and workers that stop or leave."""
+        if due := {r.worker: r for r in requests if r.leaves or r.stopping or self.is_due(r)}:
+            self._note(db, due)
+
+    def _note(self, db: Statements, due: Mapping[str, ClaimRequest]) -> None:
+        for name in sorted(due):  # in the same order everywhere, as jobs are locked
+            if due[name].leaves:
+                remove(db, name)
+            else:
+                see(db, due[name], new=name not in self._seen)
+        now = self._clock()
+        lately = {w: t for w, t in self._seen.items() if now - t < 10 * SEEN_SECONDS}
+        # Replaced, not changed: other threads may iterate.
+        self._seen = {**(lately if len(lately) < MAX_SEEN else {}), **dict.fromkeys(due, now)}
 
 
 def see(db: Statements, request: ClaimRequest, *, new: bool) -> None:
