@@ -260,7 +260,7 @@ def test_who_looks_which_workers_were_seen_can_go_on_looking(harness: StoreHarne
 
     class Name(str):
         def __hash__(self) -> int:  # as if the other thread came in between
-            walks.append(iter(committer._seen))
+            walks.append(iter(committer._sightings._seen))
             return super().__hash__()
 
     harness.store.exchange([], claim_request(worker="first")).result()

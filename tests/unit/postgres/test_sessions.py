@@ -453,3 +453,19 @@ def test_a_missing_standby_takes_a_bounded_number_of_sessions(
             raw.execute("SELECT pg_reload_conf()")
             wait_until(lambda: probe.get("/ready").status_code == 200, "the server to be ready")
             assert store.add([new_job()]).result(WAIT_SECONDS)[0].created
+
+
+def test_an_error_behind_the_answer_is_the_answer(
+    db: Postgres, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pooler may add that the connection ends. libpq answers with the last result, too."""
+    db.enqueue_alone([CheckedJob(id=new_id(), type="mail")], whole=True)
+    failed = raw.pgconn.exec_(b"SELECT 1 / 0")
+    wait = psycopg.Connection.wait
+
+    def wait_and_add(connection: Connection, results: Any) -> Any:
+        return [*wait(connection, results), failed]
+
+    monkeypatch.setattr(psycopg.Connection, "wait", wait_and_add)
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        db.enqueue_alone([CheckedJob(id=new_id(), type="mail")], whole=True)

@@ -58,7 +58,7 @@ def db(path: Path) -> Iterator[Sqlite]:
 def commit(db: Sqlite, work: Work) -> None:
     committer = Committer([db], lambda: None)
     # As if the worker was seen just now: a claim that has nothing else to do.
-    committer._seen["worker"] = committer._clock()
+    committer._sightings._seen["worker"] = committer._clock()
     committer.commit(db, [work])
     work.future.result()
 

@@ -246,7 +246,8 @@ class PostgresSession:
                     self._has_prepared = True
                 server.send_query_prepared(PREPARED, cast(Any, values))  # NULLs are None
             result: PGresult
-            (result,) = self._connection.wait(generators.execute(server))
+            # The last one, as libpq answers: a pooler may add that the connection ends.
+            *_, result = self._connection.wait(generators.execute(server))
         finally:
             self._wire.answered()
         if result.status != ExecStatus.TUPLES_OK:
