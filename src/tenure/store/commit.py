@@ -55,6 +55,7 @@ IDLE_SECONDS = 30.0
 """How long a connection stays open without use, and a thread that the others can do without."""
 ANNOUNCE_SECONDS = 0.005
 """Other processes are notified of new jobs at once, but not more often than this."""
+LATE_SECONDS = 0.1  # then a thread uses another connection than that of callers
 MOMENT = 0.001
 """Seconds later, a caller that commits has made the announcement, if there is one."""
 
@@ -190,9 +191,8 @@ class Committer:
                     self._waiting.put(None)
         for thread in self._threads.values():
             thread.join()
-        for db in self._databases:
-            if db not in self._threads and db is not self._lent:
-                db.close()
+        for db in {*self._databases} - {*self._threads, self._lent}:
+            db.close()
         self._direct.close()
 
     def _run(self, db: Database) -> None:
@@ -271,10 +271,7 @@ class Committer:
                     done.append((work, added))
                 else:
                     left.append(work)
-        elif (
-            db.alone is not None
-            and (exchange := plain_exchange(batch, self._sightings.is_due)) is not None
-        ):
+        elif db.alone is not None and (exchange := plain_exchange(batch, self._sightings.is_due)):
             visit("before_commit", batch)
             found = db.alone.exchange_alone(exchange.reports, exchange.claim)
             if found is None:
@@ -346,9 +343,9 @@ class Committer:
     def _keep_house(self, db: Database) -> None:
         """Notify other processes of new work, and tidy up."""
         if self._announcements.pause() == 0:
-            if self._direct.is_used:
-                self._direct.lend(self._announcements.make)
-            else:
+            lent = self._direct.is_used and self._direct.lend(self._announcements.make)
+            # A caller who has the connection announces, but may have to wait for a lock before.
+            if not lent and (self._announcements.are_late() or not self._direct.is_used):
                 self._announcements.make(db)
         try:
             self._direct.tidy(db)
@@ -364,12 +361,19 @@ class Announcements:
         """`clock` is in seconds."""
         self._clock = clock
         self._announced = -ANNOUNCE_SECONDS
+        self._owed_at = 0.0
         self._is_owed = False
         self._is_planned = False
 
     def owe(self) -> None:
         """Note that there may be new work."""
+        if not self._is_owed:
+            self._owed_at = self._clock()
         self._is_owed = True
+
+    def are_late(self) -> bool:
+        """Whether one has been owed for so long that no caller's connection is worth the wait."""
+        return self._clock() - self._owed_at > LATE_SECONDS
 
     def pause(self) -> float | None:
         """Return the seconds until the next one is to be made, None if none is owed."""

@@ -65,8 +65,8 @@ class Direct:
         self.is_used |= committed
         return committed
 
-    def lend(self, act: Callable[[Database], None]) -> None:
-        """Call `act` with the connection, unless a caller uses it, who then does the same.
+    def lend(self, act: Callable[[Database], None]) -> bool:
+        """Call `act` with the connection; return False, without a call, while a caller uses it.
 
         For a committing thread, which would have to connect its own.
         """
@@ -80,6 +80,7 @@ class Direct:
                     self.give(db)
         finally:
             self._is_lent = False
+        return db is not None
 
     def tidy(self, db: Database) -> None:
         """Have `db` tidy up, also after the commits of callers, which have to wait meanwhile."""

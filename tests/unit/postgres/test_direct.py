@@ -60,6 +60,24 @@ def test_the_last_job_of_a_burst_is_announced_too(app: Tenure, raw: Connection) 
     assert sessions(raw) == 1
 
 
+def test_a_caller_who_waits_for_a_lock_keeps_no_announcement_back(
+    app: Tenure, url: str, raw: Connection
+) -> None:
+    """The thread would use its connection, and announces over its own one after a while."""
+    app.enqueue("mail")
+    with psycopg.connect(url) as holder, Tenure(url) as other:
+        other.within(holder).enqueue("mail", idempotency_key="same")
+        thread = in_thread(lambda: app.enqueue("mail", idempotency_key="same"))
+        with psycopg.connect(url, autocommit=True) as watching:
+            wait_until_a_session_is_blocked(watching)
+        raw.execute("LISTEN tenure")
+        app.enqueue("mail")
+        assert len(list(raw.notifies(timeout=5, stop_after=1))) == 1
+        assert thread.is_alive()
+        holder.rollback()
+        thread.join(30)
+
+
 def test_a_connection_that_callers_use_no_longer_is_closed(
     app: Tenure, raw: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
