@@ -48,6 +48,7 @@ TASKS = {
                 "shop.tasks.ship_once": {"atomic": True},
                 "shop.tasks.ship_slowly": {"atomic": True},
                 "shop.tasks.apart": {"process": True},
+                "shop.tasks.hosts": {"process": True},
                 "shop.tasks.flaky": {"retry_exceptions": True, "backoff": 0.01},
             },
             **json.loads(os.environ.get("SITE_OPTIONS", "{}")),

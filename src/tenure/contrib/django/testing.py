@@ -11,6 +11,7 @@ from django.db import connections
 
 from tenure import testing
 from tenure.contrib.django import handlers
+from tenure.contrib.django.children import for_test
 from tenure.contrib.django.databases import IN_MEMORY, backends
 from tenure.testing import Jobs
 
@@ -37,7 +38,7 @@ def jobs_of(backend: Any) -> Iterator[Jobs]:
             "this test commits, which needs a database of tests that is a file: set "
             f"DATABASES[{backend.database!r}]['TEST'] = {{'NAME': ...}}, or test in a transaction"
         )
-    with testing.on(app, app.database) as jobs:
+    with for_test(), testing.on(app, app.database) as jobs:
         jobs.clear(force=True)  # what tests without it have left
         yield jobs
         jobs.clear(force=True)

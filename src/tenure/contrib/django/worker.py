@@ -8,17 +8,32 @@ from contextlib import contextmanager, suppress
 import django
 from django.apps import apps
 from django.conf import settings
+from django.db import connections
 from django.utils.log import configure_logging
 from django.utils.module_loading import autodiscover_modules, import_string
 
 from tenure import JobType, Tenure
 from tenure.contrib.django._api import InvalidTask
+from tenure.contrib.django.children import test_databases
 from tenure.contrib.django.databases import backends
 from tenure.contrib.django.handlers import handler_at
 from tenure.contrib.django.tasks import declared
 
-if not apps.ready:  # in a child process
+
+def _set_up() -> None:
+    """Set Django up in a child process, in one of a test as the test has set it up."""
+    names = test_databases()
+    for alias, name in names.items():
+        connections.settings[alias]["NAME"] = name
     django.setup()
+    if names:
+        from django.test.utils import setup_test_environment
+
+        setup_test_environment(debug=settings.DEBUG)  # among others, it sends no mail
+
+
+if not apps.ready:
+    _set_up()
 autodiscover_modules("tasks")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import unittest
 
@@ -12,8 +13,9 @@ from django.http import HttpRequest, HttpResponse
 from django.test import TestCase, TransactionTestCase
 from django.test.client import RequestFactory
 from shop.models import Order
-from shop.tasks import fail, ship, ship_async
+from shop.tasks import apart, fail, hosts, ship, ship_async
 
+from tenure import InvalidInput
 from tenure.contrib.django import app
 from tenure.contrib.django.testing import TenureTestMixin
 
@@ -69,6 +71,11 @@ class InTransaction(TenureTestMixin, TestCase):
         with self.assertRaisesMessage(ValueError, "no such order"):
             self.jobs.drain()
 
+    def test_a_child_process_would_not_see_the_test(self) -> None:
+        apart.enqueue()
+        with self.assertRaisesMessage(InvalidInput, "a TransactionTestCase"):
+            self.jobs.drain(real_processes=True)
+
 
 class Committed(TenureTestMixin, TransactionTestCase):
     def setUp(self) -> None:
@@ -84,6 +91,18 @@ class Committed(TenureTestMixin, TransactionTestCase):
         assert Order.objects.get(number=7).shipped == 1
 
     test_b_again = test_a_view_adds_a_task_that_runs
+
+    def test_child_processes_use_the_database_of_the_test(self) -> None:
+        """In a child, the settings name the database of the site; the rows are not there."""
+        Order.objects.create(number=1)
+        result = ship_async.using(backend="slow", queue_name="slow").enqueue(1)
+        others = [apart.enqueue(), hosts.enqueue()]
+        assert self.jobs.drain(real_processes=True).completed == 3
+        assert Order.objects.get(number=1).shipped == 1
+        assert ship.get_backend().get_result(result.id).return_value == 1
+        where, allowed = [ship.get_backend().get_result(id.id).return_value for id in others]
+        assert (where[0], where[1] != os.getpid()) == (os.getpid(), True)
+        assert "testserver" in allowed, "a child process of a test must send no mail"
 
     def test_c_the_jobs_are_those_of_this_test(self) -> None:
         assert app.find() == []

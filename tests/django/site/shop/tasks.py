@@ -5,6 +5,7 @@ import signal
 import time
 from typing import Any
 
+from django.conf import settings
 from django.core.cache import caches
 from django.db import connection, transaction
 
@@ -122,6 +123,12 @@ def apart(dies: bool = False) -> list[int]:
     connection.ensure_connection()
     session = connection.connection.info.backend_pid if connection.vendor != "sqlite" else 0
     return [os.getppid(), os.getpid(), session, len(closed)]
+
+
+@task
+def hosts() -> list[str]:
+    """Return which hosts may be called: Django's tests add one. Runs in a child process."""
+    return list(settings.ALLOWED_HOSTS)
 
 
 @task

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import REMAINDER, ArgumentParser
-from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -13,8 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 from tenure.cli import COMMANDS
 from tenure.cli.command import Group
 from tenure.cli.options import APPLICATION
-
-WORKER = "tenure.contrib.django.worker"
+from tenure.contrib.django.children import import_worker_first
 
 
 class Command(BaseCommand):
@@ -33,7 +30,7 @@ class Command(BaseCommand):
 
         if (app := app_of(backend)) is None:
             raise CommandError(f"TASKS has no backend {backend!r} that is a TenureBackend")
-        sys.modules["__main__"].__spec__ = find_spec(WORKER)  # child processes import it first
+        import_worker_first()
         try:
             _commands.main(args or ("--help",), prog_name="manage.py tenure", obj=app)
         except SystemExit as end:
