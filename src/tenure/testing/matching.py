@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tenure.app.job_types import JobType
 from tenure.jobs import json_types
@@ -13,13 +13,29 @@ from tenure.lifecycle import Job
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
 
-Type: TypeAlias = JobType[..., Any] | str | None
+
+class HasJobType(Protocol):
+    """Something else than a `JobType` that jobs run, such as a task of Django."""
+
+    @property
+    def job_type(self) -> str:
+        """The name of their type."""
+
+
+Named: TypeAlias = JobType[..., Any] | HasJobType | str
+Type: TypeAlias = Named | None
 MAX_SHOWN = 10
 TO_RUN = ("waiting", "pending")
 
 
-def name_of(type: JobType[..., Any] | str) -> str:
-    return type if isinstance(type, str) else type.name
+def name_of(type: Named) -> str:
+    """Return the name of a job type; raises TypeError for what is none, such as a function."""
+    name = type if isinstance(type, str) else getattr(type, "job_type", None)
+    if isinstance(name, str):
+        return name
+    if isinstance(type, JobType):
+        return type.name
+    raise TypeError(f"{type!r} is no job type: give what @app.job made, or the name of a type")
 
 
 class Wanted:

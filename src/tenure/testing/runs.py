@@ -9,10 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypedDict, TypeVar
 
 from tenure.app.evaluation import declare as declare_schedules
-from tenure.app.job_types import JobType
 from tenure.errors import IllegalTransition, InvalidInput, JobFailed
 from tenure.jobs import durations
 from tenure.jobs.enqueue import Duration
@@ -21,7 +20,7 @@ from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdi
 from tenure.lifecycle import SETTLED, Job, Status
 from tenure.store.borrowed.opened import LENT
 from tenure.testing import changes
-from tenure.testing.matching import Wanted, name_of
+from tenure.testing.matching import Named, Wanted, name_of
 from tenure.worker.leases import Attempt
 from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.single import SingleRunner
@@ -33,7 +32,10 @@ T = TypeVar("T")
 
 STILL_OPEN = "the handler of job {} ({}) has returned, and a transaction of it still holds the job"
 NOT_STARTED = "job {} ({}) cannot be started here: it has no handler, or the log says why"
-NOT_SEEN = "a child process does not see the transaction of a test: use `testing.on`"
+NOT_SEEN = (
+    "a child process does not see the transaction of a test: use `testing.on`; with Django, a "
+    "TransactionTestCase, or the fixture transactional_db"
+)
 TOO_MANY = "{} jobs have run, and there are more: {}. Do they add each other? Else give `most`"
 
 
@@ -83,7 +85,7 @@ class DrainOptions(TypedDict, total=False):
     retries: bool
     raise_errors: bool
     queues: Sequence[str] | None
-    types: Sequence[JobType[..., Any] | str] | None
+    types: Sequence[Named] | None
     most: int
 
 
@@ -212,7 +214,7 @@ class Runs:
         retries: bool = False,
         raise_errors: bool = True,
         queues: Sequence[str] | None = None,
-        types: Sequence[JobType[..., Any] | str] | None = None,
+        types: Sequence[Named] | None = None,
         most: int = 1_000,
     ) -> Running[Drained]:
         """Run what is due, as `Jobs.drain` says."""

@@ -71,6 +71,11 @@ class TenureTask(base.Task):  # type: ignore[type-arg]
         if isinstance(backend := self.get_backend(), TenureBackend):
             handler_at(backend, declared.setdefault(self.module_path, self))
 
+    @property
+    def job_type(self) -> str:
+        """The type of its jobs, as `tenure.testing` asks for it."""
+        return type_of(self.module_path, self.backend)
+
     def using(self, **changes: Any) -> Self:
         """Return the task with other options: those of Django, and any field of this class."""
         return replace(self, **{n: value for n, value in changes.items() if value is not None})

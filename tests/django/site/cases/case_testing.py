@@ -71,6 +71,16 @@ class InTransaction(TenureTestMixin, TestCase):
         with self.assertRaisesMessage(ValueError, "no such order"):
             self.jobs.drain()
 
+    def test_a_task_names_the_type_of_its_jobs(self) -> None:
+        order(7)
+        slow = ship.using(backend="slow", queue_name="slow")
+        slow.enqueue(8)
+        self.jobs.assert_enqueued(ship, {"args": [7]}, count=1)
+        self.jobs.assert_enqueued(slow, {"args": [8]}, count=1)
+        self.jobs.assert_none_enqueued(fail)
+        with self.assertRaisesMessage(TypeError, "is no job type"):
+            self.jobs.assert_enqueued(ship.func)
+
     def test_a_child_process_would_not_see_the_test(self) -> None:
         apart.enqueue()
         with self.assertRaisesMessage(InvalidInput, "a TransactionTestCase"):
