@@ -158,3 +158,23 @@ def test_limits_that_were_removed_meanwhile_are_set_with_no_job_changing(
         with pytest.raises(psycopg.errors.LockNotAvailable):
             raw.execute("BEGIN; LOCK TABLE tenure.job IN ROW EXCLUSIVE MODE NOWAIT")
         raw.execute("ROLLBACK")
+
+
+def test_plain_sql_that_changed_a_job_meets_an_operator(app: Tenure, raw: Connection) -> None:
+    """It locks out of order, so PostgreSQL may end it. The operator notices nothing."""
+    job = app.enqueue("t")
+    raw.execute("BEGIN")
+    raw.execute("SELECT FROM tenure.job WHERE id = %s FOR UPDATE", (job.id,))
+    raw.execute("LOCK TABLE tenure.job IN ROW EXCLUSIVE MODE")  # as an UPDATE takes
+    with ThreadPoolExecutor(1) as pool:
+        operator = pool.submit(app.queues.limit, "q", max_running=5)
+        wait_until_it_waits(app)
+        try:
+            raw.execute(DIVIDE)
+            raw.execute("COMMIT")
+        except psycopg.errors.DeadlockDetected:
+            raw.execute("ROLLBACK")
+        operator.result(30)
+    limits = limits_of(app, "q")
+    assert limits is not None
+    assert limits.max_running == 5
