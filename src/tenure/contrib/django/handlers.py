@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.core.cache import caches
-from django.db import connections, reset_queries, transaction
+from django.db import OperationalError, connections, reset_queries, transaction
 from django.utils import timezone
 
 from tenure import InvalidInput, JobContext, PermanentFailure, RetryAfter, Snooze, Tenure
@@ -37,6 +37,8 @@ Keywords = dict[str, Any] | None
 lent: list[Any] = []
 """The connections of tests in whose transactions tasks run."""
 _registering = threading.Lock()
+MAX_TRIES = 10
+"""Transactions that an atomic task begins at most: heartbeats may be faster than their lock."""
 NOT_THE_END = (Parked, Snooze, RetryAfter, asyncio.CancelledError)
 
 
@@ -80,12 +82,20 @@ class _Attempt:
         if not self.option("atomic"):
             return normalize_json(self.call())
         connection = connections[self.backend.database]
-        with transaction.atomic(using=connection.alias, durable=True):
-            if connection.settings_dict["OPTIONS"].get("isolation_level"):
-                self.context.hold(connection)  # or a heartbeat would make the transaction fail
-            value = normalize_json(self.call())
-            self.context.complete(connection, value)
-        return value
+        tries = 0
+        while True:
+            tries, is_held = tries + 1, False
+            try:
+                with transaction.atomic(using=connection.alias, durable=True):
+                    if connection.settings_dict["OPTIONS"].get("isolation_level"):
+                        self.context.hold(connection)  # or a heartbeat makes the transaction fail
+                    is_held = True
+                    value = normalize_json(self.call())
+                    self.context.complete(connection, value)
+                return value
+            except OperationalError as error:
+                if is_held or tries == MAX_TRIES or not _is_stale(error):
+                    raise
 
     def fail(self, error: BaseException) -> None:
         """Send the signal if the task has failed for good by an error."""
@@ -140,6 +150,12 @@ def _async_handler(task: TenureTask, alias: str) -> Callable[..., Any]:
         return value
 
     return _named(run, task)
+
+
+def _is_stale(error: OperationalError) -> bool:
+    """Whether another transaction changed a row after this one began (SQLSTATE 40001)."""
+    found = error.__cause__
+    return "40001" in (getattr(found, "sqlstate", None), getattr(found, "pgcode", None))
 
 
 def _named(run: Callable[..., Any], task: TenureTask) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Thread
 from typing import Any
 
 import psycopg
@@ -25,6 +26,7 @@ from shop.tasks import (
 )
 
 from tenure.contrib.django import TaskCancelled, TenureBackend, app
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 READY, RUNNING, SUCCESSFUL, FAILED = "READY", "RUNNING", "SUCCESSFUL", "FAILED"
@@ -148,8 +150,41 @@ def test_an_atomic_task_outlives_heartbeats_when_serializable(
     """A heartbeat changes the row of the job, which the transaction would then fail to change."""
     level = psycopg.IsolationLevel.SERIALIZABLE
     monkeypatch.setitem(connection.settings_dict["OPTIONS"], "isolation_level", level)
-    with app.running(["slow"], lease=1):
-        result = done(ship_slowly.using(queue_name="slow").enqueue(1, 1.0))
+    with app.running(["slow"], lease=3):
+        result = done(ship_slowly.using(queue_name="slow").enqueue(1, 1.5))
+    assert (result.status, result.return_value, result.errors) == (SUCCESSFUL, 1, [])
+
+
+@pytest.mark.skipif("connection.vendor == 'sqlite'", reason="it has one isolation level")
+def test_an_atomic_task_begins_again_if_a_heartbeat_was_faster(
+    cleared: None, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the begin of the transaction and its lock on the job."""
+    level = psycopg.IsolationLevel.REPEATABLE_READ
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "isolation_level", level)
+    threads: list[Thread] = []
+
+    def commit(heart: Any) -> None:
+        waits = "SELECT 1 FROM pg_locks WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+        wait_until(lambda: heart.execute(waits).fetchone(), "the task to wait for the heartbeat")
+        heart.commit()
+        heart.close()
+
+    def beat(sender: Any, task_result: Any, **_: Any) -> None:
+        heart = psycopg.connect(app.database.partition("&schema")[0])
+        later = "UPDATE tenure.job SET lease_expires_at = lease_expires_at + interval '1 second'"
+        heart.execute(f"{later} WHERE id = %s", [task_result.id])
+        threads.append(Thread(target=commit, args=[heart]))
+        threads[-1].start()
+
+    task_api.task_started.connect(beat)
+    try:
+        with app.running(["slow"]):
+            result = done(ship_slowly.using(queue_name="slow").enqueue(1, 0))
+    finally:
+        task_api.task_started.disconnect(beat)
+    (thread,) = threads
+    thread.join()
     assert (result.status, result.return_value, result.errors) == (SUCCESSFUL, 1, [])
 
 
