@@ -10,7 +10,7 @@ StoreUnavailable: the outcome may be unknown. A remote worker uses a client as i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from math import inf
@@ -21,7 +21,7 @@ from msgspec import structs
 
 from tenure.errors import JobNotFound
 from tenure.jobs import durations, ids
-from tenure.jobs.enqueue import Duration, NewJob, Options
+from tenure.jobs.enqueue import Duration, NewJob, Options, listed
 from tenure.jobs.explain import Explanation
 from tenure.jobs.ledger import Transition
 from tenure.jobs.names import check_key
@@ -104,14 +104,15 @@ class AsyncClient(_Client):
         job: Job = await _add(self._to, [new_job], partial(self._to.job, "POST", "/jobs", body))
         return job
 
-    async def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
+    async def enqueue_many(self, new_jobs: Iterable[NewJob]) -> list[Job]:
         """Add up to 1,000 jobs in one transaction, all or none; returns them in the same order.
 
         Raises what `enqueue` raises. The path of an InvalidInput names the job.
         """
-        body = [requests.new_job(new, f"$[{number}]") for number, new in enumerate(new_jobs)]
+        jobs = listed(new_jobs)
+        body = [requests.new_job(new, f"$[{number}]") for number, new in enumerate(jobs)]
         send = partial(self._to.ask, "POST", "/jobs/batch", list[responses.JobBody], body)
-        return [responses.job_of(one) for one in await _add(self._to, new_jobs, send)]
+        return [responses.job_of(one) for one in await _add(self._to, jobs, send)]
 
     async def get(self, job_id: str) -> Job:
         """Return a job; raises JobNotFound."""

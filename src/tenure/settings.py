@@ -52,11 +52,15 @@ def _text(value: Any, where: str) -> str:
 _dialect = re.compile(r"^(?:(sqlite)|postgres(?:ql)?)(?:\+\w+)?:(?=//)")
 
 
-def database_url(url: str) -> str:
+def database_url(url: Any) -> str:
     """Return the URL of a database as Tenure writes it, given one of SQLAlchemy or `postgres://`.
 
     Only the name of a driver is dropped, as in `postgresql+asyncpg://` or `sqlite+aiosqlite:///`.
+    Raises InvalidInput for what is no text, such as a path.
     """
+    if not isinstance(url, str):
+        what = type(url).__name__
+        raise InvalidInput(f"give a URL, such as sqlite:///jobs.db, not a value of type {what}")
     return _dialect.sub(lambda found: f"{found[1] or 'postgresql'}:", url)
 
 
@@ -239,6 +243,11 @@ _READERS: Mapping[str, Callable[[Any, str], Any]] = {
 }
 
 
+def _flag(name: str) -> str:
+    """Return the option of commands that has a setting: `--lease` has `lease_seconds`."""
+    return f"--{name.removesuffix('_seconds').replace('_', '-')}"
+
+
 def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     """Read the settings from flags, environment and configuration file.
 
@@ -257,7 +266,7 @@ def load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
         )
     config = given.pop("config", None) or environ.get("TENURE_CONFIG")
     in_file = {name: (value, f"{config}: {name}") for name, value in _read_toml(config).items()}
-    in_flags = {name: (value, f"--{name.replace('_', '-')}") for name, value in given.items()}
+    in_flags = {name: (value, _flag(name)) for name, value in given.items()}
     for name, (_, where) in {**in_file, **in_flags}.items():
         if name not in _READERS or name == "tokens":
             known = ", ".join(name for name in _READERS if name != "tokens")

@@ -211,6 +211,9 @@ def test_a_worker_uses_the_database_of_its_application(shop: Path) -> None:
         Tenure(f"sqlite:///{shop}/other.db") as app,
         running("worker", "--app", "shop.jobs:other", cwd=shop) as worker,
     ):
+        assert worker.stdout is not None
+        # The whole path, although the application has a relative one: in which folder is it?
+        assert worker.stdout.readline().endswith(f" from sqlite:///{shop}/other.db\n")
         wait_until_completed(app, app.enqueue("farewell", {"name": "Ann"}))
         stopped(worker, signal.SIGINT)
 
@@ -306,6 +309,7 @@ def test_a_worker_deletes_nothing_unless_told(sqlite_url: str) -> None:
         (["--app", ":app"], "write module:name"),
         (["--app", "nowhere:app"], "no module 'nowhere'"),
         (["--app", "shop.nowhere:app"], "no module 'shop.nowhere'"),
+        (["--app", "nowhere.py:app"], "write nowhere:app"),
         (["--app", "shop.jobs:nothing"], "has no such name"),
         (["--app", "shop.jobs:number"], "holds a int there"),
         (["--app", "shop.jobs:app", "--app", "shop.jobs:other"], "different databases"),
@@ -313,8 +317,8 @@ def test_a_worker_deletes_nothing_unless_told(sqlite_url: str) -> None:
         (["--fake-handlers", "--fail-every", "0"], "fail_every"),
         (["--fake-handlers", "--fail-type", "no name"], "job type"),
         (["--fake-handlers", "--concurrency", "0"], "--concurrency: give a whole number"),
-        (["--fake-handlers", "--lease", "0.5"], "--lease-seconds: a lease lasts at least 1 second"),
-        (["--fake-handlers", "--grace", "never"], "--grace-seconds: 'never' is not a duration"),
+        (["--fake-handlers", "--lease", "0.5"], "--lease: a lease lasts at least 1 second"),
+        (["--fake-handlers", "--grace", "never"], "--grace: 'never' is not a duration"),
         (["--fake-handlers", "--server", "example.com"], "give an address such as"),
         (["--fake-handlers", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
     ],

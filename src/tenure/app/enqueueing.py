@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 from tenure.app import adding
 from tenure.app.twins import answer_of
-from tenure.jobs.enqueue import MAX_RETRIES, NewJob, Options, TypeOptions, Wake
+from tenure.jobs.enqueue import MAX_RETRIES, NewJob, Options, TypeOptions, Wake, listed
 from tenure.jobs.payload import JsonText
 from tenure.lifecycle import Job
 
@@ -110,23 +110,24 @@ async def enqueue_async(
     return (await app.enqueue_many_async([new_job]))[0]
 
 
-def enqueue_many(app: Tenure, new_jobs: Sequence[NewJob]) -> list[Job]:
+def enqueue_many(app: Tenure, new_jobs: Iterable[NewJob]) -> list[Job]:
     """Add many jobs in one transaction, all or none.
 
-    - `new_jobs`: at most 10,000. Make them with `JobType.new_job(...)` or as
+    - `new_jobs`: at most 10,000, in any iterable. Make them with `JobType.new_job(...)` or as
       `NewJob(type, payload, options)`.
 
     Returns the jobs in the same order. Raises what `enqueue` raises; the path of an
     InvalidInput begins with the number of the job, as in `$[3].queue`.
     """
-    return [added.job for added in adding.add(app.core, new_jobs, waits=True).result()]
+    return [added.job for added in adding.add(app.core, listed(new_jobs), waits=True).result()]
 
 
-async def enqueue_many_async(app: Tenure, new_jobs: Sequence[NewJob]) -> list[Job]:
+async def enqueue_many_async(app: Tenure, new_jobs: Iterable[NewJob]) -> list[Job]:
     """Add many jobs like `enqueue_many`, without blocking the event loop."""
+    jobs = listed(new_jobs)
     await app.core.opened()
-    await app.core.defaults.look_up(new_job.type for new_job in new_jobs)
-    return [added.job for added in await answer_of(adding.add(app.core, new_jobs, looked_up=True))]
+    await app.core.defaults.look_up(new_job.type for new_job in jobs)
+    return [added.job for added in await answer_of(adding.add(app.core, jobs, looked_up=True))]
 
 
 def within(app: Tenure, connection: Any, *, wake: Wake = "later") -> Within:

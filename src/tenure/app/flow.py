@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
@@ -13,7 +13,7 @@ from tenure.app.waiting import Handle
 from tenure.dependency import Dependency
 from tenure.errors import InvalidInput
 from tenure.jobs import ids
-from tenure.jobs.enqueue import Duration, NewJob, NewJobOf, TypeOptions
+from tenure.jobs.enqueue import Duration, NewJob, NewJobOf, TypeOptions, check_new
 from tenure.jobs.graph import DependsOn
 from tenure.jobs.names import check_key, check_name
 from tenure.jobs.workflows import fingerprint_of
@@ -123,6 +123,7 @@ class NewWorkflow:
         """
         if not self._is_open:
             raise InvalidInput("add jobs inside of the block; later by app.workflows.extend(id)")
+        check_new(new_job, len(self._jobs))
         options: Any = {**new_job.options}
         if options.get("idempotency_key") is not None:
             raise InvalidInput("give a key to the workflow", path="$.idempotency_key")
@@ -245,7 +246,7 @@ def workflow(
 
 
 def chain(
-    app: Tenure, new_jobs: Sequence[NewJob], *, name: str = "chain", key: str | None = None
+    app: Tenure, new_jobs: Iterable[NewJob], *, name: str = "chain", key: str | None = None
 ) -> NewWorkflow:
     """Add jobs that run one after the other, each when the one before has completed.
 
@@ -261,7 +262,7 @@ def chain(
 
 def group(
     app: Tenure,
-    new_jobs: Sequence[NewJob],
+    new_jobs: Iterable[NewJob],
     *,
     then: NewJob | None = None,
     name: str = "group",
@@ -279,7 +280,7 @@ def group(
 
 def batch(
     app: Tenure,
-    new_jobs: Sequence[NewJob],
+    new_jobs: Iterable[NewJob],
     *,
     on_success: NewJob | None = None,
     on_failure: NewJob | None = None,

@@ -18,6 +18,7 @@ from typing import (
 )
 
 from tenure.app.waiting import Handle
+from tenure.errors import InvalidInput
 from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import (
     Backoff,
@@ -85,7 +86,11 @@ class Register:
     @overload
     def __call__(self, function: Callable[P, R]) -> JobType[P, R]: ...
     def __call__(self, function: Callable[..., Any]) -> Any:
-        name = check_open(self._name or function.__name__, "job type", "$.name")
+        if not hasattr(function, "__name__"):
+            raise InvalidInput(f"a handler is a function, as def makes it, not {function!r}")
+        if (given := self._name or function.__name__) == "<lambda>":
+            raise InvalidInput("a lambda has no name: give it one, as in @app.job(name=...)")
+        name = check_open(given, "job type", "$.name")
         registry = self._app.core.handlers
         handler = describe(function, name, self._defaults, hooks=registry.hooks, **self._how)
         handler = replace(handler, keep=self._keep)

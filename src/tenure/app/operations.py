@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Unpack, overload
 
-from tenure.errors import InvalidInput
+from tenure.errors import InvalidInput, JobNotFound
 from tenure.events import Amended, Cancelled, Event, Retried, Unblocked
 from tenure.jobs.enqueue import MAX_RETRIES, Changes, check_changes, whole
+from tenure.jobs.ids import is_id
 from tenure.jobs.names import MAX_REASON_LENGTH, check_reason
 from tenure.jobs.queries import Bulk, Filter
 from tenure.lifecycle import Job
@@ -125,6 +126,8 @@ def unblock(app: Tenure, job_id: str, *, actor: str | None = None) -> Job:
 
 
 def _apply(app: Tenure, job_id: str, event: Event, *, from_scratch: bool = False) -> Job:
+    if not is_id(job_id):
+        raise JobNotFound(job_id)
     if app.core.queues is not None:
         app.core.get(job_id)  # a job of another queue is not found
     job = app.core.limited_store.apply(job_id, event, from_scratch=from_scratch).result()

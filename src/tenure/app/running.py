@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tenure.jobs import durations
-from tenure.jobs.enqueue import Duration, positive
+from tenure.jobs.durations import positive
+from tenure.jobs.enqueue import Duration
 from tenure.jobs.names import check_queues
 
 if TYPE_CHECKING:

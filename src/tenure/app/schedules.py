@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from tenure.app.core import Noun
 from tenure.app.job_types import JobType
 from tenure.errors import IllegalEdition, InvalidInput
-from tenure.jobs.enqueue import NewJob, check_time, defaults_of, whole
+from tenure.jobs.durations import check_time
+from tenure.jobs.enqueue import NewJob, defaults_of, whole
 from tenure.jobs.fires import INSTANT, Defaults
 from tenure.jobs.ids import EPOCH
 from tenure.jobs.names import check_label, check_name, check_reason
@@ -94,9 +95,14 @@ def schedule(
     """
 
     def declare(job_type: JobType[P, R]) -> JobType[P, R]:
+        if not isinstance(job_type, JobType):
+            raise InvalidInput("write @app.schedule above @app.job, for it takes a job type")
         given, key = dict(payload or {}), options.get("time_key")
         sample: Any = job_type
-        job: NewJob = sample.new_job(**given, **({key: EPOCH.isoformat()} if key else {}))
+        try:
+            job: NewJob = sample.new_job(**given, **({key: EPOCH.isoformat()} if key else {}))
+        except TypeError as error:
+            raise TypeError(f"payload= of a schedule for {job_type.name}: {error}") from error
         job = NewJob(job.type, {n: v for n, v in job.payload.items() if n != key}, job.options)
         rules = check_rules(job, options)
         own = check_name(name or job_type.name, "schedule", "$.name")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -20,6 +20,7 @@ from tenure.jobs.enqueue import (
     Options,
     TypeOptions,
     Wake,
+    listed,
     whole,
 )
 from tenure.jobs.names import check_reason
@@ -63,7 +64,7 @@ class Within:
 
     enqueue_async = enqueueing.enqueue_async
 
-    def enqueue_many(self, new_jobs: Sequence[NewJob]) -> list[Job]:
+    def enqueue_many(self, new_jobs: Iterable[NewJob]) -> list[Job]:
         """Add jobs, all or none: at most 10,000. Returns them in the same order.
 
         Raises what `enqueue` raises. Where another transaction commits one of the idempotency keys
@@ -71,11 +72,12 @@ class Within:
         KeyConflict: repeat your transaction. Unique jobs wait for it, up to 100 in a call; with
         more, that is a unique violation (23505).
         """
-        return self._borrowed.call(partial(self._add, new_jobs), verb="enqueue")
+        return self._borrowed.call(partial(self._add, listed(new_jobs)), verb="enqueue")
 
-    async def enqueue_many_async(self, new_jobs: Sequence[NewJob]) -> list[Job]:
+    async def enqueue_many_async(self, new_jobs: Iterable[NewJob]) -> list[Job]:
         """Add jobs like `enqueue_many`, on an asynchronous connection."""
-        return await self._borrowed.call_async(partial(self._add, new_jobs), verb="enqueue")
+        add = partial(self._add, listed(new_jobs))
+        return await self._borrowed.call_async(add, verb="enqueue")
 
     def _add(self, new_jobs: Sequence[NewJob], engine: str) -> Steps[list[Job]]:
         defaults = yield from _defaults(self._core, new_jobs, engine)

@@ -144,7 +144,6 @@ def worker(
     other workers. A second signal ends the worker at once.
     """
     from tenure.jobs.durations import seconds
-    from tenure.jobs.redaction import without_password
     from tenure.telemetry import logs
     from tenure.worker.process import end_process, run_worker
 
@@ -172,10 +171,17 @@ def worker(
     with remote or app:
         types = app.core.handlers.types()
         names = "any type" if types is None else ", ".join(types)
-        where = without_password(server or app.database)
+        where = _address(server or app.database)
         logs.announce(f"Tenure worker runs jobs of {names} from {where}")
         run_worker(app, settings, source=remote, health=health)
     end_process()
+
+
+def _address(url: str) -> str:
+    """Return an address for people; of a file all of it, since other folders have other files."""
+    from tenure.jobs.redaction import without_password
+
+    return f"sqlite:///{_place(url)[0]}" if url.startswith("sqlite:") else without_password(url)
 
 
 def _prepared(
@@ -228,7 +234,9 @@ def _imported(spec: str) -> Tenure:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
-        raise InvalidInput(f"no module {error.name!r} here or installed", path=where) from None
+        why = f"no module {error.name!r} here or installed"
+        why += f"; write {Path(module).stem}:{name}" if module.endswith(".py") else ""
+        raise InvalidInput(why, path=where) from None
     app = getattr(found, name, None)
     if not isinstance(app, Tenure):
         what = "has no such name" if app is None else f"holds a {type(app).__name__} there"

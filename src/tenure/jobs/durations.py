@@ -1,4 +1,4 @@
-"""Durations as people write them: numbers of seconds, `1h30m`, ISO 8601 `PT1H30M`.
+"""Durations as people write them: numbers of seconds, `1h30m`, ISO 8601 `PT1H30M`; and times.
 
 `seconds` reads every form, to the microsecond, and refuses negative and infinite durations and
 those over ten years. Months and years are refused because they have no fixed length. `policy_of`
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from math import floor
 from typing import Any
@@ -20,6 +20,9 @@ from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
 MAX_SECONDS = 10 * 365 * 86_400
 """Ten years of 365 days."""
+
+YEARS = range(1000, 9000)
+"""Of a `run_at`: what every database and client can read, in every zone."""
 
 MAX_LENGTH = 64
 """Longest text of a duration, in characters."""
@@ -119,3 +122,21 @@ def policy_of(backoff: Any, path: str) -> RetryPolicy:
     if isinstance(factor, bool) or not isinstance(factor, int | float):
         raise InvalidInput("give a number", path=f"{path}.factor")
     return RetryPolicy(**values, factor=float(factor))
+
+
+def check_time(given: Any, path: str) -> datetime:
+    """Return a time in UTC; raises InvalidInput at `path` for other values, and without a zone."""
+    name = path.rpartition(".")[2]
+    if not isinstance(given, datetime) or given.tzinfo is None:
+        raise InvalidInput(f"{name} needs a time with its zone", path=path)
+    if given.year not in YEARS:
+        raise InvalidInput(f"{name} is out of range; use the years 1000 to 8999", path=path)
+    return given.astimezone(UTC)
+
+
+def positive(value: Any, path: str) -> float:
+    """Return a duration above 0 in seconds; raises InvalidInput at `path`."""
+    found = seconds(value, path=path)
+    if found <= 0:
+        raise InvalidInput("give a time above 0", path=path)
+    return found

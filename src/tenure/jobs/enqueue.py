@@ -7,9 +7,9 @@ A `NewJob` is a job as a caller writes it: its options may be text (`"5m"`), wro
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 import msgspec
@@ -28,8 +28,7 @@ R = TypeVar("R", covariant=True)
 
 MAX_PRIORITY = 100
 MAX_RETRIES = 1_000
-YEARS = range(1000, 9000)
-"""Of a `run_at`: what every database and client can read, in every zone."""
+NO_OPTION = "no such option: {}; arguments go into the payload"
 
 Duration = float | int | str | timedelta
 """Seconds, a timedelta, or text such as `30s`, `1h30m` or `PT5M`."""
@@ -159,6 +158,21 @@ class Enqueued(msgspec.Struct, frozen=True):
     created: bool
 
 
+def listed(new_jobs: Iterable[NewJob]) -> list[NewJob]:
+    """Return jobs as a list; raises InvalidInput for what is no `NewJob`."""
+    found = new_jobs if isinstance(new_jobs, list) else list(new_jobs)
+    for number, one in enumerate(found):
+        check_new(one, number)
+    return found
+
+
+def check_new(new_job: object, number: int) -> None:
+    """Raise InvalidInput for what is no `NewJob`."""
+    if not isinstance(new_job, NewJob):
+        said = f"give what new_job(...) returned, not a value of type {type(new_job).__name__}"
+        raise InvalidInput(said, path=f"$[{number}]")
+
+
 def check_jobs(
     new_jobs: Sequence[NewJob],
     *,
@@ -210,7 +224,7 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
         by, rule = defaults.partition_by, defaults.unique
     if options:  # most jobs have none
         if unknown := options.keys() - _OPTIONS:
-            raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path="$")
+            raise InvalidInput(NO_OPTION.format(", ".join(sorted(unknown))), path="$")
         if options.get("actor") is not None:
             actor = check_label(options["actor"], "actor", "$.actor")
         delay = options.get("delay")
@@ -310,17 +324,7 @@ def _time_of(run_at: Any, delay: Any) -> datetime | None:
         return None
     if delay is not None:
         raise InvalidInput("give delay or run_at, not both", path="$.run_at")
-    return check_time(run_at, "$.run_at")
-
-
-def check_time(given: Any, path: str) -> datetime:
-    """Return a time in UTC; raises InvalidInput at `path` for other values, and without a zone."""
-    name = path.rpartition(".")[2]
-    if not isinstance(given, datetime) or given.tzinfo is None:
-        raise InvalidInput(f"{name} needs a time with its zone", path=path)
-    if given.year not in YEARS:
-        raise InvalidInput(f"{name} is out of range; use the years 1000 to 8999", path=path)
-    return given.astimezone(UTC)
+    return durations.check_time(run_at, "$.run_at")
 
 
 def _last_start(given: Any) -> tuple[datetime | None, float | None]:
@@ -329,8 +333,8 @@ def _last_start(given: Any) -> tuple[datetime | None, float | None]:
         with suppress(msgspec.ValidationError):
             given = msgspec.convert(given, datetime)
     if isinstance(given, datetime):
-        return check_time(given, "$.start_by"), None
-    return None, positive(given, "$.start_by")
+        return durations.check_time(given, "$.start_by"), None
+    return None, durations.positive(given, "$.start_by")
 
 
 def _check_it_can_start(job: CheckedJob) -> None:
@@ -348,7 +352,9 @@ def defaults_of(options: Mapping[str, Any], otherwise: TypeOptions) -> TypeOptio
         queue=check_open(given["queue"], "queue", "$.queue"),
         priority=whole(given["priority"], -MAX_PRIORITY, MAX_PRIORITY, "$.priority"),
         max_retries=whole(given["max_retries"], 0, MAX_RETRIES, "$.max_retries"),
-        timeout=None if given["timeout"] is None else positive(given["timeout"], "$.timeout"),
+        timeout=None
+        if given["timeout"] is None
+        else durations.positive(given["timeout"], "$.timeout"),
         backoff=durations.policy_of(given["backoff"], "$.backoff"),
     )
 
@@ -363,14 +369,6 @@ def whole(value: Any, low: int, high: int, path: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InvalidInput(f"give a whole number from {low} to {high}", path=path)
     return value
-
-
-def positive(value: Duration, path: str) -> float:
-    """A duration above 0 in seconds; raises InvalidInput at `path`."""
-    seconds = durations.seconds(value, path=path)
-    if seconds <= 0:
-        raise InvalidInput("give a time above 0", path=path)
-    return seconds
 
 
 def fingerprint(checked_job: CheckedJob, options: Options) -> str:

@@ -309,8 +309,11 @@ class Handlers:
         self._for_any: Callable[[str], Handler] | None = None
 
     def add(self, handler: Handler) -> None:
-        if handler.name in self._by_name:
-            raise InvalidInput(f"{handler.name!r} has a handler already; give another name=")
+        if (other := self._by_name.get(handler.name)) is not None:
+            raise InvalidInput(
+                f"{handler.name!r} has a handler already, in {other.function.__module__}; give "
+                "another name=, or import its module only once and under one name"
+            )
         self._by_name[handler.name] = handler
 
     def add_for_any(self, make: Callable[[str], Handler]) -> None:

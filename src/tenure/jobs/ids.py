@@ -59,7 +59,12 @@ def new_ids(count: int) -> list[str]:
 
 
 def is_id(text: str) -> bool:
-    """Return whether `text` is a version 7 UUID in canonical form: lower case, hyphens."""
+    """Return whether `text` is a version 7 UUID in canonical form: lower case, hyphens.
+
+    Raises InvalidInput for what is no text: "no such job" would be wrong about a `Job`.
+    """
+    if not isinstance(text, str):
+        raise InvalidInput(f"give an id, such as job.id, not a value of type {type(text).__name__}")
     return _is_canonical(text) is not None
 
 

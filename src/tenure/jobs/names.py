@@ -59,6 +59,10 @@ def check_name(value: object, what: str, path: str) -> str:
     """
     if isinstance(value, str) and is_name(str.__str__(value)):
         return str.__str__(value)  # of a subclass, too: the cache compares names
+    if not isinstance(value, str):
+        raise InvalidInput(
+            f"give the name of a {what}, not a value of type {type(value).__name__}", path=path
+        )
     raise InvalidInput(
         f"not a name for a {what}; use 1 to {MAX_NAME_LENGTH} of A-Z a-z 0-9 _ : - and single "
         "dots between them, beginning with a letter, a digit or _",

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from tenure.errors import InvalidInput
 from tenure.jobs import ids, payload
-from tenure.jobs.enqueue import Duration, positive, whole
+from tenure.jobs.durations import positive
+from tenure.jobs.enqueue import Duration, whole
 from tenure.jobs.names import check_name, check_partition, check_tag
 from tenure.jobs.queue_rights import Patterns
 from tenure.lifecycle import TRANSITIONS, Job, Status

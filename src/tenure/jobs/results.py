@@ -218,7 +218,7 @@ def _without_subclass(value: object) -> object:
     for kind, plain in _PLAIN:
         if isinstance(value, kind):
             return plain(value)
-    raise TypeError(f"a {type(value).__name__} has no form in JSON")
+    raise TypeError(f"a value of type {type(value).__name__} has no form in JSON")
 
 
 _PLAIN: Any = ((str, str.__str__), (int, int.__int__), (float, float.__float__))

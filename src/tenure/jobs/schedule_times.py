@@ -21,8 +21,8 @@ from cronsim import CronSim, CronSimError
 from msgspec import Struct
 
 from tenure.errors import InvalidInput
-from tenure.jobs.durations import seconds
-from tenure.jobs.enqueue import Duration, check_time, whole
+from tenure.jobs.durations import check_time, seconds
+from tenure.jobs.enqueue import Duration, whole
 from tenure.jobs.ids import EPOCH
 
 MAX_CRON_LENGTH = 200

@@ -14,8 +14,8 @@ from msgspec.structs import asdict
 
 from tenure.errors import InvalidInput
 from tenure.jobs import payload as payloads
-from tenure.jobs.durations import seconds
-from tenure.jobs.enqueue import Duration, NewJob, TypeOptions, check_job, positive, whole
+from tenure.jobs.durations import positive, seconds
+from tenure.jobs.enqueue import Duration, NewJob, TypeOptions, check_job, whole
 from tenure.jobs.ids import EPOCH, new_id
 from tenure.jobs.names import check_reason
 from tenure.jobs.schedule_times import When, check_when, next_after

@@ -8,7 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from tenure.jobs.context import JobContext
-from tenure.jobs.enqueue import Duration, positive
+from tenure.jobs.durations import positive
+from tenure.jobs.enqueue import Duration
 from tenure.lifecycle import Job
 from tenure.testing import changes
 from tenure.testing.matching import Type, Wanted, listed

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tenure import failpoints
 from tenure.errors import StoreUnavailable
-from tenure.jobs.enqueue import YEARS
+from tenure.jobs.durations import YEARS
 from tenure.jobs.findings import Progress, no_progress
 from tenure.store import migrate
 from tenure.store.row_values import enforced, sqlite_values

@@ -1,0 +1,118 @@
+"""What people write at first and that cannot work is refused, and the error says what to write."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenure import InvalidInput, JobNotFound, Tenure
+from tenure.client import Client
+
+
+def send(to: str) -> str:
+    return to
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    with pytest.raises(InvalidInput) as refused:
+        call()
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "verb", ["get", "history", "explain", "cancel", "retry", "unblock", "amend", "run_again"]
+)
+def test_a_job_in_place_of_its_id_is_not_called_missing(app: Tenure, verb: str) -> None:
+    job = app.job(send).enqueue("a")
+    wrong: Any = job
+    assert refusal(partial(getattr(app, verb), wrong)) == (
+        "give an id, such as job.id, not a value of type Job"
+    )
+    with pytest.raises(JobNotFound):
+        getattr(app, verb)("17")
+    assert app.get(job.id) == job
+
+
+def test_a_transaction_and_a_client_say_the_same(tmp_path: Path) -> None:
+    app = Tenure(f"sqlite:///{tmp_path}/jobs.db")
+    with app:
+        job: Any = app.job(send).enqueue("a")
+    connection = sqlite3.connect(tmp_path / "jobs.db")
+    with connection, Client("http://127.0.0.1:1") as client:
+        connection.execute("BEGIN")
+        assert "such as job.id" in refusal(lambda: app.within(connection).cancel(job))
+        assert "such as job.id" in refusal(lambda: client.get(job))
+    connection.close()
+
+
+def test_a_batch_may_come_from_a_generator(app: Tenure) -> None:
+    one = app.job(send)
+    assert len(app.enqueue_many(one.new_job(str(n)) for n in range(3))) == 3
+    many = app.enqueue_many_async(one.new_job(str(n)) for n in range(3))
+    assert len(asyncio.run(many)) == 3
+    assert len(app.group(one.new_job(str(n)) for n in range(3)).nodes) == 3
+    assert app.count().jobs == 9
+
+
+@pytest.mark.parametrize("wrong", [{"to": "a"}, "send", send, None])
+def test_a_batch_is_of_new_jobs(app: Tenure, wrong: Any) -> None:
+    new_job = app.job(send).new_job("a")
+    said = f"$[1]: give what new_job(...) returned, not a value of type {type(wrong).__name__}"
+    assert refusal(lambda: app.enqueue_many([new_job, wrong])) == said
+    assert refusal(lambda: asyncio.run(app.enqueue_many_async([new_job, wrong]))) == said
+    assert refusal(lambda: app.chain([new_job, wrong])) == said
+    assert app.count().jobs == 0
+
+
+def test_a_job_type_in_place_of_its_name_is_named(app: Tenure) -> None:
+    one: Any = app.job(send)
+    said = "$.type: give the name of a job type, not a value of type JobType"
+    assert refusal(lambda: app.enqueue(one, {"to": "a"})) == said
+    assert refusal(lambda: app.find(type=one)) == said
+
+
+def test_arguments_in_place_of_options_are_sent_to_the_payload(app: Tenure) -> None:
+    wrong: Any = {"to": "a"}
+    said = "$: no such option: to; arguments go into the payload"
+    assert refusal(lambda: app.enqueue("send", **wrong)) == said
+
+
+def test_a_schedule_below_the_job_says_where_it_belongs(app: Tenure) -> None:
+    wrong: Any = send
+    assert "above @app.job" in refusal(lambda: app.schedule(every="1h")(wrong))
+
+
+def test_a_schedule_without_arguments_says_that_it_lacks_a_payload(app: Tenure) -> None:
+    said = r"^payload= of a schedule for send: missing a required argument: 'to'$"
+    with pytest.raises(TypeError, match=said):
+        app.schedule(every="1h")(app.job(send))
+
+
+def test_a_lambda_needs_a_name(app: Tenure) -> None:
+    assert "@app.job(name=...)" in refusal(lambda: app.job(lambda to: to))
+    assert app.job(name="named")(lambda to: to).name == "named"
+
+
+@pytest.mark.parametrize("options", [{}, {"name": "named"}])
+def test_a_partial_is_no_handler(app: Tenure, options: Any) -> None:
+    wrong: Any = partial(send, "a")
+    assert "as def makes it" in refusal(lambda: app.job(**options)(wrong))
+
+
+def test_a_second_handler_says_where_the_first_is(app: Tenure) -> None:
+    app.job(send)
+    assert refusal(lambda: app.job(send)) == (
+        f"'send' has a handler already, in {__name__}; give another name=, or import its module "
+        "only once and under one name"
+    )
+
+
+def test_a_path_in_place_of_a_url_is_refused(tmp_path: Path) -> None:
+    wrong: Any = tmp_path / "jobs.db"
+    assert refusal(lambda: Tenure(wrong)).startswith("give a URL, such as sqlite:///jobs.db, not")
