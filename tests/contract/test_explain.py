@@ -77,6 +77,18 @@ def test_running(harness: StoreHarness, why: Why) -> None:
     check(why(lease.id), "running", "w1", "attempt 1", f"until {until:%Y-%m-%d %H:%M:%S} UTC")
 
 
+def test_the_worker_of_a_job_is_named_so_that_its_process_is_found(
+    harness: StoreHarness, why: Why
+) -> None:
+    """Its id alone is in no list of processes, and the list of workers shows the other name."""
+    job = harness.add()
+    harness.claim(worker="worker-1", label="web-3:4711")
+    harness.claim(worker="worker-2", label="web-3:4712")
+    check(why(job.id), "running", "Worker worker-1 (web-3:4711) runs attempt 1")
+    harness.clock.advance(LEASE_SECONDS)
+    check(why(job.id), "lease_ran_out", "Worker worker-1 (web-3:4711) holds it")
+
+
 def test_lease_ran_out(harness: StoreHarness, why: Why) -> None:
     lease = harness.take()
     harness.clock.advance(LEASE_SECONDS)

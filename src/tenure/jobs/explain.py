@@ -135,15 +135,25 @@ def _processing(job: Job, facts: Facts) -> tuple[str, str]:
     until = job.lease_expires_at
     if until is not None and until <= facts.now:
         late = facts.now - until >= SWEEP_IS_LATE
-        return "lease_ran_out", f"Worker {job.worker} holds it but its lease ran out at " + (
-            f"{_at(until)}. No process sweeps; start a worker or a server."
-            if late
-            else f"{_at(until)}: the next sweep ends the attempt."
+        return (
+            "lease_ran_out",
+            f"Worker {_holder(job, facts)} holds it but its lease ran out at "
+            + (
+                f"{_at(until)}. No process sweeps; start a worker or a server."
+                if late
+                else f"{_at(until)}: the next sweep ends the attempt."
+            ),
         )
     return "running", (
-        f"Worker {job.worker} runs attempt {job.attempts} since {_at(job.started_at)}; "
+        f"Worker {_holder(job, facts)} runs attempt {job.attempts} since {_at(job.started_at)}; "
         f"its lease lasts until {_at(until)} unless renewed."
     )
+
+
+def _holder(job: Job, facts: Facts) -> str:
+    """Name the worker of a job; with its host and process number too, if they are known."""
+    labels = (worker.label for worker in facts.workers if worker.id == job.worker)
+    return f"{job.worker} ({label})" if (label := next(labels, "")) else str(job.worker)
 
 
 def _pending(job: Job, facts: Facts) -> tuple[str, str]:
