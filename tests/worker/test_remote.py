@@ -128,6 +128,33 @@ def test_outcomes_are_kept_while_the_server_is_away(app: Tenure, server: ServerP
                 assert wait_until_completed(app, job).attempts == 1
 
 
+def test_an_outcome_is_kept_while_the_token_is_refused(
+    app: Tenure, server: ServerProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The refusal is about the caller: it says nothing against the outcome."""
+    runs, ends = threading.Event(), threading.Event()
+
+    @app.job
+    def work() -> str:
+        runs.set()
+        assert ends.wait(WAIT_SECONDS)
+        return "done"
+
+    secret, _ = app.tokens.create("worker", ["work"])
+    with Client(server.url, secret) as client, running_worker(app, client):
+        job = work.enqueue()
+        assert runs.wait(WAIT_SECONDS)
+        sent = client._to.http.headers
+        sent["Authorization"] = "Bearer of another server"
+        ends.set()
+        refused = "the server refused this worker: it keeps 1 outcomes"
+        wait_until(lambda: caplog.text.count(refused) > 2, "the outcome to be refused")
+        assert "Traceback" not in caplog.text
+        sent["Authorization"] = f"Bearer {secret}"
+        assert wait_until_completed(app, job).result == "done"
+    assert transitions(app, job) == ["enqueued", "claimed", "completed"]
+
+
 def test_a_worker_whose_claim_is_held_stops_at_once(
     app: Tenure, server: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,14 @@ from functools import partial
 from msgspec.structs import replace
 
 from tenure import failpoints
-from tenure.errors import InvalidInput, StoreMoved, StoreUnavailable, TenureError
+from tenure.errors import (
+    Forbidden,
+    InvalidInput,
+    StoreMoved,
+    StoreUnavailable,
+    TenureError,
+    Unauthorized,
+)
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, WorkSource, is_full
 from tenure.worker.attempts import Attempts
@@ -338,18 +345,19 @@ class Exchanges:
         if isinstance(error, StoreMoved):
             self.moved = error
             return
-        known = isinstance(error, StoreUnavailable)
-        if not known:
+        if not isinstance(error, StoreUnavailable | Unauthorized):
             self._doubt(attempts, error)
         self._leases.put_back(attempts)
         self.demand.notify()
         wait = self.backoff.failed()
+        refused = isinstance(error, Unauthorized | Forbidden)
         log.warning(
-            "the store did not answer: this worker keeps %d outcomes and tries again in %.1f s: %s",
+            "%s: it keeps %d outcomes and tries again in %.1f s: %s",
+            "the server refused this worker" if refused else "the store did not answer this worker",
             self._leases.unreported,
             wait,
             error,
-            exc_info=None if known else error,
+            exc_info=None if refused or isinstance(error, StoreUnavailable) else error,
         )
 
     def _doubt(self, attempts: list[Attempt], error: Exception) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from tenure.app.app import Tenure
 from tenure.app.evaluation import declare as declare_schedules
-from tenure.errors import StoreUnavailable, TenureError
+from tenure.errors import StoreUnavailable, TenureError, Unauthorized
 from tenure.jobs.findings import CheckResult
 from tenure.jobs.names import check_queues
 from tenure.jobs.work import WorkSource
@@ -168,7 +168,7 @@ def declared(*declarations: Callable[[], None]) -> Iterator[None]:
                 try:
                     one()
                     break
-                except StoreUnavailable:
+                except (StoreUnavailable, Unauthorized):
                     stop.wait(DECLARE_SECONDS)
                 except TenureError as error:
                     log.warning("other programs do not know what this one declares: %s", error)
