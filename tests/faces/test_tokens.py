@@ -18,7 +18,7 @@ from tenure.http.api.routes import ROUTES
 from tenure.settings import Settings
 from tenure.store.dialect import Reads
 from tenure.store.tables import tokens as token_table
-from tenure.tokens.scopes import Scope
+from tenure.tokens.scopes import Scope, tokens_with
 from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.clock import Clock
 from tests.support.http import (
@@ -410,3 +410,9 @@ def test_a_worker_scope_sees_only_what_it_leases(app: Tenure, guarded: TestClien
     (lease,) = claim_jobs(guarded)
     assert lease["payload"] == {"n": 1}
     assert report(guarded, lease, "completed") == "recorded"
+
+
+def test_what_a_refused_token_lacks_is_named_once() -> None:
+    assert tokens_with([Scope.ADMIN]) == "a token with the scope admin"
+    assert tokens_with([Scope.READ]) == "a token with the scope read, or admin"
+    assert tokens_with([Scope.WORK, Scope.READ]) == "a token with the scope read or work, or admin"

@@ -81,6 +81,8 @@ def test_arguments_in_place_of_options_are_sent_to_the_payload(app: Tenure) -> N
     wrong: Any = {"to": "a"}
     said = "$: no such option: to; arguments go into the payload"
     assert refusal(lambda: app.enqueue("send", **wrong)) == said
+    with Client("http://127.0.0.1:1") as client:
+        assert refusal(lambda: client.enqueue("send", **wrong)) == said
 
 
 def test_a_schedule_below_the_job_says_where_it_belongs(app: Tenure) -> None:

@@ -44,7 +44,7 @@ from tenure.http.waiting import EventStream
 from tenure.jobs import text
 from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.redaction import Redaction
-from tenure.tokens.scopes import Scope
+from tenure.tokens.scopes import Scope, tokens_with
 from tenure.wire.problems import Refusal, problem_of
 
 log = logging.getLogger(__name__)
@@ -199,7 +199,7 @@ class Dashboard:
     def _route(self, method: str, path: str, scope: Scope, page: Page) -> Route:
         async def answer(request: PageRequest) -> Response:
             if not request.may(scope):
-                raise Forbidden(f"this needs a token with the scope {scope}, or admin")
+                raise Forbidden(f"this needs {tokens_with([scope])}")
             try:
                 return await run_in_threadpool(page, request)
             finally:

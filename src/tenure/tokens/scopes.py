@@ -36,6 +36,14 @@ class Scope(StrEnum):
 EVERY_SCOPE = frozenset(Scope)
 
 
+def tokens_with(scopes: Iterable[Scope]) -> str:
+    """Say which tokens may do what one of these scopes allows."""
+    others = " or ".join(sorted({*scopes} - {Scope.ADMIN}))
+    return (
+        f"a token with the scope {others}, or admin" if others else "a token with the scope admin"
+    )
+
+
 class Caller(Struct, frozen=True):
     """The sender of a request. `name` is the actor in the ledger."""
 

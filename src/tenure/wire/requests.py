@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 from tenure.dependency import Meets
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids
-from tenure.jobs.enqueue import NewJob, Options
+from tenure.jobs.enqueue import NO_OPTION, NewJob, Options
 from tenure.jobs.graph import MAX_PARENTS, dependencies_of
 from tenure.jobs.json_types import MAX_SCHEMA_LENGTH
 from tenure.jobs.names import (
@@ -273,7 +273,7 @@ def new_job(new_job: NewJob, at: str) -> dict[str, Any]:
     options: dict[str, Any] = dict(new_job.options)
     options.pop("actor", None)  # the server names the caller
     if unknown := options.keys() - Options.__annotations__.keys():
-        raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path=at)
+        raise InvalidInput(NO_OPTION.format(", ".join(sorted(unknown))), path=at)
     for name in options.keys() & {"delay", "timeout", "start_by"}:
         if isinstance(options[name], float):  # JSON would make null of NaN
             durations.seconds(options[name], path=f"{at}.{name}")

@@ -40,7 +40,7 @@ from tenure.http.waiting import WorkNotifier
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import Job
-from tenure.tokens.scopes import CALLER, Caller, Scope
+from tenure.tokens.scopes import CALLER, Caller, Scope, tokens_with
 from tenure.wire import responses
 from tenure.wire.problems import REQUEST_ID, RETRY_LATER, Refusal
 
@@ -141,8 +141,7 @@ class Dispatcher:
         route, path = self._find(request.scope)
         caller: Caller = request.scope[CALLER]
         if route.scopes and not caller.may(route.scopes):
-            needed = " or ".join(sorted(route.scopes))
-            raise Forbidden(f"this call needs a token with the scope {needed}, or admin")
+            raise Forbidden(f"this call needs {tokens_with(route.scopes)}")
         app = limited_to(self._app, caller.queues)
         call = Call(app, self._notifier, request, path, caller, self._redaction)
         call.query = _read_query(route, request)
