@@ -142,7 +142,7 @@ def test_sql_holds_a_lease_too(database_url: str) -> None:
             if is_sqlite
             else "SELECT tenure.hold('{}', {})"
         )
-        app.enqueue("ship")
+        app.enqueue("ship", backoff=0)
         lease = claim(app, lease_seconds=0.001)
         connection.execute("CREATE TABLE effect (job TEXT)")
         connection.commit()
@@ -152,12 +152,14 @@ def test_sql_holds_a_lease_too(database_url: str) -> None:
         connection.execute("INSERT INTO effect VALUES ('held')")
         connection.commit()
         wait_until(app.core.sweep, "the lease to run out")
-        for token in (lease.token, lease.token + 1):
-            connection.execute("INSERT INTO effect VALUES ('late')")
-            with pytest.raises(Exception, match="tenure: lease_lost: ") as refused:
-                connection.execute(hold.format(lease.id, token))
-            assert is_sqlite or refused.value.sqlstate == "TN005"  # type: ignore[attr-defined]
-            connection.rollback()
+        for runs_again in (False, True):
+            newest = claim(app).token if runs_again else lease.token
+            for token in (lease.token, newest + 1):
+                connection.execute("INSERT INTO effect VALUES ('late')")
+                with pytest.raises(Exception, match="tenure: lease_lost: ") as refused:
+                    connection.execute(hold.format(lease.id, token))
+                assert is_sqlite or refused.value.sqlstate == "TN005"  # type: ignore[attr-defined]
+                connection.rollback()
         assert dict(effects(database_url)) == {"held": 1}
 
 

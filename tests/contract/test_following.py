@@ -286,6 +286,19 @@ def test_a_workflow_is_open_again_when_a_job_of_it_is(graph: Graph) -> None:
     finished(3)
     graph.step("restored", 3)
     assert is_open()
+    raw.run(f"UPDATE {{workflow}} SET settled_to = {graph.id(2)}")  # it was looked at only
+    graph.add(4, workflow=flow)
+    assert is_open()
+
+
+@pytest.mark.parametrize("bad", [1, 2])
+def test_a_count_is_no_cover_for_another_change(graph: Graph, bad: int) -> None:
+    """One statement counts for two jobs, and gives one of them an attempt."""
+    graph.add(1, 2, need=2)
+    attempts = f"CASE WHEN id = {graph.id(bad)} THEN 1 ELSE 0 END"
+    with pytest.raises(Refused):
+        graph.raw.run(f"UPDATE {{job}} SET need = need - 1, attempts = {attempts}")
+    assert graph.state(1) == graph.state(2) == ("waiting", 2, 0)
 
 
 def test_what_others_wait_for_is_kept(graph: Graph, unaudited_harness: StoreHarness) -> None:

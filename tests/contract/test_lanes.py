@@ -59,6 +59,17 @@ def test_a_due_job_is_found_among_lanes_that_wait(harness: StoreHarness) -> None
 
 
 @pytest.mark.scenario(104)
+def test_a_due_job_is_found_when_one_lane_becomes_many(harness: StoreHarness) -> None:
+    """The claim of one statement, which served that lane, cannot see all of them."""
+    harness.report(report_completed(harness.take(queue="a")))
+    harness.report(report_completed(harness.take(queue="a")))
+    job = harness.add(queue="zz")
+    add_lanes(harness, delay=3600)
+    claims_until(lambda: harness.claim(9), LANES // MAX_LANES + 2)
+    assert harness.get(job.id).status == "processing"
+
+
+@pytest.mark.scenario(104)
 def test_a_paused_queue_is_not_served_among_many(harness: StoreHarness) -> None:
     harness.set_queue("paused", paused=True)
     add_lanes(harness, delay=3600)

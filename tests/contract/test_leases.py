@@ -14,6 +14,7 @@ from tenure.retry import RetryPolicy
 from tenure.store import open_store
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.clock import TICK
+from tests.support.graphs import CLAIMED
 from tests.support.store import (
     LEASE_SECONDS,
     MALFORMED_IDS,
@@ -275,6 +276,29 @@ def test_handing_back_and_failing_mix(harness: StoreHarness) -> None:
     harness.report(report_failed(lease))
     end = harness.get(lease.id)
     assert (end.status, end.attempts, end.token) == ("failed", 2, 5)
+
+
+def test_the_sweep_ends_a_lease_that_sql_has_shortened(harness: StoreHarness) -> None:
+    lease = harness.take(max_retries=1)
+    harness.clock.advance(2)
+    assert harness.store.sweep().result() == []  # after this, it would look at the lease's end
+    sooner = harness.sql.later("started_at", 5)
+    harness.sql.run(f"UPDATE {{job}} SET lease_expires_at = {sooner}")
+    harness.clock.advance(3)
+    ((ended,),) = harness.store.sweep().result()
+    assert (ended.id, ended.event) == (lease.id, "lease_expired")
+
+
+def test_the_sweep_ends_a_lease_that_sql_began_tomorrow(harness: StoreHarness) -> None:
+    """Its end decides, not its start."""
+    job = harness.add(max_retries=1)
+    claimed = CLAIMED.replace("{later}", harness.sql.later("run_at", 5)).replace(
+        "started_at = {now}", f"started_at = {harness.sql.later('run_at', 86_400)}"
+    )
+    harness.sql.run(f"UPDATE {{job}} SET {claimed}")
+    harness.clock.advance(5)
+    ((ended,),) = harness.store.sweep().result()
+    assert (ended.id, ended.event) == (job.id, "lease_expired")
 
 
 def test_what_is_new_is_left_for_a_second(harness: StoreHarness) -> None:

@@ -490,6 +490,20 @@ def test_a_job_that_was_passed_over_is_first_again_with_its_retry(
     assert harness.ids(harness.claim(9)) == [second]
 
 
+def test_a_failed_job_that_is_deleted_halts_its_partition_no_longer(
+    harness: StoreHarness, queues: Queues
+) -> None:
+    queues.limit("q", ordered="halt")
+    first, second = add(harness, 2, "a", max_retries=1)
+    (lease,) = harness.claim(9)
+    harness.report(report_failed(lease))
+    assert harness.claim(9) == []
+    harness.sql.run("DELETE FROM {job} WHERE status = 'failed'")
+    harness.sql.run("DELETE FROM {transition} WHERE job_id = ?", first)
+    assert harness.sql.run("SELECT count(*) FROM {line}") == [(1,)]
+    assert harness.ids(harness.claim(9)) == [second]
+
+
 def test_a_cancelled_job_leaves_its_line(harness: StoreHarness, queues: Queues) -> None:
     queues.limit("q", ordered="halt")
     first, second, third = add(harness, 3, "a", delay=60)

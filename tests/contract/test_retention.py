@@ -193,6 +193,26 @@ def test_what_others_need_stays_however_short_the_rule(harness: StoreHarness, ap
     assert left(harness) == ["child", "other"]
 
 
+@pytest.mark.parametrize("ruled", [False, True])
+def test_what_others_wait_for_is_not_in_the_way(
+    harness: StoreHarness, app: Tenure, ruled: bool
+) -> None:
+    if ruled:
+        app.retention.set(queue="elsewhere", completed="forever")
+    parents = [app.enqueue("parent") for _ in range(4)]
+    harness.report(*map(report_completed, harness.claim(4)))
+    for parent in parents:
+        app.enqueue("child", delay="7d", depends_on=[parent.id])
+    harness.clock.advance(61)
+    settle(harness, "mail")
+    harness.clock.advance(DAY)
+    for _ in range(4):
+        harness.measure()
+        before = {"completed": harness.clock.now - timedelta(seconds=HOUR)}
+        harness.store.prune(before, 2).result()
+    assert set(left(harness)) == {"parent", "child"}
+
+
 def test_a_rule_that_means_nothing_is_refused(app: Tenure) -> None:
     with pytest.raises(InvalidInput, match="name a type or a queue"):
         app.retention.set(completed="1h")

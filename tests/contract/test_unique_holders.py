@@ -211,6 +211,17 @@ def test_a_deleted_job_leaves_no_key(harness: StoreHarness) -> None:
     assert holders(harness) == []
 
 
+def test_a_deleted_job_takes_no_key_away(harness: StoreHarness) -> None:
+    """It held the key, until it was completed and another job came."""
+    old = put(harness)
+    (lease,) = harness.claim()
+    harness.report(report_completed(lease))
+    new = put(harness)
+    harness.sql.run("DELETE FROM {job} WHERE id = ?", old)
+    harness.sql.run("DELETE FROM {transition} WHERE job_id = ?", old)
+    assert holders(harness) == [new]
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -171,6 +171,14 @@ def test_a_workflow_is_finished_while_a_job_of_it_comes_back(
     )
 
 
+def test_a_job_that_has_to_be_skipped_stays_on_the_list(raw: Connection, graph: Graph) -> None:
+    """Whoever deletes it from the list."""
+    graph.add(1, 2, need=1, spare=-1)
+    graph.step("skipped", 2)
+    raw.execute("DELETE FROM tenure.revisit")
+    assert graph.numbers("revisit", "job_id") == [1]
+
+
 @pytest.mark.parametrize("gated", [False, True])
 def test_only_the_last_parent_takes_the_longer_way(
     raw: Connection, graph: Graph, gated: bool

@@ -454,6 +454,18 @@ def test_what_follows_from_jobs_and_settings_is_not_written_by_hand(
     assert caught.value.sqlstate == "TN001", caught.value
 
 
+@pytest.mark.parametrize("level", [IsolationLevel.REPEATABLE_READ, IsolationLevel.SERIALIZABLE])
+@pytest.mark.parametrize("table", ["queue_limit", "partition_limit"])
+def test_limits_are_changed_in_read_committed(url: str, level: IsolationLevel, table: str) -> None:
+    """An older snapshot lacks the jobs that have come since, and they would get no slots."""
+    with psycopg.connect(url) as strict:
+        strict.set_isolation_level(level)
+        partition = {"queue_limit": "", "partition_limit": ", partition"}[table]
+        statement = f"INSERT INTO tenure.{table} (max_running, queue{partition}) VALUES (1, 'q'"
+        with pytest.raises(psycopg.Error, match="limits are changed in READ COMMITTED"):
+            strict.execute(f"{statement}{', chr(97)' if partition else ''})".encode())
+
+
 # --- claims
 
 

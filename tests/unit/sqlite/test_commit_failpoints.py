@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from tenure import failpoints
+from tenure.errors import StoreUnavailable
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
 from tenure.store import migrate_store
 from tenure.store.commit import Committer
 from tenure.store.sqlite.writer import Sqlite
-from tenure.store.work import EnqueueWork, ExchangeWork, Work
+from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, Work
 from tests.support.programs import Program
 from tests.support.store import claim_request
 
@@ -114,6 +115,41 @@ def test_a_process_that_is_stopped_there_holds_the_lock_and_killed_leaves_nothin
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "times"),
+    [
+        ("before_commit", sqlite3.OperationalError, 2),
+        ("commit", sqlite3.OperationalError, 1),
+        ("after_commit", sqlite3.OperationalError, 1),
+        ("after_commit", RuntimeError, 1),
+    ],
+)
+def test_what_may_be_committed_is_not_done_again(
+    db: Sqlite, monkeypatch: pytest.MonkeyPatch, place: str, error: type[Exception], times: int
+) -> None:
+    """One failure, for two callers. What was surely not committed is done again."""
+    done, failed = list[int](), list[str]()
+
+    def fail(at: str) -> None:
+        if at.endswith(f".{place}") and not failed:
+            failed.append(at)
+            raise error("disk I/O error")
+
+    def commit_here() -> None:
+        fail(".commit")
+        Sqlite.commit(db)
+
+    monkeypatch.setattr(failpoints, "ARMED", {"prune.before_commit": ("raise", 1)})
+    monkeypatch.setattr(failpoints, "hit", fail)
+    monkeypatch.setattr(db, "commit", commit_here)
+    works = [CallWork("prune", lambda _, n=n: done.append(n)) for n in range(2)]  # type: ignore[misc]
+    Committer([db], lambda: None).commit(db, works)
+    assert done == [0, 1] * times
+    for work in works:
+        answer = work.future.exception()
+        assert isinstance(answer, StoreUnavailable) if times == 1 else answer is None
 
 
 def rows(path: Path) -> list[tuple[str, int]]:
