@@ -80,6 +80,10 @@ class Dialect(Struct, frozen=True, kw_only=True):
         """Return a list of parameters."""
         return ", ".join([self.value] * count)
 
+    def ids(self, count: int) -> str:
+        """Return a list of parameters that are ids."""
+        return ", ".join([self.id_value] * count)
+
     def in_queues(self, column: str, patterns: Patterns | None) -> tuple[str, list[Any]]:
         """Return the condition that a `column` of queues fits patterns, and its values.
 

@@ -182,7 +182,7 @@ class Reader(ABC):
 
     def _among(self, what: str, job_ids: Collection[str]) -> list[Any]:
         d = self.dialect
-        ids = ", ".join([d.id_value] * len(job_ids))
+        ids = d.ids(len(job_ids))
         statement = f"SELECT {what} FROM {d.table('job')} WHERE id IN ({ids})"
         return self.rows_soon(statement, tuple(job_ids))
 
@@ -253,7 +253,7 @@ class Reader(ABC):
     def histories(self, job_ids: Sequence[str]) -> dict[str, list[Transition]]:
         """Return the transitions of some jobs, oldest first, by the id of the job."""
         d, found = self.dialect, dict[str, list[Transition]]()
-        some = ", ".join([d.id_value] * len(job_ids))
+        some = d.ids(len(job_ids))
         where = f"t.job_id IN ({some}) ORDER BY t.job_id, t.seq"
         for entry in self._transitions(where, job_ids) if job_ids else ():
             found.setdefault(entry.job_id, []).append(entry)

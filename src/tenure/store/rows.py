@@ -14,7 +14,7 @@ from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import CheckedJob
 from tenure.lifecycle import TRANSITIONS, Job, Status
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
-from tenure.store.dialect import Dialect
+from tenure.store.dialect import Dialect, Reads
 from tenure.texts import TEXT_FIELDS
 
 COLUMNS = (
@@ -75,6 +75,15 @@ def selected(d: Dialect, columns: Sequence[str], table: str = "") -> str:
     prefix = table and f"{table}."
     spelled = {**dict.fromkeys(filter(_is_time, columns), d.time), **dict.fromkeys(IDS, d.id)}
     return ", ".join(spelled.get(name, str)(prefix + name) for name in columns)
+
+
+def read_rows(
+    db: Reads, columns: Sequence[str], source: str, values: Sequence[Any] = (), table: str = ""
+) -> list[dict[str, Any]]:
+    """Return the rows of side tables as `fields_of`; `source` is what follows FROM."""
+    d = db.dialect
+    rows = db.rows(f"SELECT {selected(d, columns, table)} FROM {source}", values)
+    return [fields_of(d, columns, row) for row in rows]
 
 
 def fields_of(d: Dialect, columns: Sequence[str], row: Sequence[Any]) -> dict[str, Any]:

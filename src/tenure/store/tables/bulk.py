@@ -21,7 +21,7 @@ from tenure.jobs.queries import Action, Bulk, Counted, Filter, Query, query_of, 
 from tenure.lifecycle import Job, Status, follow
 from tenure.store import transitions
 from tenure.store.dialect import Reads, Statements
-from tenure.store.rows import fields_of, selected
+from tenure.store.rows import read_rows
 from tenure.store.search import fits, some_ids
 from tenure.store.tables import revisits, signals, unique_keys
 
@@ -59,9 +59,8 @@ def latest(db: Reads, limit: int, *, unfinished: bool = False) -> list[Bulk]:
 
 
 def _read(db: Reads, rest: str, values: Sequence[Any]) -> list[Bulk]:
-    d = db.dialect
-    statement = f"SELECT {selected(d, COLUMNS)} FROM {d.table('bulk')} AS bulk {rest}"
-    return [_bulk_of(fields_of(d, COLUMNS, row)) for row in db.rows(statement, values)]
+    found = read_rows(db, COLUMNS, f"{db.dialect.table('bulk')} AS bulk {rest}", values)
+    return [_bulk_of(fields) for fields in found]
 
 
 def _bulk_of(fields: dict[str, Any]) -> Bulk:

@@ -132,7 +132,7 @@ def finish(db: Statements, workflows: Sequence[str]) -> None:
     """
     d = db.dialect
     table, job = d.table("workflow"), d.table("job")
-    some = ", ".join([d.id_value] * len(workflows))
+    some = d.ids(len(workflows))
     held = db.rows(
         f"SELECT {d.id('id')} FROM {table} WHERE id IN ({some}) {d.skip_locked}", workflows
     )
@@ -151,7 +151,7 @@ def finish(db: Statements, workflows: Sequence[str]) -> None:
         f"UPDATE {table} AS one SET settled_to = ({reached}),"
         f" finished_at = CASE WHEN ({_open(d)}) IS NULL THEN {d.now} END,"
         f" statuses = CASE WHEN ({_open(d)}) IS NULL THEN coalesce(({ended}), '') END"
-        f" WHERE id IN ({', '.join([d.id_value] * len(held))}) AND finished_at IS NULL",
+        f" WHERE id IN ({d.ids(len(held))}) AND finished_at IS NULL",
         [id for (id,) in held],
     )
 
@@ -221,7 +221,7 @@ def prune_unchanged(
     Jobs with an entry after `place` are left. Returns what `prune` returns.
     """
     d = db.dialect
-    some = ", ".join([d.id_value] * len(entries))
+    some = d.ids(len(entries))
     where = f"workflow IS NULL AND id IN ({some})"
     rows = _unneeded(db, where, list(entries), place, len(entries))
     counts = dict(  # under the locks: a new statement sees what was committed before them
@@ -258,7 +258,7 @@ def _unneeded(
 def _delete(db: Statements, rows: Sequence[Any]) -> Counter[tuple[str, str, str]]:
     d = db.dialect
     some = [id for id, *_ in rows]
-    among = ", ".join([d.id_value] * len(some))
+    among = d.ids(len(some))
     for name in ("job", "transition", "trace", "progress") if some else ():
         column = "id" if name == "job" else "job_id"
         db.changed(f"DELETE FROM {d.table(name)} WHERE {column} IN ({among})", some)

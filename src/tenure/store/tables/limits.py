@@ -15,7 +15,7 @@ from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.stats import PartitionState
 from tenure.lifecycle import Job, Status
 from tenure.store.dialect import Reads, Statements
-from tenure.store.rows import fields_of, selected
+from tenure.store.rows import fields_of, read_rows, selected
 
 RATE = ("rate_starts", "rate_seconds", "burst", "every")
 OF = ("max_running", *RATE)
@@ -251,11 +251,8 @@ def _part(
     where = " AND ".join(f"x.{column} = {d.value}" for column in place)
     columns = ["max_running", "tat", "resume_at", "paused_for"]
     columns += ["paused_at", "paused_by", "pause_reason"] if "partition" in place else []
-    row = dict.fromkeys(columns)
-    for found in db.rows(
-        f"SELECT {selected(d, columns, 'x')} FROM {d.table(table)} AS x WHERE {where}", values
-    ):
-        row = fields_of(d, columns, found)
+    found = read_rows(db, columns, f"{d.table(table)} AS x WHERE {where}", values, "x")
+    row = found[0] if found else dict.fromkeys(columns)
     slots = f"FROM {d.table('slot')} AS x WHERE {where}"
     ((running,),) = db.rows(f"SELECT count(*) {slots}", values)
     oldest = db.rows(

@@ -35,7 +35,7 @@ WHERE old.token <= excluded.token"""
 def of(db: Reads, job_ids: Sequence[str]) -> Mapping[str, JobProgress]:
     """Return the progress of jobs, by id; while one runs, only what this attempt has said."""
     d = db.dialect
-    ids = ", ".join([d.id_value] * len(job_ids))
+    ids = d.ids(len(job_ids))
     statement = f"""
 SELECT {d.id("job.id")}, p.done, p.total, p.message, {d.time("p.at")}
 FROM {d.table("progress")} AS p JOIN {d.table("job")} AS job ON job.id = p.job_id

@@ -70,7 +70,7 @@ def restore_behind(db: Database, parents: Sequence[str], actor: str) -> None:
     children = db.rows(
         f"SELECT DISTINCT {d.id('job.id')} FROM {d.table('dependency')} AS edge"
         f" JOIN {d.table('job')} AS job ON job.id = edge.child AND {SKIPPED}"
-        f" WHERE edge.parent IN ({_ids(db, parents)}) LIMIT {AT_ONCE}",
+        f" WHERE edge.parent IN ({d.ids(len(parents))}) LIMIT {AT_ONCE}",
         parents,
     )
     if children:
@@ -96,7 +96,7 @@ def _restore(db: Database, roots: Sequence[str], actor: str = "store") -> Iterab
     d = db.dialect
     reached = _behind(db, roots, SKIPPED)
     if d.engine == "postgres":  # before the jobs, as endings do
-        gates = f"SELECT 1 FROM {d.table('gate')} WHERE child IN ({_ids(db, reached)})"
+        gates = f"SELECT 1 FROM {d.table('gate')} WHERE child IN ({d.ids(len(reached))})"
         db.rows(f"{gates} ORDER BY child, gate {d.hold}", reached)
     jobs = {
         job.id: job
@@ -134,7 +134,7 @@ def _behind(db: Database, roots: Sequence[str], which: str) -> list[str]:
     d = db.dialect
     rows = db.rows(
         f"WITH RECURSIVE behind (id) AS (SELECT id FROM {d.table('job')} WHERE id IN"
-        f" ({_ids(db, roots)}) UNION SELECT edge.child FROM behind"
+        f" ({d.ids(len(roots))}) UNION SELECT edge.child FROM behind"
         f" JOIN {d.table('dependency')} AS edge ON edge.parent = behind.id"
         f" JOIN {d.table('job')} AS job ON job.id = edge.child AND {which})"
         f" SELECT {d.id('id')} FROM behind LIMIT {AT_ONCE}",
@@ -147,7 +147,7 @@ def _links(db: Database, jobs: Collection[str]) -> list[Edge]:
     """The dependencies between jobs."""
     d = db.dialect
     gate = "NULL" if d.engine == "sqlite" else "gate"
-    among, ids = _ids(db, jobs), list(jobs)
+    among, ids = d.ids(len(jobs)), list(jobs)
     rows = db.rows(
         f"SELECT {d.id('edge.parent')}, {d.id('child')}, meets, {gate}, NULL,"
         f" late.parent IS NOT NULL FROM {d.table('dependency')} AS edge {_late(db)}"
@@ -165,10 +165,8 @@ def _late(db: Database) -> str:
 
 def _needs(db: Database, jobs: Collection[str]) -> dict[str, int | None]:
     d = db.dialect
-    ids = _ids(db, jobs)
-    return dict(
-        db.rows(f"SELECT {d.id('id')}, needs FROM {d.table('job')} WHERE id IN ({ids})", [*jobs])
-    )
+    needs = f"SELECT {d.id('id')}, needs FROM {d.table('job')} WHERE id IN ({d.ids(len(jobs))})"
+    return dict(db.rows(needs, [*jobs]))
 
 
 def _tallies(db: Database, jobs: Collection[str]) -> dict[str, dict[int | None, Tally]]:
@@ -178,7 +176,7 @@ def _tallies(db: Database, jobs: Collection[str]) -> dict[str, dict[int | None, 
     """
     d = db.dialect
     gate = "NULL" if d.engine == "sqlite" else "gate"
-    ids, given = _ids(db, jobs), list(jobs)
+    ids, given = d.ids(len(jobs)), list(jobs)
     sums = ", ".join(
         f"CAST(sum(CASE WHEN {which} THEN 1 ELSE 0 END) AS int)" for which in ("met", "NOT met")
     )
@@ -213,12 +211,6 @@ def _set_gates(db: Database, counts: Mapping[str, Numbers]) -> None:
 
 def _forget(db: Database, job_ids: Iterable[str]) -> None:
     """Remove decided jobs from `revisit`. The triggers keep jobs that still have to be skipped."""
-    ids = sorted(job_ids)
+    ids, d = sorted(job_ids), db.dialect
     if ids:
-        db.changed(
-            f"DELETE FROM {db.dialect.table('revisit')} WHERE job_id IN ({_ids(db, ids)})", ids
-        )
-
-
-def _ids(db: Database, job_ids: Collection[str]) -> str:
-    return ", ".join([db.dialect.id_value] * len(job_ids))
+        db.changed(f"DELETE FROM {d.table('revisit')} WHERE job_id IN ({d.ids(len(ids))})", ids)

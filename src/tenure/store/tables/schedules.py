@@ -16,7 +16,7 @@ from tenure.jobs.schedule_times import When, newest, zone_of
 from tenure.jobs.schedules import Fire, FireOutcome, How, Schedule, Template
 from tenure.store.audit import TICKS
 from tenure.store.dialect import Dialect, Reads, Statements
-from tenure.store.rows import fields_of, selected
+from tenure.store.rows import read_rows
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,9 @@ MAX_VERIFIED = 1_000
 
 def read(db: Reads, rest: str, values: Sequence[Any] = ()) -> list[Schedule]:
     """Return the schedules that the rest of a SELECT finds and that this version can read."""
-    d = db.dialect
-    rows = db.rows(f"SELECT {selected(d, COLUMNS)} FROM {d.table('schedule')} {rest}", values)
     found = []
-    for row in rows:
-        fields = {name.strip('"'): value for name, value in fields_of(d, COLUMNS, row).items()}
+    for row in read_rows(db, COLUMNS, f"{db.dialect.table('schedule')} {rest}", values):
+        fields = {name.strip('"'): value for name, value in row.items()}
         fields["at"] = fields.pop("once")
         when = When(**{name: fields.pop(name) for name in When.__struct_fields__})
         try:
@@ -91,9 +89,7 @@ def hold(db: Statements, name: str) -> Schedule:
 
 def fires(db: Reads, rest: str, values: Sequence[Any]) -> list[Fire]:
     """Return the fires of the rest of a SELECT from their table."""
-    d = db.dialect
-    rows = db.rows(f"SELECT {selected(d, FIRE)} FROM {d.table('fire')} AS fire {rest}", values)
-    found = (fields_of(d, FIRE, row) for row in rows)
+    found = read_rows(db, FIRE, f"{db.dialect.table('fire')} AS fire {rest}", values)
     return [
         Fire(**fields | {"outcome": FireOutcome(fields["outcome"]), "how": How(fields["how"])})
         for fields in found

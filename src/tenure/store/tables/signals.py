@@ -14,7 +14,7 @@ from tenure.jobs.signals import MAX_SIGNAL_TOKENS, NewSignal, Signal
 from tenure.jobs.steps import FindSignal, FoundSignal, KeepToken
 from tenure.lifecycle import Job, Status
 from tenure.store.dialect import Reads, Statements
-from tenure.store.rows import fields_of, selected
+from tenure.store.rows import read_rows
 
 if TYPE_CHECKING:
     from tenure.store.protocol import Database
@@ -40,22 +40,16 @@ def send_by_token(db: Database, digest: str, payload: str | None, actor: str) ->
 def of_job(db: Reads, job_id: str) -> list[Signal]:
     """Return the signals of a job in the order in which they came."""
     d = db.dialect
-    rows = db.rows(
-        f"SELECT {selected(d, COLUMNS, 'one')} FROM {d.table('signal')} AS one"
-        f" WHERE one.job_id = {d.id_value} ORDER BY one.at, one.name, one.number",
-        (job_id,),
-    )
-    found = [fields_of(d, COLUMNS, row) for row in rows]
+    of = f"{d.table('signal')} AS one WHERE one.job_id = {d.id_value}"
+    found = read_rows(db, COLUMNS, f"{of} ORDER BY one.at, one.name, one.number", (job_id,), "one")
     return [Signal(payload_json=one.pop("payload") or "null", **one) for one in found]
 
 
 def wait_of(db: Reads, job_id: str) -> Wait | None:
     """Return what a suspended job waits for."""
     d = db.dialect
-    columns = ("name", "number", "expires_at")
-    where = f"WHERE job_id = {d.id_value}"
-    rows = db.rows(f"SELECT {selected(d, columns)} FROM {d.table('wait')} {where}", (job_id,))
-    return next((Wait(**fields_of(d, columns, row)) for row in rows), None)
+    columns, of = ("name", "number", "expires_at"), f"{d.table('wait')} WHERE job_id = {d.id_value}"
+    return next((Wait(**fields) for fields in read_rows(db, columns, of, (job_id,))), None)
 
 
 def find(db: Reads, job_id: str, wanted: FindSignal) -> FoundSignal | None:
@@ -108,8 +102,7 @@ def _is_suspended(job: Job) -> bool:
 
 def _delete(db: Statements, ids: Sequence[str]) -> None:
     d = db.dialect
-    all_ids = ", ".join([d.id_value] * len(ids))
-    db.changed(f"DELETE FROM {d.table('wait')} WHERE job_id IN ({all_ids})", ids)
+    db.changed(f"DELETE FROM {d.table('wait')} WHERE job_id IN ({d.ids(len(ids))})", ids)
 
 
 def lock_expired(db: Database, limit: int) -> list[Job]:
@@ -122,8 +115,8 @@ def lock_expired(db: Database, limit: int) -> list[Job]:
         return []
     jobs = db.lock(free)
     # A signal may have come before the locks, and the job may have been suspended again since.
-    ids = ", ".join([d.id_value] * len(free))
-    expired = {id for (id,) in db.rows(f"{over} AND job_id IN ({ids})", free)}
+    again = db.rows(f"{over} AND job_id IN ({d.ids(len(free))})", free)
+    expired = {id for (id,) in again}
     found = [job for id, job in jobs.items() if id in expired and _is_suspended(job)]
     if left := expired - {job.id for job in found}:  # by raw SQL that has changed the job
         _delete(db, sorted(left))

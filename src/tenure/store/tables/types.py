@@ -10,7 +10,7 @@ from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import TypeOptions, defaults_of
 from tenure.jobs.stats import TypeState
 from tenure.store.dialect import Reads, Statements
-from tenure.store.rows import fields_of, read_policy, selected, write_policy
+from tenure.store.rows import read_policy, read_rows, write_policy
 
 MAX_TYPES = 2_000
 """Types that are kept, those seen last."""
@@ -61,10 +61,8 @@ def every(db: Reads, columns: Sequence[str] = COLUMNS) -> dict[str, TypeState]:
 
     Options that no job may have, which SQL wrote, do not count.
     """
-    d = db.dialect
     found = {}
-    for row in db.rows(f"SELECT {selected(d, columns)} FROM {d.table('type')} ORDER BY name"):
-        fields = fields_of(d, columns, row)
+    for fields in read_rows(db, columns, f"{db.dialect.table('type')} ORDER BY name"):
         state = TypeState(**{**fields, "backoff": read_policy(fields["backoff"])})
         with suppress(InvalidInput):
             defaults_of({name: fields[name] for name in OPTIONS[:-1]}, state)

@@ -17,7 +17,7 @@ def keys_of(db: Reads, job_ids: Sequence[str]) -> Mapping[str, tuple[str, str | 
     d = db.dialect
     if not job_ids:
         return {}
-    ids = ", ".join([d.id_value] * len(job_ids))
+    ids = d.ids(len(job_ids))
     rows = db.rows(
         f"SELECT {d.id('job.id')}, job.unique_key, {d.id('held.job_id')}"
         f" FROM {d.table('job')} AS job LEFT JOIN {d.table('unique_key')} AS held"

@@ -10,7 +10,7 @@ from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ledger import Webhook
 from tenure.store import enqueue
 from tenure.store.dialect import Reads, Statements
-from tenure.store.rows import fields_of, read_names, selected, write_names
+from tenure.store.rows import read_names, read_rows, write_names
 
 if TYPE_CHECKING:
     from tenure.store.protocol import Database
@@ -23,11 +23,8 @@ COLUMNS = (
 
 def every(db: Reads) -> list[Webhook]:
     """Return every webhook without its secret, by name."""
-    d = db.dialect
-    rows = db.rows(f"SELECT {selected(d, COLUMNS)} FROM {d.table('webhook')} ORDER BY name")
     hooks = []
-    for row in rows:
-        fields = fields_of(d, COLUMNS, row)
+    for fields in read_rows(db, COLUMNS, f"{db.dialect.table('webhook')} ORDER BY name"):
         lists = {name: read_names(fields[name]) for name in ("events", "types", "queues")}
         hooks.append(Webhook(**fields | lists))
     return hooks

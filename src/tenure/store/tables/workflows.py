@@ -21,7 +21,7 @@ from tenure.jobs.workflows import (
 )
 from tenure.lifecycle import Status
 from tenure.store.dialect import Reads
-from tenure.store.rows import fields_of
+from tenure.store.rows import read_rows
 
 COLUMNS = ("id", "name", "key", "statuses", "created_at", "created_by", "finished_at")
 MAX_MEMBERS, MAX_LINKS = 20_000, 50_000
@@ -81,11 +81,7 @@ def listed(
 
 
 def _read(db: Reads, rest: str, values: Sequence[Any]) -> list[dict[str, Any]]:
-    d = db.dialect
-    spelled = {"id": d.id("id")} | {n: d.time(n) for n in COLUMNS if n.endswith("_at")}
-    what = ", ".join(spelled.get(column, column) for column in COLUMNS)
-    rows = db.rows(f"SELECT {what} FROM {d.table('workflow')} {rest}", values)
-    return [fields_of(d, COLUMNS, row) for row in rows]
+    return read_rows(db, COLUMNS, f"{db.dialect.table('workflow')} {rest}", values)
 
 
 def _workflow(fields: Mapping[str, Any], jobs: Mapping[str, int] | None) -> Workflow:
