@@ -25,35 +25,36 @@ class Claimed(Struct, frozen=True, kw_only=True):
     actor: str
 
 
-class Completed(Struct, frozen=True, kw_only=True):
-    """The lease holder reports that the attempt succeeded."""
+class OfHolder(Struct, frozen=True, kw_only=True):
+    """What every report of the lease holder says."""
 
-    name: ClassVar[str] = "completed"
     lease_id: str
-    result: str | None = None
     actor: str | None = None
 
 
-class Failed(Struct, frozen=True, kw_only=True):
+class Completed(OfHolder, frozen=True, kw_only=True):
+    """The lease holder reports that the attempt succeeded."""
+
+    name: ClassVar[str] = "completed"
+    result: str | None = None
+
+
+class Failed(OfHolder, frozen=True, kw_only=True):
     """The lease holder reports that the attempt failed.
 
     `delay`: seconds until it is tried again, if not as the policy of the job says.
     """
 
     name: ClassVar[str] = "failed"
-    lease_id: str
     error: str
     delay: float | None = None
-    actor: str | None = None
 
 
-class GaveUp(Struct, frozen=True, kw_only=True):
+class GaveUp(OfHolder, frozen=True, kw_only=True):
     """The lease holder reports that the attempt failed and that another one cannot help."""
 
     name: ClassVar[str] = "gave_up"
-    lease_id: str
     error: str
-    actor: str | None = None
 
 
 class LeaseExpired(Struct, frozen=True, kw_only=True):
@@ -73,42 +74,34 @@ class Retried(Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
-class Released(Struct, frozen=True, kw_only=True):
+class Released(OfHolder, frozen=True, kw_only=True):
     """The lease holder returns the job before its handler started."""
 
     name: ClassVar[str] = "released"
-    lease_id: str
-    actor: str | None = None
 
 
-class Interrupted(Struct, frozen=True, kw_only=True):
+class Interrupted(OfHolder, frozen=True, kw_only=True):
     """The lease holder, which stops in order, returns the job whose handler had started."""
 
     name: ClassVar[str] = "interrupted"
-    lease_id: str
-    actor: str | None = None
 
 
-class Snoozed(Struct, frozen=True, kw_only=True):
+class Snoozed(OfHolder, frozen=True, kw_only=True):
     """The lease holder returns the job, to run again after `delay` seconds, without a charge."""
 
     name: ClassVar[str] = "snoozed"
-    lease_id: str
     delay: float
-    actor: str | None = None
 
 
-class Suspended(Struct, frozen=True, kw_only=True):
+class Suspended(OfHolder, frozen=True, kw_only=True):
     """The lease holder returns the job until `need` things have come.
 
     `spare` is how many of those it waits for may fail to come.
     """
 
     name: ClassVar[str] = "suspended"
-    lease_id: str
     need: int
     spare: int = 0
-    actor: str | None = None
 
 
 class Unblocked(Struct, frozen=True, kw_only=True):
@@ -172,16 +165,13 @@ Return: TypeAlias = Released | Interrupted | Snoozed | Suspended
 """Events by which the lease holder returns a job uncharged. Each is bounded."""
 
 Event: TypeAlias = (
-    Claimed
+    Return
+    | Claimed
     | Completed
     | Failed
     | GaveUp
     | LeaseExpired
     | Retried
-    | Released
-    | Interrupted
-    | Snoozed
-    | Suspended
     | Unblocked
     | Skipped
     | Restored
