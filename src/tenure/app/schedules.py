@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, get_args
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
 from msgspec.structs import replace
 
@@ -17,7 +17,7 @@ from tenure.jobs.durations import check_time
 from tenure.jobs.enqueue import NewJob, defaults_of, whole
 from tenure.jobs.fires import INSTANT, Defaults
 from tenure.jobs.ids import EPOCH
-from tenure.jobs.names import check_label, check_name, check_reason
+from tenure.jobs.names import check_choice, check_name, check_reason
 from tenure.jobs.schedule_times import (
     MAX_PREVIEWED,
     Preview,
@@ -136,7 +136,7 @@ class Schedules(Noun):
         Returns the schedule. Raises InvalidInput, also if there is one of this name.
         """
         check_name(name, "schedule", "$.name")
-        rules, by = check_rules(job, options), self._actor(actor)
+        rules, by = check_rules(job, options), self._core.signed(actor)
 
         def act(db: Database) -> Schedule:
             made = new_schedule(name, rules, by, db.now())
@@ -167,7 +167,7 @@ class Schedules(Noun):
         Returns the schedule, whose edition is one higher. Raises ScheduleNotFound, InvalidInput,
         and IllegalEdition if the edition is another one, or the schedule is declared in code.
         """
-        by, defaults = self._actor(actor), self._defaults()
+        by, defaults = self._core.signed(actor), self._defaults()
 
         def act(db: Database) -> Schedule:
             old = schedules.hold(db, name)
@@ -218,8 +218,9 @@ class Schedules(Noun):
         Returns the fire; its outcome is `overlapped`, without a job, if `overlap` says so. Raises
         ScheduleNotFound or InvalidInput.
         """
-        by, defaults = self._actor(actor), self._defaults()
-        _check_overlap(overlap)
+        by, defaults = self._core.signed(actor), self._defaults()
+        if overlap is not None:
+            check_choice(overlap, Overlap, "$.overlap")
 
         def act(db: Database) -> Fire:
             schedule = schedules.hold(db, name)
@@ -255,8 +256,8 @@ class Schedules(Noun):
 
         Returns the fires. Raises ScheduleNotFound or InvalidInput.
         """
-        by, defaults = self._actor(actor), self._defaults()
-        _check_overlap(overlap)
+        by, defaults = self._core.signed(actor), self._defaults()
+        check_choice(overlap, Overlap, "$.overlap")
         given = {"queue": queue, "priority": priority}
         options = {option: value for option, value in given.items() if value is not None}
         defaults_of(options, defaults(""))
@@ -322,15 +323,12 @@ class Schedules(Noun):
         given: Any = options
         return preview(check_when(**given), self._core.clock(), count)
 
-    def _actor(self, actor: str | None) -> str:
-        return check_label(actor or self._core.actor, "actor", "$.actor")
-
     def _defaults(self) -> Defaults:
         self._core.defaults.refresh()
         return self._core.defaults.known
 
     def _set(self, name: str, actor: str | None, **change: Any) -> Schedule:
-        by, defaults = self._actor(actor), self._defaults()
+        by, defaults = self._core.signed(actor), self._defaults()
 
         def act(db: Database) -> Schedule:
             return fires.set_paused(db, schedules.hold(db, name), by, defaults, **change)
@@ -365,8 +363,3 @@ class Schedules(Noun):
         read, most = self._core.store.read, whole(limit, 1, MAX_LISTED, "$.limit")
         d = read.dialect
         return schedules.read(read, f"WHERE name > {d.value} ORDER BY name LIMIT {most}", (after,))
-
-
-def _check_overlap(overlap: Overlap | None) -> None:
-    if overlap is not None and overlap not in get_args(Overlap):
-        raise InvalidInput(f"use one of {', '.join(get_args(Overlap))}", path="$.overlap")

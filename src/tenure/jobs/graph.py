@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias
 
 from tenure.dependency import Dependency, Meets, Parent
 from tenure.errors import InvalidInput
 from tenure.jobs import ids
-from tenure.jobs.names import check_name
+from tenure.jobs.names import check_choice, check_name
 
 DependsOn: TypeAlias = Parent | Dependency | str
 """A job, what `submit` returned, a node of a workflow, a dependency, or the id of a job."""
@@ -65,8 +65,7 @@ def _dependency(given: Any, path: str, name: Any = None) -> Dependency:
         given = Dependency(**given)
     if not isinstance(given, Dependency):
         given = Dependency(given if isinstance(given, str) else getattr(given, "id", ""))
-    if given.meets not in get_args(Meets):
-        raise InvalidInput(f"use one of {', '.join(get_args(Meets))}", path=f"{path}.meets")
+    check_choice(given.meets, Meets, f"{path}.meets")
     name = given.name if name is None else name
     name = name and check_name(name, "dependency", path)
     return Dependency(ids.check_id(given.job_id, path), given.meets, name)

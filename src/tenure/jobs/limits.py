@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from tenure.errors import InvalidInput
 from tenure.jobs.durations import seconds
+from tenure.jobs.enqueue import whole
 
 MAX_RUNNING = 2**31 - 1
 MAX_STARTS = 1_000_000
@@ -108,12 +109,12 @@ def merged(old: Limits, given: Mapping[str, Any]) -> Limits:
 
 def check_running(value: object, path: str) -> int | None:
     """Return a number of jobs that may run at once, None for any; raises InvalidInput."""
-    return None if value is None else _whole(value, 0, MAX_RUNNING, path)
+    return None if value is None else whole(value, 0, MAX_RUNNING, path)
 
 
 def check_weight(value: object, path: str) -> int | None:
     """Return how many jobs a turn of a partition has, None for 1; raises InvalidInput."""
-    return None if value is None else _whole(value, 1, MAX_WEIGHT, path)
+    return None if value is None else whole(value, 1, MAX_WEIGHT, path)
 
 
 def parse_rate(text: object, burst: object, path: str) -> Rate | None:
@@ -130,19 +131,13 @@ def parse_rate(text: object, burst: object, path: str) -> Rate | None:
     if not (number.isascii() and number.isdigit() and len(number) <= 7 and time.strip()):
         form = "starts, a slash and a time in which they may be: 900/1m, 10/s"
         raise InvalidInput(f"not a rate; use {form}", path=f"{path}.rate")
-    starts = _whole(int(number), 1, MAX_STARTS, f"{path}.rate")
+    starts = whole(int(number), 1, MAX_STARTS, f"{path}.rate")
     length = seconds(time if time.strip()[0] in "0123456789P" else f"1{time}", f"{path}.rate")
     if not MIN_RATE_SECONDS <= length <= MAX_RATE_SECONDS:
         raise InvalidInput("out of range; the time of a rate is 1ms to 31d", path=f"{path}.rate")
     if burst is None:
         return Rate(starts, length, max(1, starts // 10))
-    return Rate(starts, length, _whole(burst, 1, starts, f"{path}.burst"))
-
-
-def _whole(value: object, least: int, most: int, path: str) -> int:
-    if type(value) is int and least <= value <= most:
-        return value
-    raise InvalidInput(f"give a whole number, {least} to {most:,}", path=path)
+    return Rate(starts, length, whole(burst, 1, starts, f"{path}.burst"))
 
 
 def look_again(

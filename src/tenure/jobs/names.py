@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any, get_args
 
 from tenure.errors import InvalidInput
 
@@ -38,6 +39,12 @@ PARTITION_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f]*$"
 _is_name = functools.lru_cache(1024)(re.compile(NAME_PATTERN.strip("^$")).fullmatch)
 _is_key = re.compile(KEY_PATTERN.strip("^$")).fullmatch
 _is_partition = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+").fullmatch
+
+
+def check_choice(value: object, choices: Any, path: str) -> None:
+    """Raise InvalidInput unless a value is one of those of a `Literal`."""
+    if value not in get_args(choices):
+        raise InvalidInput(f"use one of {', '.join(get_args(choices))}", path=path)
 
 
 def list_of_names(names: Iterable[str], path: str) -> tuple[str, ...]:

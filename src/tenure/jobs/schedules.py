@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict
 
 import msgspec
 from msgspec.structs import asdict
@@ -17,7 +17,7 @@ from tenure.jobs import payload as payloads
 from tenure.jobs.durations import positive, seconds
 from tenure.jobs.enqueue import Duration, NewJob, TypeOptions, check_job, whole
 from tenure.jobs.ids import EPOCH, new_id
-from tenure.jobs.names import check_reason
+from tenure.jobs.names import check_choice, check_reason
 from tenure.jobs.schedule_times import When, check_when, next_after
 from tenure.jobs.stats import Time
 
@@ -152,8 +152,8 @@ def check_rules(job: NewJob, options: ScheduleOptions) -> Rules:
     if time_key is not None and not (isinstance(time_key, str) and 0 < len(time_key) <= 128):
         raise InvalidInput("name a field of the payload, 1 to 128 characters", path="$.time_key")
     for name, values in (("missed", Missed), ("overlap", Overlap)):
-        if name in given and given[name] not in get_args(values):
-            raise InvalidInput(f"use one of {', '.join(get_args(values))}", path=f"$.{name}")
+        if name in given:
+            check_choice(given[name], values, f"$.{name}")
     for name in ("jitter", "grace"):
         if name in given:
             given[name] = seconds(given[name], f"$.{name}")

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import Struct, field
@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from tenure.errors import DuplicateJob, InvalidInput
 from tenure.events import Amended
 from tenure.jobs.durations import seconds
-from tenure.jobs.names import check_key
+from tenure.jobs.names import check_choice, check_key
 from tenure.lifecycle import Job, Status, follow
 from tenure.texts import TEXT_FIELDS
 
@@ -94,9 +94,8 @@ def _checked(rule: Unique) -> dict[str, Any]:
             )
         by = tuple(sorted(set(names)))
     for name, values in (("until", Until), ("on_conflict", OnConflict)):
-        known = (*get_args(values), None) if name == "until" else get_args(values)
-        if getattr(rule, name) not in known:
-            raise InvalidInput(f"use one of {', '.join(get_args(values))}", path=f"{at}.{name}")
+        if name != "until" or rule.until is not None:
+            check_choice(getattr(rule, name), values, f"{at}.{name}")
     if type(rule.across_queues) is not bool:
         raise InvalidInput("give true or false", path=f"{at}.across_queues")
     if rule.max_wait is not None and not rule.changes:
