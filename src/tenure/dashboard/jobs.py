@@ -36,10 +36,9 @@ SINCE = {
     "24h": ("last 24 hours", timedelta(days=1)),
     "7d": ("last 7 days", timedelta(days=7)),
 }
-FIELDS = (
-    *("status", "state", "running_longer_than", "type", "queue", "tag", "partition", "workflow"),
-    *("since", "from", "to", "error", "text"),
-)
+PLAIN = ("status", "state", "running_longer_than", "type", "queue", "tag", "partition", "workflow")
+TIMES = ("since", "from", "to")
+FIELDS = (*PLAIN, *TIMES, "error", "text")
 
 
 def given_filter(request: PageRequest) -> tuple[dict[str, str], Filter]:
@@ -50,17 +49,9 @@ def given_filter(request: PageRequest) -> tuple[dict[str, str], Filter]:
         if since not in SINCE:
             raise InvalidInput(f"one of {', '.join(SINCE)}", path="since")
         after = request.now - SINCE[since][1]
+    plain: Any = {name: value or None for name, value in given.items() if name not in TIMES}
     wanted = Filter(
-        status=given["status"] or None,
-        state=given["state"] or None,
-        running_longer_than=given["running_longer_than"] or None,
-        type=given["type"] or None,
-        queue=given["queue"] or None,
-        tag=given["tag"] or None,
-        partition=given["partition"] or None,
-        workflow=given["workflow"] or None,
-        error=given["error"] or None,
-        text=given["text"] or None,
+        **plain,
         created_after=after,
         created_before=_time(given["to"], "to"),
         hidden=request.redaction.keys,
@@ -184,15 +175,11 @@ def stop_bulk(request: PageRequest) -> Response:
 
 def describe(filter: Filter) -> list[tuple[str, str]]:
     """Return the conditions of a filter as names and values."""
+    plain = {name.replace("_", " "): getattr(filter, name) for name in PLAIN}
+    if (least := filter.running_longer_than) is not None:
+        plain["running longer than"] = length(least)
     pairs = [
-        ("status", filter.status),
-        ("state", filter.state),
-        ("running longer than", filter.running_longer_than and length(filter.running_longer_than)),
-        ("type", filter.type),
-        ("queue", filter.queue),
-        ("tag", filter.tag),
-        ("partition", filter.partition),
-        ("workflow", filter.workflow),
+        *plain.items(),
         ("enqueued after", filter.created_after and fmt.exactly(filter.created_after)),
         ("enqueued before", filter.created_before and fmt.exactly(filter.created_before)),
         ("error contains", filter.error),
