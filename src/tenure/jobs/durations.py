@@ -89,14 +89,11 @@ def _read(written: str, path: str) -> int:
     if 0 < len(written) <= MAX_LENGTH:
         for form in _FORMS:
             if match := form.fullmatch(written):
-                return sum(_micros(n, unit) for unit, n in match.groupdict().items() if n)
+                given = [(Fraction(n), unit) for unit, n in match.groupdict().items() if n]
+                # Exactly; a half is rounded up.
+                return sum(floor(n * _UNITS[unit] + Fraction(1, 2)) for n, unit in given)
     shown = ascii(written[:MAX_LENGTH])
     raise InvalidInput(f"{shown} is not a duration; {_EXAMPLES}", path=path)
-
-
-def _micros(number: str, unit: str) -> int:
-    """Return `number` of `unit` in microseconds, exactly; a half is rounded up."""
-    return floor(Fraction(number) * _UNITS[unit] + Fraction(1, 2))
 
 
 def policy_of(backoff: Any, path: str) -> RetryPolicy:

@@ -177,7 +177,8 @@ def problem_of(
     `path` and `headers` are those of the request. The `X-Request-Id` is the request's own if that
     is plain, otherwise new.
     """
-    refusal, members = _refusal_of(error)
+    refusal, given = _refusal_of(error)
+    members: Any = {n: storable(it) if isinstance(it, str) else it for n, it in given.items()}
     ids = [value for name, value in headers if name == b"x-request-id"]
     plain = len(ids) == 1 and _is_plain(ids[0])
     request_id = ids[0].decode() if plain else secrets.token_hex(8)
@@ -189,7 +190,7 @@ def problem_of(
         instance=quote(storable(path)),
         code=refusal.code,
         request_id=request_id,
-        **{member: _clean(value) for member, value in members.items()},
+        **members,
     )
     return body, {**refusal.headers, REQUEST_ID: request_id}
 
@@ -209,10 +210,6 @@ def _refusal_of(error: Exception) -> tuple[Refusal, dict[str, Any]]:
             headers = HEADERS.get(kind.status, {})
             return Refusal(kind.status, error.code, kind.title, detail, headers), members
     return INTERNAL, {}
-
-
-def _clean(value: Any) -> Any:
-    return storable(value) if isinstance(value, str) else value
 
 
 def storable(text: str) -> str:

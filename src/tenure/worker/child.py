@@ -102,7 +102,8 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
             LOG_FIELDS.set(partial(dict, task.log_fields))
             doing = f"{task.module} cannot be imported"
             try:
-                found = _find(task)
+                module = importlib.import_module(task.module)
+                found = found_in(module, task.name, task.lease.type)
                 if isinstance(found, Handler) and not found.in_process:
                     doing = "app.lifespan failed"  # it is entered where the handler runs
                     lifespans.enter(found.lifespans)
@@ -227,10 +228,6 @@ def context_of(lease: Lease, fence: Fence, source: StepSource) -> JobContext:
         _source=source,
         _fence=fence,
     )
-
-
-def _find(task: ChildTask) -> Any:
-    return found_in(importlib.import_module(task.module), task.name, task.lease.type)
 
 
 class RunsCoroutines(Protocol):

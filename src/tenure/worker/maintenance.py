@@ -105,6 +105,8 @@ class MaintenanceThread(threading.Thread):
         self._may_end_leases = may_end_leases
         self._failures = failures
         self._keep = retention(keep or {})
+        self._undecided: set[str] = set()  # schedules that are for other processes
+        decide = partial(decide_due, app.core, self._undecided)
         forward = partial(app.core.forward_to_webhooks, without_errors=without_errors)
         self._found: Collection[Duty] = ()
         self._duties: Sequence[tuple[Duty | None, Callable[[], object]]] = (
@@ -112,7 +114,7 @@ class MaintenanceThread(threading.Thread):
             (Duty.STARTS, lambda: self._sweep(lambda: self._core.store.expire().result())),
             (Duty.WAITS, lambda: self._sweep(lambda: self._core.store.time_out().result())),
             (Duty.DEPENDENCIES, lambda: self._repeat(self._core.follow, FOLLOW_SHARE)),
-            (Duty.SCHEDULES, lambda: self._repeat(self._decide_due, SCHEDULES_SHARE)),
+            (Duty.SCHEDULES, lambda: self._repeat(decide, SCHEDULES_SHARE)),
             (Duty.WORKFLOWS, self._finish_workflows),
             (None, self._set_times_right),
             (None, self._delete_old_jobs),  # at times that are known here
@@ -125,7 +127,6 @@ class MaintenanceThread(threading.Thread):
         self._prune_at = self._times_at = 0.0  # by the monotonic clock
         self._zones_checked = False
         self._workflows_before = ""
-        self._undecided: set[str] = set()  # schedules that are for other processes
         self._stats_share = BUSY_SHARE
         self._ledger_end: object = None
 
@@ -183,9 +184,6 @@ class MaintenanceThread(threading.Thread):
                     self._failures.add(steps[0], error, None, final, wait)
             if len(ended) < FULL_SWEEP:
                 return
-
-    def _decide_due(self) -> bool:
-        return decide_due(self._core, self._undecided)
 
     def _finish_workflows(self) -> None:
         self._workflows_before = self._core.finish_workflows(self._workflows_before)

@@ -135,8 +135,9 @@ class SingleRunner:
     async def call_failures_async(self) -> None:
         """Do the same: coroutines on the running loop, plain functions on a thread."""
         if self._failures:
-            run = partial(_wait_on, asyncio.get_running_loop())
-            await asyncio.to_thread(self._failures.call, run)
+            loop = asyncio.get_running_loop()
+            run = partial(asyncio.run_coroutine_threadsafe, loop=loop)
+            await asyncio.to_thread(self._failures.call, lambda one: run(one).result())
 
     def _attempts(self, threads: type[Threads]) -> tuple[Attempts, LeaseBook, Wakeup]:
         wakeup, book = Wakeup(), LeaseBook(1, self._worker, self._source.database)
@@ -161,10 +162,6 @@ class _Loop:
 
     def close(self) -> None:
         _apart(self._runner.close)
-
-
-def _wait_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
 
 def _apart(act: Callable[[], T]) -> T:

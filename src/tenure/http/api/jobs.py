@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Annotated, cast
 from urllib.parse import urlencode
 from uuid import UUID
@@ -76,16 +77,8 @@ async def create_jobs(call: Call) -> Response:
     if not call.body:
         return answer([], 201)
     await call.app.core.defaults.look_up(new.type for new in call.body)
-    added = await answer_of(await call.compute(_add_batch, call))
-    return await call.compute(_added, call, added)
-
-
-def _add_batch(call: Call) -> Future[list[Enqueued]]:
-    return _add(call, call.body, batch=True)
-
-
-def _added(call: Call, added: Sequence[Enqueued]) -> Response:
-    return answer([call.shown(one.job) for one in added], 201)
+    added = await answer_of(await call.compute(partial(_add, batch=True), call, call.body))
+    return await call.compute(lambda: answer([call.shown(one.job) for one in added], 201))
 
 
 def _add(

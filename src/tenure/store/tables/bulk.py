@@ -182,7 +182,8 @@ def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) 
     changes: list[tuple[Job, transitions.Steps]] = []
     for job in jobs.values():
         try:
-            if fits(bulk.filter, job, now) and _had_settled(job, bulk):
+            late = job.finished_at is not None and job.finished_at > bulk.created_at
+            if fits(bulk.filter, job, now) and not late:  # if settled, it was so at the start
                 steps = follow(job, _event(bulk), now)
                 transitions.check_unique(job, keys, taken)
                 changes += [(job, steps)] if transitions.is_changed(job, steps[-1]) else []
@@ -202,11 +203,6 @@ def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) 
     ended = cursor is None
     advance(db, done, ended=ended)
     return ended
-
-
-def _had_settled(job: Job, bulk: Bulk) -> bool:
-    """Whether a job that is settled now was so when the action started."""
-    return job.finished_at is None or job.finished_at <= bulk.created_at
 
 
 def _event(bulk: Bulk) -> Event:

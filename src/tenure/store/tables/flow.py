@@ -190,7 +190,8 @@ def prune(
             (*words, d.to_bound(time)),
         )
         for (id,) in found or ():
-            gone = _prune_jobs(db, id, place, limit)
+            unneeded = _unneeded(db, f"workflow = {d.id_value}", [id], place, limit)
+            gone = _delete(db, unneeded)
             if gone.total() < limit:
                 empty = f"NOT EXISTS (SELECT 1 FROM {d.table('job')} WHERE workflow = {d.id_value})"
                 db.changed(f"DELETE FROM {table} WHERE id = {d.id_value} AND {empty}", (id, id))
@@ -204,13 +205,6 @@ def _time_of(words: str, before: Mapping[str, datetime]) -> datetime | None:
     if not statuses <= before.keys():
         return None
     return min(before[status] for status in statuses or before)
-
-
-def _prune_jobs(
-    db: Statements, workflow: str, place: Sequence[int], limit: int
-) -> Counter[tuple[str, str, str]]:
-    where = f"workflow = {db.dialect.id_value}"
-    return _delete(db, _unneeded(db, where, [workflow], place, limit))
 
 
 def prune_unchanged(
