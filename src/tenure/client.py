@@ -30,11 +30,7 @@ from tenure.jobs.signals import Signal, check_signal_name, signal_text
 from tenure.jobs.stats import Count
 from tenure.lifecycle import Job
 from tenure.wire import requests, responses
-from tenure.wire.transport import (
-    DEFAULT_TIMEOUT_SECONDS,
-    Transport,
-    blocking,
-)
+from tenure.wire.transport import DEFAULT_TIMEOUT_SECONDS, Transport, blocking
 from tenure.wire.worker_calls import WorkerCalls
 
 T = TypeVar("T")

@@ -20,15 +20,7 @@ from typing import (
 from tenure.app.waiting import Handle
 from tenure.errors import InvalidInput
 from tenure.jobs.context import JobContext
-from tenure.jobs.enqueue import (
-    Backoff,
-    Duration,
-    NewJobOf,
-    Options,
-    TypeOptions,
-    Wake,
-    defaults_of,
-)
+from tenure.jobs.enqueue import Backoff, Duration, NewJobOf, Options, TypeOptions, Wake, defaults_of
 from tenure.jobs.handlers import Errors, Handler, OnInterrupt, describe
 from tenure.jobs.names import check_open
 from tenure.jobs.partitions import By

@@ -11,13 +11,7 @@ from msgspec import UnsetType
 from tenure.app.core import Noun
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import whole
-from tenure.jobs.limits import (
-    KEEP,
-    Ordered,
-    PerPartition,
-    check_running,
-    check_weight,
-)
+from tenure.jobs.limits import KEEP, Ordered, PerPartition, check_running, check_weight
 from tenure.jobs.names import MAX_NAME_LENGTH, check_name, check_open, check_partition, check_reason
 from tenure.jobs.queue_rights import includes, require
 from tenure.jobs.stats import (

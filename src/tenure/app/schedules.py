@@ -18,14 +18,7 @@ from tenure.jobs.enqueue import NewJob, defaults_of, whole
 from tenure.jobs.fires import INSTANT, Defaults
 from tenure.jobs.ids import EPOCH
 from tenure.jobs.names import check_choice, check_name, check_reason
-from tenure.jobs.schedule_times import (
-    MAX_PREVIEWED,
-    Preview,
-    check_when,
-    preview,
-    times,
-    zone_of,
-)
+from tenure.jobs.schedule_times import MAX_PREVIEWED, Preview, check_when, preview, times, zone_of
 from tenure.jobs.schedules import (
     MAX_FIRES,
     Fire,

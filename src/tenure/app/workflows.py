@@ -15,13 +15,7 @@ from tenure.jobs import durations, ids
 from tenure.jobs.enqueue import Duration, whole
 from tenure.jobs.names import check_name
 from tenure.jobs.queries import MAX_LISTED, Bulk, Filter
-from tenure.jobs.workflows import (
-    GraphPage,
-    RelativePage,
-    Workflow,
-    WorkflowPage,
-    WorkflowStatus,
-)
+from tenure.jobs.workflows import GraphPage, RelativePage, Workflow, WorkflowPage, WorkflowStatus
 from tenure.store.tables import flow, workflows
 
 if TYPE_CHECKING:

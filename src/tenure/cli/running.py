@@ -132,11 +132,7 @@ def serve(**flags: Any) -> None:
 )
 @work_options
 def worker(
-    server: str | None,
-    prune: bool,
-    health: tuple[str, int] | None,
-    reload: bool,
-    **flags: Any,
+    server: str | None, prune: bool, health: tuple[str, int] | None, reload: bool, **flags: Any
 ) -> None:
     """Run jobs until SIGTERM or Ctrl-C.
 

@@ -70,7 +70,7 @@ class Tenure(tenure.Tenure):
         if self.flask is None:
             raise InvalidInput(
                 "this process has made no Flask application: run `flask tenure worker`, or let "
-                "the module with the handlers call init_app",
+                "the module with the handlers call init_app"
             )
         return self.flask.app_context()
 

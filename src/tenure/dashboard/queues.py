@@ -69,10 +69,7 @@ def workers(request: PageRequest) -> Response:
     for job in request.app.find(status=Status.PROCESSING, limit=MAX_RUNNING):
         running[job.worker or ""].append(job)
     return request.page(
-        "workers.html",
-        workers=request.cache.workers(),
-        running=running,
-        is_live=is_live,
+        "workers.html", workers=request.cache.workers(), running=running, is_live=is_live
     )
 
 

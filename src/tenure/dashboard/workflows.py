@@ -40,12 +40,7 @@ def show(request: PageRequest) -> Response:
     jobs = workflow.jobs or {}
     settled = sum(jobs.get(status, 0) for status in SETTLED)
     return request.page(
-        "workflow.html",
-        workflow=workflow,
-        jobs=jobs,
-        picture=picture,
-        types=types,
-        settled=settled,
+        "workflow.html", workflow=workflow, jobs=jobs, picture=picture, types=types, settled=settled
     )
 
 

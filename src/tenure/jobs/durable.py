@@ -111,12 +111,7 @@ class DurableContext:
         return value
 
     async def step_within_async(
-        self,
-        name: str,
-        function: Callable[..., Awaitable[R]],
-        /,
-        *args: Any,
-        connection: Any,
+        self, name: str, function: Callable[..., Awaitable[R]], /, *args: Any, connection: Any
     ) -> R:
         """Await a function like `step_within`, with your own asynchronous `connection`."""
         book = self._steps()

@@ -70,11 +70,7 @@ def bound(handler: Handler, context: JobContext) -> Callable[..., Any]:
 
 
 def _call_within(
-    around: Sequence[Around],
-    context: JobContext,
-    function: Callable[..., Any],
-    /,
-    **arguments: Any,
+    around: Sequence[Around], context: JobContext, function: Callable[..., Any], /, **arguments: Any
 ) -> Any:
     with ExitStack() as stack:
         for make in around:
@@ -83,11 +79,7 @@ def _call_within(
 
 
 async def _await_within(
-    around: Sequence[Around],
-    context: JobContext,
-    function: Callable[..., Any],
-    /,
-    **arguments: Any,
+    around: Sequence[Around], context: JobContext, function: Callable[..., Any], /, **arguments: Any
 ) -> Any:
     async with AsyncExitStack() as stack:
         for make in around:

@@ -62,10 +62,7 @@ class RateLimited(Snooze):
     code = "rate_limited"
 
     def __init__(
-        self,
-        delay: float | timedelta | str,
-        pause: Pause | None = "partition",
-        message: str = "",
+        self, delay: float | timedelta | str, pause: Pause | None = "partition", message: str = ""
     ) -> None:
         if pause not in (None, *get_args(Pause)):
             raise InvalidInput("give 'partition', 'queue' or None", path="$.pause")

@@ -89,8 +89,7 @@ def _checked(rule: Unique) -> dict[str, Any]:
         names = by if isinstance(by, list | tuple) else [None]
         if len(names) > MAX_VALUES or not all(map(_is_path, names)):
             raise InvalidInput(
-                f"name at most {MAX_VALUES} values of the payload, or a text",
-                path=f"{at}.by",
+                f"name at most {MAX_VALUES} values of the payload, or a text", path=f"{at}.by"
             )
         by = tuple(sorted(set(names)))
     for name, values in (("until", Until), ("on_conflict", OnConflict)):

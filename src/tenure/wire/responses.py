@@ -189,9 +189,7 @@ class LeaseBody(Answered, frozen=True, omit_defaults=True):
 def lease_body(lease: Lease) -> LeaseBody:
     """Show a lease to the worker that holds it."""
     return LeaseBody.of(
-        lease,
-        payload=embedded(lease.payload),
-        lease_id=join_lease(lease.id, lease.lease_id),
+        lease, payload=embedded(lease.payload), lease_id=join_lease(lease.id, lease.lease_id)
     )
 
 

@@ -274,11 +274,7 @@ class Lifespans:
 
 
 def _call(
-    handler: Any,
-    task: ChildTask,
-    fence: LeaseFence,
-    runner: asyncio.Runner,
-    source: StepSource,
+    handler: Any, task: ChildTask, fence: LeaseFence, runner: asyncio.Runner, source: StepSource
 ) -> Ending:
     try:
         if not isinstance(handler, Handler):

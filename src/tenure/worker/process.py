@@ -51,11 +51,7 @@ SWITCH_SECONDS = 0.0001
 from the database ten times per exchange: at Python's default of 5 ms they would mostly wait."""
 
 
-def worker_of(
-    app: Tenure,
-    settings: Settings,
-    source: WorkSource | None = None,
-) -> Worker:
+def worker_of(app: Tenure, settings: Settings, source: WorkSource | None = None) -> Worker:
     """Return a worker for the handlers of `app` as the settings say.
 
     `source` is where its jobs come from, by default the database of `app`.

@@ -27,13 +27,7 @@ from starlette.types import Scope as AsgiScope
 
 from tenure import failpoints
 from tenure.app.app import Tenure, limited_to
-from tenure.errors import (
-    Forbidden,
-    InvalidInput,
-    SchemaMismatch,
-    StoreUnavailable,
-    TenureError,
-)
+from tenure.errors import Forbidden, InvalidInput, SchemaMismatch, StoreUnavailable, TenureError
 from tenure.http.api.bodies import JSON, BodyReader, convert
 from tenure.http.guard import as_problem, path_in
 from tenure.http.waiting import WorkNotifier

@@ -98,12 +98,7 @@ def _hand_over(call: Call, new_jobs: Sequence[NewJob], *, batch: bool) -> Future
     # Or the holder of one token could guess what is redacted in the jobs of another.
     own_keys = bool(call.redaction)
     return adding.add(
-        call.app.core,
-        new_jobs,
-        batch=batch,
-        own_keys=own_keys,
-        traceparent=parent,
-        looked_up=True,
+        call.app.core, new_jobs, batch=batch, own_keys=own_keys, traceparent=parent, looked_up=True
     )
 
 

@@ -119,8 +119,7 @@ _ONE_TIME = {
     }
 }
 RULES: Mapping[str, Any] = dict.fromkeys(
-    ("EnqueueRequest", "AgainRequest", "AmendRequest", "FollowUpRequest", "WorkflowJob"),
-    _ONE_TIME,
+    ("EnqueueRequest", "AgainRequest", "AmendRequest", "FollowUpRequest", "WorkflowJob"), _ONE_TIME
 )
 """Rules between several fields of a type."""
 

@@ -21,14 +21,7 @@ from tenure.store.borrowed.drivers import Ask, Steps
 from tenure.store.borrowed.json_jobs import SQLITE_JOB, document, job_in, millis, time_in, written
 from tenure.store.borrowed.links import Looked
 from tenure.store.enqueue import answer_known, answers_of
-from tenure.store.rows import (
-    CHANGED,
-    CHANGED_BY,
-    TIMED,
-    UNIQUE,
-    added_job,
-    changed_values,
-)
+from tenure.store.rows import CHANGED, CHANGED_BY, TIMED, UNIQUE, added_job, changed_values
 from tenure.store.sqlite.connection import kept
 from tenure.store.sqlite.statements import INSERTED
 from tenure.store.sqlite.writer import due

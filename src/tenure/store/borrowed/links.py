@@ -80,11 +80,7 @@ FROM tenure_queue WHERE max_pending IS NOT NULL AND name IN (SELECT value FROM j
 """,
 }
 
-ENTERED = (
-    *INSERTED,
-    *UNIQUE,
-    *("status", "need", "spare", "needs", "workflow", "followed"),
-)
+ENTERED = (*INSERTED, *UNIQUE, *("status", "need", "spare", "needs", "workflow", "followed"))
 TIED = ("parent", "child", "meets", "name")
 FOLLOWED = {
     "postgres": """

@@ -51,11 +51,7 @@ class Mover:
     """Moves the jobs of a source to a target, or continues to."""
 
     def __init__(
-        self,
-        source: Source,
-        target: Target,
-        progress: Progress = no_progress,
-        note: Note = no_note,
+        self, source: Source, target: Target, progress: Progress = no_progress, note: Note = no_note
     ) -> None:
         """`note` is called with a sentence about each thing that is done."""
         self._source = source

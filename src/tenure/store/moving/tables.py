@@ -41,10 +41,7 @@ ALONE = (
 """The others."""
 COPIED = (JOB, *OF_JOBS, *ALONE)
 
-FIXED: Mapping[tuple[str, str], str] = {
-    ("transition", "xid"): "'0'",
-    ("webhook", "position"): "''",
-}
+FIXED: Mapping[tuple[str, str], str] = {("transition", "xid"): "'0'", ("webhook", "position"): "''"}
 """Columns that `places` sets, and what they are until then, as SQL."""
 OWN = ("move", "move_change", "move_copy")
 """Tables that exist only during `tenure move`: two on the source, the last on the target."""
