@@ -227,7 +227,6 @@ def _signals(request: PageRequest, job: Job) -> list[tuple[Signal, str]]:
 
 
 def signal(request: PageRequest) -> Response:
-    """Send a signal to a job."""
     job_id, typed = request.app.get(request.path("id")).id, request.field("payload")
     where = request.address(f"/ui/jobs/{job_id}")
     says = parse(typed.encode(), limit=MAX_SIGNAL_BYTES) if typed else None

@@ -32,7 +32,6 @@ SAMPLES: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
 
 
 def show(request: PageRequest) -> Response:
-    """Show the overview."""
     cache, now = request.cache, request.now
     counts, workers = cache.counts(), cache.workers()
     queues, number = cache.queues()

@@ -34,7 +34,6 @@ def listed(request: PageRequest) -> Response:
 
 
 def show(request: PageRequest) -> Response:
-    """Show a workflow and its graph."""
     id = request.path("id")
     workflow, picture, types = request.cache.once(f"workflow {id}", partial(_read, request.app, id))
     jobs = workflow.jobs or {}

@@ -83,7 +83,6 @@ class TokenCache:
         return OWNER if digest in self._given else self._stored.get(digest)
 
     def _of_session(self, session: bytes | None) -> bytes | None:
-        """Return the digest of the token of a session."""
         token = None if session is None else self._sessions.get(digest_of(session))
         return None if session is None or token is None else hidden(token, session)
 

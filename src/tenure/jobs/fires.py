@@ -80,7 +80,6 @@ def decide_fires(
 def _made_up(
     schedule: Schedule, now: datetime, late: datetime, due: list[datetime]
 ) -> list[datetime]:
-    """The late ticks that are made up for."""
     when, cursor, window = schedule.when, schedule.cursor_at, schedule.catch_up_window
     if schedule.missed == "skip" or len(due) == MAX_FIRES or (schedule.missed == "one" and due):
         return []

@@ -43,7 +43,6 @@ def _checked(pattern: str, path: str) -> str:
 
 
 def includes(patterns: Patterns | None, queue: str) -> bool:
-    """Whether a queue is one of these."""
     return patterns is None or any(
         queue.startswith(each[:-1]) if each.endswith(ANY_REST) else queue == each
         for each in patterns
@@ -51,7 +50,6 @@ def includes(patterns: Patterns | None, queue: str) -> bool:
 
 
 def covers(patterns: Patterns | None, others: Patterns | None) -> bool:
-    """Whether every queue of `others` is one of these."""
     if patterns is None or others is None:
         return patterns is None
     return all(includes(patterns, each) for each in others)  # no name contains a *

@@ -53,7 +53,6 @@ class Redaction:
         return tuple(sorted(self._keys))
 
     def also(self, keys: Iterable[str]) -> Redaction:
-        """Return a redaction with more keys."""
         return Redaction((*self._keys, *keys))
 
     def job(self, job: Job) -> Job:

@@ -98,7 +98,6 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def rules_of(rules: Rules) -> Rules:
-    """Return the rules of a schedule alone."""
     return Rules(**{name: getattr(rules, name) for name in Rules.__struct_fields__})
 
 

@@ -42,7 +42,6 @@ class Stack(Struct, frozen=True):
 
     @property
     def jobs(self) -> int:
-        """How many jobs it has."""
         return sum(self.statuses.values())
 
 

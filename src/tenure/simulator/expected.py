@@ -257,7 +257,6 @@ class ExpectedStore:
     # --- operators
 
     def apply(self, job_id: str, event: Cancelled | Retried) -> str | TenureError:
-        """Cancel or retry a job; return its id."""
         job = self.jobs.get(job_id)
         if job is None:
             return JobNotFound(job_id)

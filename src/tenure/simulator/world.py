@@ -104,7 +104,6 @@ class World:
     # --- time
 
     def later(self, seconds: float, act: Callable[[], None]) -> None:
-        """Call `act` in `seconds`."""
         self._number += 1
         heapq.heappush(self._events, (self.now + seconds, self._number, act))
 

@@ -100,11 +100,9 @@ class Dialect(Struct, frozen=True, kw_only=True):
         return f"({' OR '.join(either)})", values
 
     def time(self, column: str) -> str:
-        """Return a column of times as `to_time` reads it."""
         return self.time_column.format(column=column)
 
     def as_id(self, text: str) -> str:
-        """Return SQL for a text as an id."""
         return self.id_value.replace(self.value, text)
 
     def id(self, column: str) -> str:

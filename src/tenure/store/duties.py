@@ -50,6 +50,5 @@ def statement(d: Dialect) -> str:
 
 
 def look(db: Reads) -> frozenset[Duty]:
-    """Return the duties that there is work for."""
     (row,) = db.rows(statement(db.dialect))
     return frozenset(duty for duty, there in zip(searches(db.dialect), row, strict=True) if there)

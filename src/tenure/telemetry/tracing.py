@@ -93,7 +93,6 @@ class Tracing:
         span.end()
 
     def carried(self, context: Context) -> str | None:
-        """Return the `traceparent` of the span of `context`, or None."""
         carrier: dict[str, str] = {}
         self._propagator.inject(carrier, context)
         return carrier.get("traceparent")

@@ -29,7 +29,6 @@ ATTEMPT_SECONDS = 30.0
 
 
 def queue_of(name: str) -> str:
-    """Return the queue of the deliveries to a webhook."""
     return QUEUES + name
 
 

@@ -112,7 +112,6 @@ class ParentsBody(Answered, frozen=True):
 
 
 def parents_asked(query: ParentsQuery) -> ReadParents:
-    """Return what a worker asks for."""
     return ReadParents(query.after or "", query.name or None)
 
 
@@ -142,7 +141,6 @@ def state_of(request: StateRequest) -> KeepState:
 
 
 def step_body(step: Step) -> StepBody:
-    """Return the answer for a step."""
     return StepBody(step.name, step.number, step.token, step.at, embedded(step.result_json))
 
 

@@ -94,7 +94,6 @@ class Attempt:
 
 
 def reports_of(attempts: Iterable[Attempt]) -> list[Report]:
-    """Return the reports of attempts that have ended."""
     return [attempt.report for attempt in attempts if attempt.report is not None]
 
 
@@ -264,7 +263,6 @@ class LeaseBook:
                 self._running.discard(attempt)
 
     def free(self, attempt: Attempt) -> None:
-        """Free the slot of an attempt."""
         with self._lock:
             self._running.discard(attempt)
 
@@ -349,6 +347,5 @@ class LeaseBook:
             return lost
 
     def in_slots(self) -> list[Attempt]:
-        """Return the attempts that occupy a slot."""
         with self._lock:
             return list(self._running)

@@ -58,7 +58,6 @@ class NoteWriter:
         return None if found == NOTHING else storable(found)
 
     def stop(self) -> None:
-        """Write nothing any more."""
         self._end.set()
         self._asked.set()
 

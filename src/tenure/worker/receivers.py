@@ -60,7 +60,6 @@ class Receivers:
         self._silent.pop(queue, None)
 
     def timed_out(self, queue: str, now: float) -> None:
-        """Note that a receiver did not answer in time."""
         silence = self._silent.setdefault(queue, Silence())
         silence.timeouts += 1
         more = silence.timeouts - MAX_TIMEOUTS

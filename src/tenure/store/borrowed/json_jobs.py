@@ -27,7 +27,6 @@ def job_in(engine: str, values: dict[str, Any]) -> Job:
 
 
 def time_in(engine: str, value: Any) -> datetime:
-    """Return a time of an answer."""
     return of_millis(value) if engine == "sqlite" else of_iso(value)
 
 

@@ -233,11 +233,9 @@ class Source(Side):
         return self.rows(f"SELECT n, name, key FROM {of}", (limit,))
 
     def changed(self) -> int:
-        """Return how many changes there are."""
         return int(self.one(f"SELECT count(*) FROM {self.d.table('move_change')}"))
 
     def forget(self, changes: Sequence[Change]) -> None:
-        """Forget changes that are copied."""
         listed = f"SELECT CAST(CAST(value AS text) AS bigint) FROM {self.d.json_rows}"
         delete = f"DELETE FROM {self.d.table('move_change')} WHERE n IN ({listed})"
         for at in range(0, len(changes), FORGOTTEN_AT_ONCE):

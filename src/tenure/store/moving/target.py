@@ -120,7 +120,6 @@ class Target(PostgresSide):
         return Mark(*self.rows("SELECT id, copied_to, compared FROM {s}.move_copy")[0])
 
     def set_mark(self, mark: Mark) -> None:
-        """Note what is copied."""
         self.rows("UPDATE {s}.move_copy SET id = %s, copied_to = %s, compared = %s", mark)
 
     def create(self, mark: Mark, message: str) -> None:

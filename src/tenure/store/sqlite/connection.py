@@ -228,12 +228,10 @@ def resets_wal_unsafely(version: tuple[int, int, int]) -> bool:
 
 
 def to_time(millis: int) -> datetime:
-    """A stored time."""
     return datetime.fromtimestamp(millis / 1000, UTC)
 
 
 def to_millis(time: datetime) -> int:
-    """A time as stored."""
     return round(time.timestamp() * 1000)
 
 

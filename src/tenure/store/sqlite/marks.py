@@ -33,5 +33,4 @@ class Marks:
         return self._marks.get((cutoffs.status, cutoffs.wait), FRONT)
 
     def end(self, cutoffs: Cutoffs, mark: Mark) -> None:
-        """Note where a batch has ended."""
         self._marks[cutoffs.status, cutoffs.wait] = mark

@@ -212,7 +212,6 @@ def trim(db: Statements, name: str) -> None:
 
 
 def delete(db: Statements, name: str) -> None:
-    """Delete a schedule and its fires."""
     d = db.dialect
     db.changed(f"DELETE FROM {d.table('schedule')} WHERE name = {d.value}", (name,))
     db.changed(f"DELETE FROM {d.table('fire')} WHERE schedule = {d.value}", (name,))

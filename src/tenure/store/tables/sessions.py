@@ -18,7 +18,6 @@ def every(db: Reads) -> dict[bytes, bytes]:
 
 
 def add(db: Statements, digest: bytes, token: bytes, expires_at: datetime) -> None:
-    """Add a session, and delete expired ones."""
     d = db.dialect
     table = d.table("session")
     db.changed(
@@ -32,6 +31,5 @@ def add(db: Statements, digest: bytes, token: bytes, expires_at: datetime) -> No
 
 
 def remove(db: Statements, digest: bytes) -> None:
-    """End a session."""
     d = db.dialect
     db.changed(f"DELETE FROM {d.table('session')} WHERE digest = {d.value}", (digest.hex(),))

@@ -46,7 +46,6 @@ def of_job(db: Reads, job_id: str) -> list[Signal]:
 
 
 def wait_of(db: Reads, job_id: str) -> Wait | None:
-    """Return what a suspended job waits for."""
     d = db.dialect
     columns, of = ("name", "number", "expires_at"), f"{d.table('wait')} WHERE job_id = {d.id_value}"
     return next((Wait(**fields) for fields in read_rows(db, columns, of, (job_id,))), None)
