@@ -46,21 +46,7 @@ from tenure.store import enqueue, transitions
 from tenure.store.dialect import Reads
 from tenure.store.duties import AHEAD
 from tenure.store.protocol import Database
-from tenure.store.tables.schedules import (
-    COLUMNS,
-    PAUSE,
-    add,
-    count_last,
-    fires,
-    get,
-    hold,
-    is_readable,
-    read,
-    record,
-    save,
-    save_states,
-    trim,
-)
+from tenure.store.tables import schedules
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +70,7 @@ def evaluate(
     d = db.dialect
     here = f" OR name IN ({d.values(len(declared))})" if declared else ""
     others = f" AND name NOT IN ({d.values(len(left))})" if left else ""
-    due = read(
+    due = schedules.read(
         db,
         f"WHERE next_at <= {d.later(AHEAD)} AND (NOT declared{here}){others}"
         f" AND (overlap = 'allow_all' OR next_at <= {d.now})"
@@ -130,11 +116,11 @@ def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
         enqueue.add_linked(db, waiting, limited=False)
     failpoints.hit("schedule.between_jobs_and_cursor")
     made = [fire for one in done for fire in one.fires]
-    record(db, made)
-    save_states(db, [one.schedule for one in done])
+    schedules.record(db, made)
+    schedules.save_states(db, [one.schedule for one in done])
     for one in done:
         if one.schedule.decided % TRIM_EVERY < len(one.fires):
-            trim(db, one.schedule.name)
+            schedules.trim(db, one.schedule.name)
     return made
 
 
@@ -145,7 +131,7 @@ def _fired_ahead(db: Database, due: Sequence[Schedule]) -> Mapping[str, set[date
         f"JOIN {d.table('schedule')} AS one ON one.name = schedule AND at > cursor_at"
         f" WHERE one.name IN ({d.values(len(due))}) AND outcome = 'fired'"
     )
-    for fire in fires(db, rest, [schedule.name for schedule in due]):
+    for fire in schedules.fires(db, rest, [schedule.name for schedule in due]):
         found.setdefault(fire.schedule, set()).add(fire.at)
     return found
 
@@ -163,7 +149,7 @@ def _open_jobs(db: Database, schedule: Schedule, last: Mapping[str, Job]) -> tup
         return False, 0
     if schedule.overlap != "buffer_all":
         return True, int(job.status is Status.WAITING)
-    return True, count_last(db, schedule, MAX_BUFFERED + 1, "job.status = 'waiting'")
+    return True, schedules.count_last(db, schedule, MAX_BUFFERED + 1, "job.status = 'waiting'")
 
 
 def _cancel(db: Database, one: Advance) -> None:
@@ -179,7 +165,7 @@ def trigger(db: Database, schedule: Schedule, actor: str, defaults: Defaults) ->
     d, v, now = db.dialect, db.dialect.value, db.now()
     at = now.replace(microsecond=now.microsecond // 1000 * 1000)
     last = f"WHERE schedule = {v} AND at >= {v} AND outcome = 'fired' ORDER BY at DESC LIMIT 1"
-    for fire in fires(db, last, (schedule.name, d.to_bound(at))):
+    for fire in schedules.fires(db, last, (schedule.name, d.to_bound(at))):
         at = fire.at + timedelta(milliseconds=1)
     return by_hand(db, schedule, [Tick(at=at, how=How.TRIGGER)], actor, defaults)[0]
 
@@ -219,7 +205,7 @@ def without_job(db: Reads, name: str, ticks: Sequence[datetime]) -> list[datetim
     d, v = db.dialect, db.dialect.value
     where = f"WHERE schedule = {v} AND at BETWEEN {v} AND {v} AND outcome = 'fired'"
     values = (name, d.to_bound(ticks[0]), d.to_bound(ticks[-1]))
-    known = {fire.at for fire in fires(db, where, values)}
+    known = {fire.at for fire in schedules.fires(db, where, values)}
     return [at for at in ticks if at not in known]
 
 
@@ -230,7 +216,7 @@ def change(
     catch_up_to_now(db, old, defaults)
     now = db.now()
     new = replace(
-        get(db, old.name),
+        schedules.get(db, old.name),
         **{name: getattr(rules, name) for name in Rules.__struct_fields__},
         edition=old.edition + 1,
         cursor_at=now,
@@ -239,7 +225,7 @@ def change(
         changed_by=actor,
         **more,
     )
-    save(db, new, COLUMNS)
+    schedules.save(db, new, schedules.COLUMNS)
     return new
 
 
@@ -258,7 +244,7 @@ def set_paused(
         return schedule
     if not catch_up:
         catch_up_to_now(db, schedule, defaults)
-    before = get(db, schedule.name)
+    before = schedules.get(db, schedule.name)
     after = replace(
         before,
         paused_at=db.now() if paused else None,
@@ -266,8 +252,8 @@ def set_paused(
         pause_reason=reason,
         next_at=None if paused else next_after(before.when, before.cursor_at),
     )
-    save(db, after, (*PAUSE, "next_at"))
-    return get(db, schedule.name)
+    schedules.save(db, after, (*schedules.PAUSE, "next_at"))
+    return schedules.get(db, schedule.name)
 
 
 def catch_up_to_now(db: Database, schedule: Schedule, defaults: Defaults) -> None:
@@ -289,15 +275,15 @@ def declare(db: Database, declared: Mapping[str, Rules], actor: str, defaults: D
     """Write the schedules of a program, by name, that are not there or differ."""
     d, now = db.dialect, db.now()
     where = f"WHERE name IN ({d.values(len(declared))}) ORDER BY name{d.hold}"
-    known = {schedule.name: schedule for schedule in read(db, where, tuple(declared))}
+    known = {schedule.name: schedule for schedule in schedules.read(db, where, tuple(declared))}
     for name, rules in sorted(declared.items()):
         old = known.get(name)
         if old is None:
-            add(db, new_schedule(name, rules, actor, now, declared=True))
+            schedules.add(db, new_schedule(name, rules, actor, now, declared=True))
         elif not old.declared or rules_of(old) != rules:
             change(db, old, rules, actor, defaults, declared=True, declared_seen_at=now)
         else:
-            save(db, replace(old, declared_seen_at=now), ("declared_seen_at",))
+            schedules.save(db, replace(old, declared_seen_at=now), ("declared_seen_at",))
 
 
 def set_right(db: Database, after: str) -> str | None:
@@ -307,23 +293,23 @@ def set_right(db: Database, after: str) -> str | None:
     names, None if there was none.
     """
     d, now = db.dialect, db.now()
-    found = read(
+    found = schedules.read(
         db,
         f"WHERE paused_at IS NULL AND cursor_at > {d.later(MIN_STEP_SECONDS)}"
         f" AND name > {d.value} ORDER BY name LIMIT {BATCH} {d.skip_locked}",
         (after,),
     )
-    for schedule in filter(is_readable, found):
+    for schedule in filter(schedules.is_readable, found):
         log.warning("the clock was put back: schedule %s continues from now", schedule.name)
         next_at, edition = next_after(schedule.when, now), schedule.edition + 1
         right = replace(schedule, cursor_at=now, next_at=next_at, edition=edition)
-        save(db, right, ("cursor_at", "next_at", "edition"))
+        schedules.save(db, right, ("cursor_at", "next_at", "edition"))
     return found[-1].name if found else None
 
 
 def recompute(db: Database, name: str) -> None:
     """Compute the next tick of a schedule again, by the time zones that this process knows."""
-    schedule = hold(db, name)
+    schedule = schedules.hold(db, name)
     if schedule.paused_at is None:
         next_at = next_after(schedule.when, schedule.cursor_at)
-        save(db, replace(schedule, next_at=next_at), ("next_at",))
+        schedules.save(db, replace(schedule, next_at=next_at), ("next_at",))

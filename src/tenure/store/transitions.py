@@ -12,23 +12,8 @@ from typing import TypeAlias
 
 from msgspec.structs import replace
 
-from tenure import failpoints
+from tenure import events, failpoints
 from tenure.errors import IllegalTransition, JobNotFound, LeaseLost
-from tenure.events import (
-    SWEEP,
-    Completed,
-    Event,
-    Expired,
-    Failed,
-    GaveUp,
-    Interrupted,
-    LeaseExpired,
-    Released,
-    Retried,
-    Snoozed,
-    Suspended,
-    Unblocked,
-)
 from tenure.jobs.parking import Wait
 from tenure.jobs.work import (
     ALREADY_RECORDED,
@@ -115,7 +100,7 @@ def _settle_others(
             steps = follow(job, _event(report), now)
             if report.wait is not None and steps[-1].status is Status.WAITING:
                 if job.id in there:
-                    steps += (decide(steps[-1], Unblocked(actor=there[job.id]), now),)
+                    steps += (decide(steps[-1], events.Unblocked(actor=there[job.id]), now),)
                 else:
                     waiting.append((job.id, report.wait))
         except (LeaseLost, IllegalTransition):
@@ -174,29 +159,31 @@ def _outcome(event: str) -> str:
     return Outcome.FAILED if event == FINAL_FAILURE else event
 
 
-def _event(report: Report) -> Event:
+def _event(report: Report) -> events.Event:
     match report.outcome:
         case Outcome.COMPLETED:
-            return Completed(lease_id=report.lease_id, result=report.result, actor=report.actor)
+            return events.Completed(
+                lease_id=report.lease_id, result=report.result, actor=report.actor
+            )
         case Outcome.FAILED:
             error = report.error or "(no message)"
             if not report.retryable:
-                return GaveUp(lease_id=report.lease_id, error=error, actor=report.actor)
-            return Failed(
+                return events.GaveUp(lease_id=report.lease_id, error=error, actor=report.actor)
+            return events.Failed(
                 lease_id=report.lease_id, error=error, actor=report.actor, delay=report.delay
             )
         case Outcome.SNOOZED:
             delay = report.delay or 0.0
-            return Snoozed(lease_id=report.lease_id, delay=delay, actor=report.actor)
+            return events.Snoozed(lease_id=report.lease_id, delay=delay, actor=report.actor)
         case Outcome.SUSPENDED:
-            return Suspended(lease_id=report.lease_id, need=1, actor=report.actor)
+            return events.Suspended(lease_id=report.lease_id, need=1, actor=report.actor)
         case Outcome.INTERRUPTED:
-            return Interrupted(lease_id=report.lease_id, actor=report.actor)
+            return events.Interrupted(lease_id=report.lease_id, actor=report.actor)
         case Outcome.RELEASED:
-            return Released(lease_id=report.lease_id, actor=report.actor)
+            return events.Released(lease_id=report.lease_id, actor=report.actor)
 
 
-def apply(db: Database, job_id: str, event: Event) -> Job:
+def apply(db: Database, job_id: str, event: events.Event) -> Job:
     """Apply an operator's or the application's event to one job; return the job afterwards.
 
     An amendment that changes nothing is not recorded.
@@ -209,7 +196,7 @@ def apply(db: Database, job_id: str, event: Event) -> Job:
     steps = follow(job, event, db.now())
     if not is_changed(job, steps[-1]):
         return job
-    if isinstance(event, Retried):
+    if isinstance(event, events.Retried):
         check_unique(job, unique_keys.keys_of(db, [job_id]), set())
     save(db, [(job, steps)])
     signals.end_waits(db, [job])
@@ -225,7 +212,7 @@ def check_unique(job: Job, keys: Mapping[str, tuple[str, str | None]], taken: se
     if holder is not None or key in taken:
         reason = f"job {holder or 'before it'} holds its unique key"
         legal = legal_events(job.status, job.event)
-        raise IllegalTransition(job.id, job.status, Retried.name, legal, reason)
+        raise IllegalTransition(job.id, job.status, events.Retried.name, legal, reason)
     if key:
         taken.add(key)
 
@@ -237,20 +224,20 @@ def is_changed(before: Job, after: Job) -> bool:
 
 def sweep(db: Database, limit: int) -> list[Steps]:
     """End up to `limit` leases that have run out; return the steps of each job."""
-    return _sweep(db, db.lock_expired(limit), LeaseExpired())
+    return _sweep(db, db.lock_expired(limit), events.LeaseExpired())
 
 
 def expire(db: Database, limit: int) -> list[Steps]:
     """Cancel up to `limit` jobs that had to start before now; return the steps of each."""
-    return _sweep(db, db.lock_late(limit), Expired())
+    return _sweep(db, db.lock_late(limit), events.Expired())
 
 
 def time_out(db: Database, limit: int) -> list[Steps]:
     """Let up to `limit` jobs run whose wait for a signal has expired; return the steps of each."""
-    return _sweep(db, signals.lock_expired(db, limit), Unblocked(actor=SWEEP))
+    return _sweep(db, signals.lock_expired(db, limit), events.Unblocked(actor=events.SWEEP))
 
 
-def _sweep(db: Database, jobs: Sequence[Job], event: Event) -> list[Steps]:
+def _sweep(db: Database, jobs: Sequence[Job], event: events.Event) -> list[Steps]:
     failpoints.hit("sweep.between_read_and_write")
     now = db.now()
     changes: list[tuple[Job, Steps]] = []

@@ -17,27 +17,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from tenure.errors import (
-    BulkNotFound,
-    DuplicateJob,
-    Forbidden,
-    IllegalEdition,
-    IllegalTransition,
-    InvalidInput,
-    JobNotFound,
-    KeyConflict,
-    LeaseLost,
-    PayloadTooLarge,
-    QueueFull,
-    ScheduleNotFound,
-    SchemaMismatch,
-    SignalTokenNotFound,
-    StoreMoved,
-    StoreUnavailable,
-    TenureError,
-    Unauthorized,
-    WorkflowNotFound,
-)
+from tenure import errors
 
 MEDIA_TYPE = "application/problem+json"
 URN = "urn:tenure:problem:"
@@ -50,7 +30,7 @@ RETRY_LATER = {"Retry-After": "1"}
 class Kind:
     """How one class of error is written. `members`: name -> attribute and constructor argument."""
 
-    error: type[TenureError]
+    error: type[errors.TenureError]
     status: int
     title: str
     members: Mapping[str, str] = field(default_factory=dict)
@@ -59,23 +39,23 @@ class Kind:
 
 INPUT = {"detail": "message", "path": "path"}
 KINDS: tuple[Kind, ...] = (
-    Kind(PayloadTooLarge, 413, "Payload too large", INPUT),
-    Kind(InvalidInput, 400, "Invalid input", INPUT),
-    Kind(Unauthorized, 401, "Authentication required"),
-    Kind(Forbidden, 403, "Not permitted"),
-    Kind(JobNotFound, 404, "No such job", {"job_id": "job_id"}),
-    Kind(BulkNotFound, 404, "No such bulk action", {"bulk_id": "bulk_id"}),
-    Kind(ScheduleNotFound, 404, "No such schedule", {"schedule": "name"}),
-    Kind(SignalTokenNotFound, 404, "No such token"),
-    Kind(WorkflowNotFound, 404, "No such workflow", {"workflow_id": "workflow_id"}),
+    Kind(errors.PayloadTooLarge, 413, "Payload too large", INPUT),
+    Kind(errors.InvalidInput, 400, "Invalid input", INPUT),
+    Kind(errors.Unauthorized, 401, "Authentication required"),
+    Kind(errors.Forbidden, 403, "Not permitted"),
+    Kind(errors.JobNotFound, 404, "No such job", {"job_id": "job_id"}),
+    Kind(errors.BulkNotFound, 404, "No such bulk action", {"bulk_id": "bulk_id"}),
+    Kind(errors.ScheduleNotFound, 404, "No such schedule", {"schedule": "name"}),
+    Kind(errors.SignalTokenNotFound, 404, "No such token"),
+    Kind(errors.WorkflowNotFound, 404, "No such workflow", {"workflow_id": "workflow_id"}),
     Kind(
-        IllegalEdition,
+        errors.IllegalEdition,
         409,
         "The schedule cannot be changed so",
         {"schedule": "name", "edition": "edition", "reason": "reason"},
     ),
     Kind(
-        IllegalTransition,
+        errors.IllegalTransition,
         409,
         "The job's status does not allow this",
         {
@@ -86,31 +66,33 @@ KINDS: tuple[Kind, ...] = (
             "reason": "reason",
         },
     ),
-    Kind(LeaseLost, 409, "Lease lost", {"job_id": "job_id", "ended_by": "ended_by"}),
+    Kind(errors.LeaseLost, 409, "Lease lost", {"job_id": "job_id", "ended_by": "ended_by"}),
     Kind(
-        KeyConflict,
+        errors.KeyConflict,
         422,
         "The idempotency key was used for another request",
         {"idempotency_key": "key", "job_id": "job_id"},
     ),
-    Kind(DuplicateJob, 409, "Another job is the same", {"job_id": "job_id"}),
-    Kind(QueueFull, 429, "The queue is full", {"queue": "queue", "max_pending": "max_pending"}),
+    Kind(errors.DuplicateJob, 409, "Another job is the same", {"job_id": "job_id"}),
     Kind(
-        StoreUnavailable,
+        errors.QueueFull, 429, "The queue is full", {"queue": "queue", "max_pending": "max_pending"}
+    ),
+    Kind(
+        errors.StoreUnavailable,
         503,
         "The database did not answer",
         detail="the database did not answer and the outcome may be unknown; send it again, "
         "with an idempotency key if one job must not become two",
     ),
     Kind(
-        StoreMoved,
+        errors.StoreMoved,
         503,
         "The jobs are in another database",
         detail="the jobs were moved to another database; send it again when the server was started "
         "again with that address",
     ),
     Kind(
-        SchemaMismatch,
+        errors.SchemaMismatch,
         503,
         "The database schema does not match",
         detail="the database's schema does not fit this version of Tenure; see the server's log",
@@ -217,7 +199,7 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def error_of(status: int, body: bytes) -> TenureError:
+def error_of(status: int, body: bytes) -> errors.TenureError:
     """Return the exception for an error response.
 
     Every 5xx is StoreUnavailable: the client may ask again. A response that is not a problem of
@@ -227,13 +209,13 @@ def error_of(status: int, body: bytes) -> TenureError:
         problem = msgspec.json.decode(body, type=ProblemBody)
     except msgspec.MsgspecError:
         text = f"the server answered {status} without saying why"
-        return StoreUnavailable(text) if status >= 500 else TenureError(text)
+        return errors.StoreUnavailable(text) if status >= 500 else errors.TenureError(text)
     if status >= 500:
-        return StoreUnavailable(problem.detail)
+        return errors.StoreUnavailable(problem.detail)
     kinds = [kind for kind in KINDS if kind.status == problem.status]
     kind = next((k for k in kinds if k.members is INPUT or k.error.code == problem.code), None)
     if kind is None:
-        return TenureError(problem.detail)
+        return errors.TenureError(problem.detail)
     if not kind.members:
         return kind.error(problem.detail)
     given = {name: getattr(problem, member) for member, name in kind.members.items()}
@@ -243,4 +225,4 @@ def error_of(status: int, body: bytes) -> TenureError:
     try:
         return kind.error(**values)
     except TypeError:  # a member is missing: a newer or older server
-        return TenureError(problem.detail)
+        return errors.TenureError(problem.detail)

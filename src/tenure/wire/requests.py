@@ -13,22 +13,10 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
 from tenure.dependency import Meets
 from tenure.errors import InvalidInput
-from tenure.jobs import durations, ids
+from tenure.jobs import durations, ids, names
 from tenure.jobs.enqueue import NO_OPTION, NewJob, Options
 from tenure.jobs.graph import MAX_PARENTS, dependencies_of
 from tenure.jobs.json_types import MAX_SCHEMA_LENGTH
-from tenure.jobs.names import (
-    KEY_PATTERN,
-    MAX_KEY_LENGTH,
-    MAX_LABEL_LENGTH,
-    MAX_NAME_LENGTH,
-    MAX_PARTITION_LENGTH,
-    MAX_REASON_LENGTH,
-    MAX_TAG_LENGTH,
-    MAX_TAGS,
-    NAME_PATTERN,
-    PARTITION_PATTERN,
-)
 from tenure.jobs.payload import JsonText, canonical
 from tenure.jobs.queries import MAX_SEARCHED_FOR, Action, State
 from tenure.jobs.retention import FOREVER_SECONDS
@@ -48,23 +36,25 @@ def _component(name: str) -> Meta:
     return _schema(**{"$ref": f"#/components/schemas/{name}"})
 
 
-Name = Annotated[str, _schema(pattern=NAME_PATTERN, maxLength=MAX_NAME_LENGTH)]
-NAMES = NAME_PATTERN.strip("^$")
+Name = Annotated[str, _schema(pattern=names.NAME_PATTERN, maxLength=names.MAX_NAME_LENGTH)]
+NAMES = names.NAME_PATTERN.strip("^$")
 Names = Annotated[str, _schema(pattern=f"^{NAMES}(,{NAMES})*$")]
 """Names separated by commas."""
-Key = Annotated[str, _schema(pattern=KEY_PATTERN, maxLength=MAX_KEY_LENGTH)]
+Key = Annotated[str, _schema(pattern=names.KEY_PATTERN, maxLength=names.MAX_KEY_LENGTH)]
 LINE = "^[!-~]([ -~]*[!-~])?$"
-Label = Annotated[str, Meta(pattern=LINE, max_length=MAX_LABEL_LENGTH)]
+Label = Annotated[str, Meta(pattern=LINE, max_length=names.MAX_LABEL_LENGTH)]
 RunAt = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "^[1-8]"})]
 TimeText = Annotated[str, _schema(format="date-time", pattern="^[1-8]")]
 """A time in a query, where a number is not accepted."""
-Tag = Annotated[str, _schema(minLength=1, maxLength=MAX_TAG_LENGTH, pattern=KEY_PATTERN)]
-Tags = Annotated[list[Tag], _schema(maxItems=MAX_TAGS)]
+Tag = Annotated[
+    str, _schema(minLength=1, maxLength=names.MAX_TAG_LENGTH, pattern=names.KEY_PATTERN)
+]
+Tags = Annotated[list[Tag], _schema(maxItems=names.MAX_TAGS)]
 Partition = Annotated[
-    str, _schema(minLength=1, maxLength=MAX_PARTITION_LENGTH, pattern=PARTITION_PATTERN)
+    str, _schema(minLength=1, maxLength=names.MAX_PARTITION_LENGTH, pattern=names.PARTITION_PATTERN)
 ]
 Id = Annotated[str, _schema(pattern=ids.ID_PATTERN)]
-Reason = Annotated[str, _schema(maxLength=MAX_REASON_LENGTH, pattern=r"^[^\u0000]*$")]
+Reason = Annotated[str, _schema(maxLength=names.MAX_REASON_LENGTH, pattern=r"^[^\u0000]*$")]
 SearchText = Annotated[
     str, _schema(minLength=1, maxLength=MAX_SEARCHED_FOR, pattern="^[^\\u0000]*$")
 ]

@@ -26,17 +26,7 @@ from tenure.jobs.steps import (
     StepCall,
 )
 from tenure.jobs.work import ClaimRequest, Exchange, HeldLeases, Lease, Outcome, Report, Verdict
-from tenure.wire import responses
-from tenure.wire.kept import (
-    FoundBody,
-    KeptBody,
-    ParentsBody,
-    StepBody,
-    found_of,
-    loaded_of,
-    parents_of,
-    step_of,
-)
+from tenure.wire import kept, responses
 from tenure.wire.reports import (
     MAX_WAIT_SECONDS,
     LeaseRequest,
@@ -158,14 +148,16 @@ class WorkerCalls:
 
     def _answer(self, path: str, call: StepCall) -> StepAnswer:
         if isinstance(call, Load):
-            return loaded_of(self._ask("GET", f"{path}/steps", KeptBody))
+            return kept.loaded_of(self._ask("GET", f"{path}/steps", kept.KeptBody))
         if isinstance(call, KeepState):
             body = StateRequest(number=call.number, state=embedded(call.state))
             self._ask("POST", f"{path}/checkpoint", responses.RecordedBody, body)
             return None
         if isinstance(call, FindSignal):
             query = {"number": str(call.number)}
-            return found_of(self._ask("GET", f"{path}/signals/{call.name}", FoundBody, query=query))
+            return kept.found_of(
+                self._ask("GET", f"{path}/signals/{call.name}", kept.FoundBody, query=query)
+            )
         if isinstance(call, KeepToken):
             payload = None if call.payload is None else embedded(call.payload)
             token = TokenRequest(digest=call.digest, name=call.name, payload=payload)
@@ -174,9 +166,11 @@ class WorkerCalls:
         if isinstance(call, ReadParents):
             asked = {"after": call.after, "name": call.name or ""}
             given = {name: value for name, value in asked.items() if value}
-            return parents_of(self._ask("GET", f"{path}/parents", ParentsBody, query=given))
+            return kept.parents_of(
+                self._ask("GET", f"{path}/parents", kept.ParentsBody, query=given)
+            )
         step = StepRequest(name=call.name, number=call.number, result=embedded(call.result))
-        return Recorded(step_of(self._ask("POST", f"{path}/steps", StepBody, step)))
+        return Recorded(kept.step_of(self._ask("POST", f"{path}/steps", kept.StepBody, step)))
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Do nothing: the server answers a claim that waits when there is work."""
