@@ -18,8 +18,7 @@ class InvalidInput(TenureError):
 
     def __init__(self, message: str, *, path: str = "", code: str | None = None) -> None:
         super().__init__(f"{path}: {message}" if path else message)
-        self.message = message
-        self.path = path
+        self.message, self.path = message, path
         self.code = code or self.code
 
 
@@ -65,8 +64,7 @@ class JobFailed(TenureError):
 
     def __init__(self, job_id: str, last_error: str | None) -> None:
         super().__init__(f"job {job_id} failed: {last_error}")
-        self.job_id = job_id
-        self.last_error = last_error
+        self.job_id, self.last_error = job_id, last_error
 
 
 class JobCancelled(TenureError):
@@ -76,9 +74,7 @@ class JobCancelled(TenureError):
 
     def __init__(self, job_id: str, event: str, actor: str | None) -> None:
         super().__init__(f"job {job_id} was {event} by {actor}: it has no result")
-        self.job_id = job_id
-        self.event = event
-        self.actor = actor
+        self.job_id, self.event, self.actor = job_id, event, actor
 
 
 class JobUnsettled(TenureError):
@@ -88,8 +84,7 @@ class JobUnsettled(TenureError):
 
     def __init__(self, job_id: str, status: str) -> None:
         super().__init__(f"job {job_id} is {status}: it has no result yet")
-        self.job_id = job_id
-        self.status = status
+        self.job_id, self.status = job_id, status
 
 
 class ResultTruncated(TenureError):
@@ -99,8 +94,7 @@ class ResultTruncated(TenureError):
 
     def __init__(self, job_id: str, reason: str) -> None:
         super().__init__(f"the result of job {job_id} was not stored whole: {reason}")
-        self.job_id = job_id
-        self.reason = reason
+        self.job_id, self.reason = job_id, reason
 
 
 class BulkNotFound(TenureError):
@@ -144,9 +138,7 @@ class IllegalEdition(TenureError):
 
     def __init__(self, name: str, edition: int, reason: str) -> None:
         super().__init__(f"schedule {name} is at edition {edition}: {reason}")
-        self.name = name
-        self.edition = edition
-        self.reason = reason
+        self.name, self.edition, self.reason = name, edition, reason
 
 
 class IllegalTransition(TenureError):
@@ -162,11 +154,13 @@ class IllegalTransition(TenureError):
         super().__init__(
             f"job {job_id} is {status}: it cannot be {event}{because}; legal from here: {allowed}"
         )
-        self.job_id = job_id
-        self.status = status
-        self.event = event
-        self.legal = tuple(legal)
-        self.reason = reason
+        self.job_id, self.status, self.event, self.legal, self.reason = (
+            job_id,
+            status,
+            event,
+            tuple(legal),
+            reason,
+        )
 
 
 class LeaseLost(TenureError):
@@ -177,8 +171,7 @@ class LeaseLost(TenureError):
     def __init__(self, job_id: str, ended_by: str = "") -> None:
         how = f", it ended as {ended_by}" if ended_by else ""
         super().__init__(f"the lease on job {job_id} is not held any more{how}; drop this attempt")
-        self.job_id = job_id
-        self.ended_by = ended_by
+        self.job_id, self.ended_by = job_id, ended_by
 
 
 class KeyConflict(TenureError):
@@ -191,8 +184,7 @@ class KeyConflict(TenureError):
             f"idempotency key {key!r} was used for {what} {job_id} with a different request; "
             "send the first request unchanged, or choose a new key"
         )
-        self.key = key
-        self.job_id = job_id
+        self.key, self.job_id = key, job_id
 
 
 class DuplicateJob(TenureError):
@@ -236,8 +228,7 @@ class QueueFull(TenureError):
         super().__init__(
             f"queue {queue!r} already holds {max_pending} pending jobs, its limit; try again later"
         )
-        self.queue = queue
-        self.max_pending = max_pending
+        self.queue, self.max_pending = queue, max_pending
 
 
 class StoreUnavailable(TenureError):

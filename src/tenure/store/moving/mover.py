@@ -21,6 +21,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tenure import failpoints
 from tenure.errors import MoveRefused
@@ -47,21 +48,19 @@ NOT_YET = ELSEWHERE + "they are still in {source}; `tenure move` copies them her
 Note = Callable[[str], object]
 
 
+@dataclass(frozen=True, slots=True)
 class Mover:
     """Moves the jobs of a source to a target, or continues to."""
 
-    def __init__(
-        self, source: Source, target: Target, progress: Progress = no_progress, note: Note = no_note
-    ) -> None:
-        """`note` is called with a sentence about each thing that is done."""
-        self._source = source
-        self._target = target
-        self._progress = progress
-        self._note = note
+    source: Source
+    target: Target
+    progress: Progress = no_progress
+    note: Note = no_note
+    """Called with a sentence about each thing that is done."""
 
     def run(self) -> None:
         """Move. Raises MoveRefused."""
-        state, mark = self._source.state(), self._target.mark()
+        state, mark = self.source.state(), self.target.mark()
         if state is not None and state.moved:
             if mark is None:
                 raise MoveRefused(f"the jobs were moved to {state.target} before")
@@ -70,34 +69,34 @@ class Mover:
         if state is None or mark is None or mark.id != state.id:
             mark = self._begin(is_copy=mark is not None)
         else:
-            self._note(f"continuing after job {mark.copied_to}")
-        self._source.types = self._target.types = self._target.tables
+            self.note(f"continuing after job {mark.copied_to}")
+        self.source.types = self.target.types = self.target.tables
         if not mark.compared:
             mark = self._copy_all(mark)
             self._catch_up()
             self._compare()
-            self._target.set_mark(mark._replace(compared=True))
-        self._target.checks = True
+            self.target.set_mark(mark._replace(compared=True))
+        self.target.checks = True
         self._catch_up()
         began = self._switch()
         self._open(began)
 
     def abort(self) -> None:
         """Undo what was made on both sides. Raises MoveRefused after the switch."""
-        state = self._source.state()
+        state = self.source.state()
         if state is not None and state.moved:
             raise MoveRefused(f"the jobs are in {state.target}: nothing can be undone any more")
-        self._source.forsake()
-        if self._target.mark() is not None:
-            self._target.drop()
+        self.source.forsake()
+        if self.target.mark() is not None:
+            self.target.drop()
 
     def _begin(self, *, is_copy: bool) -> Mark:
         mark = Mark(secrets.token_hex(8), BEGINNING, compared=False)
         if is_copy:
-            self._target.drop()
-        self._target.create(mark, NOT_YET.format(source=self._source.name))
-        self._source.types = self._target.tables
-        self._source.begin(Destination(mark.id, self._target.name, moved=False))
+            self.target.drop()
+        self.target.create(mark, NOT_YET.format(source=self.source.name))
+        self.source.types = self.target.tables
+        self.source.begin(Destination(mark.id, self.target.name, moved=False))
         failpoints.hit("move.after_begin")
         return mark
 
@@ -106,17 +105,17 @@ class Mover:
     def _copy_all(self, mark: Mark) -> Mark:
         if mark.copied_to == BEGINNING:
             for table in ALONE:
-                with self._source.snapshot(), self._target.copying([table.name]):
-                    self._target.copy_rows(self._source, table)
-        total, done = self._source.count(JOB), self._target.count(JOB)
+                with self.source.snapshot(), self.target.copying([table.name]):
+                    self.target.copy_rows(self.source, table)
+        total, done = self.source.count(JOB), self.target.count(JOB)
         while True:
-            self._progress(done, max(total, done), "copying jobs")
-            with self._source.snapshot():
-                ids = self._source.job_ids(mark.copied_to, JOBS_AT_ONCE)
+            self.progress(done, max(total, done), "copying jobs")
+            with self.source.snapshot():
+                ids = self.source.job_ids(mark.copied_to, JOBS_AT_ONCE)
                 mark = mark._replace(copied_to=ids[-1] if ids else mark.copied_to)
-                with self._target.copying(WITH_JOBS):
-                    self._target.copy_jobs(self._source, ids)
-                    self._target.set_mark(mark)
+                with self.target.copying(WITH_JOBS):
+                    self.target.copy_jobs(self.source, ids)
+                    self.target.set_mark(mark)
             done += len(ids)
             if len(ids) < JOBS_AT_ONCE:  # jobs that came since `begin` are among the changes
                 return mark
@@ -125,14 +124,14 @@ class Mover:
         """Copy what has changed until a round is so short that the next one can be the last."""
         least, since = sys.maxsize, 0
         while since < 2 * MAX_ROUNDS:
-            left = self._source.changed()
+            left = self.source.changed()
             least, since = min(left, least), 0 if left < least else since + 1
-            self._progress(left, None, "changes to catch up with")
+            self.progress(left, None, "changes to catch up with")
             began = time.monotonic()
-            with self._source.snapshot():
-                changes = self._source.changes(CHANGES_AT_ONCE)
+            with self.source.snapshot():
+                changes = self.source.changes(CHANGES_AT_ONCE)
                 self._copy(changes)
-            self._source.forget(changes)
+            self.source.forget(changes)
             enough = SHORT_SECONDS if since < MAX_ROUNDS else LONG_SECONDS
             if len(changes) < CHANGES_AT_ONCE and time.monotonic() - began < enough:
                 return
@@ -148,66 +147,66 @@ class Mover:
             keys[name][key] = None
         ids = {json.loads(key)[0] for key in keys.pop(JOB.name, ())}
         for key in keys.get("queue_limit", ()):  # by it follows more from these jobs, or less
-            ids.update(self._source.open_jobs(*json.loads(key)))
+            ids.update(self.source.open_jobs(*json.loads(key)))
         tables = {*keys, *(WITH_JOBS if ids else ()), *(PLACED if place else ())}
-        with self._target.copying(tables):
+        with self.target.copying(tables):
             for table in ALONE:
                 if table.name in keys:
                     changed = f"[{','.join(keys[table.name])}]"
-                    self._target.copy_rows(self._source, table, changed)
+                    self.target.copy_rows(self.source, table, changed)
             ordered = sorted(ids)
             for at in range(0, len(ordered), JOBS_AT_ONCE):
                 some = ordered[at : at + JOBS_AT_ONCE]
-                self._target.copy_jobs(self._source, some)
+                self.target.copy_jobs(self.source, some)
             if place:
-                self._target.place(self._source)
+                self.target.place(self.source)
 
     def _compare(self) -> None:
         """Make the target equal to one state of the source, compare all rows, and verify it."""
-        with self._source.snapshot():
-            changes = self._source.changes()
+        with self.source.snapshot():
+            changes = self.source.changes()
             self._copy(changes, place=True)
             for done, table in enumerate(COPIED):
-                self._progress(done, len(COPIED), f"comparing {table.name}")
-                here = digest(self._source.read(table))
-                with self._target.transaction():
-                    there = digest(self._target.read(table))
+                self.progress(done, len(COPIED), f"comparing {table.name}")
+                here = digest(self.source.read(table))
+                with self.target.transaction():
+                    there = digest(self.target.read(table))
                 if here != there:
                     raise MoveRefused(f"{table.name} differs: {here} here, {there} there")
                 if not here.startswith("0 "):
-                    self._note(f"{table.name}: the same {here}")
-        self._source.forget(changes)
-        self._progress(0, None, "verifying the copy")
-        if violations := _violations(self._target.url):
+                    self.note(f"{table.name}: the same {here}")
+        self.source.forget(changes)
+        self.progress(0, None, "verifying the copy")
+        if violations := _violations(self.target.url):
             raise MoveRefused(
                 f"`tenure verify` finds {len(violations)} violations there, the first: "
                 f"{violations[0]}. See whether the source has them"
             )
-        self._note("the copy is verified: no violation")
+        self.note("the copy is verified: no violation")
 
     # --- the switch
 
     def _switch(self) -> float:
         """Close the source for good; return the time since which writes wait."""
-        self._progress(0, None, "switching")
+        self.progress(0, None, "switching")
         failpoints.hit("move.before_switch")
-        with self._source.closed():
+        with self.source.closed():
             began = time.monotonic()
-            self._copy(self._source.changes(), place=True)
+            self._copy(self.source.changes(), place=True)
             for table in (JOB, *ALONE):
-                here, there = self._source.count(table), self._target.count(table)
+                here, there = self.source.count(table), self.target.count(table)
                 if here != there:
                     raise MoveRefused(f"{table.name} has {here} rows here and {there} there")
-            self._source.hand_over(GONE.format(target=self._target.name))
+            self.source.hand_over(GONE.format(target=self.target.name))
             failpoints.hit("move.in_switch")
         failpoints.hit("move.after_switch")
         return began
 
     def _open(self, began: float | None = None) -> None:
-        self._target.open()
+        self.target.open()
         if began is not None:
-            self._note(f"writes waited for {time.monotonic() - began:.1f} s")
-        self._note(f"the jobs are in {self._target.name}")
+            self.note(f"writes waited for {time.monotonic() - began:.1f} s")
+        self.note(f"the jobs are in {self.target.name}")
 
 
 def _violations(url: str) -> list[str]:
