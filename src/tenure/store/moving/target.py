@@ -35,8 +35,7 @@ SELECT string_agg(
     format('ALTER TABLE %%s ENABLE ALWAYS TRIGGER %%I', c.oid::regclass, tgname), '; ')
 FROM pg_trigger JOIN pg_class AS c ON c.oid = tgrelid
 WHERE relnamespace = to_regnamespace('{s}') AND NOT tgisinternal AND relname = ANY (%s)"""
-KEEP_TAGS = """
-ALTER TABLE {s}.job ENABLE ALWAYS TRIGGER job_tagged, ENABLE ALWAYS TRIGGER job_untagged"""
+FORGET_TAGS = "ALTER TABLE {s}.job ENABLE ALWAYS TRIGGER job_untagged"
 
 # What follows from jobs `t`, as the guards write it.
 READY = """
@@ -52,6 +51,9 @@ WHERE t.status = 'processing'"""
 ENDED = """
 INSERT INTO {s}.ended (status, id)
 SELECT t.status, t.id FROM t WHERE t.status IN ('failed', 'cancelled')"""
+TAGS = """
+INSERT INTO {s}.tag (tag, job_id)
+SELECT DISTINCT one.value, t.id FROM t CROSS JOIN json_array_elements_text(t.tags::json) AS one"""
 ARRIVALS = f"""
 INSERT INTO {{s}}.arrival (status, at, ids)
 SELECT status, min(at), array_agg(id) FROM (
@@ -94,7 +96,7 @@ def over_jobs(statements: Iterable[str]) -> str:
 
 
 FORGET = over_jobs(map(removal, ROWS, ROWS.values()))
-FOLLOW = over_jobs((READY, SLOTS, ENDED, ARRIVALS))
+FOLLOW = over_jobs((READY, SLOTS, ENDED, TAGS, ARRIVALS))
 PLACED = ("transition", "measured", "webhook")
 """Tables that `place` writes."""
 
@@ -148,7 +150,7 @@ class Target(PostgresSide):
         with self.transaction():
             ((guards,),) = self.rows(GUARDS, (names,))
             self.rows("; ".join(f"ALTER TABLE {{s}}.{name} DISABLE TRIGGER USER" for name in names))
-            self.rows(KEEP_TAGS)
+            self.rows(FORGET_TAGS)
             yield
             self.rows(guards)
         failpoints.hit("move.after_copy")

@@ -190,6 +190,12 @@ _EPOCH, _MICROSECOND = datetime(2000, 1, 1, tzinfo=UTC), timedelta(microseconds=
 _integer, _bigint, _float8 = (struct.Struct(f">i{form}").pack for form in "iqd")
 
 
+def read_times(array: bytes) -> list[datetime]:
+    """Return the times in a binary array without NULLs: after 20 bytes, each behind its length."""
+    micros = (int.from_bytes(array[at : at + 8], signed=True) for at in range(24, len(array), 12))
+    return [_EPOCH + each * _MICROSECOND for each in micros]
+
+
 def _text_cell(text: str) -> bytes:
     data = text.encode()
     return len(data).to_bytes(4) + data

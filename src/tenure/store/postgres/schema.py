@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +34,13 @@ PLANS = {
     "by_loops": "SET enable_hashjoin = off SET enable_mergejoin = off",
 }
 """Settings of functions that look up a few rows, whatever the planner thinks of the tables."""
+SELDOM = ("timeout", "idempotency_key", "partition", "tags", "unique_key", "workflow", "need")
+"""Columns that most new jobs leave out."""
+UNTRIED = (
+    *("started_at", "finished_at", "worker", "lease_id", "lease_expires_at"),
+    *("result", "last_error", "snoozes"),
+)
+"""Columns that new jobs leave out."""
 TRIES = 4
 """Transactions of one upgrade that PostgreSQL may end as deadlocks."""
 
@@ -160,6 +168,11 @@ def _conditions(schema: str) -> dict[str, str]:
     counts = _renamed(constraints.is_no_transition("IS DISTINCT FROM"), OLD="o", NEW="n")
     illegal_entry = _renamed(constraints.ILLEGAL_INSERT, NEW="n")
     unfit_new, unfit = row_values.unfit(new | every), row_values.unfit(every | result)
+    fit_entry = f"NOT ({illegal_entry}) AND NOT ({unfit_new})"
+    pending = {"status": f"'{Status.PENDING}'::text"}
+    waiting = {"status": f"'{Status.WAITING}'::text"}
+    fresh = pending | {"attempts": "0", "token": "0"}
+    missing = {column: f"NULL::{type_of(column)}" for column in (*SELDOM, *UNTRIED)}
     return {
         "values_of_a_job": ", ".join(row_values.VALUES_OF_A_JOB),
         "broken_value": row_values.broken(set_later),
@@ -170,10 +183,11 @@ def _conditions(schema: str) -> dict[str, str]:
         "broken_change": row_values.broken(every | result),
         "illegal_entry": illegal_entry,
         "illegal_move": _renamed(illegal_change, OLD="o", NEW="n"),
-        "is_entry": _known(f"NOT ({illegal_entry}) AND NOT ({unfit_new})", n=Status.PENDING),
-        "is_counted": _known(
-            f"{counts} AND NOT ({unfit}) AND n.spare >= 0", o=Status.WAITING, n=Status.WAITING
-        ),
+        "is_entry": _known(fit_entry, n=pending),
+        "is_plain": " AND ".join(f"n.{column} = {value}" for column, value in fresh.items())
+        + f" AND num_nonnulls({', '.join(f'n.{column}' for column in missing)}) = 0",
+        "is_plain_entry": _known(fit_entry, n=fresh | missing),
+        "is_counted": _known(f"{counts} AND NOT ({unfit}) AND n.spare >= 0", o=waiting, n=waiting),
         **{f"is_{event}": _legal(RULE_OF[event, status], unfit) for event, status in SHORT},
         "partition_is_short_text": row_values.postgres_values("", "")["partition_is_short_text"],
         "is_policy": row_values.postgres_policy("value"),
@@ -184,15 +198,17 @@ def _legal(rule: Rule, unfit: str) -> str:
     """The condition that a change of a row is this transition, of a job without a unique key."""
     between = f"o.status = '{rule.source}' AND n.status = '{rule.target}'"
     condition = f"{_renamed(constraints.is_legal(rule), OLD='o', NEW='n')} AND NOT ({unfit})"
-    condition = _known(condition, o=rule.source, n=rule.target)
+    before, after = {"status": f"'{rule.source}'::text"}, {"status": f"'{rule.target}'::text"}
+    condition = _known(condition, o=before, n=after)
     # IS TRUE: bool_and passes over a row whose condition is NULL.
     return f"({between} AND n.unique_key IS NULL AND {condition}) IS TRUE"
 
 
-def _known(condition: str, **statuses: Status) -> str:
-    """Put in the status of each row: the planner, once a session, takes away what depends on it."""
-    for row, status in statuses.items():
-        condition = condition.replace(f"{row}.status", f"'{status}'::text")
+def _known(condition: str, **rows: Mapping[str, str]) -> str:
+    """Put in known values of each row: the planner, once a session, takes away what is decided."""
+    for row, values in rows.items():
+        for column, value in values.items():
+            condition = re.sub(rf"\b{row}\.{column}\b", value, condition)
     return condition
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import psycopg
 from psycopg import errors, generators
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from tenure.store.postgres.connection import (
@@ -239,12 +239,13 @@ class PostgresSession:
         try:
             self._skip_answer(self._connection)
             if self._connection.prepare_threshold is None:
-                server.send_query_params(sql, values)
+                server.send_query_params(sql, values, result_format=Format.BINARY)
             else:
                 if not self._has_prepared:
                     server.prepare(PREPARED, sql)  # a failure shows in what follows
                     self._has_prepared = True
-                server.send_query_prepared(PREPARED, cast(Any, values))  # NULLs are None
+                row = cast(Any, values)  # NULLs are None
+                server.send_query_prepared(PREPARED, row, result_format=Format.BINARY)
             result: PGresult
             # The last one, as libpq answers: a pooler may add that the connection ends.
             *_, result = self._connection.wait(generators.execute(server))

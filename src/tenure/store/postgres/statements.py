@@ -159,9 +159,7 @@ SELECT id::text, run_at AT TIME ZONE 'UTC' FROM entered
 ENQUEUE = (
     f"SELECT * FROM {{s}}.enqueue_many({', '.join(f'%b::{type_of(c)}[]' for c in NEW)}, %s, %s)"
 )
-ENQUEUE_ONE = (
-    f"SELECT * FROM {{s}}.enqueue_one({', '.join(f'${n}' for n in range(1, len(NEW) + 1))})"
-)
+ENQUEUE_ONE = f"SELECT {{s}}.enqueue_one({', '.join(f'${n}' for n in range(1, len(NEW) + 1))})"
 COMPLETE = "SELECT * FROM {s}.complete(%b::uuid[], %b::uuid[], %b::text[], %b::text[])"
 EXCHANGE = f"""
 SELECT * FROM {{s}}.exchange(

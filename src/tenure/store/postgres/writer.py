@@ -7,14 +7,22 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, TypeVar
 
+from psycopg import errors
+
 from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ids import EPOCH
 from tenure.jobs.retention import Cutoffs
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job
 from tenure.store.lanes import MARGIN, next_due
 from tenure.store.postgres import statements as sql
-from tenure.store.postgres.connection import BinaryArray, array_of, is_uuid, to_time, uuids
+from tenure.store.postgres.connection import (
+    BinaryArray,
+    array_of,
+    is_uuid,
+    read_times,
+    to_time,
+    uuids,
+)
 from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes, in_order, seen_for
 from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import CHANGED, added_job, changed_values, field_of, job_of, write_policy
@@ -141,11 +149,14 @@ class Postgres(PostgresSession):
     def _enqueue_one(self, checked_job: CheckedJob) -> Mapping[str, Job]:
         """Add one job unless its queue has a limit or its id or key is not new."""
         values = [None if v is None else str(v).encode() for v in _row(checked_job)]
-        result = self._execute_directly(sql.ENQUEUE_ONE, values)
-        created, runs = result.get_value(0, 0), result.get_value(0, 1)
-        if created is None or runs is None:
+        try:
+            times = self._execute_directly(sql.ENQUEUE_ONE, values).get_value(0, 0)
+        except errors.UniqueViolation:  # of the id, whose first answer was lost
             return {}
-        return {checked_job.id: added_job(checked_job, _time(created), _time(runs))}
+        if times is None:
+            return {}
+        created, runs = read_times(times)
+        return {checked_job.id: added_job(checked_job, created, runs)}
 
     def exchange_alone(
         self, reports: Sequence[Report], claim: ClaimRequest | None
@@ -277,10 +288,6 @@ class Postgres(PostgresSession):
 
 def _row(checked_job: CheckedJob) -> tuple[Any, ...]:
     return (*_added_values(checked_job), write_policy(checked_job.backoff))
-
-
-def _time(micros: bytes) -> datetime:
-    return EPOCH + timedelta(microseconds=int(micros))
 
 
 def _completions(reports: Sequence[Report]) -> tuple[Any, ...]:

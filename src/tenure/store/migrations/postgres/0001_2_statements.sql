@@ -61,22 +61,30 @@ BEGIN
 END $$;
 
 -- `enqueue_many` sparing limited queues, for one job: at this size making rows of arrays would take
--- longer than all the rest. Answers with the times of the job in microseconds since 1970, NULL if it
--- was left out.
-CREATE FUNCTION {schema}.enqueue_one({new_values}, OUT created bigint, OUT runs bigint)
-    LANGUAGE plpgsql
-    SET jit = off SET lock_timeout = '10s' AS $$
+-- longer than all the rest. Answers with `created_at` and `run_at`, NULL if the job was left out. An id that is
+-- not new is an error: only a call that is repeated has one, and ON CONFLICT costs a search and a second write.
+CREATE FUNCTION {schema}.enqueue_one({new_values}) RETURNS timestamptz[]
+    LANGUAGE plpgsql SET lock_timeout = '10s' AS $$
 #variable_conflict use_variable
 DECLARE
     now timestamptz := {schema}.clock();
+    times timestamptz[];
 BEGIN
-    INSERT INTO {schema}.job ({entering})
-    SELECT {entering_values}
-    WHERE NOT EXISTS (
-        SELECT FROM {schema}.queue AS q WHERE q.name = queue AND q.max_pending IS NOT NULL)
-    ON CONFLICT DO NOTHING
-    RETURNING extract(epoch FROM job.created_at) * 1000000, extract(epoch FROM job.run_at) * 1000000
-    INTO created, runs;
+    IF idempotency_key IS NULL THEN
+        INSERT INTO {schema}.job ({entering})
+        SELECT {entering_values}
+        WHERE NOT EXISTS (
+            SELECT FROM {schema}.queue AS q WHERE q.name = queue AND q.max_pending IS NOT NULL)
+        RETURNING ARRAY[job.created_at, job.run_at] INTO times;
+    ELSE
+        INSERT INTO {schema}.job ({entering})
+        SELECT {entering_values}
+        WHERE NOT EXISTS (
+            SELECT FROM {schema}.queue AS q WHERE q.name = queue AND q.max_pending IS NOT NULL)
+        ON CONFLICT DO NOTHING
+        RETURNING ARRAY[job.created_at, job.run_at] INTO times;
+    END IF;
+    RETURN times;
 END $$;
 
 -- Add jobs in a transaction of the caller's (store/borrowed): `request` is JSON, and so is the answer.

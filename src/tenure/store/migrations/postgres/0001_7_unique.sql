@@ -13,34 +13,20 @@ CREATE TABLE {schema}.throttle (
 );
 CREATE INDEX throttle_expires ON {schema}.throttle (expires_at);
 
--- Of a job that has a unique key and enters, or is deleted. What follows from its transitions is in
--- `record_move`. A holder that a snapshot is too old to see ends in a serialization failure.
-CREATE FUNCTION {schema}.keep_unique_key() RETURNS trigger
+-- Of a job that has a unique key and is deleted. What follows from its entry is in `bring`, from its
+-- transitions in `record_move`.
+CREATE FUNCTION {schema}.let_go_of_key() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
         RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: only changes of jobs change this table';
-    ELSIF TG_OP = 'DELETE' THEN
-        DELETE FROM {schema}.unique_key WHERE key = OLD.unique_key AND job_id = OLD.id;
-        RETURN NULL;
-    ELSIF (NEW.unique_key ~ '^[0-9a-f]{{32}}$' AND NEW.unique_until IN ({untils})) IS NOT TRUE THEN
-        PERFORM {schema}.refuse_row('a value of a job is refused: unique_key');
     END IF;
-    INSERT INTO {schema}.unique_key (key, job_id) VALUES (NEW.unique_key, NEW.id)
-    ON CONFLICT DO NOTHING;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION USING ERRCODE = 'unique_violation', TABLE = 'unique_key',
-            MESSAGE = 'tenure: another job holds this unique key';
-    END IF;
+    DELETE FROM {schema}.unique_key WHERE key = OLD.unique_key AND job_id = OLD.id;
     RETURN NULL;
 END $$;
 
-CREATE TRIGGER job_holds AFTER INSERT ON {schema}.job
-    FOR EACH ROW WHEN (NEW.unique_key IS NOT NULL)
-    EXECUTE FUNCTION {schema}.keep_unique_key();
-
 CREATE TRIGGER job_lets_go AFTER DELETE ON {schema}.job
-    FOR EACH ROW WHEN (OLD.unique_key IS NOT NULL) EXECUTE FUNCTION {schema}.keep_unique_key();
+    FOR EACH ROW WHEN (OLD.unique_key IS NOT NULL) EXECUTE FUNCTION {schema}.let_go_of_key();
 
 CREATE TRIGGER unique_key_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.unique_key
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('only changes of jobs change this table');

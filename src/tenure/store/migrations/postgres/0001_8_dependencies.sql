@@ -230,19 +230,30 @@ BEGIN
     RETURN true;
 END $$;
 
-CREATE FUNCTION {schema}.join_workflow() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- What few jobs bring with them as they enter: tags, a unique key, a workflow. A holder of the key that a
+-- snapshot is too old to see ends in a serialization failure.
+CREATE FUNCTION {schema}.bring(new {schema}.job) RETURNS void
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF TG_RELID <> '{schema}.job'::regclass THEN
-        RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: only changes of jobs change this table';
-    ELSIF NOT {schema}.reopen(ARRAY[NEW.workflow]) THEN
+    IF new.tags IS NOT NULL THEN
+        INSERT INTO {schema}.tag (tag, job_id)
+        SELECT DISTINCT value, new.id FROM json_array_elements_text(new.tags::json);
+    END IF;
+    IF new.unique_key IS NOT NULL THEN
+        IF (new.unique_key ~ '^[0-9a-f]{{32}}$' AND new.unique_until IN ({untils})) IS NOT TRUE THEN
+            PERFORM {schema}.refuse_row('a value of a job is refused: unique_key');
+        END IF;
+        INSERT INTO {schema}.unique_key (key, job_id) VALUES (new.unique_key, new.id)
+        ON CONFLICT DO NOTHING;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = 'unique_violation', TABLE = 'unique_key',
+                MESSAGE = 'tenure: another job holds this unique key';
+        END IF;
+    END IF;
+    IF new.workflow IS NOT NULL AND NOT {schema}.reopen(ARRAY[new.workflow]) THEN
         PERFORM {schema}.refuse_row('its workflow does not exist');
     END IF;
-    RETURN NULL;
 END $$;
-
-CREATE TRIGGER job_joins AFTER INSERT ON {schema}.job
-    FOR EACH ROW WHEN (NEW.workflow IS NOT NULL) EXECUTE FUNCTION {schema}.join_workflow();
 
 CREATE FUNCTION {schema}.unbind() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
