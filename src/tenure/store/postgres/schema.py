@@ -34,7 +34,7 @@ PLANS = {
     "by_loops": "SET enable_hashjoin = off SET enable_mergejoin = off",
 }
 """Settings of functions that look up a few rows, whatever the planner thinks of the tables."""
-SELDOM = ("timeout", "idempotency_key", "partition", "tags", "unique_key", "workflow", "need")
+RARE = ("timeout", "idempotency_key", "partition", "tags", "unique_key", "workflow", "need")
 """Columns that most new jobs leave out."""
 UNTRIED = (
     *("started_at", "finished_at", "worker", "lease_id", "lease_expires_at"),
@@ -172,7 +172,7 @@ def _conditions(schema: str) -> dict[str, str]:
     pending = {"status": f"'{Status.PENDING}'::text"}
     waiting = {"status": f"'{Status.WAITING}'::text"}
     fresh = pending | {"attempts": "0", "token": "0"}
-    missing = {column: f"NULL::{type_of(column)}" for column in (*SELDOM, *UNTRIED)}
+    missing = {column: f"NULL::{type_of(column)}" for column in (*RARE, *UNTRIED)}
     return {
         "values_of_a_job": ", ".join(row_values.VALUES_OF_A_JOB),
         "broken_value": row_values.broken(set_later),

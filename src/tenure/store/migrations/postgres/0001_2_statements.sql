@@ -273,6 +273,8 @@ CREATE FUNCTION {schema}.claim(
 DECLARE
     places tid[];
     total bigint;
+    -- A lease is half random, half the job's: a random one per job would cost a tenth of what it takes.
+    half CONSTANT text := left(gen_random_uuid()::text, 19);
 BEGIN
     -- A token that can be locked is still there, so its job is pending. To lock the job alone would
     -- also lock, until the commit, jobs that others have claimed since this statement began. The jobs of
@@ -307,7 +309,8 @@ BEGIN
     END IF;
     RETURN QUERY
     UPDATE {schema}.job SET status = 'processing', attempts = attempts + 1, token = token + 1,
-        lease_id = gen_random_uuid(), lease_expires_at = until, started_at = due,
+        lease_id = (half || lpad(to_hex(hashtextextended(job.id::text, 0)), 16, '0'))::uuid,
+        lease_expires_at = until, started_at = due,
         worker = holder, event = 'claimed', actor = holder
     WHERE ctid = ANY (places) AND status = 'pending'
     RETURNING job.id::text, type, queue, payload, attempts, max_retries, token, timeout,

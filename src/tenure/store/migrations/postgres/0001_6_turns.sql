@@ -88,6 +88,8 @@ CREATE FUNCTION {schema}.claim_in_turn(
 )
     LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan {by_index} {by_loops} AS $$
 #variable_conflict use_column
+DECLARE
+    half CONSTANT text := left(gen_random_uuid()::text, 19); -- as in `claim`
 BEGIN
     RETURN QUERY
     WITH picked AS MATERIALIZED (
@@ -114,8 +116,8 @@ BEGIN
         ) AS picked WHERE before < 8388608
     ), claimed AS (
         UPDATE {schema}.job SET status = 'processing', attempts = attempts + 1, token = token + 1,
-            lease_id = gen_random_uuid(), lease_expires_at = until, started_at = due,
-            worker = holder, event = 'claimed', actor = holder
+            lease_id = (half || lpad(to_hex(hashtextextended(job.id::text, 0)), 16, '0'))::uuid,
+            lease_expires_at = until, started_at = due, worker = holder, event = 'claimed', actor = holder
         FROM fitting WHERE job.ctid = fitting.place AND job.status = 'pending'
         RETURNING job.*
     )
