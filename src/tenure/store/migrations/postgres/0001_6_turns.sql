@@ -89,7 +89,9 @@ CREATE FUNCTION {schema}.claim_in_turn(
     LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan {by_index} {by_loops} AS $$
 #variable_conflict use_column
 DECLARE
-    half CONSTANT text := left(gen_random_uuid()::text, 19); -- as in `claim`
+    random CONSTANT text := gen_random_uuid(); -- for leases, as in `claim`
+    half CONSTANT text := left(random, 19);
+    seed CONSTANT bigint := hashtextextended(random, 0);
 BEGIN
     RETURN QUERY
     WITH picked AS MATERIALIZED (
@@ -116,7 +118,7 @@ BEGIN
         ) AS picked WHERE before < 8388608
     ), claimed AS (
         UPDATE {schema}.job SET status = 'processing', attempts = attempts + 1, token = token + 1,
-            lease_id = (half || lpad(to_hex(hashtextextended(job.id::text, 0)), 16, '0'))::uuid,
+            lease_id = (half || lpad(to_hex(hashtextextended(job.id::text, seed)), 16, '0'))::uuid,
             lease_expires_at = until, started_at = due, worker = holder, event = 'claimed', actor = holder
         FROM fitting WHERE job.ctid = fitting.place AND job.status = 'pending'
         RETURNING job.*
