@@ -43,6 +43,15 @@ def test_a_claim_leases_the_job(harness: StoreHarness) -> None:
     assert entry.at == harness.clock.now
 
 
+def test_a_worker_that_leaves_is_given_nothing(harness: StoreHarness) -> None:
+    """Also if it was noted a moment ago, so that there is nothing else to do."""
+    harness.claim()
+    job = harness.add()
+    leaving = claim_request(1, leaves=True)
+    assert harness.store.exchange((), leaving).result().leases == []
+    assert harness.get(job.id).status == "pending"
+
+
 def test_a_leased_job_is_not_leased_again(harness: StoreHarness) -> None:
     harness.take()
     harness.clock.advance(3 * LEASE_SECONDS)  # not even when its lease is over: the sweep ends it

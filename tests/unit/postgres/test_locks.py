@@ -12,12 +12,13 @@ import pytest
 
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
-from tenure.jobs.work import Lease
+from tenure.jobs.work import Answer, Lease
+from tenure.store import transitions
 from tenure.store.postgres import lanes as postgres_lanes
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.writer import Postgres
 from tests.support.clock import Clock
-from tests.support.store import LEASE_SECONDS, claim_request, report_completed
+from tests.support.store import LEASE_SECONDS, claim_request, report_completed, report_failed
 from tests.unit.postgres.connections import (
     Connection,
     add,
@@ -109,6 +110,22 @@ def test_a_heartbeat_never_waits_for_a_report(db: Postgres, other: Postgres) -> 
     db.commit()
     with committed(other):
         assert other.renew(leases, 3600) == {leases[1][1]}
+
+
+def test_a_report_that_may_wait_keeps_no_other_waiting(url: str, db: Postgres) -> None:
+    """Its job is locked by its handler, which may hang, and the batch has other outcomes."""
+    leases = take(db, 3)
+    with psycopg.connect(url) as handler, committed(db):
+        handler.execute("SELECT FROM tenure.job WHERE id = %s FOR UPDATE", (leases[0].id,))
+        reports = [
+            report_failed(leases[0], uncertain=True),
+            report_failed(leases[1]),
+            report_completed(leases[2]),
+        ]
+        db.changed("SET LOCAL lock_timeout = '1ms'")
+        transitions.hold(db, reports, [])
+        answers = [verdict.answer for verdict in transitions.settle(db, reports)]
+    assert answers == [Answer.BUSY, Answer.RECORDED, Answer.RECORDED]
 
 
 def test_two_batches_with_jobs_in_common_do_not_block_each_other(
