@@ -118,6 +118,7 @@ def test_the_ledger_is_not_forged_by_a_temporary_table(
 ) -> None:
     harness.add()
     before = harness.sql.contents()
+    harness.sql.run("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA tenure TO PUBLIC")  # as a dump may
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(prepare.encode())
         with pytest.raises(
@@ -125,3 +126,18 @@ def test_the_ledger_is_not_forged_by_a_temporary_table(
         ):
             connection.execute(forge.encode())
     assert harness.sql.contents() == before
+
+
+def test_no_temporary_table_borrows_a_trigger(
+    harness: StoreHarness, database_url: str, subtests: pytest.Subtests
+) -> None:
+    """They run with the owner's rights: one of them wrote what limits held before."""
+    mine = "SELECT proname FROM pg_proc WHERE pronamespace = 'tenure'::regnamespace"
+    names = harness.sql.run(f"{mine} AND prorettype = 'trigger'::regtype")
+    assert len(names) > 20
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("CREATE TEMP TABLE mine (queue text)")
+        for (name,) in names:
+            trigger = f"CREATE TRIGGER forge AFTER INSERT ON mine EXECUTE FUNCTION tenure.{name}()"
+            with subtests.test(name), pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(trigger.encode())

@@ -103,3 +103,15 @@ BEGIN
         EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', guard.of, guard.name);
     END LOOP;
 END $$;
+
+-- A role that may call one could have a temporary table write what only the triggers above may.
+DO $$
+DECLARE
+    own text;
+BEGIN
+    FOR own IN SELECT oid::regprocedure FROM pg_proc
+        WHERE pronamespace = '{schema}'::regnamespace AND prorettype = 'trigger'::regtype
+    LOOP
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', own);
+    END LOOP;
+END $$;
