@@ -185,7 +185,7 @@ def run(folder: Path, source: str, target: str, options: argparse.Namespace) -> 
         for process in (*workers, *producers):
             output = trial.output(process)
             assert process.returncode == MOVED, output
-            assert "they were moved to postgresql://" in output, output
+            assert "the jobs were moved to postgresql://" in output, output
         calls = trial.acknowledged()
         print(
             f"{len(calls)} acknowledged, the longest call {max(calls.values()):.2f} s", flush=True

@@ -119,7 +119,7 @@ def test_the_source_is_closed_for_good(app: Tenure, target_url: str) -> None:
         "sweep": lambda: app.core.prune({"completed": 0}),
     }
     for name, act in acts.items():
-        with pytest.raises(StoreMoved, match="were moved to postgresql://"):
+        with pytest.raises(StoreMoved, match=r"^the jobs were moved to postgresql://"):
             act()
         print(name)
     assert app.get(lease.id).status == "processing"  # what was is still to be read

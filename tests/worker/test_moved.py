@@ -18,7 +18,7 @@ from tests.support.cli import PROGRAM, clean_environment, run_cli
 from tests.support.http import api_client, assert_problem
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
-MESSAGE = "they were moved to postgresql://new/app; start the programs again with that address"
+MESSAGE = "the jobs were moved to postgresql://new/app; start the programs again with that address"
 
 
 def hand_over(app: Tenure) -> None:

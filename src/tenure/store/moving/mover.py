@@ -42,8 +42,8 @@ MAX_ROUNDS = 20
 """So many in a row come no closer if no fewer changes are left than before them."""
 WITH_JOBS = [table.name for table in (JOB, *OF_JOBS)]
 
-GONE = ELSEWHERE + "they were moved to {target}; start the programs again with that address"
-NOT_YET = ELSEWHERE + "they are still in {source}; `tenure move` copies them here"
+GONE = ELSEWHERE + "the jobs were moved to {target}; start the programs again with that address"
+NOT_YET = ELSEWHERE + "the jobs are still in {source}; `tenure move` copies them here"
 
 Note = Callable[[str], object]
 
