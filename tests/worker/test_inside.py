@@ -166,3 +166,30 @@ def test_run_worker_on_another_thread_says_what_to_use(app: Tenure) -> None:
 
     with pytest.raises(RuntimeError, match=r"with app\.running\(\)"):
         asyncio.run(program())
+
+
+@pytest.mark.parametrize("timeout", [None, "1m"])
+def test_a_wait_that_blocks_the_loop_of_the_worker_says_so(
+    app: Tenure, timeout: str | None
+) -> None:
+    """It would wait for ever: the job can run only when the loop is free."""
+
+    @app.job
+    async def work() -> str:
+        return "done"
+
+    async def program() -> None:
+        async with app.running():
+            handle = await work.submit_async()
+            with pytest.raises(RuntimeError, match="await wait_async"):
+                work.options(delay="1h").submit().result(timeout=timeout)
+            assert await handle == "done"
+            assert handle.result(timeout=timeout) == "done"  # it has settled: nothing to wait for
+            assert (await asyncio.to_thread(app.wait, handle.id)).status == "completed"
+            with pytest.raises(TimeoutError):  # as asked, however short
+                app.wait(work.options(delay="1h").enqueue(), timeout=0.01)
+        late = work.options(delay="1h").enqueue()
+        with pytest.raises(TimeoutError):  # without a worker on the loop, another program may help
+            app.wait(late, timeout=1.1)
+
+    asyncio.run(program())

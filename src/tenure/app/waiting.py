@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tenure.app.core import Core
@@ -22,6 +23,39 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", covariant=True)
 
+BLOCKED_SECONDS = 1.0
+"""How long a wait may block the event loop of a worker in this program, which runs nothing then."""
+BLOCKED = (
+    "this wait blocks the event loop on which a worker of these jobs runs, so that no job can run: "
+    "await wait_async(...), or the handle"
+)
+_loops: list[tuple[object, str]] = []
+"""The event loops on which workers run inside this program, with the databases of their jobs."""
+
+
+@contextmanager
+def worker_on_this_loop(app: Tenure) -> Iterator[None]:
+    """Let a wait that blocks this loop say so: the worker of `app` on it would run nothing."""
+    import asyncio
+
+    here = (asyncio.get_running_loop(), app.database)
+    _loops.append(here)
+    try:
+        yield
+    finally:
+        _loops.remove(here)
+
+
+def _blocks_worker(app: Tenure) -> bool:
+    if not _loops:
+        return False
+    import asyncio
+
+    try:
+        return (asyncio.get_running_loop(), app.database) in _loops
+    except RuntimeError:  # no loop runs on this thread
+        return False
+
 
 def wait(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
     """Return a job once it is settled: completed, failed for good, or cancelled.
@@ -31,15 +65,19 @@ def wait(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
 
     In a handler, this holds one of the worker's slots, and the job may wait for that very slot.
 
-    Raises JobNotFound; TimeoutError if the job is not settled in time (the job continues);
+    Raises RuntimeError where it blocks the event loop of `app.running()` for a second. Raises
+    JobNotFound; TimeoutError if the job is not settled in time (the job continues);
     ResultGone if it was deleted meanwhile; StoreUnavailable if the first look fails. An outage of
     the database after that does not end the wait.
     """
     job_id, seconds = _asked(job, timeout)
     future = begin(app.core, job_id)
+    blocks = _blocks_worker(app) and (seconds is None or seconds > BLOCKED_SECONDS)
     try:
-        return future.result(seconds)
+        return future.result(BLOCKED_SECONDS if blocks else seconds)
     except concurrent.futures.TimeoutError:
+        if blocks:
+            raise RuntimeError(BLOCKED) from None
         raise _late(job_id, seconds) from None
     finally:
         future.cancel()
@@ -104,9 +142,9 @@ class Handle(Parent, Generic[R]):
         - `timeout`: a duration to wait at most. Default: None, as long as it takes.
 
         Raises JobFailed if the job failed for good, JobCancelled; TimeoutError if the job is not
-        settled in time (it continues); JobNotFound or ResultGone if retention deleted it;
-        ResultTruncated if the result was not stored whole, InvalidInput if it does not fit the
-        annotation; StoreUnavailable.
+        settled in time (it continues); RuntimeError as `Tenure.wait`; JobNotFound or ResultGone if
+        retention deleted it; ResultTruncated if the result was not stored whole, InvalidInput if it
+        does not fit the annotation; StoreUnavailable.
         """
         return self._result_of(self._answer() or self._app.wait(self.id, timeout))
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from tenure.app.app import Tenure
+from tenure.app.waiting import worker_on_this_loop
 from tenure.settings import Settings
 from tenure.worker.process import maintained, refuse_children, run_loop, worker_of
 
@@ -81,7 +82,8 @@ class Running:
 
     async def _run(self) -> None:
         try:
-            await self._worker.run()
+            with worker_on_this_loop(self._app):
+                await self._worker.run()
         except Exception as error:
             log.exception("the worker in this program ended: no jobs run here any more")
             self._failure = error
