@@ -38,7 +38,10 @@ def decoder_of(name: str, fields: list[Any], others: Any) -> msgspec.json.Decode
         if is_model(cls):
             continue
         if cls is JobContext:
-            raise InvalidInput(f"{name}: only the first parameter can be the JobContext, and no |")
+            said = (
+                "only the first parameter can be the context, annotated JobContext, without | None"
+            )
+            raise InvalidInput(f"{name}: {said}")
         raise InvalidInput(f"an annotation of {name} has no JSON form: {cls}")
     return decoder
 
