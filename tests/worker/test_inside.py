@@ -183,7 +183,10 @@ def test_a_wait_that_blocks_the_loop_of_the_worker_says_so(
             handle = await work.submit_async()
             with pytest.raises(RuntimeError, match="await wait_async"):
                 work.options(delay="1h").submit().result(timeout=timeout)
+            with pytest.raises(RuntimeError, match="async for"):
+                list(app.as_completed([handle], timeout=timeout))
             assert await handle == "done"
+            assert len(list(app.as_completed([handle], timeout=timeout))) == 1
             assert handle.result(timeout=timeout) == "done"  # it has settled: nothing to wait for
             assert (await asyncio.to_thread(app.wait, handle.id)).status == "completed"
             with pytest.raises(TimeoutError):  # as asked, however short

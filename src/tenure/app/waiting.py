@@ -27,7 +27,7 @@ BLOCKED_SECONDS = 1.0
 """How long a wait may block the event loop of a worker in this program, which runs nothing then."""
 BLOCKED = (
     "this wait blocks the event loop on which a worker of these jobs runs, so that no job can run: "
-    "await wait_async(...), or the handle"
+    "await wait_async(...) or the handle, and write async for"
 )
 _loops: list[tuple[object, str]] = []
 """The event loops on which workers run inside this program, with the databases of their jobs."""
@@ -46,15 +46,17 @@ def worker_on_this_loop(app: Tenure) -> Iterator[None]:
         _loops.remove(here)
 
 
-def _blocks_worker(app: Tenure) -> bool:
-    if not _loops:
-        return False
+def _allowed(app: Tenure, seconds: float | None) -> float | None:
+    """Return how long a call may wait on this thread, if it is to wait so many seconds."""
+    if not _loops or (seconds is not None and seconds <= BLOCKED_SECONDS):
+        return seconds
     import asyncio
 
     try:
-        return (asyncio.get_running_loop(), app.database) in _loops
+        here = (asyncio.get_running_loop(), app.database)
     except RuntimeError:  # no loop runs on this thread
-        return False
+        return seconds
+    return BLOCKED_SECONDS if here in _loops else seconds
 
 
 def wait(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
@@ -72,11 +74,11 @@ def wait(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
     """
     job_id, seconds = _asked(job, timeout)
     future = begin(app.core, job_id)
-    blocks = _blocks_worker(app) and (seconds is None or seconds > BLOCKED_SECONDS)
+    allowed = _allowed(app, seconds)
     try:
-        return future.result(BLOCKED_SECONDS if blocks else seconds)
+        return future.result(allowed)
     except concurrent.futures.TimeoutError:
-        if blocks:
+        if allowed != seconds:
             raise RuntimeError(BLOCKED) from None
         raise _late(job_id, seconds) from None
     finally:
@@ -183,8 +185,9 @@ def as_completed(
     - `handles`: what `submit` returned.
     - `timeout`: a duration for all of them. Default: None, as long as it takes.
 
-    Iterating raises TimeoutError when the time is over, and StoreUnavailable. `result()` of a
-    handle that comes out answers at once, or raises why there is no result.
+    Iterating raises TimeoutError when the time is over, StoreUnavailable, and RuntimeError as
+    `wait` does. `result()` of a handle that comes out answers at once, or raises why there is no
+    result.
     """
     seconds = None if timeout is None else durations.seconds(timeout, path="$.timeout")
     return AsCompleted(app, list(handles), seconds)
@@ -203,9 +206,14 @@ class AsCompleted(Generic[R]):
 
     def __iter__(self) -> Iterator[Handle[R]]:
         futures = self._started()
+        allowed = _allowed(self._app, self._seconds)
         try:
-            for future in concurrent.futures.as_completed(futures, self._seconds):
+            for future in concurrent.futures.as_completed(futures, allowed):
                 yield _answered(futures[future], future)
+        except concurrent.futures.TimeoutError:
+            if allowed != self._seconds:
+                raise RuntimeError(BLOCKED) from None
+            raise
         finally:
             _cancel(futures)
 
