@@ -8,10 +8,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from msgspec.json import encode
+from pyarrow import parquet
 
+import tenure.app.parquet
 from tenure import Tenure
 from tenure.app import export as exports
 from tenure.app.export import ExportedFile, export
@@ -192,3 +195,45 @@ app = Tenure(sys.argv[1])
 folder = Path(sys.argv[2])
 list(export.export(app.core, folder, Filter(), redaction=NOTHING_HIDDEN, delete=True))
 """
+
+
+def test_a_parquet_file_holds_what_the_lines_hold(
+    harness: StoreHarness, app: Tenure, tmp_path: Path
+) -> None:
+    lease = harness.take(payload='{"to":"ann"}', tags='["a"]', timeout=2.5)
+    harness.report(report_failed(lease, "boom", retryable=False))
+    settle(harness, 2)
+    write(app, tmp_path)
+    (file,) = write(app, tmp_path, format="parquet")
+    assert (file.jobs, Path(file.path).suffix) == (3, ".parquet")
+    rows = parquet.read_table(file.path).to_pylist()
+    assert list(map(as_line, rows)) == lines(tmp_path)
+
+
+def as_line(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a Parquet file as the line of the job."""
+    texts = {name: json.loads(row[name] or "null") for name in ("payload", "result", "backoff")}
+    history = row.pop("history")
+    line = {"job": {**row, **texts, "lease_expires_at": None, "progress": None}, "history": history}
+    return cast("dict[str, Any]", json.loads(encode(line)))
+
+
+def test_a_parquet_file_that_could_not_be_written_deletes_nothing(
+    harness: StoreHarness, app: Tenure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle(harness, 3)
+    monkeypatch.setattr(tenure.app.parquet, "_row", lambda job, history: {"token": "none"})
+    with pytest.raises(ValueError, match="none"):
+        write(app, tmp_path / "old", format="parquet", delete=True)
+    assert list((tmp_path / "old").iterdir()) == []
+    assert len(there(harness)) == 3
+
+
+def test_without_pyarrow_the_error_says_what_to_install(
+    app: Tenure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "tenure.app.parquet", raising=False)
+    with pytest.raises(InvalidInput, match=r"pip install 'tenure\[parquet\]'"):
+        write(app, tmp_path / "old", format="parquet")
+    assert not (tmp_path / "old").exists()

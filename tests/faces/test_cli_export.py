@@ -36,6 +36,7 @@ def test_it_writes_what_a_later_one_goes_on_from(
         if key != "explanation"
     }
     assert output_of("export", str(folder), "--after", settled[2]) == "no settled job"
+    assert ".parquet: 3 jobs" in output_of("export", str(folder), "--format", "parquet")
     (file,) = cli_json("export", str(folder), "--after", settled[0], "--delete")
     assert (file["jobs"], file["deleted"]) == (2, 2)
     assert [job.id for job in app.find(status="cancelled")] == settled[:1]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from msgspec import json
 from msgspec.structs import replace
@@ -29,6 +29,11 @@ MAX_JOBS = 50_000
 MAX_AT_ONCE = 500
 """Jobs that are read, or deleted, at once."""
 
+Format = Literal["jsonl", "parquet"]
+ShownJob = tuple[responses.JobBody, Sequence[responses.TransitionBody]]
+Add = Callable[[Sequence[ShownJob]], None]
+"""Writes jobs to a file."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExportedFile:
@@ -47,14 +52,17 @@ def export(
     *,
     after: str | None = None,
     redaction: Redaction,
+    format: Format = "jsonl",
     delete: bool = False,
 ) -> Iterator[ExportedFile]:
-    """Write the settled jobs of a filter to files of JSON lines, in the order of their ids.
+    """Write the settled jobs of a filter to files, in the order of their ids.
 
     - `folder`: it is made if it is not there. A file has a temporary name until it is on disk;
       then it is named for its first and its last job.
     - `after`: only jobs after the one with this id. Default: None, from the first one.
     - `redaction`: hides values in what is written.
+    - `format`: `"jsonl"`, one line of JSON for each job, or `"parquet"`, which needs the extra
+      `parquet`. Default: `"jsonl"`.
     - `delete`: delete the jobs of each file when it is on disk, except jobs that have changed
       since and jobs that retention would keep.
 
@@ -65,6 +73,7 @@ def export(
         raise InvalidInput(f"only {', '.join(STATUSES)} jobs are exported", path="$.status")
     if after is not None:
         check_id(after, "$.after")
+    writer = _writer(format)
     among = () if checked.status else STATUSES
     folder.mkdir(parents=True, exist_ok=True)
     query = query_of(checked, limit=MAX_AT_ONCE, oldest_first=True, after=after, among=among)
@@ -73,12 +82,13 @@ def export(
         part = folder / f"{new_id()}.part"
         try:
             with part.open("xb") as file:
-                written, query, more = _write(core, query, redaction, file)
+                with writer(file) as add:
+                    written, query, more = _write(core, query, redaction, add)
                 file.flush()
                 os.fsync(file.fileno())
             if written:
                 first, *_, last = (*written, *written)
-                path = folder / f"jobs-{first}-{last}.jsonl"
+                path = folder / f"jobs-{first}-{last}.{format}"
                 part.replace(path)
                 _sync(folder)
                 deleted = _delete(core, written) if delete else 0
@@ -88,8 +98,28 @@ def export(
                 part.unlink()
 
 
+@contextmanager
+def _lines(file: BinaryIO) -> Iterator[Add]:
+    """Write a line of JSON for each job."""
+
+    def add(jobs: Sequence[ShownJob]) -> None:
+        file.writelines(
+            json.encode({"job": job, "history": history}) + b"\n" for job, history in jobs
+        )
+
+    yield add
+
+
+def _writer(format: Format) -> Callable[[BinaryIO], AbstractContextManager[Add]]:
+    if format == "jsonl":
+        return _lines
+    from tenure.app.parquet import rows
+
+    return rows
+
+
 def _write(
-    core: Core, query: Query, redaction: Redaction, file: BinaryIO
+    core: Core, query: Query, redaction: Redaction, add: Add
 ) -> tuple[Mapping[str, int], Query, bool]:
     """Write some jobs; return how many entries each has, what is next, and whether there is."""
     read = core.limited_store.read
@@ -97,15 +127,16 @@ def _write(
     while len(written) < MAX_JOBS:
         page = search.page(read, query)
         histories = read.histories([job.id for job in page.jobs])
+        jobs: list[ShownJob] = []
         for job in page.jobs:
             history = histories.get(job.id, [])
             if not history or (history[-1].target, history[-1].token) != (job.status, job.token):
                 continue  # it has changed between the two statements
             shown = transitions_shown(history, job, redaction)
             body = responses.job_body(redaction.job(job))
-            entries = [responses.TransitionBody.of(entry) for entry in shown]
-            file.write(json.encode({"job": body, "history": entries}) + b"\n")
+            jobs.append((body, [responses.TransitionBody.of(entry) for entry in shown]))
             written[job.id] = len(history)
+        add(jobs)
         if page.next is None:
             return written, query, False
         query = replace(query, after=page.next)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,16 +14,32 @@ from tenure.cli.jobs import filter_options
 from tenure.cli.options import answer_options, flag, option
 from tenure.cli.terminal import print_json
 
+if TYPE_CHECKING:
+    from tenure.app.export import Format
+
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @filter_options
 @option("--after", "ID", "Only jobs added after this job, to continue.", completing.job_ids())
+@option(
+    "--format",
+    None,
+    "Lines of JSON, or Parquet, which needs tenure[parquet].",
+    type=click.Choice(["jsonl", "parquet"]),
+    default="jsonl",
+)
 @flag("--raw", "Write hidden values of payloads, results and errors, too.")
 @flag("--delete", "Delete the jobs of each file once it is on disk.")
 @answer_options
 def export(
-    folder: Path, after: str | None, raw: bool, delete: bool, as_json: bool, **filters: Any
+    folder: Path,
+    after: str | None,
+    format: Format,
+    raw: bool,
+    delete: bool,
+    as_json: bool,
+    **filters: Any,
 ) -> None:
     """Write settled jobs with their history to files in FOLDER.
 
@@ -40,7 +56,13 @@ def export(
     with existing() as app:
         redaction = NOTHING_HIDDEN if raw else app.core.redaction
         for file in export_jobs(
-            app.core, folder, matching, after=after, redaction=redaction, delete=delete
+            app.core,
+            folder,
+            matching,
+            after=after,
+            redaction=redaction,
+            format=format,
+            delete=delete,
         ):
             found.append(file)
             if not as_json:
