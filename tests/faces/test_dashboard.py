@@ -123,6 +123,25 @@ def test_what_is_not_there_is_said_on_a_page(web: TestClient, path: str, status:
     assert "<script>" not in answer.text
 
 
+def test_numbers_that_are_old_are_said_to_be_old(
+    app: Tenure, web: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are old after a pause too, not only after many transitions."""
+    app.enqueue("work")
+    for rates, jobs, said in (
+        (5.0, 2.0, ""),
+        (25.0, 0.0, " rates and failures are 25s behind."),
+        (0.0, 21.0, " numbers of jobs are 21s behind."),
+        (25.0, 21.0, " rates and failures are 25s behind, numbers of jobs are 21s behind."),
+    ):
+        lag = cache.Lag(rates, jobs)
+        monkeypatch.setattr(cache.ReadCache, "lag", lambda *_, lag=lag: lag)
+        found = re.findall(
+            r"Newer numbers are on their way:([^<]*\.) Everything", web.get("/").text
+        )
+        assert found == [said] * bool(said)
+
+
 def test_the_api_stays_as_it_is(web: TestClient) -> None:
     assert web.get("/jobs").json() == []
     assert web.get("/jobs/x").headers["content-type"] == "application/problem+json"
