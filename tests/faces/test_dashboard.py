@@ -128,6 +128,7 @@ def test_numbers_that_are_old_are_said_to_be_old(
 ) -> None:
     """They are old after a pause too, not only after many transitions."""
     app.enqueue("work")
+    wait_until(lambda: "Attempts per minute" in web.get("/").text, "the job to be counted")
     for rates, jobs, said in (
         (5.0, 2.0, ""),
         (25.0, 0.0, " rates and failures are 25s behind."),
@@ -140,6 +141,11 @@ def test_numbers_that_are_old_are_said_to_be_old(
             r"Newer numbers are on their way:([^<]*\.) Everything", web.get("/").text
         )
         assert found == [said] * bool(said)
+
+
+def test_the_beginning_of_every_address_leads_to_the_overview(web: TestClient) -> None:
+    answer = web.get("/ui", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
 
 
 def test_the_api_stays_as_it_is(web: TestClient) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from tenure.app.shown import failures_shown
 from tenure.dashboard import charts
@@ -92,6 +92,11 @@ def machine(request: PageRequest) -> Response:
         counts=charts.transition_counts(activity),
         lag=cache.lag(now, "counts"),
     )
+
+
+def moved(request: PageRequest) -> Response:
+    """Lead to the overview: people shorten the address of another page to this one."""
+    return RedirectResponse(request.address("/"), 303)
 
 
 def add_samples(request: PageRequest) -> Response:

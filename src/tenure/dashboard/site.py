@@ -74,6 +74,7 @@ OPEN_PATHS = (
 
 PAGES: dict[str, Page] = {
     "/": overview.show,
+    "/ui": overview.moved,
     "/ui/failures": overview.failures,
     "/ui/machine": overview.machine,
     "/ui/workers": queues.workers,
