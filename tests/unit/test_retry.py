@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tenure.errors import InvalidInput
@@ -27,14 +28,21 @@ attempts = st.one_of(st.integers(1, 12), st.integers(1, 10_000), st.just(10**400
 job_ids = st.uuids().map(str)
 
 
+LARGEST = math.log(sys.float_info.max)
+"""A power beyond this is the cap, also of a base that is nearly nothing."""
+
+
 def without_jitter(policy: RetryPolicy, attempt: int) -> float:
     """The exponential, exactly, in whole numbers and logarithms rather than with `**`."""
     if policy.base == 0:
         return 0.0
     if policy.factor == 1:
         return min(policy.base, policy.cap)
-    log = math.log(policy.base) + (attempt - 1) * math.log(policy.factor)
-    return policy.cap if log > math.log(TEN_YEARS) + 1 else min(math.exp(log), policy.cap)
+    power = (attempt - 1) * math.log(policy.factor)
+    log = math.log(policy.base) + power
+    if max(power - LARGEST, log - math.log(TEN_YEARS) - 1) > 0:
+        return policy.cap
+    return min(math.exp(log), policy.cap)
 
 
 @given(st.lists(seconds, min_size=1, max_size=20), job_ids, attempts)
@@ -81,6 +89,7 @@ def test_it_depends_on_nothing_but_its_arguments(
     assert delay(policy, job_id, attempt) == delay(again, str(job_id), attempt)
 
 
+@example(RetryPolicy(base=5e-324, factor=1.9375, cap=1.0), JOB, 1_075)
 @given(policies, job_ids, st.integers(1, 10_000))
 def test_jitter_moves_it_by_a_tenth_at_most(policy: RetryPolicy, job_id: str, attempt: int) -> None:
     exact = without_jitter(policy, attempt)
