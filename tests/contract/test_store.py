@@ -231,6 +231,7 @@ def test_a_listener_that_raises_harms_nobody(harness: StoreHarness) -> None:
     stops = [harness.store.on_work(broken), harness.store.on_work(lambda: rung.append(None))]
     for _ in range(5):
         harness.add()
+    stops.append(harness.store.on_work(broken))  # which is told of work so recent at once
     for stop in stops:
         stop()
     assert len(harness.store.read.find(Query())) == 5

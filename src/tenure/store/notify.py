@@ -29,6 +29,13 @@ None for all."""
 Watch = Callable[[Notify, threading.Event], None]
 
 
+def _notify(subscriber: Callable[[], None]) -> None:
+    try:
+        subscriber()
+    except Exception as error:  # its event loop may be gone: the others still wait
+        log.warning("a subscriber that waits could not be notified: %r", error)
+
+
 class Notifier:
     """Notifies subscribers of commits, also of other processes once there is a subscriber."""
 
@@ -50,12 +57,8 @@ class Notifier:
         if not about:
             self._work_at = time.monotonic()  # first: who subscribes meanwhile learns of it, too
         for topic, subscriber in self._subscribers:
-            if about is not None and topic != about:
-                continue
-            try:
-                subscriber()
-            except Exception as error:  # its event loop may be gone: the others still wait
-                log.warning("a subscriber that waits could not be notified: %r", error)
+            if about is None or topic == about:
+                _notify(subscriber)
 
     def subscribe(self, subscriber: Callable[[], None], topic: str = WORK) -> Callable[[], None]:
         """Call `subscriber` for a topic from now on; return the function that ends this.
@@ -73,7 +76,7 @@ class Notifier:
                     self._change(others)
                     raise
         if topic == WORK and time.monotonic() - self._work_at < RECENT_SECONDS:
-            subscriber()
+            _notify(subscriber)
 
         def unsubscribe() -> None:
             with self._lock:
