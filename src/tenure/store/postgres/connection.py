@@ -186,14 +186,8 @@ def uuids(texts: Sequence[str | None]) -> BinaryArray:
 
 
 _NULL = b"\xff\xff\xff\xff"
-_EPOCH, _MICROSECOND = datetime(2000, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+BINARY_EPOCH, _MICROSECOND = datetime(2000, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
 _integer, _bigint, _float8 = (struct.Struct(f">i{form}").pack for form in "iqd")
-
-
-def read_times(array: bytes) -> list[datetime]:
-    """Return the times in a binary array without NULLs: after 20 bytes, each behind its length."""
-    micros = (int.from_bytes(array[at : at + 8], signed=True) for at in range(24, len(array), 12))
-    return [_EPOCH + each * _MICROSECOND for each in micros]
 
 
 def _text_cell(text: str) -> bytes:
@@ -206,7 +200,7 @@ _CELLS: Mapping[str, Callable[[Any], bytes]] = {
     "integer": functools.partial(_integer, 4),
     "bigint": functools.partial(_bigint, 8),
     "float8": functools.partial(_float8, 8),
-    "timestamptz": lambda time: _bigint(8, (time - _EPOCH) // _MICROSECOND),
+    "timestamptz": lambda time: _bigint(8, (time - BINARY_EPOCH) // _MICROSECOND),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -16,10 +16,10 @@ from tenure.lifecycle import Job
 from tenure.store.lanes import MARGIN, next_due
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import (
+    BINARY_EPOCH,
     BinaryArray,
     array_of,
     is_uuid,
-    read_times,
     to_time,
     uuids,
 )
@@ -155,7 +155,7 @@ class Postgres(PostgresSession):
             return {}
         if times is None:
             return {}
-        created, runs = read_times(times)
+        created, runs = _times(times)
         return {checked_job.id: added_job(checked_job, created, runs)}
 
     def exchange_alone(
@@ -288,6 +288,13 @@ class Postgres(PostgresSession):
 
 def _row(checked_job: CheckedJob) -> tuple[Any, ...]:
     return (*_added_values(checked_job), write_policy(checked_job.backoff))
+
+
+def _times(array: bytes) -> Iterator[datetime]:
+    """Yield the times in a binary array without NULLs: after 20 bytes, each behind its length."""
+    for at in range(24, len(array), 12):
+        micros = int.from_bytes(array[at : at + 8], signed=True)
+        yield BINARY_EPOCH + timedelta(microseconds=micros)
 
 
 def _completions(reports: Sequence[Report]) -> tuple[Any, ...]:
