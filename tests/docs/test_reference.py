@@ -14,14 +14,13 @@ import pytest
 
 import tenure
 from tenure import errors, settings
-from tenure.app.adding import MAX_JOBS_AT_ONCE
 from tenure.cli import cli
 from tenure.cli.command import exit_code
 from tenure.cli.outcomes import OUTCOMES, TIME_OVER
 from tenure.http.api import openapi
 from tenure.http.api.routes import ROUTES
 from tenure.jobs import explain, payload
-from tenure.jobs.enqueue import MAX_PRIORITY, MAX_RETRIES
+from tenure.jobs.enqueue import MAX_JOBS_AT_ONCE, MAX_PRIORITY, MAX_RETRIES
 from tenure.jobs.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH
 from tenure.jobs.queries import MAX_LISTED
 from tenure.jobs.stats import PartitionState, QueueState, TypeState, WorkerState

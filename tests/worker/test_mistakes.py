@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sqlite3
 from collections.abc import Callable
 from functools import partial
@@ -58,6 +59,15 @@ def test_a_batch_may_come_from_a_generator(app: Tenure) -> None:
     assert len(asyncio.run(many)) == 3
     assert len(app.group(one.new_job(str(n)) for n in range(3)).nodes) == 3
     assert app.count().jobs == 9
+
+
+def test_a_generator_without_an_end_is_refused(app: Tenure) -> None:
+    endless = itertools.repeat(app.job(send).new_job("a"))
+    said = "add at most 10,000 jobs at once"
+    assert refusal(lambda: app.enqueue_many(endless)) == said
+    assert refusal(lambda: asyncio.run(app.enqueue_many_async(endless))) == said
+    assert refusal(lambda: app.group(endless)) == said
+    assert app.count().jobs == 0
 
 
 @pytest.mark.parametrize("wrong", [{"to": "a"}, "send", send, None])

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import (
+    MAX_JOBS_AT_ONCE,
     CheckedJob,
     Enqueued,
     LinkedJob,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from tenure.app.core import Core
 
 log = logging.getLogger(__name__)
-
-MAX_JOBS_AT_ONCE = 10_000
 
 
 def add(
@@ -89,7 +88,7 @@ class Adding:
     ) -> None:
         """The arguments are those of `add` and `check_jobs`. Raises InvalidInput or Forbidden."""
         if len(new_jobs) > MAX_JOBS_AT_ONCE:
-            raise InvalidInput(f"{len(new_jobs)} jobs at once; send at most {MAX_JOBS_AT_ONCE}")
+            raise InvalidInput(f"add at most {MAX_JOBS_AT_ONCE:,} jobs at once")
         checked_jobs: Sequence[CheckedJob] = check_jobs(
             new_jobs,
             defaults=defaults,

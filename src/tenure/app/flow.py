@@ -13,7 +13,7 @@ from tenure.app.waiting import Handle
 from tenure.dependency import Dependency
 from tenure.errors import InvalidInput
 from tenure.jobs import ids
-from tenure.jobs.enqueue import Duration, NewJob, NewJobOf, TypeOptions, check_new
+from tenure.jobs.enqueue import Duration, NewJob, NewJobOf, TypeOptions, check_new, listed
 from tenure.jobs.graph import DependsOn
 from tenure.jobs.names import check_key, check_name
 from tenure.jobs.workflows import fingerprint_of
@@ -255,7 +255,7 @@ def chain(
     Returns the workflow; `nodes` are its jobs. Raises what `enqueue_many` raises, and KeyConflict.
     """
     with workflow(app, name, key=key) as flow:
-        for new_job in new_jobs:
+        for new_job in listed(new_jobs):
             flow.add(new_job, depends_on=flow.nodes[-1:])
     return flow
 
@@ -300,7 +300,7 @@ def batch(
     raises.
     """
     with workflow(app, name, key=key) as flow:
-        nodes = [flow.add(new_job) for new_job in new_jobs]
+        nodes = [flow.add(new_job) for new_job in listed(new_jobs)]
         if on_success is not None:
             flow.add(on_success, depends_on=nodes)
         if on_failure is not None and nodes:

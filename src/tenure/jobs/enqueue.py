@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 import msgspec
@@ -28,6 +29,7 @@ R = TypeVar("R", covariant=True)
 
 MAX_PRIORITY = 100
 MAX_RETRIES = 1_000
+MAX_JOBS_AT_ONCE = 10_000
 NO_OPTION = "no such option: {}; arguments go into the payload"
 
 Duration = float | int | str | timedelta
@@ -159,8 +161,8 @@ class Enqueued(msgspec.Struct, frozen=True):
 
 
 def listed(new_jobs: Iterable[NewJob]) -> list[NewJob]:
-    """Return jobs as a list; raises InvalidInput for what is no `NewJob`."""
-    found = new_jobs if isinstance(new_jobs, list) else list(new_jobs)
+    """Return jobs, of too many one too many; raises InvalidInput for what is no `NewJob`."""
+    found = list(islice(new_jobs, MAX_JOBS_AT_ONCE + 1))
     for number, one in enumerate(found):
         check_new(one, number)
     return found

@@ -8,7 +8,6 @@ from typing import Annotated
 from msgspec import Meta
 from starlette.responses import Response
 
-from tenure.app.adding import MAX_JOBS_AT_ONCE
 from tenure.http.api import (
     events,
     jobs,
@@ -26,6 +25,7 @@ from tenure.http.api.call import Call
 from tenure.http.api.metrics import CONTENT_TYPE
 from tenure.http.api.route import LINK, OF_LEASE, SCHEDULE, TO_JOB, Body, Reply, Route
 from tenure.jobs import payload, results
+from tenure.jobs.enqueue import MAX_JOBS_AT_ONCE
 from tenure.jobs.explain import Explanation
 from tenure.jobs.queries import Counted
 from tenure.jobs.retention import RetentionRule
