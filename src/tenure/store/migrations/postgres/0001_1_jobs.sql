@@ -266,6 +266,7 @@ DECLARE
     jobs bigint;
     tokens bigint;
     limited boolean := false;
+    alone boolean;
     fits boolean := false;
 BEGIN
     IF TG_RELID <> '{schema}.job'::regclass THEN
@@ -284,15 +285,15 @@ BEGIN
             SELECT FROM {schema}.queue_limit WHERE queue = mine.queue LIMIT 1) AS l) INTO limited;
     END IF;
     PERFORM FROM entered OFFSET 1 LIMIT 1;
+    alone := NOT FOUND AND NOT limited;
     -- One job; what is not in order is left to the queries below. Each transaction prepares the condition
     -- again, for a tenth of what the job costs, so most jobs have a short one.
-    IF NOT FOUND AND NOT limited AND {is_plain} THEN
+    IF alone AND {is_plain} THEN
         fits := {is_plain_entry};
     ELSE
         PERFORM {schema}.bring(entered) FROM entered
         WHERE num_nonnulls(tags, unique_key, workflow) > 0;
-        PERFORM FROM entered OFFSET 1 LIMIT 1;
-        IF NOT FOUND AND NOT limited THEN
+        IF alone THEN
             fits := n.status = 'pending' AND {is_entry};
         END IF;
     END IF;
