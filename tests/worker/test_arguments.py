@@ -85,6 +85,9 @@ VALUES: list[tuple[Any, Any]] = [
     (dict[uuid.UUID, int], {ID: 1}),
     (dict[Colour, tuple[int, ...]], {Colour.RED: (1, 2)}),
     (Any, {"any": ["thing", 1, None]}),
+    (object, {"any": ["thing", 1, None]}),
+    (dict[str, object], {"any": ["thing", 1, None]}),
+    (list[object] | None, [{"any": 1}, None]),
 ]
 
 

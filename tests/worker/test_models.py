@@ -8,10 +8,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, RootModel, computed_field
 
 from tenure import InvalidInput, Tenure
 from tenure.jobs import json_types
@@ -161,6 +161,45 @@ def test_the_schema_of_a_type_has_that_of_its_models(app: Tenure) -> None:
     assert '"article": {"minLength": 1' in found
     assert "#/$defs/Line" not in found
     assert '"children": {"default": [], "items": {}' in found
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"] = "cat"
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+
+
+class Pet(RootModel[Cat | Dog]): ...
+
+
+def test_a_union_of_models_says_what_to_write_and_that_works(app: Tenure) -> None:
+    def feed(pet: Cat | Dog) -> Cat | Dog:
+        return pet
+
+    with pytest.raises(InvalidInput, match="such as a RootModel of Pydantic"):
+        app.job(feed)
+
+    @app.job
+    def walk(pet: Pet) -> Cat | Dog:
+        return pet.root
+
+    with running_worker(app), pytest.raises(InvalidInput, match="such as a RootModel of Pydantic"):
+        walk.submit(Pet(Dog())).result("20s")
+    (job,) = app.find()
+    assert job.result == {"kind": "dog"}
+
+
+def test_an_object_is_anything_in_the_schema(app: Tenure) -> None:
+    @app.job
+    def note(fields: dict[str, object]) -> None: ...
+
+    handler = app.core.handlers.find("note")
+    assert handler is not None
+    schema = json_types.known(handler.defaults, handler.decoder, {}).schema
+    assert schema is not None
+    assert '"fields":{"type":"object","additionalProperties":{"description":' in schema
 
 
 def test_without_models_pydantic_is_not_imported() -> None:

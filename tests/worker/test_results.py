@@ -60,7 +60,12 @@ def test_a_handle_brings_the_value_that_the_handler_returned(app_on_each_engine:
     @app.job
     async def nothing() -> None: ...
 
+    @app.job
+    def fields() -> dict[str, object]:
+        return {"any": ["thing", 1, None]}
+
     with running_worker(app):
+        assert fields.submit().result("20s") == {"any": ["thing", 1, None]}
         handle = report.submit(datetime.date(2027, 1, 31))
         assert handle.result(timeout="20s") == Report(datetime.date(2027, 1, 31), Decimal("1.20"))
         assert app.get(handle.id).result == {"day": "2027-01-31", "total": "1.20"}

@@ -33,7 +33,7 @@ def decoder_of(name: str, fields: list[Any], others: Any) -> msgspec.json.Decode
         msgspec.json.Decoder(others)
         decoder = msgspec.json.Decoder(arguments, dec_hook=decoded)
     except Exception as error:  # it evaluates annotations, too
-        raise InvalidInput(f"an annotation of {name} has no JSON form: {error}") from error
+        raise InvalidInput(f"an annotation of {name} has no JSON form: {advised(error)}") from error
     for cls in _classes(parts, set()):
         if is_model(cls):
             continue
@@ -44,6 +44,13 @@ def decoder_of(name: str, fields: list[Any], others: Any) -> msgspec.json.Decode
             raise InvalidInput(f"{name}: {said}")
         raise InvalidInput(f"an annotation of {name} has no JSON form: {cls}")
     return decoder
+
+
+def advised(error: Exception) -> str:
+    """Return what an error says of an annotation, with what to write instead of a union."""
+    advice = "; put a union with models into a model, such as a RootModel of Pydantic"
+    union = "pydantic" in sys.modules and "Type unions" in str(error)
+    return f"{error}{advice}" if union else str(error)
 
 
 def known(
@@ -116,8 +123,10 @@ def encoded(value: Any) -> Any:
 def decoded(kind: Any, value: Any) -> Any:
     """Return the model that a decoded value is, for msgspec's `dec_hook`. Raises ValueError.
 
-    The error does not repeat values, which may be secrets.
+    For `object` it is the value. The error does not repeat values, which may be secrets.
     """
+    if kind is object:
+        return value
     if not is_model(kind):
         raise TypeError(f"{kind.__name__} has no JSON form")
     try:
@@ -130,6 +139,8 @@ def decoded(kind: Any, value: Any) -> Any:
 
 def described(kind: Any) -> Any:
     """Return the JSON schema of a model, whole in itself, for msgspec's `schema_hook`."""
+    if kind is object:
+        return {"description": "any value"}  # msgspec takes an empty schema for none
     if not is_model(kind):
         raise NotImplementedError
     try:

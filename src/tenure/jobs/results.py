@@ -163,7 +163,7 @@ def read_result(text: str | None, returns: Any, what: str) -> Any:
         learn(returns)
         return msgspec.json.decode(text, type=returns, dec_hook=json_types.decoded)
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
-        said = f"{what} does not fit the annotation, {returns}: {error}"
+        said = f"{what} does not fit the annotation, {returns}: {json_types.advised(error)}"
         raise InvalidInput(said, path="$.result") from error
 
 
