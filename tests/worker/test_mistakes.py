@@ -87,6 +87,35 @@ def test_a_job_type_in_place_of_its_name_is_named(app: Tenure) -> None:
     assert refusal(lambda: app.find(type=one)) == said
 
 
+def test_a_new_job_in_place_of_a_name_is_sent_to_enqueue_many(app: Tenure) -> None:
+    one: Any = app.job(send).new_job("a")
+    said = "$.type: give the name of a job type; what new_job(...) returned goes to enqueue_many"
+    assert refusal(lambda: app.enqueue(one)).startswith(said)
+    assert refusal(lambda: asyncio.run(app.enqueue_async(one))).startswith(said)
+
+
+def test_arguments_that_do_not_fit_name_the_type_and_where_options_go(app: Tenure) -> None:
+    one: Any = app.job(name="mail.send")(send)
+    with pytest.raises(TypeError, match=r"^mail.send: missing a required argument: 'to'$"):
+        one.enqueue()
+    with pytest.raises(TypeError, match=r"'countdown'$"):
+        one.submit("a", countdown=5)
+    said = r"keyword argument 'delay'; write send.options\(delay=…, queue=…\).enqueue\(…\)$"
+    with pytest.raises(TypeError, match=said):
+        one.new_job("a", delay="5m", queue="mail")
+
+
+class Mail:
+    def send(self, to: str) -> str:
+        return to
+
+
+def test_methods_and_classes_are_no_handlers(app: Tenure) -> None:
+    assert "annotate a context, JobContext" in refusal(lambda: app.job(Mail.send))
+    assert "not the class Mail" in refusal(lambda: app.job(Mail))
+    assert app.job(Mail().send).new_job("a").payload == {"to": "a"}
+
+
 def test_arguments_in_place_of_options_are_sent_to_the_payload(app: Tenure) -> None:
     wrong: Any = {"to": "a"}
     said = "$: no such option: to; arguments go into the payload"

@@ -310,7 +310,7 @@ def test_however_a_call_is_written_the_payload_is_as_python_binds_it(app: Tenure
         try:
             given: dict[str, Any] = call(**arguments)
         except TypeError as refusal:
-            return str(refusal)
+            return str(refusal).removeprefix(f"{function.__name__}: ")
         return list(given.items())
 
     names = ("to", "subject", "copy", "note", "context", "extra")

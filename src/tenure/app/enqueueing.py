@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from tenure.app import adding
 from tenure.app.twins import answer_of
+from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import MAX_RETRIES, NewJob, Options, TypeOptions, Wake, listed
 from tenure.jobs.payload import JsonText
 from tenure.lifecycle import Job
@@ -14,6 +15,14 @@ from tenure.lifecycle import Job
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
     from tenure.app.within import Within
+
+
+def by_name(type: str, payload: Mapping[str, Any] | None, options: Options) -> NewJob:
+    """Return the job that an enqueue by name adds; raises InvalidInput for a job that is made."""
+    if isinstance(type, NewJob):
+        said = "give the name of a job type; what new_job(...) returned goes to enqueue_many([...])"
+        raise InvalidInput(said, path="$.type")
+    return NewJob(type, {} if payload is None else payload, options)
 
 
 def enqueue(
@@ -68,7 +77,7 @@ def enqueue(
     JobNotFound for a job that it cannot depend on, or StoreUnavailable. After StoreUnavailable the
     job may exist: enqueue again, with an `idempotency_key` if it must not exist twice.
     """
-    return app.enqueue_many([NewJob(type, {} if payload is None else payload, options)])[0]
+    return app.enqueue_many([by_name(type, payload, options)])[0]
 
 
 def run_again(
@@ -106,8 +115,7 @@ async def enqueue_async(
     **options: Unpack[Options],
 ) -> Job:
     """Add a job like `enqueue`, without blocking the event loop."""
-    new_job = NewJob(type, {} if payload is None else payload, options)
-    return (await app.enqueue_many_async([new_job]))[0]
+    return (await app.enqueue_many_async([by_name(type, payload, options)]))[0]
 
 
 def enqueue_many(app: Tenure, new_jobs: Iterable[NewJob]) -> list[Job]:

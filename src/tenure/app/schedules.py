@@ -95,7 +95,7 @@ def schedule(
         try:
             job: NewJob = sample.new_job(**given, **({key: EPOCH.isoformat()} if key else {}))
         except TypeError as error:
-            raise TypeError(f"payload= of a schedule for {job_type.name}: {error}") from error
+            raise TypeError(f"payload= of a schedule for {error}") from error
         job = NewJob(job.type, {n: v for n, v in job.payload.items() if n != key}, job.options)
         rules = check_rules(job, options)
         own = check_name(name or job_type.name, "schedule", "$.name")

@@ -60,7 +60,7 @@ class Within:
         commit. Returns the job. Raises InvalidInput, KeyConflict, DuplicateJob and QueueFull, after
         which the transaction can continue, SchemaMismatch, and the errors of your driver.
         """
-        return self.enqueue_many([NewJob(type, {} if payload is None else payload, options)])[0]
+        return self.enqueue_many([enqueueing.by_name(type, payload, options)])[0]
 
     enqueue_async = enqueueing.enqueue_async
 

@@ -22,7 +22,7 @@ from tenure.errors import InvalidInput
 from tenure.jobs import json_types
 from tenure.jobs import payload as payloads
 from tenure.jobs.context import JobContext
-from tenure.jobs.enqueue import HandlerOptions, PartitionBy, TypeOptions, whole
+from tenure.jobs.enqueue import HandlerOptions, Options, PartitionBy, TypeOptions, whole
 from tenure.jobs.hooks import Around, Hooks, Lifespan
 from tenure.jobs.partitions import By, partitioner
 from tenure.jobs.retention import DeclaredType
@@ -79,7 +79,10 @@ class Handler:
             return payload
         if self.wants_context:
             args = (None, *args)
-        bound = self.signature.bind(*args, **kwargs).arguments
+        try:
+            bound = self.signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {error}{self._advice(kwargs)}") from None
         if self.wants_context:
             del bound[next(iter(self.signature.parameters))]
         arguments: dict[str, Any] = {}
@@ -104,6 +107,12 @@ class Handler:
                 "pass an id or a value of a JSON type instead",
                 path="$.payload",
             ) from error
+
+    def _advice(self, kwargs: Mapping[str, Any]) -> str:
+        """Return what to write for options that a call passes among the arguments."""
+        options = sorted(kwargs.keys() & Options.__annotations__.keys() - set(self.fields))
+        given = ", ".join(f"{option}=…" for option in options)
+        return f"; write {self.function.__name__}.options({given}).enqueue(…)" if given else ""
 
     def _plain_payload(self, kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
         """`payload_of` for the usual call, four times as fast; None for any other call.
@@ -281,6 +290,8 @@ def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
 
 def _check_kind(function: Callable[..., Any], name: str, *, in_process: bool) -> None:
     """Refuse functions that cannot run as a handler, or not in a child process."""
+    if inspect.isclass(function):
+        raise InvalidInput(f"a handler is a function, as def makes it, not the class {name}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise InvalidInput(f"{name} is a generator, calling it runs nothing: make it without yield")
     if in_process and "<" in function.__qualname__:
@@ -291,6 +302,8 @@ def _field(name: str, parameter: inspect.Parameter, hint: Any) -> tuple[Any, ...
     """Return a parameter as a field of the struct that decodes payloads."""
     if parameter.kind in (_BY_PLACE, inspect.Parameter.VAR_POSITIONAL):
         raise InvalidInput(f"{name}({parameter}): a payload has names, use named parameters")
+    if parameter.name == "self":
+        raise InvalidInput(f"{name}(self): a method is no handler; annotate a context, JobContext")
     if parameter.default is inspect.Parameter.empty:
         return (parameter.name, hint)
     # Defaults may be mutable; the struct only notes that the argument may be absent.
