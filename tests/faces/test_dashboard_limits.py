@@ -16,6 +16,7 @@ from tenure.jobs.limits import Limits
 from tenure.jobs.stats import PartitionState, QueueState
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.settings import Settings
+from tests.support.cli import output_of
 from tests.support.http import api_client, post_form
 from tests.support.waiting import wait_until
 
@@ -164,6 +165,9 @@ def test_what_waits_for_a_limit_outside_is_shown_and_resumed(
     wait_until(lambda: said[pause] in web.get(PAGE).text, "what was read before to be read again")
     page = web.get(PAGE).text
     assert [name for name, text in said.items() if text in page] == [pause]
+    shown = output_of("queues", "list", "--wide", TENURE_DATABASE=app.database)
+    listed = (web.get("/ui/queues").text, shown)
+    assert all(("starts none for 59s" in text) is (pause == "queue") for text in listed)
     if pause == "queue":
         assert 'aria-label="Resume queue llm"' in page
         post_form(web, f"{PAGE}/resume")

@@ -51,6 +51,18 @@ def queue(name: str = "mail", waits: float | None = None, **more: object) -> Que
             "late",
             "for 4m 12s, and no live worker takes from it",
         ),
+        (
+            [queue(waits=90, resume_at=ago(-30))],
+            [WORKER],
+            "late",
+            "for 1m 30s, and none starts for 30s: one has met a rate limit outside",
+        ),
+        (
+            [queue(waits=90, resume_at=ago(30))],
+            [WORKER],
+            "late",
+            "has been due for 1m 30s.",
+        ),
         ([queue(waits=5)], [], "watch", "Jobs are due and no worker is alive"),
         (
             [queue(waits=900, paused_at=ago(60))],

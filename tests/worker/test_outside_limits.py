@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -10,12 +11,14 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tenure import Tenure
+from tenure import RateLimited, Snooze, Tenure
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript
+from tests.support.workers import running_worker
 
 SECONDS, STARTS, AT_ONCE = 2, 20, 5
 CLOSED_SECONDS = 1.5
@@ -88,6 +91,25 @@ def service() -> Iterator[Service]:
         threading.Thread(target=service.serve_forever, daemon=True).start()
         yield service
         service.shutdown()
+
+
+@pytest.mark.parametrize("pause", [None, "queue"])
+def test_a_pause_of_all_jobs_has_a_line_and_a_snooze_has_none(
+    app: Tenure, caplog: pytest.LogCaptureFixture, pause: Any
+) -> None:
+    caplog.set_level(logging.INFO, "tenure")
+
+    @app.job(queue="llm")
+    def ask() -> None:
+        raise RateLimited("1h", pause="queue") if pause else Snooze("1h")
+
+    with running_worker(app):
+        job = ask.enqueue()
+        wait_until(lambda: app.get(job.id).event == "snoozed", "the snooze")
+    lines = [vars(record) for record in caplog.records if record.getMessage() == "job_snoozed"]
+    assert [(each["levelname"], each["pause"], each["delay"]) for each in lines] == (
+        [("INFO", "queue", 3600.0)] if pause else []
+    )
 
 
 def test_an_answer_of_429_is_the_only_one_of_its_pause(

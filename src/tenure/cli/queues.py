@@ -42,7 +42,7 @@ def list_queues(as_json: bool) -> None:
         columns = ("name", "pending", "processing", "oldest_due_at", "paused_at", "max_pending")
         heads = ("QUEUE", "PENDING", "PROCESSING", "OLDEST DUE", "PAUSED", "MAX PENDING", "LIMITS")
         notes = [queue.pause_reason or "" for queue in found]
-        rows = [(*attrgetter(*columns)(each), limits_of(each)) for each in found]
+        rows = [(*attrgetter(*columns)(each), limits_of(each, now)) for each in found]
         table(heads, rows, now=now, notes=notes)
 
 

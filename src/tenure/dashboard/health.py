@@ -9,7 +9,7 @@ from typing import Literal
 
 from tenure.dashboard.format import count
 from tenure.jobs.explain import is_live
-from tenure.jobs.stats import QueueState, WorkerState
+from tenure.jobs.stats import QueueState, WorkerState, rest_of
 from tenure.jobs.text import length
 
 LATE = timedelta(seconds=60)
@@ -66,14 +66,16 @@ def _late(
 ) -> Iterator[str]:
     """Yield the queues whose oldest due job waits too long, the longest first."""
     due = [
-        (queue.oldest_due_at, queue.name)
+        (queue.oldest_due_at, queue.name, rest_of(queue, now))
         for queue in queues
         if queue.paused_at is None and queue.oldest_due_at and now - queue.oldest_due_at >= LATE
     ]
-    for since, name in sorted(due):
+    for since, name, rest in sorted(due):
         waits = length(int((now - since).total_seconds()))
         served = any(worker.serves(name) for worker in live)
         why = "" if served else ", and no live worker takes from it: start one"
+        if rest:
+            why = f", and none starts for {length(rest)}: one has met a rate limit outside"
         yield f"Queue {name} is late: a job has been due for {waits}{why}."
 
 

@@ -16,6 +16,7 @@ from tenure.jobs.enqueue import KnownType
 from tenure.jobs.limits import Limits
 from tenure.jobs.names import may_list, serves
 from tenure.jobs.queue_rights import Patterns
+from tenure.jobs.text import length
 from tenure.lifecycle import Status
 
 Time = Annotated[datetime, Meta(tz=True)]
@@ -111,13 +112,19 @@ class QueueQuery(Struct, frozen=True, kw_only=True):
 EVERY_QUEUE = QueueQuery()
 
 
-def limits_of(queue: QueueState) -> str:
-    """Say what limits a queue has, and how far they are used; nothing if it has none."""
+def rest_of(queue: QueueState, now: datetime) -> float:
+    """Return for how many seconds a queue starts no job, since one met a rate limit outside."""
+    return max((queue.resume_at - now).total_seconds(), 0.0) if queue.resume_at else 0.0
+
+
+def limits_of(queue: QueueState, now: datetime | None = None) -> str:
+    """Say what limits a queue has, how far they are used, and how long it rests after `now`."""
     limits = queue.limits
     if limits is None:
         return ""
     bound = limits.max_running
-    said = [] if bound is None else [f"{queue.running} of {bound} run"]
+    said = [f"starts none for {length(rest)}"] if now and (rest := rest_of(queue, now)) else []
+    said += [] if bound is None else [f"{queue.running} of {bound} run"]
     said += [f"starts {limits.rate}"] if limits.rate else []
     if per := limits.per_partition:
         said += [f"per partition {per.max_running}"] if per.max_running is not None else []

@@ -27,10 +27,11 @@ from tenure.lifecycle import Job, retry_in
 
 FIELDS = (
     *("job", "type", "queue", "status", "attempt", "worker", "actor"),
-    *("duration", "error", "delay", "others"),
+    *("duration", "error", "delay", "pause", "others"),
 )
 """The fields of a record about a job, in this order. `duration` and `delay` are in seconds; `delay`
-is the time until the job may run again. `others` is how many more there were without a line."""
+is the time until the job may run again, `pause` what waits with it. `others` is how many more there
+were without a line."""
 NOT_EXTRA = {*logging.makeLogRecord({}).__dict__, *FIELDS, "asctime", "message", "color_message"}
 """The attributes of a record that are no `extra`, or only repeat the message of uvicorn."""
 MAX_EXTRA = 50

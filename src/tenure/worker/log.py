@@ -1,11 +1,12 @@
 """What a worker logs of its jobs: one line for each transition that it causes.
 
 A line is written after the store has recorded the transition. Claims and releases are logged at
-level `debug` only: a line for each would cost more than a short job. So are completions, but one a
-second has a line at `info`, so that people see the worker work. A failure is logged with its
-exception, as `warning` if a retry follows, which has a line too, and as `error` if it is final. A
-job that fails at once would spend a tenth of its time on that. So where many of one type fail and
-are tried again, not all have lines, and one says how many others there are.
+level `debug` only: a line for each would cost more than a short job. So are snoozes that let no
+other job wait, and completions, but of these one a second has a line at `info`, so that people see
+the worker work. A failure is logged with its exception, as `warning` if a retry follows, which has
+a line too, and as `error` if it is final. A job that fails at once would spend a tenth of its time
+on that. So where many of one type fail and are tried again, not all have lines, and one says how
+many others there are.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class WorkLog:
             elif report.outcome is _COMPLETED and not self.detailed:
                 self._others += 1
                 completed = attempt
-            elif self.detailed or report.outcome in _SHOWN:
+            elif self.detailed or report.outcome in _SHOWN or report.pause:
                 self._recorded(attempt, report, verdict)
         if completed is not None and time.monotonic() - self._shown_at >= SHOWN_SECONDS:
             self._show(completed)
@@ -120,8 +121,10 @@ class WorkLog:
 
     def _recorded(self, attempt: Attempt, report: Report, verdict: Verdict) -> None:
         if report.outcome is not _FAILED:
-            level = logging.INFO if report.outcome in _SHOWN else logging.DEBUG
-            log_transition(log, report.outcome, _ended(attempt), level)
+            shown, fields = report.outcome in _SHOWN or report.pause, _ended(attempt)
+            if report.pause:
+                fields |= {"pause": report.pause, "delay": report.delay}
+            log_transition(log, report.outcome, fields, logging.INFO if shown else logging.DEBUG)
             self._show_retry(attempt, verdict)
             return
         lease, final = attempt.lease, _is_final(verdict)
