@@ -18,6 +18,7 @@ from tests.chaos.disk_filling import BIG, check, claim, fill, settle
 from tests.support.http import api_client, assert_problem
 from tests.support.programs import run
 from tests.support.raw_sql import RawSql
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.scenario(47)]
 ROOT = Path(__file__).parents[2]
@@ -88,7 +89,7 @@ def full(app: Tenure) -> Iterator[None]:
         raw.run("DROP TRIGGER no_room ON {job}")
 
 
-def test_a_server_whose_disk_is_full_is_not_ready(
+def test_a_server_whose_disk_is_full_is_not_ready_and_says_so(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(Tenure(database_url)) as app, api_client(app) as api:
@@ -99,9 +100,11 @@ def test_a_server_whose_disk_is_full_is_not_ready(
                 refused = api.post("/jobs", json={"type": "big", "payload": BIG})
             assert_problem(refused, 503, "store_unavailable")
             assert_problem(api.get("/ready"), 503, "store_unavailable")
+            assert "Nothing can be stored: the disk was full" in api.get("/ui").text
         assert api.post("/jobs", json={"type": "big", "payload": BIG}).status_code == 201
         monkeypatch.setattr(store, "FULL_SECONDS", 0)
         assert api.get("/ready").status_code == 200
+        wait_until(lambda: "Nothing can be" not in api.get("/ui").text, "the page to be read again")
 
 
 # --- a child whose files may not grow, or whose file system is small -----------------------------

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from tenure.app.app import Tenure
 from tenure.app.shown import queues_shown
+from tenure.errors import StoreUnavailable
 from tenure.jobs.stats import PartitionState
 
 T = TypeVar("T")
@@ -78,6 +79,7 @@ class ReadCache:
         self.workers = partial(self.once, "workers", app.workers.list)
         self.activity = partial(self.once, "activity", app.stats.activity)
         self.next_tick = partial(self.once, "next_tick", app.stats.next_tick)
+        self.trouble = partial(self.once, "trouble", partial(_trouble, app))
         self.failures = partial(self.once, "failures", app.stats.failures)
         self.measured_until = partial(self.once, "measured_until", app.stats.measured_until)
 
@@ -127,3 +129,12 @@ class ReadCache:
             if entry.reading is None or entry.reading.done():
                 entry.reading = self._readers.submit(entry.read, ask)
             return entry, entry.reading
+
+
+def _trouble(app: Tenure) -> str | None:
+    """Return why the store cannot commit, as far as this process knows; None if it can."""
+    try:
+        app.core.check_store()
+    except StoreUnavailable as error:
+        return str(error)
+    return None

@@ -33,13 +33,15 @@ def health(
     workers: Sequence[WorkerState],
     next_tick: datetime | None = None,
     running: int = 0,
+    trouble: str | None = None,
 ) -> HealthLine:
     """Return how the queues are at `now`; `failed` jobs have not been looked at.
 
-    `queues` are in the order of `attention`.
+    `queues` are in the order of `attention`. `trouble` says why the store cannot commit.
     """
     live = [worker for worker in workers if is_live(worker, now)]
-    late = list(_late(now, queues, live))
+    late = [f"Nothing can be stored: {trouble}."] if trouble else []
+    late += _late(now, queues, live)
     if next_tick and now - next_tick >= LATE:
         due = length(int((now - next_tick).total_seconds()))
         late.append(f"A tick of a schedule has been due for {due}, and no process decides it.")

@@ -43,7 +43,9 @@ def show(request: PageRequest) -> Response:
     by_age = sorted(queues, key=lambda q: (q.oldest_due_at is None, q.oldest_due_at, -q.pending))
     response = request.page(
         "overview.html",
-        health=health(now, jobs, failed - seen, queues, workers, cache.next_tick(), running),
+        health=health(
+            now, jobs, failed - seen, queues, workers, cache.next_tick(), running, cache.trouble()
+        ),
         jobs=jobs,
         by_status=by_status,
         sparks={
