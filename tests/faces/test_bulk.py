@@ -72,6 +72,27 @@ def test_one_that_is_stopped_over_http_changes_nothing_more(app: Tenure, api: Te
     assert app.core.count(app.bulk.get(begun["id"]).filter, action="cancel").jobs == 6
 
 
+@pytest.mark.requirement("C12")
+@pytest.mark.parametrize("name", ["text", "error"])
+def test_only_an_administrator_sees_what_was_searched_for(
+    app: Tenure, api: TestClient, name: str
+) -> None:
+    """It may be a secret that leaked, and in no job that a reader sees."""
+    bulk = app.bulk.start("cancel", Filter(queue="default", **{name: "canary"})).id
+    paths = ("/bulk", f"/bulk/{bulk}", "/ui/bulk", f"/ui/bulk/{bulk}")
+    tokens = {
+        "reader": app.tokens.create("reader", ["read"])[0],
+        "tenant": app.tokens.create("tenant", ["read"], queues=["default"])[0],
+        "admin": app.tokens.create("admin", ["admin"])[0],
+    }
+    for caller, token in tokens.items():
+        api.headers["Authorization"] = f"Bearer {token}"
+        for path in paths:
+            shown = api.get(path).text
+            found = ("canary" in shown, "[redacted]" in shown)
+            assert found == (caller == "admin", caller != "admin"), (caller, path)
+
+
 def test_hidden_values_are_not_found_over_http(api: TestClient) -> None:
     assert api.get("/jobs?text=hunter2").json() == []
     assert api.get("/jobs/count?text=hunter2").json()["jobs"] == 0

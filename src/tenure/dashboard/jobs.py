@@ -18,10 +18,11 @@ from tenure.dashboard import format as fmt
 from tenure.dashboard.request import HEADERS, PageRequest, inside
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
 from tenure.jobs.payload import parse
-from tenure.jobs.queries import Action, Filter, State, action_of, check_filter, sources
+from tenure.jobs.queries import Action, Bulk, Filter, State, action_of, check_filter, sources
 from tenure.jobs.signals import MAX_SIGNAL_BYTES, Signal
 from tenure.jobs.text import length, visible
 from tenure.lifecycle import Job, Status
+from tenure.tokens.scopes import Scope
 from tenure.wire.problems import Refusal
 
 PAGE = 50
@@ -132,7 +133,8 @@ def preview_bulk(request: PageRequest) -> Response:
     """Show how many jobs an action would try; without an action, list the bulk actions."""
     action = request.field("action")
     if not action:
-        return request.page("bulks.html", bulks=request.app.bulk.list(), describe=describe)
+        bulks = [_shown(request, bulk) for bulk in request.app.bulk.list()]
+        return request.page("bulks.html", bulks=bulks, describe=describe)
     given, wanted = given_filter(request)
     filters = {name: value for name, value in given.items() if value}
     options = [
@@ -161,8 +163,12 @@ def start_bulk(request: PageRequest) -> Response:
 
 def show_bulk(request: PageRequest) -> Response:
     """Show the progress of an action."""
-    one = request.app.bulk.get(request.path("id"))
+    one = _shown(request, request.app.bulk.get(request.path("id")))
     return request.page("bulk.html", bulk=one, filter=describe(one.filter))
+
+
+def _shown(request: PageRequest, bulk: Bulk) -> Bulk:
+    return bulk if request.may(Scope.ADMIN) else bulk.without_searches
 
 
 def stop_bulk(request: PageRequest) -> Response:

@@ -16,6 +16,7 @@ from tenure.jobs.durations import positive
 from tenure.jobs.enqueue import Duration, whole
 from tenure.jobs.names import check_name, check_partition, check_tag
 from tenure.jobs.queue_rights import Patterns
+from tenure.jobs.redaction import MARK
 from tenure.lifecycle import TRANSITIONS, Job, Status
 
 MAX_LISTED = 500
@@ -218,6 +219,12 @@ class Bulk(Struct, frozen=True, kw_only=True):
     def examined(self) -> int:
         """Jobs that it changed or was refused."""
         return self.changed + self.refused
+
+    @property
+    def without_searches(self) -> Bulk:
+        """The same for who may not know what was searched for: it may be a secret that leaked."""
+        searched = {name: MARK for name in ("error", "text") if getattr(self.filter, name)}
+        return replace(self, filter=replace(self.filter, **searched))
 
     @property
     def signature(self) -> str:

@@ -14,7 +14,8 @@ from tenure.http.api import metrics
 from tenure.http.api.bodies import JSON
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import GUARD, AccessGuard
-from tenure.jobs.queries import MAX_LISTED, Filter
+from tenure.jobs.queries import MAX_LISTED, Bulk, Filter
+from tenure.tokens.scopes import Scope
 from tenure.wire import requests, responses
 
 log = logging.getLogger(__name__)
@@ -58,12 +59,17 @@ def start_bulk(call: Call) -> Response:
 
 def list_bulks(call: Call) -> Response:
     """List bulk actions, newest first."""
-    return answer([responses.bulk_body(bulk) for bulk in call.app.bulk.list(call.query.limit)])
+    return answer([_shown(call, bulk) for bulk in call.app.bulk.list(call.query.limit)])
 
 
 def show_bulk(call: Call) -> Response:
     """Show a bulk action and its progress."""
-    return answer(responses.bulk_body(call.app.bulk.get(call.path["id"])))
+    return answer(_shown(call, call.app.bulk.get(call.path["id"])))
+
+
+def _shown(call: Call, bulk: Bulk) -> responses.BulkBody:
+    is_admin = call.caller.may(frozenset({Scope.ADMIN}))
+    return responses.bulk_body(bulk if is_admin else bulk.without_searches)
 
 
 def stop_bulk(call: Call) -> Response:
