@@ -4,10 +4,10 @@
 2. All jobs are copied in the order of their ids, in many transactions.
 3. Rounds copy what has changed meanwhile, each as of one state of the source.
 4. After one round all rows of both databases are compared, and the copy is verified. What is copied
-   later is read again and compared at once.
+   later is read again and compared at once. Before the switch, one more round counts all rows.
 5. A lock keeps all others from writing to the source; the last changes are copied; the source
    refuses every write from then on and says where the jobs are. With that commit they are on the
-   target.
+   target. What takes longer with more jobs, or waits for others, is done before that lock.
 
 It can be killed anywhere and continues from there: the target has the copies and how far they go,
 and the source forgets a change only after its copy.
@@ -20,7 +20,8 @@ import secrets
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from tenure import failpoints
@@ -78,6 +79,8 @@ class Mover:
             self.target.set_mark(mark._replace(compared=True))
         self.target.checks = True
         self._catch_up()
+        self._count()
+        self._catch_up()
         began = self._switch()
         self._open(began)
 
@@ -128,10 +131,8 @@ class Mover:
             least, since = min(left, least), 0 if left < least else since + 1
             self.progress(left, None, "changes to catch up with")
             began = time.monotonic()
-            with self.source.snapshot():
-                changes = self.source.changes(CHANGES_AT_ONCE)
-                self._copy(changes)
-            self.source.forget(changes)
+            with self._same(CHANGES_AT_ONCE) as changes:
+                pass
             enough = SHORT_SECONDS if since < MAX_ROUNDS else LONG_SECONDS
             if len(changes) < CHANGES_AT_ONCE and time.monotonic() - began < enough:
                 return
@@ -140,32 +141,38 @@ class Mover:
             " the load, for example by `tenure queues pause`, and run the same command again"
         )
 
+    @contextmanager
+    def _same(self, limit: int = sys.maxsize, *, place: bool = False) -> Iterator[Sequence[Change]]:
+        """Copy what has changed, then read both databases in the block, in one state if no limit."""
+        with self.source.snapshot():
+            changes = self.source.changes(limit)
+            changed = {name for _, name, _ in changes}
+            follow = WITH_JOBS if changed & {JOB.name, "queue_limit"} else ()
+            with self.target.copying({*changed, *follow, *(PLACED if place else ())}):
+                self._copy(changes, place=place)
+            yield changes
+        self.source.forget(changes)
+
     def _copy(self, changes: Sequence[Change], *, place: bool = False) -> None:
-        """Copy rows that have changed, in one transaction, and the places in the ledger."""
+        """In `copying`: copy rows that have changed, and the places in the ledger."""
         keys: defaultdict[str, dict[str, None]] = defaultdict(dict)
         for _, name, key in changes:
             keys[name][key] = None
         ids = {json.loads(key)[0] for key in keys.pop(JOB.name, ())}
         for key in keys.get("queue_limit", ()):  # by it follows more from these jobs, or less
             ids.update(self.source.open_jobs(*json.loads(key)))
-        tables = {*keys, *(WITH_JOBS if ids else ()), *(PLACED if place else ())}
-        with self.target.copying(tables):
-            for table in ALONE:
-                if table.name in keys:
-                    changed = f"[{','.join(keys[table.name])}]"
-                    self.target.copy_rows(self.source, table, changed)
-            ordered = sorted(ids)
-            for at in range(0, len(ordered), JOBS_AT_ONCE):
-                some = ordered[at : at + JOBS_AT_ONCE]
-                self.target.copy_jobs(self.source, some)
-            if place:
-                self.target.place(self.source)
+        for table in ALONE:
+            if table.name in keys:
+                self.target.copy_rows(self.source, table, f"[{','.join(keys[table.name])}]")
+        ordered = sorted(ids)
+        for at in range(0, len(ordered), JOBS_AT_ONCE):
+            self.target.copy_jobs(self.source, ordered[at : at + JOBS_AT_ONCE])
+        if place:
+            self.target.place(self.source)
 
     def _compare(self) -> None:
         """Make the target equal to one state of the source, compare all rows, and verify it."""
-        with self.source.snapshot():
-            changes = self.source.changes()
-            self._copy(changes, place=True)
+        with self._same(place=True):
             for done, table in enumerate(COPIED):
                 self.progress(done, len(COPIED), f"comparing {table.name}")
                 here = digest(self.source.read(table))
@@ -175,7 +182,6 @@ class Mover:
                     raise MoveRefused(f"{table.name} differs: {here} here, {there} there")
                 if not here.startswith("0 "):
                     self.note(f"{table.name}: the same {here}")
-        self.source.forget(changes)
         self.progress(0, None, "verifying the copy")
         if violations := _violations(self.target.url):
             raise MoveRefused(
@@ -184,21 +190,29 @@ class Mover:
             )
         self.note("the copy is verified: no violation")
 
+    def _count(self) -> None:
+        """See that both have as many rows: later ones that no trigger noted are not copied."""
+        self.progress(0, None, "counting rows")
+        with self._same():
+            for table in (JOB, *ALONE):
+                here, there = self.source.count(table), self.target.count(table)
+                if here != there:
+                    raise MoveRefused(f"{table.name} has {here} rows here and {there} there")
+
     # --- the switch
 
     def _switch(self) -> float:
         """Close the source for good; return the time since which writes wait."""
         self.progress(0, None, "switching")
         failpoints.hit("move.before_switch")
-        with self.source.closed():
-            began = time.monotonic()
-            self._copy(self.source.changes(), place=True)
-            for table in (JOB, *ALONE):
-                here, there = self.source.count(table), self.target.count(table)
-                if here != there:
-                    raise MoveRefused(f"{table.name} has {here} rows here and {there} there")
-            self.source.hand_over(GONE.format(target=self.target.name))
-            failpoints.hit("move.in_switch")
+        with ExitStack() as copy:
+            copy.enter_context(self.target.copying({*PLACED, *(table.name for table in COPIED)}))
+            with self.source.closed():
+                began = time.monotonic()
+                self._copy(self.source.changes(), place=True)
+                copy.close()
+                self.source.hand_over(GONE.format(target=self.target.name))
+                failpoints.hit("move.in_switch")
         failpoints.hit("move.after_switch")
         return began
 

@@ -23,6 +23,11 @@ CLOSED = "TN007"
 LOCK_TRIES = 100
 LOCK_PAUSE_SECONDS = 0.2
 
+UNLIMITED = """
+SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN
+    ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')"""
+"""What a role may have for its other programs; here one side is idle while the other is read."""
+
 CLOSE = """
 CREATE FUNCTION {s}.refuse_all() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -77,6 +82,7 @@ WHERE c.relnamespace = to_regnamespace('{s}') AND c.relkind = 'r' ORDER BY c.rel
         super().__init__(url)
         self.address = address_of(url)
         self.connection = connect(self.address)
+        self.rows(UNLIMITED)
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         cursor = self.connection.execute(self.address.sql(statement), values or None)

@@ -209,7 +209,6 @@ class Source(Side):
 
     def hand_over(self, message: str) -> None:
         """In `closed`: note that the jobs are elsewhere; every later write fails with `message`."""
-        self.end_notes()
         self.rows(f"UPDATE {self.d.table('move')} SET moved = true")
         self.refuse_writes(message)
 

@@ -1,0 +1,136 @@
+"""The switch of `tenure move`: writes wait for nothing that could be done before, or by others."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from tenure import Tenure
+from tenure.app import moving
+from tenure.jobs.findings import no_note, no_progress
+from tenure.store.moving.postgres import PostgresSide, PostgresSource
+from tenure.store.moving.sides import Side, Source
+from tenure.store.moving.sqlite import SqliteSource
+from tenure.store.moving.target import Target
+from tests.support.postgres import PostgresServer
+
+
+@pytest.fixture
+def target_url(postgres_server: PostgresServer) -> Iterator[str]:
+    name = f"tenure_test_{uuid.uuid4().hex}"
+    yield postgres_server.create_database(name)
+    postgres_server.drop_database(name)
+
+
+def move(source: str, target: str) -> None:
+    with Tenure(source) as app:
+        job = app.enqueue("plain")
+    moving.move(source, target, no_progress, no_note)
+    with Tenure(target) as app:
+        assert app.get(job.id).status == "pending"
+        assert app.verify() == []
+
+
+def test_who_only_reads_holds_nothing_up(postgres_url: str, target_url: str) -> None:
+    """A backup, for example, reads for minutes."""
+    Tenure(postgres_url).migrate()
+    with psycopg.connect(postgres_url) as reads:
+        for (table,) in reads.execute(
+            "SELECT oid::regclass::text FROM pg_class"
+            " WHERE relnamespace = 'tenure'::regnamespace AND relkind = 'r'"
+        ).fetchall():
+            reads.execute(f"SELECT FROM {table}".encode())
+        move(postgres_url, target_url)
+
+
+@pytest.mark.parametrize("of", [SqliteSource, PostgresSource])
+def test_what_waits_there_waits_before_writes_do(
+    of: type[Source],
+    sqlite_url: str,
+    postgres_url: str,
+    target_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Autovacuum, after so many new rows, has a table for a second before it is ended."""
+    seen: list[str] = []
+    closed = of.closed
+
+    @contextmanager
+    def looked_at(self: Source) -> Iterator[None]:
+        with psycopg.connect(target_url) as other:
+            try:
+                other.execute("LOCK tenure.job IN SHARE UPDATE EXCLUSIVE MODE NOWAIT")
+                seen.append("free")
+            except psycopg.errors.LockNotAvailable:
+                seen.append("locked")
+            except psycopg.errors.UndefinedTable:
+                seen.append("not there yet")
+        with closed(self):
+            yield
+
+    monkeypatch.setattr(of, "closed", looked_at)
+    move(sqlite_url if of is SqliteSource else postgres_url, target_url)
+    assert seen[-1] == "locked"
+
+
+@pytest.mark.parametrize("of", [SqliteSource, PostgresSource])
+def test_no_row_that_has_not_changed_is_read_while_writes_wait(
+    of: type[Source],
+    sqlite_url: str,
+    postgres_url: str,
+    target_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To count a million jobs on both sides takes a second."""
+    is_closed, run = [False], []
+    closed = of.closed
+
+    @contextmanager
+    def marked(self: Source) -> Iterator[None]:
+        with closed(self):
+            is_closed[0] = True
+            yield
+            is_closed[0] = False
+
+    def noting(side: type[Side]) -> None:
+        rows = side.rows
+
+        def noted(self: Any, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+            if is_closed[0]:
+                run.append(statement)
+            return rows(self, statement, values)
+
+        monkeypatch.setattr(side, "rows", noted)
+
+    monkeypatch.setattr(of, "closed", marked)
+    noting(SqliteSource)
+    noting(PostgresSide)
+    move(sqlite_url if of is SqliteSource else postgres_url, target_url)
+    assert len(run) > 10
+    assert [statement for statement in run if "count(*)" in statement] == []
+
+
+def test_limits_of_time_of_a_role_do_not_end_it(
+    postgres_url: str, target_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One side is idle while the other reads a million rows."""
+    Tenure(postgres_url).migrate()
+    for url in (postgres_url, target_url):
+        with psycopg.connect(url, autocommit=True) as connection:
+            name = connection.info.dbname
+            for limit in ("idle_in_transaction_session_timeout", "statement_timeout"):
+                connection.execute(f"ALTER DATABASE {name} SET {limit} = 300".encode())
+    read = Target.read
+
+    def slow(self: Target, *of: Any) -> Iterator[Any]:
+        self.rows("SELECT pg_sleep(0.4)")
+        yield from read(self, *of)
+        monkeypatch.setattr(Target, "read", read)
+
+    monkeypatch.setattr(Target, "read", slow)
+    move(postgres_url, target_url)
