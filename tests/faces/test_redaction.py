@@ -10,7 +10,8 @@ from tenure import Tenure
 from tenure.client import Client
 from tenure.http import token_cache
 from tenure.http.api import events as streams
-from tenure.jobs.redaction import MARK, without_password
+from tenure.jobs.hiding import MARK
+from tenure.jobs.redaction import without_password
 from tenure.server import build
 from tenure.settings import Settings
 from tenure.worker.process import worker_of

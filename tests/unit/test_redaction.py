@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
+import pprint
+import re
 import time
+import urllib.parse
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
 
-from tenure.jobs.redaction import MARK, MAX_CUTS, MAX_SPELLINGS, Redaction
+from tenure.jobs.hiding import MARK, MAX_CUTS, MAX_VALUES
+from tenure.jobs.redaction import Redaction
 from tenure.jobs.results import describe_exception
 from tenure.jobs.text import CUT
 from tenure.lifecycle import Job
@@ -72,6 +78,68 @@ def test_a_value_is_hidden_however_it_is_quoted(value: str, spelled: Callable[[s
         assert (shown[:20], shown[-6:]) == ("ValueError: refused ", " today")
 
 
+LONG = ["hun-ter22&Canary", "pässwört 'x' 22-Canary", "4111-1111-Canary", "a>b?c~d\\eCanary%20"]
+
+
+def on_lines(value: str) -> str:
+    return "\n    ".join(value[at : at + 5] for at in range(0, len(value), 5))
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        str.upper,
+        str.title,
+        ascii,
+        urllib.parse.quote,
+        urllib.parse.quote_plus,
+        lambda value: urllib.parse.quote(value, safe="!$&'()*+,;=:@"),
+        lambda value: urllib.parse.quote(urllib.parse.quote(value)).lower(),
+        lambda value: repr(value.encode()),
+        lambda value: value.encode().hex(),
+        lambda value: json.dumps({"body": json.dumps({"login": [value]})}),
+        lambda value: repr(json.dumps(value).encode()),
+        lambda value: html.escape(f"<b>{value}</b>"),
+        on_lines,
+        lambda value: pprint.pformat([value * 3], width=20),
+        lambda value: value.replace("-", " "),
+    ],
+)
+@pytest.mark.parametrize("value", LONG)
+def test_a_longer_value_is_hidden_however_it_is_spelled(
+    value: str, spelled: Callable[[str], str]
+) -> None:
+    shown = text_shown(value, f"ValueError: refused {spelled(value)}; today")
+    assert MARK in shown
+    for part in ("canary", "ter2", "ssw", "rt", "111", "c~d", "43616e"):
+        assert part not in shown.lower()
+    assert (shown[:20], shown[-7:]) == ("ValueError: refused ", "; today")
+
+
+@pytest.mark.parametrize(
+    "encoded", [base64.b64encode, base64.urlsafe_b64encode, base64.encodebytes]
+)
+@pytest.mark.parametrize("before", ["", "u:", "us:", "x" * 49])
+@pytest.mark.parametrize("value", LONG)
+def test_a_longer_value_is_hidden_in_base64(
+    value: str, before: str, encoded: Callable[[bytes], bytes]
+) -> None:
+    written = encoded(f"{before}{value}, {value}".encode()).decode()
+    shown = text_shown(value, f"ValueError: refused {written}; today")
+    left = shown.translate({ord("-"): "+", ord("_"): "/"})
+    for run in re.findall(r"[A-Za-z0-9+/]+", left.replace("\n", "")):
+        for at in range(4):
+            decoded = base64.b64decode(run[at : at + (len(run) - at) // 4 * 4])
+            assert value.encode()[1:5] not in decoded
+            assert value.encode()[-5:-1] not in decoded
+    assert (shown[:20], shown[-7:]) == ("ValueError: refused ", "; today")
+
+
+def test_a_shorter_value_is_hidden_quoted_and_in_any_case() -> None:
+    for written in ("PÄ&ß7", "p%C3%A4&%c3%9f7", "p\\xe4&\\xdf7", "p&auml;&amp;&szlig;7"):
+        assert text_shown("pä&ß7", f"E: {written}!") == f"E: {MARK}!"
+
+
 @pytest.mark.parametrize("number", [4711, -4711, 1e22, 100000.5])
 def test_a_number_is_hidden(number: float) -> None:
     assert text_shown({"pin": number}, f"KeyError: {number!r}") == f"KeyError: {MARK}"
@@ -121,7 +189,7 @@ def test_a_cut_hides_little_else() -> None:
 
 
 def test_beyond_so_many_values_the_whole_error_is_hidden() -> None:
-    few = [f"value{number}" for number in range(MAX_SPELLINGS)]
+    few = [f"value{number}" for number in range(MAX_VALUES)]
     assert text_shown(few, "value7, other") == f"{MARK}, other"
     assert text_shown([*few, "one more"], "other") == MARK
     assert text_shown("value7", "other" + CUT.format(1) * (MAX_CUTS + 1)) == MARK

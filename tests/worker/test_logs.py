@@ -17,8 +17,9 @@ import pytest
 from tenure import JobContext, NewJob, Tenure
 from tenure.app.bulk import run_batches
 from tenure.client import Client
+from tenure.jobs.hiding import MARK
 from tenure.jobs.queries import Filter
-from tenure.jobs.redaction import MARK, Redaction
+from tenure.jobs.redaction import Redaction
 from tenure.telemetry.logs import MAX_FIELD, JobFields, JsonLines, TextLines, configure
 from tenure.worker import log as worker_log
 from tests.support.http import ServerProcess

@@ -14,7 +14,7 @@ import pytest
 
 from tenure import InvalidInput, Job, NewJob, RetryPolicy, Tenure, failpoints
 from tenure.errors import StoreUnavailable
-from tenure.jobs.redaction import MARK
+from tenure.jobs.hiding import MARK
 from tenure.lifecycle import EVENTS
 from tenure.webhooks import deliveries as delivery_jobs
 from tenure.webhooks import request as outbound

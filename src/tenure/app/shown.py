@@ -10,9 +10,10 @@ from msgspec.structs import replace
 
 from tenure.app.core import Core
 from tenure.errors import JobNotFound
+from tenure.jobs.hiding import MARK
 from tenure.jobs.ledger import Transition
 from tenure.jobs.progress import JobProgress
-from tenure.jobs.redaction import MARK, NOTHING_HIDDEN, Redaction
+from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
 from tenure.jobs.schedules import Fire
 from tenure.jobs.stacks import Shape, shape_of
 from tenure.jobs.stats import FailureGroup, QueueQuery, QueueState

@@ -10,8 +10,8 @@ from datetime import datetime
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tenure.jobs.hiding import MARK
 from tenure.jobs.queue_rights import Patterns
-from tenure.jobs.redaction import MARK
 
 
 @dataclass(frozen=True, slots=True)

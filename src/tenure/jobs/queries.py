@@ -14,9 +14,9 @@ from tenure.errors import InvalidInput
 from tenure.jobs import ids, payload
 from tenure.jobs.durations import positive
 from tenure.jobs.enqueue import Duration, whole
+from tenure.jobs.hiding import MARK
 from tenure.jobs.names import check_name, check_partition, check_tag
 from tenure.jobs.queue_rights import Patterns
-from tenure.jobs.redaction import MARK
 from tenure.lifecycle import TRANSITIONS, Job, Status
 
 MAX_LISTED = 500

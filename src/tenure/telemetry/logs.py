@@ -20,7 +20,8 @@ from typing import Any, TextIO
 import msgspec
 
 from tenure.events import LeaseExpired, Retried
-from tenure.jobs.redaction import MARK, NOTHING_HIDDEN, Redaction
+from tenure.jobs.hiding import MARK
+from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
 from tenure.jobs.results import traceback_of
 from tenure.jobs.text import printable_json, shortened, visible
 from tenure.lifecycle import Job, retry_in

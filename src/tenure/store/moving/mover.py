@@ -143,7 +143,7 @@ class Mover:
 
     @contextmanager
     def _same(self, limit: int = sys.maxsize, *, place: bool = False) -> Iterator[Sequence[Change]]:
-        """Copy what has changed, then read both databases in the block, in one state if no limit."""
+        """Copy what has changed; without a limit, both have the same rows in the block."""
         with self.source.snapshot():
             changes = self.source.changes(limit)
             changed = {name for _, name, _ in changes}

@@ -1,0 +1,247 @@
+"""Replaces values in texts, such as errors, also where they are spelled in another way.
+
+Texts and values are read in three forms, and compared in each: in lower case; then without the
+escapes of JSON, Python, URLs and HTML; then as letters and digits only, so that it does not matter
+where lines were broken. In the last form only longer values are looked for, also in base64 and
+hexadecimal. The time is linear in the sizes of the values and the text. Pure.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import sys
+from base64 import b64encode
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from tenure.jobs.text import CUT
+
+MARK = "[redacted]"
+MIN_HIDDEN = 4
+"""Least length of a value to hide: shorter values occur in any text."""
+MIN_LOOSE = 8
+"""Least letters and digits of a value to find by these alone, and encoded."""
+MAX_VALUES = 100
+"""If there are more, texts are hidden whole: each value is searched in each text."""
+MAX_CUTS = 10
+"""More marks of a cut than an error gets from us: then it is hidden whole, too."""
+MAX_NESTED = 4
+"""Escapes in escapes, such as in JSON that a text in JSON quotes."""
+
+_cut = re.compile(re.escape(CUT).replace(r"\{\}", r"\d+"))
+_escape = re.compile(
+    r"(?:%[0-9a-fA-F]{2})+|(?:\\x[0-9a-fA-F]{2})+|(?:\\u[0-9a-fA-F]{4})+|\\U[0-9a-fA-F]{8}|\\."
+    r"|&#?\w{1,9};"
+)
+_torn = re.compile(r"\\u[0-9a-fA-F]{2,3}\Z")
+_words = re.compile(r"[^\W_]+")
+_letters = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", "v": "\v", "a": "\a"}
+
+Span = tuple[int, int]
+
+
+class Form(NamedTuple):
+    """What a text was read as, where in the text each character begins, and where it ends."""
+
+    text: str
+    places: Sequence[int]
+
+
+def hider(hidden: Iterable[object]) -> Callable[[str], str]:
+    """Return a function that replaces `hidden` values, and all inside them, in texts."""
+    values = _texts(hidden)
+    sought = [] if len(values) > MAX_VALUES else [form for one in values for form in _sought(one)]
+
+    def shown(text: str) -> str:
+        cuts = [cut.span() for cut in _cut.finditer(text)] if values else []
+        if len(values) > MAX_VALUES or len(cuts) > MAX_CUTS:
+            return MARK
+        edges = [0, *chain.from_iterable(cuts), len(text)] if values else []
+        spans = [
+            span
+            for start, end in zip(edges[::2], edges[1::2], strict=True)
+            for span in _spans(sought, text, start, end)
+        ]
+        return _without(text, spans)
+
+    return shown
+
+
+def _texts(hidden: Iterable[object]) -> set[str]:
+    """Return the texts and numbers, keys included, in values.
+
+    Each line of a text is one, too: some places show the first line of an error only. No more are
+    made than it takes to know that there are too many.
+    """
+    found: set[str] = set()
+    seen: set[str] = set()
+    waiting = list(hidden)
+    while waiting and len(found) <= MAX_VALUES:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += (*value, *value.values())
+        elif value is not None and not isinstance(value, bool) and str(value) not in seen:
+            seen.add(str(value))
+            for text in {str(value), *map(str.strip, str(value).split("\n", MAX_VALUES))}:
+                if len(text) >= MIN_HIDDEN and len(found) <= MAX_VALUES:
+                    found.add(text)
+    return found
+
+
+# --- forms
+
+
+def _forms(text: str) -> tuple[Form, Form, Form]:
+    """Return the forms in which a text is compared."""
+    lower, read = Form(_lower(text), range(len(text) + 1)), _read(text)
+    spans = [word.span() for word in _words.finditer(read.text)]
+    places = [place for start, end in spans for place in read.places[start:end]]
+    words = "".join(read.text[start:end] for start, end in spans)
+    return lower, read, Form(words, [*places, len(text)])
+
+
+def _texts_of(text: str) -> tuple[str, str, str]:
+    """Return the texts of these forms."""
+    read = _read(text).text
+    return _lower(text), read, "".join(_words.findall(read))
+
+
+def _lower(text: str) -> str:
+    """Return a text in lower case, with as many characters."""
+    lower = text.lower()
+    if len(lower) == len(text):
+        return lower
+    return "".join(low if len(low := one.lower()) == 1 else one for one in text)
+
+
+def _read(text: str) -> Form:
+    """Return what a text stands for, in lower case."""
+    places: Sequence[int] = range(len(text) + 1)
+    for _ in range(MAX_NESTED):
+        parts: list[str] = []
+        kept: list[int] = []
+        at = 0
+        for escape in _escape.finditer(text):
+            if (meant := _meant(escape[0])) == escape[0]:  # no entity of HTML has that name
+                continue
+            parts += (text[at : escape.start()], meant)
+            kept += places[at : escape.start()]
+            kept += [places[escape.start()]] * len(meant)
+            at = escape.end()
+        if not parts:
+            break
+        text, places = "".join((*parts, text[at:])), [*kept, *places[at:]]
+    return Form(_lower(text), places)
+
+
+def _meant(escape: str) -> str:
+    """Return what an escape stands for."""
+    if escape.startswith("&"):
+        return html.unescape(escape)
+    if escape.startswith(("%", r"\x")) and len(escape) > 2:
+        data = bytes.fromhex(escape.replace("%", "").replace(r"\x", ""))
+        try:
+            return data.decode()
+        except UnicodeDecodeError:  # as `ascii` and `repr` write the characters up to 255
+            return data.decode("latin-1")
+    if escape.startswith(r"\u") and len(escape) > 2:
+        return str(json.loads(f'"{escape}"'))  # two may be one character
+    if escape.startswith(r"\U") and len(escape) > 2:
+        return chr(min(int(escape.removeprefix(r"\U"), base=16), sys.maxunicode))
+    return _letters.get(escape[1], escape[1])
+
+
+def _sought(value: str) -> Iterator[tuple[int, str]]:
+    """Yield what to look for, each with the number of the form to look in."""
+    lower, read, words = _texts_of(value)
+    yield 0, lower
+    if len(read) >= MIN_HIDDEN:
+        yield 1, read
+    if len(words) >= MIN_LOOSE:
+        yield 2, words
+        data = value.encode(errors="surrogatepass")
+        yield 2, data.hex()
+        for lead in range(3):  # what is before it decides how the bits of the value are cut
+            encoded = b64encode(bytes(lead) + data).decode()
+            most = len(encoded) - (0, 3, 2)[(lead + len(data)) % 3]
+            yield 2, "".join(_words.findall(encoded[(0, 2, 3)[lead] : most].lower()))
+
+
+# --- where they are
+
+
+def _spans(sought: Iterable[tuple[int, str]], text: str, start: int, end: int) -> Iterator[Span]:
+    """Yield where values are in a part of a text that was cut before or behind it."""
+    before, behind = start > 0, end < len(text)
+    if behind and (torn := _torn.search(text, start, end)):
+        yield torn.start(), end
+        end = torn.start()
+    part = text[start:end]
+    if not (before or behind):  # most texts have no hidden value: find that out in less time
+        texts = _texts_of(part)
+        if not any(value in texts[number] for number, value in sought):
+            return
+    forms = _forms(part)
+    ends = forms[1].places
+    for number, value in sought:
+        form = forms[number]
+        found = _found(value, form.text)
+        for first, last in chain(found, _beside_cut(value, form, before, behind)):
+            place = form.places[last - 1]
+            until = place + 1 if number == 0 else ends[bisect_right(ends, place)]
+            yield start + form.places[first], start + until
+
+
+def _found(value: str, text: str) -> Iterator[Span]:
+    at = text.find(value)
+    while at >= 0:
+        end = at + len(value)
+        while text.startswith(value, end):
+            end += len(value)
+        yield at, end
+        at = text.find(value, end)
+
+
+def _beside_cut(value: str, form: Form, before: bool, behind: bool) -> Iterator[Span]:
+    """Yield what may be left of a value in a part of a text that was cut before or behind it.
+
+    Only its first or last characters are looked for, so that the time does not depend on how often
+    the text repeats them: too much may be hidden beside a cut, never too little. Fewer characters
+    are enough where their escapes are as long.
+    """
+    text, places = form
+    end, most = len(text), len(value) - 1
+    few = range(MIN_HIDDEN - 1, 0, -1)
+    if behind:
+        at = text.find(value[:MIN_HIDDEN], max(0, end - most))
+        if at < 0:
+            left = (end - n for n in few if text.endswith(value[:n]))
+            at = next((one for one in left if places[end] - places[one] >= MIN_HIDDEN), -1)
+        if at >= 0:
+            yield at, end
+    if before:
+        at = text.rfind(value[-MIN_HIDDEN:], 0, most) + MIN_HIDDEN
+        if at < MIN_HIDDEN:
+            right = (n for n in few if text.startswith(value[-n:]))
+            at = next((n for n in right if places[n] - places[0] >= MIN_HIDDEN), 0)
+        if at:
+            yield 0, at
+    if before and behind and text and text in value:
+        yield 0, end
+
+
+def _without(text: str, spans: Iterable[Span]) -> str:
+    """Return a text with a mark in place of each of the spans, which may overlap."""
+    shown: list[str] = []
+    reached = 0
+    for start, end in sorted(spans):
+        if start > reached or not shown:
+            shown += (text[reached:start], MARK)
+        reached = max(reached, end)
+    return "".join((*shown, text[reached:]))
