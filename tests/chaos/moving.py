@@ -53,6 +53,7 @@ def handlers(url: str, attempts: Path, seconds: float) -> Tenure:
 def produce(url: str, log: Path) -> None:
     """Enqueue until the jobs are elsewhere; a call without an answer is made again."""
     app, number = Tenure(url), 0
+    app.enqueue("work", {"number": number})  # it connects, which says nothing about a move
     with log.open("a", buffering=1) as answers:
         while True:
             number += 1
