@@ -193,6 +193,12 @@ def with_steps(context: JobContext) -> None:
     assert_type(context.step_within("write", written, 5), str)
     context.enqueue(plain.new_job("a"))
     context.step("measure", plain, 5)  # type: ignore[arg-type]
+    assert_type(context.wait_for_signal("answer", type=int), int)
+
+
+async def with_signals(context: JobContext) -> None:
+    assert_type(await context.wait_for_signal_async("answer", "7d", type=int), int)
+    assert_type(await context.wait_for_signal_async("answer"), Any)
     context.enqueue(plain)  # type: ignore[arg-type]
 
 

@@ -58,6 +58,12 @@ class SignalContext:
         book = self._steps()
         return book.said(waited(receive(book, name, timeout)), type, name)
 
+    @overload
+    async def wait_for_signal_async(self, name: str, timeout: Duration | None = None) -> Any: ...
+    @overload
+    async def wait_for_signal_async(
+        self, name: str, timeout: Duration | None = None, *, type: type[T]
+    ) -> T: ...
     async def wait_for_signal_async(
         self, name: str, timeout: Duration | None = None, *, type: Any = Any
     ) -> Any:
