@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -152,6 +154,31 @@ def test_a_second_handler_says_where_the_first_is(app: Tenure) -> None:
         f"'send' has a handler already, in {__name__}; give another name=, or import its module "
         "only once and under one name"
     )
+
+
+CELLS = (
+    "from tenure import Tenure\nimport sys\napp = Tenure(sys.argv[1])",
+    "@app.job\ndef double(n: int) -> int: return n + n",
+    "print(double.submit(3).result('20s'))",
+    "@app.job(max_retries=3)\ndef double(n: int, by: int = 2) -> int: return n * by",
+    "print(double.submit(3, by=5).result('20s'), double.enqueue(1).max_retries)",
+    "@app.job(name='double')\ndef other(n: int) -> int: return n",
+)
+
+
+def test_a_cell_of_a_notebook_may_run_again(tmp_path: Path) -> None:
+    """Where code is typed, `__main__` has no file. Another function is refused there, too."""
+    first, *others = (f"exec({cell!r})" for cell in CELLS)
+    code = "\n    ".join([f"{first}\nwith app.running():", *others])
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"sqlite:///{tmp_path}/jobs.db"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == ["6", "15", "3"], done.stderr
+    assert "'double' has a handler already, in __main__" in done.stderr
 
 
 def test_a_path_in_place_of_a_url_is_refused(tmp_path: Path) -> None:

@@ -311,6 +311,12 @@ def _field(name: str, parameter: inspect.Parameter, hint: Any) -> tuple[Any, ...
     return (parameter.name, optional, msgspec.UNSET)
 
 
+def _typed_again(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
+    """Whether a cell of a notebook, or lines at a prompt, define the same function once more."""
+    typed = old.__module__ == new.__module__ == "__main__" and old.__qualname__ == new.__qualname__
+    return typed and not hasattr(sys.modules["__main__"], "__file__")
+
+
 class Handlers:
     """The handlers of an application. Only these can run, whatever a job's type says."""
 
@@ -322,7 +328,8 @@ class Handlers:
         self._for_any: Callable[[str], Handler] | None = None
 
     def add(self, handler: Handler) -> None:
-        if (other := self._by_name.get(handler.name)) is not None:
+        other = self._by_name.get(handler.name)
+        if other is not None and not _typed_again(other.function, handler.function):
             raise InvalidInput(
                 f"{handler.name!r} has a handler already, in {other.function.__module__}; give "
                 "another name=, or import its module only once and under one name"
