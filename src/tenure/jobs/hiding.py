@@ -44,7 +44,7 @@ _letters = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", "v": "\v", "a
 Span = tuple[int, int]
 
 
-class Form(NamedTuple):
+class Spelling(NamedTuple):
     """What a text was read as, where in the text each character begins, and where it ends."""
 
     text: str
@@ -97,13 +97,13 @@ def _texts(hidden: Iterable[object]) -> set[str]:
 # --- forms
 
 
-def _forms(text: str) -> tuple[Form, Form, Form]:
+def _forms(text: str) -> tuple[Spelling, Spelling, Spelling]:
     """Return the forms in which a text is compared."""
-    lower, read = Form(_lower(text), range(len(text) + 1)), _read(text)
+    lower, read = Spelling(_lower(text), range(len(text) + 1)), _read(text)
     spans = [word.span() for word in _words.finditer(read.text)]
     places = [place for start, end in spans for place in read.places[start:end]]
     words = "".join(read.text[start:end] for start, end in spans)
-    return lower, read, Form(words, [*places, len(text)])
+    return lower, read, Spelling(words, [*places, len(text)])
 
 
 def _texts_of(text: str) -> tuple[str, str, str]:
@@ -120,7 +120,7 @@ def _lower(text: str) -> str:
     return "".join(low if len(low := one.lower()) == 1 else one for one in text)
 
 
-def _read(text: str) -> Form:
+def _read(text: str) -> Spelling:
     """Return what a text stands for, in lower case."""
     places: Sequence[int] = range(len(text) + 1)
     for _ in range(MAX_NESTED):
@@ -137,7 +137,7 @@ def _read(text: str) -> Form:
         if not parts:
             break
         text, places = "".join((*parts, text[at:])), [*kept, *places[at:]]
-    return Form(_lower(text), places)
+    return Spelling(_lower(text), places)
 
 
 def _meant(escape: str) -> str:
@@ -208,7 +208,7 @@ def _found(value: str, text: str) -> Iterator[Span]:
         at = text.find(value, end)
 
 
-def _beside_cut(value: str, form: Form, before: bool, behind: bool) -> Iterator[Span]:
+def _beside_cut(value: str, form: Spelling, before: bool, behind: bool) -> Iterator[Span]:
     """Yield what may be left of a value in a part of a text that was cut before or behind it.
 
     Only its first or last characters are looked for, so that the time does not depend on how often
