@@ -266,11 +266,17 @@ def test_notes_causes_and_groups_are_described() -> None:
 
     group = ExceptionGroup("several", [ValueError("one"), ExceptionGroup("in", [KeyError("two")])])
     assert describe_exception(group).splitlines() == [
-        "ExceptionGroup: several (2 sub-exceptions)",
+        "ExceptionGroup: several (2 sub-exceptions): ValueError: one",
         "part 1 of 2: ValueError: one",
         "part 2 of 2: ExceptionGroup: in (1 sub-exception)",
         "part 1 of 1: KeyError: 'two'",
     ]
+    noted = ValueError("one\nline")
+    outer = ExceptionGroup("out", [ExceptionGroup("in", [noted])])
+    outer.add_note("a note")
+    first, second = describe_exception(outer).splitlines()[:2]
+    assert first == "ExceptionGroup: out (1 sub-exception): ValueError: one"
+    assert second == "a note"
 
 
 def test_many_frames_are_cut_in_the_middle() -> None:

@@ -259,8 +259,9 @@ def error_text(text: str, limit: int = MAX_ERROR_BYTES) -> str:
 def describe_exception(exc: BaseException) -> str:
     """Describe an exception as an `error_text`: type and message, frames, and causes.
 
-    The first line names the error. Frames are shown without local variables, which may hold
-    secrets. At most `MAX_EXCEPTIONS` of a chain or group and `MAX_FRAMES` of each; never raises.
+    The first line names the error, and one part of a group. Frames are shown without local
+    variables, which may hold secrets. At most `MAX_EXCEPTIONS` of a chain or group and `MAX_FRAMES`
+    of each; never raises.
     """
     lines: list[str] = []
     try:
@@ -278,7 +279,7 @@ def _lines(exc: BaseException) -> Iterator[str]:
         if id(one) in seen:
             continue
         seen.add(id(one))
-        yield relation + _headline(one)
+        yield relation + (_headline(one) if relation else _first_line(one))
         if one.__traceback__ is not None:
             yield "Traceback (most recent call last):"
             yield from _places(one.__traceback__)
@@ -295,6 +296,17 @@ def _lines(exc: BaseException) -> Iterator[str]:
         waiting[:0] = related
     if waiting:
         yield "(further exceptions are not shown)"
+
+
+def _first_line(exc: BaseException) -> str:
+    """Return the headline of an error; lists show its first line, so a group's names a part."""
+    said, part = _headline(exc), exc
+    while issubclass(type(part), BaseExceptionGroup):
+        part = _parts_of(part)[0]
+    if part is exc:
+        return said
+    first, *notes = said.split("\n", 1)
+    return "\n".join([f"{first}: {_headline(part).partition(chr(10))[0]}", *notes])
 
 
 def _headline(exc: BaseException) -> str:
