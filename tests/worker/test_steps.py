@@ -366,6 +366,30 @@ def test_a_step_and_its_writes_are_one(app_on_each_engine: Tenure) -> None:
     assert [(step.name, step.token) for step in app.steps(job.id).steps] == [("debit", 2)]
 
 
+def test_a_step_of_the_other_kind_is_done_once_at_most_and_says_what_to_write(app: Tenure) -> None:
+    runs: list[str] = []
+
+    async def later() -> None:
+        runs.append("later")
+
+    wrong: Any = (later, runs.append)
+
+    @app.job(backoff=0)
+    def plain(context: JobContext) -> None:
+        context.step("ask", wrong[0])
+
+    @app.job(backoff=0)
+    async def coroutine(context: JobContext) -> None:
+        await context.step_async("charge", wrong[1], "charge")
+
+    with running_worker(app):
+        assert "is a coroutine, which is not run: await step_async" in wait_until_failed(
+            app, plain.enqueue()
+        )
+        assert "asyncio.to_thread, function" in wait_until_failed(app, coroutine.enqueue())
+    assert runs == ["charge"]
+
+
 def test_names_are_used_once(app: Tenure) -> None:
     calls: Calls = []
 

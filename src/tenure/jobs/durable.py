@@ -72,7 +72,7 @@ class DurableContext:
         if step is None:
             with book.doing(name):
                 book.check_free()
-                new = book.new(name, await function(*args, **kwargs))
+                new = book.new(name, await book.to_await(name, function(*args, **kwargs)))
                 step = await awaited(book.record(new))
         value: R = book.value(step, returns)
         return value
@@ -119,7 +119,7 @@ class DurableContext:
         step = await awaited(book.begin(name))
         if step is None:
             with book.doing(name):
-                new = book.new(name, await function(connection, *args))
+                new = book.new(name, await book.to_await(name, function(connection, *args)))
                 if self._fence is not None:
                     await self._fence.record_async(connection, new)
             step = book.noted(new)

@@ -6,9 +6,11 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from inspect import isawaitable
+from types import CoroutineType
 from typing import Any, NoReturn, get_type_hints
 
 from tenure.errors import DuplicateStep, InvalidInput, PermanentFailure, StoreUnavailable
@@ -158,6 +160,16 @@ class StepBook:
             self._started.discard(name)
             raise
 
+    @staticmethod
+    def to_await(name: str, given: Any) -> Awaitable[Any]:
+        """Return what a step awaits; raises PermanentFailure if its function has run instead."""
+        if not isawaitable(given):
+            said = (
+                "is a plain function, which has run and is not on record: write step_async(name, "
+            )
+            raise PermanentFailure(f"step {name!r} {said}asyncio.to_thread, function, …)")
+        return given
+
     def new(self, name: str, value: object) -> Record:
         """Return what is to be recorded of a step; raises PermanentFailure if it cannot be."""
         text = None if value is None else kept(value, f"step {name!r}")
@@ -262,6 +274,9 @@ def kept(value: object, what: str) -> str:
 
     Whatever it is that was done, to do it once more would not help.
     """
+    if isinstance(value, CoroutineType):
+        value.close()
+        raise PermanentFailure(f"{what} is a coroutine, which is not run: await step_async")
     try:
         return storable_result(value)
     except Exception as flaw:
