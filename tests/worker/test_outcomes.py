@@ -299,9 +299,13 @@ def test_a_coroutine_that_nobody_awaited_has_not_run(app: Tenure) -> None:
     def forgot() -> Any:
         return work()
 
-    job = forgot.enqueue()
-    with running_worker(app):
-        assert "make it `async def`" in wait_until_failed(app, job)
+    @app.job(max_retries=1)
+    async def forgot_again() -> Any:
+        return work()
+
+    for job in (forgot.enqueue(), forgot_again.enqueue()):
+        with running_worker(app):
+            assert "await it in an `async def`" in wait_until_failed(app, job)
 
 
 # --- retries: the handler runs are counted, not the column -------------------------------------

@@ -62,19 +62,14 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
 
 
 def success(value: object) -> Ending:
-    """Return the ending of a handler that returned `value`."""
+    """Return the ending of a handler that returned `value`; raises TypeError for a coroutine."""
     if value is None:
         return Ending()
-    text, flaw = _stored(value)
-    return Ending(text, flaw=flaw)
-
-
-def success_of_function(value: object) -> Ending:
-    """Return the ending of a plain function; raises TypeError if it returned a coroutine."""
     if isinstance(value, CoroutineType):
         value.close()
-        raise TypeError("the handler returned a coroutine, which is not run: make it `async def`")
-    return success(value)
+        raise TypeError("a coroutine was returned, which is not run: await it in an `async def`")
+    text, flaw = _stored(value)
+    return Ending(text, flaw=flaw)
 
 
 def failure(error: BaseException, handler: Handler | None = None) -> Ending:

@@ -29,7 +29,7 @@ from tenure.jobs.context import Fence, JobContext
 from tenure.jobs.handlers import Handler, found_in
 from tenure.jobs.hooks import Lifespan, bound
 from tenure.jobs.hooks import enter as enter_manager
-from tenure.jobs.results import Ending, failure, success, success_of_function
+from tenure.jobs.results import Ending, failure, success
 from tenure.jobs.steps import Notes, StepAnswer, StepCall, StepSource
 from tenure.jobs.work import Lease
 from tenure.telemetry import logs
@@ -289,7 +289,7 @@ def _call(
             running = _run_coroutine(handler, partial(function, **arguments))
             ending = runner.run(running, context=context)
         else:
-            ending = success_of_function(context.run(function, **arguments))
+            ending = success(context.run(function, **arguments))
         if ending.error is None and fence.jobs is not None and not fence.completes:
             ending = replace(ending, jobs=new_jobs.written(fence.jobs))
         return ending

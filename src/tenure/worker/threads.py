@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from tenure.jobs.handlers import Handler
-from tenure.jobs.results import Ending, success_of_function
+from tenure.jobs.results import Ending, success
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import enter
 from tenure.worker.fitness import NotStarted
@@ -115,6 +115,6 @@ def call_in_thread(
         context.run(LOG_FIELDS.set, attempt.log_fields)
         if attempt.trace_context is not None:
             context.run(enter, attempt.trace_context)
-        return success_of_function(context.run(function, **arguments))
+        return success(context.run(function, **arguments))
     except BaseException as error:
         return attempt.failure(error, handler)
