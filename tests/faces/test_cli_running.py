@@ -29,6 +29,7 @@ from tenure import Job; from tenure import Tenure
 
 app = Tenure("sqlite:///shop.db")
 other = Tenure("sqlite:///other.db", redact=["name"])
+empty = Tenure("sqlite:///shop.db")
 number = 7
 
 @app.job
@@ -312,6 +313,7 @@ def test_a_worker_deletes_nothing_unless_told(sqlite_url: str) -> None:
         (["--app", "nowhere.py:app"], "write nowhere:app"),
         (["--app", "shop.jobs:nothing"], "has no such name"),
         (["--app", "shop.jobs:number"], "holds a int there"),
+        (["--app", "shop.jobs:empty"], "--app shop.jobs:empty: nothing to run: it has no handlers"),
         (["--app", "shop.jobs:app", "--app", "shop.jobs:other"], "different databases"),
         (["--app", "shop.jobs:app", "--fail-every", "2"], "need --fake-handlers"),
         (["--fake-handlers", "--fail-every", "0"], "fail_every"),

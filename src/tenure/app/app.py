@@ -44,8 +44,8 @@ class Tenure:
 
     Everyday verbs are methods. The rest is by noun: `queues`, `types`, `workers`, `schedules`,
     `workflows`, `signals`, `stats` (counts, activity, failures), `bulk` (retry or cancel all that
-    match), `events` (the ledger as a stream), `tokens` (of the HTTP API) and `webhooks`. `core` is
-    internal.
+    match), `events` (the ledger as a stream), `tokens` (of the HTTP API), `webhooks` and
+    `retention`. `core` is internal.
     """
 
     def __init__(

@@ -155,6 +155,12 @@ def worker(
         run_again_on_changes(arguments, seconds(grace, "--grace"))
         return
     app, settings = _prepared(**flags, remote=server is not None)
+    types = app.core.handlers.types()
+    if flags["apps"] and types == ():
+        raise InvalidInput(
+            "nothing to run: it has no handlers; name a module that imports all of them",
+            path=" ".join(["--app", *flags["apps"]]),
+        )
     if not prune:
         settings = replace(settings, keep_completed=None, keep_cancelled=None, keep_failed=None)
     remote: Client | None = None
@@ -165,7 +171,6 @@ def worker(
             server, next(iter(settings.tokens), None), tracing=app.core.tracing is not None
         )
     with remote or app:
-        types = app.core.handlers.types()
         names = "any type" if types is None else ", ".join(types)
         where = _address(server or app.database)
         logs.announce(f"Tenure worker runs jobs of {names} from {where}")
