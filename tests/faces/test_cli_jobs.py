@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from tenure.jobs.limits import Limits
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.wire import responses
 from tests.support.cli import cli_json, output_of, run_cli
+from tests.support.clock import Clock
 
 NOBODY = "0190163d-8694-739b-aea5-966c26f8ad90"
 
@@ -286,14 +288,16 @@ def test_a_paused_queue_hands_out_nothing_until_it_is_resumed(app: Tenure) -> No
 
 
 def test_queues_are_listed_as_the_api_shows_them(app: Tenure) -> None:
-    app.enqueue("email", queue="mail")
-    output_of("queues", "limit", "mail", "--max-pending", "10")
+    with closing(Clock(app.database)) as clock:
+        app.enqueue("email", queue="mail")
+        clock.advance(5)
+        output_of("queues", "limit", "mail", "--max-pending", "10")
 
-    assert cli_json("queues", "list") == as_json(app.queues.list())
-    head, line = output_of("queues", "list").splitlines()
+        assert cli_json("queues", "list") == as_json(app.queues.list())
+        head, line = output_of("queues", "list").splitlines()
     assert head.split()[:6] == ["QUEUE", "PENDING", "PROCESSING", "OLDEST", "DUE", "PAUSED"]
     assert head.split()[6:] == ["MAX", "PENDING", "LIMITS"]
-    assert line.split() == ["mail", "1", "0", "0s", "ago", "-", "10", "-"]
+    assert line.split() == ["mail", "1", "0", "5s", "ago", "-", "10", "-"]
 
 
 def test_a_limit_is_lifted_by_none(app: Tenure) -> None:
