@@ -47,6 +47,9 @@ from tests.docs.pages import ROOT, Block, Page
 from tests.docs.typed import Typed
 
 SECONDS = 20.0
+"""How long it may take until something is shown."""
+COMMAND_SECONDS = 60.0
+"""How long one command, or one block, may take."""
 MARK = "-- the command is through:"
 POSTGRES = "postgresql://localhost/tenure"
 PORTS = ("8080", "8081")
@@ -337,7 +340,7 @@ class Shell:
         # In braces variables stay; the file of commands must not be taken for its input.
         self._type(f'(exit {code_before})\n{{ {command}\n}} </dev/null\nprintf "\\n{MARK} $?\\n"')
         printed: list[str] = []
-        for line in self._lines.until(time.monotonic() + 3 * SECONDS):
+        for line in self._lines.until(time.monotonic() + COMMAND_SECONDS):
             if line.startswith(MARK):
                 return "".join(printed).removesuffix("\n"), int(line.removeprefix(MARK))
             printed.append(line)
@@ -396,7 +399,7 @@ for line in sys.stdin:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"text": text, "line": line}) + "\n")
         self._process.stdin.flush()
-        for answer in self._lines.until(time.monotonic() + 3 * SECONDS):
+        for answer in self._lines.until(time.monotonic() + COMMAND_SECONDS):
             told = json.loads(answer)
             if told["error"]:
                 raise Mismatch(f"line {line}: the block raised\n{told['error']}")
