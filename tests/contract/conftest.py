@@ -13,7 +13,6 @@ import pytest
 from tenure.store import migrate_store, open_store
 from tests.contract import situations
 from tests.support.clock import Clock
-from tests.support.raw_sql import RawSql
 from tests.support.store import StoreHarness
 
 MANUAL = Path(__file__).parents[2] / "docs" / "how-to" / "deploy.md"
@@ -68,13 +67,11 @@ def unaudited_harness(database_url: str, owner_url: str) -> Iterator[StoreHarnes
     """A harness whose data may be broken at the end."""
     store = open_store(database_url)
     clock = Clock(owner_url)
-    raw = RawSql(owner_url)
     try:
-        yield StoreHarness(database_url, store, clock, raw)
+        yield StoreHarness(database_url, store, clock)
     finally:
         store.close()
         clock.close()
-        raw.close()
 
 
 @pytest.fixture

@@ -16,29 +16,32 @@ TICK = 0.001
 
 
 class Clock:
-    """Takes over the clock of the store at `url`, whose schema must be there already."""
+    """Takes over the clock of the store at `url`, whose schema must be there already.
+
+    raw: the connection with which it does so; it is free for other statements.
+    """
 
     def __init__(self, url: str, start: datetime = START) -> None:
         self.now = start
-        self._raw = RawSql(url)
-        if self._raw.engine == "sqlite":
+        self.raw = RawSql(url)
+        if self.raw.engine == "sqlite":
             self._table = "tenure_now"
-            self._raw.run("DROP VIEW tenure_now")
-            self._raw.run("CREATE TABLE tenure_now (at INTEGER NOT NULL)")
+            self.raw.run("DROP VIEW tenure_now")
+            self.raw.run("CREATE TABLE tenure_now (at INTEGER NOT NULL)")
         else:
             self._table = "tenure.stopped_clock"
-            self._raw.run("CREATE TABLE tenure.stopped_clock (at timestamptz NOT NULL)")
-            self._raw.run(
+            self.raw.run("CREATE TABLE tenure.stopped_clock (at timestamptz NOT NULL)")
+            self.raw.run(
                 "CREATE OR REPLACE FUNCTION tenure.clock() RETURNS timestamptz LANGUAGE sql"
                 " STABLE PARALLEL SAFE AS 'SELECT at FROM tenure.stopped_clock'"
             )
-        self._raw.run(f"INSERT INTO {self._table} VALUES (?)", self._raw.time(start))
+        self.raw.run(f"INSERT INTO {self._table} VALUES (?)", self.raw.time(start))
 
     def set(self, to: datetime) -> datetime:
         """Move the clock, forwards or back; whole milliseconds only."""
         assert to.microsecond % 1000 == 0, "SQLite keeps milliseconds"
         self.now = to
-        self._raw.run(f"UPDATE {self._table} SET at = ?", self._raw.time(to))
+        self.raw.run(f"UPDATE {self._table} SET at = ?", self.raw.time(to))
         return to
 
     def advance(self, seconds: float) -> datetime:
@@ -46,4 +49,4 @@ class Clock:
         return self.set(self.now + timedelta(milliseconds=round(seconds * 1000)))
 
     def close(self) -> None:
-        self._raw.close()
+        self.raw.close()
