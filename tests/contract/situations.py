@@ -110,7 +110,7 @@ def by_hand(row: Rule, *, broken: Guard | None = None, event: str | None = None)
     return f"UPDATE {{job}} SET {together} WHERE id = ?"
 
 
-def job_before(sql: RawSql, row: Rule, *, broken: Guard | None = None) -> str:
+def job_before(sql: RawSql, row: Rule, *, broken: Guard | None = None, id: str = NEW_ID) -> str:
     """A job to which a transition may happen, but for the guard that is to be `broken`."""
     late = (broken is Guard.IN_TIME) or (row.event == "expired" and broken is not Guard.LATE)
     start_by = "{now}" if late else "NULL"
@@ -120,7 +120,7 @@ def job_before(sql: RawSql, row: Rule, *, broken: Guard | None = None) -> str:
         if waiting
         else (", start_by", f", {start_by}")
     )
-    sql.run(INSERT % values, NEW_ID)
+    sql.run(INSERT % values, id)
     ended = "cancelled" if broken is Guard.WAS_SKIPPED else "skipped"
     before = {
         Status.PROCESSING: [RULE_OF["claimed", Status.PENDING]],
@@ -128,12 +128,12 @@ def job_before(sql: RawSql, row: Rule, *, broken: Guard | None = None) -> str:
         Status.CANCELLED: [RULE_OF[ended, Status.WAITING]],
     }
     for rule in before.get(row.source, []):
-        sql.run(by_hand(rule), NEW_ID)
+        sql.run(by_hand(rule), id)
     if broken is Guard.ATTEMPTS_LEFT:
-        sql.without_triggers("UPDATE {job} SET max_retries = 1 WHERE id = ?", NEW_ID)
+        sql.without_triggers("UPDATE {job} SET max_retries = 1 WHERE id = ?", id)
     if broken in WORN:
-        sql.without_triggers(f"UPDATE {{job}} SET {WORN[broken]} WHERE id = ?", NEW_ID)
-    return NEW_ID
+        sql.without_triggers(f"UPDATE {{job}} SET {WORN[broken]} WHERE id = ?", id)
+    return id
 
 
 class Undo(Exception):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tenure import events, lifecycle
+from tenure.jobs.ids import new_id
 from tenure.lifecycle import Guard, Rule, Status
 from tenure.retry import RetryPolicy
 from tests.contract.situations import job_before
@@ -30,7 +31,6 @@ CARRIED: dict[str, dict[str, Any]] = {
     },
 }
 CLASSES = {kind.name: kind for kind in events.Event.__args__}
-ROWS = pytest.mark.parametrize("row", lifecycle.TRANSITIONS, ids=lambda r: f"{r.source} {r.event}")
 
 
 def event_of(row: Rule, lease_id: str | None) -> events.Event:
@@ -41,9 +41,16 @@ def event_of(row: Rule, lease_id: str | None) -> events.Event:
     return event
 
 
-@ROWS
-def test_the_row_and_the_ledger_are_as_decided(harness: StoreHarness, row: Rule) -> None:
-    id = job_before(harness.sql, row)
+def test_the_row_and_the_ledger_are_as_decided(
+    harness: StoreHarness, subtests: pytest.Subtests
+) -> None:
+    for row in lifecycle.TRANSITIONS:
+        with subtests.test(f"{row.source} {row.event}"):
+            make(harness, row)
+
+
+def make(harness: StoreHarness, row: Rule) -> None:
+    id = job_before(harness.sql, row, id=new_id())
     before = harness.get(id)
     harness.clock.advance(61)  # leases by hand last a minute
     expected = lifecycle.follow(before, event_of(row, before.lease_id), harness.clock.now)

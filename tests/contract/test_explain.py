@@ -248,21 +248,22 @@ def test_b10_what_is_not_counted_or_has_no_room_is_said(job: Job) -> None:
     assert said == "3 jobs of its queue go first. What ended lately is not counted yet."
 
 
-@pytest.mark.parametrize(
-    ("ahead", "speed", "text"),
-    [
-        (1, 1.0, "1 job of its queue goes first; at 1.0 per second its turn comes in about 1s."),
-        (10_000, 0.0, "10,000 jobs of its queue go first, and none is known"),
-        (10_000, 100.0, "10,000 jobs of its queue go first; at 100.0 per second its turn comes in"
-         " about 1m 40s."),
-        (10_001, 100.0, "More than 10,000 jobs of its queue go first; at 100.0 per second its turn"
-         " comes in more than 1m 40s."),
-        (2, 0.5, "2 jobs of its queue go first; at 30.0 a minute its turn comes in about 4s."),
-    ],
-)  # fmt: skip
-def test_the_words_of_a_turn(job: Job, ahead: int, speed: float, text: str) -> None:
+TURNS = [
+    (1, 1.0, "1 job of its queue goes first; at 1.0 per second its turn comes in about 1s."),
+    (10_000, 0.0, "10,000 jobs of its queue go first, and none is known"),
+    (10_000, 100.0, "10,000 jobs of its queue go first; at 100.0 per second its turn comes in"
+     " about 1m 40s."),
+    (10_001, 100.0, "More than 10,000 jobs of its queue go first; at 100.0 per second its turn"
+     " comes in more than 1m 40s."),
+    (2, 0.5, "2 jobs of its queue go first; at 30.0 a minute its turn comes in about 4s."),
+]  # fmt: skip
+
+
+def test_the_words_of_a_turn(job: Job, subtests: pytest.Subtests) -> None:
     assert MAX_AHEAD == 10_000
-    assert explain(job, facts(job, ahead=ahead, rate=speed)).text.startswith(text)
+    for ahead, speed, text in TURNS:
+        with subtests.test(ahead=ahead, speed=speed):
+            assert explain(job, facts(job, ahead=ahead, rate=speed)).text.startswith(text)
 
 
 def test_the_rate_is_of_attempts_of_the_queue_that_ended(job: Job) -> None:

@@ -40,26 +40,26 @@ def test_webhooks(database_url: str) -> None:
         assert app.webhooks.list() == []
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "DROP TABLE tenure.transition",
-        "TRUNCATE tenure.job",
-        "ALTER TABLE tenure.job DISABLE TRIGGER ALL",
-        "ALTER TABLE tenure.transition DROP COLUMN actor",
-        "CREATE TABLE tenure.mine (a int)",
-        "CREATE OR REPLACE FUNCTION tenure.clock() RETURNS timestamptz LANGUAGE sql"
-        " AS 'SELECT now()'",
-        "SET session_replication_role = replica",
-        "DROP SCHEMA tenure CASCADE",
-    ],
+FORBIDDEN = (
+    "DROP TABLE tenure.transition",
+    "TRUNCATE tenure.job",
+    "ALTER TABLE tenure.job DISABLE TRIGGER ALL",
+    "ALTER TABLE tenure.transition DROP COLUMN actor",
+    "CREATE TABLE tenure.mine (a int)",
+    "CREATE OR REPLACE FUNCTION tenure.clock() RETURNS timestamptz LANGUAGE sql AS 'SELECT now()'",
+    "SET session_replication_role = replica",
+    "DROP SCHEMA tenure CASCADE",
 )
-def test_the_guards_are_out_of_its_reach(database_url: str, statement: str) -> None:
-    with (
-        psycopg.connect(database_url) as connection,
-        pytest.raises(psycopg.errors.InsufficientPrivilege),
-    ):
-        connection.execute(statement.encode())
+
+
+def test_the_guards_are_out_of_its_reach(database_url: str, subtests: pytest.Subtests) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for statement in FORBIDDEN:
+            with (
+                subtests.test(statement),
+                pytest.raises(psycopg.errors.InsufficientPrivilege),
+            ):
+                connection.execute(statement.encode())
 
 
 def test_the_ledger_stands_even_so(harness: StoreHarness, database_url: str) -> None:

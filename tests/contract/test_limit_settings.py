@@ -84,29 +84,30 @@ def test_a_queue_that_plain_sql_has_limited_is_listed(app: Tenure, raw: RawSql) 
     assert state(app, "raw").limits == Limits(3)
 
 
-@pytest.mark.parametrize(
-    ("given", "path"),
-    [
-        ({"max_running": -1}, "$.max_running"),
-        ({"max_running": 2**31}, "$.max_running"),
-        ({"max_running": True}, "$.max_running"),
-        ({"max_pending": -1}, "$.max_pending"),
-        ({"rate": "many"}, "$.rate"),
-        ({"burst": 3}, "$.burst"),
-        ({"rate": "5/1m", "burst": 6}, "$.burst"),
-        ({"per_partition": {"max_running": 2}}, "$.per_partition"),
-        ({"ordered": "fifo"}, "$.ordered"),
-        ({"ordered": ["halt"]}, "$.ordered"),
-    ],
-)
+NO_LIMITS: list[tuple[dict[str, Any], str]] = [
+    ({"max_running": -1}, "$.max_running"),
+    ({"max_running": 2**31}, "$.max_running"),
+    ({"max_running": True}, "$.max_running"),
+    ({"max_pending": -1}, "$.max_pending"),
+    ({"rate": "many"}, "$.rate"),
+    ({"burst": 3}, "$.burst"),
+    ({"rate": "5/1m", "burst": 6}, "$.burst"),
+    ({"per_partition": {"max_running": 2}}, "$.per_partition"),
+    ({"ordered": "fifo"}, "$.ordered"),
+    ({"ordered": ["halt"]}, "$.ordered"),
+]
+
+
 def test_a_limit_that_is_none_changes_nothing(
-    app: Tenure, raw: RawSql, given: dict[str, Any], path: str
+    app: Tenure, raw: RawSql, subtests: pytest.Subtests
 ) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        app.queues.limit("sync", **{"max_pending": 1, **given})
-    assert caught.value.path == path
-    assert raw.value(ROWS) == 0
-    assert app.queues.list() == []
+    for given, path in NO_LIMITS:
+        with subtests.test(str(given)):
+            with pytest.raises(InvalidInput) as caught:
+                app.queues.limit("sync", **{"max_pending": 1, **given})
+            assert caught.value.path == path
+            assert raw.value(ROWS) == 0
+            assert app.queues.list() == []
 
 
 def test_a_limit_of_a_partition_needs_a_valid_name_and_number(app: Tenure) -> None:

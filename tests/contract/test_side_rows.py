@@ -66,25 +66,25 @@ def test_only_a_job_that_runs_takes_a_step(harness: StoreHarness) -> None:
             harness.sql.run("INSERT INTO {step} " + ROWS["step"], job_id)
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        "step (job_id, name, number, token, at) VALUES (?, '', 0, 1, {now})",
-        f"step (job_id, name, number, token, at) VALUES (?, '{'n' * 256}', 0, 1, {{now}})",
-        f"step (job_id, name, number, token, at, result) VALUES"
-        f" (?, 's', 0, 1, {{now}}, '{'r' * 65537}')",
-        f"signal (job_id, name, number, at, payload) VALUES (?, 's', 0, {{now}}, '{'é' * 524289}')",
-        "signal (job_id, name, number, at) VALUES (?, 's', -1, {now})",
-        f"dependency (child, parent, meets) VALUES (?, '{OTHER}', 'maybe')",
-        f"overdue (parent, status, after) VALUES (?, 'pending', '{OTHER}')",
-    ],
-    ids=["no-name", "long-name", "result", "payload", "number", "meets", "status"],
-)
-def test_values_of_side_rows_are_bounded(harness: StoreHarness, row: str) -> None:
+OUT_OF_BOUNDS = {
+    "no name": "step (job_id, name, number, token, at) VALUES (?, '', 0, 1, {now})",
+    "long name": f"step (job_id, name, number, token, at) VALUES (?, '{'n' * 256}', 0, 1, {{now}})",
+    "result": "step (job_id, name, number, token, at, result) VALUES"
+    f" (?, 's', 0, 1, {{now}}, '{'r' * 65537}')",
+    "payload": "signal (job_id, name, number, at, payload) VALUES"
+    f" (?, 's', 0, {{now}}, '{'é' * 524289}')",
+    "number": "signal (job_id, name, number, at) VALUES (?, 's', -1, {now})",
+    "meets": f"dependency (child, parent, meets) VALUES (?, '{OTHER}', 'maybe')",
+    "status": f"overdue (parent, status, after) VALUES (?, 'pending', '{OTHER}')",
+}
+
+
+def test_values_of_side_rows_are_bounded(harness: StoreHarness, subtests: pytest.Subtests) -> None:
     lease = harness.take()
-    table, rest = row.split(" ", 1)
-    with pytest.raises(Refused):
-        harness.sql.run(f"INSERT INTO {{{table}}} {rest}", lease.id)
+    for name, row in OUT_OF_BOUNDS.items():
+        table, rest = row.split(" ", 1)
+        with subtests.test(name), pytest.raises(Refused):
+            harness.sql.run(f"INSERT INTO {{{table}}} {rest}", lease.id)
 
 
 def test_a_job_cannot_wait_for_itself(harness: StoreHarness) -> None:

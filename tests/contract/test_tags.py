@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -77,22 +78,22 @@ def test_tags_are_part_of_what_a_key_stands_for(app: Tenure) -> None:
         add(app, "a", idempotency_key="k")
 
 
-@pytest.mark.parametrize(
-    "tags", [[""], ["two words"], ["x" * 129], [7], "abc", [f"{n}" for n in range(21)]]
-)
-def test_what_is_no_tag_is_refused(app: Tenure, tags: list[str]) -> None:
-    with pytest.raises(InvalidInput) as refused:
-        app.enqueue("work", tags=tags)
-    assert refused.value.path == "$.tags"
+def test_what_is_no_tag_is_refused(app: Tenure, subtests: pytest.Subtests) -> None:
+    wrong: list[Any] = [[""], ["two words"], ["x" * 129], [7], "abc", [f"{n}" for n in range(21)]]
+    for tags in wrong:
+        with subtests.test(str(tags)):
+            with pytest.raises(InvalidInput) as refused:
+                app.enqueue("work", tags=tags)
+            assert refused.value.path == "$.tags"
 
 
-@pytest.mark.parametrize("tags", ["{}", "no json", '["two words"]', '[""]', f'["{"x" * 129}"]'])
-def test_sql_cannot_write_other_tags(harness: StoreHarness, tags: str) -> None:
+def test_sql_cannot_write_other_tags(harness: StoreHarness, subtests: pytest.Subtests) -> None:
     harness.add()
-    with pytest.raises(Refused):
-        harness.sql.run(
-            "INSERT INTO {job} (id, type, run_at, created_at, tags)"
-            " SELECT '018f0000-0000-7000-8000-000000000001', 'work', run_at, created_at, ?"
-            " FROM {job} LIMIT 1",
-            tags,
-        )
+    insert = (
+        "INSERT INTO {job} (id, type, run_at, created_at, tags)"
+        " SELECT '018f0000-0000-7000-8000-000000000001', 'work', run_at, created_at, ?"
+        " FROM {job} LIMIT 1"
+    )
+    for tags in ("{}", "no json", '["two words"]', '[""]', f'["{"x" * 129}"]'):
+        with subtests.test(tags), pytest.raises(Refused):
+            harness.sql.run(insert, tags)
