@@ -18,10 +18,10 @@ run: runtime ## serve dashboard, API and fake handlers on port 8080 until Ctrl-C
 quick: dev ## run the unit and contract tests on SQLite, in under a minute
 	$(BIN)/pytest -n 2 -m "not postgres and not slow" tests/unit tests/contract
 
-# Many tests wait for a lease, a timeout or a process: on two cores two more workers use that time.
+# Many tests wait for a lease, a timeout or a process: on two cores four more processes use it.
 # Neighbours stay together (worksteal), so that what a module sets up is seldom set up twice.
 test: dev ## run every test, on real SQLite files and a real PostgreSQL
-	$(BIN)/pytest -n 4 --dist worksteal
+	$(BIN)/pytest -n 6 --dist worksteal
 
 check: dev ## formatting, lint, import rules, types, words
 	$(BIN)/ruff format --check .
