@@ -30,6 +30,8 @@ from tenure.store.tables.stats import StatsWriter
 
 T = TypeVar("T")
 
+MAX_SENT = 8 * 2**20
+"""Characters of payloads in one statement: libpq takes quadratic time to send many megabytes."""
 KEPT_MILLIS = 60_000
 """How much later than a job settled its row of `kept` is due, at most."""
 MAX_LOOKS = 20
@@ -64,24 +66,25 @@ class Postgres(PostgresSession):
     def insert(
         self, checked_jobs: Sequence[CheckedJob], more: Sequence[str] = ()
     ) -> Mapping[str, Job]:
-        if not checked_jobs or not more:
-            return self._enqueue(checked_jobs) if checked_jobs else {}
-        ordered = sorted(checked_jobs, key=lambda a: (a.idempotency_key or "", a.unique_key or ""))
-        rows = [(*_row(a), *[getattr(a, column) for column in more]) for a in ordered]
+        added: dict[str, Job] = {}
+        for part in _parts(_ordered(checked_jobs)):
+            added |= self._insert(part, more) if more else self._enqueue(part)
+        return added
+
+    def _insert(self, part: Sequence[CheckedJob], more: Sequence[str]) -> Mapping[str, Job]:
+        rows = [(*_row(a), *[getattr(a, column) for column in more]) for a in part]
         now = self.now()
         values = (*sql.arrays((*sql.NEW, *more), rows), now)
         made = dict(self.rows(sql.insert_with(tuple(more)), values))
-        return {a.id: added_job(a, now, to_time(made[a.id])) for a in checked_jobs if a.id in made}
+        return {a.id: added_job(a, now, to_time(made[a.id])) for a in part if a.id in made}
 
     def _enqueue(
-        self, checked_jobs: Sequence[CheckedJob], *, sparing: bool = False, whole: bool = False
+        self, ordered: Sequence[CheckedJob], *, sparing: bool = False, whole: bool = False
     ) -> Mapping[str, Job]:
         """Add the jobs whose id and key are new. Returns id -> job of each added job.
 
         `sparing` adds none if one of their queues has a limit, `whole` none if one is not new.
         """
-        # In the same order everywhere, or two batches could wait for each other.
-        ordered = sorted(checked_jobs, key=lambda a: (a.idempotency_key or "", a.id))
         rows = [_row(a) for a in ordered]
         values = (*sql.arrays(sql.NEW, rows), sparing, whole)
         ((at, made, later, later_at),) = self.rows(sql.ENQUEUE, values)
@@ -90,7 +93,7 @@ class Postgres(PostgresSession):
         wanted = None if made is None else set(made)
         return {
             a.id: added_job(a, now, to_time(run_at[a.id]) if a.id in run_at else now)
-            for a in checked_jobs
+            for a in ordered
             if wanted is None or a.id in wanted
         }
 
@@ -141,8 +144,10 @@ class Postgres(PostgresSession):
             return {}  # that is another table, and so a transaction of several statements
         if len(checked_jobs) == 1:
             made = self._enqueue_one(checked_jobs[0])
+        elif len(parts := list(_parts(_ordered(checked_jobs)))) > 1:
+            return {}
         else:
-            made = self._enqueue(checked_jobs, sparing=True, whole=whole)
+            made = self._enqueue(parts[0], sparing=True, whole=whole)
         self._check_confirmed()
         return made
 
@@ -284,6 +289,25 @@ class Postgres(PostgresSession):
 
     def rest(self) -> None:
         self.close()  # the next use connects again
+
+
+def _ordered(checked_jobs: Iterable[CheckedJob]) -> list[CheckedJob]:
+    """In the same order everywhere, or two batches could wait for each other."""
+    return sorted(checked_jobs, key=lambda a: (a.idempotency_key or "", a.unique_key or "", a.id))
+
+
+def _parts(checked_jobs: Iterable[CheckedJob]) -> Iterator[list[CheckedJob]]:
+    """Yield the jobs of one statement after the other."""
+    part: list[CheckedJob] = []
+    size = 0
+    for checked_job in checked_jobs:
+        size += len(checked_job.payload)
+        if part and size > MAX_SENT:
+            yield part
+            part, size = [], len(checked_job.payload)
+        part.append(checked_job)
+    if part:
+        yield part
 
 
 def _row(checked_job: CheckedJob) -> tuple[Any, ...]:
