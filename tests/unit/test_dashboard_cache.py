@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Tenure
-from tenure.dashboard.cache import ReadCache
+from tenure.dashboard.cache import OLD_SECONDS, WAIT_SECONDS, ReadCache
 from tenure.errors import StoreUnavailable
 from tenure.jobs.stats import Count
 
@@ -52,6 +52,20 @@ def test_a_page_does_not_wait_for_new_counts_where_there_are_older_ones(tmp_path
         app.let.set()
         assert cache._entries["counts"].reading is not None
         cache._entries["counts"].reading.result()
+        assert cache.counts() == TWO
+
+
+def test_a_page_waits_longer_where_what_it_has_is_very_old(tmp_path: Path) -> None:
+    with Slow(tmp_path) as app:
+        cache = ReadCache(app)
+        app.enqueue("a")
+        assert cache.counts() == ONE
+        app.enqueue("a")
+        entry = cache._entries["counts"]
+        assert entry.began is not None
+        entry.began, entry.until = entry.began - OLD_SECONDS, 0.0  # nobody has looked meanwhile
+        app.let.clear()
+        threading.Timer(5 * WAIT_SECONDS, app.let.set).start()
         assert cache.counts() == TWO
 
 

@@ -33,6 +33,8 @@ MAX_SECONDS = 10.0
 WAIT_SECONDS = 0.05
 """How long a page waits for a new value if there is an older one. Counting takes longer only while
 the statistics are far behind the ledger."""
+OLD_SECONDS, OLD_WAIT_SECONDS = 60.0, 2.0
+"""How long it waits if the older value is older than that: no page was read meanwhile."""
 MAX_QUEUES = 200
 """Queues on a page. If there are more, they are sorted by `attention`."""
 READERS = 8
@@ -114,7 +116,7 @@ class ReadCache:
         value: T = entry.value
         if reading is not None:
             with suppress(TimeoutError):  # the read continues for the next caller
-                value = reading.result(None if entry.began is None else WAIT_SECONDS)
+                value = reading.result(_wait(entry))
         return value
 
     def _reading(self, name: str, ask: Callable[[], Any]) -> tuple[_Entry, Future[Any] | None]:
@@ -129,6 +131,14 @@ class ReadCache:
             if entry.reading is None or entry.reading.done():
                 entry.reading = self._readers.submit(entry.read, ask)
             return entry, entry.reading
+
+
+def _wait(entry: _Entry) -> float | None:
+    """Return how many seconds a page waits for the next value; None for as long as it takes."""
+    if entry.began is None:
+        return None
+    is_old = time.monotonic() - entry.began > OLD_SECONDS
+    return OLD_WAIT_SECONDS if is_old else WAIT_SECONDS
 
 
 def _trouble(app: Tenure) -> str | None:
