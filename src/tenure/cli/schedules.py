@@ -12,6 +12,7 @@ from tenure.cli import completing
 from tenure.cli.command import Group, application, existing
 from tenure.cli.new_job import job_options, options_given, time_given
 from tenure.cli.options import (
+    Decorator,
     answer_options,
     database_option,
     flag,
@@ -36,12 +37,13 @@ OF_THE_JOB = (
 schedules = Group("schedules", help="Add, show, change, pause, trigger and backfill schedules.")
 
 a_name = click.argument("name", shell_complete=completing.schedule_names)
-overlap_option = option(
-    "--overlap",
-    "RULE",
-    f"What to do while the last job is not settled: {', '.join(OVERLAPS)}.",
-    completing.words(*OVERLAPS),
-)
+
+
+def overlap_option(default: str) -> Decorator:
+    said = f"What to do while the last job is not settled: {', '.join(OVERLAPS)}."
+    return option("--overlap", "RULE", f"{said}  [default: {default}]", completing.words(*OVERLAPS))
+
+
 count_option = click.option(
     "--count", default=5, help="How many of the next ticks.", show_default=True
 )
@@ -63,7 +65,7 @@ schedule_options = together(
     option("--grace", "TIME", "How late a tick may be before it is missed.  [default: 60s]"),
     click.option("--catch-up", type=int, help="Of --missed all, at most so many.  [default: 100]"),
     option("--catch-up-window", "TIME", "Of --missed all, only ticks that are not older."),
-    overlap_option,
+    overlap_option("allow_all"),
     option("--note", "TEXT", "What it is for."),
 )
 
@@ -175,7 +177,7 @@ def delete(name: str) -> None:
 
 @schedules.command()
 @a_name
-@overlap_option
+@overlap_option("as the schedule says")
 @answer_options
 def trigger(name: str, overlap: Any, as_json: bool) -> None:
     """Add the job of a schedule now, and print its id."""
@@ -188,7 +190,7 @@ def trigger(name: str, overlap: Any, as_json: bool) -> None:
 @a_name
 @click.argument("start", callback=time_given)
 @click.argument("end", callback=time_given)
-@overlap_option
+@overlap_option("buffer_all")
 @option("--queue", "NAME", "Another queue for these jobs.", completing.queue_names)
 @click.option("--priority", type=int, help="Another priority for these jobs.")
 @flag("--dry-run", "Only list the ticks.")
