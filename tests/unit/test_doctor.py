@@ -114,6 +114,19 @@ def test_a_file_that_is_no_database_is_a_problem(sqlite_url: str) -> None:
     assert found(sqlite_url)["database"].health is CheckResult.PROBLEM
 
 
+def test_a_damaged_file_is_a_problem_and_a_backup_beside_the_log_of_another_is_one_cause(
+    sqlite_url: str,
+) -> None:
+    Tenure(sqlite_url).migrate()
+    with Path(sqlite_url.removeprefix("sqlite:///")).open("r+b") as file:
+        file.seek(100)  # the header stays
+        file.write(b"\xff" * 4000)
+
+    database = found(sqlite_url)["database"]
+    assert database.found.endswith("malformed")
+    assert "these two belong to the file before: delete them and put the backup" in database.advice
+
+
 @pytest.mark.parametrize(
     ("version", "health"),
     [

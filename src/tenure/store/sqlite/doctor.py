@@ -106,6 +106,13 @@ def files(mode: int, links: int, closed: Collection[str], owner: int | None = No
     return warning("files", found, advice if mode & 0o007 else "")
 
 
+DAMAGED = (
+    "stop every process that uses the file, keep a copy of it and of the files -wal and -shm "
+    "beside it, then restore a backup. If it is a backup that was just put in place, these two "
+    "belong to the file before: delete them and put the backup in place once more"
+)
+
+
 def check_sqlite(url: str) -> Iterator[Check]:
     """The checks of an SQLite file, in order."""
     path = sqlite_connection.path_of(url)
@@ -148,6 +155,8 @@ def check_sqlite(url: str) -> Iterator[Check]:
                 yield doctor.limits(reader)
     except (sqlite3.Error, OSError) as error:  # the folder may be gone by now
         advice = "is it a database of Tenure, and may this user read and write it and its folder?"
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
+            advice = DAMAGED
         yield problem("database", f"{path}: {error}", advice)
 
 
