@@ -11,7 +11,15 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, RootModel, computed_field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    SecretStr,
+    computed_field,
+    field_serializer,
+)
 
 from tenure import InvalidInput, Tenure
 from tenure.jobs import json_types
@@ -189,6 +197,36 @@ def test_a_union_of_models_says_what_to_write_and_that_works(app: Tenure) -> Non
         walk.submit(Pet(Dog())).result("20s")
     (job,) = app.find()
     assert job.result == {"kind": "dog"}
+
+
+class Login(BaseModel):
+    user: str
+    key: SecretStr | None = None
+
+
+class Open(Login):
+    @field_serializer("key", when_used="json")
+    def show(self, key: SecretStr | None) -> str | None:
+        return None if key is None else key.get_secret_value()
+
+
+def test_a_secret_that_would_be_stored_as_asterisks_is_refused(app: Tenure) -> None:
+    @app.job(max_retries=1)
+    def sign_in(logins: list[Open]) -> Login:
+        assert [one.key.get_secret_value() for one in logins if one.key] == ["abc"]
+        return Login(user="ann", key=logins[0].key)
+
+    @app.job
+    def refused(login: Login) -> None: ...
+
+    login = Login(user="ann", key=SecretStr("abc"))
+    with pytest.raises(InvalidInput, match=r"a secret of Login .* by a field_serializer") as error:
+        refused.new_job(login)
+    assert "abc" not in str(error.value)
+    assert refused.new_job(Login(user="ann")).payload["login"]["key"] is None
+    with running_worker(app):
+        job = app.wait(sign_in.enqueue([Open(user="ann", key=SecretStr("abc"))]), timeout="20s")
+    assert "a secret of Login" in job.result["reason"]  # a result that is only a note
 
 
 def test_an_object_is_anything_in_the_schema(app: Tenure) -> None:

@@ -5,6 +5,7 @@ Pydantic checks its models. It is not imported here: a program without it has no
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -19,6 +20,8 @@ from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.retention import DeclaredType
 
+MASK = b"*" * 10
+"""What Pydantic writes in place of a secret."""
 MAX_SCHEMA_LENGTH = 32_768
 """Characters of the JSON schema of a type."""
 
@@ -115,9 +118,24 @@ def _with_lists(value: Any) -> Any:
 
 def encoded(value: Any) -> Any:
     """Return a model as values of JSON types that Pydantic reads back, for msgspec's `enc_hook`."""
-    if not is_model(type(value)):
-        raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
-    return value.model_dump(mode="json", by_alias=True, round_trip=True, warnings="none")
+    kind: Any = type(value)
+    if not is_model(kind):
+        raise TypeError(f"Encoding objects of type {kind.__name__} is unsupported")
+    dumped = value.model_dump(mode="json", by_alias=True, round_trip=True, warnings="none")
+    if _has_secrets(kind) and MASK in msgspec.json.encode(dumped):
+        raise TypeError(
+            f"a secret of {kind.__name__} would be stored as asterisks; pass what names it, "
+            "or let it be written by a field_serializer"
+        )
+    return dumped
+
+
+@functools.lru_cache(1_000)
+def _has_secrets(kind: Any) -> bool:
+    """Return whether Pydantic writes something in a model as asterisks."""
+    with suppress(Exception):  # a field without a schema
+        return b'"password"' in msgspec.json.encode(kind.model_json_schema(mode="serialization"))
+    return False
 
 
 def decoded(kind: Any, value: Any) -> Any:
