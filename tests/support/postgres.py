@@ -22,6 +22,7 @@ brought to UTC shows.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import os
@@ -228,6 +229,13 @@ class Launcher:
         self.account = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
 
     def initialise(self, folder: Path) -> None:
+        """Make the data of a server: copied from that of the first one, in a sixth of the time."""
+        if self.account:  # nobody reads what is ours
+            self.make(folder)
+        else:
+            shutil.copytree(first_data(self), folder / "data")
+
+    def make(self, folder: Path) -> None:
         command = [
             *self.prefix,
             str(self.programs / "initdb"),
@@ -268,6 +276,21 @@ class Launcher:
                 raise PostgresUnavailable(f"{command} did not come up: {tail}")
             time.sleep(0.005)
         return process
+
+
+_first: dict[tuple[str, ...], Path] = {}
+
+
+def first_data(launcher: Launcher) -> Path:
+    """Data as initdb makes it, which no server uses; kept until this process ends."""
+    key = (str(launcher.programs), *launcher.prefix)
+    if key not in _first:
+        folders = contextlib.ExitStack()
+        folder = folders.enter_context(own_folder(data_parent(durable=False)))
+        launcher.make(folder)
+        atexit.register(folders.close)
+        _first[key] = folder / "data"
+    return _first[key]
 
 
 def needs_other_account() -> bool:
@@ -333,14 +356,15 @@ def data_parent(*, durable: bool) -> Path:
 def own_folder(parent: Path) -> Iterator[Path]:
     """A new folder, removed on exit and marked as in use by a lock that dies with this process."""
     remove_abandoned_folders(parent)
-    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent))
+    folder, maker = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=parent)), os.getpid()
     with (folder / "locking").open("w") as owner:
         try:
             try_to_lock(owner)
             (folder / "locking").rename(folder / "owner")  # others look at a locked file only
             yield folder
         finally:
-            shutil.rmtree(folder)  # still locked, or others might remove it at the same time
+            if os.getpid() == maker:  # and not a fork that ends
+                shutil.rmtree(folder)  # still locked, or others might remove it at the same time
 
 
 def remove_abandoned_folders(parent: Path) -> None:

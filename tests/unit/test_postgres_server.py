@@ -186,3 +186,21 @@ def test_a_url_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TENURE_TEST_DATABASE_URL", "postgresql:///jobs?host=/nowhere")
     with pytest.raises(PostgresUnavailable, match="TENURE_TEST_DATABASE_URL"):
         PostgresServer().start()
+
+
+def test_a_fork_that_ends_leaves_the_folder_to_its_maker(tmp_path: Path) -> None:
+    program = f"""
+import os, sys
+from pathlib import Path
+from tests.support.postgres import own_folder
+with own_folder(Path({str(tmp_path)!r})) as folder:
+    child = os.fork()
+    if child == 0:
+        sys.exit()
+    os.waitpid(child, 0)
+    print(folder.exists())
+print(folder.exists())
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False"], done.stderr
