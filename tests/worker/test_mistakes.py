@@ -22,6 +22,9 @@ def send(to: str) -> str:
     return to
 
 
+def both(to: Any, lines: Any = ()) -> None: ...
+
+
 def refusal(call: Callable[[], Any]) -> str:
     with pytest.raises(InvalidInput) as refused:
         call()
@@ -105,6 +108,17 @@ def test_arguments_that_do_not_fit_name_the_type_and_where_options_go(app: Tenur
     said = r"keyword argument 'delay'; write send.options\(delay=…, queue=…\).enqueue\(…\)$"
     with pytest.raises(TypeError, match=said):
         one.new_job("a", delay="5m", queue="mail")
+
+
+class Markup(str):
+    __slots__ = ()
+
+
+def test_an_argument_that_json_cannot_hold_is_named_with_what_to_pass(app: Tenure) -> None:
+    one: Any = app.job(name="any")(both)
+    assert refusal(lambda: one.enqueue("a", [1, Markup("b")])).startswith("$.payload.lines: an")
+    assert "Markup is unsupported: pass str(value))" in refusal(lambda: one.enqueue(Markup("a")))
+    assert refusal(lambda: one.enqueue(Path("a"))).startswith("$.payload.to: an argument of any")
 
 
 class Mail:

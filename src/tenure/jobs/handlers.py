@@ -91,21 +91,20 @@ class Handler:
                 arguments.update(value)
             else:
                 arguments[name] = value
+        written: dict[str, Any] = {}
         try:
-            payload = {
-                name: value if type(value) in _PLAIN else json_types.plain(value)
-                for name, value in arguments.items()
-            }
-            for name in self.models.keys() & payload.keys():
-                msgspec.convert(payload[name], self.models[name], dec_hook=json_types.decoded)
-            return payload
+            for name, value in arguments.items():
+                written[name] = value if type(value) in _PLAIN else json_types.plain(value)
+            for name in self.models.keys() & written.keys():
+                msgspec.convert(written[name], self.models[name], dec_hook=json_types.decoded)
+            return written
         except msgspec.ValidationError as error:
             raise InvalidInput(str(error), path=f"$.payload.{name}") from None
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidInput(
                 f"an argument of {self.name} cannot be written as JSON ({error}); "
                 "pass an id or a value of a JSON type instead",
-                path="$.payload",
+                path=f"$.payload.{name}",
             ) from error
 
     def _advice(self, kwargs: Mapping[str, Any]) -> str:

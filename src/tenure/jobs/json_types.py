@@ -120,7 +120,9 @@ def encoded(value: Any) -> Any:
     """Return a model as values of JSON types that Pydantic reads back, for msgspec's `enc_hook`."""
     kind: Any = type(value)
     if not is_model(kind):
-        raise TypeError(f"Encoding objects of type {kind.__name__} is unsupported")
+        base = next((base.__name__ for base in (str, int, float) if issubclass(kind, base)), None)
+        advice = f": pass {base}(value)" if base else ""
+        raise TypeError(f"Encoding objects of type {kind.__name__} is unsupported{advice}")
     dumped = value.model_dump(mode="json", by_alias=True, round_trip=True, warnings="none")
     if _has_secrets(kind) and MASK in msgspec.json.encode(dumped):
         raise TypeError(
