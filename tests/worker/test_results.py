@@ -129,6 +129,26 @@ def test_time_over_leaves_the_job_alone_and_ends_the_wait(app: Tenure) -> None:
     wait_until(lambda: not _waiting(), "the thread to end")
 
 
+def test_no_time_to_wait_is_one_look(app_on_each_engine: Tenure) -> None:
+    app = app_on_each_engine
+
+    @app.job
+    def double(n: int) -> int:
+        return 2 * n
+
+    handle = double.submit(3)
+    for _ in range(2):
+        with pytest.raises(TimeoutError, match="is not settled after 0 s; it continues"):
+            handle.result(timeout=0)
+        with pytest.raises(TimeoutError):
+            asyncio.run(handle.result_async(timeout=0))
+    with running_worker(app):
+        app.wait(handle.id, timeout="20s")
+    assert [handle.result(timeout=0), asyncio.run(handle.result_async(timeout=0))] == [6, 6]
+    with pytest.raises(JobNotFound):
+        app.wait(UNKNOWN, timeout=0)
+
+
 def test_who_gives_up_at_once_leaves_no_wait_behind(app: Tenure) -> None:
     job = app.enqueue("work", delay="1h")
 

@@ -16,7 +16,7 @@ from tenure.jobs.enqueue import Duration
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.results import read_result
 from tenure.jobs.text import UNSTORABLE
-from tenure.lifecycle import Job, Status
+from tenure.lifecycle import Job, Status, at_rest
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -63,7 +63,7 @@ def wait(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
     """Return a job once it is settled: completed, failed for good, or cancelled.
 
     - `job`: the job, or its id.
-    - `timeout`: a duration to wait at most. Default: None, as long as it takes.
+    - `timeout`: a duration to wait at most; 0 looks once. Default: None, as long as it takes.
 
     In a handler, this holds one of the worker's slots, and the job may wait for that very slot.
 
@@ -73,6 +73,8 @@ def wait(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
     the database after that does not end the wait.
     """
     job_id, seconds = _asked(job, timeout)
+    if seconds == 0:
+        return _settled(app.get(job_id))
     future = begin(app.core, job_id)
     allowed = _allowed(app, seconds)
     try:
@@ -88,6 +90,8 @@ def wait(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
 async def wait_async(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
     """Do what `wait` does, without blocking the event loop or holding a thread."""
     job_id, seconds = _asked(job, timeout)
+    if seconds == 0:
+        return _settled(await app.get_async(job_id))
     await app.core.opened()
     future = begin(app.core, job_id)
     try:
@@ -110,6 +114,12 @@ def begin(core: Core, job_id: str) -> Future[Job]:
 def _asked(job: Job | str, timeout: Duration | None) -> tuple[str, float | None]:
     seconds = None if timeout is None else durations.seconds(timeout, path="$.timeout")
     return (job if isinstance(job, str) else job.id), seconds
+
+
+def _settled(job: Job) -> Job:
+    if not at_rest(job):
+        raise _late(job.id, 0)
+    return job
 
 
 def _late(job_id: str, seconds: float | None) -> TimeoutError:
@@ -141,7 +151,7 @@ class Handle(Parent, Generic[R]):
     def result(self, timeout: Duration | None = None) -> R:
         """Return what the handler returned, as its return annotation says, once it has.
 
-        - `timeout`: a duration to wait at most. Default: None, as long as it takes.
+        - `timeout`: a duration to wait at most; 0 looks once. Default: None, as long as it takes.
 
         Raises JobFailed if the job failed for good, JobCancelled; TimeoutError if the job is not
         settled in time (it continues); RuntimeError as `Tenure.wait`; JobNotFound or ResultGone if
