@@ -45,6 +45,7 @@ from typing import IO
 
 from tests.docs.pages import ROOT, Block, Page
 from tests.docs.typed import Typed
+from tests.support.programs import Program
 
 SECONDS = 20.0
 """How long it may take until something is shown."""
@@ -382,7 +383,7 @@ for line in sys.stdin:
 """
 
     def __init__(self, folder: Path, environ: dict[str, str]) -> None:
-        self._process = subprocess.Popen(
+        self._process = Program(
             [sys.executable, "-c", self.DRIVER],
             cwd=folder,
             env={**environ, "PYTHONPATH": str(folder)},
