@@ -115,7 +115,10 @@ class ScheduleNotFound(TenureError):
     code = "schedule_not_found"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"there is no schedule called {name!r}; `tenure schedules list`")
+        super().__init__(
+            f"there is no schedule called {name!r}: see `tenure schedules list`; one in code is "
+            "stored when a worker or a server of its application starts"
+        )
         self.name = name
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from tenure import InvalidInput, JobNotFound, Tenure
 from tenure.client import Client
+from tenure.errors import ScheduleNotFound
+from tests.support.waiting import wait_until
 
 
 def send(to: str) -> str:
@@ -143,6 +145,15 @@ def test_arguments_in_place_of_options_are_sent_to_the_payload(app: Tenure) -> N
 def test_a_schedule_below_the_job_says_where_it_belongs(app: Tenure) -> None:
     wrong: Any = send
     assert "above @app.job" in refusal(lambda: app.schedule(every="1h")(wrong))
+
+
+def test_a_schedule_that_no_worker_has_stored_says_when_it_is(app: Tenure) -> None:
+    app.schedule(every="1h", name="hourly")(app.job(name="any")(lambda: None))
+    with pytest.raises(ScheduleNotFound, match="one in code is stored when a worker or a server"):
+        app.schedules.trigger("hourly")
+    with app.running():
+        wait_until(app.schedules.list, "the schedule to be stored")
+        assert app.schedules.trigger("hourly").outcome == "fired"
 
 
 def test_a_schedule_without_arguments_says_that_it_lacks_a_payload(app: Tenure) -> None:
