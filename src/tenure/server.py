@@ -41,7 +41,7 @@ from tenure.jobs.names import check_queues
 from tenure.settings import Settings
 from tenure.telemetry import logs
 from tenure.worker.maintenance import StallWatch
-from tenure.worker.process import ABORTED, maintained, run_loop, tuned_for_jobs, worker_of
+from tenure.worker.process import ABORTED, maintained, run_loop, tuned_for_jobs, work, worker_of
 from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         for stop in stops:
             running.callback(stop)
         running.enter_context(tuned_for_jobs())
-        ends = [threads.submit(_run_beside, server, worker) for worker in crew]
+        ends = [threads.submit(_run_beside, server, app, worker) for worker in crew]
         run_loop(
             server.serve(sockets=[listener, *(listener.dup() for _ in range(MAX_ACCEPTED - 1))])
         )
@@ -287,10 +287,10 @@ def _connections_that_fit() -> int:
     return MAX_CONNECTIONS if soft < 0 else min(MAX_CONNECTIONS, max(soft - OTHER_FILES, soft // 2))
 
 
-def _run_beside(server: _Server, worker: Worker) -> None:
+def _run_beside(server: _Server, app: Tenure, worker: Worker) -> None:
     """Run a worker on this thread, with its own event loop, so that no handler delays HTTP."""
     try:
-        run_loop(worker.run())
+        run_loop(work(app, worker))
     except BaseException:
         log.exception("the worker in this process failed, so the server stops")
         server.stop()

@@ -18,6 +18,8 @@ from tenure import InvalidInput, JobNotFound, Tenure
 from tenure.client import Client
 from tenure.errors import ScheduleNotFound
 from tests.support.waiting import wait_until
+from tests.support.worker_scripts import WorkerScript
+from tests.support.workers import wait_until_failed
 
 
 def send(to: str) -> str:
@@ -209,3 +211,25 @@ def test_a_cell_of_a_notebook_may_run_again(tmp_path: Path) -> None:
 def test_a_path_in_place_of_a_url_is_refused(tmp_path: Path) -> None:
     wrong: Any = tmp_path / "jobs.db"
     assert refusal(lambda: Tenure(wrong)).startswith("give a URL, such as sqlite:///jobs.db, not")
+
+
+WAITS = """
+@app.job(max_retries=1)
+async def parent():
+    return app.wait(child.enqueue()).status
+
+
+@app.job
+async def child():
+    return "done"
+"""
+
+
+def test_a_coroutine_that_waits_for_a_job_of_its_own_worker_fails(
+    app: Tenure, tmp_path: Path
+) -> None:
+    """The worker stood still for ever: the job can run only when the loop is free."""
+    with WorkerScript(tmp_path / "meet", app.database, WAITS) as script:
+        script.start()
+        assert "await wait_async" in wait_until_failed(app, app.enqueue("parent", max_retries=1))
+        wait_until(lambda: app.find(type="child", status="completed"), "the child to run")

@@ -30,7 +30,7 @@ BLOCKED = (
     "await wait_async(...) or the handle, and write async for"
 )
 _loops: list[tuple[object, str]] = []
-"""The event loops on which workers run inside this program, with the databases of their jobs."""
+"""The event loops on which workers of this program run, with the databases of their jobs."""
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def wait(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
 
     In a handler, this holds one of the worker's slots, and the job may wait for that very slot.
 
-    Raises RuntimeError where it blocks the event loop of `app.running()` for a second. Raises
+    Raises RuntimeError where it blocks the event loop of a worker for a second. Raises
     JobNotFound; TimeoutError if the job is not settled in time (the job continues);
     ResultGone if it was deleted meanwhile; StoreUnavailable if the first look fails. An outage of
     the database after that does not end the wait.

@@ -14,9 +14,8 @@ from types import TracebackType
 from typing import Self
 
 from tenure.app.app import Tenure
-from tenure.app.waiting import worker_on_this_loop
 from tenure.settings import Settings
-from tenure.worker.process import maintained, refuse_children, run_loop, worker_of
+from tenure.worker.process import maintained, refuse_children, run_loop, work, worker_of
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +57,8 @@ class Running:
 
     def __enter__(self) -> Self:
         self._begin()
-        work = self._run()
-        self._thread = threading.Thread(target=run_loop, args=(work,), name="tenure-worker")
+        main = self._run()
+        self._thread = threading.Thread(target=run_loop, args=(main,), name="tenure-worker")
         self._thread.start()
         return self
 
@@ -82,8 +81,7 @@ class Running:
 
     async def _run(self) -> None:
         try:
-            with worker_on_this_loop(self._app):
-                await self._worker.run()
+            await work(self._app, self._worker)
         except Exception as error:
             log.exception("the worker in this program ended: no jobs run here any more")
             self._failure = error

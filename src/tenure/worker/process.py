@@ -22,6 +22,7 @@ from typing import Any
 
 from tenure.app.app import Tenure
 from tenure.app.evaluation import declare as declare_schedules
+from tenure.app.waiting import worker_on_this_loop
 from tenure.errors import StoreUnavailable, TenureError, Unauthorized
 from tenure.jobs.findings import CheckResult
 from tenure.jobs.names import check_queues
@@ -103,7 +104,13 @@ def run_worker(
             running.enter_context(declared(lambda: source.declare(handlers.options())))
         running.enter_context(tuned_for_jobs())
         running.enter_context(stopped_by_signals(lambda: [stop() for stop in stops]))
-        run_loop(worker.run())
+        run_loop(worker.run() if source else work(app, worker))
+
+
+async def work(app: Tenure, worker: Worker) -> None:
+    """Run a worker of the jobs of `app`, on whose loop no wait for one of them may block."""
+    with worker_on_this_loop(app):
+        await worker.run()
 
 
 def refuse_children() -> None:
