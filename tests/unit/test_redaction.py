@@ -13,6 +13,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tenure.jobs.hiding import MARK, MAX_CUTS, MAX_VALUES
 from tenure.jobs.redaction import Redaction
@@ -70,8 +72,8 @@ def test_what_is_not_named_is_not_touched() -> None:
     ids=["plain", "repr", "json", "json in utf-8"],
 )
 def test_a_value_is_hidden_however_it_is_quoted(value: str, spelled: Callable[[str], str]) -> None:
-    for given in (value, {"user": [value]}, {"deep": {value: 1}}):
-        shown = text_shown(given, f"ValueError: refused {spelled(value)} today")
+    for login in (value, {"user": [value]}, {"deep": {value: 1}}):
+        shown = text_shown(login, f"ValueError: refused {spelled(value)} today")
         assert MARK in shown
         assert "ter22" not in shown
         assert "word22" not in shown
@@ -227,3 +229,19 @@ def test_a_job_is_shown_with_its_result() -> None:
     job = stored_job('{"x":1}', "E: hunter22", result='{"PASSWORD":"hunter22"}')
     shown = Redaction(["password"]).job(job)
     assert (shown.result_json, shown.last_error) == (f'{{"PASSWORD":"{MARK}"}}', f"E: {MARK}")
+
+
+@given(
+    st.text(st.sampled_from("aBé\\%&;\"'\n xu014f#-İΣς\x00\U0001f600"), min_size=4, max_size=14),
+    st.text(st.sampled_from("aB\\%&;4f x\n"), max_size=9),
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_whatever_escapes_a_value_has_itself_it_is_hidden(
+    value: str, around: str, is_cut: bool
+) -> None:
+    cut = CUT.format(7) if is_cut else ""
+    assert value not in text_shown(value, f"{around}{cut}{around}{value}{around}{cut}{around}")
+    for quote in (repr, ascii, json.dumps, lambda one: json.dumps(one, ensure_ascii=False)):
+        quoted = quote(value)
+        assert quoted[1:-1] not in text_shown(value, f"E: {quoted}.")

@@ -1,8 +1,8 @@
 """Replaces values in texts, such as errors, also where they are spelled in another way.
 
-Texts and values are read in three forms, and compared in each: in lower case; then without the
-escapes of JSON, Python, URLs and HTML; then as letters and digits only, so that it does not matter
-where lines were broken. In the last form only longer values are looked for, also in base64 and
+A text is read as it is, then as what its escapes stand for (of JSON, Python, URLs and HTML), then
+as what theirs do. Values are looked for in each, in lower case. Longer ones are found by letters
+and digits alone, so that it does not matter where lines were broken, also in base64 and in
 hexadecimal. The time is linear in the sizes of the values and the text. Pure.
 """
 
@@ -15,6 +15,7 @@ import sys
 from base64 import b64encode
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ MIN_HIDDEN = 4
 """Least length of a value to hide: shorter values occur in any text."""
 MIN_LOOSE = 8
 """Least letters and digits of a value to find by these alone, and encoded."""
+MAX_READ = 4_000
+"""Longest value that is read as a text is, and encoded: so the time stays short for any job."""
 MAX_VALUES = 100
 """If there are more, texts are hidden whole: each value is searched in each text."""
 MAX_CUTS = 10
@@ -45,7 +48,7 @@ Span = tuple[int, int]
 
 
 class Spelling(NamedTuple):
-    """What a text was read as, where in the text each character begins, and where it ends."""
+    """What a text was read as, where in the text each character begins, and where that ends."""
 
     text: str
     places: Sequence[int]
@@ -94,35 +97,13 @@ def _texts(hidden: Iterable[object]) -> set[str]:
     return found
 
 
-# --- forms
+# --- what a text stands for
 
 
-def _forms(text: str) -> tuple[Spelling, Spelling, Spelling]:
-    """Return the forms in which a text is compared."""
-    lower, read = Spelling(_lower(text), range(len(text) + 1)), _read(text)
-    spans = [word.span() for word in _words.finditer(read.text)]
-    places = [place for start, end in spans for place in read.places[start:end]]
-    words = "".join(read.text[start:end] for start, end in spans)
-    return lower, read, Spelling(words, [*places, len(text)])
-
-
-def _texts_of(text: str) -> tuple[str, str, str]:
-    """Return the texts of these forms."""
-    read = _read(text).text
-    return _lower(text), read, "".join(_words.findall(read))
-
-
-def _lower(text: str) -> str:
-    """Return a text in lower case, with as many characters."""
-    lower = text.lower()
-    if len(lower) == len(text):
-        return lower
-    return "".join(low if len(low := one.lower()) == 1 else one for one in text)
-
-
-def _read(text: str) -> Spelling:
-    """Return what a text stands for, in lower case."""
+def _read(text: str) -> Iterator[Spelling]:
+    """Yield a text in lower case, then what its escapes stand for, then what theirs do."""
     places: Sequence[int] = range(len(text) + 1)
+    yield Spelling(_lower(text), places)
     for _ in range(MAX_NESTED):
         parts: list[str] = []
         kept: list[int] = []
@@ -135,9 +116,17 @@ def _read(text: str) -> Spelling:
             kept += [places[escape.start()]] * len(meant)
             at = escape.end()
         if not parts:
-            break
+            return
         text, places = "".join((*parts, text[at:])), [*kept, *places[at:]]
-    return Spelling(_lower(text), places)
+        yield Spelling(_lower(text), places)
+
+
+def _lower(text: str) -> str:
+    """Return a text in lower case, with as many characters, each as if it was alone."""
+    lower = text.replace("\u03a3", "\u03c3").lower()  # a sigma is another one behind a word
+    if len(lower) == len(text):
+        return lower
+    return "".join(low if len(low := one.lower()) == 1 else one for one in text)
 
 
 def _meant(escape: str) -> str:
@@ -157,45 +146,55 @@ def _meant(escape: str) -> str:
     return _letters.get(escape[1], escape[1])
 
 
-def _sought(value: str) -> Iterator[tuple[int, str]]:
-    """Yield what to look for, each with the number of the form to look in."""
-    lower, read, words = _texts_of(value)
-    yield 0, lower
-    if len(read) >= MIN_HIDDEN:
-        yield 1, read
-    if len(words) >= MIN_LOOSE:
-        yield 2, words
-        data = value.encode(errors="surrogatepass")
-        yield 2, data.hex()
+def _sought(value: str) -> Iterator[tuple[bool, str]]:
+    """Yield what to look for, each with whether only letters and digits count."""
+    quotes = (repr, ascii, json.dumps, partial(json.dumps, ensure_ascii=False))
+    quoted = {quote(value)[1:-1] for quote in quotes}
+    read = {_lower(value)}
+    if len(value) <= MAX_READ:
+        read.update(spelling.text for spelling in _read(value))  # if it has escapes itself
+    yield from ((False, one) for one in read | set(map(_lower, quoted)) if len(one) >= MIN_HIDDEN)
+    if len(value) > MAX_READ:
+        return
+    for words in {*map(_letters_and_digits, read)}:
+        if len(words) >= MIN_LOOSE:
+            yield True, words
+    data = value.encode(errors="surrogatepass")
+    if len(_letters_and_digits(value)) >= MIN_LOOSE:
+        yield True, data.hex()
         for lead in range(3):  # what is before it decides how the bits of the value are cut
             encoded = b64encode(bytes(lead) + data).decode()
             most = len(encoded) - (0, 3, 2)[(lead + len(data)) % 3]
-            yield 2, "".join(_words.findall(encoded[(0, 2, 3)[lead] : most].lower()))
+            yield True, _letters_and_digits(encoded[(0, 2, 3)[lead] : most].lower())
+
+
+def _letters_and_digits(text: str) -> str:
+    return "".join(_words.findall(text))
 
 
 # --- where they are
 
 
-def _spans(sought: Iterable[tuple[int, str]], text: str, start: int, end: int) -> Iterator[Span]:
+def _spans(sought: Sequence[tuple[bool, str]], text: str, start: int, end: int) -> Iterator[Span]:
     """Yield where values are in a part of a text that was cut before or behind it."""
     before, behind = start > 0, end < len(text)
     if behind and (torn := _torn.search(text, start, end)):
         yield torn.start(), end
         end = torn.start()
-    part = text[start:end]
-    if not (before or behind):  # most texts have no hidden value: find that out in less time
-        texts = _texts_of(part)
-        if not any(value in texts[number] for number, value in sought):
-            return
-    forms = _forms(part)
-    ends = forms[1].places
-    for number, value in sought:
-        form = forms[number]
-        found = _found(value, form.text)
-        for first, last in chain(found, _beside_cut(value, form, before, behind)):
-            place = form.places[last - 1]
-            until = place + 1 if number == 0 else ends[bisect_right(ends, place)]
-            yield start + form.places[first], start + until
+    for plain in _read(text[start:end]):
+        if not (before or behind):  # most texts have no hidden value: find that out in less time
+            texts = plain.text, _letters_and_digits(plain.text)
+            if not any(value in texts[loosely] for loosely, value in sought):
+                continue
+        runs = [word.span() for word in _words.finditer(plain.text)]
+        places = [place for first, last in runs for place in plain.places[first:last]]
+        loose = Spelling(_letters_and_digits(plain.text), [*places, plain.places[-1]])
+        for loosely, value in sought:
+            form = loose if loosely else plain
+            found = _found(value, form.text)
+            for first, last in chain(found, _beside_cut(value, form, before, behind)):
+                behind_it = bisect_right(plain.places, form.places[last - 1])
+                yield start + form.places[first], start + plain.places[behind_it]
 
 
 def _found(value: str, text: str) -> Iterator[Span]:
