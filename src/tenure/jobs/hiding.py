@@ -1,6 +1,6 @@
 """Replaces values in texts, such as errors, also where they are spelled in another way.
 
-A text is read as it is, then as what its escapes stand for (of JSON, Python, URLs and HTML), then
+A text is read unchanged, then as what its escapes stand for (of JSON, Python, URLs and HTML), then
 as what theirs do. Values are looked for in each, in lower case. Longer ones are found by letters
 and digits alone, so that it does not matter where lines were broken, also in base64 and in
 hexadecimal. The time is linear in the sizes of the values and the text. Pure.
