@@ -131,7 +131,7 @@ class Mail:
 
 
 def test_methods_and_classes_are_no_handlers(app: Tenure) -> None:
-    assert "annotate a context, JobContext" in refusal(lambda: app.job(Mail.send))
+    assert "for the context write self: JobContext" in refusal(lambda: app.job(Mail.send))
     assert "not the class Mail" in refusal(lambda: app.job(Mail))
     assert app.job(Mail().send).new_job("a").payload == {"to": "a"}
 

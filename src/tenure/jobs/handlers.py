@@ -303,7 +303,9 @@ def _field(name: str, parameter: inspect.Parameter, hint: Any) -> tuple[Any, ...
     if parameter.kind in (_BY_PLACE, inspect.Parameter.VAR_POSITIONAL):
         raise InvalidInput(f"{name}({parameter}): a payload has names, use named parameters")
     if parameter.name == "self":
-        raise InvalidInput(f"{name}(self): a method is no handler; annotate a context, JobContext")
+        raise InvalidInput(
+            f"{name}(self): a method is no handler; for the context write self: JobContext"
+        )
     if parameter.default is inspect.Parameter.empty:
         return (parameter.name, hint)
     # Defaults may be mutable; the struct only notes that the argument may be absent.
