@@ -42,6 +42,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+LONGEST = ("test_cluster.py", "test_soak.py", "test_django_page.py", "test_versions.py")
+"""They begin first, so that no process of pytest has to wait for them at the end."""
+
 UNTIL = "TENURE_CHAOS_UNTIL"
 """Unix time after which `make chaos` begins no further test."""
 
@@ -72,6 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     are asked for by their whole name.
     """
     take_turns(items)
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     named = config.args
     full = {item for item in items if item.get_closest_marker("full") and item.nodeid not in named}
     if full and not EVERYTHING:

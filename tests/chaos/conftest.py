@@ -12,12 +12,6 @@ from tests.support.effort import EFFORT
 SEED = "TENURE_CHAOS_SEED"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that no process of pytest has to wait for them at the end."""
-    longest = ("test_cluster.py", "test_soak.py")
-    items.sort(key=lambda item: item.path.name not in longest)
-
-
 @pytest.fixture
 def effort() -> int:
     """How many times as much to do as in `make test`: 1 there, more in `make chaos`."""
