@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from tests.contract.situations import DRESS, INSERT, NEW_ID, SITUATIONS, refused
+from tests.contract.situations import DRESS, INSERT, NEW_ID, SITUATIONS, accepted, refused
 from tests.support.raw_sql import Refused
 from tests.support.store import LEASE_SECONDS, StoreHarness, report_completed
 
@@ -31,6 +31,15 @@ def without_effect(harness: StoreHarness, statement: str, *values: object) -> No
     else:
         assert harness.sql.changed == 0, statement
     assert harness.sql.contents() == before, statement
+
+
+def is_refused(harness: StoreHarness, statement: str, *values: object) -> bool:
+    """Whether the database refuses the statement; it is undone otherwise."""
+    try:
+        accepted(harness, statement, *values)
+    except Refused:
+        return True
+    return False
 
 
 # --- SQLite: conflict clauses, which delete rows without firing their triggers -----------------
@@ -87,15 +96,27 @@ def test_no_update_replaces_a_job(harness: StoreHarness, ids: dict[str, str], ve
 
 @on_sqlite
 @pytest.mark.parametrize("guards", ["triggers and checks", "triggers alone"])
-def test_no_null_becomes_a_default(harness: StoreHarness, ids: dict[str, str], guards: str) -> None:
-    """OR REPLACE writes it after the triggers have seen NULL."""
+def test_a_null_is_judged_as_the_default_that_replaces_it(
+    harness: StoreHarness, ids: dict[str, str], guards: str
+) -> None:
+    """OR REPLACE writes the default of a column for NULL."""
     if guards == "triggers alone":
         harness.sql.drop_checks()
-    nulls = ("status = NULL", "attempts = NULL", "token = NULL, attempts = NULL")
-    for situation, change, dress in product(SITUATIONS, nulls, DRESS.values()):
-        statement = f"UPDATE OR REPLACE {{job}} SET {change}, {dress} WHERE id = ?"
-        refused(harness, statement, ids[situation])
-        refused(harness, f"UPDATE OR REPLACE {{job}} SET {change} WHERE id = ?", ids[situation])
+    columns = {
+        "status = NULL": "status = 'pending'",
+        "attempts = NULL": "attempts = 0",
+        "token = NULL, attempts = NULL": "token = 0, attempts = 0",
+    }
+    refusals = 0
+    for situation, column, dress in product(SITUATIONS, columns, ("", *DRESS.values())):
+        rest = f"{', ' if dress else ''}{dress} WHERE id = ?"
+        as_null, as_default = (
+            is_refused(harness, f"UPDATE OR REPLACE {{job}} SET {change}{rest}", ids[situation])
+            for change in (column, columns[column])
+        )
+        assert as_null == as_default, (situation, column, dress)
+        refusals += as_null
+    assert refusals > 100
     for situation in (name for name in SITUATIONS if name not in ("pending", "waiting")):
         statement = "UPDATE OR REPLACE {job} SET payload = NULL WHERE id = ?"
         refused(harness, statement, ids[situation])

@@ -54,9 +54,15 @@ def sqlite_values() -> dict[str, str]:
         *("json_type(backoff, '$.{}')", "backoff ->> '{}'", "json_each(backoff, '$.delays') one"),
         "one.type IN ('integer', 'real') AND one.value",
     )
+    # An UPDATE tests the constraints of the columns that it sets: so each time has its own.
+    times = {
+        f"{time}_in_reach": f"{time} IS NULL OR {time} BETWEEN {FIRST_TIME} AND {LAST_TIME}"
+        for time in TIMES
+    }
     return _plain_values("") | {
         **in_reach(),
-        "reason_is_short": f"length(coalesce(reason, '')) <= {MAX_REASON_LENGTH}",
+        **times,
+        "reason_is_short": f"reason IS NULL OR length(reason) <= {MAX_REASON_LENGTH}",
         # A sweep could not save a job whose id is not UTF-8, and no page could follow one that
         # Python refuses. It takes 0.3 of the 12 µs that a job takes in bulk.
         "id_is_a_uuid_7": f"id GLOB '{ANY_UUID}'",
@@ -79,9 +85,6 @@ def sqlite_values() -> dict[str, str]:
         f" AND length(CAST(result AS BLOB)) <= {MAX_RESULT_BYTES})",
         "backoff_is_a_policy": "backoff IS NULL OR CASE WHEN json_valid(backoff)"
         f" THEN json_type(backoff) = 'object' AND {policy} ELSE false END",
-        "times_in_reach": " AND ".join(
-            f"coalesce({time}, 0) BETWEEN {FIRST_TIME} AND {LAST_TIME}" for time in TIMES
-        ),
     }
 
 
@@ -90,8 +93,8 @@ def in_reach(row: str = "") -> dict[str, str]:
     return {
         # A claim reads every lane of a queue: `store/lanes.py`.
         "priority_in_reach": f"{row}priority BETWEEN {-MAX_PRIORITY} AND {MAX_PRIORITY}",
-        "labels_are_short": f"length(coalesce({row}actor, '')) <= {MAX_LABEL_STORED}"
-        f" AND length(coalesce({row}worker, '')) <= {MAX_LABEL_STORED}",
+        "actor_is_short": f"{row}actor IS NULL OR length({row}actor) <= {MAX_LABEL_STORED}",
+        "worker_is_short": f"{row}worker IS NULL OR length({row}worker) <= {MAX_LABEL_STORED}",
     }
 
 

@@ -26,11 +26,10 @@ CREATE TABLE tenure_job (
     backoff TEXT,
     event TEXT NOT NULL DEFAULT 'enqueued',
     actor TEXT,
-    idempotency_key TEXT,
-    fingerprint TEXT,
     payload TEXT NOT NULL DEFAULT '{{}}',
     result TEXT,
     last_error TEXT,
+    reason TEXT, -- of the last transition that can have one
     -- NULL where they are not used.
     partition TEXT,
     unique_key TEXT,
@@ -40,11 +39,14 @@ CREATE TABLE tenure_job (
     workflow TEXT,
     need INTEGER,
     spare INTEGER,
-    needs INTEGER,
     followed INTEGER,
+    -- No trigger of an UPDATE of the status reads what is below. If one read the old value of a
+    -- column from the 33rd on, SQLite would load all columns of each old row.
+    idempotency_key TEXT,
+    fingerprint TEXT,
+    needs INTEGER,
     tags TEXT,
     again_of TEXT,
-    reason TEXT, -- of the last transition that can have one
     {checks}
 ) STRICT;
 
@@ -110,29 +112,15 @@ CREATE TABLE tenure_worker (
     seen_at INTEGER NOT NULL
 ) STRICT;
 
--- A job enters as pending or waiting; adding one whose id, key or rowid is there already changes nothing,
--- whatever the conflict clause says (OR REPLACE would delete the old row without firing its
--- triggers). Before an insert a rowid that was not given reads as -1, so none may be that.
-CREATE TRIGGER tenure_job_enters BEFORE INSERT ON tenure_job
-WHEN {illegal_insert}
-BEGIN SELECT RAISE(ABORT, 'tenure: a new job must be pending or waiting, without attempts'); END;
-
+-- Adding a job whose id, key or rowid is there already changes nothing, whatever the conflict clause
+-- says (OR REPLACE would delete the old row without firing its triggers). Before an insert a rowid
+-- that was not given reads as -1, so none may be that.
 CREATE TRIGGER tenure_job_known BEFORE INSERT ON tenure_job
 WHEN EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.id)
     OR (NEW.rowid <> -1 AND EXISTS (SELECT 1 FROM tenure_job WHERE rowid = NEW.rowid))
     OR (NEW.idempotency_key IS NOT NULL
         AND EXISTS (SELECT 1 FROM tenure_job WHERE idempotency_key = NEW.idempotency_key))
 BEGIN SELECT RAISE(IGNORE); END;
-
-CREATE TRIGGER tenure_job_counts AFTER INSERT ON tenure_job
-WHEN NEW.rowid < 1
-BEGIN SELECT RAISE(ABORT, 'tenure: a rowid is 1 or more'); END;
-
--- OR REPLACE writes the default where the statement says NULL, after this trigger: what may be NULL
--- is illegal, too.
-CREATE TRIGGER tenure_job_moves BEFORE UPDATE ON tenure_job
-WHEN NEW.rowid <> OLD.rowid OR ({illegal_change}) IS NOT FALSE
-BEGIN SELECT RAISE(ABORT, 'tenure: illegal transition of a job'); END;
 
 -- What no claim and no completion sets.
 CREATE TRIGGER tenure_job_sets BEFORE UPDATE OF {set_columns} ON tenure_job
@@ -174,8 +162,16 @@ BEGIN
     DELETE FROM tenure_overdue WHERE parent = NEW.id AND {was_at_rest};
 END;
 
-CREATE TRIGGER tenure_job_moved AFTER UPDATE OF status, {amendable} ON tenure_job
-WHEN OLD.status <> NEW.status OR {amended}
+CREATE TRIGGER tenure_job_moved AFTER UPDATE OF status ON tenure_job
+WHEN OLD.status <> NEW.status
+BEGIN
+    INSERT INTO tenure_transition ({ledger_columns})
+    VALUES ({ledger_values});
+END;
+
+-- Beside the other one, because SQLite loads each old value that a trigger may read, also a payload.
+CREATE TRIGGER tenure_job_amended AFTER UPDATE OF {amendable} ON tenure_job
+WHEN {amended}
 BEGIN
     INSERT INTO tenure_transition ({ledger_columns})
     VALUES ({ledger_values});
