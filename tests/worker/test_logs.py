@@ -241,8 +241,10 @@ def test_at_the_default_level_one_completion_a_second_has_a_line(
             monkeypatch.setattr(worker_log, "SHOWN_SECONDS", 0)
             last = work.enqueue(ok=True)
             wait_until(lambda: lines.of(last.id))
+            monkeypatch.setattr(worker_log, "SHOWN_SECONDS", 3600)
+            wait_until_all_settled(app, [work.enqueue(ok=True) for _ in range(3)])
     completed = [line for line in lines.kept if line["message"] == "job_completed"]
-    assert sum(1 + line.get("others", 0) for line in completed) == 21
+    assert sum(1 + line.get("others", 0) for line in completed) == 24, "when the worker ends, too"
     assert "others" not in completed[0]
     assert completed[0]["duration"] >= 0
 

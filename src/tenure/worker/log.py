@@ -53,6 +53,7 @@ class WorkLog:
         self._worker = worker
         self._redaction = redaction
         self._others = 0  # completions without a line
+        self._last: Attempt | None = None  # of these
         self._shown_at = -SHOWN_SECONDS
         self._failed: dict[str, _Failed] = {}  # those of each type, if they are tried again
 
@@ -103,16 +104,23 @@ class WorkLog:
                 completed = attempt
             elif self.detailed or report.outcome in _SHOWN or report.pause:
                 self._recorded(attempt, report, verdict)
-        if completed is not None and time.monotonic() - self._shown_at >= SHOWN_SECONDS:
-            self._show(completed)
+        if completed is not None:
+            self._last = completed
+        if self._last is not None:
+            self._show_completions(time.monotonic())
 
-    def _show(self, completed: Attempt) -> None:
-        """Log one completion for all since the last one."""
-        log_transition(log, _COMPLETED, _ended(completed, self._others - 1))
-        self._shown_at, self._others = time.monotonic(), 0
+    def _show_completions(self, now: float) -> None:
+        """Log one completion for all since the last line, if that was long enough ago."""
+        if self._last is not None and now - self._shown_at >= SHOWN_SECONDS:
+            log_transition(log, _COMPLETED, _ended(self._last, self._others - 1))
+            self._shown_at, self._others, self._last = now, 0, None
 
     def catch_up(self, now: float) -> None:
-        """Log one failure for all without lines, of each type that was counted long enough."""
+        """Log one completion, and one failure of each type, for those without lines so far.
+
+        Of those that have been counted long enough; with an infinite `now`, of all.
+        """
+        self._show_completions(now)
         for type, failed in tuple(self._failed.items()):
             if now - failed.began >= SHOWN_SECONDS:
                 self._failed.pop(type, None)  # another thread may have done it
