@@ -118,7 +118,7 @@ class WorkLog:
     def catch_up(self, now: float) -> None:
         """Log one completion, and one failure of each type, for those without lines so far.
 
-        Of those that have been counted long enough; with an infinite `now`, of all.
+        What has been counted long enough is logged; with an infinite `now`, everything.
         """
         self._show_completions(now)
         for type, failed in tuple(self._failed.items()):
