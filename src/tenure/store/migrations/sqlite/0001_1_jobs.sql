@@ -137,13 +137,6 @@ BEGIN
     VALUES (NEW.id, NEW.created_at, NULL, NEW.status, '{first_event}', 0, 0, NEW.actor);
 END;
 
-CREATE TRIGGER tenure_job_tagged AFTER INSERT ON tenure_job
-WHEN NEW.tags IS NOT NULL
-BEGIN
-    INSERT INTO tenure_tag (tag, job_id)
-    SELECT DISTINCT value, NEW.id FROM json_each(NEW.tags);
-END;
-
 CREATE TRIGGER tenure_job_untagged AFTER DELETE ON tenure_job
 WHEN OLD.tags IS NOT NULL
 BEGIN

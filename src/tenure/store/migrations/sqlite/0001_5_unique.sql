@@ -14,15 +14,6 @@ CREATE TABLE tenure_throttle (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tenure_throttle_expires ON tenure_throttle (expires_at);
 
-CREATE TRIGGER tenure_job_holds AFTER INSERT ON tenure_job
-WHEN NEW.unique_key IS NOT NULL
-BEGIN
-    SELECT RAISE(ABORT, 'tenure: a value of a job is refused: unique_key')
-    WHERE (NEW.unique_until IN ({untils}) AND length(NEW.unique_key) = 32
-        AND NEW.unique_key NOT GLOB '*[^0-9a-f]*') IS NOT TRUE;
-    INSERT INTO tenure_unique_key (key, job_id) VALUES (NEW.unique_key, NEW.id);
-END;
-
 CREATE TRIGGER tenure_job_keeps AFTER UPDATE OF status ON tenure_job
 WHEN OLD.unique_key IS NOT NULL
 BEGIN

@@ -96,16 +96,6 @@ WHEN EXISTS (
     SELECT 1 FROM tenure_job WHERE id = OLD.job_id AND status = 'waiting' AND spare < 0)
 BEGIN INSERT INTO tenure_revisit (job_id) VALUES (OLD.job_id); END;
 
-CREATE TRIGGER tenure_job_links AFTER INSERT ON tenure_job
-WHEN NEW.need IS NOT NULL OR NEW.workflow IS NOT NULL
-BEGIN
-    SELECT RAISE(ABORT, 'tenure: its workflow does not exist') WHERE NEW.workflow IS NOT NULL
-        AND NOT EXISTS (SELECT 1 FROM tenure_workflow WHERE id = NEW.workflow);
-    UPDATE tenure_workflow SET finished_at = NULL, statuses = NULL, settled_to = NULL
-    WHERE id = NEW.workflow AND (finished_at IS NOT NULL OR settled_to IS NOT NULL);
-    INSERT INTO tenure_revisit (job_id) SELECT NEW.id WHERE NEW.spare < 0;
-END;
-
 CREATE TRIGGER tenure_job_reopens AFTER UPDATE OF status ON tenure_job
 WHEN OLD.workflow IS NOT NULL AND {was_at_rest} AND NOT {at_rest}
 BEGIN
