@@ -144,15 +144,26 @@ BEGIN
         AND tag IN (SELECT value FROM json_each(OLD.tags));
 END;
 
--- What others wait for has come to rest, or has left it again. SQLite runs the trigger that was made last
+-- What a change of the status means for others: a unique key is free or taken again, a workflow is open again,
+-- and what a job waits for has come to rest, or has left it again. SQLite runs the trigger that was made last
 -- first: so the ledger has this ending before what follows from it.
-CREATE TRIGGER tenure_job_followed AFTER UPDATE OF status ON tenure_job
-WHEN NEW.followed > 0 AND {at_rest} <> {was_at_rest}
+CREATE TRIGGER tenure_job_affects AFTER UPDATE OF status ON tenure_job
+WHEN NEW.followed > 0 OR OLD.unique_key IS NOT NULL OR OLD.workflow IS NOT NULL
 BEGIN
+    DELETE FROM tenure_unique_key WHERE key = OLD.unique_key AND job_id = OLD.id
+        AND {held_key} AND NOT {holds_key};
+    INSERT INTO tenure_unique_key (key, job_id)
+    SELECT NEW.unique_key, NEW.id
+    WHERE NEW.unique_key IS NOT NULL AND {holds_key} AND NOT {held_key};
+    UPDATE tenure_workflow SET finished_at = NULL, statuses = NULL, settled_to = NULL
+    WHERE id = NEW.workflow AND {was_at_rest} AND NOT {at_rest}
+        AND (finished_at IS NOT NULL OR settled_to IS NOT NULL);
     INSERT INTO tenure_ending (parent, status, sign, after, upto)
     SELECT NEW.id, iif({at_rest}, NEW.status, OLD.status), {at_rest} - {was_at_rest}, '',
-        coalesce((SELECT after FROM tenure_overdue WHERE parent = NEW.id), '~');
-    DELETE FROM tenure_overdue WHERE parent = NEW.id AND {was_at_rest};
+        coalesce((SELECT after FROM tenure_overdue WHERE parent = NEW.id), '~')
+    WHERE NEW.followed > 0 AND {at_rest} <> {was_at_rest};
+    DELETE FROM tenure_overdue WHERE parent = NEW.id AND {was_at_rest} AND NOT {at_rest}
+        AND NEW.followed > 0;
 END;
 
 CREATE TRIGGER tenure_job_moved AFTER UPDATE OF status ON tenure_job

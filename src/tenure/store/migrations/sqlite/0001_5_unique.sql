@@ -14,15 +14,6 @@ CREATE TABLE tenure_throttle (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tenure_throttle_expires ON tenure_throttle (expires_at);
 
-CREATE TRIGGER tenure_job_keeps AFTER UPDATE OF status ON tenure_job
-WHEN OLD.unique_key IS NOT NULL
-BEGIN
-    DELETE FROM tenure_unique_key WHERE key = OLD.unique_key AND job_id = OLD.id
-        AND {held_key} AND NOT {holds_key};
-    INSERT INTO tenure_unique_key (key, job_id)
-    SELECT NEW.unique_key, NEW.id WHERE {holds_key} AND NOT {held_key};
-END;
-
 CREATE TRIGGER tenure_job_lets_go AFTER DELETE ON tenure_job
 WHEN OLD.unique_key IS NOT NULL
 BEGIN DELETE FROM tenure_unique_key WHERE key = OLD.unique_key AND job_id = OLD.id; END;

@@ -96,13 +96,6 @@ WHEN EXISTS (
     SELECT 1 FROM tenure_job WHERE id = OLD.job_id AND status = 'waiting' AND spare < 0)
 BEGIN INSERT INTO tenure_revisit (job_id) VALUES (OLD.job_id); END;
 
-CREATE TRIGGER tenure_job_reopens AFTER UPDATE OF status ON tenure_job
-WHEN OLD.workflow IS NOT NULL AND {was_at_rest} AND NOT {at_rest}
-BEGIN
-    UPDATE tenure_workflow SET finished_at = NULL, statuses = NULL, settled_to = NULL
-    WHERE id = NEW.workflow AND (finished_at IS NOT NULL OR settled_to IS NOT NULL);
-END;
-
 CREATE TRIGGER tenure_job_awaited BEFORE DELETE ON tenure_job
 WHEN OLD.followed > 0 AND EXISTS (
     SELECT 1 FROM tenure_dependency JOIN tenure_job AS job ON job.id = child
