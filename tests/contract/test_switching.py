@@ -13,6 +13,7 @@ import pytest
 from tenure import Tenure
 from tenure.app import moving
 from tenure.jobs.findings import no_note, no_progress
+from tenure.store.moving import mover
 from tenure.store.moving.postgres import PostgresSide, PostgresSource
 from tenure.store.moving.sides import Side, Source
 from tenure.store.moving.sqlite import SqliteSource
@@ -86,7 +87,7 @@ def test_no_row_that_has_not_changed_is_read_while_writes_wait(
     target_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """To count a million jobs on both sides takes a second."""
+    """To count a million jobs takes a second, to place entries that nothing has measured five."""
     is_closed, run = [False], []
     closed = of.closed
 
@@ -107,12 +108,22 @@ def test_no_row_that_has_not_changed_is_read_while_writes_wait(
 
         monkeypatch.setattr(side, "rows", noted)
 
+    source = sqlite_url if of is SqliteSource else postgres_url
+    violations = mover._violations
+
+    def while_a_job_comes(url: str) -> list[str]:
+        with Tenure(source) as app:
+            app.enqueue("late")
+        return violations(url)
+
+    monkeypatch.setattr(mover, "_violations", while_a_job_comes)
     monkeypatch.setattr(of, "closed", marked)
     noting(SqliteSource)
     noting(PostgresSide)
-    move(sqlite_url if of is SqliteSource else postgres_url, target_url)
+    move(source, target_url)
     assert len(run) > 10
     assert [statement for statement in run if "count(*)" in statement] == []
+    assert [statement for statement in run if "UPDATE {s}.transition" in statement] == []
 
 
 def test_limits_of_time_of_a_role_do_not_end_it(

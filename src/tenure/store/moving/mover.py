@@ -193,7 +193,7 @@ class Mover:
     def _count(self) -> None:
         """See that both have as many rows: later ones that no trigger noted are not copied."""
         self.progress(0, None, "counting rows")
-        with self._same():
+        with self._same(place=True):
             for table in (JOB, *ALONE):
                 here, there = self.source.count(table), self.target.count(table)
                 if here != there:

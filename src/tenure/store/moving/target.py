@@ -97,6 +97,11 @@ def over_jobs(statements: Iterable[str]) -> str:
 
 FORGET = over_jobs(map(removal, ROWS, ROWS.values()))
 FOLLOW = over_jobs((READY, SLOTS, ENDED, TAGS, ARRIVALS))
+PLACES = "SELECT seq, xid::text::bigint FROM {s}.transition WHERE xid > '0'"
+SET_PLACES = """
+UPDATE {s}.transition AS t SET xid = one.xid::text::xid8
+FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS one (seq, was, xid)
+WHERE (t.xid, t.seq) = (one.was::text::xid8, one.seq)"""
 PLACED = ("transition", "measured", "webhook")
 """Tables that `place` writes."""
 
@@ -207,11 +212,17 @@ class Target(PostgresSide):
         """
         at, last = source.places(), source.one(source.last_seq)
         places = sorted(set(at.values()))
-        entries = "UPDATE {s}.transition SET xid = %s::text::xid8 WHERE xid = %s::text::xid8"
-        self.rows("UPDATE {s}.transition SET xid = '0' WHERE xid > '0'")
-        for before, place in enumerate(places):
-            values = (str(before + 1), str(before), source.seqs_after(place))
-            self.rows(f"{entries} AND seq = ANY (%s)", values)
+        wanted: dict[int, int] = {}
+        for before, place in enumerate(places, 1):
+            wanted.update(dict.fromkeys(source.seqs_after(place), before))
+        found = dict(self.rows(PLACES))
+        wrong = [  # few, if they were set a moment before: perhaps none was measured for hours
+            (seq, found.get(seq, 0), wanted.get(seq, 0))
+            for seq in wanted.keys() | found.keys()
+            if found.get(seq) != wanted.get(seq)
+        ]
+        if wrong:
+            self.rows(SET_PLACES, tuple(map(list, zip(*wrong, strict=True))))
         here = {name: str(places.index(place)) for name, place in at.items()}
         millis = source.one(f"SELECT millis FROM {source.d.table('measured')}")
         measured = "UPDATE {s}.measured SET xid = %s::text::xid8, seq = %s, millis = %s"
