@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, get_args
 
 from tenure.errors import InvalidInput
-from tenure.jobs.text import shortened
 
 MAX_NAME_LENGTH = 128
 MAX_KEY_LENGTH = 255
@@ -72,8 +71,8 @@ def check_name(value: object, what: str, path: str) -> str:
             f"give the name of a {what}, not a value of type {type(value).__name__}", path=path
         )
     raise InvalidInput(
-        f"{shortened(ascii(value), 60)} is not a name for a {what}; use 1 to {MAX_NAME_LENGTH} of"
-        " A-Z a-z 0-9 _ : - and single dots between them, beginning with a letter, a digit or _",
+        f"not a name for a {what}; use 1 to {MAX_NAME_LENGTH} of A-Z a-z 0-9 _ : - and single "
+        "dots between them, beginning with a letter, a digit or _",
         path=path,
     )
 
