@@ -146,7 +146,8 @@ END;
 
 -- What a change of the status means for others: a unique key is free or taken again, a workflow is open again,
 -- and what a job waits for has come to rest, or has left it again. SQLite runs the trigger that was made last
--- first: so the ledger has this ending before what follows from it.
+-- first: so the ledger has this ending before what follows from it. It does not run a trigger within itself: a
+-- follower that becomes pending here means nothing for others.
 CREATE TRIGGER tenure_job_affects AFTER UPDATE OF status ON tenure_job
 WHEN NEW.followed > 0 OR OLD.unique_key IS NOT NULL OR OLD.workflow IS NOT NULL
 BEGIN
