@@ -149,7 +149,8 @@ END;
 -- first: so the ledger has this ending before what follows from it. It does not run a trigger within itself: a
 -- follower that becomes pending here means nothing for others.
 CREATE TRIGGER tenure_job_affects AFTER UPDATE OF status ON tenure_job
-WHEN NEW.followed > 0 OR OLD.unique_key IS NOT NULL OR OLD.workflow IS NOT NULL
+WHEN (NEW.followed > 0 AND {at_rest} <> {was_at_rest}) OR OLD.unique_key IS NOT NULL
+    OR (OLD.workflow IS NOT NULL AND {was_at_rest})
 BEGIN
     DELETE FROM tenure_unique_key WHERE key = OLD.unique_key AND job_id = OLD.id
         AND {held_key} AND NOT {holds_key};
