@@ -111,9 +111,10 @@ class WorkLog:
 
     def _show_completions(self, now: float) -> None:
         """Log one completion for all since the last line, if that was long enough ago."""
-        if self._last is not None and now - self._shown_at >= SHOWN_SECONDS:
-            log_transition(log, _COMPLETED, _ended(self._last, self._others - 1))
-            self._shown_at, self._others, self._last = now, 0, None
+        last, others = self._last, self._others
+        if last is not None and now - self._shown_at >= SHOWN_SECONDS:
+            self._shown_at, self._others, self._last = time.monotonic(), 0, None
+            log_transition(log, _COMPLETED, _ended(last, max(others - 1, 0)))
 
     def catch_up(self, now: float) -> None:
         """Log one completion, and one failure of each type, for those without lines so far.
