@@ -28,6 +28,16 @@ def target_url(postgres_server: PostgresServer) -> Iterator[str]:
     postgres_server.drop_database(name)
 
 
+@pytest.fixture(params=[SqliteSource, PostgresSource])
+def of(request: pytest.FixtureRequest) -> type[Source]:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def source_url(of: type[Source], sqlite_url: str, postgres_url: str) -> str:
+    return sqlite_url if of is SqliteSource else postgres_url
+
+
 def move(source: str, target: str) -> None:
     with Tenure(source) as app:
         job = app.enqueue("plain")
@@ -49,13 +59,8 @@ def test_who_only_reads_holds_nothing_up(postgres_url: str, target_url: str) -> 
         move(postgres_url, target_url)
 
 
-@pytest.mark.parametrize("of", [SqliteSource, PostgresSource])
 def test_what_waits_there_waits_before_writes_do(
-    of: type[Source],
-    sqlite_url: str,
-    postgres_url: str,
-    target_url: str,
-    monkeypatch: pytest.MonkeyPatch,
+    of: type[Source], source_url: str, target_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Autovacuum, after so many new rows, has a table for a second before it is ended."""
     seen: list[str] = []
@@ -75,17 +80,12 @@ def test_what_waits_there_waits_before_writes_do(
             yield
 
     monkeypatch.setattr(of, "closed", looked_at)
-    move(sqlite_url if of is SqliteSource else postgres_url, target_url)
+    move(source_url, target_url)
     assert seen[-1] == "locked"
 
 
-@pytest.mark.parametrize("of", [SqliteSource, PostgresSource])
 def test_no_row_that_has_not_changed_is_read_while_writes_wait(
-    of: type[Source],
-    sqlite_url: str,
-    postgres_url: str,
-    target_url: str,
-    monkeypatch: pytest.MonkeyPatch,
+    of: type[Source], source_url: str, target_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To count a million jobs takes a second, to place entries that nothing has measured five."""
     is_closed, run = [False], []
@@ -108,11 +108,10 @@ def test_no_row_that_has_not_changed_is_read_while_writes_wait(
 
         monkeypatch.setattr(side, "rows", noted)
 
-    source = sqlite_url if of is SqliteSource else postgres_url
     violations = mover._violations
 
     def while_a_job_comes(url: str) -> list[str]:
-        with Tenure(source) as app:
+        with Tenure(source_url) as app:
             app.enqueue("late")
         return violations(url)
 
@@ -120,7 +119,7 @@ def test_no_row_that_has_not_changed_is_read_while_writes_wait(
     monkeypatch.setattr(of, "closed", marked)
     noting(SqliteSource)
     noting(PostgresSide)
-    move(source, target_url)
+    move(source_url, target_url)
     assert len(run) > 10
     assert [statement for statement in run if "count(*)" in statement] == []
     assert [statement for statement in run if "UPDATE {s}.transition" in statement] == []
