@@ -109,17 +109,18 @@ def test_what_the_run_that_completes_adds_is_there_once(place: Place, kind: str)
 
 def test_a_run_that_is_stopped_adds_nothing(place: Place) -> None:
     """Cancelled while it ran, and completed by a worker that has lost its lease."""
-    app, go_on = place.app, threading.Event()
+    app, started, go_on = place.app, threading.Event(), threading.Event()
 
     @app.job(backoff=0)
     def slow(context: JobContext) -> None:
         context.enqueue(NewJob("part", {"of": context.id}, {}))
+        started.set()
         if context.attempt == 1:
             go_on.wait(WAIT_SECONDS)
 
     cancelled = slow.enqueue()
     with running_worker(app, place.source):
-        wait_until(lambda: app.get(cancelled.id).status == "processing", "the handler to start")
+        wait_until(started.is_set, "the handler to start")
         app.cancel(cancelled.id)
         go_on.set()
         wait_until_completed(app, slow.enqueue())

@@ -211,8 +211,14 @@ def test_reload_starts_the_worker_again_with_the_new_code(tmp_path: Path) -> Non
 
 
 def test_reload_lets_handlers_have_their_grace(tmp_path: Path) -> None:
-    shop = f"{SHOP}\n@app.job\ndef slow() -> None:\n    import time\n    time.sleep(1.5)\n"
-    (tmp_path / "shop.py").write_text(shop)
+    slow = """
+@app.job
+def slow() -> None:
+    import pathlib, time
+    pathlib.Path("started").touch()
+    time.sleep(1.5)
+"""
+    (tmp_path / "shop.py").write_text(SHOP + slow)
     main = "from tenure.cli import main, reloading; reloading.STOP_SECONDS = 0.2; main()"
     arguments = ("worker", "--app", "shop:app", "--reload", "--grace", "20s")
     with Tenure(f"sqlite:///{tmp_path}/shop.db") as app:
@@ -221,7 +227,8 @@ def test_reload_lets_handlers_have_their_grace(tmp_path: Path) -> None:
             [sys.executable, "-c", main, *arguments], cwd=tmp_path, env=clean_environment()
         )
         try:
-            wait_until(lambda: app.get(job.id).status == "processing")
+            # A job that is claimed and has not started goes back when the worker stops.
+            wait_until((tmp_path / "started").exists, "the handler to start")
         finally:
             process.terminate()
             process.wait(30)
