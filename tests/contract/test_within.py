@@ -15,6 +15,7 @@ from tenure import (
     QueueFull,
     RetryPolicy,
     Tenure,
+    Unique,
 )
 from tenure.jobs.parking import Wait
 from tenure.jobs.work import ClaimRequest, Outcome, Report
@@ -202,6 +203,23 @@ def test_a_failed_job_can_be_retried_in_the_transaction(app: Tenure, lender: Len
     lender.call(app, "retry", job.id)
     lender.commit()
     assert (app.get(job.id).status, app.history(job.id)[-1].event) == ("pending", "retried")
+
+
+def test_a_retry_that_a_unique_key_forbids_leaves_the_transaction_usable(
+    app: Tenure, lender: Lender
+) -> None:
+    unique = Unique(())
+    first = app.enqueue("mail", max_retries=1, unique=unique)
+    (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+    app.core.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error="no")])
+    second = app.enqueue("mail", unique=unique)
+    lender.begin()
+    with pytest.raises(IllegalTransition, match=f"job {second.id} holds its unique key"):
+        lender.call(app, "retry", first.id)
+    lender.call(app, "cancel", second.id)
+    assert lender.call(app, "retry", first.id).status == "pending"
+    lender.commit()
+    assert app.get(first.id).status == "pending"
 
 
 def test_the_form_for_the_other_kind_names_the_right_one(app: Tenure, lender: Lender) -> None:

@@ -145,7 +145,8 @@ class Within:
     ) -> Job:
         """Run a failed job again when you commit; return it, pending.
 
-        Arguments and errors are those of `Tenure.retry`.
+        Arguments and errors are those of `Tenure.retry`, without `from_scratch`. Jobs that were
+        skipped because of the failure wait again within seconds after your commit.
         """
         apply = partial(self._apply, job_id, self._retried(more_retries, actor, reason))
         return self._borrowed.call(apply, verb="retry")

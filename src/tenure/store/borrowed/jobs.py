@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from tenure.errors import DuplicateJob, JobNotFound, KeyConflict, LeaseLost, QueueFull, TenureError
-from tenure.events import Event
+from tenure.events import Event, Retried
 from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob, TypeOptions
 from tenure.jobs.uniqueness import plan
 from tenure.lifecycle import Job, Status, follow
@@ -26,6 +26,7 @@ from tenure.store.sqlite.connection import kept
 from tenure.store.sqlite.statements import INSERTED
 from tenure.store.sqlite.writer import due
 from tenure.store.tables import types
+from tenure.store.transitions import check_unique
 
 ID = "CAST(CAST({p} AS text) AS uuid)"
 ADD = "SELECT {s}add({p})"
@@ -214,6 +215,8 @@ def apply(engine: str, job_id: str, event: Event) -> Steps[Job]:
     """
     job, now = yield from locked(engine, job_id)
     steps = follow(job, event, now)
+    if isinstance(event, Retried):
+        check_unique(job, (yield from unique_keys.keys_of(engine, job_id)), set())
     for after in steps:
         yield saved(engine, after)
     if job.status is Status.WAITING and job.token:  # it was suspended

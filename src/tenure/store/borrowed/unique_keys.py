@@ -6,7 +6,7 @@ It is the same for a connection of a caller and for one of the store, where `run
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from tenure.jobs.enqueue import CheckedJob
@@ -53,6 +53,31 @@ INSERT INTO {s}throttle (key, job_id, expires_at) {later}
 ON CONFLICT (key) DO UPDATE SET job_id = excluded.job_id, expires_at = excluded.expires_at
 RETURNING 1
 """
+
+
+KEY_OF = {
+    "postgres": """
+SELECT CAST(json_build_array(job.unique_key, held.job_id) AS text)
+FROM {s}job AS job LEFT JOIN {s}unique_key AS held
+    ON held.key = job.unique_key AND held.job_id <> job.id
+WHERE job.id = CAST(CAST({p} AS text) AS uuid) AND job.unique_until = 'settled'
+""",
+    "sqlite": """
+SELECT CAST(json_array(job.unique_key, held.job_id) AS BLOB)
+FROM tenure_job AS job LEFT JOIN tenure_unique_key AS held
+    ON held.key = job.unique_key AND held.job_id <> job.id
+WHERE job.id = {p} AND job.unique_until = 'settled'
+""",
+}
+
+
+def keys_of(engine: str, job_id: str) -> Steps[Mapping[str, tuple[str, str | None]]]:
+    """Return what `store/tables/unique_keys.keys_of` returns for one job."""
+    rows = yield Ask(KEY_OF[engine], job_id)
+    if not rows:
+        return {}
+    key, holder = json.loads(rows[0][0])
+    return {job_id: (key, holder)}
 
 
 def look(engine: str, jobs: Sequence[CheckedJob]) -> Steps[Seen]:
