@@ -472,3 +472,12 @@ def test_the_first_and_the_last_day_can_be_searched(
     answer = web.get("/ui/jobs", params={"from": "0001-01-01T00:00", "to": time})
     assert answer.status_code == 200
     assert (f"job-{job.id}" in answer.text) is time.startswith("9")
+
+
+def test_the_overview_names_a_type_that_was_paused(app: Tenure, web: TestClient) -> None:
+    app.enqueue("email")
+    app.enqueue("report")
+    app.types.pause("email", reason="it mails twice")
+    named = re.compile(r"Type email has been paused for \S+; 1 job waits\.")
+    wait_until(lambda: named.search(web.get("/").text), "the type on the overview")
+    assert "Type report" not in web.get("/").text

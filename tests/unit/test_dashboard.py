@@ -11,7 +11,8 @@ from tenure.dashboard import charts, machine
 from tenure.dashboard.health import health
 from tenure.dashboard.timeline import attempts, periods
 from tenure.jobs.ledger import Transition
-from tenure.jobs.stats import BUCKETS, Activity, QueueState, WorkerState
+from tenure.jobs.limits import Limits
+from tenure.jobs.stats import BUCKETS, Activity, QueueState, TypeState, WorkerState
 from tenure.jobs.text import length
 from tenure.lifecycle import TRANSITIONS, Status
 
@@ -63,6 +64,12 @@ def queue(name: str = "mail", waits: float | None = None, **more: object) -> Que
             "late",
             "has been due for 1m 30s.",
         ),
+        (
+            [queue(waits=90, limits=Limits(max_running=0), running=0)],
+            [WORKER],
+            "late",
+            "has been due for 1m 30s, and its limit lets none run.",
+        ),
         ([queue(waits=5)], [], "watch", "Jobs are due and no worker is alive"),
         (
             [queue(waits=900, paused_at=ago(60))],
@@ -84,6 +91,13 @@ def test_the_health_line_says_the_worst(
 def test_a_worker_that_fell_silent_takes_nothing() -> None:
     silent = WorkerState("w", "host:1", None, None, ago(61), 0, NOW)
     assert "no live worker" in health(NOW, 1, 0, [queue(waits=90)], [silent]).text
+
+
+def test_a_type_that_was_paused_and_forgotten_is_named() -> None:
+    paused = TypeState(name="report", seen_at=NOW, paused_at=ago(7200))
+    found = health(NOW, 1, 0, [queue(waits=90)], [WORKER], paused=[(paused, 2)])
+    assert found.also == ["Type report has been paused for 2h; 2 jobs wait."]
+    assert health(NOW, 1, 0, [], [WORKER], paused=[(paused, 0)]).level == "well"
 
 
 @pytest.mark.parametrize("sheet", [machine.WIDE, machine.TALL], ids=lambda sheet: sheet.name)

@@ -79,6 +79,7 @@ class ReadCache:
         self.counts = partial(self.once, "counts", app.stats.counts)
         self.queues = partial(self.once, "queues", partial(queues_shown, app.core, "", MAX_QUEUES))
         self.workers = partial(self.once, "workers", app.workers.list)
+        self.types = partial(self.once, "types", app.types.list)
         self.activity = partial(self.once, "activity", app.stats.activity)
         self.next_tick = partial(self.once, "next_tick", app.stats.next_tick)
         self.trouble = partial(self.once, "trouble", partial(_trouble, app))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Literal
 
 from tenure.dashboard.format import count
 from tenure.jobs.explain import is_live
-from tenure.jobs.stats import QueueState, WorkerState, rest_of
+from tenure.jobs.stats import QueueState, TypeState, WorkerState, rest_of
 from tenure.jobs.text import length
 
 LATE = timedelta(seconds=60)
@@ -34,10 +35,12 @@ def health(
     next_tick: datetime | None = None,
     running: int = 0,
     trouble: str | None = None,
+    paused: Sequence[tuple[TypeState, int]] = (),
 ) -> HealthLine:
     """Return how the queues are at `now`; `failed` jobs have not been looked at.
 
-    `queues` are in the order of `attention`. `trouble` says why the store cannot commit.
+    `queues` are in the order of `attention`. `trouble` says why the store cannot commit. `paused`
+    are the paused types with the number of their pending jobs.
     """
     live = [worker for worker in workers if is_live(worker, now)]
     late = [f"Nothing can be stored: {trouble}."] if trouble else []
@@ -45,7 +48,7 @@ def health(
     if next_tick and now - next_tick >= LATE:
         due = length(int((now - next_tick).total_seconds()))
         late.append(f"A tick of a schedule has been due for {due}, and no process decides it.")
-    watch = list(_watch(now, failed, queues, live))
+    watch = [*_paused_types(now, paused), *_watch(now, failed, queues, live)]
     if late:
         return HealthLine("late", late[0], [*late[1:], *watch])
     if watch:
@@ -68,14 +71,16 @@ def _late(
 ) -> Iterator[str]:
     """Yield the queues whose oldest due job waits too long, the longest first."""
     due = [
-        (queue.oldest_due_at, queue.name, rest_of(queue, now))
+        (queue.oldest_due_at, queue.name, rest_of(queue, now), queue.limits)
         for queue in queues
         if queue.paused_at is None and queue.oldest_due_at and now - queue.oldest_due_at >= LATE
     ]
-    for since, name, rest in sorted(due):
+    for since, name, rest, limits in sorted(due, key=itemgetter(0, 1)):
         waits = length(int((now - since).total_seconds()))
         served = any(worker.serves(name) for worker in live)
         why = "" if served else ", and no live worker takes from it: start one"
+        if limits is not None and limits.max_running == 0:
+            why = ", and its limit lets none run"
         if rest:
             why = f", and none starts for {length(rest)}: one has met a rate limit outside"
         yield f"Queue {name} is late: a job has been due for {waits}{why}."
@@ -89,11 +94,21 @@ def _watch(
         yield f"{count(failed, 'job')} failed for good since you last looked at the failures."
     for queue in queues:
         if queue.paused_at is not None and queue.pending:
-            since = length(int((now - queue.paused_at).total_seconds()))
-            jobs = count(queue.pending, "job")
-            wait = "waits" if queue.pending == 1 else "wait"
-            yield f"Queue {queue.name} has been paused for {since}; {jobs} {wait} in it."
+            held = _held(now, queue.paused_at, queue.pending)
+            yield f"Queue {queue.name} has been paused for {held} in it."
         if queue.max_pending is not None and queue.pending >= queue.max_pending:
             yield f"Queue {queue.name} is full at {queue.max_pending:,}: new jobs are refused."
     if not live and any(queue.oldest_due_at for queue in queues):
         yield "Jobs are due and no worker is alive: start one."
+
+
+def _paused_types(now: datetime, paused: Sequence[tuple[TypeState, int]]) -> Iterator[str]:
+    """Yield the paused types for which jobs wait: their queues may look as if nothing was wrong."""
+    for type, pending in paused:
+        if type.paused_at is not None and pending:
+            yield f"Type {type.name} has been paused for {_held(now, type.paused_at, pending)}."
+
+
+def _held(now: datetime, since: datetime, pending: int) -> str:
+    paused = length(int((now - since).total_seconds()))
+    return f"{paused}; {count(pending, 'job')} {'waits' if pending == 1 else 'wait'}"

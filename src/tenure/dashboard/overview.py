@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from starlette.responses import RedirectResponse, Response
@@ -40,11 +41,23 @@ def show(request: PageRequest) -> Response:
     by_status = charts.by_status(counts)
     failed, running = by_status[Status.FAILED], by_status[Status.PROCESSING]
     seen = min(request.seen, failed)
+    pending: Counter[str] = Counter()
+    for group in counts:
+        pending[group.type] += group.jobs if group.status == Status.PENDING else 0
+    paused = [(type, pending[type.name]) for type in cache.types() if type.paused_at is not None]
     by_age = sorted(queues, key=lambda q: (q.oldest_due_at is None, q.oldest_due_at, -q.pending))
     response = request.page(
         "overview.html",
         health=health(
-            now, jobs, failed - seen, queues, workers, cache.next_tick(), running, cache.trouble()
+            now,
+            jobs,
+            failed - seen,
+            queues,
+            workers,
+            cache.next_tick(),
+            running,
+            cache.trouble(),
+            paused,
         ),
         jobs=jobs,
         by_status=by_status,

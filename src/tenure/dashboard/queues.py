@@ -43,7 +43,7 @@ def show(request: PageRequest) -> Response:
         lag=cache.lag(now, "queues"),
         late=now - LATE,
         limits_of=limits_of,
-        types=request.app.types.list(),
+        types=cache.types(),
         takers={queue.name: sum(w.serves(queue.name) for w in workers) for queue in queues},
     )
 
