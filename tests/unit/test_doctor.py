@@ -374,3 +374,36 @@ def test_a_folder_that_goes_away_meanwhile_is_a_problem(tmp_path: Path) -> None:
         "database",
         CheckResult.PROBLEM,
     )
+
+
+@pytest.mark.postgres
+def test_a_locked_table_is_named_and_not_waited_for(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    monkeypatch.setattr(postgres_checks, "LOCK_SECONDS", 0.2)
+    Tenure(postgres_url).migrate()
+    with psycopg.connect(postgres_url, application_name="repair") as culprit:
+        culprit.execute("LOCK TABLE tenure.job")
+        check = found(postgres_url)["locks"]
+        assert check.health is CheckResult.PROBLEM
+        pid = culprit.info.backend_pid
+        assert f"session {pid} of " in check.advice
+        assert "(repair) has the table job locked since " in check.advice
+        assert f"SELECT pg_terminate_backend({pid})" in check.advice
+    assert found(postgres_url)["locks"].health is CheckResult.OK
+
+
+@pytest.mark.postgres
+def test_a_lock_that_ends_soon_is_no_problem(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tenure itself locks the table of jobs when it sets the first limit of a queue."""
+    import psycopg
+
+    Tenure(postgres_url).migrate()
+    with psycopg.connect(postgres_url) as brief, psycopg.connect(postgres_url) as asking:
+        brief.execute("LOCK TABLE tenure.job")
+        monkeypatch.setattr(postgres_checks.time, "sleep", lambda _: brief.rollback())
+        assert postgres_checks.locked(asking, "tenure") is None

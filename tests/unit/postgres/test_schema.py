@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tenure import Tenure
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.store import migrate, open_store
 from tenure.store.postgres.schema import upgrade
@@ -171,3 +172,10 @@ def test_no_plan_that_was_made_dear_on_purpose_is_compiled(
     dear = {name: config for name, config in found if "enable_seqscan=off" in (config or ())}
     assert dear
     assert [name for name, config in dear.items() if "jit=off" not in config] == []
+
+
+def test_the_doctor_says_that_a_role_has_no_rights(postgres_url: str, role: str) -> None:
+    Tenure(postgres_url).migrate()
+    *_, last = Tenure(as_role(postgres_url, role)).check()
+    assert (last.name, last.found) == ("database", "this role may not read it")
+    assert "permission denied for schema tenure: grant this role what" in last.advice

@@ -85,7 +85,20 @@ SELECT format('the replication slot %%I is not in use and keeps what its reader 
     FROM pg_replication_slots
     WHERE NOT active AND (xmin IS NOT NULL OR catalog_xmin IS NOT NULL OR restart_lsn IS NOT NULL)
 """
+# Locks with which no job can be added or changed. Claims, reports and autovacuum take none of them.
+LOCKED = """
+SELECT format('session %%s of %%s (%%s) has the table %%I locked%%s; end it with'
+        ' SELECT pg_terminate_backend(%%s)', pid, usename,
+        coalesce(nullif(application_name, ''), backend_type, 'unknown'), relname,
+        ' since ' || date_trunc('second', xact_start), pid)
+    FROM pg_locks JOIN pg_class ON pg_class.oid = relation JOIN pg_stat_activity USING (pid)
+    WHERE granted AND datname = current_database() AND relkind = 'r' AND pid <> pg_backend_pid()
+        AND relnamespace = to_regnamespace(quote_ident(%s))
+        AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+"""
 
+LOCK_SECONDS = 2.0
+"""A lock that ends sooner is no problem: setting limits and migrations take some."""
 LONG_SECONDS = 300.0
 MAX_TRANSACTIONS = 1_000_000
 """How old, in transactions, a snapshot may be whose session this role may not look into."""
@@ -149,6 +162,14 @@ def dead_rows(holder: str | None) -> Check:
     return warning("vacuum", "dead rows are kept", advice)
 
 
+def locks(holder: str | None) -> Check:
+    """Whether a session keeps others from the tables."""
+    if holder is None:
+        return ok("locks", "no table is locked")
+    advice = f"what needs the table waits until this ends, and so do the other checks: {holder}"
+    return problem("locks", "a table is locked", advice)
+
+
 def logged(unlogged: Collection[str]) -> Check:
     """Whether every table survives a crash of the server."""
     if not unlogged:
@@ -183,6 +204,9 @@ def check_postgres(url: str) -> Iterator[Check]:
             for name in SETTINGS:
                 value = one(connection, "SELECT current_setting(%s)", name)
                 yield doctor.setting(name, value, SETTINGS)
+            yield locks(holder := locked(connection, address.schema))
+            if holder is not None:
+                return
             found = postgres_schema.version_of(connection, address)
             yield doctor.schema(found, migrate.newest("postgres"))
             if found:
@@ -201,6 +225,9 @@ def check_postgres(url: str) -> Iterator[Check]:
                 yield doctor.types(types.every(reader).values(), reader.workers())
                 yield doctor.schedules(reader, reader.clock())
                 yield doctor.limits(reader)
+    except psycopg.errors.InsufficientPrivilege as error:
+        advice = f"{error}: grant this role what docs/how-to/deploy.md says"
+        yield problem("database", "this role may not read it", advice)
     except psycopg.Error as error:
         advice = f"{error}: is the server running, and may this user connect?"
         yield problem("database", "does not answer", advice)
@@ -218,3 +245,20 @@ def holds_back(
     values = (MAX_TRANSACTIONS, longer_than, longer_than)
     found = [text for (text,) in connection.execute(HOLDERS, values)]
     return ". ".join(found) or None
+
+
+def locked(connection: psycopg.Connection[Any], schema: str) -> str | None:
+    """Which sessions keep a table locked for `LOCK_SECONDS`, and how to end them; None if none.
+
+    Raises psycopg's errors.
+    """
+
+    def look() -> set[str]:
+        return {text for (text,) in connection.execute(LOCKED, (schema,))}
+
+    until = time.monotonic() + LOCK_SECONDS
+    lasting = look()
+    while lasting and time.monotonic() < until:
+        time.sleep(0.1)
+        lasting &= look()
+    return ". ".join(sorted(lasting)) or None
