@@ -166,15 +166,21 @@ def test_every_metric_stands_with_its_labels() -> None:
     assert {bare(row[0]): in_code(row[1]) for row in rows} == metrics_with_labels()
 
 
+def _reasons(value: ast.expr) -> set[str]:
+    """The names of a reason in the source: one, or that of a queue and that of a partition."""
+    if isinstance(value, ast.JoinedStr):
+        _, end = value.values
+        assert isinstance(end, ast.Constant)
+        return {f"{kind}{end.value}" for kind in ("queue", "partition")}
+    return {value.value} if isinstance(value, ast.Constant) else set()
+
+
 def test_every_reason_is_explained() -> None:
-    source = ast.parse((SOURCES / "jobs" / "explain.py").read_text("utf-8"))
-    returned = {
-        node.value.elts[0].value
-        for node in ast.walk(source)
-        if isinstance(node, ast.Return)
-        and isinstance(node.value, ast.Tuple)
-        and isinstance(node.value.elts[0], ast.Constant)
-    }
+    returned: set[str] = set()
+    for module in ("explain.py", "explain_limits.py"):
+        for node in ast.walk(ast.parse((SOURCES / "jobs" / module).read_text("utf-8"))):
+            if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+                returned |= _reasons(node.value.elts[0])
     explained = {name for row in table_rows(HTTP.section("Reasons")) for name in in_code(row[0])}
     assert explained == returned
     assert explain.Explanation.__doc__
