@@ -60,16 +60,27 @@ def add(
     """
     if engine == "sqlite":
         yield jobs.LOCK_FILE
-    while not (yield Ask(ADD[engine], written(new._asdict()))):
-        asked = written({"key": new.key, "jobs": len(checked_jobs)})
-        for (text,) in (yield Ask(KNOWN[engine], asked)):  # none: deleted since
-            id, fingerprint, first = json.loads(text)
-            if fingerprint != new.fingerprint:
-                raise KeyConflict(new.key or "", id, "workflow")
-            return Stored(id, first or [])
+    if known := (yield from begin(engine, new, len(checked_jobs))):
+        return known
     try:
         added = (yield from jobs.add(engine, checked_jobs, notify=notify)) if checked_jobs else []
     except TenureError:
         yield Ask(REMOVE[engine], new.id)
         raise
     return Stored(new.id, [one.job.id for one in added], added, created=True)
+
+
+def begin(engine: str, new: New, jobs: int) -> Steps[Stored | None]:
+    """Add the row of a workflow, unless one with its key is there; raises KeyConflict.
+
+    Returns that one with its first so many jobs; None if it was added. Also for a connection of
+    the store, where `unique_keys.run` executes it.
+    """
+    while not (yield Ask(ADD[engine], written(new._asdict()))):
+        asked = written({"key": new.key, "jobs": jobs})
+        for (text,) in (yield Ask(KNOWN[engine], asked)):  # none: deleted since
+            id, fingerprint, first = json.loads(text)
+            if fingerprint != new.fingerprint:
+                raise KeyConflict(new.key or "", id, "workflow")
+            return Stored(id, first or [])
+    return None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from tenure.errors import InvalidInput, KeyConflict, WorkflowNotFound
+from tenure.errors import InvalidInput, WorkflowNotFound
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.workflows import ENDINGS, WorkflowStatus, endings_of
@@ -50,23 +50,10 @@ def add(
     db: Database, new: New, jobs: Sequence[CheckedJob], queues: Patterns | None = None
 ) -> Stored:
     """Add a workflow with jobs, unless one with its key is there; raises KeyConflict."""
-    d = db.dialect
-    table = d.table("workflow")
-    insert = (
-        f"INSERT INTO {table} (id, name, key, fingerprint, created_by, created_at)"
-        f" VALUES ({d.id_value}, {d.values(4)}, {d.now}) ON CONFLICT (key) DO NOTHING"
-    )
-    known = f"SELECT {d.id('id')}, fingerprint FROM {table} WHERE key = {d.value}"
-    while not db.changed(insert, new):
-        for id, fingerprint in db.rows(known, (new.key,)):  # none: deleted since
-            if fingerprint != new.fingerprint:
-                raise KeyConflict(new.key or "", id, "workflow")
-            first = (
-                f"SELECT {d.id('id')} FROM {d.table('job')} WHERE workflow = {d.id_value}"
-                f" ORDER BY id LIMIT {d.value}"
-            )
-            return Stored(id, [id for (id,) in db.rows(first, (id, len(jobs)))])
-    return _with_jobs(db, new.id, jobs)
+    from tenure.store.borrowed import unique_keys, workflows  # they come with drivers of callers
+
+    known = unique_keys.run(db, workflows.begin(db.dialect.engine, new, len(jobs)))
+    return known or _with_jobs(db, new.id, jobs)
 
 
 def extend(
