@@ -324,7 +324,7 @@ class Core:
 
         Takes those before the id `before`, newest first. Returns the `before` of the next call.
         """
-        found, following = flow.unfinished(self.store.read, before or flow.LAST)
+        found, following = flow.unfinished(self.store.read, before or ids.AFTER_ALL)
         if found:
             finish = partial(flow.finish, workflows=found)
             self.store.write("sweep", finish, brings=nothing).result()

@@ -214,11 +214,11 @@ class Workflows(Noun):
 
     def _open_jobs(self, workflow_id: str) -> Iterator[str]:
         """Yield a job to wait for, the newest first, until there is none."""
-        read, last = self._core.store.read, flow.LAST
-        while (job_id := flow.last_open(read, workflow_id, last)) or last != flow.LAST:
+        read, last = self._core.store.read, ids.AFTER_ALL
+        while (job_id := flow.last_open(read, workflow_id, last)) or last != ids.AFTER_ALL:
             if job_id is not None:
                 yield job_id
-            last = job_id or flow.LAST  # what was added meanwhile is seen at the end
+            last = job_id or ids.AFTER_ALL  # what was added meanwhile is seen at the end
 
     get_async = twin(get)
     list_async = twin(list)

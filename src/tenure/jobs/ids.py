@@ -24,6 +24,9 @@ from tenure.errors import InvalidInput
 ID_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 """The canonical form, as a pattern of JSON Schema."""
 
+BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
+AFTER_ALL = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+"""No job has one of these, nor one outside of them."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 COUNTER_BITS = 12
 BLOCK_BYTES = 2_048

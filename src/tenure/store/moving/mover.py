@@ -27,10 +27,11 @@ from dataclasses import dataclass
 from tenure import failpoints
 from tenure.errors import MoveRefused
 from tenure.jobs.findings import Progress, no_note, no_progress
+from tenure.jobs.ids import BEFORE_ALL
 from tenure.store import open_store
 from tenure.store.moving.sides import Change, Destination, Source, digest
 from tenure.store.moving.tables import ALONE, COPIED, JOB, OF_JOBS
-from tenure.store.moving.target import BEGINNING, PLACED, Mark, Target
+from tenure.store.moving.target import PLACED, Mark, Target
 from tenure.store.protocol import ELSEWHERE
 
 JOBS_AT_ONCE = 5_000
@@ -94,7 +95,7 @@ class Mover:
             self.target.drop()
 
     def _begin(self, *, is_copy: bool) -> Mark:
-        mark = Mark(secrets.token_hex(8), BEGINNING, compared=False)
+        mark = Mark(secrets.token_hex(8), BEFORE_ALL, compared=False)
         if is_copy:
             self.target.drop()
         self.target.create(mark, NOT_YET.format(source=self.source.name))
@@ -106,7 +107,7 @@ class Mover:
     # --- copying
 
     def _copy_all(self, mark: Mark) -> Mark:
-        if mark.copied_to == BEGINNING:
+        if mark.copied_to == BEFORE_ALL:
             for table in ALONE:
                 with self.source.snapshot(), self.target.copying([table.name]):
                     self.target.copy_rows(self.source, table)

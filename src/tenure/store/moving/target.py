@@ -26,8 +26,6 @@ from tenure.store.postgres import schema
 import psycopg
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-BEGINNING = "00000000-0000-0000-0000-000000000000"
-"""Before the first job."""
 ARRIVED_TOGETHER = 500
 
 GUARDS = """

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from typing import Any
 
-from tenure.jobs.ids import EPOCH
+from tenure.jobs.ids import BEFORE_ALL, EPOCH
 from tenure.jobs.limits import NEXT, Open, Turn, has_enough, look_again, quotas
 from tenure.jobs.work import ClaimRequest, Lease, is_full
 from tenure.store import lanes
@@ -34,7 +34,6 @@ FULL_SHARE = 0.1
 """Then a search from the start is made this often, or so that they take this share of the time."""
 SEVERAL_SECONDS = 1.0
 EVER = datetime(1, 1, 1, tzinfo=UTC)
-NO_ID = "00000000-0000-0000-0000-000000000000"
 SEEN_MORE = 10
 """Jobs that a look goes over for each one that is asked for, beside `MAX_SEEN`: other claims may
 have locked the first ones."""
@@ -103,7 +102,7 @@ class PostgresLanes(lanes.Lanes[PostgresLaneView]):
 class PostgresClaim:
     """One claim, in the open transaction of a session; see `lanes.Claim`."""
 
-    start: Mark = (EVER, NO_ID)
+    start: Mark = (EVER, BEFORE_ALL)
 
     def __init__(
         self,
@@ -241,7 +240,7 @@ class PostgresClaim:
 
     def _after(self, lane: Lane, after: Mark) -> Mark:
         """Return the later of a place and where the search of a crowded lane began."""
-        return max(after, (self._since.get(lane, EVER), NO_ID))
+        return max(after, (self._since.get(lane, EVER), BEFORE_ALL))
 
 
 def are_many(entries: int, request: ClaimRequest) -> bool:

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from tenure import failpoints
 from tenure.errors import IllegalTransition
 from tenure.events import Amended, Cancelled, Event, Retried
+from tenure.jobs.ids import BEFORE_ALL
 from tenure.jobs.queries import Action, Bulk, Counted, Filter, Query, query_of, sources
 from tenure.lifecycle import Job, Status, follow
 from tenure.store import transitions
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 BATCH = 500
 """Jobs of one batch."""
-BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
-"""No job has a smaller id."""
 MAX_KEPT = 1_000
 """Actions on record. When an action starts, the oldest ended actions are deleted."""
 

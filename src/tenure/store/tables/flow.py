@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from tenure.errors import InvalidInput, WorkflowNotFound
 from tenure.jobs.enqueue import CheckedJob, Enqueued
+from tenure.jobs.ids import AFTER_ALL, BEFORE_ALL
 from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.workflows import ENDINGS, WorkflowStatus, endings_of
 from tenure.store import enqueue
@@ -21,8 +22,6 @@ MAX_LOOKED = 1_000
 """Workflows that one call looks at."""
 STRIDE = 100
 """Jobs that have to settle until that is noted: a note is a write."""
-FIRST = "00000000-0000-0000-0000-000000000000"
-LAST = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 SETS = tuple(words for status in WorkflowStatus for words in endings_of(status))
 """Every value of `workflow.statuses`."""
 
@@ -108,7 +107,7 @@ def unfinished(db: Reads, before: str) -> tuple[Sequence[str], str]:
         f" AND id < {d.id_value} ORDER BY id DESC LIMIT {MAX_LOOKED}) AS one ORDER BY 1 DESC",
         (before,),
     )
-    return [id for id, due in rows if due], rows[-1][0] if len(rows) == MAX_LOOKED else LAST
+    return [id for id, due in rows if due], rows[-1][0] if len(rows) == MAX_LOOKED else AFTER_ALL
 
 
 def finish(db: Statements, workflows: Sequence[str]) -> None:
@@ -132,7 +131,8 @@ def finish(db: Statements, workflows: Sequence[str]) -> None:
     ended = f"SELECT rtrim({words}) FROM {job} WHERE workflow = one.id"
     reached = (
         f"SELECT job.id FROM {job} AS job WHERE workflow = one.id"
-        f" AND job.id < coalesce(({_open(d)}), {d.as_id(repr(LAST))}) ORDER BY job.id DESC LIMIT 1"
+        f" AND job.id < coalesce(({_open(d)}), {d.as_id(repr(AFTER_ALL))})"
+        f" ORDER BY job.id DESC LIMIT 1"
     )
     db.changed(
         f"UPDATE {table} AS one SET settled_to = ({reached}),"
@@ -144,7 +144,7 @@ def finish(db: Statements, workflows: Sequence[str]) -> None:
 
 
 def _done(d: Dialect) -> str:
-    return f"coalesce(one.settled_to, {d.as_id(repr(FIRST))})"
+    return f"coalesce(one.settled_to, {d.as_id(repr(BEFORE_ALL))})"
 
 
 def _open(d: Dialect) -> str:

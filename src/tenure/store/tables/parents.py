@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tenure.errors import Forbidden
+from tenure.jobs.ids import BEFORE_ALL
 from tenure.jobs.queue_rights import includes
 from tenure.jobs.steps import ParentJob, Parents, ReadParents
 from tenure.store.dialect import Reads
@@ -12,7 +13,6 @@ PAGE_LENGTH = 1024 * 1024
 """Characters of results, after which a page ends."""
 MAX_ERROR = 1_000
 """Characters of an error that are read."""
-FIRST = "00000000-0000-0000-0000-000000000000"
 
 
 def page(db: Reads, job_id: str, call: ReadParents) -> Parents:
@@ -36,7 +36,7 @@ def page(db: Reads, job_id: str, call: ReadParents) -> Parents:
     rows = db.rows(
         f"SELECT {d.id('parent')}, meets, name, {', '.join(names)}, error, found"
         f" FROM ({counted}) AS one WHERE before < {PAGE_LENGTH} ORDER BY parent",
-        (job_id, call.after or FIRST, *([] if call.name is None else [call.name])),
+        (job_id, call.after or BEFORE_ALL, *([] if call.name is None else [call.name])),
     )
     for row in rows:
         if not includes(call.within, row[4]):
