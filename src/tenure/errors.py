@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
+from typing import Any
 
 
 class TenureError(Exception):
     """Base of every error raised on purpose; `code` is stable and part of the HTTP API."""
 
     code = "tenure_error"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Describe it for pickle and copy, which would call the class with the text alone."""
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class InvalidInput(TenureError):

@@ -1,0 +1,49 @@
+"""Errors survive the way between two processes: pools of processes send what a call raised."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+from tenure import errors
+from tenure.jobs.postpone import RateLimited, RetryAfter, Snooze
+
+ERRORS = (
+    errors.InvalidInput("not a name", path="$.name", code="other"),
+    errors.DuplicateStep("charge"),
+    errors.JobNotFound("1"),
+    errors.JobFailed("1", "no"),
+    errors.IllegalTransition("1", "failed", "retried", ("retried",), "why"),
+    errors.KeyConflict("once", "1", "workflow"),
+    errors.QueueFull("mail", 3),
+    errors.SignalTokenNotFound(),
+    errors.StoreUnavailable("the database is away"),
+    RetryAfter("10m", "busy"),
+    Snooze("10m"),
+    RateLimited("30s", "queue"),
+)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_copy_of_an_error_is_like_it(error: errors.TenureError) -> None:
+    error.add_note("on the way")
+    sent = pickle.dumps(error)
+    for made in (pickle.loads(sent), copy.copy(error)):  # noqa: S301
+        assert type(made) is type(error)
+        assert (str(made), vars(made)) == (str(error), vars(error))
+
+
+def test_an_error_does_not_break_a_pool_of_processes() -> None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        with pytest.raises(errors.QueueFull, match="'mail' already holds 3") as raised:
+            pool.submit(fill).result(60)
+        assert raised.value.max_pending == 3
+        assert pool.submit(len, "ok").result(60) == 2
+
+
+def fill() -> None:
+    raise errors.QueueFull("mail", 3)
