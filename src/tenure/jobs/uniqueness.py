@@ -189,30 +189,37 @@ class Plan(Struct):
     answers: list[int | str | DuplicateJob] = field(default_factory=list)
     holders: dict[str, Job] = field(default_factory=dict)  # id -> the job afterwards
 
+    def add(self, job: CheckedJob) -> int:
+        """Answer a request with a job to add; return its number."""
+        self.answers.append(len(self.fresh))
+        self.fresh.append(job)
+        return len(self.fresh) - 1
+
 
 def plan(jobs: Sequence[CheckedJob], seen: Seen) -> Plan:
     """Return the outcome for each job, in order. A job sees the outcomes of the jobs before it."""
     made, asked = Plan(), set(seen.known)
     numbers: dict[str, int] = {}  # unique key -> the number of its job in `fresh`
     for job in jobs:
-        one = None if job.idempotency_key in asked else job.unique  # the insert knows the answer
-        if one is not None and job.idempotency_key is not None:
+        one = job.unique
+        if one is None or job.idempotency_key in asked:  # the insert knows the answer
+            made.add(job)
+            continue
+        if job.idempotency_key is not None:
             asked.add(job.idempotency_key)
-        number = None if one is None else numbers.get(one.key)
-        there = None if one is None or number is not None else _there(one, seen, made)
-        if one is None or (number is None and there is None):
-            if one is not None:
-                numbers[one.key] = len(made.fresh)
-            made.answers.append(len(made.fresh))
-            made.fresh.append(job)
-        elif one.rule.on_conflict == "error" or isinstance(there, str):
-            holder = made.fresh[number] if number is not None else there
-            made.answers.append(DuplicateJob(str(getattr(holder, "id", holder))))
-        elif there is not None:
+        number = numbers.get(one.key)
+        there = made.fresh[number] if number is not None else _there(one, seen, made)
+        if there is None:
+            numbers[one.key] = made.add(job)
+        elif isinstance(there, str):
+            made.answers.append(DuplicateJob(there))
+        elif one.rule.on_conflict == "error":
+            made.answers.append(DuplicateJob(there.id))
+        elif isinstance(there, Job):
             _change(made, job, one.rule, there, seen.now)
             made.answers.append(there.id)
         elif number is not None:
-            made.fresh[number] = _merged(made.fresh[number], job, one.rule)
+            made.fresh[number] = _merged(there, job, one.rule)
             made.answers.append(number)
     return made
 
