@@ -14,10 +14,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import quote, urlencode
+from uuid import UUID
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -96,6 +98,25 @@ class Call:
 def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return `value` as a JSON response."""
     return Response(msgspec.json.encode(value), status, headers, media_type=JSON)
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+Cursor = Annotated[str, Meta(pattern="^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$")]
+"""The last id of a page without its hyphens. Clients send it back unchanged."""
+
+
+def id_of(cursor: str | UnsetType) -> str | None:
+    """Return the last id of the page before; None for the first page."""
+    return None if cursor is UNSET else str(UUID(cursor))
+
+
+def next_page(call: Call, path: str, last: str | None) -> dict[str, str]:
+    """Return the header with the address of the page behind an id; none for None."""
+    if last is None:
+        return {}
+    query = {**call.request.query_params, "cursor": last.replace("-", "")}
+    return {"Link": f'<{call.address(path)}?{urlencode(query)}>; rel="next"'}
 
 
 # --- finding and running a call ------------------------------------------------------------------

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Annotated, cast
-from urllib.parse import urlencode
-from uuid import UUID
 
 from msgspec import UNSET, Meta, Struct, UnsetType, structs
 from msgspec.structs import replace
@@ -20,7 +18,7 @@ from tenure.app.enqueueing import again
 from tenure.app.shown import progress_shown, steps_shown, transitions_shown
 from tenure.app.twins import answer_of
 from tenure.http.api.bodies import convert
-from tenure.http.api.call import Call, answer
+from tenure.http.api.call import Call, Cursor, answer, id_of, next_page
 from tenure.http.guard import check_again
 from tenure.jobs.enqueue import Enqueued, NewJob, Options
 from tenure.jobs.names import check_key
@@ -29,9 +27,6 @@ from tenure.lifecycle import Status
 from tenure.telemetry import tracing
 from tenure.wire import requests, responses
 from tenure.wire.kept import steps_body
-
-CURSOR = "^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$"
-"""A cursor is the last id of a page without its hyphens. Clients send it back unchanged."""
 
 
 class FilterQuery(requests.FilterForm):
@@ -51,7 +46,7 @@ class ListQuery(FilterQuery, kw_only=True):
     """Which jobs to list."""
 
     limit: Annotated[int, Meta(ge=1, le=MAX_LISTED)] = 50
-    cursor: Annotated[str, Meta(pattern=CURSOR)] | UnsetType = UNSET
+    cursor: Cursor | UnsetType = UNSET
 
 
 class CountQuery(FilterQuery, kw_only=True):
@@ -115,12 +110,8 @@ def _options(call: Call, new: requests.AgainRequest, key: str | None = None) -> 
 def list_jobs(call: Call) -> Response:
     """List jobs, newest first; a page may be short, or empty, and still have a next one."""
     query: ListQuery = call.query
-    before = None if query.cursor is UNSET else str(UUID(query.cursor))
-    page = call.app.core.page(_filter(call), limit=query.limit, before=before)
-    headers = {}
-    if page.next is not None:
-        next_page = {**call.request.query_params, "cursor": page.next.replace("-", "")}
-        headers["Link"] = f'<{call.address("/jobs")}?{urlencode(next_page)}>; rel="next"'
+    page = call.app.core.page(_filter(call), limit=query.limit, before=id_of(query.cursor))
+    headers = next_page(call, "/jobs", page.next)
     running = [job for job in page.jobs if job.status is Status.PROCESSING]
     said = progress_shown(call.app.core, running, call.redaction)
     return answer([call.shown(job, said.get(job.id)) for job in page.jobs], headers=headers)

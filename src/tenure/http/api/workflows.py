@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
-from urllib.parse import urlencode
-from uuid import UUID
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
@@ -14,8 +12,7 @@ from starlette.responses import Response
 from tenure.app.flow import NewWorkflow, Node
 from tenure.dependency import Dependency
 from tenure.errors import InvalidInput
-from tenure.http.api.call import Call, answer
-from tenure.http.api.jobs import CURSOR
+from tenure.http.api.call import Call, Cursor, answer, id_of, next_page
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.names import check_key
 from tenure.jobs.queries import MAX_LISTED, Bulk
@@ -24,7 +21,6 @@ from tenure.wire import requests, responses
 from tenure.wire import workflows as forms
 
 Limit = Annotated[int, Meta(ge=1, le=MAX_LISTED)]
-Cursor = Annotated[str, Meta(pattern=CURSOR)]
 
 
 class GraphQuery(Struct, kw_only=True):
@@ -61,9 +57,9 @@ def add_to_workflow(call: Call) -> Response:
 def list_workflows(call: Call) -> Response:
     """List workflows, newest first."""
     given = requests.given(call.query)
-    given["before"] = _id(given.pop("cursor", None))
+    given["before"] = id_of(given.pop("cursor", UNSET))
     page = call.app.workflows.list(**given)
-    return answer(page.workflows, headers=_next(call, "/workflows", page.next))
+    return answer(page.workflows, headers=next_page(call, "/workflows", page.next))
 
 
 def show_workflow(call: Call) -> Response:
@@ -74,10 +70,9 @@ def show_workflow(call: Call) -> Response:
 def show_graph(call: Call) -> Response:
     """List jobs of a workflow, oldest first, and what they depend on."""
     id, query = call.path["id"], call.query
-    after = _id(None if query.cursor is UNSET else query.cursor)
-    page = call.app.workflows.graph(id, limit=query.limit, after=after)
+    page = call.app.workflows.graph(id, limit=query.limit, after=id_of(query.cursor))
     body = forms.GraphBody(jobs=page.jobs, dependencies=page.dependencies)
-    return answer(body, headers=_next(call, f"/workflows/{id}/graph", page.next))
+    return answer(body, headers=next_page(call, f"/workflows/{id}/graph", page.next))
 
 
 def list_parents(call: Call) -> Response:
@@ -135,23 +130,11 @@ def _parent(nodes: Mapping[str, Node[Any]], other: forms.OtherJob | str) -> Depe
 
 def _relatives(call: Call, read: Any, part: str) -> Response:
     id, query = call.path["id"], call.query
-    after = _id(None if query.cursor is UNSET else query.cursor)
-    page: RelativePage = read(id, limit=query.limit, after=after)
-    return answer(page.jobs, headers=_next(call, f"/jobs/{id}/{part}", page.next))
+    page: RelativePage = read(id, limit=query.limit, after=id_of(query.cursor))
+    return answer(page.jobs, headers=next_page(call, f"/jobs/{id}/{part}", page.next))
 
 
 def _started(call: Call, act: Any, **options: Any) -> Response:
     started: Bulk = act(call.path["id"], actor=call.caller.name, reason=call.body.reason, **options)
     where = {"Location": call.address(f"/bulk/{started.id}")}
     return answer(responses.bulk_body(started), 202, where)
-
-
-def _id(cursor: str | None) -> str | None:
-    return None if cursor is None else str(UUID(cursor))
-
-
-def _next(call: Call, path: str, after: str | None) -> dict[str, str]:
-    if after is None:
-        return {}
-    query = {**call.request.query_params, "cursor": after.replace("-", "")}
-    return {"Link": f'<{call.address(path)}?{urlencode(query)}>; rel="next"'}
