@@ -14,7 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from tenure.cli.terminal import COLOURS, ENDLESS, room, used
+from tenure.cli.terminal import COLOURS, ENDLESS, room
+from tenure.jobs.stats import used
 from tenure.jobs.text import ago, first_line, visible
 
 BARS = "·▁▂▃▄▅▆▇█"

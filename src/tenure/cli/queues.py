@@ -17,7 +17,7 @@ from tenure.cli.options import (
     reason_option,
     together,
 )
-from tenure.cli.terminal import Cell, print_json, table, used
+from tenure.cli.terminal import Cell, print_json, table
 from tenure.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -249,6 +249,7 @@ def workers(as_json: bool) -> None:
 @reading_options
 def stats(as_json: bool) -> None:
     """Count jobs by queue, type and status."""
+    from tenure.jobs.stats import used
     from tenure.wire import responses
 
     with existing() as app:

@@ -220,11 +220,6 @@ def progress_bar(what: str, *, shown: bool = True, steady: bool = False) -> Iter
         yield progress
 
 
-def used(by_status: dict[str, int]) -> dict[str, int]:
-    """Return the jobs by status, without `waiting` where there are none."""
-    return {status: jobs for status, jobs in by_status.items() if jobs or status != "waiting"}
-
-
 def tint(text: str, word: str | None = None) -> str:
     """Colour `text` for a terminal by the status that it, or `word`, is."""
     colour = COLOURS.get(text if word is None else word)

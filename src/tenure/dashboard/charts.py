@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import inf
 
-from tenure.jobs.stats import BUCKETS, Activity, Count
+from tenure.jobs.stats import BUCKETS, Activity
 from tenure.lifecycle import ATTEMPT_ENDS, FAILURES, FIRST_EVENT, RULE_OF, TRANSITIONS, Rule, Status
 
 MINUTES = 60
@@ -29,14 +29,6 @@ class Chart:
 
     minutes: Sequence[int]  # each as Unix time
     lines: Mapping[str, Sequence[float | None]]
-
-
-def by_status(counts: Iterable[Count]) -> dict[str, int]:
-    """Return the number of jobs by status, in order; `waiting` only if there are such jobs."""
-    found: dict[str, int] = dict.fromkeys(Status, 0)
-    for group in counts:
-        found[group.status] += group.jobs
-    return {status: jobs for status, jobs in found.items() if jobs or status != Status.WAITING}
 
 
 def minutes_until(now: datetime) -> list[datetime]:

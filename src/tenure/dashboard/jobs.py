@@ -13,13 +13,14 @@ from starlette.responses import PlainTextResponse, Response
 
 from tenure.app import signals
 from tenure.app.shown import progress_shown, run_again_as, steps_shown, transitions_shown
-from tenure.dashboard import charts, timeline
 from tenure.dashboard import format as fmt
+from tenure.dashboard import timeline
 from tenure.dashboard.request import HEADERS, PageRequest, inside
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
 from tenure.jobs.payload import parse
 from tenure.jobs.queries import Action, Bulk, Filter, State, action_of, check_filter, sources
 from tenure.jobs.signals import MAX_SIGNAL_BYTES, Signal
+from tenure.jobs.stats import jobs_by_status, used
 from tenure.jobs.text import length, visible
 from tenure.lifecycle import Job, Status
 from tenure.tokens.scopes import Scope
@@ -94,7 +95,7 @@ def listed(request: PageRequest) -> Response:
         filtered=any(given.values()),
         cursor=cursor,
         states=list(State),
-        by_status=charts.by_status(shown),
+        by_status=used(jobs_by_status(shown)),
         types=sorted({count.type for count in counts})[:MAX_TYPES],
         queue_names=sorted({count.queue for count in counts})[:MAX_TYPES],
         since=SINCE,

@@ -15,6 +15,7 @@ from tenure.dashboard.health import health
 from tenure.dashboard.request import SEEN, PageRequest
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.explain import is_live
+from tenure.jobs.stats import jobs_by_status, used
 from tenure.lifecycle import FIRST_EVENT, TRANSITIONS, Status
 
 MAX_FAILURES = 5
@@ -38,7 +39,7 @@ def show(request: PageRequest) -> Response:
     queues, number = cache.queues()
     activity, groups = cache.activity(), cache.failures()
     jobs = sum(group.jobs for group in counts)
-    by_status = charts.by_status(counts)
+    by_status = used(jobs_by_status(counts))
     failed, running = by_status[Status.FAILED], by_status[Status.PROCESSING]
     seen = min(request.seen, failed)
     pending: Counter[str] = Counter()
@@ -86,7 +87,7 @@ def show(request: PageRequest) -> Response:
 def failures(request: PageRequest) -> Response:
     """Show failures by type and error; the browser keeps how many jobs had failed by then."""
     groups = request.cache.failures()
-    failed = charts.by_status(request.cache.counts())[Status.FAILED]
+    failed = jobs_by_status(request.cache.counts())[Status.FAILED]
     shown = failures_shown(request.app.core, groups, request.redaction)
     response = request.page("failures.html", failures=shown)
     request.set_cookie(response, SEEN, str(failed))
@@ -96,7 +97,7 @@ def failures(request: PageRequest) -> Response:
 def machine(request: PageRequest) -> Response:
     """Show the state machine with live numbers."""
     cache, now = request.cache, request.now
-    jobs, activity = charts.by_status(cache.counts()), cache.activity()
+    jobs, activity = used(jobs_by_status(cache.counts())), cache.activity()
     rates = charts.rates(activity, now)
     return request.page(
         "machine.html",

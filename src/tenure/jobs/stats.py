@@ -5,7 +5,7 @@ The HTTP API answers some of these unchanged. Its OpenAPI description takes thei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from math import inf
 from typing import Annotated, Literal
@@ -35,6 +35,19 @@ class Count(Struct, frozen=True):
     queue: str
     type: str
     jobs: int
+
+
+def jobs_by_status(counts: Iterable[Count]) -> dict[str, int]:
+    """Return the number of jobs by status, in order; a status without jobs is there with 0."""
+    found = dict.fromkeys(map(str, Status), 0)
+    for count in counts:
+        found[count.status] += count.jobs
+    return found
+
+
+def used(by_status: Mapping[str, int]) -> dict[str, int]:
+    """Return the jobs by status, without `waiting` where there are none."""
+    return {status: jobs for status, jobs in by_status.items() if jobs or status != Status.WAITING}
 
 
 class Total(Struct, frozen=True):

@@ -19,7 +19,7 @@ from tenure.jobs.payload import JsonText
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Action, Bulk
 from tenure.jobs.signals import Signal
-from tenure.jobs.stats import Count, QueueState, Time, Total
+from tenure.jobs.stats import Count, QueueState, Time, Total, jobs_by_status
 from tenure.jobs.work import Answer, Lease
 from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy
@@ -243,11 +243,9 @@ class StatsBody(Answered, frozen=True):
 
 
 def stats_body(counts: Sequence[Count]) -> StatsBody:
-    """Add the sums to the counts. A status without jobs is there with 0."""
-    by_status = dict.fromkeys(map(str, Status), 0)
-    for count in counts:
-        by_status[count.status] += count.jobs
-    return StatsBody(total=sum(by_status.values()), by_status=by_status, counts=counts)
+    """Add the sums to the counts."""
+    found = jobs_by_status(counts)
+    return StatsBody(total=sum(found.values()), by_status=found, counts=counts)
 
 
 class BulkBody(Answered, frozen=True):
