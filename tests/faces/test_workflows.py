@@ -89,6 +89,8 @@ def test_a_workflow_is_cancelled_and_retried(app: Tenure, api: TestClient) -> No
     id, _ = add_workflow(app)
     for lease in claim_jobs(api, 5):
         report(api, lease, "failed")
+    for_one_job = api.post(f"/workflows/{id}/retry", json={"from_scratch": True})
+    assert_problem(for_one_job, 400, "invalid_input")
     body = {"more_retries": 2, "reason": "the site is up"}
     started = api.post(f"/workflows/{id}/retry", json=body)
     assert started.status_code == 202

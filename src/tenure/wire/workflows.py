@@ -66,6 +66,12 @@ class CancelWorkflow(requests.ReasonRequest, kw_only=True):
     everything: bool = False
 
 
+class RetryWorkflow(requests.ReasonRequest, kw_only=True):
+    """How many attempts a retry adds to the limit of each failed job."""
+
+    more_retries: requests.MoreRetries = 1
+
+
 class GraphBody(Answered, frozen=True):
     """Some jobs of a workflow, oldest first, and what they depend on."""
 

@@ -100,6 +100,7 @@ RESUME = Body(forms.ResumeRequest, optional=True)
 TRIGGER = Body(forms.TriggerRequest, optional=True)
 WORKFLOW = Body(flows.WorkflowRequest, limit=MAX_WORKFLOW_BYTES, depth=JOB_DEPTH + 2)
 WORKFLOW_JOBS = Body(flows.WorkflowJobsRequest, limit=MAX_WORKFLOW_BYTES, depth=JOB_DEPTH + 2)
+RETRY_WORKFLOW = Body(flows.RetryWorkflow, optional=True)
 CANCEL_WORKFLOW = Body(flows.CancelWorkflow, optional=True)
 BACKFILL, WHEN = Body(forms.BackfillRequest), Body(forms.WhenRequest)
 
@@ -243,7 +244,8 @@ ROUTES: tuple[Route, ...] = (
         body=CANCEL_WORKFLOW,
     ),
     Route(
-        *("POST", "/workflows/{id}/retry", ADMIN, workflows.retry_workflow, NEW_BULK), body=RETRY
+        *("POST", "/workflows/{id}/retry", ADMIN, workflows.retry_workflow, NEW_BULK),
+        body=RETRY_WORKFLOW,
     ),
     # --- actions on all jobs that match a filter
     Route("POST", "/bulk", ADMIN, operations.start_bulk, NEW_BULK, body=BULK_REQUEST),
