@@ -139,3 +139,13 @@ def test_the_command_line_previews_asks_and_sees_it_through(app: Tenure) -> None
     assert len(app.bulk.list()) == 1
     found = cli_json("--database", app.database, "jobs", "list", "--text", "ANN1")
     assert [job["status"] for job in found] == ["cancelled"]
+
+
+@pytest.mark.parametrize("action", ["cancel", "run-now", "retry"])
+def test_a_preview_of_jobs_by_id_changes_none(app: Tenure, action: str) -> None:
+    (job,) = app.find(type="mail", limit=1)
+    here = {"TENURE_DATABASE": app.database}
+    refused = run_cli("jobs", action, job.id, "--dry-run", **here)
+    assert refused.exit_code == 2
+    assert "--dry-run is for jobs that match options" in refused.stderr
+    assert app.get(job.id) == job

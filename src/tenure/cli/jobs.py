@@ -251,7 +251,7 @@ def explain(id: str, as_json: bool) -> None:
 bulk_options = together(
     filter_options,
     reason_option,
-    flag("--dry-run", "Only print how many jobs match, and a few of them."),
+    flag("--dry-run", "Only print how many jobs match, and a few of them; not with ids."),
     flag("--yes", "Do not ask for confirmation."),
     answer_options,
 )
@@ -347,6 +347,8 @@ def _change(
     chosen = {name: value for name, value in filters.items() if value is not None}
     if bool(ids) == bool(chosen):
         raise click.UsageError("name jobs by their ids, or by options such as --status and --type")
+    if ids and dry_run:
+        raise click.UsageError("--dry-run is for jobs that match options, not for ids")
     matching = filter_of(**chosen)
     with existing() as app:
         if ids:
