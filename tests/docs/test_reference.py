@@ -19,7 +19,7 @@ from tenure.cli.command import exit_code
 from tenure.cli.outcomes import OUTCOMES, TIME_OVER
 from tenure.http.api import openapi
 from tenure.http.api.routes import ROUTES
-from tenure.jobs import explain, payload
+from tenure.jobs import explain, explain_limits, payload
 from tenure.jobs.enqueue import MAX_JOBS_AT_ONCE, MAX_PRIORITY, MAX_RETRIES
 from tenure.jobs.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH
 from tenure.jobs.queries import MAX_LISTED
@@ -166,21 +166,13 @@ def test_every_metric_stands_with_its_labels() -> None:
     assert {bare(row[0]): in_code(row[1]) for row in rows} == metrics_with_labels()
 
 
-def _reasons(value: ast.expr) -> set[str]:
-    """The names of a reason in the source: one, or that of a queue and that of a partition."""
-    if isinstance(value, ast.JoinedStr):
-        _, end = value.values
-        assert isinstance(end, ast.Constant)
-        return {f"{kind}{end.value}" for kind in ("queue", "partition")}
-    return {value.value} if isinstance(value, ast.Constant) else set()
-
-
 def test_every_reason_is_explained() -> None:
-    returned: set[str] = set()
+    returned = {*explain_limits.OF_QUEUE, *explain_limits.OF_PARTITION}
     for module in ("explain.py", "explain_limits.py"):
         for node in ast.walk(ast.parse((SOURCES / "jobs" / module).read_text("utf-8"))):
-            if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
-                returned |= _reasons(node.value.elts[0])
+            match node:
+                case ast.Return(ast.Tuple([ast.Constant(str(reason)), _])):
+                    returned.add(reason)
     explained = {name for row in table_rows(HTTP.section("Reasons")) for name in in_code(row[0])}
     assert explained == returned
     assert explain.Explanation.__doc__

@@ -50,11 +50,16 @@ class LimitFacts(Struct, frozen=True, kw_only=True):
     before: tuple[str, Status, datetime] | None = None
 
 
+OF_QUEUE = ("queue_waits", "queue_full", "queue_rate")
+OF_PARTITION = ("partition_waits", "partition_full", "partition_rate")
+"""What keeps a job from starting: a rest after a rate limit outside, its limit, its rate."""
+
+
 def limit_reason(queue: str, facts: LimitFacts, now: datetime) -> tuple[str, str] | None:
     """Return a stable reason and a sentence, None if no limit keeps a due job from starting."""
     limits, per, named = facts.limits, facts.limits.per_partition, f"Queue {queue}"
     rate = parse_rate(limits.rate, limits.burst, "$")
-    if found := _closed("queue", named, facts.queue, rate, now):
+    if found := _closed(OF_QUEUE, named, facts.queue, rate, now):
         return found
     if facts.partition is None:
         return None
@@ -66,29 +71,30 @@ def limit_reason(queue: str, facts: LimitFacts, now: datetime) -> tuple[str, str
     if facts.before is not None:
         return _in_order(part, *facts.before)
     rate = parse_rate(per.rate, per.burst, "$") if per else None
-    return _closed("partition", part, facts.partition, rate, now)
+    return _closed(OF_PARTITION, part, facts.partition, rate, now)
 
 
 def _closed(
-    kind: str, named: str, part: Part, rate: Rate | None, now: datetime
+    reasons: tuple[str, str, str], named: str, part: Part, rate: Rate | None, now: datetime
 ) -> tuple[str, str] | None:
+    waits, full, started = reasons
     if part.resume_at is not None and part.resume_at > now:
         wait = length((part.resume_at - now).total_seconds())
         why = f": job {part.paused_for} met a rate limit outside" if part.paused_for else ""
-        return f"{kind}_waits", f"{named} starts no job for {wait}{why}."
+        return waits, f"{named} starts no job for {wait}{why}."
     if part.max_running is not None and part.running >= part.max_running:
         if part.max_running == 0:
-            return f"{kind}_full", f"{named} may run no job: its limit is 0."
+            return full, f"{named} may run no job: its limit is 0."
         since = ""
         if part.oldest is not None:
             for_long = length((now - part.oldest[1]).total_seconds())
             since = f", the oldest for {for_long} (job {part.oldest[0]})"
         jobs = f"{part.running:,} of {part.max_running:,} jobs run{since}"
-        return f"{kind}_full", f"{named} is full: {jobs}."
+        return full, f"{named} is full: {jobs}."
     opens_at = part.opens_at(rate)
     if opens_at is not None and opens_at > now:
         wait = length(max((opens_at - now).total_seconds(), 0.1))
-        return f"{kind}_rate", f"{named} starts {rate} at most; the next job can start in {wait}."
+        return started, f"{named} starts {rate} at most; the next job can start in {wait}."
     return None
 
 
