@@ -19,6 +19,7 @@ from tenure import (
 )
 from tenure.jobs.parking import Wait
 from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.store import rows
 from tests.support.lenders import DRIVERS, Kind, Lender, lent
 
 pytest_plugins = ["tests.support.lent_app"]
@@ -130,7 +131,12 @@ def test_ten_thousand_jobs_are_one_call(app: Tenure, lender: Lender) -> None:
     assert app.get(jobs[-1].id) == jobs[-1]
 
 
-def test_refusals_leave_the_transaction_usable(app: Tenure, lender: Lender) -> None:
+@pytest.mark.parametrize("most", [rows.MAX_SENT, 1])
+def test_refusals_leave_the_transaction_usable(
+    app: Tenure, lender: Lender, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Also if each job of a batch is sent alone, as those with large payloads are."""
+    monkeypatch.setattr(rows, "MAX_SENT", most)
     app.queues.limit("small", max_pending=2)
     lender.begin()
     first = lender.call(app, "enqueue", "mail", {"n": 1}, idempotency_key="once")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -16,6 +16,11 @@ from tenure.lifecycle import TRANSITIONS, Job, Status
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 from tenure.store.dialect import Dialect, Reads
 from tenure.texts import TEXT_FIELDS
+
+T = TypeVar("T")
+
+MAX_SENT = 8 * 2**20
+"""Characters of payloads in one statement: libpq takes quadratic time to send many megabytes."""
 
 COLUMNS = (
     *("id", "type", "queue", "status", "priority", "attempts", "max_retries", "token"),
@@ -147,6 +152,22 @@ def added_job(
     start_by = None if start_by is None else kept(start_by)
     tags = read_tags(checked_job.tags)
     return replace(job, start_by=start_by, tags=tags, partition=partition)
+
+
+def parts(added: Iterable[T], payload_of: Callable[[T], str]) -> Iterator[list[T]]:
+    """Yield the jobs, or their rows, of one statement after the other."""
+    part: list[T] = []
+    size = 0
+    for one in added:
+        payload = payload_of(one)
+        length = len(payload) if payload.isascii() else 3 * len(payload.encode())  # as escapes
+        size += length
+        if part and size > MAX_SENT:
+            yield part
+            part, size = [], length
+        part.append(one)
+    if part:
+        yield part
 
 
 def changed_values(job: Job, columns: Sequence[str]) -> tuple[Any, ...]:

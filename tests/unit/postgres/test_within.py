@@ -13,6 +13,7 @@ import pytest
 
 from tenure import InvalidInput, JobContext, JobNotFound, KeyConflict, NewJob, Tenure
 from tenure.errors import SchemaMismatch
+from tenure.store import rows
 from tenure.store.borrowed.opened import opened
 from tests.support.lenders import POSTGRES, Kind, lent
 from tests.support.pgbouncer import PgBouncer
@@ -91,7 +92,11 @@ def test_who_wants_a_key_waits_for_the_one_that_used_it(app: Tenure, ends: str) 
         other.commit()
 
 
-def test_a_batch_that_loses_a_race_for_a_key_is_undone_whole(app: Tenure) -> None:
+@pytest.mark.parametrize("most", [rows.MAX_SENT, 1])
+def test_a_batch_that_loses_a_race_for_a_key_is_undone_whole(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(rows, "MAX_SENT", most)
     with connected(app) as holder, connected(app) as other, ThreadPoolExecutor(1) as pool:
         app.within(holder).enqueue("mail", {"n": 1}, idempotency_key="k")
         batch = [NewJob("mail", {}, {}), NewJob("mail", {"n": 2}, {"idempotency_key": "k"})]

@@ -18,7 +18,15 @@ from tenure.jobs.uniqueness import plan
 from tenure.lifecycle import Job, Status, follow
 from tenure.store.borrowed import links, unique_keys
 from tenure.store.borrowed.drivers import Ask, Steps
-from tenure.store.borrowed.json_jobs import SQLITE_JOB, document, job_in, millis, time_in, written
+from tenure.store.borrowed.json_jobs import (
+    SQLITE_JOB,
+    document,
+    job_in,
+    millis,
+    sent,
+    time_in,
+    written,
+)
 from tenure.store.borrowed.links import Looked
 from tenure.store.enqueue import answer_known, answers_of
 from tenure.store.rows import CHANGED, CHANGED_BY, TIMED, UNIQUE, added_job, changed_values
@@ -169,22 +177,36 @@ def _answer(checked_job: CheckedJob, job: Job, fingerprint: str | None) -> Enque
 def _add(checked_jobs: Sequence[CheckedJob], notify: bool, limited: bool) -> Steps[Looked]:
     docs = [document(checked_job) for checked_job in checked_jobs]
     keyed = any(checked_job.idempotency_key for checked_job in checked_jobs)
-    request = {"jobs": docs, "keyed": keyed, "notify": notify, "limited": limited}
-    ((text,),) = yield Ask(ADD, written(request))
-    answer = json.loads(text)
-    if answer.get("known") or answer.get("full"):
-        rows = answer.get("known") or ()
-        known = [(job_in("postgres", values), values["fingerprint"]) for values in rows]
-        return Looked(known, answer.get("full"))
-    created, runs = time_in("postgres", answer["created"]), answer["runs"] or {}
-    times = {id: time_in("postgres", at) for id, at in runs.items()}
-    return Looked(made=[added_job(a, created, times[a.id]) for a in checked_jobs if runs])
+    asked: dict[str, Any] = {"jobs": docs, "keyed": keyed, "limited": limited}
+    requests = [asked]
+    if len(several := list(sent(docs))) > 1:  # what refuses one is found before the first is added
+        look = asked | {"jobs": [_looked_for(doc) for doc in docs], "adds": False}
+        requests = [look, *({"jobs": part, "limited": False} for part in several)]
+    requests[-1]["notify"] = notify
+    made: list[Job] = []
+    for request in requests:
+        ((text,),) = yield Ask(ADD, written(request))
+        answer = json.loads(text)
+        if answer.get("known") or answer.get("full"):
+            rows = answer.get("known") or ()
+            known = [(job_in("postgres", values), values["fingerprint"]) for values in rows]
+            return Looked(known, answer.get("full"))
+        if runs := answer.get("runs"):
+            created = time_in("postgres", answer["created"])
+            times = {id: time_in("postgres", at) for id, at in runs.items()}
+            made += [added_job(a, created, times[a.id]) for a in checked_jobs if a.id in times]
+    return Looked(made=made)
+
+
+def _looked_for(doc: dict[str, Any]) -> dict[str, Any]:
+    """What refuses a job: its key may be used, and its queue full."""
+    return {"idempotency_key": doc["idempotency_key"], "queue": doc["queue"]}
 
 
 def _add_on_sqlite(checked_jobs: Sequence[CheckedJob], limited: bool) -> Steps[Looked]:
     docs = [document(checked_job) for checked_job in checked_jobs]
     yield LOCK_FILE
-    ((text,),) = yield Ask(SQLITE_LOOK, written(docs))
+    ((text,),) = yield Ask(SQLITE_LOOK, written([_looked_for(doc) for doc in docs]))
     look = json.loads(text)
     full = look["full"] if limited else None
     if look["known"] or full:
@@ -194,9 +216,11 @@ def _add_on_sqlite(checked_jobs: Sequence[CheckedJob], limited: bool) -> Steps[L
     jobs = [added_job(a, now, due(a, now), kept=kept) for a in checked_jobs]
     for doc, job in zip(docs, jobs, strict=True):
         doc |= {name: millis(getattr(job, name)) for name in ("created_at", *TIMED)}
-    yield Ask(SQLITE_INSERT, written(docs))
+    for part in sent(docs):
+        yield Ask(SQLITE_INSERT, written(part))
     if any(checked_job.traceparent for checked_job in checked_jobs):
-        yield Ask(SQLITE_TRACE, written(docs))
+        traces = [{name: doc[name] for name in ("id", "traceparent")} for doc in docs]
+        yield Ask(SQLITE_TRACE, written(traces))
     return Looked(made=jobs)
 
 

@@ -6,13 +6,14 @@ It has ASCII characters only, so the encoding of a caller's connection does not 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
 
 from tenure.jobs.enqueue import CheckedJob
 from tenure.lifecycle import Job
-from tenure.store.rows import ADDED, COLUMNS, TIMED, UNIQUE, job_of, write_policy
+from tenure.store.rows import ADDED, COLUMNS, TIMED, UNIQUE, job_of, parts, write_policy
 from tenure.store.sqlite.connection import to_millis
 from tenure.store.sqlite.connection import to_time as of_millis
 
@@ -43,6 +44,11 @@ def millis(value: Any) -> Any:
 def written(value: object) -> str:
     """Return JSON in ASCII."""
     return json.dumps(value, default=datetime.isoformat)
+
+
+def sent(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of one statement after the other."""
+    return parts(rows, lambda row: row.get("payload", ""))
 
 
 SENT = (*ADDED, *chain.from_iterable(TIMED.items()), "traceparent")

@@ -18,7 +18,15 @@ from tenure.jobs.graph import MAX_LINKS, Edge, Numbers, Tally, counted, gate_of,
 from tenure.jobs.queue_rights import includes
 from tenure.lifecycle import Job, Status, rest_sql
 from tenure.store.borrowed.drivers import Ask, Steps
-from tenure.store.borrowed.json_jobs import SQLITE_JOB, document, job_in, millis, time_in, written
+from tenure.store.borrowed.json_jobs import (
+    SQLITE_JOB,
+    document,
+    job_in,
+    millis,
+    sent,
+    time_in,
+    written,
+)
 from tenure.store.rows import TIMED, UNIQUE, added_job
 from tenure.store.sqlite.connection import kept
 from tenure.store.sqlite.statements import INSERTED
@@ -95,15 +103,19 @@ FROM json_each({p}) AS new WHERE tenure_job.id = new.value ->> 'id' RETURNING 1
 }
 
 
-def inserted(engine: str, table: str, columns: Sequence[str], rows: Sequence[Any]) -> Ask:
-    """Add rows, which are objects, to a table. The store's connections expect an answer."""
+def _insert(
+    engine: str, table: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]
+) -> Steps[None]:
+    """Add rows to a table, in parts. The store's connections expect an answer."""
     names = ", ".join(columns)
     if engine == "sqlite":
         cells = ", ".join(f"value ->> '{column}'" for column in columns)
         rest = f"SELECT {cells} FROM json_each({{p}})"
     else:
         rest = f"SELECT {names} FROM json_populate_recordset(CAST(NULL AS {{s}}{table}), {_JSON})"
-    return Ask(f"INSERT INTO {{s}}{table} ({names}) {rest} RETURNING 1", written(rows))
+    statement = f"INSERT INTO {{s}}{table} ({names}) {rest} RETURNING 1"
+    for part in sent(rows):
+        yield Ask(statement, written(part))
 
 
 _JSON = "CAST(CAST({p} AS text) AS json)"
@@ -171,9 +183,9 @@ def add(
         doc["followed"] = followers.get(job.id)
         docs.append({k: millis(v) if engine == "sqlite" else v for k, v in doc.items()})
         made.append(new)
-    yield inserted(engine, "job", ENTERED, docs)
+    yield from _insert(engine, "job", ENTERED, docs)
     if traced := [{"job_id": a.id, "traceparent": a.traceparent} for a in jobs if a.traceparent]:
-        yield inserted(engine, "trace", ("job_id", "traceparent"), traced)
+        yield from _insert(engine, "trace", ("job_id", "traceparent"), traced)
     yield from _tie(engine, links, counts, [{"id": i, "followed": followers[i]} for i in parents])
     by_id = {job.id: job for job in made}
     return Looked(made=[by_id[checked_job.id] for checked_job in checked_jobs])
@@ -261,13 +273,13 @@ def _tie(
     rows = [link._asdict() for link in links]
     if rows:
         more = ("gate",) if engine == "postgres" else ()
-        yield inserted(engine, "dependency", (*TIED, *more), rows)
+        yield from _insert(engine, "dependency", (*TIED, *more), rows)
     gates = [
         {"child": child, "gate": gate, "need": need, "spare": spare}
         for child, count in counts.items()
         for gate, (need, spare) in count.gates.items()
     ]
     if gates:
-        yield inserted(engine, "gate", ("child", "gate", "need", "spare"), gates)
+        yield from _insert(engine, "gate", ("child", "gate", "need", "spare"), gates)
     if followed:
         yield Ask(FOLLOWED[engine], written(followed))

@@ -25,13 +25,19 @@ from tenure.store.postgres.connection import (
 )
 from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes, in_order, seen_for
 from tenure.store.postgres.session import PostgresSession
-from tenure.store.rows import CHANGED, added_job, changed_values, field_of, job_of, write_policy
+from tenure.store.rows import (
+    CHANGED,
+    added_job,
+    changed_values,
+    field_of,
+    job_of,
+    parts,
+    write_policy,
+)
 from tenure.store.tables.stats import StatsWriter
 
 T = TypeVar("T")
 
-MAX_SENT = 8 * 2**20
-"""Characters of payloads in one statement: libpq takes quadratic time to send many megabytes."""
 KEPT_MILLIS = 60_000
 """How much later than a job settled its row of `kept` is due, at most."""
 MAX_LOOKS = 20
@@ -67,7 +73,7 @@ class Postgres(PostgresSession):
         self, checked_jobs: Sequence[CheckedJob], more: Sequence[str] = ()
     ) -> Mapping[str, Job]:
         added: dict[str, Job] = {}
-        for part in _parts(_ordered(checked_jobs)):
+        for part in parts(_ordered(checked_jobs), _payload):
             added |= self._insert(part, more) if more else self._enqueue(part)
         return added
 
@@ -144,10 +150,10 @@ class Postgres(PostgresSession):
             return {}  # that is another table, and so a transaction of several statements
         if len(checked_jobs) == 1:
             made = self._enqueue_one(checked_jobs[0])
-        elif len(parts := list(_parts(_ordered(checked_jobs)))) > 1:
+        elif len(sent := list(parts(_ordered(checked_jobs), _payload))) > 1:
             return {}
         else:
-            made = self._enqueue(parts[0], sparing=True, whole=whole)
+            made = self._enqueue(sent[0], sparing=True, whole=whole)
         self._check_confirmed()
         return made
 
@@ -296,18 +302,8 @@ def _ordered(checked_jobs: Iterable[CheckedJob]) -> list[CheckedJob]:
     return sorted(checked_jobs, key=lambda a: (a.idempotency_key or "", a.unique_key or "", a.id))
 
 
-def _parts(checked_jobs: Iterable[CheckedJob]) -> Iterator[list[CheckedJob]]:
-    """Yield the jobs of one statement after the other."""
-    part: list[CheckedJob] = []
-    size = 0
-    for checked_job in checked_jobs:
-        size += len(checked_job.payload)
-        if part and size > MAX_SENT:
-            yield part
-            part, size = [], len(checked_job.payload)
-        part.append(checked_job)
-    if part:
-        yield part
+def _payload(checked_job: CheckedJob) -> str:
+    return checked_job.payload
 
 
 def _row(checked_job: CheckedJob) -> tuple[Any, ...]:

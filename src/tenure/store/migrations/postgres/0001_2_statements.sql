@@ -89,21 +89,23 @@ END $$;
 
 -- Add jobs in a transaction of the caller's (store/borrowed): `request` is JSON, and so is the answer.
 -- A subtransaction would be one of the caller's, and a lock on a queue would last until its commit:
--- there is none. If keys are known, nothing is added and the answer has the jobs with them.
+-- there is none. If keys are known, nothing is added and the answer has the jobs with them. Unless it
+-- `adds`, it only looks.
 CREATE FUNCTION {schema}.add(request text) RETURNS text
     LANGUAGE plpgsql
     SET plan_cache_mode = force_generic_plan SET lock_timeout = '10s' {by_index} {by_loops} AS $$
 #variable_conflict use_column
 DECLARE
     now CONSTANT timestamptz := {schema}.clock();
-    docs CONSTANT json := request::json -> 'jobs';
+    asked CONSTANT json := request::json;
+    docs CONSTANT json := asked -> 'jobs';
     keys text[];
     known json;
     filled json;
     times json;
     entered integer;
 BEGIN
-    IF (request::json ->> 'keyed')::boolean THEN
+    IF (asked ->> 'keyed')::boolean THEN
         keys := ARRAY(SELECT idempotency_key
             FROM json_to_recordset(docs) AS doc (idempotency_key text)
             WHERE idempotency_key IS NOT NULL);
@@ -112,7 +114,7 @@ BEGIN
     IF known IS NOT NULL THEN
         RETURN json_build_object('known', known);
     END IF;
-    IF coalesce((request::json ->> 'limited')::boolean, true)
+    IF coalesce((asked ->> 'limited')::boolean, true)
         AND EXISTS (SELECT FROM {schema}.queue WHERE max_pending IS NOT NULL)
     THEN
         SELECT json_build_array(limited.name, limited.max_pending) INTO filled
@@ -125,6 +127,9 @@ BEGIN
     END IF;
     IF filled IS NOT NULL THEN
         RETURN json_build_object('full', filled);
+    END IF;
+    IF NOT coalesce((asked ->> 'adds')::boolean, true) THEN
+        RETURN json_build_object();
     END IF;
     WITH doc AS MATERIALIZED (
         SELECT * FROM json_to_recordset(docs) AS doc (
@@ -148,7 +153,7 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
             MESSAGE = 'tenure: an idempotency key was used meanwhile, repeat the transaction';
     END IF;
-    IF (request::json ->> 'notify')::boolean THEN
+    IF (asked ->> 'notify')::boolean THEN
         PERFORM pg_notify('{channel}', '');
     END IF;
     RETURN json_build_object('created', now, 'runs', times, 'known', known);
