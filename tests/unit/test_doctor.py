@@ -168,20 +168,23 @@ def test_a_ledger_of_another_cluster_is_a_problem_that_the_manual_mends(postgres
     import psycopg
 
     with Tenure(postgres_url) as app:
-        restored = app.enqueue("email")
+        reached, restored = app.enqueue("email"), app.enqueue("email")
         assert found(postgres_url)["ledger"].health is CheckResult.OK
         with psycopg.connect(postgres_url, autocommit=True) as owner:
             owner.execute("ALTER TABLE tenure.transition DISABLE TRIGGER transition_is_final")
-            owner.execute("UPDATE tenure.transition SET xid = '900000000000'")
+            owner.execute(
+                "UPDATE tenure.transition SET xid = '900000000000' WHERE job_id = %s", [restored.id]
+            )
             owner.execute("ALTER TABLE tenure.transition ENABLE ALWAYS TRIGGER transition_is_final")
             assert found(postgres_url)["ledger"].health is CheckResult.PROBLEM
-            assert not app.events.read().events
+            assert [one.transition.job_id for one in app.events.read().events] == [reached.id]
             for statement in REPAIR.split(";")[:-1]:
                 owner.execute(statement.encode())
         assert found(postgres_url)["ledger"].health is CheckResult.OK
         assert found(postgres_url)["guards"].health is CheckResult.OK
         later = app.enqueue("email")
         assert [one.transition.job_id for one in app.events.read().events] == [
+            reached.id,
             restored.id,
             later.id,
         ]
@@ -250,6 +253,7 @@ def test_what_a_file_may_be_like() -> None:
     assert "jobs.db-wal" in other.advice
     assert sqlite_checks.space(sqlite_checks.MIN_SPACE).health is CheckResult.OK
     assert sqlite_checks.space(sqlite_checks.MIN_SPACE - 1).health is CheckResult.WARNING
+    assert sqlite_checks.space(sqlite_checks.NO_SPACE - 1).health is CheckResult.PROBLEM
     assert (
         sqlite_checks.file_system("ext4").health
         is sqlite_checks.file_system("").health

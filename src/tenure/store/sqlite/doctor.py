@@ -23,6 +23,8 @@ from tenure.store.tables import types
 
 MIN_SPACE = 1024**3
 """Bytes; the log of a SQLite file alone may take some hundred MB while there is a long reader."""
+NO_SPACE = 16 * 1024**2
+"""Bytes; with less, the next exchange of a worker may not fit."""
 
 SETTINGS: doctor.Settings = {
     "journal_mode": (
@@ -72,9 +74,10 @@ def space(free: int) -> Check:
     """Whether the disk has room; `free` in bytes."""
     advice = (
         "on a full disk no job is accepted and no result recorded: free some space, or keep "
-        "settled jobs for a shorter time (`keep` in the settings)"
+        "settled jobs for a shorter time (`keep_completed` and others of the settings)"
     )
-    return warning("disk", f"{free / 1024**2:,.0f} MiB free", advice if free < MIN_SPACE else "")
+    kind = problem if free < NO_SPACE else warning
+    return kind("disk", f"{free / 1024**2:,.0f} MiB free", advice if free < MIN_SPACE else "")
 
 
 def files(mode: int, links: int, closed: Collection[str], owner: int | None = None) -> Check:
