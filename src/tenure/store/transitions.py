@@ -28,7 +28,7 @@ from tenure.jobs.work import (
 from tenure.lifecycle import FINAL_FAILURE, Job, Status, decide, follow, legal_events, retry_in
 from tenure.store.protocol import Database
 from tenure.store.rows import CHANGED_BY
-from tenure.store.tables import pauses, signals, unique_keys
+from tenure.store.tables import limits, signals, unique_keys
 from tenure.store.tables.steps import write_notes
 
 Steps: TypeAlias = tuple[Job, ...]
@@ -115,7 +115,7 @@ def _settle_others(
     if waiting:
         signals.begin_waits(db, waiting)
     if paused:
-        pauses.extend(db, paused)
+        limits.begin_waits(db, paused)
     return late
 
 

@@ -5,7 +5,7 @@ Triggers of these tables keep slots, turns and lines of the jobs, and the histor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from tenure.jobs.explain_limits import LimitFacts, Part
 from tenure.jobs.limits import Limits, PerPartition, Rate, merged, parse_rate
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.stats import PartitionState
+from tenure.jobs.work import Report
 from tenure.lifecycle import Job, Status
 from tenure.store.dialect import Reads, Statements
 from tenure.store.rows import fields_of, read_rows, selected
@@ -136,6 +137,38 @@ def change_partition(
         )
     if paused is False:
         db.changed(f"UPDATE {table} SET {WAITS_NOT} {where}", place)
+
+
+def begin_waits(db: Statements, paused: Sequence[tuple[Job, Report]]) -> None:
+    """Let the queue or partition of each job wait as long as the job, unless it waits longer.
+
+    Each job has met a rate limit outside. Where there is no row of limits, one is made that says
+    nothing else.
+    """
+    d = db.dialect
+    queues = sorted({job.queue for job, _ in paused})
+    table = d.table("queue_limit")
+    divided = db.rows(
+        f"SELECT queue FROM {table} WHERE partitioned AND queue IN ({d.values(len(queues))})",
+        queues,
+    )
+    longest: dict[tuple[str, ...], tuple[float, str]] = {}
+    for job, report in paused:
+        key: tuple[str, ...] = (job.queue,)
+        if report.pause == "partition" and key in map(tuple, divided):
+            key = (job.queue, job.partition or "")
+        longest[key] = max(longest.get(key, (0.0, "")), (report.delay or 0.0, job.id))
+    for key in sorted(longest, key=lambda key: (len(key), key)):  # locked in this order everywhere
+        table = d.table("queue_limit" if len(key) == 1 else "partition_limit")
+        columns = ", ".join(("queue", "partition")[: len(key)])
+        db.changed(
+            f"INSERT INTO {table} AS known ({columns}, resume_at, paused_for)"
+            f" VALUES ({d.values(len(key))}, {d.later(d.value)}, {d.id_value})"
+            f" ON CONFLICT ({columns}) DO UPDATE SET resume_at = excluded.resume_at,"
+            " paused_for = excluded.paused_for"
+            " WHERE coalesce(known.resume_at < excluded.resume_at, true)",
+            (*key, *longest[key]),
+        )
 
 
 def end_wait(db: Statements, queue: str) -> None:
