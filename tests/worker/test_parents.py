@@ -12,7 +12,7 @@ from tenure.client import Client
 from tenure.errors import Forbidden, JobCancelled, JobFailed, JobUnsettled
 from tenure.jobs.steps import ReadParents
 from tenure.jobs.work import ClaimRequest, Outcome, Report
-from tenure.store.tables import parents
+from tenure.store.tables import dependencies
 from tests.support.http import ServerProcess
 from tests.support.workers import running_worker, wait_until_completed
 from tests.worker import children
@@ -50,7 +50,7 @@ def new(app: Tenure, type: str, **payload: Any) -> Any:
 
 def test_results_reach_the_job_behind(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a thread, on the loop and in a child process; in as many pages as it takes."""
-    monkeypatch.setattr(parents, "PAGE", 3)
+    monkeypatch.setattr(dependencies, "PAGE", 3)
     with app.workflow() as flow:
         first = flow.add(new(app, "chunk", n=100), name="first")
         chunks = [first, *(flow.add(new(app, "chunk", n=n)) for n in range(7))]
@@ -99,7 +99,7 @@ def test_a_worker_for_some_queues_gets_results_of_no_others(app: Tenure) -> None
 
 
 def test_a_page_of_large_results_is_short(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parents, "PAGE_LENGTH", 4)
+    monkeypatch.setattr(dependencies, "PAGE_LENGTH", 4)
     with app.workflow() as flow:
         first = flow.add(new(app, "chunk", n=100), name="first")
         chunks = [first, *(flow.add(new(app, "chunk", n=n)) for n in range(7))]

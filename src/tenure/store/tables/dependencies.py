@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from tenure.errors import Forbidden
+from tenure.jobs.ids import BEFORE_ALL
+from tenure.jobs.queue_rights import includes
+from tenure.jobs.steps import ParentJob, Parents, ReadParents
 from tenure.store.dialect import Reads
+
+PAGE = 500
+PAGE_LENGTH = 1024 * 1024
+"""Characters of results, after which a page ends."""
+MAX_ERROR = 1_000
+"""Characters of an error that are read."""
 
 
 def parents(db: Reads, job_id: str) -> list[tuple[str, str, str, str]]:
@@ -16,3 +26,36 @@ def parents(db: Reads, job_id: str) -> list[tuple[str, str, str, str]]:
         (job_id,),
     )
     return [(id, queue, status, meets) for id, queue, status, meets in found]
+
+
+def page(db: Reads, job_id: str, call: ReadParents) -> Parents:
+    """Return what a handler reads of the next jobs that its job depends on.
+
+    Raises Forbidden for one of another queue.
+    """
+    d = db.dialect
+    names = ("type", "queue", "status", "event", "actor", "result")
+    columns = ", ".join(f"job.{name}" for name in names)
+    named = f"AND tie.name = {d.value}" if call.name is not None else ""
+    some = (
+        f"SELECT tie.parent, tie.meets, tie.name, {columns},"
+        f" substr(job.last_error, 1, {MAX_ERROR}) AS error,"
+        f" coalesce(length(job.result), 0) AS size"
+        f" FROM {d.table('dependency')} AS tie JOIN {d.table('job')} AS job ON job.id = tie.parent"
+        f" WHERE tie.child = {d.id_value} AND tie.parent > {d.id_value} {named}"
+        f" ORDER BY tie.parent LIMIT {PAGE}"
+    )
+    counted = (
+        "SELECT *, sum(size) OVER (ORDER BY parent) - size AS before, count(*) OVER () AS found"
+        f" FROM ({some}) AS listed"
+    )
+    rows = db.rows(
+        f"SELECT {d.id('parent')}, meets, name, {', '.join(names)}, error, found"
+        f" FROM ({counted}) AS one WHERE before < {PAGE_LENGTH} ORDER BY parent",
+        (job_id, call.after or BEFORE_ALL, *([] if call.name is None else [call.name])),
+    )
+    for row in rows:
+        if not includes(call.within, row[4]):
+            raise Forbidden(f"this token is not for queue {row[4]}, where job {row[0]} is")
+    found = [ParentJob(*row[:-1]) for row in rows]
+    return Parents(found, bool(rows) and (rows[0][-1] == PAGE or len(rows) < rows[0][-1]))

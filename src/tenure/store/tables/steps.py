@@ -33,7 +33,7 @@ from tenure.jobs.steps import (
 from tenure.store.borrowed.drivers import Ask
 from tenure.store.borrowed.drivers import Steps as Asks
 from tenure.store.dialect import Dialect, Reads, Statements
-from tenure.store.tables import parents, progress, signals
+from tenure.store.tables import dependencies, progress, signals
 
 RECORD = """
 INSERT INTO {s}step (job_id, name, number, token, at, result)
@@ -85,7 +85,7 @@ def answer(db: Statements, job_id: str, lease_id: str, call: StepCall) -> StepAn
         return Loaded(now, kept.steps, kept.state_json)
     if isinstance(call, ReadParents):
         _now(db, job_id, lease_id)
-        return parents.page(db, job_id, call)
+        return dependencies.page(db, job_id, call)
     if isinstance(call, KeepState):
         if not _written(db, KEEP, job_id, lease_id, call):
             _now(db, job_id, lease_id)
