@@ -101,7 +101,9 @@ class AsyncClient(_Client):
         return job
 
     async def enqueue_many(self, new_jobs: Iterable[NewJob]) -> list[Job]:
-        """Add up to 1,000 jobs in one transaction, all or none; returns them in the same order.
+        """Add up to 10,000 jobs in one transaction, all or none; returns them in the same order.
+
+        As JSON they are at most 32 MiB in all.
 
         Raises what `enqueue` raises. The path of an InvalidInput names the job.
         """
