@@ -359,8 +359,8 @@ def split(context: JobContext, how: str, parts: int) -> list[str]:
 def enqueue_parts(context: JobContext, how: str, parts: int) -> list[str]:
     """Add jobs, and raise in the first attempts; return the ids of the jobs."""
     made = [
-        context.enqueue(NewJob("part", {"of": context.id, "number": number}, {"tags": [how]}))
-        for number in range(parts)
+        context.enqueue(NewJob("part", payload, {"tags": [how]}, again_of=context.id))
+        for payload in ({"of": context.id, "number": number} for number in range(parts))
     ]
     if how == "raises" and context.attempt == 1:
         raise ValueError(how)

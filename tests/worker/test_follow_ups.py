@@ -105,6 +105,7 @@ def test_what_the_run_that_completes_adds_is_there_once(place: Place, kind: str)
             assert str(end.actor).startswith(place.actor)
             assert moment_of(first) == moment_of(end), "in the transaction of the completion"
             assert found[made[0]].tags == (how,)
+            assert {one.again_of for one in found.values()} == {job.id}
 
 
 def test_a_run_that_is_stopped_adds_nothing(place: Place) -> None:

@@ -19,9 +19,13 @@ NewId = Annotated[str, Meta(pattern=ids.ID_PATTERN)]
 
 
 class FollowUpRequest(EnqueueRequest, kw_only=True):
-    """A job to add with a completion; `id`: what it will have, by default a new one."""
+    """A job to add with a completion; `id`: what it will have, by default a new one.
+
+    `again_of` is the id of the job that it runs again, if it does.
+    """
 
     id: NewId | UnsetType = UNSET
+    again_of: NewId | UnsetType = UNSET
 
 
 FollowUpRequests = Annotated[list[FollowUpRequest], Meta(max_length=MAX_FOLLOW_UPS)]
@@ -35,6 +39,8 @@ def entries(follow_ups: Sequence[FollowUp]) -> Any:
 def _entry(one: FollowUp) -> dict[str, Any]:
     checked = one.checked
     body = {**new_job(one.new_job, "$"), "payload": embedded(checked.payload), "id": checked.id}
+    if checked.again_of is not None:
+        body["again_of"] = checked.again_of
     if checked.partition is not None:
         body["partition"] = checked.partition
     if checked.unique is not None:
@@ -64,7 +70,7 @@ def read(text: str, into: FollowUps) -> None:
 def add(request: FollowUpRequest, into: FollowUps, actor: str | None = None) -> None:
     """Add the job of a request; raises InvalidInput."""
     options: Any = options_of(request)
-    id = options.pop("id", None)
+    id, again_of = options.pop("id", None), options.pop("again_of", None)
     if actor is not None:
         options["actor"] = actor
-    into.add(NewJob(request.type, request.payload, options), id)
+    into.add(NewJob(request.type, request.payload, options, again_of), id)
