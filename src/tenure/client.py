@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from msgspec import structs
 
-from tenure.errors import JobNotFound
+from tenure.errors import InvalidInput, JobNotFound
 from tenure.jobs import durations, ids
 from tenure.jobs.enqueue import Duration, NewJob, Options, listed
 from tenure.jobs.explain import Explanation
@@ -108,6 +108,10 @@ class AsyncClient(_Client):
         Raises what `enqueue` raises. The path of an InvalidInput names the job.
         """
         jobs = listed(new_jobs)
+        for number, new in enumerate(jobs):
+            if new.again_of is not None:
+                said = "the API adds such a job by POST /jobs/{id}/run-again only"
+                raise InvalidInput(said, path=f"$[{number}].again_of")
         body = [requests.new_job(new, f"$[{number}]") for number, new in enumerate(jobs)]
         send = partial(self._to.ask, "POST", "/jobs/batch", list[responses.JobBody], body)
         return [responses.job_of(one) for one in await _add(self._to, jobs, send)]

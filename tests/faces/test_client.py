@@ -164,6 +164,9 @@ def test_many_and_lists(client: Client) -> None:
     assert [job.id for job in page] == newest_first[2:4]
     assert client.find(type="listed", status="failed") == []
     assert client.enqueue_many([]) == []
+    again = NewJob("x", {}, {}, again_of=made[0].id)
+    with pytest.raises(errors.InvalidInput, match=r"^\$\[1\]\.again_of: "):
+        client.enqueue_many([NewJob("x", {}, {}), again])
 
 
 def test_changes_and_history(client: Client) -> None:
