@@ -78,3 +78,20 @@ def test_a_server_that_goes_away_is_said_and_found_again(
     expect(page.locator("#announce")).to_contain_text("Connection lost")
     with ServerProcess(database, "--port", str(first.address[1])):
         expect(page.locator("#live")).to_have_text("live")
+
+
+def test_a_page_that_cannot_be_read_again_does_not_say_live(
+    window: Window, tokens: dict[str, str]
+) -> None:
+    """The server answers with problems while its database is away; the stream stays open."""
+    page = window(errors_are_meant=True)
+    page.goto("/")
+    page.get_by_label("Token").fill(tokens["read"])
+    page.keyboard.press("Enter")
+    expect(page.locator("#live")).to_have_text("live")
+    page.route("**/", lambda route: route.fulfill(status=503))
+    expect(page.locator("#live")).to_have_text("not up to date, retrying")
+    expect(page.locator("#announce")).to_contain_text("Not up to date, retrying")
+    page.unroute("**/")
+    expect(page.locator("#live")).to_have_text("live")
+    expect(page.locator("#announce")).to_contain_text("Connected again")

@@ -50,11 +50,12 @@ function state(kind, text) {
   const shown = document.getElementById("live");
   if (!shown) return;
   const before = shown.lastElementChild.textContent;
+  const wasLost = shown.classList.contains("lost");
   shown.hidden = false;
   shown.className = `live ${kind}`;
   shown.lastElementChild.textContent = text;
-  if (kind === "lost" && before !== text) announce("Connection lost, retrying");
-  if (kind === "" && before.startsWith("connection lost")) announce("Connected again");
+  if (kind === "lost" && before !== text) announce(text[0].toUpperCase() + text.slice(1));
+  if (kind === "" && wasLost) announce("Connected again");
 }
 
 const quiet = () => (document.querySelector(".how-far") ? MOVES : QUIET);
@@ -92,6 +93,8 @@ async function refresh() {
     if (answer.ok) {
       show(await answer.text());
       if (stream && stream.readyState === EventSource.OPEN) state("", "live");
+    } else if (answer.status >= 500) {
+      state("lost", "not up to date, retrying"); // the database may be away
     }
   } catch {
     state("lost", "connection lost, retrying");
