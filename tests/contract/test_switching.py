@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 
-from tenure import Tenure
+from tenure import Tenure, failpoints
 from tenure.app import moving
+from tenure.errors import MoveRefused
 from tenure.jobs.findings import no_note, no_progress
-from tenure.store.moving import mover
+from tenure.store.moving import mover, postgres
+from tenure.store.moving.checks import opened
 from tenure.store.moving.postgres import PostgresSide, PostgresSource
 from tenure.store.moving.sides import Side, Source
 from tenure.store.moving.sqlite import SqliteSource
 from tenure.store.moving.target import Target
 from tests.support.postgres import PostgresServer
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -144,3 +148,59 @@ def test_limits_of_time_of_a_role_do_not_end_it(
 
     monkeypatch.setattr(Target, "read", slow)
     move(postgres_url, target_url)
+
+
+@pytest.fixture
+def begun_url(postgres_url: str, target_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The source of a move that was killed after its beginning."""
+    Tenure(postgres_url).migrate()
+
+    def killed(place: str) -> None:
+        if place == "move.after_begin":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failpoints, "hit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            moving.move(postgres_url, target_url, no_progress, no_note)
+    yield postgres_url
+    moving.abort(postgres_url, target_url)
+
+
+def test_an_abort_lets_others_work_while_it_waits_for_who_reads(
+    begun_url: str, target_url: str
+) -> None:
+    """All who wrote waited with it for a minute, and then it failed."""
+    with ThreadPoolExecutor(1) as pool, Tenure(begun_url) as app:
+        with psycopg.connect(begun_url) as reads:
+            reads.execute("SELECT FROM tenure.job")
+            aborted = pool.submit(moving.abort, begun_url, target_url)
+            waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
+            with psycopg.connect(begun_url, autocommit=True) as watcher:
+                wait_until(lambda: watcher.execute(waits).fetchone() == (True,))
+            app.enqueue("plain")
+            assert not aborted.done()
+        aborted.result(30)
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_an_abort_says_whom_it_waits_for(
+    begun_url: str, target_url: str, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "LOCK_TRIES", 2)
+    with psycopg.connect(begun_url if side == "source" else target_url) as reads:
+        reads.execute("SELECT FROM tenure.job")
+        with pytest.raises(MoveRefused, match=r"reads or writes the tables of .* again after it"):
+            moving.abort(begun_url, target_url)
+    with opened(begun_url, target_url) as (source, _):
+        assert (source.state() is None) == (side == "target")
+
+
+def test_a_move_says_that_it_waits_for_who_writes(
+    begun_url: str, target_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "LOCK_TRIES", 2)
+    with psycopg.connect(begun_url) as writes:
+        writes.execute("UPDATE tenure.queue SET name = name")
+        with pytest.raises(MoveRefused, match=r"writes to the tables of .* again after it"):
+            moving.move(begun_url, target_url, no_progress, no_note)

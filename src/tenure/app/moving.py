@@ -34,6 +34,9 @@ def check(source: str, target: str) -> list[Check]:
 
 
 def abort(source: str, target: str) -> None:
-    """Undo on both sides what `move` has made. Raises MoveRefused after the switch."""
+    """Undo on both sides what `move` has made.
+
+    Raises MoveRefused after the switch, or if a transaction of others does not end.
+    """
     with opened(source, target) as sides:
         Mover(*sides).abort()

@@ -86,7 +86,8 @@ class Mover:
         self._open(began)
 
     def abort(self) -> None:
-        """Undo what was made on both sides. Raises MoveRefused after the switch."""
+        """Undo what was made on both sides. Raises MoveRefused after the switch, or if a
+        transaction of others does not end."""
         state = self.source.state()
         if state is not None and state.moved:
             raise MoveRefused(f"the jobs are in {state.target}: nothing can be undone any more")

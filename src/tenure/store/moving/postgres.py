@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tenure.errors import MoveRefused
 from tenure.store.moving.sides import EVENTS, Row, Side, Source
 from tenure.store.moving.tables import COPIED, Table
 from tenure.store.postgres.connection import address_of, connect
@@ -22,6 +23,8 @@ CLOSED = "TN007"
 """The SQLSTATE of a write to a database whose jobs are elsewhere."""
 LOCK_TRIES = 100
 LOCK_PAUSE_SECONDS = 0.2
+WHO = {"EXCLUSIVE": "writes to", "ACCESS EXCLUSIVE": "reads or writes"}
+"""Lock -> what a transaction does for which it waits."""
 
 UNLIMITED = """
 SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN
@@ -121,6 +124,38 @@ WHERE c.relnamespace = to_regnamespace('{s}') AND c.relkind = 'r' ORDER BY c.rel
             raise
         self.connection.execute("COMMIT")
 
+    @contextmanager
+    def locked(self, names: Iterable[str], mode: str) -> Iterator[None]:
+        """A transaction that locks tables against others. Raises MoveRefused.
+
+        It first waits for autovacuum alone, which PostgreSQL ends for it after a second. It locks
+        the table of jobs first, as writers do, so a writer that has this table waits for no other.
+        It waits for others for less than the time after which PostgreSQL looks for deadlocks.
+        Then it gives up its locks, the others continue, and it tries again.
+        """
+        first_job = sorted(names, key=lambda table: (table != "job", table))
+        tables = ", ".join(f'{{s}}."{table}"' for table in first_job)
+        with self.transaction():
+            self.rows(
+                f"SET LOCAL lock_timeout = '1min'; LOCK {tables} IN SHARE UPDATE EXCLUSIVE MODE"
+            )
+            for left in reversed(range(LOCK_TRIES)):
+                self.rows("SAVEPOINT before")
+                self.rows("SET LOCAL statement_timeout = '400ms'")  # of all locks together
+                try:
+                    self.rows(f"LOCK {tables} IN {mode} MODE")
+                    self.rows("SET LOCAL statement_timeout = 0")
+                    break
+                except (errors.QueryCanceled, errors.DeadlockDetected) as error:
+                    if not left:
+                        raise MoveRefused(
+                            f"a transaction that {WHO[mode]} the tables of {self.name} does not"
+                            " end: run the same command again after it"
+                        ) from error
+                    self.rows("ROLLBACK TO before")
+                    time.sleep(LOCK_PAUSE_SECONDS)
+            yield
+
     def refuse_writes(self, message: str) -> None:
         text = psycopg.sql.Literal(message).as_string(self.connection)
         self.rows(CLOSE.replace("{code}", CLOSED).replace("{message}", text))
@@ -151,31 +186,12 @@ class PostgresSource(PostgresSide, Source):
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """A transaction that locks all tables against other writers.
+        with self.locked(self.tables, "EXCLUSIVE"):
+            yield
 
-        It first waits for autovacuum alone, which PostgreSQL ends for it after a second. It locks
-        the table of jobs first, as writers do, so a writer that has this table waits for no other.
-        It waits for other writers for less than the time after which PostgreSQL looks for
-        deadlocks. Then it gives up its locks, the writers continue, and it tries again.
-        """
-        first_job = sorted(self.tables, key=lambda table: (table != "job", table))
-        tables = ", ".join(f'{{s}}."{table}"' for table in first_job)
-        with self.transaction():
-            self.rows(
-                f"SET LOCAL lock_timeout = '1min'; LOCK {tables} IN SHARE UPDATE EXCLUSIVE MODE"
-            )
-            for left in reversed(range(LOCK_TRIES)):
-                self.rows("SAVEPOINT before")
-                self.rows("SET LOCAL statement_timeout = '400ms'")  # of all locks together
-                try:
-                    self.rows(f"LOCK {tables} IN EXCLUSIVE MODE")
-                    self.rows("SET LOCAL statement_timeout = 0")
-                    break
-                except (errors.QueryCanceled, errors.DeadlockDetected):
-                    if not left:
-                        raise
-                    self.rows("ROLLBACK TO before")
-                    time.sleep(LOCK_PAUSE_SECONDS)
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self.locked(self.every_table(), "ACCESS EXCLUSIVE"):
             yield
 
     def note(self, table: Table, name: str) -> None:

@@ -170,7 +170,11 @@ class Source(Side):
 
     @abstractmethod
     def closed(self) -> AbstractContextManager[None]:
-        """A transaction that keeps all others from writing."""
+        """A transaction that keeps all others from writing. Raises MoveRefused."""
+
+    @abstractmethod
+    def alone(self) -> AbstractContextManager[None]:
+        """The same; where a trigger cannot be dropped while others read, also from reading."""
 
     @abstractmethod
     def note(self, table: Table, name: str) -> None:
@@ -203,7 +207,7 @@ class Source(Side):
     def forsake(self) -> None:
         """Remove what `begin` made."""
         if "move" in self.every_table():
-            with self.closed():
+            with self.alone():
                 self.end_notes()
                 self.rows(f"DROP TABLE {self.d.table('move')}")
 

@@ -68,7 +68,7 @@ class SqliteSource(Source):
             raise
         self._db.execute("COMMIT")
 
-    closed = transaction
+    closed = alone = transaction
 
     def note(self, table: Table, name: str) -> None:
         for event, row in EVENTS.items():

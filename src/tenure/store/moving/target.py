@@ -138,7 +138,8 @@ class Target(PostgresSide):
 
     def drop(self) -> None:
         """Remove the schema and all that is in it."""
-        self.rows("DROP SCHEMA {s} CASCADE")
+        with self.locked(self.every_table(), "ACCESS EXCLUSIVE"):
+            self.rows("DROP SCHEMA {s} CASCADE")
 
     def open(self) -> None:
         """Open the tables: the jobs are here from now on."""
