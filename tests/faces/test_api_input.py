@@ -228,6 +228,35 @@ def test_values_are_not_repeated(api: TestClient) -> None:
         assert secret not in response.text
 
 
+SECRET = "hunter2"
+CRON = {"job": {"type": "a"}, "cron": "0 3 * * *"}
+
+
+@pytest.mark.requirement("C12")
+@pytest.mark.parametrize(
+    ("method", "path", "body", "says"),
+    [
+        ("GET", f"/jobs?status={SECRET}", None, "one of cancelled, completed, failed, pending, "),
+        ("GET", f"/workflows?status={SECRET}", None, "one of cancelled, completed, failed, runn"),
+        ("POST", "/bulk", {"action": SECRET, "filter": {}}, "one of cancel, retry, run_now"),
+        ("POST", "/bulk", {"action": "retry", "filter": {"state": SECRET}}, "one of blocked, re"),
+        ("POST", "/reports", [{"lease_id": "x", "outcome": SECRET}], "one of completed, failed,"),
+        ("POST", "/jobs", {"type": "a", "delay": SECRET}, "not a duration"),
+        ("PUT", "/schedules/x", CRON | {"overlap": SECRET}, "one of allow_all, buffer_all, "),
+        ("GET", f"/events?event={SECRET}", None, "no such event; give one of enqueued, "),
+        ("GET", f"/events?after={SECRET}", None, "no position in this ledger"),
+    ],
+)
+def test_a_value_that_a_field_cannot_have_is_not_repeated(
+    api: TestClient, method: str, path: str, body: Any, says: str
+) -> None:
+    """What it could be is said instead."""
+    response = api.request(method, path, json=body)
+    assert response.status_code == 400
+    assert says in response.json()["detail"]
+    assert SECRET not in response.text
+
+
 def reported(lease: dict[str, Any], name: str, value: str) -> bytes:
     """The body of a report with one more field, as JSON text."""
     outcome = "completed" if name == "result" else "failed"

@@ -320,7 +320,7 @@ def test_a_worker_deletes_nothing_unless_told(sqlite_url: str) -> None:
         (["--fake-handlers", "--fail-type", "no name"], "job type"),
         (["--fake-handlers", "--concurrency", "0"], "--concurrency: give a whole number"),
         (["--fake-handlers", "--lease", "0.5"], "--lease: a lease lasts at least 1 second"),
-        (["--fake-handlers", "--grace", "never"], "--grace: 'never' is not a duration"),
+        (["--fake-handlers", "--grace", "never"], "--grace: not a duration"),
         (["--fake-handlers", "--server", "example.com"], "give an address such as"),
         (["--fake-handlers", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
     ],

@@ -81,7 +81,7 @@ def test_a_form_is_made_of_the_schema_of_its_type(app: Tenure, web: TestClient) 
         ("payload.month", "", "give a whole number"),
         ("payload.lines", "[1,", "not valid JSON"),
         ("priority", "5000", "give a whole number from -100 to 100"),
-        ("delay", "soon", "is not a duration"),
+        ("delay", "soon", "not a duration"),
     ],
 )
 def test_an_error_is_shown_at_its_field(

@@ -231,7 +231,7 @@ class Reader(ABC):
         """Return the numbers of a position, of `start` if it is empty. Raises InvalidInput."""
         numbers = (position or self.start).split(".")
         if len(numbers) != len(self.dialect.order) or not all(map(_is_number, numbers)):
-            raise InvalidInput(f"{position!r} is no position in this ledger", path="$.after")
+            raise InvalidInput("no position in this ledger", path="$.after")
         return tuple(map(int, numbers))
 
     def history(self, job_id: str) -> list[Transition]:
