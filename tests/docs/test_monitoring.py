@@ -7,13 +7,16 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import yaml
 
+from tenure.lifecycle import FAILURES
 from tests.docs.monitoring import series
 from tests.docs.pages import DOCS
 
 GRAFANA = json.loads((DOCS / "monitoring" / "grafana.json").read_text("utf-8"))
 ALERTS = yaml.safe_load((DOCS / "monitoring" / "alerts.yml").read_text("utf-8"))
+EVENTS = re.compile(r'event=~?\\?"([^"\\]+)')
 RULES: list[dict[str, Any]] = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 
 
@@ -60,3 +63,19 @@ def test_every_alert_says_what_to_do_and_stands_on_the_page() -> None:
         assert rule["annotations"]["summary"]
         assert rule["annotations"]["runbook"], rule["alert"]
     assert {rule["alert"] for rule in RULES} == set(re.findall(r"`(Tenure[A-Z]\w+)`", page))
+
+
+def test_who_asks_for_failures_asks_for_all_three() -> None:
+    """A payload that does not fit, and PermanentFailure, are `gave_up`."""
+    asked = [set(found.split("|")) for query in queries() for found in EVENTS.findall(query)]
+    assert any(events == set(FAILURES) for events in asked)
+    assert all(set(FAILURES) <= events for events in asked if "failed" in events)
+
+
+@pytest.mark.parametrize("page", ["operate.md", "webhooks.md"])
+def test_commands_that_ask_for_failures_name_all_three(page: str) -> None:
+    text = (DOCS / "how-to" / page).read_text("utf-8")
+    commands = [line for line in text.splitlines() if "--event failed" in line]
+    assert commands
+    for line in commands:
+        assert set(FAILURES) <= set(re.findall(r"--event (\w+)", line)), line
