@@ -388,6 +388,12 @@ def _charge(attempt: int) -> tuple[int, str]:
 
 
 @app.job(process=True)
+def adds_for_ann(context: JobContext) -> str:
+    """Add a job that names who adds it."""
+    return context.enqueue(NewJob("part", {}, {"actor": "ann"}))
+
+
+@app.job(process=True)
 def chained(context: JobContext) -> list[str]:
     """Add a job, one that waits for it, and one that waits for the job that runs."""
     first = context.enqueue(NewJob("part", {}, {"queue": "away"}))

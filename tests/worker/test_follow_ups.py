@@ -413,6 +413,15 @@ def test_they_depend_on_each_other_and_on_the_job_that_adds_them(place: Place, k
     assert app.get(third).status == "pending", "the job that it waits for has completed"
 
 
+@pytest.mark.parametrize("kind", ["thread", "child"])
+def test_who_adds_a_job_can_be_another(app: Tenure, kind: str) -> None:
+    function = children.adds_for_ann.handler.function
+    app.job(name="adds_for_ann", process=kind == "child")(function)
+    with running_worker(app):
+        added = wait_until_completed(app, app.enqueue("adds_for_ann")).result
+    assert app.history(added)[0].actor == "ann"
+
+
 def test_an_unknown_parent_fails_the_attempt(place: Place) -> None:
     app, nobody = place.app, new_id()
 

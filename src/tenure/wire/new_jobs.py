@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from tenure.errors import InvalidInput
 from tenure.jobs import ids
 from tenure.jobs.enqueue import NewJob
-from tenure.jobs.follow_ups import MAX_FOLLOW_UPS, FollowUp, FollowUps
+from tenure.jobs.follow_ups import MAX_FOLLOW_UPS, UNKNOWN, FollowUp, FollowUps
 from tenure.jobs.reading import learn
 from tenure.wire.requests import EnqueueRequest, embedded, new_job, options_of
 
@@ -26,6 +26,12 @@ class FollowUpRequest(EnqueueRequest, kw_only=True):
 
     id: NewId | UnsetType = UNSET
     again_of: NewId | UnsetType = UNSET
+
+
+class ChildRequest(FollowUpRequest, kw_only=True):
+    """The same from a child process, which may say who adds it; over HTTP the server says that."""
+
+    actor: str | UnsetType = UNSET
 
 
 FollowUpRequests = Annotated[list[FollowUpRequest], Meta(max_length=MAX_FOLLOW_UPS)]
@@ -51,16 +57,21 @@ def _entry(one: FollowUp) -> dict[str, Any]:
 def written(follow_ups: FollowUps) -> str:
     """Return jobs as JSON; raises InvalidInput for an option that JSON does not have."""
     try:
-        return msgspec.json.encode(entries(follow_ups.jobs)).decode()
+        jobs = [_entry(one) | _actor_of(one) for one in follow_ups.jobs]
+        return msgspec.json.encode(jobs).decode()
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"an option of a job to add cannot be written: {error}") from error
 
 
+def _actor_of(one: FollowUp) -> dict[str, Any]:
+    return {} if one.checked.actor == UNKNOWN else {"actor": one.checked.actor}
+
+
 def read(text: str, into: FollowUps) -> None:
     """Add the jobs of `written`; raises InvalidInput."""
-    learn(list[FollowUpRequest])
+    learn(list[ChildRequest])
     try:
-        requests = msgspec.json.decode(text, type=list[FollowUpRequest])
+        requests = msgspec.json.decode(text, type=list[ChildRequest])
     except msgspec.DecodeError as error:
         raise InvalidInput(f"a job to add: {error}") from error
     for request in requests:
