@@ -153,8 +153,9 @@ def report_no_jobs(case: Case) -> None:
 
 def be_kept(case: Case) -> None:
     """Nor, in a way that generators of clients understand, what the values in a payload may be."""
-    if case.meta is not None and case.meta.generation.mode.is_positive:
-        case.body = _kept(case.body)
+    is_valid = case.meta is not None and case.meta.generation.mode.is_positive
+    if is_valid and (kept := _kept(case.body)) != case.body:
+        case.body = kept  # which has Schemathesis validate the case again
 
 
 def _kept(value: Any) -> Any:
