@@ -246,6 +246,8 @@ class StoreUnavailable(TenureError):
     code = "store_unavailable"
     _held_here = False
     """Whether a write transaction of this program holds the SQLite file, perhaps the caller's."""
+    _known = ""
+    """What is known of it that callers over HTTP may read."""
 
 
 class StoreMoved(TenureError):

@@ -99,7 +99,9 @@ def test_a_server_whose_disk_is_full_is_not_ready_and_says_so(
             for _ in range(2):  # at most one fits into the page that is begun
                 refused = api.post("/jobs", json={"type": "big", "payload": BIG})
             assert_problem(refused, 503, "store_unavailable")
-            assert_problem(api.get("/ready"), 503, "store_unavailable")
+            assert refused.json()["detail"].startswith("the disk of the database is full, this")
+            assert_problem(ready := api.get("/ready"), 503, "store_unavailable")
+            assert ready.json()["detail"].startswith("the disk was full, or failed, at a write")
             assert "Nothing can be stored: the disk was full" in api.get("/ui").text
         assert api.post("/jobs", json={"type": "big", "payload": BIG}).status_code == 201
         monkeypatch.setattr(store, "FULL_SECONDS", 0)

@@ -232,7 +232,9 @@ class Store:
         self.read.check()
         ago = time.monotonic() - max(db.full_at for db in self._databases)
         if ago < FULL_SECONDS:
-            raise StoreUnavailable(f"the disk was full, or failed, at a write {ago:.0f} s ago")
+            error = StoreUnavailable(f"the disk was full, or failed, at a write {ago:.0f} s ago")
+            error._known = str(error)
+            raise error
 
     @property
     def read(self) -> Reader:

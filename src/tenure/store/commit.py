@@ -249,7 +249,8 @@ class Committer:
             db.rollback()
             # What is committed must not be done again: its second answer would be a refusal.
             trouble = Trouble.UNCONFIRMED if committed else db.trouble(error)
-            if trouble is Trouble.UNAVAILABLE and not asked_to_commit and tries == 1:
+            away = trouble in (Trouble.UNAVAILABLE, Trouble.FULL)
+            if away and not asked_to_commit and tries == 1:
                 trouble = Trouble.RETRY  # often only a connection that died while idle
             self._after_failure(db, batch, tries, error, trouble)
             return

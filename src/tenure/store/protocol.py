@@ -31,12 +31,14 @@ class Trouble(StrEnum):
 
     RETRY = "retry"  # nothing was committed and the same work may succeed now
     BUSY = "busy"  # others held the database for as long as one waits for them
-    UNAVAILABLE = "unavailable"  # the database is away or full; the outcome may be unknown
+    UNAVAILABLE = "unavailable"  # the database is away; the outcome may be unknown
+    FULL = "full"  # its disk is full, and nothing was committed
     UNCONFIRMED = "unconfirmed"  # committed, but it may still be lost: a repetition would hide that
     MOVED = "moved"  # the jobs are in another database
     BUG = "bug"  # the work itself cannot succeed
 
 
+FULL = "the disk of the database is full, this was not written: free space there, and send it again"
 ELSEWHERE = "tenure: the jobs are elsewhere: "
 """How the message begins with which a database refuses every write after `tenure move`."""
 
@@ -49,6 +51,8 @@ def answer_to(trouble: Trouble, error: Exception) -> TenureError:
     if trouble is Trouble.MOVED:
         return StoreMoved(str(error).removeprefix(ELSEWHERE).partition("\n")[0])
     answer = StoreUnavailable(f"the database failed: {error}")
+    if trouble is Trouble.FULL:
+        answer._known = FULL
     answer._held_here = getattr(error, "held_here", False)
     return answer
 

@@ -80,7 +80,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         errors.StoreUnavailable,
         503,
-        "The database did not answer",
+        "The database is not available",
         detail="the database did not answer and the outcome may be unknown; send it again, "
         "with an idempotency key if one job must not become two",
     ),
@@ -188,7 +188,8 @@ def _refusal_of(error: Exception) -> tuple[Refusal, dict[str, Any]]:
         if isinstance(error, kind.error):
             given = {member: getattr(error, name) for member, name in kind.members.items()}
             members = {member: value for member, value in given.items() if value not in ("", None)}
-            detail = members.pop("detail", None) or kind.detail or str(error)
+            known = getattr(error, "_known", "")
+            detail = members.pop("detail", None) or known or kind.detail or str(error)
             headers = HEADERS.get(kind.status, {})
             return Refusal(kind.status, error.code, kind.title, detail, headers), members
     return INTERNAL, {}

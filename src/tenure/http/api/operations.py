@@ -33,7 +33,9 @@ async def ready(call: Call) -> Response:
         await asyncio.to_thread(call.app.core.check_store)
     except Exception as error:
         log.warning("not ready, the database does not answer or commit: %s", error)
-        raise StoreUnavailable("the database does not answer or commit") from error
+        unready = StoreUnavailable("the database does not answer or commit")
+        unready._known = getattr(error, "_known", "")
+        raise unready from error
     return answer(responses.ProbeBody(status="ready"))
 
 

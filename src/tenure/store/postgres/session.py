@@ -270,6 +270,7 @@ class PostgresSession:
         if isinstance(error, AWAY):
             if isinstance(error, errors.DiskFull):
                 self.full_at = time.monotonic()
+                return Trouble.FULL
             if isinstance(error, errors.ReadOnlySqlTransaction):
                 self.close()  # a new connection may find the new primary
             return Trouble.UNAVAILABLE

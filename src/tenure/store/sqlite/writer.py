@@ -348,6 +348,8 @@ class Sqlite:
             return Trouble.BUG
         if code == sqlite3.SQLITE_BUSY:
             return Trouble.BUSY
+        if code == sqlite3.SQLITE_FULL:
+            return Trouble.FULL
         return Trouble.UNAVAILABLE if isinstance(error, sqlite3.Error) else Trouble.BUG
 
     def announce(self) -> None:
