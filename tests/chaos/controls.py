@@ -341,8 +341,8 @@ WHERE job.status = 'processing' AND job.lease_expires_at <= {NOW} + interval '1 
     Control(
         "SQLite: a job that leaves its rest is not taken back",
         "store/migrations/sqlite/0001_1_jobs.sql",
-        "WHERE NEW.followed > 0 AND {at_rest} <> {was_at_rest}",
-        "WHERE NEW.followed > 0 AND {at_rest}",
+        "(NEW.followed > 0) * ({at_rest} - {was_at_rest})",
+        "(NEW.followed > 0) * {at_rest}",
     ),
     Control(
         "what is overdue is counted by a retry, too",

@@ -87,13 +87,21 @@ def test_what_is_no_tag_is_refused(app: Tenure, subtests: pytest.Subtests) -> No
             assert refused.value.path == "$.tags"
 
 
+INSERT = (
+    "INSERT INTO {job} (id, type, run_at, created_at, tags)"
+    " SELECT '018f0000-0000-7000-8000-000000000001', 'work', run_at, created_at, ?"
+    " FROM {job} LIMIT 1"
+)
+
+
+def test_a_tag_that_sql_writes_twice_counts_once(harness: StoreHarness) -> None:
+    harness.add()
+    harness.sql.run(INSERT, '["b", "a", "b"]')
+    assert harness.sql.run("SELECT tag FROM {tag} ORDER BY tag") == [("a",), ("b",)]
+
+
 def test_sql_cannot_write_other_tags(harness: StoreHarness, subtests: pytest.Subtests) -> None:
     harness.add()
-    insert = (
-        "INSERT INTO {job} (id, type, run_at, created_at, tags)"
-        " SELECT '018f0000-0000-7000-8000-000000000001', 'work', run_at, created_at, ?"
-        " FROM {job} LIMIT 1"
-    )
     for tags in ("{}", "no json", '["two words"]', '[""]', f'["{"x" * 129}"]'):
         with subtests.test(tags), pytest.raises(Refused):
-            harness.sql.run(insert, tags)
+            harness.sql.run(INSERT, tags)

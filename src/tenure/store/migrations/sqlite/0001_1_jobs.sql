@@ -152,18 +152,13 @@ CREATE TRIGGER tenure_job_affects AFTER UPDATE OF status ON tenure_job
 WHEN (NEW.followed > 0 AND {at_rest} <> {was_at_rest}) OR OLD.unique_key IS NOT NULL
     OR (OLD.workflow IS NOT NULL AND {was_at_rest})
 BEGIN
-    DELETE FROM tenure_unique_key WHERE key = OLD.unique_key AND job_id = OLD.id
-        AND {held_key} AND NOT {holds_key};
-    INSERT INTO tenure_unique_key (key, job_id)
-    SELECT NEW.unique_key, NEW.id
-    WHERE NEW.unique_key IS NOT NULL AND {holds_key} AND NOT {held_key};
+    INSERT INTO tenure_holding VALUES (NEW.unique_key, NEW.id, {held_key}, {holds_key});
     UPDATE tenure_workflow SET finished_at = NULL, statuses = NULL, settled_to = NULL
     WHERE id = NEW.workflow AND {was_at_rest} AND NOT {at_rest}
         AND (finished_at IS NOT NULL OR settled_to IS NOT NULL);
-    INSERT INTO tenure_ending (parent, status, sign, after, upto)
-    SELECT NEW.id, iif({at_rest}, NEW.status, OLD.status), {at_rest} - {was_at_rest}, '',
-        coalesce((SELECT after FROM tenure_overdue WHERE parent = NEW.id), '~')
-    WHERE NEW.followed > 0 AND {at_rest} <> {was_at_rest};
+    INSERT INTO tenure_ending VALUES (NEW.id, iif({at_rest}, NEW.status, OLD.status),
+        (NEW.followed > 0) * ({at_rest} - {was_at_rest}), '',
+        coalesce((SELECT after FROM tenure_overdue WHERE parent = NEW.id), '~'));
     DELETE FROM tenure_overdue WHERE parent = NEW.id AND {was_at_rest} AND NOT {at_rest}
         AND NEW.followed > 0;
 END;

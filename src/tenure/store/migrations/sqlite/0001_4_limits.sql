@@ -88,18 +88,17 @@ CREATE TABLE tenure_turn (
 CREATE TRIGGER tenure_job_joins AFTER INSERT ON tenure_job
 WHEN NEW.queue IN (SELECT queue FROM tenure_queue_limit)
 BEGIN
-    INSERT INTO tenure_turn (queue, priority, partition, run_at, id)
-    SELECT queue, NEW.priority, coalesce(NEW.partition, ''), NEW.run_at, NEW.id
-    FROM tenure_queue_limit WHERE NEW.status = 'pending' AND queue = NEW.queue AND partitioned;
-    INSERT INTO tenure_line (queue, partition, id)
-    SELECT queue, coalesce(NEW.partition, ''), NEW.id
-    FROM tenure_queue_limit WHERE queue = NEW.queue AND ordered IS NOT NULL;
+    INSERT INTO tenure_limited VALUES (NEW.queue, coalesce(NEW.partition, ''), NEW.id,
+        NULL, NULL, NULL, NEW.status, NEW.priority, NEW.run_at, NULL, true, false);
 END;
 
--- An insert here reports a transition of a job of a queue with limits.
+-- An insert here reports that a job of a queue with limits is new, or that it has changed: what it was and is now,
+-- whether it comes into the line of its partition, and whether it is at rest. Each part has a trigger, because
+-- SQLite makes a temporary table for each INSERT with SELECT into a table that has triggers, also if there is
+-- nothing to insert.
 CREATE VIEW tenure_limited AS
     SELECT queue, coalesce(partition, '') AS partition, id, status AS was, priority AS was_priority,
-        run_at AS was_run_at, status, priority, run_at, started_at, true AS rests
+        run_at AS was_run_at, status, priority, run_at, started_at, true AS enters, true AS rests
     FROM tenure_job WHERE false;
 
 CREATE TRIGGER tenure_job_changes AFTER UPDATE OF status, priority, run_at ON tenure_job
@@ -107,26 +106,39 @@ WHEN NEW.queue IN (SELECT queue FROM tenure_queue_limit)
 BEGIN
     INSERT INTO tenure_limited VALUES (NEW.queue, coalesce(NEW.partition, ''), NEW.id,
         OLD.status, OLD.priority, OLD.run_at, NEW.status, NEW.priority, NEW.run_at, NEW.started_at,
-        {at_rest});
+        OLD.finished_at IS NOT NULL AND NEW.finished_at IS NULL, {at_rest});
 END;
 
 CREATE TRIGGER tenure_limited_waits INSTEAD OF INSERT ON tenure_limited
+WHEN NEW.was = 'pending' OR NEW.status = 'pending'
 BEGIN
     DELETE FROM tenure_turn WHERE NEW.was = 'pending' AND queue = NEW.queue AND priority
         = NEW.was_priority AND partition = NEW.partition AND run_at = NEW.was_run_at AND id = NEW.id;
     INSERT INTO tenure_turn (queue, priority, partition, run_at, id)
     SELECT queue, NEW.priority, NEW.partition, NEW.run_at, NEW.id FROM tenure_queue_limit
     WHERE NEW.status = 'pending' AND queue = NEW.queue AND partitioned;
-    DELETE FROM tenure_line WHERE NEW.rests
-        AND queue = NEW.queue AND partition = NEW.partition AND id = NEW.id AND (NEW.status <> 'failed'
-            OR (SELECT ordered FROM tenure_queue_limit WHERE queue = NEW.queue) = 'pass');
-    INSERT INTO tenure_line (queue, partition, id)
-    SELECT queue, NEW.partition, NEW.id FROM tenure_queue_limit
-    WHERE NEW.was IN ({settled}) AND NEW.status NOT IN ({settled})
-        AND queue = NEW.queue AND ordered IS NOT NULL
+END;
+
+CREATE TRIGGER tenure_limited_enters INSTEAD OF INSERT ON tenure_limited
+WHEN NEW.enters AND (SELECT ordered FROM tenure_queue_limit WHERE queue = NEW.queue) IS NOT NULL
+BEGIN
+    INSERT INTO tenure_line (queue, partition, id) VALUES (NEW.queue, NEW.partition, NEW.id)
     ON CONFLICT DO NOTHING;
-    DELETE FROM tenure_slot WHERE NEW.was = 'processing' AND NEW.status <> 'processing'
-        AND queue = NEW.queue AND partition = NEW.partition AND job_id = NEW.id;
+END;
+
+CREATE TRIGGER tenure_limited_rests INSTEAD OF INSERT ON tenure_limited
+WHEN NEW.rests AND (NEW.status <> 'failed'
+    OR (SELECT ordered FROM tenure_queue_limit WHERE queue = NEW.queue) = 'pass')
+BEGIN
+    DELETE FROM tenure_line
+    WHERE queue = NEW.queue AND partition = NEW.partition AND id = NEW.id;
+END;
+
+CREATE TRIGGER tenure_limited_stops INSTEAD OF INSERT ON tenure_limited
+WHEN NEW.was = 'processing' AND NEW.status <> 'processing'
+BEGIN
+    DELETE FROM tenure_slot
+    WHERE queue = NEW.queue AND partition = NEW.partition AND job_id = NEW.id;
 END;
 
 -- The file has one writer, so a count here is still right at the commit.
@@ -161,11 +173,20 @@ BEGIN
     WHERE l.queue = NEW.queue;
     UPDATE tenure_queue_limit SET tat = max(tat, NEW.started_at * 1000) + every
     WHERE queue = NEW.queue AND every IS NOT NULL;
+    INSERT INTO tenure_metered VALUES (NEW.queue, NEW.partition, NEW.started_at * 1000,
+        (SELECT per_every FROM tenure_queue_limit WHERE queue = NEW.queue));
+END;
+
+-- An insert here counts a start by the rate of its partition, in microseconds.
+CREATE VIEW tenure_metered AS
+    SELECT queue, partition, tat AS at, tat AS every FROM tenure_partition_limit WHERE false;
+
+CREATE TRIGGER tenure_metered_counts INSTEAD OF INSERT ON tenure_metered
+WHEN NEW.every IS NOT NULL
+BEGIN
     INSERT INTO tenure_partition_limit (queue, partition, tat)
-    SELECT queue, NEW.partition, NEW.started_at * 1000 + per_every FROM tenure_queue_limit
-    WHERE queue = NEW.queue AND per_every IS NOT NULL
-    ON CONFLICT DO UPDATE SET tat
-        = max(tat, NEW.started_at * 1000) + excluded.tat - NEW.started_at * 1000;
+    VALUES (NEW.queue, NEW.partition, NEW.at + NEW.every)
+    ON CONFLICT DO UPDATE SET tat = max(tat, NEW.at) + NEW.every;
 END;
 
 CREATE TRIGGER tenure_job_passes AFTER DELETE ON tenure_job
@@ -295,12 +316,12 @@ CREATE TRIGGER tenure_slot_stays BEFORE UPDATE ON tenure_slot
 BEGIN SELECT RAISE(ABORT, 'tenure: only changes of jobs change the slots'); END;
 
 CREATE TRIGGER tenure_line_comes BEFORE INSERT ON tenure_line
-WHEN NOT EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.id AND status NOT IN ({settled})
+WHEN NOT EXISTS (SELECT 1 FROM tenure_job WHERE id = NEW.id AND finished_at IS NULL
     AND queue = NEW.queue AND coalesce(partition, '') = NEW.partition)
 BEGIN SELECT RAISE(ABORT, 'tenure: only changes of jobs change a line'); END;
 
 CREATE TRIGGER tenure_line_goes BEFORE DELETE ON tenure_line
-WHEN EXISTS (SELECT 1 FROM tenure_job WHERE id = OLD.id AND status NOT IN ({settled}))
+WHEN EXISTS (SELECT 1 FROM tenure_job WHERE id = OLD.id AND finished_at IS NULL)
     AND EXISTS (SELECT 1 FROM tenure_queue_limit WHERE queue = OLD.queue AND ordered IS NOT NULL)
 BEGIN SELECT RAISE(ABORT, 'tenure: only changes of jobs change a line'); END;
 

@@ -14,6 +14,20 @@ CREATE TABLE tenure_throttle (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tenure_throttle_expires ON tenure_throttle (expires_at);
 
+-- An insert here says whether a job held its unique key before a change, and holds it after it. It is a view
+-- because SQLite makes a temporary table for each INSERT with SELECT into a table that has triggers, also if
+-- there is nothing to insert.
+CREATE VIEW tenure_holding AS
+    SELECT key, job_id, true AS held, true AS holds FROM tenure_unique_key WHERE false;
+
+CREATE TRIGGER tenure_holding_begins INSTEAD OF INSERT ON tenure_holding
+WHEN NEW.key IS NOT NULL AND NEW.holds AND NOT NEW.held
+BEGIN INSERT INTO tenure_unique_key (key, job_id) VALUES (NEW.key, NEW.job_id); END;
+
+CREATE TRIGGER tenure_holding_ends INSTEAD OF INSERT ON tenure_holding
+WHEN NEW.key IS NOT NULL AND NEW.held AND NOT NEW.holds
+BEGIN DELETE FROM tenure_unique_key WHERE key = NEW.key AND job_id = NEW.job_id; END;
+
 CREATE TRIGGER tenure_job_lets_go AFTER DELETE ON tenure_job
 WHEN OLD.unique_key IS NOT NULL
 BEGIN DELETE FROM tenure_unique_key WHERE key = OLD.unique_key AND job_id = OLD.id; END;

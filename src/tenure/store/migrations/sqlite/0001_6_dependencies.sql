@@ -48,6 +48,7 @@ CREATE VIEW tenure_ending AS
     SELECT '' AS parent, '' AS status, 0 AS sign, '' AS after, '' AS upto WHERE false;
 
 CREATE TRIGGER tenure_ending_counts INSTEAD OF INSERT ON tenure_ending
+WHEN NEW.sign <> 0
 BEGIN
     UPDATE tenure_job SET need = need - edge.met, spare = coalesce(spare, 0) - edge.missed,
         status = iif(need > edge.met, 'waiting', 'pending'),
@@ -61,14 +62,25 @@ BEGIN
             ORDER BY child LIMIT iif(NEW.sign = 1, {many_followers}, -1))
     ) AS edge
     WHERE tenure_job.id = edge.child AND tenure_job.status = 'waiting' AND tenure_job.token = 0;
+END;
+
+CREATE TRIGGER tenure_ending_is_undone INSTEAD OF INSERT ON tenure_ending
+WHEN NEW.sign < 0
+BEGIN
     INSERT INTO tenure_revisit (job_id)
     SELECT job.id FROM tenure_dependency JOIN tenure_job AS job ON job.id = child
-    WHERE NEW.sign = -1 AND parent = NEW.parent AND child <= NEW.upto
+    WHERE parent = NEW.parent AND child <= NEW.upto
         AND job.status = 'cancelled' AND job.event = 'skipped'
         AND NOT EXISTS (SELECT 1 FROM tenure_revisit WHERE job_id = job.id);
+END;
+
+CREATE TRIGGER tenure_ending_has_many INSTEAD OF INSERT ON tenure_ending
+WHEN NEW.sign > 0
+    AND (SELECT followed FROM tenure_job WHERE id = NEW.parent) >= {many_followers}
+BEGIN
     INSERT INTO tenure_overdue (parent, status, after)
     SELECT NEW.parent, NEW.status, child FROM tenure_dependency
-    WHERE NEW.sign = 1 AND parent = NEW.parent AND child > NEW.after AND meets <> 'past'
+    WHERE parent = NEW.parent AND child > NEW.after AND meets <> 'past'
     ORDER BY child LIMIT 1 OFFSET {many_followers} - 1;
 END;
 

@@ -5,12 +5,11 @@ WHEN NEW.tags IS NOT NULL OR NEW.unique_key IS NOT NULL
     OR NEW.need IS NOT NULL OR NEW.workflow IS NOT NULL
 BEGIN
     INSERT INTO tenure_tag (tag, job_id)
-    SELECT DISTINCT value, NEW.id FROM json_each(NEW.tags);
+    SELECT value, NEW.id FROM json_each(NEW.tags) WHERE true ON CONFLICT DO NOTHING;
     SELECT RAISE(ABORT, 'tenure: a value of a job is refused: unique_key')
     WHERE NEW.unique_key IS NOT NULL AND (NEW.unique_until IN ({untils})
         AND length(NEW.unique_key) = 32 AND NEW.unique_key NOT GLOB '*[^0-9a-f]*') IS NOT TRUE;
-    INSERT INTO tenure_unique_key (key, job_id)
-    SELECT NEW.unique_key, NEW.id WHERE NEW.unique_key IS NOT NULL;
+    INSERT INTO tenure_holding VALUES (NEW.unique_key, NEW.id, false, true);
     SELECT RAISE(ABORT, 'tenure: its workflow does not exist') WHERE NEW.workflow IS NOT NULL
         AND NOT EXISTS (SELECT 1 FROM tenure_workflow WHERE id = NEW.workflow);
     UPDATE tenure_workflow SET finished_at = NULL, statuses = NULL, settled_to = NULL
