@@ -158,11 +158,11 @@ class IllegalTransition(TenureError):
     def __init__(
         self, job_id: str, status: str, event: str, legal: Sequence[str], reason: str = ""
     ) -> None:
-        allowed = ", ".join(legal) if legal else "none, it is settled for good"
+        others = ", ".join(name for name in legal if name != event)
+        allowed = others if legal else "none, it is settled for good"
         because = f" ({reason})" if reason else ""
-        super().__init__(
-            f"job {job_id} is {status}: it cannot be {event}{because}; legal from here: {allowed}"
-        )
+        also = f"; legal from here: {allowed}" if allowed else ""
+        super().__init__(f"job {job_id} is {status}: it cannot be {event}{because}{also}")
         self.job_id, self.status, self.event, self.legal, self.reason = (
             job_id,
             status,
