@@ -398,6 +398,7 @@ def test_limits_and_partitions_are_set_and_listed(app: Tenure) -> None:
         ("limit", "sync", "--per-partition", "speed=1"),
         ("partition", "sync", "acme"),
         ("partition", "sync", "acme", "--pause", "--resume"),
+        ("partition", "sync", "acme", "--weight", "3", "--reason", "no"),
     ):
         assert run_cli("queues", *words).exit_code == 2, words
 

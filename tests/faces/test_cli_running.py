@@ -322,6 +322,7 @@ def test_a_worker_deletes_nothing_unless_told(sqlite_url: str) -> None:
         (["--fake-handlers", "--lease", "0.5"], "--lease: a lease lasts at least 1 second"),
         (["--fake-handlers", "--grace", "never"], "--grace: not a duration"),
         (["--fake-handlers", "--server", "example.com"], "give an address such as"),
+        (["--fake-handlers", "--server", "http://a", "--prune"], "--prune: the server deletes"),
         (["--fake-handlers", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
     ],
 )

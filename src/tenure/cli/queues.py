@@ -156,6 +156,8 @@ def partition(
     wanted: dict[str, Any] = {key: _limit(key, text) for key, text in given.items() if text}
     if sum((pause, resume)) > 1 or not (wanted or pause or resume or pass_over):
         raise InvalidInput("say what to change: --help lists it", path="PARTITION")
+    if reason is not None and not pause:
+        raise InvalidInput("only a pause keeps a reason: give --pause, too", path="--reason")
     with application() as app:
         if wanted:
             app.queues.limit_partition(name, partition, **wanted)

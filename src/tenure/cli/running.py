@@ -147,6 +147,8 @@ def worker(
         raise InvalidInput(
             "nothing to run: give --app module:name, or --fake-handlers", path="--app"
         )
+    if prune and server is not None:
+        raise InvalidInput("the server deletes settled jobs, not this worker", path="--prune")
     if reload:
         # As it was started, by `tenure` or by a program that has its commands.
         arguments = [argument for argument in sys.orig_argv[1:] if argument != "--reload"]
