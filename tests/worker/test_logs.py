@@ -130,8 +130,8 @@ def test_a_lease_that_ran_out_is_a_line(sqlite_url: str, lines: Lines) -> None:
             wait_until(lambda: len(lines.of(job.id)) == 3)
     _, expired, retried = lines.of(job.id)
     assert (expired["level"], expired["message"]) == ("warning", "job_lease_expired")
-    assert (expired["worker"], expired["status"], expired["actor"]) == ("gone", "failed", "sweep")
-    assert "delay" not in expired
+    assert (expired["worker"], expired["status"], expired["actor"]) == ("gone", "pending", "sweep")
+    assert expired["delay"] == retried["delay"]
     assert (retried["level"], retried["message"]) == ("info", "job_retried")
     assert (retried["worker"], retried["status"], retried["actor"]) == ("gone", "pending", "store")
     assert 50 < retried["delay"] < 120, "100 seconds, give or take the jitter"
@@ -147,8 +147,8 @@ def test_a_lease_that_ran_out_for_good_brings_no_line_of_a_retry(
         app.core.claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.001))
         with running_sweeper(app):
             wait_until_failed(app, job)
-    told = [(line["message"], line["level"]) for line in lines.of(job.id)]
-    assert told == [("job_enqueued", "debug"), ("job_lease_expired", "error")]
+    told = [(line["message"], line["level"], line["status"]) for line in lines.of(job.id)]
+    assert told == [("job_enqueued", "debug", "pending"), ("job_lease_expired", "error", "failed")]
 
 
 @pytest.mark.parametrize("over_http", [False, True], ids=["beside the store", "over HTTP"])

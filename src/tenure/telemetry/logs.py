@@ -107,15 +107,19 @@ def log_failure(
 
 
 def log_steps(log: logging.Logger, steps: Sequence[Job]) -> None:
-    """Log each transition of one job, given the rows that the job passed through."""
+    """Log each transition of one job, given the rows that the job passed through.
+
+    Each line has the status and the delay of the last one, so that no failure looks final that is
+    not: `failed` is a status only if the job stays so.
+    """
+    last: dict[str, Any] = {"status": str(steps[-1].status)}
+    if steps[-1].event == Retried.name and (delay := retry_in(steps)) is not None:
+        last["delay"] = round(delay, 3)
     for row in steps:
         level = logging.INFO
         if row.event == LeaseExpired.name:
             level = logging.ERROR if row is steps[-1] else logging.WARNING
-        fields = fields_of(row)
-        if row.event == Retried.name and (delay := retry_in(steps)) is not None:
-            fields["delay"] = round(delay, 3)
-        log_transition(log, row.event, fields, level)
+        log_transition(log, row.event, fields_of(row) | last, level)
 
 
 configured: tuple[str, str, tuple[str, ...]] | None = None
