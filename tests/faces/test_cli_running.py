@@ -312,7 +312,7 @@ def test_a_worker_deletes_nothing_unless_told(sqlite_url: str) -> None:
         (["--app", "shop.nowhere:app"], "no module 'shop.nowhere'"),
         (["--app", "nowhere.py:app"], "write nowhere:app"),
         (["--app", "shop.jobs:nothing"], "has no such name"),
-        (["--app", "shop.jobs:number"], "holds a int there"),
+        (["--app", "shop.jobs:number"], "holds a value of type int there"),
         (["--app", "shop.jobs:empty"], "--app shop.jobs:empty: nothing to run: it has no handlers"),
         (["--app", "shop.jobs:app", "--app", "shop.jobs:other"], "different databases"),
         (["--app", "shop.jobs:app", "--fail-every", "2"], "need --fake-handlers"),

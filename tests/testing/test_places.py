@@ -162,7 +162,7 @@ def test_connections_that_cannot_be_used_are_refused(
         assert "in no transaction" in refusal(shop, autocommits)
     with closing(sqlite3.connect(tmp_path / "empty.db")) as empty:
         assert "tenure migrate" in refusal(shop, empty)
-    assert "a str cannot be used" in refusal(shop, "postgresql://")
+    assert "a value of type str cannot be used" in refusal(shop, "postgresql://")
 
 
 @pytest.mark.postgres

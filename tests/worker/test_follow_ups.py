@@ -215,7 +215,7 @@ def test_bad_jobs_are_refused_in_the_handler(app: Tenure) -> None:
         (NewJob("no such name!", {}, {}), "$.type"),
         (NewJob("part", {}, {"priority": 1_000}), "$.priority"),
         (NewJob("part", {"a": float("nan")}, {}), "$.payload.a"),
-        ("part", "a str: give what new_job(...) returns"),
+        ("part", "give what new_job(...) returned, not a value of type str"),
     ]
     said: list[str] = []
 

@@ -242,7 +242,8 @@ def _imported(spec: str) -> Tenure:
         raise InvalidInput(why, path=where) from None
     app = getattr(found, name, None)
     if not isinstance(app, Tenure):
-        what = "has no such name" if app is None else f"holds a {type(app).__name__} there"
+        kind = type(app).__name__
+        what = "has no such name" if app is None else f"holds a value of type {kind} there"
         raise InvalidInput(f"{module} {what}; name a Tenure object", path=where)
     return app
 

@@ -67,7 +67,8 @@ def seconds(value: float | str | timedelta, path: str = "$") -> float:
         # NaN, infinity and huge integers stop here, before arithmetic.
         micros = round(value * _SECOND) if 0 <= value <= MAX_SECONDS else -1
     else:
-        raise InvalidInput(f"a {type(value).__name__} is not a duration; {_EXAMPLES}", path=path)
+        kind = type(value).__name__
+        raise InvalidInput(f"a value of type {kind} is not a duration; {_EXAMPLES}", path=path)
     if not 0 <= micros <= MAX_SECONDS * _SECOND:
         limit = f"a duration is 0 to {MAX_SECONDS} seconds (ten years)"
         raise InvalidInput(f"out of range; {limit}", path=path)

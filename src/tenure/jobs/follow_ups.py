@@ -54,7 +54,9 @@ class FollowUps:
     def add(self, new_job: NewJob, id: str | None = None) -> str:
         """Note a job and return its id, a new one by default; raises InvalidInput."""
         if not isinstance(new_job, NewJob):
-            raise InvalidInput(f"a {type(new_job).__name__}: give what new_job(...) returns")
+            raise InvalidInput(
+                f"give what new_job(...) returned, not a value of type {type(new_job).__name__}"
+            )
         if self.is_closed:
             raise InvalidInput(TOO_LATE)
         if len(self.jobs) == MAX_FOLLOW_UPS:

@@ -97,7 +97,8 @@ def canonical(payload: object, *, path: str = "$.payload") -> str:
         return payload
     if type(payload) is not dict:
         kind = type(payload).__name__
-        raise InvalidInput(f"a {kind}; a payload is a JSON object (a dict)", path=path)
+        said = f"a value of type {kind}; a payload is a JSON object (a dict)"
+        raise InvalidInput(said, path=path)
     if (quick := _text_if_flat(payload)) is not None:
         return quick
     walk(payload, path, MAX_PAYLOAD_BYTES, MAX_DEPTH)

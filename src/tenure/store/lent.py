@@ -83,8 +83,8 @@ def lent_store(connection: Any, url: Callable[[], str]) -> LentStore:
     raw = None if driver is None or driver.is_async else driver_of(driver.raw())
     if not isinstance(raw, Psycopg | Sqlite3):
         raise InvalidInput(
-            f"a {type(connection).__name__} cannot be used: pass a Connection of psycopg or "
-            "sqlite3, or one of SQLAlchemy or Django over these",
+            f"a value of type {type(connection).__name__} cannot be used: pass a Connection of "
+            "psycopg or sqlite3, or one of SQLAlchemy or Django over these",
             path="connection",
         )
     connection = raw.connection
