@@ -318,6 +318,7 @@ def test_a_worker_deletes_nothing_unless_told(sqlite_url: str) -> None:
         (["--app", "shop.jobs:app", "--fail-every", "2"], "need --fake-handlers"),
         (["--fake-handlers", "--fail-every", "0"], "fail_every"),
         (["--fake-handlers", "--fail-type", "no name"], "job type"),
+        (["--fake-handlers", "--queue", "a,b"], "give --queue once for each queue"),
         (["--fake-handlers", "--concurrency", "0"], "--concurrency: give a whole number"),
         (["--fake-handlers", "--lease", "0.5"], "--lease: a lease lasts at least 1 second"),
         (["--fake-handlers", "--grace", "never"], "--grace: not a duration"),

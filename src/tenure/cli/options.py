@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -32,6 +32,19 @@ def option(
 def repeated(flags: str, metavar: str, help: str, complete: Any = None, **more: Any) -> Decorator:
     """Make an option that may be given several times; its last flag names the values."""
     return option(flags, metavar, f"{help}; may be repeated.", complete, multiple=True, **more)
+
+
+def queues(help: str, complete: Any) -> Decorator:
+    """Make the option --queue, which names one queue each time that it is given."""
+    return repeated("--queue queues", "NAME", help, complete, callback=_without_commas)
+
+
+def _without_commas(
+    ctx: click.Context, parameter: click.Parameter, names: Sequence[str]
+) -> Sequence[str]:
+    if any("," in name for name in names):
+        raise click.BadParameter("no name has a comma: give --queue once for each queue")
+    return names
 
 
 def flag(flags: str, help: str, **more: Any) -> Decorator:

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 
 import click
 
-from tenure.cli import completing
+from tenure.cli import completing, options
 from tenure.cli.command import REFUSED, application_of_host, chosen_database
 from tenure.cli.options import answer_options, database_option, flag, option, repeated, together
 from tenure.cli.reloading import GRACE, LEASE, run_again_on_changes
@@ -45,7 +45,7 @@ work_options = together(
         "With --fake-handlers: fail the first attempt of every Nth job.",
         type=int,
     ),
-    repeated("--queue queues", "NAME", "Run only jobs of this queue", completing.queue_names),
+    options.queues("Run only jobs of this queue", completing.queue_names),
     option("--concurrency", "N", "Jobs to run at once.  [default: 16]"),
     option(
         "--lease lease_seconds",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli import completing
+from tenure.cli import completing, options
 from tenure.cli.command import Group, application, existing
 from tenure.cli.options import answer_options, database_option, option, reading_options, repeated
 from tenure.cli.terminal import print_json, table
@@ -31,11 +31,8 @@ webhooks = Group("webhooks", help="Create, list and remove webhooks: URLs that g
     completing.words("enqueue", "work", "read", "admin"),
     required=True,
 )
-@repeated(
-    "--queue queues",
-    "NAME",
-    "Only for this queue, or for all with this beginning: 'shop.*'",
-    completing.queue_names,
+@options.queues(
+    "Only for this queue, or for all with this beginning: 'shop.*'", completing.queue_names
 )
 @option("--expires", "TIME", "Token lifetime, such as 12h or 90d.  [default: never expires]")
 @answer_options
@@ -100,7 +97,7 @@ def _shown(token: AccessToken) -> dict[str, Any]:
     required=True,
 )
 @repeated("--type types", "TYPE", "Only for jobs of this type", completing.types)
-@repeated("--queue queues", "NAME", "Only for jobs of this queue", completing.queue_names)
+@options.queues("Only for jobs of this queue", completing.queue_names)
 @answer_options
 def create_webhook(name: str, url: str, events: Sequence[str], as_json: bool, **only: Any) -> None:
     """Send events to URL, and print the signing secret once.

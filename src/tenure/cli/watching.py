@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli import completing, terminal
+from tenure.cli import completing, options, terminal
 from tenure.cli.command import existing
 from tenure.cli.options import database_option, flag, option, repeated, wide_option
 from tenure.errors import StoreUnavailable
@@ -141,7 +141,7 @@ def picture(app: Tenure) -> dict[str, Any]:
 
 @click.command()
 @repeated("--type types", "TYPE", "Only jobs of this type", completing.types)
-@repeated("--queue queues", "NAME", "Only jobs of this queue", completing.queue_names)
+@options.queues("Only jobs of this queue", completing.queue_names)
 @repeated("--event events", "EVENT", "Only this event, such as failed", type=completing.EventName())
 @option("--job", "ID", "Only this job.", completing.job_ids())
 @option(
