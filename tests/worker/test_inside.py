@@ -41,6 +41,15 @@ def test_coroutines_run_on_the_loop_of_the_program(app: Tenure) -> None:
     assert seen[0] is seen[1]
 
 
+def test_what_the_program_declares_is_known_in_the_block(app: Tenure) -> None:
+    @app.schedule(every="1h")
+    @app.job
+    def sweep() -> None: ...
+
+    with app.running():
+        assert app.schedules.get("sweep").name == "sweep"
+
+
 def test_a_worker_in_a_block_on_any_thread_leaves_signals_alone(app: Tenure) -> None:
     started = threading.Event()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

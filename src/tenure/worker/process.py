@@ -43,6 +43,8 @@ workers start, the queues of some types have none yet."""
 ABORTED = 130
 DECLARE_SECONDS = 1.0
 """How long to wait before types are sent again to a source that did not answer."""
+FIRST_TRY_SECONDS = 1.0
+"""How long a program waits for its first try before it says that it is there."""
 LEFTOVER_SECONDS = 1.0
 """How long a process that is done waits for tasks and threads that handlers left behind."""
 YOUNG_OBJECTS = 5_000
@@ -162,8 +164,11 @@ def maintained(
 
 @contextlib.contextmanager
 def declared(*declarations: Callable[[], None]) -> Iterator[None]:
-    """Make known what the program declares, on a thread, once the database or server answers."""
-    stop = threading.Event()
+    """Make known what the program declares, once the database or server answers.
+
+    This waits for the first try, so that others can ask for it when the program says it is there.
+    """
+    stop, tried = threading.Event(), threading.Event()
 
     def declare() -> None:
         for one in declarations:
@@ -172,13 +177,16 @@ def declared(*declarations: Callable[[], None]) -> Iterator[None]:
                     one()
                     break
                 except (StoreUnavailable, Unauthorized):
+                    tried.set()
                     stop.wait(DECLARE_SECONDS)
                 except TenureError as error:
                     log.warning("other programs do not know what this one declares: %s", error)
                     break
+        tried.set()
 
     thread = threading.Thread(target=declare, name="tenure-declare", daemon=True)
     thread.start()
+    tried.wait(FIRST_TRY_SECONDS)
     try:
         yield
     finally:
