@@ -119,6 +119,46 @@ def test_one_job_at_most_is_buffered(app: Tenure, clock: Clock) -> None:
     assert record(app) == "f1 f2w o3"
 
 
+@pytest.mark.parametrize("ended", ["last", "middle"])
+def test_no_buffered_job_runs_beside_another_if_one_is_cancelled(
+    app: Tenure, clock: Clock, ended: str
+) -> None:
+    app.schedules.create("s", MAIL, every=60, overlap="buffer_all")
+    claim = ClaimRequest(worker="w", limit=9, lease_seconds=6_000)
+    held = []
+    for number in range(4):
+        clock.advance(60)
+        decide_due(app.core, set())
+        held += app.core.claim(claim).leases
+        if number == 2:
+            waiting = sorted(job.id for job in app.find(status="waiting"))
+            app.cancel(waiting[-1] if ended == "last" else waiting[0])
+    (running,) = held
+    assert app.core.claim(claim).leases == []
+    app.core.report([Report(running.id, running.lease_id, Outcome.COMPLETED)])
+    while held := list(app.core.claim(claim).leases):
+        assert len(held) == 1
+        app.core.report([Report(held[0].id, held[0].lease_id, Outcome.COMPLETED)])
+    assert record(app) == "f1 f2 f3 f4"
+
+
+def test_no_buffered_job_runs_beside_another_after_one_expired(app: Tenure, clock: Clock) -> None:
+    job = NewJob("mail", {}, {"start_by": "30s"})
+    app.schedules.create("s", job, every=60, overlap="buffer_one")
+    clock.advance(60)
+    decide_due(app.core, set())
+    claim = ClaimRequest(worker="w", limit=9, lease_seconds=6_000)
+    assert len(app.core.claim(claim).leases) == 1
+    clock.advance(60)
+    decide_due(app.core, set())
+    clock.advance(31)
+    assert len(app.core.store.expire().result()) == 1
+    clock.advance(29)
+    decide_due(app.core, set())
+    assert app.core.claim(claim).leases == []
+    assert record(app) == "f1 f2 f3w"
+
+
 def test_a_small_step_back_of_the_clock_is_waited_for(app: Tenure, clock: Clock) -> None:
     app.schedules.create("s", MAIL, every=60)
     clock.advance(60)
@@ -605,7 +645,7 @@ def test_the_edges_of_deleted_jobs_go(app: Tenure, clock: Clock, raw: RawSql) ->
         decide_due(app.core, set())
     while complete(app):
         pass
-    assert raw.value("SELECT count(*) FROM {dependency}") == 2
+    assert raw.value("SELECT count(*) FROM {dependency}") == 3  # each waits for all before it
     while app.core.measure():
         pass
     clock.advance(60)

@@ -155,28 +155,36 @@ def actor_of(name: str) -> str:
 
 
 class Advance(msgspec.Struct, frozen=True):
-    """A schedule after a decision, its fires, and the jobs to add: each with whom it waits for."""
+    """A schedule after a decision, its fires, and the jobs to add: each with those it waits for."""
 
     schedule: Schedule
     fires: Sequence[Fire]
-    jobs: Sequence[tuple[CheckedJob, str | None]]
+    jobs: Sequence[tuple[CheckedJob, Sequence[str]]]
     cancels: str | None  # the id of a job to cancel before
 
 
 def advance(
-    schedule: Schedule, decision: Decision, now: datetime, defaults: Defaults, actor: str | None
+    schedule: Schedule,
+    decision: Decision,
+    now: datetime,
+    defaults: Defaults,
+    actor: str | None,
+    before: Sequence[str] = (),
 ) -> Advance:
-    """Return what follows from a decision; raises InvalidInput if the job is no longer valid."""
+    """Return what follows from a decision; raises InvalidInput if the job is no longer valid.
+
+    `before` are the jobs of the schedule that are not settled, for a job that waits.
+    """
     fires: list[Fire] = []
-    jobs: list[tuple[CheckedJob, str | None]] = []
+    jobs: list[tuple[CheckedJob, Sequence[str]]] = []
     counts, last = dict.fromkeys(FireOutcome, 0), schedule.last_job_id
     for tick, new_id in zip(decision.ticks, new_ids(len(decision.ticks)), strict=True):
         counts[tick.outcome] += tick.count
         job_id = new_id if tick.outcome is FireOutcome.FIRED else None
         if job_id is not None:
             job = job_for(schedule, tick, now, job_id, defaults(schedule.template.type))
-            jobs.append((job, last if tick.waits else None))
-            last = job_id
+            jobs.append((job, before if tick.waits else ()))
+            last, before = job_id, [job_id]
         same: Any = {name: getattr(tick, name) for name in ("at", "until", "outcome", "how")}
         fires.append(
             Fire(schedule=schedule.name, job_id=job_id, decided_at=now, actor=actor, **same)

@@ -77,9 +77,10 @@ def evaluate(
         f" ORDER BY next_at LIMIT {BATCH} {d.skip_locked}",
         (*declared, *left),
     )
-    last = {s.last_job_id for s in due if s.last_job_id and s.overlap != "allow_all"}
-    busy = db.busy(sorted(last)) if last else set()
-    free = [s for s in due if s.overlap == "allow_all" or s.last_job_id not in busy]
+    before = _jobs_before(db, due)
+    ids = {id for some in before.values() for id in some}
+    busy = db.busy(sorted(ids)) if ids else set()
+    free = [one for one in due if not before[one.name] & busy]
     return len(free), decide(db, free, defaults) if free else {}
 
 
@@ -89,13 +90,15 @@ def decide(db: Database, due: Sequence[Schedule], defaults: Defaults) -> Mapping
     Returns the schedules that this process cannot decide: name -> why. They do not change.
     """
     now, done, undecided = db.now(), list[Advance](), dict[str, InvalidInput]()
-    fired, last = _fired_ahead(db, due), _last_jobs(db, due)
+    fired, before = _fired_ahead(db, due), _open_jobs(db, due)
     for schedule in due:
-        is_open, waiting = _open_jobs(db, schedule, last)
+        jobs = before[schedule.name]
         try:
             had = fired.get(schedule.name, ())
-            decision = decide_fires(schedule, now, is_open=is_open, waiting=waiting, fired=had)
-            done.append(advance(schedule, decision, now, defaults, None))
+            decision = decide_fires(
+                schedule, now, is_open=bool(jobs), waiting=_waiting(jobs), fired=had
+            )
+            done.append(advance(schedule, decision, now, defaults, None, list(jobs)))
         except InvalidInput as error:
             undecided[schedule.name] = error
     carry_out(db, done)
@@ -107,10 +110,12 @@ def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
     for one in done:
         _cancel(db, one)
     jobs = [job for one in done for job in one.jobs]
-    if plain := [job for job, parent in jobs if parent is None]:
+    if plain := [job for job, parents in jobs if not parents]:
         enqueue.add(db, plain)
     waiting = [
-        linked(job, edges=(Dependency(parent, "settled"),)) for job, parent in jobs if parent
+        linked(job, edges=tuple(Dependency(id, "settled") for id in parents))
+        for job, parents in jobs
+        if parents
     ]
     if waiting:
         enqueue.add_linked(db, waiting, limited=False)
@@ -136,20 +141,31 @@ def _fired_ahead(db: Database, due: Sequence[Schedule]) -> Mapping[str, set[date
     return found
 
 
-def _last_jobs(db: Database, due: Sequence[Schedule]) -> Mapping[str, Job]:
-    """The last job of each schedule to which it matters, locked."""
-    ids = {s.last_job_id for s in due if s.last_job_id and s.overlap != "allow_all"}
-    return db.lock(sorted(ids)) if ids else {}
+def _jobs_before(db: Database, due: Sequence[Schedule]) -> Mapping[str, set[str]]:
+    """The ids of the jobs of each schedule on which its `overlap` depends, by schedule.
+
+    Of several that wait for one another the last may have settled before the others.
+    """
+    found = dict[str, set[str]]()
+    for one in due:
+        buffers = one.overlap in ("buffer_one", "buffer_all")
+        found[one.name] = schedules.open_jobs(db, one, MAX_BUFFERED + 1) if buffers else set()
+        if one.last_job_id and one.overlap != "allow_all":
+            found[one.name].add(one.last_job_id)
+    return found
 
 
-def _open_jobs(db: Database, schedule: Schedule, last: Mapping[str, Job]) -> tuple[bool, int]:
-    """Whether the last job is not settled, and how many wait for one another."""
-    job = last.get(schedule.last_job_id or "")
-    if job is None or job.status in SETTLED:
-        return False, 0
-    if schedule.overlap != "buffer_all":
-        return True, int(job.status is Status.WAITING)
-    return True, schedules.count_last(db, schedule, MAX_BUFFERED + 1, "job.status = 'waiting'")
+def _open_jobs(db: Database, due: Sequence[Schedule]) -> Mapping[str, Mapping[str, Job]]:
+    """Those of `_jobs_before` that are not settled, locked."""
+    before = _jobs_before(db, due)
+    ids = {id for some in before.values() for id in some}
+    jobs = db.lock(sorted(ids)) if ids else {}
+    held = {id: job for id, job in sorted(jobs.items()) if job.status not in SETTLED}
+    return {name: {id: held[id] for id in held if id in ids} for name, ids in before.items()}
+
+
+def _waiting(jobs: Mapping[str, Job]) -> int:
+    return sum(job.status is Status.WAITING for job in jobs.values())
 
 
 def _cancel(db: Database, one: Advance) -> None:
@@ -182,12 +198,14 @@ def by_hand(
 
     Raises InvalidInput if its job is no longer valid.
     """
-    is_open, waiting = _open_jobs(db, schedule, _last_jobs(db, [schedule]))
-    decided = with_room(ticks, schedule.overlap, is_open=is_open, waiting=waiting, most=most)
+    jobs = _open_jobs(db, [schedule])[schedule.name]
+    facts: Any = {"is_open": bool(jobs), "waiting": _waiting(jobs)}
+    decided = with_room(ticks, schedule.overlap, **facts, most=most)
     decision = Decision(
         ticks=tuple(decided), cursor_at=schedule.cursor_at, next_at=schedule.next_at
     )
-    return carry_out(db, [advance(schedule, decision, db.now(), defaults, actor)])
+    done = advance(schedule, decision, db.now(), defaults, actor, list(jobs))
+    return carry_out(db, [done])
 
 
 def backfill(

@@ -138,24 +138,24 @@ def unrecorded(db: Reads) -> list[tuple[str, str, str]]:
     return found
 
 
-def count_last(db: Reads, schedule: Schedule, most: int, condition: str) -> int:
-    """Count those of the last `most` jobs of a schedule for which a condition over `job` holds."""
+def open_jobs(db: Reads, schedule: Schedule, most: int) -> set[str]:
+    """Return the ids of those of the last `most` jobs of a schedule that are not settled."""
     d = db.dialect
     last = (
         f"SELECT job_id FROM {d.table('fire')} WHERE schedule = {d.value} AND job_id IS NOT NULL"
         f" ORDER BY at DESC LIMIT {most}"
     )
-    ((jobs,),) = db.rows(
-        f"SELECT count(*) FROM ({last}) AS last JOIN {d.table('job')} AS job"
-        f" ON job.id = last.job_id WHERE {condition}",
+    rows = db.rows(
+        f"SELECT {d.id('job.id')} FROM ({last}) AS last JOIN {d.table('job')} AS job"
+        f" ON job.id = last.job_id WHERE job.finished_at IS NULL",
         (schedule.name,),
     )
-    return int(jobs)
+    return {id for (id,) in rows}
 
 
 def crowded(db: Reads, schedule: Schedule) -> bool:
     """Whether the last `CROWD` jobs of a schedule all are not settled."""
-    return count_last(db, schedule, CROWD, "job.finished_at IS NULL") == CROWD
+    return len(open_jobs(db, schedule, CROWD)) == CROWD
 
 
 def add(db: Statements, schedule: Schedule) -> bool:
