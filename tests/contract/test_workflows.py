@@ -318,6 +318,17 @@ def test_what_others_wait_for_is_kept(harness: StoreHarness, app: Tenure) -> Non
     assert harness.prune({"completed": harness.clock.now}) == 1
 
 
+def test_verify_knows_that_retention_left_jobs_to_their_workflow(
+    harness: StoreHarness, app: Tenure
+) -> None:
+    app.group([job("a"), job("b")])
+    run(harness, "b")
+    finish(app)
+    harness.clock.advance(60)
+    assert harness.prune({"completed": harness.clock.now}) == 0
+    assert app.verify() == []
+
+
 def test_a_limited_caller_sees_its_queues_only(harness: StoreHarness, app: Tenure) -> None:
     mine = limited_to(app, ("mine",))
     other = app.chain([job(queue="other")], key="k")

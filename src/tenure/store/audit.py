@@ -317,7 +317,7 @@ SELECT coalesce(job.id, token.id, place.id) AS job_id,
         THEN coalesce(job.status, 'no job') || CASE WHEN token.id IS NULL THEN ' without a token'
             ELSE ' with the token of priority ' || token.priority || ' at ' || token.run_at END
     END AS "a token if and only if the job is pending",
-    CASE WHEN (job.status IN ('processing', {SETTLED_SQL})
+    CASE WHEN (job.status = 'processing' OR job.status IN ({SETTLED_SQL}) AND job.workflow IS NULL
             OR job.status = 'waiting' AND job.start_by IS NOT NULL) AND arrived.id IS NULL
         THEN job.status || ' without an arrival'
         WHEN (place.id IS NOT NULL) <> coalesce(job.status IN ('failed', 'cancelled'), false)
