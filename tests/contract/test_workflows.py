@@ -313,9 +313,19 @@ def test_what_others_wait_for_is_kept(harness: StoreHarness, app: Tenure) -> Non
     finish(app)
     harness.clock.advance(60)
     assert harness.prune({"completed": harness.clock.now}) == 0
+    younger = app.group([job("c")] * 3)
+    run(harness)
+    finish(app)
+    harness.clock.advance(60)
+    assert harness.prune({"completed": harness.clock.now}) == 3  # they are not behind it
+    with pytest.raises(WorkflowNotFound):
+        app.workflows.get(younger.id)
+    assert app.verify() == []
     app.cancel(other.nodes[0].id)
     decide(app)
     assert harness.prune({"completed": harness.clock.now}) == 1
+    with pytest.raises(WorkflowNotFound):
+        app.workflows.get(flow.id)
 
 
 def test_verify_knows_that_retention_left_jobs_to_their_workflow(

@@ -164,23 +164,27 @@ def prune(
     """Delete up to `limit` jobs of a workflow that is old enough, and with the last one itself.
 
     `before` is that of jobs, by status: each status that the workflow has must be given, and the
-    earliest time holds. Jobs with an entry of the ledger after `place` are left. Returns how many
-    of a status, queue and type were deleted.
+    earliest time holds. Jobs with an entry of the ledger after `place` are left, and jobs that
+    others wait for: a workflow that has only such jobs is passed over. Returns how many of a
+    status, queue and type were deleted.
     """
     d = db.dialect
-    table = d.table("workflow")
+    table, job = d.table("workflow"), d.table("job")
+    its = f"FROM {job} AS job WHERE workflow = one.id"
     for time in sorted(set(before.values())):
         words = [word for word in SETS if _time_of(word, before) == time]
         found = words and db.rows(
-            f"SELECT {d.id('id')} FROM {table} WHERE statuses IN ({d.values(len(words))})"
-            f" AND finished_at < {d.value} ORDER BY finished_at LIMIT 1 {d.skip_locked}",
-            (*words, d.to_bound(time)),
+            f"SELECT {d.id('id')} FROM {table} AS one WHERE statuses IN ({d.values(len(words))})"
+            f" AND finished_at < {d.value} AND (NOT EXISTS (SELECT 1 {its})"
+            f" OR EXISTS (SELECT 1 {its} AND {_is_unneeded(d)}))"
+            f" ORDER BY finished_at LIMIT 1 {d.skip_locked}",
+            (*words, d.to_bound(time), *place),
         )
         for (id,) in found or ():
             unneeded = _unneeded(db, f"workflow = {d.id_value}", [id], place, limit)
             gone = _delete(db, unneeded)
             if gone.total() < limit:
-                empty = f"NOT EXISTS (SELECT 1 FROM {d.table('job')} WHERE workflow = {d.id_value})"
+                empty = f"NOT EXISTS (SELECT 1 FROM {job} WHERE workflow = {d.id_value})"
                 db.changed(f"DELETE FROM {table} WHERE id = {d.id_value} AND {empty}", (id, id))
             return gone
     return Counter()
@@ -220,19 +224,23 @@ def _unneeded(
 ) -> list[Any]:
     """Lock and return settled jobs without an entry after `place`, which no job waits for."""
     d = db.dialect
-    job, after = (
-        d.table("job"),
-        f"{d.table('transition')} AS t WHERE t.job_id = job.id AND {d.after}",
+    return db.rows(
+        f"SELECT {d.id('id')}, status, queue, type FROM {d.table('job')} AS job WHERE {where}"
+        f" AND {_is_unneeded(d)} ORDER BY id DESC LIMIT {d.value} {d.skip_locked}",
+        (*values, *place, limit),
     )
+
+
+def _is_unneeded(d: Dialect) -> str:
+    after = f"{d.table('transition')} AS t WHERE t.job_id = job.id AND {d.after}"
     waits = (
-        f"SELECT 1 FROM {d.table('dependency')} AS tie JOIN {job} AS child ON child.id = tie.child"
+        f"SELECT 1 FROM {d.table('dependency')} AS tie"
+        f" JOIN {d.table('job')} AS child ON child.id = tie.child"
         f" WHERE tie.parent = job.id AND child.finished_at IS NULL AND job.followed > 0"
     )
-    return db.rows(
-        f"SELECT {d.id('id')}, status, queue, type FROM {job} AS job WHERE {where}"
-        f" AND finished_at IS NOT NULL AND (SELECT count(*) FROM {after}) = 0"
-        f" AND NOT EXISTS ({waits}) ORDER BY id DESC LIMIT {d.value} {d.skip_locked}",
-        (*values, *place, limit),
+    return (
+        f"job.finished_at IS NOT NULL AND (SELECT count(*) FROM {after}) = 0"
+        f" AND NOT EXISTS ({waits})"
     )
 
 
