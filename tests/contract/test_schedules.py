@@ -426,6 +426,37 @@ def test_declared_in_code(app: Tenure, clock: Clock, database_url: str) -> None:
     assert app.schedules.get("often").when.every == 90
 
 
+def test_new_rules_replace_those_whose_job_is_no_longer_valid(app: Tenure, clock: Clock) -> None:
+    @app.schedule(every=60)
+    @app.job(name="report")
+    def report(day: str = "today") -> None: ...
+
+    declare(app.core)
+    clock.advance(120)  # nothing runs while the program is deployed
+    new = Tenure(app.database)
+
+    @new.schedule(every=60, payload={"tenant": "acme"}, name="report")
+    @new.job(name="report", partition_by="tenant")
+    def report_of(tenant: str) -> None: ...
+
+    @new.schedule(every=60)
+    @new.job(name="other")
+    def other() -> None: ...
+
+    declare(new.core)
+    clock.advance(60)
+    decide_due(new.core, set())
+    assert record(app, "report") == "m1-2 f3"
+    assert record(app, "other") == "f3"
+    (job,) = app.find(type="report")
+    assert job.partition == "acme"
+    app.schedules.create("by_hand", NewJob("report", {}, {}), every=60)
+    clock.advance(60)
+    changed = new.schedules.update("by_hand", job=NewJob("report", {"tenant": "b"}, {}))
+    assert changed.template.payload == {"tenant": "b"}
+    assert record(app, "by_hand") == "m4"
+
+
 def test_what_cannot_be_declared(app: Tenure) -> None:
     @app.job
     def mail(to: str) -> None: ...

@@ -150,6 +150,8 @@ class Schedules(Noun):
     ) -> Schedule:
         """Change a schedule. What is due before now is decided by the old rules.
 
+        Where their job is no longer valid, as after a change of its type, these ticks are missed.
+
         - `name`: the schedule.
         - `job`: another job for each tick. Default: None, the same.
         - `edition`: change it only if it still has this edition. Default: None, whatever it has.

@@ -20,6 +20,7 @@ from tenure.events import Cancelled
 from tenure.jobs.enqueue import linked
 from tenure.jobs.fires import (
     MAX_BUFFERED,
+    RULE_OF,
     Advance,
     Decision,
     Defaults,
@@ -230,8 +231,17 @@ def without_job(db: Reads, name: str, ticks: Sequence[datetime]) -> list[datetim
 def change(
     db: Database, old: Schedule, rules: Rules, actor: str, defaults: Defaults, **more: Any
 ) -> Schedule:
-    """Give a locked schedule other rules. What is due before is decided by the old ones."""
-    catch_up_to_now(db, old, defaults)
+    """Give a locked schedule other rules. What is due before is decided by the old ones.
+
+    If its old job is no longer valid, those ticks are missed: the new rules are the remedy.
+    """
+    try:
+        catch_up_to_now(db, old, defaults)
+    except InvalidInput as error:
+        if not schedules.is_readable(old):
+            raise
+        log.warning("the ticks of schedule %s before this change are missed: %s", old.name, error)
+        _add_no_jobs(db, old, FireOutcome.MISSED, RULE_OF[old.missed], defaults)
     now = db.now()
     new = replace(
         schedules.get(db, old.name),
@@ -283,9 +293,16 @@ def catch_up_to_now(db: Database, schedule: Schedule, defaults: Defaults) -> Non
         for error in decide(db, [schedule], defaults).values():
             raise error
         return
+    _add_no_jobs(db, schedule, FireOutcome.PAUSED, How.DUE, defaults)
+
+
+def _add_no_jobs(
+    db: Database, schedule: Schedule, outcome: FireOutcome, how: How, defaults: Defaults
+) -> None:
     until = max(db.now(), schedule.cursor_at)
-    ticks = ticks_between(schedule.when, schedule.cursor_at, until, FireOutcome.PAUSED)
-    decision = Decision(ticks=ticks, cursor_at=until, next_at=None)
+    ticks = ticks_between(schedule.when, schedule.cursor_at, until, outcome)
+    decided = tuple(replace(tick, how=how) for tick in ticks)
+    decision = Decision(ticks=decided, cursor_at=until, next_at=None)
     carry_out(db, [advance(schedule, decision, db.now(), defaults, None)])
 
 
