@@ -239,6 +239,17 @@ def test_the_clock_travels(enter: Enter, shop: Shop) -> None:
         jobs.travel(0)
 
 
+def test_jobs_are_found_by_times_after_a_travel(enter: Enter, shop: Shop) -> None:
+    """Their ids have the time of the machine."""
+    jobs = enter(shop.app)
+    jobs.travel("3d")
+    at = shop.app.core.clock()
+    job = shop.charge.enqueue(1)
+    assert [one.id for one in shop.app.find(created_after=at)] == [job.id]
+    assert [one.id for one in jobs.enqueued(created_after=at)] == [job.id]
+    assert shop.app.find(created_before=at) == []
+
+
 def test_clear_leaves_nothing(enter: Enter, shop: Shop) -> None:
     jobs = enter(shop.app)
     shop.app.queues.limit("mail", max_running=1)

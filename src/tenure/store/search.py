@@ -38,7 +38,8 @@ AT_ONCE = 50
 """Jobs that are loaded at once where redacted texts have to be searched outside SQL."""
 CLOCKS_APART = timedelta(hours=1)
 """How far the clock that made a job's id may be from the store's: searches by time start and end at
-ids of that time, so that they need not walk there."""
+ids of that time, so that they need not walk there. `tenure.testing`, which moves the store's clock,
+raises it."""
 
 ENDED = (Status.FAILED, Status.CANCELLED)
 """What the index `job_ended` holds, in the order of its condition."""
