@@ -312,6 +312,13 @@ def two_in_a_child(path: str) -> list[int]:
     return [os.getpid(), subprocess.Popen(["sleep", "1000"]).pid]
 
 
+@app.job(process=True, max_jobs=1)
+def leave_slowly(seconds: float) -> str:
+    """Return at once from a child that takes its time to exit, as one does that sends spans."""
+    atexit.register(time.sleep, seconds)
+    return "done"
+
+
 @app.job(process=True, max_memory="150MiB")
 def keep(megabytes: int) -> int:
     """Leak memory."""

@@ -56,6 +56,13 @@ def gone(pid: int) -> None:
     wait_until(lambda: not is_running(pid), f"process {pid} to end")
 
 
+def test_a_job_that_has_returned_does_not_time_out_while_its_child_exits(pool: Tenure) -> None:
+    job = pool.enqueue("leave_slowly", {"seconds": 0.8}, timeout=0.4, max_retries=1)
+    with running_worker(pool):
+        assert wait_until_completed(pool, job.id).result == "done"
+    assert transitions(pool, job.id) == ["enqueued", "claimed", "completed"]
+
+
 def test_a_child_is_used_again_for_the_next_call(pool: Tenure) -> None:
     jobs = [enqueue(pool, "where") for _ in range(5)]
     with running_worker(pool, concurrency=1):

@@ -307,6 +307,8 @@ class Attempts:
             log.exception("the span of job %s could not be ended", attempt.lease.id)
 
     def _time_out(self, attempt: Attempt) -> None:
+        if attempt.child is not None and attempt.child.has_ended:
+            return
         who = "the child process " if attempt.lease.alone and attempt.child else ""
         self._stop(attempt, f"{who}{timed_out(attempt)}", "timeout")
 
