@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from itertools import product
@@ -455,3 +457,25 @@ def test_maintenance_stops_while_a_delivery_finishes(app: Tenure) -> None:
             assert runs("tenure-webhooks")
         stopping.join(WAIT_SECONDS)
         assert not runs("tenure-webhooks")
+
+
+def test_a_job_that_returned_in_the_grace_period_is_not_run_again(app: Tenure) -> None:
+    """Also if the loop was blocked until that was over."""
+    started = threading.Barrier(3)
+
+    @app.job
+    def quick() -> None:
+        started.wait(WAIT_SECONDS)
+        time.sleep(0.15)
+
+    @app.job
+    async def blocks() -> None:
+        await asyncio.to_thread(started.wait, WAIT_SECONDS)
+        await asyncio.sleep(0.05)
+        time.sleep(0.8)  # noqa: ASYNC251 - it blocks the loop
+
+    job = quick.enqueue()
+    blocks.enqueue()
+    with running_worker(app, grace_seconds=0.4):
+        started.wait(WAIT_SECONDS)
+    assert transitions(app, job) == ["enqueued", "claimed", "completed"]

@@ -228,3 +228,19 @@ def test_a_blocked_loop_delays_a_timeout_but_does_not_lose_it(app: Tenure) -> No
         assert wait_until_failed(app, job) == "timed out after 0.1 s"
         wait_until_completed(app, blocker)
         wait_until(lambda: not app.find(status="processing"))
+
+
+def test_a_job_that_returned_in_time_does_not_time_out_behind_a_blocked_loop(app: Tenure) -> None:
+    @app.job(timeout=0.3, max_retries=1)
+    def quick() -> None:
+        time.sleep(0.15)
+
+    @app.job
+    async def blocks() -> None:
+        await asyncio.sleep(0.05)
+        time.sleep(0.8)  # noqa: ASYNC251 - it blocks the loop
+
+    job = quick.enqueue()
+    blocks.enqueue()
+    with running_worker(app):
+        wait_until_completed(app, job)

@@ -100,6 +100,7 @@ class Attempts:
 
     def interrupt_all(self) -> None:
         """Hand back every running attempt, or fail it as its handler wants; stop its handler."""
+        self.collect()  # some may have returned while the loop was blocked
         for attempt in self._leases.in_slots():
             handler = self._handlers.find(attempt.lease.type)
             if handler is not None and handler.on_interrupt == "fail":
@@ -307,6 +308,7 @@ class Attempts:
             log.exception("the span of job %s could not be ended", attempt.lease.id)
 
     def _time_out(self, attempt: Attempt) -> None:
+        self.collect()  # it may have returned in time, while the loop was blocked
         if attempt.child is not None and attempt.child.has_ended:
             return
         who = "the child process " if attempt.lease.alone and attempt.child else ""
