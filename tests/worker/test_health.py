@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import timedelta
@@ -21,7 +21,7 @@ import pytest
 from tenure import Tenure
 from tenure.errors import InvalidInput
 from tenure.jobs.work import ClaimRequest, Exchange, Report
-from tenure.worker import health, worker
+from tenure.worker import exchanges, health, worker
 from tenure.worker.health import Health, health_served
 from tests.support.cli import clean_environment
 from tests.support.programs import Program
@@ -88,6 +88,34 @@ def test_a_worker_is_ready_once_a_claim_was_answered(
     with running_worker(app) as worker:
         wait_until(lambda: Health(worker).ready() == ["no claim was answered yet"])
         let_through.set()
+        wait_until(lambda: Health(worker).ready() == [])
+
+
+def test_a_worker_whose_claim_stays_unanswered_is_not_ready(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine of a database that hangs confirms every packet: nothing fails for a minute."""
+    monkeypatch.setattr(exchanges, "SILENT_SECONDS", 0.2)
+    real, answers = app.core.exchange, threading.Event()
+    held: list[Callable[[], None]] = []
+
+    def silent(reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
+        if answers.is_set():
+            return real(reports, claim)
+        never: Future[Exchange] = Future()
+        held.append(lambda: never.set_result(real(reports, claim).result()))
+        return never
+
+    answers.set()
+    monkeypatch.setattr(app.core, "exchange", silent)
+    with running_worker(app) as worker:
+        wait_until(lambda: Health(worker).ready() == [])
+        answers.clear()
+        wait_until(lambda: Health(worker).ready() == ["the database or server does not answer"])
+        assert Health(worker).live() == []
+        answers.set()
+        for answer in held:
+            answer()
         wait_until(lambda: Health(worker).ready() == [])
 
 

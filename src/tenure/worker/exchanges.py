@@ -48,6 +48,8 @@ MAX_AHEAD_SECONDS = 1.0
 LEAVE_SECONDS = 1.0
 BUSY_SECONDS = 1.0
 """After which a report is sent again where a transaction of the handler has the job locked."""
+SILENT_SECONDS = 5.0
+"""How long an exchange may take before the source counts as silent; more than a long poll takes."""
 PRESENT_SECONDS = 10.0
 """How often a worker that has no room for jobs says that it is there."""
 UNRECORDABLE = "the store could not record that the job"
@@ -63,6 +65,7 @@ class Flight:
 
     attempts: list[Attempt]
     claim: ClaimRequest | None
+    due_at: float  # by the monotonic clock; without an answer by then the source is silent
     task: asyncio.Task[None] | None = None
 
 
@@ -115,7 +118,8 @@ class Exchanges:
 
     def troubles(self) -> list[str]:
         """Return a sentence if the source does not answer, or has not answered yet."""
-        if self.backoff.seconds:
+        now, under_way = time.monotonic(), tuple(self._flights)
+        if self.backoff.seconds or any(flight.due_at < now for flight in under_way):
             return ["the database or server does not answer"]
         return [] if self._has_answered else ["no claim was answered yet"]
 
@@ -263,7 +267,7 @@ class Exchanges:
             self._present_until = time.monotonic() + PRESENT_SECONDS
             if claim.limit:
                 self.demand.asked()
-        flight = Flight(attempts, claim)
+        flight = Flight(attempts, claim, time.monotonic() + SILENT_SECONDS)
         self._flights.add(flight)
         flight.task = asyncio.get_running_loop().create_task(self._fly(flight))
         flight.task.add_done_callback(lambda _: self._flights.discard(flight))

@@ -11,6 +11,7 @@ import pytest
 from tenure import Tenure
 from tenure.jobs.enqueue import TypeOptions
 from tenure.store import Store, commit, open_store
+from tenure.store.notify import WORK
 from tenure.store.postgres import reader
 from tenure.store.postgres.session import PostgresSession
 from tenure.worker import demand, maintenance
@@ -220,6 +221,21 @@ def test_who_does_not_listen_knows(
     end_sessions(raw)
     wait_until(lambda: not listening.hears, "it to notice")
     wait_until(lambda: listening.hears, "it to listen again")
+    stop.set()
+    thread.join(30)
+    listening.close()
+
+
+def test_who_listens_asks_at_once_when_the_server_has_gone(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So an idle worker knows that it has no database, and does not wait for its next poll."""
+    monkeypatch.setattr(reader, "RECONNECT_SECONDS", (3600, 3600))
+    listening, stop, heard = reader.PostgresReader(url), threading.Event(), list[str | None]()
+    thread = in_thread(lambda: listening.watch(heard.append, stop))
+    wait_until(lambda: heard == [None], "it to listen")
+    end_sessions(raw)
+    wait_until(lambda: heard == [None, WORK], "it to say so")
     stop.set()
     thread.join(30)
     listening.close()

@@ -18,7 +18,7 @@ from tenure.jobs.work import MAX_BYTES
 from tenure.lifecycle import Job, Status
 from tenure.store import audit, dependency_audit
 from tenure.store.constraints import quoted
-from tenure.store.notify import Notify
+from tenure.store.notify import WORK, Notify
 from tenure.store.postgres.connection import (
     CONNECTED,
     HANGING,
@@ -297,7 +297,9 @@ SELECT {self._job}, found FROM (
                     notify(None)  # of what was missed before
                     self._listen_until(stop, connection, notify)
             except psycopg.Error as error:
-                self.hears = False
+                if self.hears:
+                    self.hears = False
+                    notify(WORK)  # a claim now shows whether the server has gone
                 log.info("not listening for new work, polling continues: %s", error)
                 stop.wait(pause)
                 pause = min(2 * pause, longest)
