@@ -284,6 +284,10 @@ class Checkpoints:
             failpoints.hit("checkpoint.before")
             self._other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             failpoints.hit("checkpoint.after")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            return  # it stays due; a write that finds no room says so
         finally:
             connection.execute("ROLLBACK")
         self._commits = 0
