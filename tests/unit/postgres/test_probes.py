@@ -10,8 +10,9 @@ import psycopg
 import pytest
 
 from tenure.store import migrate_store
+from tenure.store.postgres import doctor
 from tenure.store.postgres.connection import address_of, connect
-from tenure.store.postgres.doctor import holds_back
+from tenure.store.postgres.doctor import holds_back, locked
 from tenure.store.postgres.pooler import pools_transactions
 from tenure.store.postgres.writer import Postgres
 from tests.support.pgbouncer import PgBouncer
@@ -137,6 +138,30 @@ def test_what_holds_vacuum_back_is_named(server: PostgresServer) -> None:
         assert "replication slot left_behind" in (holds_back(asking) or "")
         asking.execute("SELECT pg_drop_replication_slot('left_behind')")
         assert holds_back(asking, 0) is None
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_prepared_transaction_that_locks_a_table_is_named(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch, restarts: bool
+) -> None:
+    """No session has its locks: nobody finds it among the sessions, also not after a restart."""
+    monkeypatch.setattr(doctor, "LOCK_SECONDS", 0.1)
+    url = server.create_database(f"locked_{restarts}")
+    migrate_store(url)
+    with psycopg.connect(url, autocommit=True) as culprit:
+        culprit.execute("BEGIN; LOCK TABLE tenure.job; PREPARE TRANSACTION 'it''s gone'")
+    if restarts:
+        server.stop()
+        server.start()
+    with psycopg.connect(url, autocommit=True) as asking:
+        found = locked(asking, "tenure") or ""
+        about, _, statement = found.partition("; end it with ")
+        assert about.startswith(
+            "the prepared transaction 'it''s gone' of postgres has the table job locked since "
+        )
+        assert statement == "ROLLBACK PREPARED 'it''s gone'"
+        asking.execute(statement)
+        assert locked(asking, "tenure") is None
 
 
 @pytest.mark.scenario(64)

@@ -86,15 +86,26 @@ SELECT format('the replication slot %%I is not in use and keeps what its reader 
     WHERE NOT active AND (xmin IS NOT NULL OR catalog_xmin IS NOT NULL OR restart_lsn IS NOT NULL)
 """
 # Locks with which no job can be added or changed. Claims, reports and autovacuum take none of them.
+# Those of a prepared transaction belong to no session, but to whom its number is locked for.
 LOCKED = """
+WITH locked AS (
+    SELECT pid, relname, virtualtransaction
+    FROM pg_locks JOIN pg_class ON pg_class.oid = relation
+    WHERE granted AND relkind = 'r' AND relnamespace = to_regnamespace(quote_ident(%s))
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
 SELECT format('session %%s of %%s (%%s) has the table %%I locked%%s; end it with'
         ' SELECT pg_terminate_backend(%%s)', pid, usename,
         coalesce(nullif(application_name, ''), backend_type, 'unknown'), relname,
         ' since ' || date_trunc('second', xact_start), pid)
-    FROM pg_locks JOIN pg_class ON pg_class.oid = relation JOIN pg_stat_activity USING (pid)
-    WHERE granted AND datname = current_database() AND relkind = 'r' AND pid <> pg_backend_pid()
-        AND relnamespace = to_regnamespace(quote_ident(%s))
-        AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+    FROM locked JOIN pg_stat_activity USING (pid)
+    WHERE pid <> pg_backend_pid()
+UNION ALL
+SELECT format('the prepared transaction %%L of %%s has the table %%I locked since %%s; end it with'
+        ' ROLLBACK PREPARED %%L', gid, owner, relname, date_trunc('second', prepared), gid)
+    FROM locked JOIN pg_locks AS own USING (virtualtransaction)
+        JOIN pg_prepared_xacts ON transaction = own.transactionid
+    WHERE locked.pid IS NULL AND own.pid IS NULL AND own.granted
 """
 
 LOCK_SECONDS = 2.0
@@ -163,7 +174,7 @@ def dead_rows(holder: str | None) -> Check:
 
 
 def locks(holder: str | None) -> Check:
-    """Whether a session keeps others from the tables."""
+    """Whether a transaction keeps others from the tables."""
     if holder is None:
         return ok("locks", "no table is locked")
     advice = f"what needs the table waits until this ends, and so do the other checks: {holder}"
@@ -248,7 +259,7 @@ def holds_back(
 
 
 def locked(connection: psycopg.Connection[Any], schema: str) -> str | None:
-    """Which sessions keep a table locked for `LOCK_SECONDS`, and how to end them; None if none.
+    """Which transactions keep a table locked for `LOCK_SECONDS`, and how to end them; None if none.
 
     Raises psycopg's errors.
     """
