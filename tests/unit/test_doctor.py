@@ -111,7 +111,9 @@ def test_a_database_that_cannot_be_used_is_a_problem(url: str) -> None:
 def test_a_file_that_is_no_database_is_a_problem(sqlite_url: str) -> None:
     Path(sqlite_url.removeprefix("sqlite:///")).write_text("not a database " * 1000)
 
-    assert found(sqlite_url)["database"].health is CheckResult.PROBLEM
+    checks = found(sqlite_url)
+    assert checks["database"].health is CheckResult.PROBLEM
+    assert checks["disk"].health is CheckResult.OK  # looked at before: with none, no file opens
 
 
 def test_a_damaged_file_is_a_problem_and_a_backup_beside_the_log_of_another_is_one_cause(

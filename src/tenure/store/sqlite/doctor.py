@@ -130,10 +130,10 @@ def check_sqlite(url: str) -> Iterator[Check]:
             yield problem("database", "not there yet", advice)
         return
     try:
+        yield file_system(filesystems.filesystem_of(path))
+        yield space(shutil.disk_usage(path.parent).free)  # a full disk can be why it does not open
         with closing(sqlite_connection.connect(path)) as connection:
             yield ok("database", str(path))
-            yield file_system(filesystems.filesystem_of(path))
-            yield space(shutil.disk_usage(path.parent).free)
             yield _files(path)
             for name in SETTINGS:
                 (value,) = connection.execute(f"PRAGMA {name}").fetchone()
