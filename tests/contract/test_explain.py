@@ -75,6 +75,8 @@ def test_running(harness: StoreHarness, why: Why) -> None:
     harness.clock.advance(LEASE_SECONDS - 0.001)
     until = harness.clock.now + timedelta(milliseconds=1)
     check(why(lease.id), "running", "w1", "attempt 1", f"until {until:%Y-%m-%d %H:%M:%S} UTC")
+    check(why(lease.id), "running", "It has no timeout.")
+    check(why(harness.take(timeout=90.0).id), "running", "Its timeout is 1m 30s.")
 
 
 def test_the_worker_of_a_job_is_named_so_that_its_process_is_found(
@@ -95,7 +97,7 @@ def test_lease_ran_out(harness: StoreHarness, why: Why) -> None:
     ran_out = f"{harness.clock.now:%Y-%m-%d %H:%M:%S} UTC"
     check(why(lease.id), "lease_ran_out", "w1", ran_out, "the next sweep ends the attempt")
     harness.clock.advance(SWEEP_IS_LATE.total_seconds())
-    check(why(lease.id), "lease_ran_out", ran_out, "No process sweeps; start a worker or a server")
+    check(why(lease.id), "lease_ran_out", ran_out, "No process sweeps; start `tenure worker`")
 
 
 def test_a_worker_was_killed_and_no_other_process_sweeps(harness: StoreHarness, why: Why) -> None:

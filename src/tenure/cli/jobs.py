@@ -43,7 +43,6 @@ SHOWN = (
     *("lease_expires_at", "again_of", "partition", "workflow"),
 )
 """What `jobs show` prints of a job, if it is set, in this order."""
-HINTS = {"retry": "run it again", "cancel": "cancel it", "run_now": "run it now"}
 
 
 @click.command()
@@ -231,11 +230,11 @@ def explain(id: str, as_json: bool) -> None:
     """Say why a job is not running, and what you can do."""
     from msgspec.structs import replace
 
-    from tenure.jobs.queries import EVENT_OF
+    from tenure.cli.advice import advice
 
     with existing() as app:
-        reason = app.explain(id)
-        reason = replace(reason, text=app.core.redaction.text(reason.text, app.get(id)))
+        reason, job = app.explain(id), app.get(id)
+        reason = replace(reason, text=app.core.redaction.text(reason.text, job))
     if as_json:
         terminal.print_json(reason)
         return
@@ -243,9 +242,8 @@ def explain(id: str, as_json: bool) -> None:
     click.echo(click.wrap_text(visible(sentence), width=terminal.room()))
     if traceback:
         click.echo(terminal.excerpt(traceback))
-    for action, event in EVENT_OF.items():
-        if event in reason.legal_events and (action != "run_now" or reason.reason == "not_due"):
-            click.echo(f"You can {HINTS[action]}: tenure jobs {action.replace('_', '-')} {id}")
+    for line in advice(job, reason):
+        click.echo(line)
 
 
 bulk_options = together(

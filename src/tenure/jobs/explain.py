@@ -139,14 +139,15 @@ def _processing(job: Job, facts: Facts) -> tuple[str, str]:
             "lease_ran_out",
             f"Worker {_holder(job, facts)} holds it but its lease ran out at "
             + (
-                f"{_at(until)}. No process sweeps; start a worker or a server."
+                f"{_at(until)}. No process sweeps; start `tenure worker` or `tenure serve`."
                 if late
                 else f"{_at(until)}: the next sweep ends the attempt."
             ),
         )
+    limit = "It has no timeout" if job.timeout is None else f"Its timeout is {length(job.timeout)}"
     return "running", (
         f"Worker {_holder(job, facts)} runs attempt {job.attempts} since {_at(job.started_at)}; "
-        f"its lease lasts until {_at(until)} unless renewed."
+        f"its lease lasts until {_at(until)} unless renewed. {limit}."
     )
 
 
