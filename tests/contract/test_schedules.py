@@ -41,6 +41,21 @@ def record(app: Tenure, name: str = "s", every: float = 60) -> str:
     return shown(fires, every, [fire.job_id in waiting for fire in fires])
 
 
+def test_a_schedule_that_is_over_is_refused(app: Tenure, clock: Clock) -> None:
+    for path, given in (
+        ("$.ends_at", {"every": 60, "ends_at": START - MINUTE}),
+        ("$.ends_at", {"cron": "@hourly", "ends_at": START - MINUTE}),
+        ("$.at", {"at": START - MINUTE}),
+    ):
+        with pytest.raises(InvalidInput, match="over already") as refused:
+            app.schedules.create("s", MAIL, **given)
+        assert refused.value.path == path
+    assert app.schedules.list() == []
+    app.schedules.create("s", MAIL, every=60, ends_at=START + MINUTE)
+    ended = app.schedules.update("s", ends_at=START - MINUTE)  # so one ends it
+    assert ended.next_at is None
+
+
 def complete(app: Tenure, limit: int = 1) -> list[str]:
     """Claim jobs and complete them."""
     claim = ClaimRequest(worker="w", limit=limit, lease_seconds=60)

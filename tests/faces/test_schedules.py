@@ -16,7 +16,7 @@ from tenure.errors import IllegalEdition, ScheduleNotFound
 from tenure.jobs.schedules import Schedule
 from tenure.wire.problems import error_of
 from tests.support.cli import cli_json, output_of, run_cli
-from tests.support.clock import Clock
+from tests.support.clock import START, Clock
 from tests.support.http import api_client, assert_problem, post_form
 
 NIGHTLY = {
@@ -253,6 +253,21 @@ def test_did_the_nightly_job_run(app: Tenure, clock: Clock) -> None:
     assert output_of("schedules", "trigger", "nightly", "--overlap", "skip", **here) == "overlapped"
     assert output_of("schedules", "delete", "nightly", **here) == "schedule nightly is deleted"
     assert app.schedules.list() == []
+
+
+def test_a_schedule_that_is_over_says_so(app: Tenure, clock: Clock) -> None:
+    here = {"TENURE_DATABASE": app.database}
+    for name in ("over", "paused"):
+        app.schedules.create(name, NewJob("report", {}, {}), every=60, ends_at=START + DAY)
+    app.schedules.update("over", ends_at=START - DAY)
+    app.schedules.pause("paused")
+    _, over, paused = output_of("schedules", "list", **here).splitlines()
+    assert "ended" in over
+    assert "ended" not in paused
+    assert output_of("schedules", "show", "over", **here).endswith("Every minute\n  no more ticks")
+    with api_client(app) as api:
+        page = api.get("/ui/schedules").text
+    assert page.count(">ended<") == 1
 
 
 BERLIN = "Europe/Berlin"

@@ -126,13 +126,17 @@ class Schedules(Noun):
         - `actor`: who makes it. Default: the application's actor.
         - `options`: those of `app.schedule`.
 
-        Returns the schedule. Raises InvalidInput, also if there is one of this name.
+        Returns the schedule. Raises InvalidInput, also if there is one of this name, or if its last
+        tick is past.
         """
         check_name(name, "schedule", "$.name")
         rules, by = check_rules(job, options), self._core.signed(actor)
 
         def act(db: Database) -> Schedule:
             made = new_schedule(name, rules, by, db.now())
+            if made.next_at is None:
+                path = "$.ends_at" if rules.when.at is None else "$.at"
+                raise InvalidInput("it is over already: no tick would be due", path=path)
             if not schedules.add(db, made):
                 raise InvalidInput(f"there is a schedule called {name} already", path="$.name")
             return schedules.get(db, name)

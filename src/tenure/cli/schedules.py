@@ -83,8 +83,9 @@ def list_schedules(as_json: bool) -> None:
         bodies, now = [_body(app, each) for each in found], app.core.clock()
     rows = [
         (
-            *(each.name, in_words(each.when), each.template.type, each.next_at, each.paused_at),
-            *(each.fired, each.missed_fires, each.overlapped),
+            *(each.name, in_words(each.when), each.template.type),
+            each.next_at or (None if each.paused_at else "ended"),
+            *(each.paused_at, each.fired, each.missed_fires, each.overlapped),
         )
         for each in found
     ]
@@ -267,6 +268,8 @@ def _print_times(preview: Preview) -> None:
     click.echo(preview.in_words)
     for time in preview.times:
         click.echo(f"  {time:%a} {time.isoformat(' ', 'seconds')}")
+    if not preview.times:
+        click.echo("  no more ticks")
     for day in preview.unusual_days:
         click.echo(f"  unusual: {day}")
 
