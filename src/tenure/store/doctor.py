@@ -88,15 +88,15 @@ def setting(name: str, value: str, wanted: Settings) -> Check:
     return problem(name, value, "" if value in good else advice)
 
 
-def newest_entry(seconds_ahead: float | None) -> Check:
-    """Whether the ledger's last entry is of the past; None for an empty ledger."""
-    if seconds_ahead is None or seconds_ahead <= MAX_CLOCK_DIFFERENCE:
+def latest_entry(seconds_ahead: float) -> Check:
+    """Whether every entry of the ledger is of the past."""
+    if seconds_ahead <= MAX_CLOCK_DIFFERENCE:
         return ok("time", "no transition is in the future")
     advice = (
         "the store's clock was set back after that transition. Leases end after an hour at most; "
         "delayed jobs wait until the clock reaches their time. Find out which time is right"
     )
-    found = f"the newest transition is {seconds_ahead:.0f} s in the future"
+    found = f"the latest transition is {seconds_ahead:.0f} s in the future"
     return warning("time", found, advice)
 
 

@@ -38,8 +38,9 @@ SETTINGS: doctor.Settings = {
     ),
 }
 AHEAD = """
-SELECT (SELECT extract(epoch FROM at - {s}.clock())::float8
-    FROM {s}.transition ORDER BY xid DESC, seq DESC LIMIT 1)
+SELECT greatest((SELECT extract(epoch FROM at)::float8 FROM {s}.transition
+    ORDER BY xid DESC, seq DESC LIMIT 1), millis / 1000.0) - extract(epoch FROM {s}.clock())::float8
+FROM {s}.measured
 """
 TRIGGERS = """
 SELECT coalesce(array_agg(tgname::text), '{}')
@@ -226,7 +227,7 @@ def check_postgres(url: str) -> Iterator[Check]:
                 yield rights(*connection.execute(LEDGER_RIGHTS, (table,)).fetchone() or (1, 0))
                 yield ledger(one(connection, address.sql(FROM_ELSEWHERE)))
                 yield logged(one(connection, UNLOGGED, address.schema))
-                yield doctor.newest_entry(one(connection, address.sql(AHEAD)))
+                yield doctor.latest_entry(one(connection, address.sql(AHEAD)))
             before = time.time()  # noqa: TID251 - the machine's clock is what is checked
             now = one(connection, "SELECT clock_timestamp()")
             after = time.time()  # noqa: TID251

@@ -41,7 +41,8 @@ LOCK_SECONDS = 2.0
 """How long the check waits for another writer. A transaction of Tenure takes milliseconds."""
 SYNCHRONOUS = {0: "off", 1: "normal", 2: "full", 3: "extra"}
 AHEAD = """
-SELECT (at - (SELECT at FROM tenure_now)) / 1000.0 FROM tenure_transition ORDER BY seq DESC LIMIT 1
+SELECT (max(coalesce((SELECT at FROM tenure_transition ORDER BY seq DESC LIMIT 1), 0), millis)
+    - (SELECT at FROM tenure_now)) / 1000.0 FROM tenure_measured
 """
 
 
@@ -148,8 +149,8 @@ def check_sqlite(url: str) -> Iterator[Check]:
             (millis,) = connection.execute(f"SELECT {sqlite_connection.NOW}").fetchone()
             after = time.time()  # noqa: TID251
             yield doctor.clock(sqlite_connection.to_time(millis), before - 0.001, after)
-            (ahead,) = connection.execute(AHEAD).fetchone() or (None,)
-            yield doctor.newest_entry(ahead)
+            (ahead,) = connection.execute(AHEAD).fetchone()
+            yield doctor.latest_entry(ahead)
             yield _write_lock(connection, path)
         if version == migrate.newest("sqlite"):
             with closing(SqliteReader(path)) as reader:
