@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.http import waiting
 from tenure.http.api import events as streams
-from tenure.http.api import leases, metrics
+from tenure.http.api import leases, metrics, operations
 from tenure.jobs.stats import BUCKETS, Count, Total
 from tenure.server import build
 from tenure.wire.responses import MetricsBody
@@ -40,6 +41,21 @@ def api(app: Tenure) -> Iterator[TestClient]:
 
 
 # --- health ---------------------------------------------------------------------------------------
+
+
+def test_a_database_that_does_not_answer_is_not_waited_for(
+    api: TestClient, app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs lets a read fail after a minute: probes have given up long before."""
+    monkeypatch.setattr(operations, "READY_SECONDS", 0.1)
+    answers = threading.Event()
+    monkeypatch.setattr(app.core, "check_store", lambda: answers.wait(30))
+    try:
+        assert_problem(api.get("/ready"), 503, "store_unavailable")
+        assert not answers.is_set()
+    finally:
+        answers.set()
+    wait_until(lambda: api.get("/ready").status_code == 200)
 
 
 def test_health_and_readiness(api: TestClient) -> None:

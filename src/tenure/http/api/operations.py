@@ -20,6 +20,9 @@ from tenure.wire import requests, responses
 
 log = logging.getLogger(__name__)
 
+READY_SECONDS = 5.0
+"""How long `GET /ready` waits for the database."""
+
 
 async def health(call: Call) -> Response:
     """Check that the process is up."""
@@ -30,9 +33,12 @@ async def ready(call: Call) -> Response:
     """Check whether the process takes work and its database answers and commits."""
     call.check_running()
     try:
-        await asyncio.to_thread(call.app.core.check_store)
+        check = asyncio.to_thread(call.app.core.check_store)
+        await asyncio.wait_for(check, READY_SECONDS)
     except Exception as error:
-        log.warning("not ready, the database does not answer or commit: %s", error)
+        log.warning(
+            "not ready, the database does not answer or commit: %s", str(error) or "no answer"
+        )
         unready = StoreUnavailable("the database does not answer or commit")
         unready._known = getattr(error, "_known", "")
         raise unready from error
