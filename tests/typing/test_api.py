@@ -10,6 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.timeout(400)  # it reads the whole package, on a busy machine
+
 ROOT = Path(__file__).parents[2]
 WRITTEN = ["tests/typing/api.py", "tests/typing/others.py"]
 

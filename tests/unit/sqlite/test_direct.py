@@ -99,8 +99,9 @@ def test_now_and_then_the_thread_tidies_up(
     (db,) = counted.committer._databases
 
     def tidy(commits: int = 0) -> None:
-        others.append(commits)
-        taken.append(not counted.committer._direct._free)
+        if commits:  # 0: after a commit of the thread, which may keep house twice after one
+            others.append(commits)
+            taken.append(not counted.committer._direct._free)
 
     monkeypatch.setattr(db, "tidy", tidy)
     for _ in range(3):
