@@ -344,15 +344,21 @@ def test_while_nobody_waits_for_work_commits_are_looked_at_together(
 def test_who_begins_to_wait_for_work_is_told_of_what_came_before(
     connections: Connections, path: Path, wal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attention = sqlite_watch.Attention()
+    attention, rests, rest = sqlite_watch.Attention(), list[float](), sqlite_watch.LogWrites.rest
+
+    def noted(writes: sqlite_watch.LogWrites, seconds: float) -> None:
+        rests.append(seconds)
+        rest(writes, seconds)
+
+    monkeypatch.setattr(sqlite_watch.LogWrites, "rest", noted)
     with Tenure(f"sqlite:///{path}") as app, watching(connections, wal, attention) as watch:
         wait_until(lambda: wal.stat().st_ino in watched_files())
         attention.set(False)
         app.enqueue("due")
         wait_until(lambda: COMMITTED in watch.about)  # it has seen the commit, and told nobody
         monkeypatch.setattr(sqlite_watch, "REST_SECONDS", 3600.0)
-        connections.more_looks(1)
         assert WORK not in watch.about
+        wait_until(lambda: 3600.0 in rests, "the long rest")
         attention.set(True)
         wait_until(lambda: WORK in watch.about)
 
