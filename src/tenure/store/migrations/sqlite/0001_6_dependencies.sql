@@ -50,18 +50,24 @@ CREATE VIEW tenure_ending AS
 CREATE TRIGGER tenure_ending_counts INSTEAD OF INSERT ON tenure_ending
 WHEN NEW.sign <> 0
 BEGIN
-    UPDATE tenure_job SET need = need - edge.met, spare = coalesce(spare, 0) - edge.missed,
-        status = iif(need > edge.met, 'waiting', 'pending'),
-        run_at = iif(need > edge.met, run_at, max(run_at, (SELECT at FROM tenure_now))),
-        event = iif(need > edge.met, event, 'unblocked'),
-        actor = iif(need > edge.met, actor, 'store')
-    FROM (
-        SELECT child, NEW.sign * met AS met, NEW.sign * (1 - met) AS missed FROM (
-            SELECT child, {is_met} AS met FROM tenure_dependency AS d
-            WHERE parent = NEW.parent AND child > NEW.after AND child <= NEW.upto AND meets <> 'past'
-            ORDER BY child LIMIT iif(NEW.sign = 1, {many_followers}, -1))
-    ) AS edge
-    WHERE tenure_job.id = edge.child AND tenure_job.status = 'waiting' AND tenure_job.token = 0;
+    INSERT INTO tenure_meeting (child, met, missed)
+    SELECT child, NEW.sign * met, NEW.sign * (1 - met) FROM (
+        SELECT child, {is_met} AS met FROM tenure_dependency AS d
+        WHERE parent = NEW.parent AND child > NEW.after AND child <= NEW.upto AND meets <> 'past'
+        ORDER BY child LIMIT iif(NEW.sign = 1, {many_followers}, -1));
+END;
+
+-- An insert here counts what one follower waits for. An UPDATE FROM would make two temporary tables.
+CREATE VIEW tenure_meeting AS SELECT '' AS child, 0 AS met, 0 AS missed WHERE false;
+
+CREATE TRIGGER tenure_meeting_counts INSTEAD OF INSERT ON tenure_meeting
+BEGIN
+    UPDATE tenure_job SET need = need - NEW.met, spare = coalesce(spare, 0) - NEW.missed,
+        status = iif(need > NEW.met, 'waiting', 'pending'),
+        run_at = iif(need > NEW.met, run_at, max(run_at, (SELECT at FROM tenure_now))),
+        event = iif(need > NEW.met, event, 'unblocked'),
+        actor = iif(need > NEW.met, actor, 'store')
+    WHERE id = NEW.child AND status = 'waiting' AND token = 0;
 END;
 
 CREATE TRIGGER tenure_ending_is_undone INSTEAD OF INSERT ON tenure_ending
