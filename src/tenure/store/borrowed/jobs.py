@@ -20,6 +20,7 @@ from tenure.store.borrowed import links, unique_keys
 from tenure.store.borrowed.drivers import Ask, Steps
 from tenure.store.borrowed.json_jobs import (
     SQLITE_JOB,
+    SQLITE_OBJECTS,
     document,
     job_in,
     millis,
@@ -75,7 +76,7 @@ SELECT CAST(json_object('now', (SELECT at FROM tenure_now), 'known', json((
 STORED = (*INSERTED, *UNIQUE)
 SQLITE_INSERT = f"""
 INSERT INTO tenure_job ({", ".join(STORED)})
-SELECT {", ".join(f"value ->> '{column}'" for column in STORED)} FROM json_each({{p}})
+SELECT {", ".join(f"value ->> '{column}'" for column in STORED)} FROM {SQLITE_OBJECTS}
 """
 SQLITE_TRACE = """
 INSERT INTO tenure_trace (job_id, traceparent)

@@ -20,6 +20,9 @@ from tenure.store.sqlite.connection import to_time as of_millis
 _PAIRS = ", ".join(f"'{column}', {column}" for column in (*COLUMNS, "fingerprint"))
 SQLITE_JOB = f"json_object({_PAIRS})"
 """A row of `tenure_job` as JSON."""
+SQLITE_OBJECTS = "(SELECT value FROM json_each({p}) LIMIT -1) WHERE true"
+"""The objects of a JSON list, of which many values are read: without LIMIT and WHERE, SQLite would
+write an object as text again for each of them."""
 
 
 def job_in(engine: str, values: dict[str, Any]) -> Job:

@@ -20,6 +20,7 @@ from tenure.lifecycle import Job, Status, rest_sql
 from tenure.store.borrowed.drivers import Ask, Steps
 from tenure.store.borrowed.json_jobs import (
     SQLITE_JOB,
+    SQLITE_OBJECTS,
     document,
     job_in,
     millis,
@@ -110,7 +111,7 @@ def _insert(
     names = ", ".join(columns)
     if engine == "sqlite":
         cells = ", ".join(f"value ->> '{column}'" for column in columns)
-        rest = f"SELECT {cells} FROM json_each({{p}})"
+        rest = f"SELECT {cells} FROM {SQLITE_OBJECTS}"
     else:
         rest = f"SELECT {names} FROM json_populate_recordset(CAST(NULL AS {{s}}{table}), {_JSON})"
     statement = f"INSERT INTO {{s}}{table} ({names}) {rest} RETURNING 1"
