@@ -62,6 +62,7 @@ _goes_on = re.compile(
     r"(\w+=\S+ )*((flask --app \w+ |python manage.py )?tenure (serve|worker(?! --help))\b"
     r"|python manage.py runserver|make run\b|curl -\w*N)"
 )
+_not_durable = re.compile(r"^\S+ ERROR tenure\.\S+: (fsync|full_page_writes): off\..*\n", re.MULTILINE)
 _only_reads = re.compile(
     r"(flask --app \w+ |python manage.py )?tenure"
     r" (jobs (show|list)|explain|stats|queues list|schedules (list|show|fires)|verify)\b"
@@ -100,8 +101,9 @@ class Background:
     ready: bool = field(default=False)  # it has printed what is shown
 
     def printed(self) -> str:
-        """What it has printed so far."""
-        return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
+        """What it has printed so far, without what it says of the settings of the test's server."""
+        text = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
+        return _not_durable.sub("", text)
 
 
 def commands(block: Block) -> list[Command]:

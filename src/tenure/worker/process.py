@@ -151,11 +151,11 @@ def maintained(
     def declare_types() -> None:
         app.core.declare(app.core.handlers.options())
 
-    log_checks(app)
     maintenance.start()
     delivery.start()
     try:
         with declared(declare_types, lambda: declare_schedules(app.core)):
+            log_checks(app)
             yield delivery
     finally:
         maintenance.stop()  # first, because it does not wait as long as deliveries may
