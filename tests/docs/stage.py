@@ -62,7 +62,9 @@ _goes_on = re.compile(
     r"(\w+=\S+ )*((flask --app \w+ |python manage.py )?tenure (serve|worker(?! --help))\b"
     r"|python manage.py runserver|make run\b|curl -\w*N)"
 )
-_not_durable = re.compile(r"^\S+ ERROR tenure\.\S+: (fsync|full_page_writes): off\..*\n", re.MULTILINE)
+_not_durable = re.compile(
+    r"^\S+ ERROR tenure\.\S+: (fsync|full_page_writes): off\..*\n", re.MULTILINE
+)
 _only_reads = re.compile(
     r"(flask --app \w+ |python manage.py )?tenure"
     r" (jobs (show|list)|explain|stats|queues list|schedules (list|show|fires)|verify)\b"
