@@ -10,9 +10,12 @@ import pytest
 from tenure import IllegalTransition, InvalidInput, JobContext, SignalTimeout, Tenure
 from tenure.app.signals import by_token
 from tenure.client import Client
+from tenure.errors import StoreUnavailable
+from tenure.jobs.steps import FindSignal, Record, StepCall
 from tenure.store.tables import steps
 from tests.support.clock import Clock
 from tests.support.http import ServerProcess
+from tests.support.outage import lose_one_call
 from tests.support.waiting import wait_until
 from tests.support.workers import (
     running_sweeper,
@@ -105,6 +108,42 @@ def test_a_wait_that_times_out_takes_no_signal(app: Tenure, clock: Clock) -> Non
         done = wait_until_completed(app, job)
     assert done.result == "yes late"
     assert (done.attempts, runs) == (2, ["approved"] * 3)
+
+
+def test_a_wait_does_not_count_those_for_a_longer_name(app: Tenure) -> None:
+    """The wait for `paid` was taken for the second one after a wait for `paid:eur`."""
+
+    @app.job(max_retries=1)
+    def order(context: JobContext) -> list[Any]:
+        return [context.wait_for_signal(name) for name in ("paid:eur", "paid", "paid:1", "paid")]
+
+    job = order.enqueue()
+    for number, name in enumerate(("paid:eur", "paid", "paid:1", "paid")):
+        app.signal(job, name, number)
+    with running_worker(app):
+        assert wait_until_completed(app, job).result == [0, 1, 2, 3]
+    assert transitions(app, job) == ["enqueued", "claimed", "completed"]
+
+
+@pytest.mark.parametrize("lost", [FindSignal, Record])
+def test_a_wait_that_an_outage_ended_is_made_again(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, lost: type[StepCall]
+) -> None:
+    """It was taken for the second wait, for a second signal."""
+    lose_one_call(monkeypatch, lost)
+
+    @app.job(max_retries=1)
+    def order(context: JobContext) -> Any:
+        if context.token == 1:
+            with pytest.raises(StoreUnavailable):
+                context.wait_for_signal("paid", timeout="1m")
+        return context.wait_for_signal("paid", timeout="1m")
+
+    with running_worker(app):
+        job = order.enqueue()
+        wait_until_suspended(app, job.id)
+        app.signal(job, "paid", "yes")
+        assert wait_until_completed(app, job).result == "yes"
 
 
 def test_a_timeout_that_nobody_catches_fails_the_attempt(app: Tenure, clock: Clock) -> None:

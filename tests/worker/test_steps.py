@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from tenure import JobContext, Tenure
-from tenure.errors import DuplicateStep, InvalidInput, LeaseLost
+from tenure.errors import DuplicateStep, InvalidInput, LeaseLost, StoreUnavailable
 from tenure.jobs import step_book, steps
 from tenure.worker import note_writer
 from tests.support.clock import Clock
 from tests.support.effects import effects, make_effects
+from tests.support.outage import lose_one_call
 from tests.support.raw_sql import RawSql
 from tests.support.waiting import wait_until
 from tests.support.workers import (
@@ -411,6 +412,41 @@ def test_names_are_used_once(app: Tenure) -> None:
     with running_worker(app):
         wait_until_completed(app, twice.enqueue())
     assert calls == ["boom", "boom", 1]
+
+
+@pytest.mark.parametrize("lost", [steps.Load, steps.Record])
+def test_what_an_outage_ended_can_be_tried_again(
+    app_on_each_engine: Tenure,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    lost: type[steps.StepCall],
+) -> None:
+    """A step was refused as done twice; a sleep became the second one, and was slept again."""
+    app = app_on_each_engine
+    calls: Calls = []
+    lose_one_call(monkeypatch, lost)
+
+    @app.job(max_retries=2, backoff=0)
+    def order(context: JobContext) -> None:
+        if lost is steps.Load:  # the first attempt has nothing to read
+            if context.attempt == 1:
+                raise ValueError("again")
+            if context.token == 2:
+                with pytest.raises(StoreUnavailable):
+                    context.step("charge", charge, 1, calls)
+        elif context.token == 1:
+            with pytest.raises(StoreUnavailable):
+                context.sleep("1h")
+        context.step("charge", charge, 1, calls)
+        context.sleep("1h")
+
+    with running_worker(app):
+        job = order.enqueue()
+        wait_until(lambda: app.get(job.id).snoozes, "it sleeps")
+        clock.advance(3600)
+        wait_until_completed(app, job)
+    assert calls == [1]
+    assert [step.name for step in app.steps(job.id).steps] == ["charge", "sleep:1"]
 
 
 def test_steps_are_bounded_before_they_are_done(

@@ -108,11 +108,23 @@ def receive(book: StepBook, name: str, timeout: Duration | None) -> Waiting[str]
     if not book.is_attempt:
         raise InvalidInput(NO_ATTEMPT)
     place = book.next_place(f"wait:{name}:")
-    kept = yield from book.begin(f"wait:{name}:{place}", reserved=True)
+    own = f"wait:{name}:{place}"
+    kept = yield from book.begin(own, reserved=True)
+    with book.doing(own):
+        payload = yield from _received(book, name, place, seconds, kept)
+    if payload is None:
+        raise SignalTimeout(name)
+    return payload
+
+
+def _received(
+    book: StepBook, name: str, place: int, seconds: float | None, kept: Step | None
+) -> Waiting[str | None]:
+    """Return what the signal says, None if the time of the wait is over."""
     steps = yield from book.steps()
     ends = [f"timeout:{name}:{n}" for n in range(1, place + 1)]
     if ends[-1] in steps:
-        raise SignalTimeout(name)
+        return None
     number = place - sum(end in steps for end in ends)
     found: FoundSignal | None = yield from book.ask(FindSignal(name, number))
     if found is not None:
@@ -122,7 +134,8 @@ def receive(book: StepBook, name: str, timeout: Duration | None) -> Waiting[str]
         step: Step = kept or (yield from book.record(book.new(f"wait:{name}:{place}", seconds)))
         if book.left(step) <= 0:
             yield from book.begin(ends[-1], reserved=True)
-            yield from book.record(book.new(ends[-1], None))
-            raise SignalTimeout(name)
+            with book.doing(ends[-1]):
+                yield from book.record(book.new(ends[-1], None))
+            return None
         expires_at = step.at + timedelta(seconds=float(step.result))
     book.park(Parked(f"it waits for the signal {name}", wait=Wait(name, number, expires_at)))

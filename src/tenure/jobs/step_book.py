@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from inspect import isawaitable
+from itertools import count
 from types import CoroutineType
 from typing import Any, NoReturn, get_type_hints
 
@@ -142,13 +143,13 @@ class StepBook:
             if name in self._started:
                 raise DuplicateStep(name)
             self._started.add(name)
-        steps = yield from self.steps()
-        if name not in steps and len(steps) >= MAX_STEPS:
-            self._started.discard(name)
-            raise InvalidInput(
-                f"this job has {MAX_STEPS} steps on record, the limit: keep a state instead "
-                "(context.checkpoint), or add more jobs"
-            )
+        with self.doing(name):
+            steps = yield from self.steps()
+            if name not in steps and len(steps) >= MAX_STEPS:
+                raise InvalidInput(
+                    f"this job has {MAX_STEPS} steps on record, the limit: keep a state instead "
+                    "(context.checkpoint), or add more jobs"
+                )
         return steps.get(name)
 
     @contextmanager
@@ -221,10 +222,11 @@ class StepBook:
 
     def sleep(self, seconds: float) -> Waiting[None]:
         """Sleep, without a slot if it takes a while."""
-        number = self.next_place("sleep:")
-        step = yield from self.begin(f"sleep:{number}", reserved=True)
+        name = f"sleep:{self.next_place('sleep:')}"
+        step = yield from self.begin(name, reserved=True)
         if step is None:
-            step = yield from self.record(self.new(f"sleep:{number}", seconds))
+            with self.doing(name):
+                step = yield from self.record(self.new(name, seconds))
         left = self.left(step) if self._source is not None else 0.0
         if left >= SLEEP_HERE_SECONDS:
             self.park(Parked(f"it sleeps for {left:.0f} s", delay=left))
@@ -232,9 +234,9 @@ class StepBook:
             yield left
 
     def next_place(self, prefix: str) -> int:
-        """Return 1, or one more than the steps with a prefix that this attempt has started."""
+        """Return the first number that no step has which this attempt has started."""
         with self._lock:
-            return 1 + sum(name.startswith(prefix) for name in self._started)
+            return next(n for n in count(1) if f"{prefix}{n}" not in self._started)
 
     def park(self, parked: Parked) -> NoReturn:
         """End the attempt; from now on nothing else can be done in it."""
