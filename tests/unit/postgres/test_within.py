@@ -149,14 +149,17 @@ def test_nobody_waits_for_the_limit_of_a_queue(app: Tenure) -> None:
     assert app.enqueue("mail").queue == "default"
 
 
-@pytest.mark.parametrize("workflow", [False, True])
+@pytest.mark.parametrize("what", ["job", "workflow", "SQL"])
 @pytest.mark.parametrize("wake", ["later", "commit"])
-def test_only_wake_commit_notifies(app: Tenure, wake: Any, workflow: bool) -> None:
+def test_only_wake_commit_notifies(app: Tenure, wake: Any, what: str) -> None:
     with connected(app) as connection, connected(app, autocommit=True) as listener:
         listener.execute("LISTEN tenure")
-        if workflow:
+        if what == "workflow":
             with app.within(connection, wake=wake).workflow() as flow:
                 flow.add(NewJob("mail", {}, {}))
+        elif what == "SQL":
+            asked = "SELECT tenure.enqueue('mail', notify => %s)"
+            connection.execute(asked, (wake == "commit",))
         else:
             app.within(connection, wake=wake).enqueue("mail")
         assert not list(listener.notifies(timeout=0))

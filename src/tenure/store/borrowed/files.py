@@ -50,7 +50,7 @@ def is_of_a_test(path: Path | None) -> bool:
 def check_file(path: Path) -> Steps[None]:
     """Raise InvalidInput unless the connection's main file is `path`; warn of its settings."""
     ((main,),) = yield MAIN
-    if not (main and path.exists() and path.samefile(os.fsdecode(main))):
+    if not (main and _is_same_file(path, main)):
         if is_of_a_test(path):
             raise InvalidInput(IN_A_TEST, path="connection")
         name = os.fsdecode(main) if main else "in memory"
@@ -65,3 +65,10 @@ def check_file(path: Path) -> Steps[None]:
         if pages:
             _warned.add((CHECKPOINTS, path))
             log.warning(CHECKPOINTS, path, sqlite3.sqlite_version)
+
+
+def _is_same_file(path: Path, other: bytes) -> bool:
+    try:
+        return path.samefile(os.fsdecode(other))
+    except FileNotFoundError:
+        return False

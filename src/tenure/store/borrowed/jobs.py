@@ -39,6 +39,10 @@ from tenure.store.transitions import check_unique
 
 ID = "CAST(CAST({p} AS text) AS uuid)"
 ADD = "SELECT {s}add({p})"
+ADD_ONE = {
+    notify: f"SELECT CAST({{s}}add_one(CAST(CAST({{p}} AS text) AS json), {notify}) AS text)"
+    for notify in (False, True)
+}
 GET = "SELECT CAST(row_to_json(job) AS text) FROM {s}job AS job WHERE id = " + ID
 HOLD = f"""
 SELECT CAST(json_build_object('now', {{s}}clock(), 'job', row_to_json(held)) AS text)
@@ -177,6 +181,10 @@ def _answer(checked_job: CheckedJob, job: Job, fingerprint: str | None) -> Enque
 
 def _add(checked_jobs: Sequence[CheckedJob], notify: bool, limited: bool) -> Steps[Looked]:
     docs = [document(checked_job) for checked_job in checked_jobs]
+    first = checked_jobs[0]
+    if limited and len(docs) == 1 and first.simple and first.traceparent is None:
+        ((text,),) = yield Ask(ADD_ONE[notify], written(docs[0]))
+        return _looked(json.loads(text), checked_jobs)
     keyed = any(checked_job.idempotency_key for checked_job in checked_jobs)
     asked: dict[str, Any] = {"jobs": docs, "keyed": keyed, "limited": limited}
     requests = [asked]
@@ -187,16 +195,21 @@ def _add(checked_jobs: Sequence[CheckedJob], notify: bool, limited: bool) -> Ste
     made: list[Job] = []
     for request in requests:
         ((text,),) = yield Ask(ADD, written(request))
-        answer = json.loads(text)
-        if answer.get("known") or answer.get("full"):
-            rows = answer.get("known") or ()
-            known = [(job_in("postgres", values), values["fingerprint"]) for values in rows]
-            return Looked(known, answer.get("full"))
-        if runs := answer.get("runs"):
-            created = time_in("postgres", answer["created"])
-            times = {id: time_in("postgres", at) for id, at in runs.items()}
-            made += [added_job(a, created, times[a.id]) for a in checked_jobs if a.id in times]
+        looked = _looked(json.loads(text), checked_jobs)
+        if looked.known or looked.full:
+            return looked
+        made += looked.made
     return Looked(made=made)
+
+
+def _looked(answer: dict[str, Any], checked_jobs: Sequence[CheckedJob]) -> Looked:
+    """Read what the database answers: what prevents it, or the jobs that it added."""
+    known = [(job_in("postgres", row), row["fingerprint"]) for row in answer.get("known") or ()]
+    runs = {id: time_in("postgres", at) for id, at in (answer.get("runs") or {}).items()}
+    if not runs:
+        return Looked(known, answer.get("full"))
+    created = time_in("postgres", answer["created"])
+    return Looked(made=[added_job(a, created, runs[a.id]) for a in checked_jobs if a.id in runs])
 
 
 def _looked_for(doc: dict[str, Any]) -> dict[str, Any]:

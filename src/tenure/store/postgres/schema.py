@@ -220,6 +220,7 @@ def _columns() -> dict[str, str]:
         "entering_values": ", ".join(ENTERING_VALUES),
         "new_columns": ", ".join(NEW),
         "new_values": ", ".join(f"{column} {type_of(column)}" for column in NEW),
+        "doc_values": ", ".join(f"doc.{column}" for column in NEW),
         "new_names": ", ".join(f"new_{column}" for column in NEW),
         "new_arrays": ", ".join(f"new_{column} {type_of(column)}[]" for column in NEW),
     }

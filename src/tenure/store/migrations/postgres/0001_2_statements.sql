@@ -159,6 +159,25 @@ BEGIN
     RETURN json_build_object('created', now, 'runs', times, 'known', known);
 END $$;
 
+-- `add` for one job without trace or unique key, nearly always by the shorter way of `enqueue_one`.
+CREATE FUNCTION {schema}.add_one(request json, notify boolean) RETURNS json
+    LANGUAGE plpgsql AS $$
+DECLARE
+    doc record;
+    times timestamptz[];
+BEGIN
+    SELECT * INTO doc FROM json_to_record(request) AS doc ({new_values});
+    times := {schema}.enqueue_one({doc_values});
+    IF times IS NULL THEN
+        RETURN {schema}.add(json_build_object('jobs', json_build_array(request),
+            'keyed', doc.idempotency_key IS NOT NULL, 'notify', notify)::text);
+    END IF;
+    IF notify THEN
+        PERFORM pg_notify('{channel}', '');
+    END IF;
+    RETURN json_build_object('created', times[1], 'runs', json_build_object(doc.id, times[2]));
+END $$;
+
 -- Of the queues named, those with a limit. Locked, so that a count that is read after this still
 -- holds when the jobs are in.
 CREATE FUNCTION {schema}.limited(names text[]) RETURNS TABLE (name text, max_pending bigint)

@@ -138,9 +138,7 @@ BEGIN
         'run_at', run_at, 'start_by', start_by, 'tags', {schema}.tags_of(tags),
         'partition', partition, 'idempotency_key', idempotency_key,
         'actor', 'sql:' || session_user);
-    answer := {schema}.add(json_build_object(
-        'jobs', json_build_array(request), 'keyed', idempotency_key IS NOT NULL,
-        'notify', notify)::text)::json;
+    answer := {schema}.add_one(request, notify);
     IF answer ->> 'full' IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'TN003', MESSAGE = format(
             'tenure: queue_full: queue %L already holds %s pending jobs, its limit',
