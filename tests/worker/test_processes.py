@@ -63,6 +63,15 @@ def test_a_job_that_has_returned_does_not_time_out_while_its_child_exits(pool: T
     assert transitions(pool, job.id) == ["enqueued", "claimed", "completed"]
 
 
+def test_a_job_that_has_returned_is_not_interrupted_while_its_child_exits(pool: Tenure) -> None:
+    """It was handed back at the end of the grace, and its handler ran again."""
+    job = pool.enqueue("leave_slowly", {"seconds": 5}, max_retries=1)
+    with running_worker(pool, grace_seconds=0.01) as worker:
+        wait_until(lambda: any(a.child.ending for a in worker._leases.in_slots()), "it returns")
+    assert pool.get(job.id).result == "done"
+    assert transitions(pool, job.id) == ["enqueued", "claimed", "completed"]
+
+
 def test_a_child_is_used_again_for_the_next_call(pool: Tenure) -> None:
     jobs = [enqueue(pool, "where") for _ in range(5)]
     with running_worker(pool, concurrency=1):

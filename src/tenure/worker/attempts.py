@@ -103,6 +103,8 @@ class Attempts:
         self.collect()  # some may have returned while the loop was blocked
         for attempt in self._leases.in_slots():
             handler = self._handlers.find(attempt.lease.type)
+            if self._has_returned(attempt):
+                continue
             if handler is not None and handler.on_interrupt == "fail":
                 self._stop(attempt, INTERRUPTED, "shutdown")
             elif attempt.state is STARTED:
@@ -309,10 +311,17 @@ class Attempts:
 
     def _time_out(self, attempt: Attempt) -> None:
         self.collect()  # it may have returned in time, while the loop was blocked
-        if attempt.child is not None and attempt.child.has_ended:
+        if self._has_returned(attempt):
             return
         who = "the child process " if attempt.lease.alone and attempt.child else ""
         self._stop(attempt, f"{who}{timed_out(attempt)}", "timeout")
+
+    def _has_returned(self, attempt: Attempt) -> bool:
+        """Whether a handler has returned whose child has still to exit; then that counts."""
+        ending = None if attempt.child is None else attempt.child.ending
+        if ending is not None and attempt.state is STARTED:
+            self._end(attempt, ending, free=False)
+        return ending is not None
 
     def _stop(self, attempt: Attempt, error: str, why: Stopped) -> None:
         """Fail an attempt whose handler still runs, and stop the handler."""

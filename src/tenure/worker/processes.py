@@ -114,8 +114,8 @@ class ChildCall:
         `alone`: the handler is in a child for this attempt only.
         """
         self.alone = alone
-        self.has_ended = False
-        """Whether the handler has returned: its child may still have to exit."""
+        self.ending: Ending | None = None
+        """How the handler has ended: its child may still have to exit."""
         self._children = children
         self._task = task
         self._on_start = on_start
@@ -149,8 +149,8 @@ class ChildCall:
         finally:
             with self._lock:
                 self._child = None
-                self.has_ended = last is not None and last.ending is not None
-                reusable = self.has_ended and not self._killed
+                self.ending = None if last is None else last.ending
+                reusable = self.ending is not None and not self._killed
             if reusable and last is not None and last.leaves:
                 child.retire()
             elif reusable:
