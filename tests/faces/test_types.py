@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -222,6 +223,23 @@ def test_a_source_that_refuses_types_is_no_reason_not_to_work(
     with process.declared(lambda: limited.declare(app.core.handlers.options())):
         wait_until(lambda: caplog.messages, "a warning")
     assert "do not know what this one declares: this token is for the queues mail" in caplog.text
+
+
+def test_a_declaration_that_fails_by_mistake_holds_up_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The start waited for a second, and what was to be declared after it never was."""
+    declared: list[str] = []
+
+    def fail() -> None:
+        raise TypeError("no such field")
+
+    began = time.monotonic()
+    with process.declared(fail, lambda: declared.append("schedules")):
+        assert time.monotonic() - began < process.FIRST_TRY_SECONDS / 2
+        assert declared == ["schedules"]
+    assert "do not know what this one declares: no such field" in caplog.text
+    assert "Traceback" in caplog.text
 
 
 def test_b2_a_key_survives_a_change_of_the_defaults_on_every_road(

@@ -45,6 +45,7 @@ DECLARE_SECONDS = 1.0
 """How long to wait before types are sent again to a source that did not answer."""
 FIRST_TRY_SECONDS = 1.0
 """How long a program waits for its first try before it says that it is there."""
+UNDECLARED = "other programs do not know what this one declares: %s"
 LEFTOVER_SECONDS = 1.0
 """How long a process that is done waits for tasks and threads that handlers left behind."""
 YOUNG_OBJECTS = 5_000
@@ -179,8 +180,9 @@ def declared(*declarations: Callable[[], None]) -> Iterator[None]:
                 except (StoreUnavailable, Unauthorized):
                     tried.set()
                     stop.wait(DECLARE_SECONDS)
-                except TenureError as error:
-                    log.warning("other programs do not know what this one declares: %s", error)
+                except Exception as error:
+                    expected = isinstance(error, TenureError)
+                    log.warning(UNDECLARED, error, exc_info=None if expected else error)
                     break
         tried.set()
 
