@@ -157,6 +157,31 @@ def test_no_buffered_job_runs_beside_another_if_one_is_cancelled(
     assert record(app) == "f1 f2 f3 f4"
 
 
+def test_no_buffered_job_runs_beside_another_if_they_were_decided_together(
+    app: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them waited for the one before it alone: what came after a cancelled one ran."""
+    monkeypatch.setattr("tenure.store.borrowed.links.MAX_LINKS", 20)  # as if they were many more
+    for name in ("s", "t"):
+        app.schedules.create(name, MAIL, every=60, overlap="buffer_all", missed="all")
+    claim = ClaimRequest(worker="w", limit=9, lease_seconds=6_000)
+    clock.advance(60)
+    decide_due(app.core, set())
+    running = list(app.core.claim(claim).leases)
+    clock.advance(300)
+    decide_due(app.core, set())
+    for name in ("s", "t"):
+        waiting = [fire.job_id for fire in app.schedules.fires(name)[-2::-1]]
+        app.cancel(str(waiting[0]))
+        app.cancel(str(waiting[2]))
+    for _ in range(4):
+        assert len(running) == 2
+        app.core.report([Report(one.id, one.lease_id, Outcome.COMPLETED) for one in running])
+        running = list(app.core.claim(claim).leases)
+    assert running == []
+    assert record(app, "s") == record(app, "t") == "f1 f2c f3c f4c f5 f6"
+
+
 def test_no_buffered_job_runs_beside_another_after_one_expired(app: Tenure, clock: Clock) -> None:
     job = NewJob("mail", {}, {"start_by": "30s"})
     app.schedules.create("s", job, every=60, overlap="buffer_one")

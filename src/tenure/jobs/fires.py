@@ -184,7 +184,7 @@ def advance(
         if job_id is not None:
             job = job_for(schedule, tick, now, job_id, defaults(schedule.template.type))
             jobs.append((job, before if tick.waits else ()))
-            last, before = job_id, [job_id]
+            last, before = job_id, [*before, job_id][-MAX_BUFFERED - 1 :]
         same: Any = {name: getattr(tick, name) for name in ("at", "until", "outcome", "how")}
         fires.append(
             Fire(schedule=schedule.name, job_id=job_id, decided_at=now, actor=actor, **same)

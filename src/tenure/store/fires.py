@@ -113,13 +113,14 @@ def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
     jobs = [job for one in done for job in one.jobs]
     if plain := [job for job, parents in jobs if not parents]:
         enqueue.add(db, plain)
-    waiting = [
-        linked(job, edges=tuple(Dependency(id, "settled") for id in parents))
-        for job, parents in jobs
-        if parents
-    ]
-    if waiting:
-        enqueue.add_linked(db, waiting, limited=False)
+    for one in done:  # together they might be too many dependencies
+        waiting = [
+            linked(job, edges=tuple(Dependency(id, "settled") for id in parents))
+            for job, parents in one.jobs
+            if parents
+        ]
+        if waiting:
+            enqueue.add_linked(db, waiting, limited=False)
     failpoints.hit("schedule.between_jobs_and_cursor")
     made = [fire for one in done for fire in one.fires]
     schedules.record(db, made)
