@@ -466,6 +466,25 @@ def test_declared_in_code(app: Tenure, clock: Clock, database_url: str) -> None:
     assert app.schedules.get("often").when.every == 90
 
 
+def test_a_zone_that_is_not_known_here_keeps_no_other_schedule_from_being_declared(
+    app: Tenure, clock: Clock, raw: RawSql, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing that the program declares was stored, whatever its name."""
+    report = app.job(name="report")(lambda: None)
+    app.schedule(cron="@daily", name="far")(report)
+    declare(app.core)
+    raw.run("UPDATE {schedule} SET zone = 'Mars/Base'")
+    before = app.schedules.get("far")
+    app.schedule(cron="@hourly", name="a")(report)
+    app.schedule(cron="@hourly", name="z")(report)
+    declare(app.core)
+    assert [one.name for one in app.schedules.list()] == ["a", "far", "z"]
+    assert app.schedules.get("far") == before
+    (said,) = caplog.messages
+    assert said.startswith("schedule far stays unchanged: ")
+    assert "Mars/Base" in said
+
+
 def test_new_rules_replace_those_whose_job_is_no_longer_valid(app: Tenure, clock: Clock) -> None:
     @app.schedule(every=60)
     @app.job(name="report")

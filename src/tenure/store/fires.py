@@ -317,7 +317,10 @@ def declare(db: Database, declared: Mapping[str, Rules], actor: str, defaults: D
         if old is None:
             schedules.add(db, new_schedule(name, rules, actor, now, declared=True))
         elif not old.declared or rules_of(old) != rules:
-            change(db, old, rules, actor, defaults, declared=True, declared_seen_at=now)
+            try:
+                change(db, old, rules, actor, defaults, declared=True, declared_seen_at=now)
+            except InvalidInput as error:  # where its zone is known, its ticks can be decided
+                log.warning("schedule %s stays unchanged: %s", name, error)
         else:
             schedules.save(db, replace(old, declared_seen_at=now), ("declared_seen_at",))
 
