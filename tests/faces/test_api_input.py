@@ -243,6 +243,12 @@ CRON = {"job": {"type": "a"}, "cron": "0 3 * * *"}
         ("POST", "/reports", [{"lease_id": "x", "outcome": SECRET}], "one of completed, failed,"),
         ("POST", "/jobs", {"type": "a", "delay": SECRET}, "not a duration"),
         ("PUT", "/schedules/x", CRON | {"overlap": SECRET}, "one of allow_all, buffer_all, "),
+        (
+            "PUT",
+            "/schedules/x",
+            CRON | {"zone": f"Europe/{SECRET}"},
+            "such as `Europe/Berlin` or UTC",
+        ),
         ("GET", f"/events?event={SECRET}", None, "no such event; give one of enqueued, "),
         ("GET", f"/events?after={SECRET}", None, "no position in this ledger"),
     ],

@@ -94,7 +94,7 @@ def check_when(
         every=None if every is None else round(seconds(every, f"{path}.every"), 3),
         offset=0.0 if offset is None else round(seconds(offset, f"{path}.offset"), 3),
         at=_to_the_millisecond(at, f"{path}.at"),
-        zone=zone_of("UTC" if zone is None else zone, f"{path}.zone").key,
+        zone=_check_zone("UTC" if zone is None else zone, f"{path}.zone"),
         starts_at=_to_the_millisecond(starts_at, f"{path}.starts_at"),
         ends_at=_to_the_millisecond(ends_at, f"{path}.ends_at"),
     )
@@ -107,13 +107,25 @@ def check_when(
     return when
 
 
-def zone_of(name: str, path: str = "$.zone") -> ZoneInfo:
-    """A time zone; raises InvalidInput at `path` if it is unknown on this machine."""
-    with suppress(KeyError, ValueError, OSError, TypeError):  # OSError: a folder of zones
-        if _zone_name(name):
-            return ZoneInfo(name)
-    problem = f"{ascii(name)[:64]} is no time zone that is known here; write `Europe/Berlin` or UTC"
+def _check_zone(name: str, path: str) -> str:
+    if is_zone(name):
+        return name
+    problem = "no time zone that is known here; write one such as `Europe/Berlin` or UTC"
     raise InvalidInput(problem, path=path)
+
+
+def is_zone(name: str) -> bool:
+    """Whether a time zone is known on this machine."""
+    with suppress(KeyError, ValueError, OSError, TypeError):  # OSError: a folder of zones
+        return bool(_zone_name(name) and ZoneInfo(name))
+    return False
+
+
+def zone_of(name: str) -> ZoneInfo:
+    """Return the time zone of a schedule; raises InvalidInput if it is unknown on this machine."""
+    if is_zone(name):
+        return ZoneInfo(name)
+    raise InvalidInput(f"{ascii(name)[:64]} is no time zone that is known here", path="$.zone")
 
 
 def times(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from tenure.errors import InvalidInput, ScheduleNotFound
+from tenure.errors import ScheduleNotFound
 from tenure.jobs.fires import INSTANT
-from tenure.jobs.schedule_times import When, newest, zone_of
+from tenure.jobs.schedule_times import When, is_zone, newest
 from tenure.jobs.schedules import Fire, FireOutcome, How, Schedule, Template
 from tenure.store.audit import TICKS
 from tenure.store.dialect import Dialect, Reads, Statements
@@ -69,9 +68,7 @@ _read_template = msgspec.json.Decoder(Template).decode
 
 def is_readable(schedule: Schedule) -> bool:
     """Whether the time zone of a schedule is known on this machine."""
-    with suppress(InvalidInput):
-        return bool(zone_of(schedule.when.zone))
-    return False
+    return is_zone(schedule.when.zone)
 
 
 def get(db: Reads, name: str, lock: str = "") -> Schedule:
