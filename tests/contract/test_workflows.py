@@ -21,7 +21,7 @@ from tenure.errors import (
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.ids import new_id
 from tenure.store.tables import flow as flows
-from tests.support.store import StoreHarness, report_completed, report_failed
+from tests.support.store import StoreHarness, report_completed, report_failed, report_suspended
 
 
 @pytest.fixture
@@ -266,6 +266,25 @@ def test_a_cancel_leaves_what_cleans_up(harness: StoreHarness, app: Tenure) -> N
     everything = add()
     assert cancel(everything, everything=True) == ["cancelled"] * 3
     assert [app.get(node.id).event for node in everything.nodes] == ["cancelled"] * 3
+
+
+def test_a_cancel_left_what_had_waited_for_a_signal(harness: StoreHarness, app: Tenure) -> None:
+    """A job without dependencies cleans up nothing, whether it waits or its signal has come."""
+    with app.workflow() as flow:
+        asks, has_asked = (flow.add(job(type)) for type in ("asks", "has_asked"))
+        clean_up = flow.add(job("clean_up"), depends_on=[asks.failed, has_asked.failed])
+    leases = harness.claim(2)
+    harness.report(*(report_suspended(lease) for lease in leases))
+    app.signal(has_asked.id, "approved")
+    bulk = app.workflows.cancel(flow.id)
+    while bulk.finished_at is None:
+        bulk = app.bulk.step(bulk.id)
+    assert [app.get(node.id).status for node in flow.nodes] == ["cancelled"] * 2 + ["pending"]
+    [lease] = harness.claim(1)
+    harness.report(report_suspended(lease))
+    app.workflows.cancel(flow.id)
+    assert app.bulk.step(app.bulk.list()[0].id).changed == 0
+    assert app.get(clean_up.id).status == "waiting"
 
 
 def test_a_retry_resumes_what_is_behind(harness: StoreHarness, app: Tenure) -> None:

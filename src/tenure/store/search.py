@@ -123,8 +123,10 @@ def others(d: Dialect, query: Query) -> Iterator[Statement]:
         since = d.later(f"-{query.running_longer_than:f}")
         yield f"status = {quoted(Status.PROCESSING)} AND started_at <= {since}", []
     if query.leaves_followers:
-        needing = f"SELECT 1 FROM {d.table('dependency')} WHERE child = id AND meets = 'completed'"
-        yield f"(need IS NULL OR EXISTS ({needing}))", []
+        ties = f"SELECT 1 FROM {d.table('dependency')} WHERE child = id"
+        needing = f"EXISTS ({ties} AND meets = 'completed')"
+        # One that has waited for a signal has a need, too.
+        yield f"(need IS NULL OR {needing} OR NOT EXISTS ({ties}))", []
     if query.not_due:
         yield f"run_at > {d.now}", []
     if query.within is not None:
