@@ -247,6 +247,15 @@ def test_waiting_for_a_workflow(harness: StoreHarness, app: Tenure) -> None:
     asyncio.run(both())
 
 
+def test_a_wait_returned_a_workflow_that_ran(harness: StoreHarness, app: Tenure) -> None:
+    """All its jobs were settled, and its status said "running" until the next sweep."""
+    flow, other = app.chain([job("a"), job("b")]), app.group([job("c")])
+    run(harness, "a")
+    decide(app)
+    assert flow.wait("20s").status == "failed"
+    assert asyncio.run(other.wait_async("20s")).status == "completed"
+
+
 def test_a_cancel_leaves_what_cleans_up(harness: StoreHarness, app: Tenure) -> None:
     def add() -> Any:
         with app.workflow() as flow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tenure.app.bulk import BulkActions
@@ -17,6 +18,7 @@ from tenure.jobs.names import check_name
 from tenure.jobs.queries import MAX_LISTED, Bulk, Filter
 from tenure.jobs.workflows import GraphPage, RelativePage, Workflow, WorkflowPage, WorkflowStatus
 from tenure.store.tables import flow, workflows
+from tenure.store.work import nothing
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -184,7 +186,7 @@ class Workflows(Noun):
         return NewWorkflow(self._app, "workflow", None, actor, extends=workflow_id)
 
     def wait(self, workflow_id: str, timeout: Duration | None = None) -> Workflow:
-        """Return a workflow once all its jobs are settled.
+        """Return a workflow once all its jobs are settled; its status says how it ended.
 
         - `workflow_id`: the workflow.
         - `timeout`: a duration to wait at most. Default: None, as long as it takes.
@@ -198,7 +200,7 @@ class Workflows(Noun):
         with limit:
             for job_id in self._open_jobs(workflow_id):
                 self._app.wait(job_id, limit.left())
-        return self.get(workflow_id)
+        return self._ended(workflow_id)
 
     async def wait_async(self, workflow_id: str, timeout: Duration | None = None) -> Workflow:
         """Wait like `wait`, without blocking the event loop or holding a thread."""
@@ -210,7 +212,15 @@ class Workflows(Noun):
         with limit:
             while (job_id := await asyncio.to_thread(next, find, None)) is not None:
                 await self._app.wait_async(job_id, limit.left())
-        return await self.get_async(workflow_id)
+        return await asyncio.to_thread(self._ended, workflow_id)
+
+    def _ended(self, workflow_id: str) -> Workflow:
+        found = self.get(workflow_id)
+        if found.finished_at is not None:
+            return found
+        note = partial(flow.finish, workflows=[workflow_id])  # as the next sweep would
+        self._core.store.write("sweep", note, brings=nothing).result()
+        return self.get(workflow_id)
 
     def _open_jobs(self, workflow_id: str) -> Iterator[str]:
         """Yield a job to wait for, the newest first, until there is none."""
