@@ -116,6 +116,8 @@ def functions_are_still_functions() -> None:
     assert_type(plain("a@example.com"), int)
     assert_type(in_a_process([1, 2]), int)
     with_context("a@example.com")
+    with_context(testing.context(attempt=2), "a@example.com", copies=2)
+    with_context(testing.context(), 1)  # type: ignore[call-overload]
     assert_type(plain.name, str)
     assert_type(plain.__name__, str)
 
@@ -126,6 +128,7 @@ async def async_callers() -> None:
     assert_type(await app.enqueue_async("resize", {"path": "cat.png"}, delay="5m"), Job)
     assert_type(await app.enqueue_many_async([plain.new_job("a")]), list[Job])
     assert_type(await coroutine(Order(1)), str)
+    assert_type(await async_with_context(testing.context(), Order(1)), int)
     assert_type(await (await coroutine.submit_async(Order(1))), str)
     assert_type(await plain.submit("a").result_async("5s"), int)
     assert_type(await app.wait_async("id", timeout="5s"), Job)
@@ -224,7 +227,7 @@ async def mistakes() -> None:
     plain.options(delay="5m").enqueue(to=1)  # type: ignore[arg-type]
     plain.options(delays="5m")  # type: ignore[call-arg]
     plain.options(delay=[5])  # type: ignore[arg-type]
-    plain(1)  # type: ignore[arg-type]
+    plain(1)  # type: ignore[call-overload]
     coroutine.enqueue(1)  # type: ignore[arg-type]
     with_context.enqueue(1)  # type: ignore[arg-type]
     with_context.enqueue("a", context=None)  # type: ignore[call-arg]

@@ -118,7 +118,11 @@ class JobType(Generic[P, R]):
         """The name of the job type."""
         return self.handler.name
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def __call__(self, __context: JobContext, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> R:
         given: tuple[Any, ...] = args
         if self.handler.wants_context and not (given and isinstance(given[0], JobContext)):
             queue, limit = self.handler.defaults.queue, self.handler.defaults.max_retries
