@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import httpx2
@@ -14,7 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tenure import InvalidInput, NewJob, Snooze, Tenure
+from tenure import InvalidInput, NewJob, Snooze, Tenure, testing
 from tenure.client import Client
 from tenure.errors import StoreUnavailable
 from tenure.jobs.redaction import Redaction
@@ -50,6 +51,25 @@ def named(spans: InMemorySpanExporter, name: str, count: int) -> list[ReadableSp
         return found if len(found) == count else []
 
     return wait_until(look, f"{count} spans {name}")
+
+
+@pytest.mark.parametrize("how", ["run", "drain", "inline"])
+def test_what_a_test_runs_belongs_to_the_span_that_added_it(
+    sqlite_url: str, spans: InMemorySpanExporter, how: str
+) -> None:
+    """As in a worker. The attempts of tests had spans without any link."""
+    with Tenure(sqlite_url, tracing=True) as app, testing.on(app) as jobs:
+        pay = app.job(name="pay")(lambda: None)
+        with testing.inline(app) if how == "inline" else nullcontext():
+            made = [pay.enqueue(), pay.enqueue()]
+        if how == "run":
+            for one in made:
+                jobs.run(one)
+        elif how == "drain":
+            jobs.drain()
+        added = named(spans, "enqueue pay", 2)
+        links = [link for span in named(spans, "process pay", 2) for link in span.links]
+    assert [one.context.span_id for one in links] == [one.context.span_id for one in added]
 
 
 @pytest.mark.each_engine

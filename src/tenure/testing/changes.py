@@ -76,7 +76,8 @@ def claim(db: Database, job_id: str, worker: str, *, early: bool) -> Lease | Non
         raise IllegalTransition(job_id, job.status, Claimed.name, legal, why) from error
     assert held.lease_expires_at is not None
     facts = (held.id, held.type, held.queue, held.payload_json, held.attempts, held.max_retries)
-    return Lease(*facts, held.token, held.timeout, lease_id, held.lease_expires_at)
+    trace = db.traces([job_id]).get(job_id)
+    return Lease(*facts, held.token, held.timeout, lease_id, held.lease_expires_at, trace)
 
 
 def _is_paused(db: Reads, job: Job) -> bool:

@@ -229,6 +229,7 @@ class Runs:
             lease_seconds=changes.LEASE_SECONDS,
             queues=check_queues(queues, "queues"),
             types=core.handlers.types() if types is None else tuple(map(name_of, types)),
+            traces=core.tracing is not None,
         )
         runs: list[Run] = []
         idle_at: datetime | None = None
