@@ -507,3 +507,10 @@ def test_partitions_are_listed_limited_and_paused(api: TestClient) -> None:
     api.put("/queues/sync/partition", json={"partition": "b/c", "paused": False})
     assert len(claim_jobs(api, limit=10)) == 2
     assert len(api.get("/queues/sync/partitions?limit=1").json()) == 1
+    for given in ({"weight": 2}, {"paused": False}):  # it was dropped, and the answer was 200
+        said = {"partition": "b/c", "reason": "they asked"} | given
+        refused = api.put("/queues/sync/partition", json=said)
+        assert refused.status_code == 400
+        assert refused.json()["path"] == "$.reason"
+        assert refused.json()["detail"] == "only a pause keeps a reason: give `paused`: true, too"
+    assert api.get("/queues/sync/partitions").json()[0]["weight"] != 2

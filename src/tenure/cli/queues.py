@@ -19,6 +19,7 @@ from tenure.cli.options import (
 )
 from tenure.cli.terminal import Cell, print_json, table
 from tenure.errors import InvalidInput
+from tenure.jobs.names import check_pause_reason
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -156,8 +157,7 @@ def partition(
     wanted: dict[str, Any] = {key: _limit(key, text) for key, text in given.items() if text}
     if sum((pause, resume)) > 1 or not (wanted or pause or resume or pass_over):
         raise InvalidInput("say what to change: --help lists it", path="PARTITION")
-    if reason is not None and not pause:
-        raise InvalidInput("only a pause keeps a reason: give --pause, too", path="--reason")
+    check_pause_reason(reason, pauses=pause, path="--reason", option="--pause")
     with application() as app:
         if wanted:
             app.queues.limit_partition(name, partition, **wanted)

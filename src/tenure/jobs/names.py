@@ -132,6 +132,19 @@ def check_reason(value: object, path: str = "$.reason") -> str | None:
     return text.decode()[:MAX_REASON_LENGTH]
 
 
+def check_pause_reason(
+    value: object, *, pauses: bool, path: str = "$.reason", option: str = "`paused`: true"
+) -> str | None:
+    """Return what `check_reason` does; raises InvalidInput for a reason without a pause, too.
+
+    `option` is what a caller gives to pause.
+    """
+    reason = check_reason(value, path)
+    if reason is not None and not pauses:
+        raise InvalidInput(f"only a pause keeps a reason: give {option}, too", path=path)
+    return reason
+
+
 def serves(queues: Collection[str] | None, queue: str) -> bool:
     """Whether a claim of `queues`, or of None for any, takes jobs of `queue`."""
     return not queue.startswith(RESERVED) if queues is None else queue in queues

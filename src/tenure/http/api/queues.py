@@ -11,7 +11,7 @@ from tenure.app.shown import queue_shown
 from tenure.errors import InvalidInput
 from tenure.http.api.call import Call, answer
 from tenure.jobs.limits import PerPartition
-from tenure.jobs.names import MAX_NAME_LENGTH, check_reason
+from tenure.jobs.names import MAX_NAME_LENGTH, check_pause_reason
 from tenure.wire.queues import LimitRequest, PartitionRequest
 from tenure.wire.requests import given
 
@@ -71,11 +71,11 @@ def list_partitions(call: Call) -> Response:
 def set_partition(call: Call) -> Response:
     """Change what differs for a partition of a queue; pause or resume it."""
     queues, body = call.app.queues, call.body
-    check_reason(body.reason)
+    reason = check_pause_reason(body.reason, pauses=body.paused is True)
     of, by = (call.path["name"], body.partition), {"actor": call.caller.name}
     queues.limit_partition(*of, max_running=body.max_running, weight=body.weight, **by)
     if body.paused is True:
-        queues.pause_partition(*of, reason=body.reason, **by)
+        queues.pause_partition(*of, reason=reason, **by)
     elif body.paused is False:
         queues.resume_partition(*of, **by)
     return _queue(call)
