@@ -7,6 +7,8 @@ import contextlib
 import sqlite3
 import threading
 from contextlib import suppress
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +38,10 @@ Calls = list[Any]
 def charge(amount: int, calls: Calls) -> tuple[int, str]:
     calls.append(amount)
     return amount, "eur"
+
+
+def price_of(order: int) -> Decimal:
+    return Decimal(order)
 
 
 @pytest.mark.parametrize("kind", ["thread", "coroutine"])
@@ -86,9 +92,7 @@ def test_steps_in_a_child_process(
     clock.advance(3600)
     with running_worker(app):
         end = wait_until_completed(app, job)
-    assert end.result == ["Decimal('0')", "Decimal('1')"][: 2 * (type == "order_in_steps")] + (
-        ["3"] if type == "order_in_steps" else ["'0'", "'1'", "3"]
-    )
+    assert end.result == ["Decimal('0')", "Decimal('1')", "3"]
     assert (tmp_path / "calls").read_text().split() == ["0", "1"]
     assert (end.attempts, end.token, end.snoozes) == (3, 4, 1)
 
@@ -389,6 +393,48 @@ def test_a_step_of_the_other_kind_is_done_once_at_most_and_says_what_to_write(ap
         )
         assert "asyncio.to_thread, function" in wait_until_failed(app, coroutine.enqueue())
     assert runs == ["charge"]
+
+
+def test_a_step_on_a_thread_returned_what_its_type_did_not_say(app: Tenure) -> None:
+    """The annotation of `asyncio.to_thread` was read, which has none, and not the function's."""
+    seen: Calls = []
+
+    @app.job(backoff=0)
+    async def price(context: JobContext) -> None:
+        seen.append(await context.step_async("price", asyncio.to_thread, price_of, 7))
+        seen.append(await context.step_async("later", asyncio.to_thread, partial(price_of, 8)))
+        if context.attempt == 1:
+            raise ConnectionError
+
+    with running_worker(app):
+        wait_until_completed(app, price.enqueue())
+    assert seen == [Decimal(7), Decimal(8)] * 2
+    assert {type(one) for one in seen} == {Decimal}
+
+
+def test_a_step_that_no_longer_fits_said_nothing_to_do(app: Tenure) -> None:
+    """After a deploy that changes what a step returns, its result on record is the old one."""
+
+    def measured() -> str:
+        return "3 m"
+
+    def measured_now() -> int:
+        return 3
+
+    @app.job(backoff=0, max_retries=2)
+    def build(context: JobContext) -> int:
+        if context.attempt == 1:
+            context.step("measure", measured)
+            raise ConnectionError
+        return context.step("measure", measured_now)
+
+    with running_worker(app):
+        error = wait_until_failed(app, build.enqueue())
+    assert "step 'measure' does not fit the annotation, <class 'int'>: " in error
+    assert (
+        "let the annotation accept what is on record, or give the step another name, "
+        "by which it runs again" in error
+    )
 
 
 def test_names_are_used_once(app: Tenure) -> None:

@@ -67,7 +67,7 @@ class DurableContext:
     ) -> R:
         """Await a function once, like `step`. For a plain one that blocks: `asyncio.to_thread`."""
         book = self._steps()
-        returns = book.returned_by(function)
+        returns = book.returned_by(function, *args)
         step = await awaited(book.begin(name))
         if step is None:
             with book.doing(name):

@@ -150,15 +150,18 @@ def result_text(value: object) -> str:
     return _stored(value)[0]
 
 
-def read_result(text: str | None, returns: Any, what: str) -> Any:
-    """Return a stored result as an annotation says; raises InvalidInput if it does not fit."""
+def read_result(text: str | None, returns: Any, what: str, advice: str = "") -> Any:
+    """Return a stored result as an annotation says.
+
+    Raises InvalidInput if it does not fit, with the advice.
+    """
     if text is None or text == "null":
         return None
     try:
         learn(returns)
         return msgspec.json.decode(text, type=returns, dec_hook=json_types.decoded)
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
-        said = f"{what} does not fit the annotation, {returns}: {json_types.advised(error)}"
+        said = f"{what} does not fit the annotation, {returns}: {json_types.advised(error)}{advice}"
         raise InvalidInput(said, path="$.result") from error
 
 

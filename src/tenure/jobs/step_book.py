@@ -47,6 +47,10 @@ NOW = datetime.fromtimestamp(0, UTC)
 """The time of a step of this attempt, which nothing reads."""
 SLEEP_HERE_SECONDS = 5.0
 """A shorter sleep keeps its slot."""
+REFIT = (
+    "; let the annotation accept what is on record, or give the step another name, "
+    "by which it runs again"
+)
 
 
 class StepBook:
@@ -201,7 +205,7 @@ class StepBook:
     @staticmethod
     def value(step: Step, returns: Any) -> Any:
         """Return the result of a step as an annotation says; raises InvalidInput if it cannot."""
-        return read_result(step.result_json, returns, f"step {step.name!r}")
+        return read_result(step.result_json, returns, f"step {step.name!r}", REFIT)
 
     @staticmethod
     def said(payload: str, kind: Any, name: str) -> Any:
@@ -209,10 +213,15 @@ class StepBook:
         return read_result(payload, kind, f"signal {name!r}")
 
     @staticmethod
-    def returned_by(function: Any) -> Any:
-        """Return the annotation of what a function returns; Any if none can be read."""
-        while isinstance(function, functools.partial):
-            function = function.func
+    def returned_by(function: Any, *args: Any) -> Any:
+        """Return the annotation of what a call returns; Any if none can be read."""
+        import asyncio
+
+        while isinstance(function, functools.partial) or (function is asyncio.to_thread and args):
+            if isinstance(function, functools.partial):
+                function = function.func
+            else:
+                function, args = args[0], args[1:]
         try:
             return get_type_hints(function).get("return", Any)
         except Exception:  # it evaluates annotations
