@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator
+import types
+from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -39,6 +42,56 @@ def test_coroutines_run_on_the_loop_of_the_program(app: Tenure) -> None:
     asyncio.run(program())
     assert len(seen) == 2
     assert seen[0] is seen[1]
+
+
+def eager(
+    loop: asyncio.AbstractEventLoop, coroutine: Generator[Any, Any, Any], **_: Any
+) -> asyncio.Future[Any]:
+    """Run a coroutine up to its first wait, as `asyncio.eager_task_factory` of 3.12 does."""
+    try:
+        first = coroutine.send(None)
+    except StopIteration as end:
+        done = loop.create_future()
+        done.set_result(end.value)
+        return done
+
+    @types.coroutine
+    def rest() -> Generator[Any, Any, Any]:
+        awaited = first
+        while True:
+            try:
+                sent = yield awaited
+            except BaseException as error:
+                step = partial(coroutine.throw, error)
+            else:
+                step = partial(coroutine.send, sent)
+            try:
+                awaited = step()
+            except StopIteration as end:
+                return end.value
+
+    return asyncio.Task(rest(), loop=loop)
+
+
+def test_a_program_with_eager_tasks_runs_many_jobs_that_wait_for_nothing(app: Tenure) -> None:
+    """Each was started from the end of the one before: too deep after some hundred."""
+    ran: list[int] = []
+    all_ran = asyncio.Event()
+
+    @app.job(max_retries=1)
+    async def note(number: int) -> None:
+        ran.append(number)
+        if len(ran) == 1_000:
+            all_ran.set()
+
+    async def program() -> None:
+        asyncio.get_running_loop().set_task_factory(eager)
+        async with app.running(concurrency=2), asyncio.timeout(20):
+            await all_ran.wait()
+
+    app.enqueue_many([note.new_job(number) for number in range(1_000)])
+    asyncio.run(program())
+    assert app.count(status="completed").jobs == 1_000
 
 
 def test_what_the_program_declares_is_known_in_the_block(app: Tenure) -> None:

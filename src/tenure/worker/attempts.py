@@ -74,6 +74,7 @@ class Attempts:
         self._children = Children()
         self._has_children = children
         self._original = Original()
+        self._is_starting = False
 
     def close(self) -> None:
         """Release idle threads and child processes."""
@@ -120,8 +121,14 @@ class Attempts:
     # --- claimed -> started
 
     def _start_ready(self) -> None:
-        while (attempt := self._leases.start_next()) is not None:
-            self._try(attempt, self._start)
+        if self._is_starting:  # by a handler that an eager task has run to its end in here
+            return
+        self._is_starting = True
+        try:
+            while (attempt := self._leases.start_next()) is not None:
+                self._try(attempt, self._start)
+        finally:
+            self._is_starting = False
 
     def _try(self, attempt: Attempt, start: Callable[[Attempt], None]) -> None:
         try:
@@ -197,7 +204,8 @@ class Attempts:
             function = bound(handler, attempt.context)
         if handler.is_async:
             running = self._run_coroutine(attempt, handler, function, arguments)
-            attempt.task = asyncio.get_running_loop().create_task(running)
+            task = asyncio.get_running_loop().create_task(running)
+            attempt.task = None if task.done() else task  # an eager one may be
         else:
             call = partial(call_in_thread, handler, function, arguments, attempt)
             self._threads.submit(attempt, call)
