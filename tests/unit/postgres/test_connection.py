@@ -157,3 +157,25 @@ def test_psycopg_is_not_imported_for_sqlite() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+ENDING = """
+import atexit, sys, threading
+from tenure import Tenure
+
+def show():
+    print(*sorted(t.name for t in threading.enumerate() if t.name.startswith("tenure-read")))
+
+atexit.register(show)
+app = Tenure(sys.argv[1])
+app.find()
+show()
+"""
+
+
+def test_a_program_that_ends_without_close_ends_the_threads_of_the_pool(postgres_url: str) -> None:
+    """From Python 3.13 on, the pool would wait for them for 10 s and say that it could not."""
+    command = [sys.executable, "-c", ENDING, postgres_url]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout == "tenure-read-scheduler tenure-read-worker-0\n\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import selectors
 import threading
 import time
@@ -133,6 +135,7 @@ class PostgresReader(Reader):
             open=False,
         )
         self._closed = False
+        atexit.register(self._end, os.getpid())
 
     def reconnect(self) -> None:
         """Drop every session: an open one may lead to a former primary, which can still be read.
@@ -323,7 +326,16 @@ SELECT {self._job}, found FROM (
 
     def close(self) -> None:
         self._closed = True
+        atexit.unregister(self._end)
         self._pool.close()
+
+    def _end(self, pid: int) -> None:
+        """Close the pool of a program that ends without `close`, unless it is a fork's copy.
+
+        Later, threads cannot be joined: from Python 3.13 on, the pool would wait 10 s for its own.
+        """
+        if os.getpid() == pid:
+            self._pool.close()
 
 
 def _where(parts: Sequence[str]) -> str:
