@@ -7,6 +7,7 @@ import random
 import re
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -52,11 +53,12 @@ def test_a_condition_is_never_null(name: str) -> None:
     fixed = [c for c in sorted(used) if c not in varied]
     names = [c.replace(".", "_") for c in (*varied, *fixed)]
     text = re.sub(r"\b(OLD|NEW)\.", r"\1_", condition)
-    connection = sqlite3.connect(":memory:")
-    connection.execute(f"CREATE TABLE it ({', '.join(names)})")
     place = ", ".join("?" * len(names))
-    connection.executemany(
-        f"INSERT INTO it VALUES ({place})",
-        ((*row, *[1] * len(fixed)) for row in rows(varied)),
-    )
-    assert connection.execute(f"SELECT * FROM it WHERE ({text}) IS NULL LIMIT 1").fetchall() == []
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute(f"CREATE TABLE it ({', '.join(names)})")
+        connection.executemany(
+            f"INSERT INTO it VALUES ({place})",
+            ((*row, *[1] * len(fixed)) for row in rows(varied)),
+        )
+        null = f"SELECT * FROM it WHERE ({text}) IS NULL LIMIT 1"
+        assert connection.execute(null).fetchall() == []
