@@ -66,6 +66,29 @@ def test_a_handler_waits_without_a_slot_and_an_attempt(app: Tenure, kind: str) -
     assert (done.attempts, done.snoozes, done.token) == (1, 2, 3)
 
 
+def test_a_signal_that_does_not_fit_said_nothing_to_do(app: Tenure) -> None:
+    """It is on record, so that each attempt met it again; the next wait takes the next signal."""
+    said: list[str] = []
+
+    @app.job(max_retries=1)
+    def ship(context: JobContext) -> str:
+        while True:
+            try:
+                return context.wait_for_signal("answer", type=Approval).by
+            except InvalidInput as error:
+                said.append(str(error))
+
+    with running_worker(app):
+        job = ship.enqueue()
+        app.signal(job, "answer", {"by": 5})
+        wait_until_suspended(app, job.id)
+        app.signal(job, "answer", {"by": "ada"})
+        assert wait_until_completed(app, job).result == "ada"
+    assert len(set(said)) == 1
+    assert said[0].startswith("$.payload: signal 'answer' does not fit the annotation, ")
+    assert said[0].endswith("; catch InvalidInput and wait again, which takes the next signal")
+
+
 def test_a_signal_that_is_there_costs_nothing(app: Tenure) -> None:
     app.job(name="order", max_retries=1)(children.order.handler.function)
     job = app.enqueue("order")

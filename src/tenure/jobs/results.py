@@ -150,7 +150,9 @@ def result_text(value: object) -> str:
     return _stored(value)[0]
 
 
-def read_result(text: str | None, returns: Any, what: str, advice: str = "") -> Any:
+def read_result(
+    text: str | None, returns: Any, what: str, advice: str = "", path: str = "$.result"
+) -> Any:
     """Return a stored result as an annotation says.
 
     Raises InvalidInput if it does not fit, with the advice.
@@ -162,7 +164,7 @@ def read_result(text: str | None, returns: Any, what: str, advice: str = "") -> 
         return msgspec.json.decode(text, type=returns, dec_hook=json_types.decoded)
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
         said = f"{what} does not fit the annotation, {returns}: {json_types.advised(error)}{advice}"
-        raise InvalidInput(said, path="$.result") from error
+        raise InvalidInput(said, path=path) from error
 
 
 def _stored(value: object) -> tuple[str, str | None]:

@@ -47,6 +47,7 @@ NOW = datetime.fromtimestamp(0, UTC)
 """The time of a step of this attempt, which nothing reads."""
 SLEEP_HERE_SECONDS = 5.0
 """A shorter sleep keeps its slot."""
+RETAKE = "; catch InvalidInput and wait again, which takes the next signal"
 REFIT = (
     "; let the annotation accept what is on record, or give the step another name, "
     "by which it runs again"
@@ -210,7 +211,7 @@ class StepBook:
     @staticmethod
     def said(payload: str, kind: Any, name: str) -> Any:
         """Return what a signal says as an annotation says; raises InvalidInput if it cannot."""
-        return read_result(payload, kind, f"signal {name!r}")
+        return read_result(payload, kind, f"signal {name!r}", RETAKE, path="$.payload")
 
     @staticmethod
     def returned_by(function: Any, *args: Any) -> Any:
