@@ -41,7 +41,8 @@ class JobNotFound(TenureError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(
-            f"no job {job_id}: the id is wrong, or retention removed the job after it settled"
+            f"no job {job_id}: the id is wrong, the transaction that adds it is not committed, or "
+            "retention removed the job after it settled"
         )
         self.job_id = job_id
 

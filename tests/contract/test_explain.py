@@ -29,6 +29,7 @@ from tests.support.store import (
     new_job,
     report_completed,
     report_failed,
+    report_suspended,
 )
 
 Why = Callable[[str], Explanation]
@@ -59,6 +60,19 @@ def test_cancelled(harness: StoreHarness, why: Why) -> None:
     job = harness.add()
     harness.store.apply(job.id, Cancelled(actor="alice")).result()
     check(why(job.id), "cancelled", "alice cancelled it", f"{harness.clock.now:%H:%M:%S} UTC")
+
+
+def test_what_had_started_was_said_not_to_have_started(harness: StoreHarness, why: Why) -> None:
+    """A job that waits, sleeps or is tried again has a start before it, and needs another."""
+    until = harness.clock.now + timedelta(seconds=60)
+    fresh = harness.add(start_by=until)
+    lease = harness.take(start_by=until, priority=-1)
+    harness.report(report_suspended(lease))
+    harness.clock.advance(61)
+    assert len(harness.store.expire().result()) == 2
+    when = f"{until:%Y-%m-%d %H:%M:%S} UTC."
+    check(why(fresh.id), "expired", f"It was cancelled: it had to start before {when}")
+    check(why(lease.id), "expired", f"It was cancelled: it had to start again before {when}")
 
 
 def test_failed(harness: StoreHarness, why: Why) -> None:

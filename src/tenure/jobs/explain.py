@@ -83,7 +83,8 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
             return "completed", f"It completed at {_at(job.finished_at)}, attempt {job.attempts}."
         case Status.CANCELLED:
             if job.event == "expired":
-                return "expired", f"It was cancelled: it had to start before {_at(job.start_by)}."
+                start = "start again" if job.started_at else "start"
+                return "expired", f"It was cancelled: it had to {start} before {_at(job.start_by)}."
             if job.event == "skipped":
                 return "skipped", f"It was skipped at {_at(job.finished_at)}{_missed(facts)}."
             given = job.reason if job.event == "cancelled" else None  # SQL may name no event
