@@ -309,7 +309,7 @@ def _field(name: str, parameter: inspect.Parameter, hint: Any) -> tuple[Any, ...
     if parameter.default is inspect.Parameter.empty:
         return (parameter.name, hint)
     # Defaults may be mutable; the struct only notes that the argument may be absent.
-    optional: Any = typing.Union.__getitem__((hint, msgspec.UnsetType))
+    optional: Any = hint | msgspec.UnsetType
     return (parameter.name, optional, msgspec.UNSET)
 
 
