@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,6 +15,7 @@ import pytest
 import tenure.sqlite
 from tenure import InvalidInput, Tenure
 from tenure.errors import SchemaMismatch
+from tenure.store.borrowed import files
 
 
 @pytest.fixture
@@ -91,6 +93,27 @@ def test_settings_that_may_lose_jobs_are_warned_of_once(
     assert [text for text in texts if "power cut" in text] == texts[:1]
     assert len(texts) == len(set(texts))
     assert all("tenure.sqlite.connect()" in text for text in texts)
+
+
+def test_a_warning_named_a_way_that_sqlalchemy_does_not_have(
+    app: Tenure, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy makes its connections itself: it can set what the warnings name."""
+    monkeypatch.setattr(files, "resets_wal_unsafely", lambda version: True)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA synchronous = NORMAL")
+        app.within(connection).enqueue("mail")
+        connection.commit()
+    named = re.findall("`(PRAGMA [a-z_]+ = [A-Z0-9]+)`", caplog.text)
+    assert named == ["PRAGMA synchronous = FULL", "PRAGMA wal_autocheckpoint = 0"]
+    files._warned.clear()
+    caplog.clear()
+    with closing(sqlite3.connect(path)) as connection:
+        for pragma in named:
+            connection.execute(pragma)
+        app.within(connection).enqueue("mail")
+        connection.commit()
+    assert caplog.records == []
 
 
 def test_an_application_is_no_path() -> None:

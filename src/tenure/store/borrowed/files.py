@@ -21,11 +21,13 @@ OTHER_FILE = (
 )
 MAY_LOSE = (
     "a connection to %s on which jobs are added has synchronous below FULL: a power cut can lose "
-    "the last jobs, together with your own rows. Use tenure.sqlite.connect()"
+    "the last jobs, together with your own rows. Set `PRAGMA synchronous = FULL` on it, or use "
+    "tenure.sqlite.connect()"
 )
 CHECKPOINTS = (
     "a connection to %s on which jobs are added has automatic checkpoints. With these, SQLite %s "
-    "can lose a commit of another process: use tenure.sqlite.connect(), or SQLite 3.51.3 or newer"
+    "can lose a commit of another process: set `PRAGMA wal_autocheckpoint = 0` on it, or use "
+    "tenure.sqlite.connect(), or SQLite 3.51.3 or newer"
 )
 TEST_FOLDER = "tenure-test-"
 """The beginning of the names of folders in which `tenure.testing` makes databases."""
