@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tenure import Tenure, lifecycle
+from tenure import NewJob, Tenure, lifecycle
 from tenure.app.signals import by_token, of_token
 from tenure.errors import (
     IllegalTransition,
@@ -25,7 +25,7 @@ from tenure.events import Cancelled
 from tenure.jobs.queries import Filter
 from tenure.jobs.signals import NewSignal, new_token, token_digest
 from tenure.jobs.steps import KeepToken
-from tenure.jobs.work import Answer, Duty, Lease, Verdict
+from tenure.jobs.work import Answer, ClaimRequest, Duty, Lease, Verdict
 from tenure.store import transitions
 from tenure.store.borrowed import signals as sending
 from tenure.store.borrowed.opened import opened
@@ -64,6 +64,20 @@ def look(harness: StoreHarness) -> list[str]:
     if Duty.WAITS not in harness.store.look():
         return []
     return [steps[-1].id for steps in harness.store.time_out().result()]
+
+
+def test_as_many_jobs_as_one_exchange_reports_are_suspended_at_once(
+    harness: StoreHarness, app: Tenure
+) -> None:
+    """SQLite refused to look for so many signals: an outage that never ended, for all of them."""
+    app.enqueue_many([NewJob("order", {}, {}) for _ in range(1_000)])
+    leases = app.core.claim(ClaimRequest(worker="w", limit=1_000, lease_seconds=600)).leases
+    assert len(leases) == 1_000
+    app.signal(leases[500].id, "approved", actor="ada")
+    said = [report_suspended(lease) for lease in leases]
+    assert set(app.core.report(said).verdicts) == {RECORDED}
+    assert app.count(status="waiting").jobs == 999
+    assert app.history(leases[500].id)[-1].actor == "ada"
 
 
 def test_a_signal_releases_the_job_that_waits(harness: StoreHarness, app: Tenure) -> None:

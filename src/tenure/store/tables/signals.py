@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -68,12 +69,14 @@ def find(db: Reads, job_id: str, wanted: FindSignal) -> FoundSignal | None:
 def senders(db: Reads, waits: Sequence[tuple[str, Wait]]) -> Mapping[str, str]:
     """Return who sent what jobs are about to wait for, by job, where it is there already."""
     d = db.dialect
-    either = " OR ".join(
-        [f"(job_id = {d.id_value} AND name = {d.value} AND number = {d.value})"] * len(waits)
+    id, number = d.as_id("(new.value ->> 0)"), "CAST(new.value ->> 2 AS integer)"
+    statement = (
+        f"SELECT {d.id('one.job_id')}, one.actor FROM {d.json_rows}"
+        f" JOIN {d.table('signal')} AS one ON one.job_id = {id}"
+        f" AND one.name = new.value ->> 1 AND one.number = {number}"
     )
-    values = [value for id, wait in waits for value in (id, wait.name, wait.number)]
-    table = d.table("signal")
-    return dict(db.rows(f"SELECT {d.id('job_id')}, actor FROM {table} WHERE {either}", values))
+    rows = [(id, wait.name, wait.number) for id, wait in waits]
+    return dict(db.rows(statement, (json.dumps(rows),)))
 
 
 def begin_waits(db: Statements, waits: Iterable[tuple[str, Wait]]) -> None:
