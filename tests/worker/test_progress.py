@@ -105,6 +105,19 @@ def test_only_the_holder_of_the_lease_moves_the_bar(app_on_each_engine: Tenure) 
     assert {job.id for job in jobs} == {lease.id for lease in leases}
 
 
+@pytest.mark.each_engine
+def test_of_an_attempt_that_is_there_twice_the_last_entry_counts(
+    app_on_each_engine: Tenure,
+) -> None:
+    """PostgreSQL refuses to change a row twice in a statement: over HTTP that was a 500."""
+    app = app_on_each_engine
+    app.enqueue("work")
+    lease = claimed(app)
+    entries = [(lease.id, lease.lease_id, JobProgress(done)) for done in (8, 7)]
+    assert app.core.record_progress(entries) == 1
+    assert said(app, lease.id) == (7, None, "")
+
+
 def test_progress_goes_with_its_job(app_on_each_engine: Tenure) -> None:
     app = app_on_each_engine
     job = app.enqueue("work")

@@ -13,10 +13,14 @@ Entry = tuple[str, str, JobProgress]
 
 
 def record(db: Statements, entries: Sequence[Entry]) -> int:
-    """Store the progress of attempts whose lease is held; return how many these were."""
+    """Store the progress of attempts whose lease is held; return how many these were.
+
+    Of several entries of an attempt the last one counts.
+    """
     d = db.dialect
-    stored = [entry for entry in entries if d.is_id(entry[0]) and d.is_id(entry[1])]
-    rows = [[job, lease, p.done, p.total, p.message] for job, lease, p in stored]
+    # Each attempt once: PostgreSQL changes no row twice in a statement.
+    stored = {(job, lease): p for job, lease, p in entries if d.is_id(job) and d.is_id(lease)}
+    rows = [[*attempt, p.done, p.total, p.message] for attempt, p in stored.items()]
     job, lease = (d.as_id(f"(new.value ->> {place})") for place in (0, 1))
     done, total = (f"CAST(new.value ->> {place} AS double precision)" for place in (2, 3))
     # In the order of the ids, so that no two wait in a circle. A claim may have been committed
