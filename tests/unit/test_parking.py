@@ -43,3 +43,23 @@ def test_threads_and_coroutines_wait_for_the_same_things() -> None:
         return [kept.result(), type(broken.exception())]
 
     assert waited(steps()) == asyncio.run(awaited(steps())) == [1, ValueError]
+
+
+def test_what_waits_ends_with_the_handler_that_is_cancelled() -> None:
+    """It ended once its exception was forgotten, so its name was used where that was caught."""
+    ended: list[str] = []
+
+    def steps() -> Waiting[None]:
+        try:
+            yield Future()
+        finally:
+            ended.append("wait")
+
+    async def handler() -> None:
+        try:
+            await asyncio.wait_for(awaited(steps()), 0.01)
+        except TimeoutError:
+            assert ended == ["wait"]
+
+    asyncio.run(handler())
+    assert ended

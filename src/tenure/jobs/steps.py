@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import closing
 from datetime import datetime
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -206,29 +207,31 @@ Waiting: TypeAlias = Generator[Future[Any] | float, None, T]
 
 def waited(steps: Waiting[T]) -> T:
     """Do what waits on this thread, and return its result."""
-    while True:
-        try:
-            pause = next(steps)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        if isinstance(pause, float):
-            time.sleep(pause)
-        else:
-            wait([pause])
+    with closing(steps):
+        while True:
+            try:
+                pause = next(steps)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            if isinstance(pause, float):
+                time.sleep(pause)
+            else:
+                wait([pause])
 
 
 async def awaited(steps: Waiting[T]) -> T:
     """Do what waits without blocking the event loop, and return its result."""
     import asyncio
 
-    while True:
-        try:
-            pause = next(steps)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        if isinstance(pause, float):
-            await asyncio.sleep(pause)
-        else:
-            await asyncio.gather(asyncio.wrap_future(pause), return_exceptions=True)
+    with closing(steps):
+        while True:
+            try:
+                pause = next(steps)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            if isinstance(pause, float):
+                await asyncio.sleep(pause)
+            else:
+                await asyncio.gather(asyncio.wrap_future(pause), return_exceptions=True)
