@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -171,3 +172,17 @@ def test_the_last_state_waits_for_a_heartbeat(postgres_url: str) -> None:
         (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
         loaded = app.core.ask(lease.id, lease.lease_id, Load()).result(WAIT_SECONDS)
         assert loaded.state == "[1]"
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It came for a step whose handler was cancelled: the thread ended with a traceback."""
+    with Client("http://127.0.0.1:9") as client:
+        come = threading.Event()
+        monkeypatch.setattr(client, "_answer", lambda *_: come.wait(WAIT_SECONDS))
+        future = client.ask("job", "lease", Load())
+        (thread,) = [one for one in threading.enumerate() if one.name == "tenure-client"]
+        assert future.cancel()
+        come.set()
+        thread.join(WAIT_SECONDS)

@@ -142,9 +142,13 @@ class WorkerCalls:
 
     def _take_answer(self, future: Future[Any], path: str, call: StepCall) -> None:
         try:
-            future.set_result(self._answer(path, call))
+            answer = self._answer(path, call)
         except BaseException as error:
-            future.set_exception(error)
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+            return
+        if future.set_running_or_notify_cancel():
+            future.set_result(answer)
 
     def _answer(self, path: str, call: StepCall) -> StepAnswer:
         if isinstance(call, Load):
