@@ -339,7 +339,7 @@ def check_store(url: str) -> list[Check]:
             from tenure.store.postgres.doctor import check_postgres
 
             checks.extend(check_postgres(url))
-    except TenureError as error:
+    except (TenureError, OSError) as error:
         checks.append(problem("database", "cannot be used", str(error)))
     return checks
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
+from typing import NoReturn
 
 import psycopg
 import pytest
@@ -89,6 +93,33 @@ def test_without_a_thread_that_looks_nothing_is_sent(
             Wire(connection)
         with answering(connection, 0.1), pytest.raises(psycopg.OperationalError):
             connection.execute("SELECT pg_sleep(30)")
+
+
+def test_a_connection_without_a_file_descriptor_left_is_an_outage(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Callers got the OSError of the second one, and the watch ended for good."""
+    caplog.set_level("INFO")
+
+    def none_left(*_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    store, stop, notified = open_store(url), threading.Event(), list[str | None]()
+    watch = threading.Thread(target=store.read.watch, args=(notified.append, stop))
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "fromfd", none_left)
+            watch.start()
+            for verb in (store.add([new_job()]).result, store.read.clock):
+                with pytest.raises(StoreUnavailable, match="Too many open files"):
+                    verb()
+            wait_until(lambda: "not listening for new work" in caplog.text, "it to fail")
+        wait_until(lambda: notified, "it to listen")
+        assert store.add([new_job()]).result(WAIT_SECONDS)[0].created
+    finally:
+        stop.set()
+        watch.join()
+        store.close()
 
 
 def test_writes_fail_and_work_again_with_the_network(proxy: Proxy, far: str) -> None:

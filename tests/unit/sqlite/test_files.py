@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tenure import StoreUnavailable, Tenure
+from tenure.store.sqlite.reader import SqliteReader
+from tests.support.waiting import wait_until
+from tests.support.workers import running_worker, wait_until_completed
 
 pytestmark = [
     pytest.mark.scenario(51),
@@ -35,6 +38,16 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
 
+@contextmanager
+def obstructed(folder: Path) -> Iterator[None]:
+    """Let there be a file in the place of a folder, as where something is not mounted."""
+    folder.rename(aside := folder.with_suffix(".aside"))
+    folder.touch()
+    yield
+    folder.unlink()
+    aside.rename(folder)
+
+
 @pytest.mark.parametrize("ending", ["", "-wal", "-shm"])
 def test_a_file_deleted_under_a_live_process(app: Tenure, path: Path, ending: str) -> None:
     beside(path, ending).unlink()
@@ -43,6 +56,35 @@ def test_a_file_deleted_under_a_live_process(app: Tenure, path: Path, ending: st
     with pytest.raises(StoreUnavailable, match="while it was open"):
         app.enqueue("again")
     assert beside(path, ending).exists() is False, "no second database is begun in its place"
+
+
+def test_a_folder_that_is_none_for_a_while(app: Tenure, path: Path, tmp_path: Path) -> None:
+    """Its file cannot be looked at: callers got the OSError of that."""
+    with obstructed(tmp_path):
+        with pytest.raises(StoreUnavailable, match="Not a directory"):
+            app.enqueue("lost")
+        with pytest.raises(StoreUnavailable, match="Not a directory"):
+            SqliteReader(path).clock()
+        assert "problem" in [check.health for check in app.check()]
+    assert app.enqueue("after").type == "after"
+
+
+def test_a_worker_keeps_what_it_cannot_report_meanwhile(
+    app: Tenure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The outcome was taken for one that nobody can record: sent as a failure, then given up."""
+    trouble = ExitStack()
+
+    @app.job(max_retries=1)
+    def work() -> str:
+        trouble.enter_context(obstructed(tmp_path))
+        return "done"
+
+    with running_worker(app):
+        job = work.enqueue()
+        wait_until(lambda: caplog.text.count("it keeps 1 outcomes") > 1, "it to try twice")
+        trouble.close()
+        assert wait_until_completed(app, job).result == "done"
 
 
 def test_a_database_replaced_under_a_live_process(app: Tenure, path: Path, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ class PostgresReader(Reader):
                 # forgot them such as do not answer at all: to try them would take as long again.
                 self._pool.drain()
                 return self._ask_once(ask, seconds)
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, OSError) as error:
             raise StoreUnavailable(f"the database did not answer: {error}") from error
 
     def _ask_once(self, ask: Callable[[Connection], T], seconds: float) -> T:
@@ -299,7 +299,7 @@ SELECT {self._job}, found FROM (
                     self.hears = True
                     notify(None)  # of what was missed before
                     self._listen_until(stop, connection, notify)
-            except psycopg.Error as error:
+            except (psycopg.Error, OSError) as error:
                 if self.hears:
                     self.hears = False
                     notify(WORK)  # a claim now shows whether the server has gone

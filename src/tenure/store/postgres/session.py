@@ -42,6 +42,7 @@ NOTHING_COMMITTED = (
 OVER_LIMIT = "TN006"
 """The SQLSTATE of a start that a limit refuses. Claims look first: it changed in between."""
 AWAY = (
+    OSError,  # no file descriptor is left
     psycopg.OperationalError,
     psycopg.InterfaceError,
     errors.ReadOnlySqlTransaction,  # a former primary, still answering at the same address
@@ -93,6 +94,14 @@ class PostgresSession:
         if self._connection is not None:
             return
         connection = connect(self._address)
+        try:
+            self._set_up(connection)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def _set_up(self, connection: psycopg.Connection[Any]) -> None:
         connection.add_notice_handler(self._hear)
         forget_notifications(connection)
         with answering(connection, self._patience, self._address):
@@ -100,7 +109,7 @@ class PostgresSession:
                 connection.execute(ROLE, (MAX_HANG_SECONDS,)).fetchone() or [""] * 4
             )
         if hang and waits != "local":
-            connection.close()  # the server would keep it as long, one more at each try
+            # It has to be closed: the server would keep it as long, one more at each try.
             raise psycopg.OperationalError("commits wait for a synchronous standby")
         # Whatever the role is set to: a commit that is answered is on disk, and a warning that its
         # wait for a standby was cut short is sent.
@@ -114,9 +123,8 @@ class PostgresSession:
         if process == connection.info.backend_pid:
             connection.prepare_threshold = 1
         self._has_prepared = self._sent = False
-        self._wire = Wire(connection, self._address)
         self._on_connect()
-        self._connection = connection
+        self._wire = Wire(connection, self._address)
 
     def _hear(self, notice: errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":

@@ -108,7 +108,7 @@ class SqliteReader(Reader):
                         raise
                     connection.text_factory = escaped  # twice as slow: only where it is needed
                     return read(connection.execute(statement, values))
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise StoreUnavailable(f"the database {self._path} did not answer: {error}") from error
 
     def some(self, query: Query) -> tuple[list[Job], bool]:

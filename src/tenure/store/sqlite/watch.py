@@ -252,7 +252,7 @@ def _look_until(
             with closing(connect()) as connection:
                 failing = False
                 _look_on(stop, connection, writes, notify, attention)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             if not failing:
                 log.warning("cannot see what other processes commit, trying again: %s", error)
             failing = True

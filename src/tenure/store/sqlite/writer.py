@@ -350,7 +350,8 @@ class Sqlite:
             return Trouble.BUSY
         if code == sqlite3.SQLITE_FULL:
             return Trouble.FULL
-        return Trouble.UNAVAILABLE if isinstance(error, sqlite3.Error) else Trouble.BUG
+        away = isinstance(error, sqlite3.Error | OSError)  # the latter from a look at the files
+        return Trouble.UNAVAILABLE if away else Trouble.BUG
 
     def announce(self) -> None:
         """Do nothing: other processes watch the file (`SqliteReader.watch`)."""
