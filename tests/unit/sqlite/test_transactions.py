@@ -240,7 +240,7 @@ def test_a_file_that_is_no_database_is_not_kept_open(tmp_path: Path) -> None:
     [
         *(
             (verb, sqlite3.connect)
-            for verb in ("enqueue", "enqueue_many", "enqueue_async", "pause")
+            for verb in ("enqueue", "known", "enqueue_many", "enqueue_async", "pause")
         ),
         ("enqueue", tenure.sqlite.connect),
     ],
@@ -248,10 +248,12 @@ def test_a_file_that_is_no_database_is_not_kept_open(tmp_path: Path) -> None:
 def test_an_enqueue_inside_the_callers_own_transaction_says_what_to_do(
     app: Tenure, verb: str, connect: Callable[[str], sqlite3.Connection]
 ) -> None:
-    """A newcomer waited 20 seconds for himself."""
+    """A newcomer waited 20 seconds for himself, and 10 for one job whose options are known."""
     app.open()
+    known = app.job(name="known")(lambda: None)
     verbs: dict[str, Callable[[], object]] = {
         "enqueue": lambda: app.enqueue("email"),
+        "known": known.enqueue,
         "enqueue_many": lambda: app.enqueue_many([NewJob("email", {}, {})] * 2),
         "enqueue_async": lambda: asyncio.run(app.enqueue_async("email")),
         "pause": lambda: app.queues.pause("mail"),

@@ -217,7 +217,7 @@ class Sqlite:
             (found,) = map(list, map(db.execute, [statement], [values]))
             return found
 
-        found = when_free(insert, patience=self._patience)
+        found = when_free(insert, patience=self._patience, path=self._path)
         added = [added_job(checked_job, *map(to_time, times), kept=kept) for times in found]
         return {job.id: job for job in added}
 
