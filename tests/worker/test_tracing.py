@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import httpx2
@@ -51,6 +52,20 @@ def named(spans: InMemorySpanExporter, name: str, count: int) -> list[ReadableSp
         return found if len(found) == count else []
 
     return wait_until(look, f"{count} spans {name}")
+
+
+def test_a_transaction_that_cannot_add_a_job_ends_its_span(
+    sqlite_url: str, spans: InMemorySpanExporter
+) -> None:
+    """It ended once Python forgot the exception, as if somebody had closed a generator."""
+    with Tenure(sqlite_url, tracing=True) as app:
+        app.open()
+        with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as connection:
+            connection.execute("PRAGMA query_only = ON")
+            with pytest.raises(sqlite3.OperationalError, match="readonly"):
+                app.within(connection).enqueue("pay")
+            (span,) = named(spans, "enqueue pay", 1)
+    assert span.status.description == "OperationalError"
 
 
 @pytest.mark.parametrize("how", ["run", "drain", "inline"])

@@ -96,14 +96,18 @@ class Borrowed:
         driver = self._driver
         if driver.is_async:
             raise InvalidInput(f"asynchronous: await {verb}_async(...)", path="connection")
-        rows: Any = None
         with self._errors(), driver.together() if self._together else nullcontext():
             driver.begin()
             asks = self._asks(work)
             try:
+                ask = next(asks)
                 while True:
+                    try:
+                        rows = driver.execute(self._spelled(ask), ask.value)
+                    except BaseException as error:
+                        asks.throw(error)  # what is asked for ends with it
+                        raise
                     ask = asks.send(rows)
-                    rows = driver.execute(self._spelled(ask), ask.value)
             except StopIteration as end:
                 result: T = end.value
         if self._lent is not None:
@@ -119,13 +123,17 @@ class Borrowed:
             connection = await driver.connected()
             answer: T = await connection.run_sync(partial(self._call_inside, work, verb))
             return answer
-        rows: Any = None
         with self._errors():
             asks = self._asks(work)
             try:
+                ask = next(asks)
                 while True:
+                    try:
+                        rows = await driver.execute(self._spelled(ask), ask.value)
+                    except BaseException as error:
+                        asks.throw(error)
+                        raise
                     ask = asks.send(rows)
-                    rows = await driver.execute(self._spelled(ask), ask.value)
             except StopIteration as end:
                 result: T = end.value
                 return result
