@@ -267,9 +267,9 @@ def test_a_lease_that_ran_out_is_reported_by_the_process_that_ended_it(tmp_path:
         app.core.claim(ClaimRequest(worker="gone", limit=1, lease_seconds=0.01))
         with running_sweeper(app, failures=worker.failures):
             wait_until(lambda: failures, "the failure to be reported")
-    (failure,) = failures
-    assert (failure.id, failure.exception, failure.final) == (job.id, None, True)
-    assert failure.error == app.get(job.id).last_error
+        (failure,) = failures
+        assert (failure.id, failure.exception, failure.final) == (job.id, None, True)
+        assert failure.error == app.get(job.id).last_error
 
 
 def test_an_error_in_on_failure_is_logged_and_changes_nothing(

@@ -85,7 +85,8 @@ def test_a_program_with_eager_tasks_runs_many_jobs_that_wait_for_nothing(app: Te
             all_ran.set()
 
     async def program() -> None:
-        asyncio.get_running_loop().set_task_factory(eager)
+        factory = getattr(asyncio, "eager_task_factory", eager)  # from Python 3.12 on
+        asyncio.get_running_loop().set_task_factory(factory)
         async with app.running(concurrency=2), asyncio.timeout(20):
             await all_ran.wait()
 
