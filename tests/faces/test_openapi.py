@@ -130,6 +130,13 @@ def be_limited(case: Case) -> None:
                 of |= {"rate": "10/1s", "burst": 2}
 
 
+def be_paused(case: Case) -> None:
+    """Nor that only a pause of a partition keeps a reason."""
+    is_valid = case.meta is not None and case.meta.generation.mode.is_positive
+    if is_valid and isinstance(case.body, dict) and case.path.endswith("/partition"):
+        case.body |= {"paused": True} if case.body.get("reason") is not None else {}
+
+
 def be_linked(case: Case) -> None:
     """Nor which jobs there are to depend on, and that those of a workflow have one key together."""
     is_valid = case.meta is not None and case.meta.generation.mode.is_positive
@@ -177,6 +184,7 @@ def check(case: Case) -> None:
     report_no_jobs(case)
     be_linked(case)
     be_limited(case)
+    be_paused(case)
     start_in_time(case)
     be_unique(case)
     be_due(case)
