@@ -69,6 +69,12 @@ def test_a_folder_that_is_none_for_a_while(app: Tenure, path: Path, tmp_path: Pa
     assert app.enqueue("after").type == "after"
 
 
+def test_a_program_that_starts_meanwhile_can_wait(app: Tenure, tmp_path: Path) -> None:
+    """It ended with an OSError, where one that finds no folder tries again."""
+    with obstructed(tmp_path), pytest.raises(StoreUnavailable, match="Not a directory"):
+        Tenure(app.database).open()
+
+
 def test_a_worker_keeps_what_it_cannot_report_meanwhile(
     app: Tenure, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

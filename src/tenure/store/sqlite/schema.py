@@ -89,5 +89,5 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(connect(path)) as connection:
             yield connection
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise StoreUnavailable(f"the database {path} cannot be used: {error}") from error
