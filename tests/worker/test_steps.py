@@ -637,3 +637,4 @@ def test_a_step_does_not_wait_for_another_connection_of_its_handler(
     with running_worker(app):
         error = wait_until_failed(app, stuck.enqueue())
     assert "a write transaction of this program holds the file" in error
+    assert "`context.step_within` for steps" in error

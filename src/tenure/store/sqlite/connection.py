@@ -23,8 +23,8 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
 HELD = (
-    "{} holds the file. Enqueue after your transaction has committed, or in it: "
-    "`app.within(connection)`"
+    "{} holds the file. If it is yours, end it first, or do this in it: `app.within(connection)` "
+    "for jobs, `context.step_within` for steps"
 )
 OWN_SECONDS = 0.7
 OWN_LOOKS = 150
