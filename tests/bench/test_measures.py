@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
@@ -129,7 +129,7 @@ def test_what_holds_the_workers_of_peers_back_keeps_writers_of_the_file_waiting(
 ) -> None:
     peer = BY_NAME["huey"]
     setting = Setting(peer, small_stage.engine(peer).fresh(peer), small_stage.folder / "tally")
-    with sqlite3.connect(setting.place) as connection:
+    with closing(sqlite3.connect(setting.place)) as connection:
         connection.execute("CREATE TABLE task (n)")
     writer = sqlite3.connect(setting.place, timeout=0)
     with gate.closed(small_stage, setting) as opened:

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def program(name: str) -> str:
 def schema(url: str, name: str = "tenure") -> str:
     """Everything that the schema consists of."""
     if url.startswith("sqlite"):
-        with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
             rows = connection.execute("SELECT sql FROM sqlite_schema ORDER BY type, name")
             return "\n".join(str(sql).strip() for (sql,) in rows)
     command = [program("pg_dump"), "--schema-only", f"--schema={name}", url]
