@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 import time
@@ -33,13 +34,14 @@ def app(sqlite_url: str) -> Iterator[Tenure]:
         yield app
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def switching() -> Iterator[None]:
     """Threads take turns, and garbage is collected, as in a server."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     with tuned_for_jobs():
         yield
+    gc.freeze()  # it is over for what conftest.py froze, too: a collection took half a second
     sys.setswitchinterval(before)
 
 
