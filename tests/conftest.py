@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import random
@@ -44,6 +45,9 @@ sys.dont_write_bytecode = False
 
 LONGEST = ("test_cluster.py", "test_soak.py", "test_django_page.py", "test_versions.py")
 """They begin first, so that no process of pytest has to wait for them at the end."""
+
+LAST_COMPILED = Path(__file__).with_name("worker") / "__pycache__"
+"""What Python makes of the tests that are collected last."""
 
 UNTIL = "TENURE_CHAOS_UNTIL"
 """Unix time after which `make chaos` begins no further test."""
@@ -99,10 +103,15 @@ def pytest_collection() -> Iterator[None]:
     """Let the garbage collector pass over all that is imported and collected: it stays.
 
     Each process of pytest collects every test. To look for garbage took it a sixth of that time.
+    In a fresh clone, one process compiles the tests, and the others wait for what it has made.
     """
     gc.disable()
     try:
-        return (yield)
+        with Path(__file__).open() as this:
+            fcntl.flock(this, fcntl.LOCK_EX)
+            if any(LAST_COMPILED.glob(f"test_*.{sys.implementation.cache_tag}-pytest-*.pyc")):
+                fcntl.flock(this, fcntl.LOCK_UN)
+            return (yield)
     finally:
         gc.freeze()
         gc.enable()
