@@ -13,6 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import hypothesis
@@ -22,6 +23,7 @@ from tenure import Tenure
 from tenure.store import migrate_store
 from tests.support.clock import Clock
 from tests.support.effort import EVERYTHING, take_turns
+from tests.support.kept_databases import Keeper
 from tests.support.postgres import (
     PostgresServer,
     PostgresUnavailable,
@@ -161,23 +163,60 @@ OPENING = {"api", "app", "app_for_kind", "app_on_each_engine", "both", "failed",
 OPENING |= {"unaudited_harness", "url"}
 """Fixtures that open the database of a test at once, so that it may as well be a copy of one that
 has the schema. To make the schema takes three quarters of the time of many tests."""
+STOPPING = {"clock", "unaudited_harness"}
+"""Fixtures that stop the clock of the store."""
+
+
+@pytest.fixture(scope="session")
+def kept_databases(postgres_server: PostgresServer, postgres_template: str) -> Iterator[Keeper]:
+    """Databases with the schema and no rows, for one test after the other."""
+    with closing(Keeper(postgres_server, postgres_template)) as kept:
+        yield kept
+
+
+@pytest.fixture(scope="session")
+def kept_with_clock(postgres_server: PostgresServer, postgres_template: str) -> Iterator[Keeper]:
+    """Such databases whose clock stands still."""
+    with closing(Keeper(postgres_server, postgres_template, stopped=True)) as kept:
+        yield kept
 
 
 @pytest.fixture
 def postgres_url(request: pytest.FixtureRequest, postgres_server: PostgresServer) -> Iterator[str]:
-    """The URL of a new PostgreSQL database, which is empty unless a fixture opens it at once."""
-    opened = OPENING.intersection(request.fixturenames)
+    """The URL of a PostgreSQL database: empty, or with the schema if a fixture opens it at once.
+
+    It is new if a test is marked `own_database`, and wherever there is no schema yet.
+    """
+    names = set(request.fixturenames)
+    opened, own = OPENING & names, request.node.get_closest_marker("own_database")
+    if opened - {"owner", "url"} and not own and postgres_server.external_url is None:
+        kept = request.getfixturevalue("kept_with_clock" if STOPPING & names else "kept_databases")
+        url = kept.lend()
+        yield url
+        kept.take_back(url)
+        return
     name = f"tenure_test_{uuid.uuid4().hex}"
     template = request.getfixturevalue("postgres_template") if opened else None
     yield postgres_server.create_database(name, template)
     postgres_server.drop_database(name)
 
 
+@pytest.fixture(scope="session")
+def sqlite_with_clock(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> Path:
+    """Such a file whose clock stands still."""
+    path = tmp_path_factory.mktemp("template") / "jobs.db"
+    shutil.copy(sqlite_template, path)
+    Clock(f"sqlite:///{path}").close()
+    return path
+
+
 @pytest.fixture
 def sqlite_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an SQLite file, which does not exist yet unless a fixture opens it at once."""
-    if OPENING.intersection(request.fixturenames):
-        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "jobs.db")
+    names = set(request.fixturenames)
+    if OPENING & names:
+        template = "sqlite_with_clock" if STOPPING & names else "sqlite_template"
+        shutil.copy(request.getfixturevalue(template), tmp_path / "jobs.db")
     return f"sqlite:///{tmp_path}/jobs.db"
 
 

@@ -174,6 +174,7 @@ def test_nothing_is_truncated(harness: StoreHarness, ids: dict[str, str]) -> Non
 
 
 @on_postgres
+@pytest.mark.own_database
 def test_a_replica_s_session_is_held_to_the_rules(
     harness: StoreHarness, ids: dict[str, str]
 ) -> None:
