@@ -70,6 +70,24 @@ def recovering(app: Tenure, server: PostgresServer) -> Iterator[None]:
     assert took < RECOVERY_SECONDS, f"it took {took:.1f} s to recover"
 
 
+def test_outcomes_are_kept_while_the_tables_are_missing(
+    app: Tenure, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As during a restore. They were taken for outcomes that nobody can record, and given up."""
+    with psycopg.connect(app.database, autocommit=True) as admin:
+
+        @app.job(max_retries=1)
+        def work() -> str:
+            admin.execute("ALTER SCHEMA tenure RENAME TO aside")
+            return "done"
+
+        with running_worker(app):
+            job = work.enqueue()
+            wait_until(lambda: caplog.text.count("it keeps 1 outcomes") > 1, "it to try twice")
+            admin.execute("ALTER SCHEMA aside RENAME TO tenure")
+            assert wait_until_completed(app, job).result == "done"
+
+
 @pytest.mark.scenario(42)
 def test_outcomes_are_kept_and_sent_again_until_the_store_has_them(
     app: Tenure, server: PostgresServer

@@ -51,6 +51,10 @@ AWAY = (
 )
 
 
+NOT_IN_PLACE = {"3F000", "42P01", "42883", "42703", "42501"}
+"""The SQLSTATEs of what no work can help: the schema, a table, function or column is not there, as
+while a backup is restored, or this role may not use it."""
+
 ROLE = f"""
 SELECT current_setting('synchronous_commit'), current_setting('client_min_messages'),
     pg_backend_pid(), {HANGING}
@@ -282,7 +286,8 @@ class PostgresSession:
             if isinstance(error, errors.ReadOnlySqlTransaction):
                 self.close()  # a new connection may find the new primary
             return Trouble.UNAVAILABLE
-        return Trouble.BUG
+        away = getattr(error, "sqlstate", None) in NOT_IN_PLACE
+        return Trouble.UNAVAILABLE if away else Trouble.BUG
 
     def close(self) -> None:
         if self._connection is not None:
