@@ -14,6 +14,7 @@ import pytest
 
 from tenure import Failure, JobContext, JobFailed, SignalTimeout, Tenure, testing
 from tenure.jobs.work import ClaimRequest
+from tenure.store.tables import workers
 from tenure.worker.maintenance import MaintenanceThread
 from tests.testing.conftest import Enter, transaction
 
@@ -230,6 +231,7 @@ def test_a_drain_in_a_transaction_sends_four_statements_for_a_job(
     What a server does beside the jobs depends on how much time has passed.
     """
     monkeypatch.setattr(MaintenanceThread, "do_once", lambda _: None)
+    monkeypatch.setattr(workers, "SEEN_SECONDS", 3_600)
 
     @nowhere.job
     def greet() -> None: ...

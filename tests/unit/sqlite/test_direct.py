@@ -21,8 +21,12 @@ from tenure.store.commit import CallWork, Committer, EnqueueWork
 from tenure.store.sqlite.writer import Sqlite
 from tests.support.waiting import wait_until
 
-# From Python 3.13 on, an interrupt that loses the connection is followed by this warning.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+# An interrupt that loses the connection is followed by the first of these warnings from Python 3.13
+# on, one within a generator that ends by the second.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*generator:pytest.PytestUnraisableExceptionWarning"),
+]
 SOURCE = str(Path(direct.__file__).parent)
 """Where interrupts come: in the code of the store."""
 
