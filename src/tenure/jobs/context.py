@@ -103,7 +103,7 @@ class JobContext(DurableContext, SignalContext, ParentsContext):
         """
         try:
             said = JobProgress(float(done), None if total is None else float(total), str(message))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InvalidInput(f"not a valid progress: {error}") from error
         if self._source is not None:
             self._source.note(Notes(progress=said))
