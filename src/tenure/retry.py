@@ -8,7 +8,6 @@ together spread out, and the same history always gives the same times.
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 
 from tenure.errors import InvalidInput
@@ -51,13 +50,13 @@ class RetryPolicy:
         for name, value in {"base": self.base, "cap": self.cap, **waits}.items():
             _check(name, value, 0.0, MAX_DELAY_SECONDS)
         _check("factor", self.factor, 1.0, MAX_FACTOR)
+        object.__setattr__(self, "factor", float(self.factor))
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise InvalidInput(
-            f"{value!r} is out of range; use {low:g} to {high:g}", path=f"$.backoff.{name}"
-        )
+    if not low <= value <= high:  # also of NaN, and of integers that are no doubles
+        said = f"out of range; use {low:g} to {high:g}"
+        raise InvalidInput(said, path=f"$.backoff.{name}")
 
 
 DEFAULT_POLICY = RetryPolicy()

@@ -242,6 +242,12 @@ CRON = {"job": {"type": "a"}, "cron": "0 3 * * *"}
         ("POST", "/bulk", {"action": "retry", "filter": {"state": SECRET}}, "one of blocked, re"),
         ("POST", "/reports", [{"lease_id": "x", "outcome": SECRET}], "one of completed, failed,"),
         ("POST", "/jobs", {"type": "a", "delay": SECRET}, "not a duration"),
+        (
+            "POST",
+            "/jobs",
+            {"type": "a", "backoff": {"factor": 4711}},
+            "out of range; use 1 to 1000",
+        ),
         ("PUT", "/schedules/x", CRON | {"overlap": SECRET}, "one of allow_all, buffer_all, "),
         (
             "PUT",
@@ -261,6 +267,7 @@ def test_a_value_that_a_field_cannot_have_is_not_repeated(
     assert response.status_code == 400
     assert says in response.json()["detail"]
     assert SECRET not in response.text
+    assert "4711" not in response.text
 
 
 def reported(lease: dict[str, Any], name: str, value: str) -> bytes:

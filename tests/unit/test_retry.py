@@ -67,7 +67,7 @@ def test_a_list_has_jitter_too() -> None:
 def test_a_list_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"\$\.backoff\.delays: give at most 20 delays"):
         RetryPolicy(delays=(1.0,) * 21)
-    with pytest.raises(InvalidInput, match=r"\$\.backoff\.delays\[1\]: -1 is out of range"):
+    with pytest.raises(InvalidInput, match=r"\$\.backoff\.delays\[1\]: out of range"):
         RetryPolicy(delays=(1.0, -1))
 
 
@@ -155,12 +155,12 @@ def test_a_policy_that_makes_no_sense_is_refused_by_field(field: str, value: flo
     with pytest.raises(InvalidInput) as refusal:
         RetryPolicy(**{field: value})
     low, high = ("1", "1000") if field == "factor" else ("0", "3.1536e+08")
-    assert f"{value!r} is out of range; use {low} to {high}" in str(refusal.value)
+    assert f"out of range; use {low} to {high}" in str(refusal.value)
     assert refusal.value.path == f"$.backoff.{field}"
 
 
 def test_a_factor_below_one_or_above_a_thousand_is_refused() -> None:
-    for factor in (0.0, 0.999, 1_000.1):
+    for factor in (0.0, 0.999, 1_000.1, 10**400):
         with pytest.raises(InvalidInput, match="factor"):
             RetryPolicy(factor=factor)
     assert RetryPolicy(base=0, factor=1, cap=0) == RetryPolicy(0, 1, 0)

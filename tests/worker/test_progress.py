@@ -133,7 +133,9 @@ def test_progress_goes_with_its_job(app_on_each_engine: Tenure) -> None:
     assert left[0][0] == 0
 
 
-@pytest.mark.parametrize("numbers", [(math.nan,), (1, math.inf), ("many",), (-(2.0**53),), (10**400,)])
+@pytest.mark.parametrize(
+    "numbers", [(math.nan,), (1, math.inf), ("many",), (-(2.0**53),), (10**400,)]
+)
 def test_what_is_no_number_of_this_size_is_refused(numbers: Any) -> None:
     context = JobContext("", "work", "default", 1, 1, token=1, deadline=None)
     with pytest.raises(InvalidInput, match="not a valid progress"):

@@ -118,7 +118,7 @@ def policy_of(backoff: Any, path: str) -> RetryPolicy:
     factor = backoff.get("factor", DEFAULT_POLICY.factor)
     if isinstance(factor, bool) or not isinstance(factor, int | float):
         raise InvalidInput("give a number", path=f"{path}.factor")
-    return RetryPolicy(**values, factor=float(factor))
+    return RetryPolicy(**values, factor=factor)
 
 
 def check_time(given: Any, path: str) -> datetime:
