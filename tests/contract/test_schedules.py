@@ -516,6 +516,17 @@ def test_new_rules_replace_those_whose_job_is_no_longer_valid(app: Tenure, clock
     assert record(app, "by_hand") == "m4"
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 200])
+def test_a_name_that_none_can_have_is_not_found(app: Tenure, name: str) -> None:
+    """PostgreSQL refuses to compare a text with NUL: GET /schedules/a%00b was answered 500."""
+    verbs = app.schedules
+    for verb in (verbs.get, verbs.pause, verbs.resume, verbs.trigger, verbs.delete, verbs.fires):
+        with pytest.raises(ScheduleNotFound):
+            verb(name)
+    with pytest.raises(InvalidInput, match=r"\$\.after"):
+        app.schedules.list(after=name)
+
+
 def test_what_cannot_be_declared(app: Tenure) -> None:
     @app.job
     def mail(to: str) -> None: ...

@@ -360,5 +360,7 @@ class Schedules(Noun):
         Raises InvalidInput.
         """
         read, most = self._core.store.read, whole(limit, 1, MAX_LISTED, "$.limit")
+        if after:
+            check_name(after, "schedule", "$.after")
         d = read.dialect
         return schedules.read(read, f"WHERE name > {d.value} ORDER BY name LIMIT {most}", (after,))
