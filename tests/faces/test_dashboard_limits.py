@@ -74,6 +74,12 @@ def claim(app: Tenure) -> Any:
     return lease
 
 
+@pytest.mark.parametrize("page", ["/ui/queues/a%00b", "/ui/queues?search=a%00b"])
+def test_a_queue_that_none_can_be_called_is_refused(web: TestClient, page: str) -> None:
+    """PostgreSQL was asked for a text with NUL, which it refuses: that was a 500."""
+    assert web.get(page).status_code == 400
+
+
 def test_each_limit_is_set_and_removed(app: Tenure, web: TestClient) -> None:
     assert "Any number of jobs may run." in web.get(PAGE).text
     page = limit(web, max_pending="1,000", max_running="50", rate="900/1m", burst="9")

@@ -57,8 +57,8 @@ class Queues(Noun):
         if order not in get_args(QueueOrder):
             raise InvalidInput("choose name, jobs or attention", path="$.order")
         wanted = QueueQuery(
-            search=_part_of_name(search, "$.search"),
-            after=_part_of_name(after, "$.after"),
+            search=part_of_name(search, "$.search"),
+            after=part_of_name(after, "$.after"),
             within=self._core.queues,
             order=order,
             limit=most,
@@ -279,7 +279,8 @@ class Types(Noun):
         self._core.store.write("queue", set_paused).result()
 
 
-def _part_of_name(given: Any, path: str) -> str | None:
+def part_of_name(given: Any, path: str) -> str | None:
+    """Return what may be in the name of a queue, None for nothing; raises InvalidInput."""
     fits = isinstance(given, str) and given.isascii() and given.isprintable()
     if given is None or (fits and len(given) <= MAX_NAME_LENGTH):
         return given  # type: ignore[no-any-return]

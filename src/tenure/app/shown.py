@@ -9,9 +9,11 @@ from contextlib import suppress
 from msgspec.structs import replace
 
 from tenure.app.core import Core
+from tenure.app.queues import part_of_name
 from tenure.errors import JobNotFound
 from tenure.jobs.hiding import MARK
 from tenure.jobs.ledger import Transition
+from tenure.jobs.names import check_name
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
 from tenure.jobs.schedules import Fire
@@ -23,14 +25,19 @@ from tenure.store.tables import progress, queues, schedules, steps, workflows
 
 
 def queue_shown(core: Core, name: str) -> QueueState:
-    """A queue, which need not have jobs or settings."""
+    """A queue, which need not have jobs or settings. Raises InvalidInput."""
+    check_name(name, "queue", "$.queue")
     found = core.limited_store.read.queues(QueueQuery(name=name, within=core.queues))
     return found[0] if found else QueueState(name, None, None, 0, 0, None)
 
 
 def queues_shown(core: Core, search: str, most: int) -> tuple[list[QueueState], int]:
-    """The queues that need attention first, and how many there are in all."""
-    wanted = QueueQuery(search=search, within=core.queues, order="attention", limit=most)
+    """The queues that need attention first, and how many there are in all.
+
+    Raises InvalidInput.
+    """
+    part = part_of_name(search, "$.search")
+    wanted = QueueQuery(search=part, within=core.queues, order="attention", limit=most)
     return queues.listed(core.limited_store.read, wanted)
 
 
