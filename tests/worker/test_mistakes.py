@@ -208,6 +208,21 @@ def test_a_cell_of_a_notebook_may_run_again(tmp_path: Path) -> None:
     assert "'double' has a handler already, in __main__" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"concurrency": 0}, r"\$\.concurrency: give a whole number from 1 to 1000"),
+        ({"concurrency": "8"}, r"\$\.concurrency: give a whole number from 1 to 1000"),
+        ({"queues": []}, "queues: name at least one queue, or give None for every queue"),
+    ],
+)
+def test_a_worker_that_could_run_nothing_started(app: Tenure, options: Any, said: str) -> None:
+    """It waited for ever and said nothing, where the commands refuse these numbers."""
+    for start in (app.running, app.run_worker):
+        with pytest.raises(InvalidInput, match=said):
+            start(**options)
+
+
 def test_a_path_in_place_of_a_url_is_refused(tmp_path: Path) -> None:
     wrong: Any = tmp_path / "jobs.db"
     assert refusal(lambda: Tenure(wrong)).startswith("give a URL, such as sqlite:///jobs.db, not")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tenure.jobs import durations
 from tenure.jobs.durations import positive
-from tenure.jobs.enqueue import Duration
+from tenure.jobs.enqueue import Duration, whole
 from tenure.jobs.names import check_queues
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def run_worker(
     RuntimeError (`running` is for other threads and loops). A second signal ends the
     process at once, and other workers take over its jobs when their leases expire.
 
-    - `queues`: take jobs of these queues only. Default: None, of every queue.
-    - `concurrency`: how many handlers run at once. Default: 16.
+    - `queues`: take jobs of these queues only, at least one. Default: None, of every queue.
+    - `concurrency`: how many handlers run at once, 1 to 1,000. Default: 16.
     - `lease`: a duration. If this worker dies, others take over its jobs after that time; it
       renews its leases while it lives. Default: 30 seconds.
     - `grace`: a duration. Handlers that run at the first signal have that long to finish; jobs
@@ -85,12 +85,12 @@ def _settings(
     keep: Mapping[str, Duration] | None,
     webhooks_private: bool,
 ) -> Settings:
-    from tenure.settings import Settings
+    from tenure.settings import MAX_CONCURRENCY, Settings
 
     ages = durations.retention(keep or {})
     return Settings(
         queues=check_queues(queues, "queues"),
-        concurrency=concurrency,
+        concurrency=whole(concurrency, 1, MAX_CONCURRENCY, "$.concurrency"),
         lease_seconds=positive(lease, "$.lease"),
         grace_seconds=durations.seconds(grace, path="$.grace"),
         keep_completed=ages.get("completed"),

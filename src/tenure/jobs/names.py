@@ -178,4 +178,6 @@ def check_queues(queues: Iterable[str] | None, path: str) -> tuple[str, ...] | N
     if queues is None:
         return None
     names = list_of_names(queues, path)
+    if not names:
+        raise InvalidInput("name at least one queue, or give None for every queue", path=path)
     return tuple(check_open(name, "queue", path) for name in names)
