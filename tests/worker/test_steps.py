@@ -7,11 +7,12 @@ import contextlib
 import sqlite3
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -38,6 +39,18 @@ Calls = list[Any]
 def charge(amount: int, calls: Calls) -> tuple[int, str]:
     calls.append(amount)
     return amount, "eur"
+
+
+@dataclass
+class Price:
+    cents: int
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        return cls(int(text))
+
+    def doubled(self) -> Self:
+        return type(self)(self.cents * 2)
 
 
 def price_of(order: int) -> Decimal:
@@ -410,6 +423,21 @@ def test_a_step_on_a_thread_returned_what_its_type_did_not_say(app: Tenure) -> N
         wait_until_completed(app, price.enqueue())
     assert seen == [Decimal(7), Decimal(8)] * 2
     assert {type(one) for one in seen} == {Decimal}
+
+
+def test_a_class_as_a_step_returned_a_dict(app: Tenure) -> None:
+    """And a method that returns Self failed each attempt, after its effect."""
+    seen: Calls = []
+
+    @app.job(max_retries=1)
+    def price(context: JobContext) -> None:
+        seen.append(context.step("class", Price, 7))
+        seen.append(context.step("class_method", Price.of, "8"))
+        seen.append(context.step("method", Price(8).doubled))
+
+    with running_worker(app):
+        wait_until_completed(app, price.enqueue())
+    assert seen == [Price(7), Price(8), Price(16)]
 
 
 def test_a_step_that_no_longer_fits_said_nothing_to_do(app: Tenure) -> None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from inspect import isawaitable
 from itertools import count
 from types import CoroutineType
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, Self, get_type_hints
 
 from tenure.errors import DuplicateStep, InvalidInput, PermanentFailure, StoreUnavailable
 from tenure.jobs.names import check_name
@@ -223,10 +223,16 @@ class StepBook:
                 function = function.func
             else:
                 function, args = args[0], args[1:]
+        if isinstance(function, type):
+            return function
         try:
-            return get_type_hints(function).get("return", Any)
+            returns = get_type_hints(function).get("return", Any)
         except Exception:  # it evaluates annotations
             return Any
+        if returns is not Self:
+            return returns
+        owner = getattr(function, "__self__", None)
+        return owner if isinstance(owner, type) else type(owner)
 
     # --- sleep and state
 
