@@ -57,6 +57,10 @@ EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'
 """
 """Whether commits hang. A session that this process gave up still waits, and shows that."""
 
+NOT_IN_PLACE = {"3F000", "42P01", "42883", "42703", "42501"}
+"""The SQLSTATEs of what no work can help: the schema, a table, function or column is not there, as
+while a backup is restored, or this role may not use it."""
+
 CONNECTED: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
 """Transactions start by a BEGIN statement, and nothing is prepared on the server at first."""
 

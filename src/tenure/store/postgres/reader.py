@@ -25,6 +25,7 @@ from tenure.store.postgres.connection import (
     CONNECTED,
     HANGING,
     MAX_HANG_SECONDS,
+    NOT_IN_PLACE,
     NOW,
     address_of,
     connect,
@@ -191,6 +192,10 @@ class PostgresReader(Reader):
                 return self._ask_once(ask, seconds)
         except (psycopg.OperationalError, OSError) as error:
             raise StoreUnavailable(f"the database did not answer: {error}") from error
+        except psycopg.ProgrammingError as error:
+            if error.sqlstate not in NOT_IN_PLACE:
+                raise
+            raise StoreUnavailable(f"the database failed: {error}") from error
 
     def _ask_once(self, ask: Callable[[Connection], T], seconds: float) -> T:
         with self._pool.connection() as connection, answering(connection, seconds, self._address):

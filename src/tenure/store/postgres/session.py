@@ -17,6 +17,7 @@ from psycopg.pq.abc import PGresult
 from tenure.store.postgres.connection import (
     HANGING,
     MAX_HANG_SECONDS,
+    NOT_IN_PLACE,
     NOW,
     address_of,
     connect,
@@ -50,10 +51,6 @@ AWAY = (
     errors.TransactionTimeout,
 )
 
-
-NOT_IN_PLACE = {"3F000", "42P01", "42883", "42703", "42501"}
-"""The SQLSTATEs of what no work can help: the schema, a table, function or column is not there, as
-while a backup is restored, or this role may not use it."""
 
 ROLE = f"""
 SELECT current_setting('synchronous_commit'), current_setting('client_min_messages'),
