@@ -189,7 +189,7 @@ def postgres_url(request: pytest.FixtureRequest, postgres_server: PostgresServer
     """
     names = set(request.fixturenames)
     opened, own = OPENING & names, request.node.get_closest_marker("own_database")
-    if opened - {"owner", "url"} and not own and postgres_server.external_url is None:
+    if opened - {"owner"} and not own and postgres_server.external_url is None:
         kept = request.getfixturevalue("kept_with_clock" if STOPPING & names else "kept_databases")
         url = kept.lend()
         yield url

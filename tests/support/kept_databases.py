@@ -29,14 +29,18 @@ MOST_ENTRIES = 1_000
 """In the ledger, of all tests together. A store searches in another way where claims meet thousands
 of dead rows."""
 
+KEEPING = "tests"
+"""The name of the sessions that stay."""
+
 T = TypeVar("T")
 
 CATALOGS = ("class", "attribute", "proc", "trigger", "constraint", "index", "type", "namespace")
+MORE_CATALOGS = ("policy", "rewrite", "default_acl", "extension", "db_role_setting", "statistic")
 STATE = " UNION ALL ".join(
     f"SELECT '{name}', count(*), max(xmin::text::bigint) FROM pg_{name}"
-    for name in (*CATALOGS, "policy", "rewrite", "default_acl", "extension", "db_role_setting")
+    for name in (*CATALOGS, *MORE_CATALOGS)
 )
-"""What changes as soon as anything in the schema does."""
+"""What changes as soon as anything in the schema does, or ANALYZE tells the planner of rows."""
 
 ENTRIES = "SELECT last_value FROM tenure.transition_seq_seq"
 
@@ -73,7 +77,7 @@ class Kept:
         self.url = url
         self.entries = 0
         self.connection = psycopg.connect(
-            url, autocommit=True, prepare_threshold=0, application_name="tests"
+            url, autocommit=True, prepare_threshold=0, application_name=KEEPING
         )
         self.connection.execute("SET session_replication_role = replica")
         self._reader = PreparedReader(url, self.connection)

@@ -57,6 +57,7 @@ def test_nothing_is_left_of_a_test(keeper: Keeper) -> None:
         "CREATE TABLE another (id int)",
         "DROP INDEX tenure.job_key",
         "GRANT SELECT ON tenure.job TO PUBLIC",
+        "INSERT INTO tenure.queue (name) VALUES ('a'); ANALYZE tenure.queue",
         "CREATE OR REPLACE FUNCTION tenure.clock() RETURNS timestamptz LANGUAGE sql STABLE"
         " PARALLEL SAFE AS 'SELECT now()'",
     ],

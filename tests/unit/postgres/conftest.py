@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from tenure.store import migrate_store
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.writer import Postgres
 from tests.unit.postgres.connections import Connection
@@ -16,7 +15,6 @@ from tests.unit.postgres.connections import Connection
 @pytest.fixture
 def url(postgres_url: str) -> str:
     """The URL of a database with the schema in it."""
-    migrate_store(postgres_url)
     return postgres_url
 
 

@@ -13,6 +13,7 @@ from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_ids
 from tenure.jobs.work import ClaimRequest, Lease
 from tenure.store.postgres.writer import Postgres
+from tests.support.kept_databases import KEEPING
 from tests.support.store import claim_request
 from tests.support.waiting import wait_until
 
@@ -59,6 +60,7 @@ def sessions(raw: Connection) -> int:
     query = (
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        f" AND application_name <> '{KEEPING}'"
     )
     ((count,),) = raw.execute(query)
     return int(count)

@@ -292,6 +292,7 @@ def test_nobody_writes_the_ledger_by_hand(raw: Connection, db: Postgres) -> None
         )
 
 
+@pytest.mark.own_database
 def test_a_replication_role_switches_no_guard_off(raw: Connection, db: Postgres) -> None:
     add(db)
     try:
