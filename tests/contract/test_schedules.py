@@ -17,6 +17,7 @@ from tenure.store import dependency_audit
 from tests.support.clock import START, Clock
 from tests.support.raw_sql import RawSql, Refused
 from tests.support.schedules import TABLE, shown, situation
+from tests.support.store import report_suspended
 
 MAIL = NewJob("mail", {}, {})
 MINUTE = timedelta(minutes=1)
@@ -132,6 +133,23 @@ def test_one_job_at_most_is_buffered(app: Tenure, clock: Clock) -> None:
         clock.advance(60)
         decide_due(app.core, set())
     assert record(app) == "f1 f2w o3"
+
+
+def test_a_job_that_waits_for_a_signal_was_taken_for_a_buffered_one(
+    app: Tenure, clock: Clock
+) -> None:
+    """It has started: so the next tick was dropped, and nothing ran when the job had ended."""
+    app.schedules.create("s", MAIL, every=60, overlap="buffer_one")
+    clock.advance(60)
+    decide_due(app.core, set())
+    (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+    app.core.report([report_suspended(lease)])
+    for _ in range(2):
+        clock.advance(60)
+        decide_due(app.core, set())
+    assert record(app) == "f1w f2w o3"
+    app.cancel(lease.id)
+    assert complete(app) == [app.schedules.fires("s")[1].job_id]
 
 
 @pytest.mark.parametrize("ended", ["last", "middle"])

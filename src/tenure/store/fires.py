@@ -167,7 +167,8 @@ def _open_jobs(db: Database, due: Sequence[Schedule]) -> Mapping[str, Mapping[st
 
 
 def _waiting(jobs: Mapping[str, Job]) -> int:
-    return sum(job.status is Status.WAITING for job in jobs.values())
+    # One that waits for a signal has started, so it is what others wait for.
+    return sum(job.status is Status.WAITING and job.token == 0 for job in jobs.values())
 
 
 def _cancel(db: Database, one: Advance) -> None:
