@@ -119,7 +119,8 @@ def adds_jobs(reports: Sequence[Report]) -> bool:
 class Answer(StrEnum):
     """What the store did with a report: `lost` means that the lease was not held any more.
 
-    `busy` is the answer to an uncertain report only: another transaction has the job locked.
+    `busy`: send the report again. Another transaction has the job locked, or the database failed
+    after the claim of the same exchange.
     """
 
     RECORDED = "recorded"

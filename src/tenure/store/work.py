@@ -12,7 +12,17 @@ from msgspec.structs import replace
 from tenure import failpoints
 from tenure.errors import TenureError
 from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob
-from tenure.jobs.work import RECORDED, ClaimRequest, Exchange, Lease, Outcome, Report, adds_jobs
+from tenure.jobs.work import (
+    RECORDED,
+    Answer,
+    ClaimRequest,
+    Exchange,
+    Lease,
+    Outcome,
+    Report,
+    Verdict,
+    adds_jobs,
+)
 from tenure.store.protocol import Database
 
 
@@ -132,19 +142,23 @@ def plain_exchange(
 def rest_of(
     work: ExchangeWork, done: set[str], leases: Sequence[Lease] | None
 ) -> ExchangeWork | None:
-    """Return what is left of an exchange, whose answer then completes that of `work`."""
+    """Return what is left of an exchange, whose answer then completes that of `work`.
+
+    If the rest fails, the caller still learns of the leases, which are committed, and has to send
+    the reports again.
+    """
     late = [report for report in work.reports if report.lease_id not in done]
     if not late and leases is not None:
         return None
     rest = ExchangeWork(late, work.claim if leases is None else None)
 
     def answer(future: Future[Exchange]) -> None:
-        if error := future.exception():
+        if (error := future.exception()) and not leases:
             work.future.set_exception(error)
             return
-        found = future.result()
-        late = iter(found.verdicts)
-        verdicts = [RECORDED if r.lease_id in done else next(late) for r in work.reports]
+        found = Exchange([Verdict(Answer.BUSY) for _ in late], []) if error else future.result()
+        left = iter(found.verdicts)
+        verdicts = [RECORDED if r.lease_id in done else next(left) for r in work.reports]
         if leases is not None:
             found = replace(found, leases=leases)
         work.future.set_result(replace(found, verdicts=verdicts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -12,10 +13,12 @@ import psycopg
 import pytest
 from psycopg.pq import ExecStatus
 
-from tenure import Tenure
+from tenure import Tenure, failpoints
 from tenure.errors import StoreUnavailable
+from tenure.events import Cancelled
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.ids import new_id
+from tenure.jobs.work import Answer
 from tenure.lifecycle import Status
 from tenure.store import POSTGRES_WRITERS, Store, open_store, retention, transitions
 from tenure.store.commit import ANNOUNCE_SECONDS
@@ -118,6 +121,29 @@ def test_a_killed_session_undoes_its_transaction_and_the_next_one_connects_anew(
     assert db.trouble(caught.value) is Trouble.UNAVAILABLE
     assert raw.execute("SELECT count(*) FROM tenure.job").fetchone() == (0,)
     add(db)
+
+
+def test_a_claim_is_answered_also_if_the_reports_beside_it_cannot_be_recorded(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is committed before them, and nobody would know of the lease until it runs out."""
+    store = open_store(url)
+    try:
+        store.add([new_job(), new_job()]).result()
+        (first,) = store.exchange([], claim_request(1)).result().leases
+        store.apply(first.id, Cancelled()).result()
+        late = report_completed(first)
+        monkeypatch.setattr(failpoints, "ARMED", {"report.before_commit": ("raise", 2)})
+        monkeypatch.setattr(failpoints, "_visits", Counter())
+
+        busy = store.exchange([late], claim_request(1)).result()
+
+        (lease,) = busy.leases
+        assert [verdict.answer for verdict in busy.verdicts] == [Answer.BUSY]
+        again = store.exchange([late, report_completed(lease)], None).result()
+        assert [verdict.answer for verdict in again.verdicts] == [Answer.LOST, Answer.RECORDED]
+    finally:
+        store.close()
 
 
 def test_a_read_outlives_all_connections_of_the_pool(
