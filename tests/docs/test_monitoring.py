@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tenure.http.api import metrics
 from tenure.lifecycle import FAILURES
-from tests.docs.monitoring import series
+from tests.docs.monitoring import NOW, SEEN, series
 from tests.docs.pages import DOCS
 
 GRAFANA = json.loads((DOCS / "monitoring" / "grafana.json").read_text("utf-8"))
@@ -70,6 +71,14 @@ def test_who_asks_for_failures_asks_for_all_three() -> None:
     asked = [set(found.split("|")) for query in queries() for found in EVENTS.findall(query)]
     assert any(events == set(FAILURES) for events in asked)
     assert all(set(FAILURES) <= events for events in asked if "failed" in events)
+
+
+def test_failures_are_counted_from_zero() -> None:
+    """A counter that begins at 16, since a worker died, has not increased for Prometheus."""
+    text = metrics.prometheus_text(SEEN, NOW).decode()
+    for event in FAILURES:
+        labels = f'event="{event}",queue="mail",type="email"'
+        assert f"tenure_transitions_total{{{labels}}} 0.0\n" in text
 
 
 @pytest.mark.parametrize("page", ["operate.md", "webhooks.md"])

@@ -22,6 +22,7 @@ from tenure.http import waiting
 from tenure.http.api import events as streams
 from tenure.http.api import leases, metrics, operations
 from tenure.jobs.stats import BUCKETS, Count, Total
+from tenure.jobs.work import ClaimRequest
 from tenure.server import build
 from tenure.wire.responses import MetricsBody
 from tests.support.http import HERE, Exchange, api_client, assert_problem, claim_jobs
@@ -175,6 +176,14 @@ def test_metrics_in_both_forms_are_the_same(app: Tenure, api: TestClient) -> Non
             assert values["tenure_wait_seconds_sum", ("type", "a")] == total["seconds"]
             assert values["tenure_wait_seconds_count", ("type", "a")] == sum(total["buckets"]) == 1
     assert len(form["bounds"]) == len(form["totals"][0]["buckets"])
+
+
+def test_metrics_count_no_worker_that_only_delivers_webhooks(app: Tenure, api: TestClient) -> None:
+    """Every server is one once there is a webhook: the alert on no worker never fired."""
+    kinds = {"queues": ("tenure.webhooks.x",), "types": ("tenure.webhook",)}
+    app.core.claim(ClaimRequest(worker="d", limit=1, lease_seconds=30, **kinds))
+    assert len(api.get("/workers").json()) == 1
+    assert api.get("/metrics", headers={"Accept": "application/json"}).json()["workers"] == 0
 
 
 def test_histograms_add_up_queues_and_outcomes() -> None:

@@ -6,6 +6,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from tenure.dashboard import charts, machine
 from tenure.dashboard.health import health
@@ -91,6 +92,16 @@ def test_the_health_line_says_the_worst(
 def test_a_worker_that_fell_silent_takes_nothing() -> None:
     silent = WorkerState("w", "host:1", None, None, ago(61), 0, NOW)
     assert "no live worker" in health(NOW, 1, 0, [queue(waits=90)], [silent]).text
+
+
+def test_what_delivers_webhooks_alone_is_no_worker_for_other_jobs() -> None:
+    """With one webhook, every server delivers, and nobody ran the jobs while all seemed well."""
+    delivers = replace(WORKER, queues=("tenure.webhooks.shop",), types=("tenure.webhook",))
+    assert health(NOW, 0, 0, [], [delivers]).text == "Nothing here yet. No worker yet."
+    assert health(NOW, 1, 0, [], [delivers]).text.endswith("No worker is alive just now.")
+    assert "no worker is alive" in health(NOW, 1, 0, [queue(waits=5)], [delivers]).text
+    late = queue("tenure.webhooks.shop", waits=90)
+    assert "no live worker" not in health(NOW, 1, 0, [late], [delivers]).text
 
 
 def test_a_type_that_was_paused_and_forgotten_is_named() -> None:

@@ -42,9 +42,10 @@ def health(
     `queues` are in the order of `attention`. `trouble` says why the store cannot commit. `paused`
     are the paused types with the number of their pending jobs.
     """
-    live = [worker for worker in workers if is_live(worker, now)]
+    alive = [worker for worker in workers if is_live(worker, now)]
+    live = [worker for worker in alive if not worker.runs_own]
     late = [f"Nothing can be stored: {trouble}."] if trouble else []
-    late += _late(now, queues, live)
+    late += _late(now, queues, alive)
     if next_tick and now - next_tick >= LATE:
         due = length(int((now - next_tick).total_seconds()))
         late.append(f"A tick of a schedule has been due for {due}, and no process decides it.")

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from tenure.jobs.enqueue import KnownType
 from tenure.jobs.limits import Limits
-from tenure.jobs.names import may_list, serves
+from tenure.jobs.names import RESERVED, may_list, serves
 from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.text import length
 from tenure.lifecycle import Status
@@ -192,6 +192,11 @@ class WorkerState(Struct, frozen=True):
     def runs(self, type: str) -> bool:
         """Whether it takes jobs of a type, as far as is known."""
         return self.types is None or may_list(self.types, type)
+
+    @property
+    def runs_own(self) -> bool:
+        """Whether it runs only jobs of Tenure's own types: it delivers to webhooks."""
+        return bool(self.types) and all(name.startswith(RESERVED) for name in self.types or ())
 
 
 class TypeState(KnownType, frozen=True, kw_only=True):

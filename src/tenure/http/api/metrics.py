@@ -21,7 +21,7 @@ from msgspec import structs
 from tenure.app.app import Tenure
 from tenure.jobs.schedules import Schedule
 from tenure.jobs.stats import BUCKETS, Count, Total
-from tenure.lifecycle import RUN_ENDS
+from tenure.lifecycle import FAILURES, RUN_ENDS
 from tenure.wire.responses import MetricsBody, stats_body
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def watched(app: Tenure, refused: Mapping[str, int]) -> MetricsBody:
     return MetricsBody(
         **structs.asdict(stats_body(bounded(app.stats.counts()))),
         queues=app.queues.list(order="jobs", limit=MAX_QUEUES),
-        workers=len(app.workers.list()),
+        workers=sum(not worker.runs_own for worker in app.workers.list()),
         late_leases=app.stats.late_leases(),
         totals=app.stats.totals(),
         bounds=[None if bound == inf else bound for bound in BUCKETS],
@@ -102,6 +102,8 @@ def _families(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
     )
     for total in seen.totals:
         transitions.add_metric([total.event, total.queue, total.type], total.transitions)
+    for labels in _not_failed(seen.totals):
+        transitions.add_metric(labels, 0)
     yield transitions
     fires = CounterMetricFamily(
         "tenure_schedule_fires", "Ticks, by outcome.", labels=["schedule", "outcome"]
@@ -119,6 +121,19 @@ def _families(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
         refused.add_metric([reason], requests)
     yield refused
     yield from _histograms(seen)
+
+
+def _not_failed(totals: Sequence[Total]) -> Iterator[Sequence[str]]:
+    """Yield the kinds of failures that did not happen to what was claimed: event, queue, type.
+
+    A counter that begins at 16 has not increased for a monitoring system; from 0 to 16 it has.
+    """
+    there = {(total.event, total.queue, total.type) for total in totals}
+    for total in totals:
+        if total.event == "claimed":
+            for event in FAILURES:
+                if (event, total.queue, total.type) not in there:
+                    yield event, total.queue, total.type
 
 
 def _histograms(seen: MetricsBody) -> Iterator[Metric]:
