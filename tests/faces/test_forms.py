@@ -158,6 +158,7 @@ PAYLOAD = {
     "odd": True,
     "none": None,
     "more": {"a": ["\n", 1.5]},
+    "cities": ["Zürich", "東京"],
 }
 
 
@@ -169,6 +170,7 @@ def test_a_form_that_is_sent_as_it_is_repeats_the_payload(app: Tenure, web: Test
     given |= dict(re.findall(r'<textarea id="f-[^"]+" name="([^"]+)"[^>]*>([^<]*)<', page))
     given |= dict(re.findall(r'name="(payload[^"]+)" type="checkbox" value="(yes)" checked', page))
     given = {name: html.unescape(text) for name, text in given.items()}
+    assert "Zürich" in given["payload.cities"]  # as it is read, not as \\u00fc
     assert post_form(web, f"/ui/jobs/{old.id}/again", given).status_code == 303
     assert app.find()[0].payload_json == old.payload_json
     given["payload.big"] = "1.5"

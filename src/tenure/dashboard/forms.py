@@ -118,7 +118,7 @@ def _field(name: str, part: Any, payload: Mapping[str, Any], root: Any) -> Field
         kind = "choice"
     elif known and (type(value) not in VALUES.get(kind, ()) or "\n" in str(value)):
         kind = "json"
-    text = json.dumps(value, indent=2) if kind == "json" else str(value)
+    text = json.dumps(value, ensure_ascii=False, indent=2) if kind == "json" else str(value)
     hint = "JSON" if kind == "json" else str(part.get("format", part.get("type", "")))
     # An empty field that is not required is left out; but a box may be emptied, and what was empty
     # stays so.
