@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import expect
 
-from tenure import Tenure
+from tenure import NewJob, Tenure
 from tenure.jobs.queries import Filter
 from tests.browser.conftest import PATIENCE, WINDOWS, Window, flaws, flaws_of
 from tests.support.waiting import wait_until
@@ -55,6 +57,39 @@ def test_pages_are_for_everybody(
     options = {"color_scheme": scheme, "reduced_motion": "reduce"}
     page = window(viewport={"width": width, "height": 800}, **options)
     assert flaws_of(page, (*every_path(jobs), bulk), share) == []
+
+
+def test_the_longest_names_stay_on_their_pages(window: Window, app: Tenure) -> None:
+    """A name of 128 characters made the page of its job three times as wide as a phone."""
+    name = f"{'x' * 63}.{'w' * 64}"
+    job = app.enqueue(name, queue=name, delay="1d")
+    app.schedules.create(name, NewJob(name, {}, {}), every="1d")
+    with app.workflow(name) as flow:
+        flow.add(NewJob(name, {}, {"queue": name}), name=name[:100])
+    shown = (f"/ui/queues/{name}", f"/ui/schedules/{name}", f"/ui/workflows/{flow.id}")
+    paths = [f"/ui/jobs/{job.id}", *shown, "/ui/queues", "/ui/schedules", "/ui/workflows"]
+    for width in (360, 1280):
+        page = window(viewport={"width": width, "height": 800})
+        assert flaws_of(page, [*paths, "/ui/jobs", "/"], 1_000) == []
+        page.goto("/ui/queues")
+        none = page.locator("td[data-label=Limits] a").first
+        assert none.bounding_box()["height"] < 40  # not a letter on each line
+
+
+def test_the_jobs_of_a_year_stay_in_their_box(
+    window: Window, app: Tenure, database: str, jobs: dict[str, str]
+) -> None:
+    """On a phone, a million was wider than its box in the picture of the state machine."""
+    with contextlib.closing(sqlite3.connect(database.removeprefix("sqlite:///"))) as file, file:
+        file.execute("INSERT INTO tenure_tally VALUES ('completed', 'year', 'year', 315000000)")
+    for width in (360, 1280):
+        page = window(viewport={"width": width, "height": 800})
+        page.goto("/ui/machine")
+        box = page.locator(".machine [data-box=completed]:visible")
+        number = box.locator(".jobs")
+        expect(number).to_contain_text("315,")
+        assert number.bounding_box()["width"] < box.locator("rect").bounding_box()["width"]
+    app.stats.recount()
 
 
 def test_on_a_phone_the_row_of_pages_shows_where_one_is(window: Window) -> None:
