@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tenure import Tenure
+from tenure import NewJob, Tenure
 from tests.support.cli import cli_json, output_of, run_cli
 
 
@@ -19,6 +19,19 @@ def settled(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         app.cancel(job.id)
     app.enqueue("mail", {})
     return [job.id for job in jobs]
+
+
+def test_what_is_not_deleted_is_said(
+    app: Tenure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`2000 jobs, 0 deleted` was all that the jobs of a workflow got."""
+    monkeypatch.setenv("TENURE_DATABASE", app.database)
+    with app.workflow("import") as flow:
+        flow.add(NewJob("load", {}, {}))
+    app.cancel(flow.nodes[0].id)
+    app.cancel(app.enqueue("mail").id)
+    shown = output_of("export", str(tmp_path / "old"), "--delete")
+    assert ": 2 jobs, 1 deleted; 1 kept: jobs of a workflow, jobs that others or" in shown
 
 
 def test_it_writes_what_a_later_one_goes_on_from(

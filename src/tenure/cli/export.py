@@ -15,7 +15,10 @@ from tenure.cli.options import answer_options, flag, option
 from tenure.cli.terminal import print_json
 
 if TYPE_CHECKING:
-    from tenure.app.export import Format
+    from tenure.app.export import ExportedFile, Format
+
+KEPT = "jobs of a workflow, jobs that others or webhooks need, and jobs that have changed since"
+"""Which jobs of a file stay when the others are deleted."""
 
 
 @click.command()
@@ -66,11 +69,16 @@ def export(
         ):
             found.append(file)
             if not as_json:
-                gone = f", {file.deleted} deleted" if delete else ""
-                click.echo(f"{file.path}: {file.jobs} jobs{gone}")
+                click.echo(f"{file.path}: {file.jobs} jobs{_deletions(file) if delete else ''}")
     if as_json:
         print_json(found)
     elif found:
         click.echo(f"continue with --after {found[-1].last}")
     else:
         click.echo("no settled job")
+
+
+def _deletions(file: ExportedFile) -> str:
+    kept = file.jobs - file.deleted
+    why = f"; {kept} kept: {KEPT}" if kept else ""
+    return f", {file.deleted} deleted{why}"
