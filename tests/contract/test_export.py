@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,8 +28,9 @@ from tests.support.store import StoreHarness, new_job, report_completed, report_
 
 
 @pytest.fixture
-def app(harness: StoreHarness) -> Tenure:
-    return Tenure(harness.url)
+def app(harness: StoreHarness) -> Iterator[Tenure]:
+    with Tenure(harness.url) as app:
+        yield app
 
 
 def settle(harness: StoreHarness, count: int, type: str = "mail", **fields: Any) -> list[str]:

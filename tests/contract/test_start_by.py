@@ -116,7 +116,8 @@ def by_client(url: str) -> Job:
 
 def by_command(url: str) -> Job:
     body = cli_json("enqueue", "a", "--start-by", "1h", "--database", url)
-    return Tenure(url).get(body["id"])
+    with Tenure(url) as app:
+        return app.get(body["id"])
 
 
 @pytest.mark.parametrize("add", [by_client, by_command])
