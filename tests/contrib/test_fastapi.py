@@ -6,7 +6,7 @@ import functools
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Annotated, Any
 
 import httpx2
@@ -83,6 +83,32 @@ def test_the_exception_of_a_handler_passes_through_its_dependencies(app: Tenure)
         error = wait_until_failed(app, pay.enqueue(order=7).id)  # type: ignore[call-arg]
     assert "order 7 is paid" in error
     assert said[2:] == ["rolled back: order 7 is paid"]
+
+
+def test_a_dependency_that_swallowed_an_error_completed_the_job(app: Tenure) -> None:
+    """As FastAPI, which answers such a request with an error."""
+
+    def careless() -> Iterator[None]:
+        with suppress(Exception):
+            yield
+
+    async def careless_too(before: None = Depends(careless)) -> AsyncIterator[None]:
+        with suppress(Exception):
+            yield
+
+    @app.job(max_retries=1)
+    @with_dependencies
+    def plain(session: None = Depends(careless)) -> None:
+        raise ValueError("no order")
+
+    @app.job(max_retries=1)
+    @with_dependencies
+    async def coroutine(session: None = Depends(careless_too)) -> None:
+        raise ValueError("no order")
+
+    with running_worker(app):
+        for job_type in (plain, coroutine):
+            assert "no order" in wait_until_failed(app, job_type.enqueue().id)
 
 
 def test_a_commit_that_fails_fails_the_attempt(app: Tenure) -> None:

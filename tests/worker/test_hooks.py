@@ -7,12 +7,12 @@ import logging
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tenure import Failure, JobContext, Tenure
+from tenure import Failure, JobContext, Snooze, Tenure
 from tenure.jobs.work import ClaimRequest
 from tenure.worker import failures as worker_failures
 from tenure.worker.worker import Worker
@@ -118,6 +118,64 @@ def test_an_error_in_a_context_manager_fails_the_attempt_only(app: Tenure) -> No
         assert wait_until_failed(app, refused.enqueue()).startswith("OSError: no connection")
         wait_until_completed(app, allowed.enqueue())
     assert ran == ["allowed"]
+
+
+def test_a_context_manager_that_swallowed_an_error_completed_the_job(app: Tenure) -> None:
+    """`except Exception` without `raise` is easily written there, and nothing was left to see."""
+    seen: list[str] = []
+
+    @app.around
+    @contextmanager
+    def outer(_: JobContext) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            seen.append(repr(error))
+
+    @app.around
+    @contextmanager
+    def inner(context: JobContext) -> Iterator[None]:
+        with suppress(Exception):
+            yield
+        if context.type == "commit":
+            raise OSError("not committed")
+
+    @app.job(max_retries=1)
+    def function() -> None:
+        raise ValueError("no")
+
+    @app.job(max_retries=1)
+    async def coroutine() -> None:
+        raise ValueError("no")
+
+    @app.job(max_retries=1)
+    def commit() -> None:
+        pass
+
+    with running_worker(app):
+        for job_type in (function, coroutine):
+            error = wait_until_failed(app, job_type.enqueue())
+            assert error.startswith("ValueError: no"), error
+            assert error.splitlines()[2].endswith(job_type.__name__), error
+        assert wait_until_failed(app, commit.enqueue()).startswith("OSError: not committed")
+    assert seen == ["ValueError('no')"] * 2 + ["OSError('not committed')"]
+
+
+def test_an_async_context_manager_that_swallowed_a_snooze_completed_the_job(app: Tenure) -> None:
+    @app.around
+    @asynccontextmanager
+    async def logged(_: JobContext) -> AsyncIterator[None]:
+        with suppress(Exception):
+            yield
+
+    @app.job
+    async def later() -> None:
+        raise Snooze("1h")
+
+    job = later.enqueue()
+    with running_worker(app):
+        wait_until(lambda: app.get(job.id).snoozes, "the snooze")
+    assert app.get(job.id).status == "pending"
 
 
 def test_context_managers_go_around_handlers_in_child_processes(app: Tenure) -> None:

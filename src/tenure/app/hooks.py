@@ -23,7 +23,8 @@ def around(app: Tenure, manager: A) -> A:
       `async def` must not block. Around a plain `def` an async one fails each attempt.
 
     Several nest in the order of registration, the first one outermost. The exception of the handler
-    passes through them, and one that they raise fails the attempt. Returns the function.
+    passes through them, also if they swallow it, and one that they raise fails the attempt. Returns
+    the function.
     """
     app.core.handlers.hooks.around.append(manager)
     return manager

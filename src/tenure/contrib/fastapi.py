@@ -16,6 +16,7 @@ from fastapi.params import Body, Depends, Param
 from tenure import InvalidInput, Tenure
 from tenure.app.within import Within
 from tenure.jobs.enqueue import Wake
+from tenure.jobs.hooks import AsyncPassing, Passing
 
 __all__ = ["Within", "enqueuer", "with_dependencies"]
 
@@ -53,8 +54,9 @@ def with_dependencies(function: Callable[P, R]) -> Callable[P, R]:
     Dependencies are functions, classes and generators, that can have dependencies too. They are
     made for each attempt, one after the other, and each runs once unless it says
     `use_cache=False`. What follows a `yield` runs after the handler and before its outcome is
-    recorded, so a commit that fails there fails the attempt. A handler that is a `def` can only
-    have dependencies that are. Tests may pass the arguments themselves.
+    recorded, so a commit that fails there fails the attempt. It cannot swallow the exception of the
+    handler. A handler that is a `def` can only have dependencies that are. Tests may pass the
+    arguments themselves.
 
     Raises InvalidInput if a dependency needs what only a request has, or an event loop that the
     handler has not.
@@ -150,10 +152,11 @@ async def _value(one: _Dependency, stack: AsyncExitStack, values: Values) -> Any
     given = {name: await _value(each, stack, values) for name, each in one.needs.items()}
     function = _function_of(one.call)
     if inspect.isasyncgenfunction(function):
-        made = await stack.enter_async_context(asynccontextmanager(one.call)(**given))
+        opened = asynccontextmanager(one.call)(**given)
+        made = await stack.enter_async_context(AsyncPassing(opened))
     elif inspect.isgeneratorfunction(function):
-        manager = contextmanager(one.call)(**given)
-        made = await stack.enter_async_context(contextmanager_in_threadpool(manager))
+        opened = contextmanager_in_threadpool(contextmanager(one.call)(**given))
+        made = await stack.enter_async_context(AsyncPassing(opened))
     elif inspect.iscoroutinefunction(function):
         made = await one.call(**given)
     else:
@@ -167,7 +170,7 @@ def _plain_value(one: _Dependency, stack: ExitStack, values: Values) -> Any:
         return values[one.call]
     given = {name: _plain_value(each, stack, values) for name, each in one.needs.items()}
     if inspect.isgeneratorfunction(_function_of(one.call)):
-        made = stack.enter_context(contextmanager(one.call)(**given))
+        made = stack.enter_context(Passing(contextmanager(one.call)(**given)))
     else:
         made = one.call(**given)
     values.setdefault(one.call, made)

@@ -74,7 +74,7 @@ def _call_within(
 ) -> Any:
     with ExitStack() as stack:
         for make in around:
-            stack.enter_context(make(context))  # type: ignore[arg-type]
+            stack.enter_context(Passing(make(context)))  # type: ignore[arg-type]
         return function(**arguments)
 
 
@@ -83,12 +83,50 @@ async def _await_within(
 ) -> Any:
     async with AsyncExitStack() as stack:
         for make in around:
-            await enter(stack, make(context))
+            await enter(stack, passing(make(context)))
         return await function(**arguments)
+
+
+class Passing(AbstractContextManager[Any]):
+    """A context manager through which exceptions pass, even if it is written to swallow them.
+
+    Else a handler that failed would be one that returned None, and its job would be completed.
+    """
+
+    def __init__(self, manager: AbstractContextManager[Any]) -> None:
+        self._manager = manager
+
+    def __enter__(self) -> Any:
+        return self._manager.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if self._manager.__exit__(kind, error, trace) and error is not None:
+            BaseException.with_traceback(error, trace)  # without the frames of the manager
+
+
+class AsyncPassing(AbstractAsyncContextManager[Any]):
+    """The same for one that is entered on an event loop."""
+
+    def __init__(self, manager: AbstractAsyncContextManager[Any]) -> None:
+        self._manager = manager
+
+    async def __aenter__(self) -> Any:
+        return await self._manager.__aenter__()
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if await self._manager.__aexit__(kind, error, trace) and error is not None:
+            BaseException.with_traceback(error, trace)
 
 
 WITHIN = (_call_within.__code__, _await_within.__code__)
 """Frames between a worker and a handler, which no traceback shows."""
+
+
+def passing(manager: Manager) -> Manager:
+    """Return a context manager that swallows no exception, of the kind of `manager`."""
+    if isinstance(manager, AbstractAsyncContextManager):
+        return AsyncPassing(manager)
+    return Passing(manager)
 
 
 async def enter(stack: AsyncExitStack, manager: Manager) -> None:
