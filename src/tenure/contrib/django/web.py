@@ -23,6 +23,7 @@ Application = Callable[..., Any]
 
 SIGN_IN = "/ui/sign-in"
 _not_in_names = re.compile(r"[^A-Za-z0-9_.-]")
+_dots = re.compile(r"\.+")
 
 
 def is_superuser(user: Any) -> bool:
@@ -84,8 +85,8 @@ def asgi(
 def _name_of(user: Any) -> str:
     """Return a user's name as a history of jobs can have it; with the key if it was changed."""
     name = str(user.get_username())
-    plain = _not_in_names.sub("-", name)[:64]
-    return plain if plain == name else f"{plain}:{user.pk}"
+    plain = _dots.sub(".", _not_in_names.sub("-", name)[:64]).lstrip("-.").rstrip(".")
+    return plain if plain == name else f"{plain or 'user'}:{user.pk}"
 
 
 def _to_login(send: Application, root: str) -> Application:
