@@ -107,6 +107,17 @@ def test_the_environment_and_then_the_instance_folder_name_the_database(
     assert queue.database == "sqlite:////data/jobs.db"
 
 
+@pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite:///", "sqlite://"])
+def test_a_database_in_memory_became_a_file_of_that_name(
+    queue: Tenure, tmp_path: Path, url: str
+) -> None:
+    """As tests of Flask-SQLAlchemy name theirs: no worker can open it."""
+    queue.init_app(application(tmp_path / "instance", url))
+    with pytest.raises(InvalidInput, match="is not the URL of a SQLite file"):
+        queue.enqueue("send")
+    assert list(tmp_path.glob("instance/*")) == []
+
+
 @pytest.mark.parametrize("engine", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def test_jobs_are_added_in_the_session_of_flask_sqlalchemy(
     queue: Tenure, tmp_path: Path, engine: str, request: pytest.FixtureRequest

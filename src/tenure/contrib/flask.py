@@ -19,6 +19,8 @@ from tenure.settings import database_url
 
 KEY = "TENURE_DATABASE"
 SQLITE = "sqlite:///"
+NO_FILE = ("", ":memory:")
+"""What SQLAlchemy has in place of a path for a database in memory. Every use of it is refused."""
 
 
 class Tenure(tenure.Tenure):
@@ -81,7 +83,7 @@ def _unknown() -> str:
 
 def _from_instance_folder(url: str, app: Flask) -> str:
     path = url.removeprefix(SQLITE)
-    if path == url or Path(path).is_absolute():
+    if path == url or path in NO_FILE or Path(path).is_absolute():
         return url
     folder = Path(app.instance_path)
     folder.mkdir(parents=True, exist_ok=True)
