@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.core.cache import caches
-from django.db import OperationalError, connections, reset_queries, transaction
+from django.db import InterfaceError, OperationalError, connections, reset_queries, transaction
 from django.utils import timezone
 
 from tenure import InvalidInput, JobContext, PermanentFailure, RetryAfter, Snooze, Tenure
@@ -37,9 +37,11 @@ Keywords = dict[str, Any] | None
 lent: list[Any] = []
 """The connections of tests in whose transactions tasks run."""
 _registering = threading.Lock()
+AGAIN_SECONDS = 30
+"""When an attempt that found no database is repeated."""
 MAX_TRIES = 10
 """Transactions that an atomic task begins at most: heartbeats may be faster than their lock."""
-NOT_THE_END = (Parked, Snooze, RetryAfter, asyncio.CancelledError)
+NOT_THE_END = (Parked, Snooze, asyncio.CancelledError)
 
 
 def handler_at(backend: TenureBackend, task: TenureTask) -> Handler:
@@ -71,7 +73,11 @@ class _Attempt:
     def __init__(self, task: TenureTask, alias: str, context: JobContext) -> None:
         self.context = context
         self.backend: TenureBackend = task_backends[alias]  # type: ignore[assignment]
-        self.result = read_result(self.backend, context.id, task)
+        try:
+            self.result = read_result(self.backend, context.id, task)
+        except (InterfaceError, OperationalError) as error:  # no exception of the task, whose
+            said = f"the database did not answer Django: {error}"  # function was not called
+            raise RetryAfter(AGAIN_SECONDS, said) from error
         self.option = partial(self.backend.option, task)
         before = [TenureContext(task_result=self.result, job=context)] if task.takes_context else []
         self.call = partial(task.func, *before, *self.result.args, **self.result.kwargs)
@@ -100,8 +106,8 @@ class _Attempt:
     def fail(self, error: BaseException) -> None:
         """Send the signal if the task has failed for good by an error."""
         kind, context = type(error), self.context
-        retries = has_budget(context.attempt, context.max_retries)
-        retries = retries and self.option("retry_exceptions")
+        asks = isinstance(error, RetryAfter) or self.option("retry_exceptions")
+        retries = asks and has_budget(context.attempt, context.max_retries)
         if retries and not isinstance(error, PermanentFailure):
             return
         path = f"{kind.__module__}.{kind.__qualname__}"

@@ -45,7 +45,8 @@ class TenureTask(base.Task):  # type: ignore[type-arg]
     - `process`: run each attempt in a child process, so that a crash of the interpreter fails only
       that attempt. The child finds the task by its path. Default: False.
     - `retry_exceptions`: run the task again after an exception, up to `max_retries`. Default:
-      False, it fails at once. After the death of a worker it runs again in any case.
+      False, it fails at once. It runs again in any case after the death of a worker, or if Django's
+      database did not answer before the function was called.
     - `max_retries`: attempts in all. Default: 3.
     - `timeout`, `backoff`, `unique`, `idempotency_key`, `partition`, `tags`: as `Tenure.enqueue`
       has them.

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from shop import task_api
 from shop.models import Order
 from shop.tasks import (
@@ -25,7 +25,9 @@ from shop.tasks import (
     tell,
 )
 
-from tenure.contrib.django import TaskCancelled, TenureBackend, app
+from tenure import RetryAfter
+from tenure.contrib.django import TaskCancelled, TenureBackend, app, handlers
+from tenure.contrib.django.results import read_result
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -134,6 +136,20 @@ def test_signals_say_what_becomes_of_a_task(running: None, order: Order, tmp_pat
     assert statuses == [SUCCESSFUL, SUCCESSFUL, FAILED, SUCCESSFUL]
 
 
+def test_no_signal_told_of_a_task_that_asked_again_without_attempts_left(running: None) -> None:
+    seen: list[Any] = []
+
+    def finished(sender: Any, task_result: Any, **_: Any) -> None:
+        seen.append((task_result.status, task_result.errors[0].exception_class))
+
+    task_api.task_finished.connect(finished)
+    try:
+        assert done(odd.using(max_retries=2).enqueue("again")).status == FAILED
+    finally:
+        task_api.task_finished.disconnect(finished)
+    assert seen == [(FAILED, RetryAfter)]
+
+
 def test_an_atomic_task_is_completed_with_its_rows(running: None, order: Order) -> None:
     result = done(ship_once.enqueue(1))
     assert (result.status, result.return_value) == (SUCCESSFUL, 1)
@@ -189,10 +205,11 @@ def test_an_atomic_task_begins_again_if_a_heartbeat_was_faster(
 
 
 @pytest.mark.skipif("connection.vendor == 'sqlite'", reason="its connections cannot be cut")
-@pytest.mark.parametrize(("checks", "status"), [(True, SUCCESSFUL), (False, FAILED)])
-def test_with_health_checks_a_kept_connection_may_be_cut_between_two_tasks(
-    cleared: None, monkeypatch: pytest.MonkeyPatch, checks: bool, status: str
+@pytest.mark.parametrize(("checks", "attempts"), [(True, 1), (False, 2)])
+def test_a_kept_connection_may_be_cut_between_two_tasks_at_no_cost_with_health_checks(
+    cleared: None, monkeypatch: pytest.MonkeyPatch, checks: bool, attempts: int
 ) -> None:
+    monkeypatch.setattr(handlers, "AGAIN_SECONDS", 0)
     monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", 60)
     monkeypatch.setitem(connection.settings_dict, "CONN_HEALTH_CHECKS", checks)
     task = session.using(queue_name="one")
@@ -202,7 +219,26 @@ def test_with_health_checks_a_kept_connection_may_be_cut_between_two_tasks(
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_terminate_backend(%s, 10000)", [kept])
         monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", 0)  # of the one after it
-        assert done(task.enqueue()).status == status
+        result = done(task.enqueue())
+    assert (result.status, result.attempts) == (SUCCESSFUL, attempts)
+
+
+def test_a_task_had_failed_for_good_before_it_began(
+    running: None, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server had no connection left for Django, all tasks that were claimed were lost."""
+    errors = [OperationalError("too many clients already")]
+
+    def read(*given: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return read_result(*given)
+
+    monkeypatch.setattr(handlers, "read_result", read)
+    monkeypatch.setattr(handlers, "AGAIN_SECONDS", 0)
+    result = done(ship.enqueue(1))
+    assert (result.status, result.attempts, len(result.errors)) == (SUCCESSFUL, 2, 1)
+    assert "too many clients already" in result.errors[0].traceback
 
 
 def test_each_task_begins_with_a_connection_that_is_usable(running: None, order: Order) -> None:

@@ -12,7 +12,7 @@ from django.db import connection, transaction
 from shop.caches import closed
 from shop.models import Order
 from shop.task_api import task
-from tenure import Snooze
+from tenure import RetryAfter, Snooze
 from tenure.contrib.django import app
 
 
@@ -85,6 +85,8 @@ def odd(kind: str) -> Any:
         raise SystemExit(3)
     if kind == "snooze":
         raise Snooze("1h")
+    if kind == "again":
+        raise RetryAfter(0)
     return {1, 2}
 
 
