@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -395,6 +396,30 @@ def test_a_receiver_that_does_not_answer_is_given_up(
                 "no answer within" in wait_until_failed(app, one) or "no connection" for one in both
             )
         over.set()
+
+
+def test_an_address_that_swallows_everything_kept_the_others_from_being_tried(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an IPv6 address does that leads nowhere: each attempt ended without an answer."""
+    settle_now(monkeypatch)
+    monkeypatch.setattr(outbound, "REQUEST_SECONDS", 4)
+    really = asyncio.open_connection
+
+    async def addresses(*_: object) -> list[str]:
+        return ["2001:db8::1", "127.0.0.1"]
+
+    async def connect(address: str, *given: Any, **more: Any) -> Any:
+        await asyncio.sleep(60 if ":" in address else 0)
+        return await really(address, *given, **more)
+
+    monkeypatch.setattr(outbound, "_addresses", addresses)
+    monkeypatch.setattr(asyncio, "open_connection", connect)
+    with receiving() as receiver:
+        hook_on(app, receiver.url)
+        app.enqueue("mail")
+        with delivering(app):
+            wait_until_completed(app, delivery(app))
 
 
 # --- who may make them ----------------------------------------------------------------------------
