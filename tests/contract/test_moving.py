@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -328,6 +329,38 @@ def test_what_is_refused(
     assert schema_of(target_url) == []
     with opened(app.database, target_url), pytest.raises(InvalidInput, match="another"):
         move(app.database, target_url)
+
+
+def test_the_copy_of_another_database_was_dropped_with_its_jobs(
+    target_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the switch, before the target is open, its jobs are nowhere else."""
+    first, second = (f"sqlite:///{tmp_path}/{name}.db" for name in ("first", "second"))
+    ids = []
+    for source in (first, second):
+        with Tenure(source) as app:
+            ids.append(app.enqueue("plain").id)
+    stop_at(monkeypatch, "move.after_switch", lambda: None)
+    with pytest.raises(Interrupted):
+        move(first, target_url)
+    for wrong in (move, moving.abort):
+        with pytest.raises(MoveRefused, match=f"copy of {re.escape(first)}"):
+            wrong(second, target_url)
+    assert move(first, target_url)[-1].startswith("the jobs are in ")
+    with Tenure(target_url) as app:
+        assert [job.id for job in app.find()] == ids[:1]
+
+
+def test_abort_with_another_target_stopped_a_move(
+    app: Tenure, target_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.enqueue("plain")
+    stop_at(monkeypatch, "move.after_begin", lambda: None)
+    with pytest.raises(Interrupted):
+        move(app.database, target_url)
+    with pytest.raises(MoveRefused, match=f"being moved to {re.escape(target_url)}"):
+        moving.abort(app.database, f"{target_url}&schema=other")
+    assert move(app.database, target_url)[0].startswith("continuing ")
 
 
 def test_who_holds_one_lock_and_waits_for_another_goes_on(

@@ -96,8 +96,10 @@ def _source(source: Source, target: Target) -> Check:
 
 def _target(source: Source, target: Target) -> Check:
     state, mark, schema = source.state(), target.mark(), f"schema {target.address.schema}"
-    found, advice = f"{schema} is {'new' if mark is None else 'a copy'}", ""
-    if not target.one(RIGHTS):
+    found, advice = f"{schema} is {'new' if mark is None else f'a copy of {mark.source}'}", ""
+    if mark is not None and not mark.is_of(source):
+        advice = "finish that with its address, or undo it with --abort; or choose another schema"
+    elif not target.one(RIGHTS):
         found = f"this role may not make {schema}"
         advice = "grant it CREATE on the database, or name another role"
     elif mark is None and target.tables and not (state is not None and state.moved):

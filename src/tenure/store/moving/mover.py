@@ -86,17 +86,21 @@ class Mover:
         self._open(began)
 
     def abort(self) -> None:
-        """Undo what was made on both sides. Raises MoveRefused after the switch, or if a
-        transaction of others does not end."""
-        state = self.source.state()
+        """Undo what was made on both sides. Raises MoveRefused after the switch, if one of them
+        belongs to another move, or if a transaction of others does not end."""
+        state, mark = self.source.state(), self.target.mark()
         if state is not None and state.moved:
             raise MoveRefused(f"the jobs are in {state.target}: nothing can be undone any more")
+        if state is not None and state.target != self.target.name:
+            raise MoveRefused(f"the jobs are being moved to {state.target}: undo it with that")
+        if mark is not None and not mark.is_of(self.source):
+            raise MoveRefused(f"there is a copy of {mark.source}: undo it with that")
         self.source.forsake()
-        if self.target.mark() is not None:
+        if mark is not None:
             self.target.drop()
 
     def _begin(self, *, is_copy: bool) -> Mark:
-        mark = Mark(secrets.token_hex(8), BEFORE_ALL, compared=False)
+        mark = Mark(secrets.token_hex(8), self.source.name, BEFORE_ALL, compared=False)
         if is_copy:
             self.target.drop()
         self.target.create(mark, NOT_YET.format(source=self.source.name))

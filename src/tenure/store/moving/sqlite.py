@@ -35,7 +35,9 @@ class SqliteSource(Source):
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self._db = connect_writer(usable_path_of(url))
+        path = usable_path_of(url)
+        self.name = f"sqlite:///{path}"  # also for a program in another folder
+        self._db = connect_writer(path)
         self._db.text_factory = str  # what is not UTF-8 is an error, and not copied changed
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:

@@ -108,8 +108,14 @@ class Mark(NamedTuple):
     """Whose copy this is, up to which job all were copied, and whether all rows were compared."""
 
     id: str
+    source: str
     copied_to: str
     compared: bool
+
+    def is_of(self, source: Source) -> bool:
+        """Whether this is a copy of a source: what it may continue, and drop."""
+        state = source.state()
+        return self.source == source.name or (state is not None and state.id == self.id)
 
 
 class Target(PostgresSide):
@@ -122,14 +128,17 @@ class Target(PostgresSide):
         """Return what is copied, None if this is no copy."""
         if "move_copy" not in self.every_table():
             return None
-        return Mark(*self.rows("SELECT id, copied_to, compared FROM {s}.move_copy")[0])
+        return Mark(*self.rows("SELECT * FROM {s}.move_copy")[0])
 
     def set_mark(self, mark: Mark) -> None:
-        self.rows("UPDATE {s}.move_copy SET id = %s, copied_to = %s, compared = %s", mark)
+        copied = "UPDATE {s}.move_copy SET copied_to = %s, compared = %s"
+        self.rows(copied, (mark.copied_to, mark.compared))
 
     def create(self, mark: Mark, message: str) -> None:
         """Make the schema. Until `open`, its tables refuse every write with `message`."""
-        values = "%s::text AS id, %s::text AS copied_to, %s::boolean AS compared"
+        values = (
+            "%s::text AS id, %s::text AS source, %s::text AS copied_to, %s::boolean AS compared"
+        )
         with self.transaction():
             self.connection.execute(schema.script(self.url, 0, begin=False).encode())
             self.rows(f"CREATE TABLE {{s}}.move_copy AS SELECT {values}", mark)
