@@ -55,3 +55,15 @@ def test_it_writes_what_a_later_one_goes_on_from(
     assert [job.id for job in app.find(status="cancelled")] == settled[:1]
     for wrong in (["--status", "pending"], ["--after", "x"], ["--created-after", "soon"]):
         assert run_cli("export", str(folder), *wrong).exit_code == 2
+
+
+def test_a_folder_that_cannot_be_written_was_answered_with_a_traceback(
+    settled: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file / "below", Path("/proc/none")):
+        refused = run_cli("export", str(folder))
+        assert refused.exit_code == 2
+        (line,) = refused.stderr.splitlines()
+        assert line.startswith(f"Error: FOLDER: {folder} cannot be written: ")

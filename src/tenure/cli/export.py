@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,16 +11,29 @@ import click
 
 from tenure.cli import completing
 from tenure.cli.bulk import filter_of
-from tenure.cli.command import existing
+from tenure.cli.command import NO_ROOM, existing
 from tenure.cli.jobs import filter_options
 from tenure.cli.options import answer_options, flag, option
 from tenure.cli.terminal import print_json
+from tenure.errors import InvalidInput
 
 if TYPE_CHECKING:
     from tenure.app.export import ExportedFile, Format
 
 KEPT = "jobs of a workflow, jobs that others or webhooks need, and jobs that have changed since"
 """Which jobs of a file stay when the others are deleted."""
+
+
+@contextmanager
+def _a_folder_for_files() -> Iterator[None]:
+    """Say of a folder or a file that cannot be made what is wrong with it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or error.errno in NO_ROOM:
+            raise
+        why = f"{error.filename} cannot be written: {error.strerror}"
+        raise InvalidInput(why, path="FOLDER") from error
 
 
 @click.command()
@@ -56,7 +71,7 @@ def export(
 
     matching = filter_of(**filters)
     found = []
-    with existing() as app:
+    with existing() as app, _a_folder_for_files():
         redaction = NOTHING_HIDDEN if raw else app.core.redaction
         for file in export_jobs(
             app.core,
