@@ -66,12 +66,12 @@ def owner_url(request: pytest.FixtureRequest, database_url: str) -> str:
 @pytest.fixture
 def unaudited_harness(database_url: str, owner_url: str) -> Iterator[StoreHarness]:
     """A harness whose data may be broken at the end."""
-    store = open_store(database_url)
     clock = Clock(owner_url)
+    harness = StoreHarness(database_url, open_store(database_url), clock)
     try:
-        yield StoreHarness(database_url, store, clock)
+        yield harness
     finally:
-        store.close()
+        harness.store.close()  # a test may have opened another one
         clock.close()
 
 
