@@ -106,9 +106,13 @@ class _Attempt:
     def fail(self, error: BaseException) -> None:
         """Send the signal if the task has failed for good by an error."""
         kind, context = type(error), self.context
-        asks = isinstance(error, RetryAfter) or self.option("retry_exceptions")
-        retries = asks and has_budget(context.attempt, context.max_retries)
-        if retries and not isinstance(error, PermanentFailure):
+        _, failed = _parts(error, NOT_THE_END)
+        if failed is None:
+            return
+        final, _ = _parts(failed, PermanentFailure)
+        _, others = _parts(failed, RetryAfter)
+        asks = others is None or self.option("retry_exceptions")
+        if asks and final is None and has_budget(context.attempt, context.max_retries):
             return
         path = f"{kind.__module__}.{kind.__qualname__}"
         traceback = "".join(format_exception(error))
@@ -124,6 +128,13 @@ class _Attempt:
         object.__setattr__(self.result, "finished_at", timezone.now())
         object.__setattr__(self.result, "status", status)
         signals.task_finished.send_robust(type(self.backend), task_result=self.result)
+
+
+def _parts(error: BaseException, kinds: Any) -> tuple[BaseException | None, BaseException | None]:
+    """Return what is of some kinds, and what is not: of a group, each may be a part."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(kinds)
+    return (error, None) if isinstance(error, kinds) else (None, error)
 
 
 def _handler(task: TenureTask, alias: str) -> Callable[..., Any]:

@@ -150,6 +150,24 @@ def test_no_signal_told_of_a_task_that_asked_again_without_attempts_left(running
     assert seen == [(FAILED, RetryAfter)]
 
 
+def test_a_signal_told_of_the_end_of_a_task_that_was_put_off_by_a_group(running: None) -> None:
+    """As `asyncio.TaskGroup` raises it."""
+    seen: list[Any] = []
+
+    def finished(sender: Any, task_result: Any, **_: Any) -> None:
+        seen.append(task_result.status)
+
+    task_api.task_finished.connect(finished)
+    try:
+        result = odd.enqueue("snoozes")
+        while not app.get(result.id).snoozes:
+            app.wake()
+    finally:
+        task_api.task_finished.disconnect(finished)
+    app.cancel(result.id)
+    assert seen == []
+
+
 def test_an_atomic_task_is_completed_with_its_rows(running: None, order: Order) -> None:
     result = done(ship_once.enqueue(1))
     assert (result.status, result.return_value) == (SUCCESSFUL, 1)

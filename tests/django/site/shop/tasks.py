@@ -85,6 +85,8 @@ def odd(kind: str) -> Any:
         raise SystemExit(3)
     if kind == "snooze":
         raise Snooze("1h")
+    if kind == "snoozes":
+        raise ExceptionGroup("of two tasks", [Snooze("1h"), Snooze("2h")])
     if kind == "again":
         raise RetryAfter(0)
     return {1, 2}
