@@ -16,6 +16,9 @@ from tests.support.waiting import wait_until
 
 expect.set_options(timeout=PATIENCE)
 HOSTILE = '<script>window.owned = 1</script><img src=x onerror="window.owned=1">\u202edetrevni'
+STICKS_OUT = """() => [...document.querySelectorAll('.card')].some(
+    (card) => card.scrollWidth > card.clientWidth
+              && getComputedStyle(card).overflowX === 'visible')"""
 PATHS = ("/", "/ui/jobs", "/ui/queues", "/ui/workers", "/ui/failures", "/ui/machine", "/ui/bulk")
 
 
@@ -68,10 +71,11 @@ def test_the_longest_names_stay_on_their_pages(window: Window, app: Tenure) -> N
         flow.add(NewJob(name, {}, {"queue": name}), name=name[:100])
     shown = (f"/ui/queues/{name}", f"/ui/schedules/{name}", f"/ui/workflows/{flow.id}")
     paths = [f"/ui/jobs/{job.id}", *shown, "/ui/queues", "/ui/schedules", "/ui/workflows"]
-    for width in (360, 1280):
+    for width in (360, 700, 1280):
         page = window(viewport={"width": width, "height": 800})
         assert flaws_of(page, [*paths, "/ui/jobs", "/"], 1_000) == []
         page.goto("/ui/queues")
+        assert not page.evaluate(STICKS_OUT)
         none = page.locator("td[data-label=Limits] a").first
         assert none.bounding_box()["height"] < 40  # not a letter on each line
 
