@@ -16,6 +16,8 @@ from tenure import (
     JobContext,
     JobFailed,
     JobNotFound,
+    PerPartition,
+    RateLimited,
     Tenure,
     testing,
 )
@@ -207,6 +209,39 @@ def test_a_limit_holds_for_run_too(enter: Enter, shop: Shop) -> None:
         jobs.run(second)
     assert jobs.drain().left == 1
     assert jobs.drain(until="2h").completed == 1
+
+
+def test_time_does_not_creep_where_a_limit_opens_at_no_known_time(
+    enter: Enter, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a job that waits for a signal, an hour took 3,600 looks, and two weeks never ended."""
+    jobs = enter(shop.app)
+    monkeypatch.setattr(jobs._runs, "travel", travel := mock.Mock(wraps=jobs._runs.travel))
+    shop.app.queues.limit("mail", ordered="halt")
+
+    @shop.app.job(queue="mail")
+    def approve(context: JobContext) -> None:
+        context.wait_for_signal("answer")
+
+    approve.enqueue()
+    shop.send_email.enqueue("a@example.com")
+    assert jobs.drain(until="10s").left == 2
+    assert travel.call_count == 1
+
+
+def test_drain_finds_when_each_partition_may_start_again(enter: Enter, shop: Shop) -> None:
+    jobs = enter(shop.app)
+    shop.app.queues.limit("bank", per_partition=PerPartition(rate="1/1h"))
+
+    @shop.app.job(queue="bank")
+    def pay(context: JobContext) -> None:
+        if context.token == 1:
+            raise RateLimited("2h", pause="partition")
+
+    for partition in ("a", "b", "b"):
+        pay.options(partition=partition).enqueue()
+    assert jobs.drain(until="12h").left == 0
+    assert shop.app.verify() == []  # which counts the starts in each hour
 
 
 def test_a_payload_that_does_not_fit_fails_for_good(enter: Enter, shop: Shop) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from math import inf
 from uuid import uuid4
 
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
 from tenure.events import Amended, Cancelled, Claimed
-from tenure.jobs.work import ClaimRequest, Lease
+from tenure.jobs.ids import EPOCH
+from tenure.jobs.work import Lease
 from tenure.lifecycle import Job, decide, legal_events
 from tenure.store import search, transitions
 from tenure.store.dialect import Reads
@@ -88,17 +88,30 @@ def _is_paused(db: Reads, job: Job) -> bool:
     return bool(db.rows(statement, (job.queue, job.type)))
 
 
-def next_times(db: Database, request: ClaimRequest) -> list[datetime]:
-    """Return when a wait for a signal ends, a schedule is due, or a limit lets a job start."""
+def next_times(db: Database) -> list[datetime]:
+    """Return when a wait for a signal ends, a schedule is due, or a limit lets a job start.
+
+    A limit that opens with the end of a job has no time.
+    """
     d = db.dialect
-    seconds = db.next_due(request)
-    limited = [] if seconds in (None, inf) else [db.now() + timedelta(seconds=seconds or 0.0)]
-    firsts = (("expires_at", "wait WHERE true"), ("next_at", "schedule WHERE paused_at IS NULL"))
+    queue, part = d.table("queue_limit"), d.table("partition_limit")
+    firsts = (
+        ("min(expires_at)", d.table("wait")),
+        ("min(next_at)", f"{d.table('schedule')} WHERE paused_at IS NULL"),
+        *(("resume_at", table) for table in (queue, part)),
+    )
     found = [
-        d.time_or_none(db.rows(f"SELECT {d.time(f'min({column})')} FROM {d.prefix}{rest}")[0][0])
+        d.time_or_none(time)
         for column, rest in firsts
+        for (time,) in db.rows(f"SELECT {d.time(column)} FROM {rest}")
     ]
-    return [*limited, *(time for time in found if time is not None)]
+    opens = db.rows(
+        f"SELECT tat - (burst - 1) * every FROM {queue} WHERE every IS NOT NULL UNION ALL"
+        f" SELECT part.tat - (per_burst - 1) * per_every FROM {part} AS part"
+        f" JOIN {queue} AS own ON own.queue = part.queue WHERE per_every IS NOT NULL"
+    )
+    rates = [EPOCH + timedelta(microseconds=micros) for (micros,) in opens]
+    return [*rates, *(time for time in found if time is not None)]
 
 
 def clear(db: Database, *, force: bool) -> None:

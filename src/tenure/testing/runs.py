@@ -36,6 +36,7 @@ NOT_SEEN = (
     "a child process does not see the transaction of a test: use `testing.on`; with Django, a "
     "TransactionTestCase, or the fixture transactional_db"
 )
+MILLISECOND = timedelta(milliseconds=1)
 TOO_MANY = "{} jobs have run, and there are more: {}. Do they add each other? Else give `most`"
 
 
@@ -237,6 +238,8 @@ class Runs:
         while True:
             if len(runs) == most and any(job.run_at <= core.clock() for job in self._left(request)):
                 raise RuntimeError(TOO_MANY.format(most, Counter(run.job.type for run in runs)))
+            # What falls due during the claim or after it is still to come.
+            asked_at = None if claimed else core.clock()
             lease = claimed or next(iter(core.claim(request).leases), None)
             if lease is not None:
                 idle_at = None
@@ -245,10 +248,10 @@ class Runs:
                 if raise_errors and not (retries and ran.outcome == "retried"):
                     self._raise_error_of(ran, claimed)
             elif idle_at is None:
-                idle_at = core.clock()
+                idle_at = asked_at
                 self.maintain()
             elif (next_at := self._next_at(request, idle_at, until, retries)) is not None:
-                self.travel(max(next_at - core.clock(), timedelta(milliseconds=1)))
+                self.travel(max(next_at - core.clock(), MILLISECOND))
                 idle_at = None
             else:
                 break
@@ -282,7 +285,7 @@ class Runs:
         left = self._left(request, waiting=True)
         times = [job.run_at for job in left if retries and job.event == "retried"]
         if until is not None:
-            others = self.store.write("look", partial(changes.next_times, request=request)).result()
+            others = self.store.write("look", changes.next_times).result()
             others += [job.run_at for job in left]
             others += [job.start_by for job in left if job.start_by is not None]
             times += [time for time in others if time <= until]
@@ -304,7 +307,8 @@ class Runs:
         self._move_clock(by)
 
     def _move_clock(self, by: timedelta) -> None:
-        self._ahead += by
+        # Whole milliseconds, as the clock of SQLite, and up: to be early would miss what falls due.
+        self._ahead = -(-(self._ahead + by) // MILLISECOND) * MILLISECOND
         self.store.write("clock", partial(changes.set_clock, ahead=self._ahead)).result()
 
     def reset(self) -> None:
