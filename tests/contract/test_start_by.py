@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from tenure import InvalidInput, Job, KeyConflict, NewJob, Tenure
+from tenure import IllegalTransition, InvalidInput, Job, KeyConflict, NewJob, Tenure
 from tenure.client import Client
+from tenure.jobs.queries import Filter
 from tenure.jobs.work import ClaimRequest, Duty, Outcome, Report
+from tenure.store.borrowed.opened import opened
 from tests.support.cli import cli_json
 from tests.support.clock import START, TICK, Clock
 from tests.support.http import ServerProcess
@@ -62,6 +64,34 @@ def test_no_retry_starts_after_that_time(app: Tenure, clock: Clock) -> None:
     app.core.report([Report(job.id, lease.lease_id, Outcome.FAILED, error="away")])
     app.core.store.expire().result()
     assert transitions(app, job) == ["enqueued", "claimed", "failed", "retried", "expired"]
+
+
+def retry_within(app: Tenure, job_id: str) -> None:
+    with opened(app.database) as connection:
+        app.within(connection).retry(job_id)
+
+
+def retry_many(app: Tenure, job_id: str) -> None:
+    bulk = app.bulk.step(app.bulk.start("retry", Filter(type="mail")).id)
+    assert (bulk.changed, bulk.refused) == (0, 1)
+    app.retry(job_id)
+
+
+@pytest.mark.parametrize("retry", [Tenure.retry, retry_within, retry_many])
+def test_a_retry_that_comes_too_late_does_not_cancel_the_job(
+    app: Tenure, clock: Clock, retry: Callable[[Tenure, str], object]
+) -> None:
+    """It was accepted, and a second later the sweep had cancelled the job, for good."""
+    job = app.enqueue("mail", start_by="1h", max_retries=1)
+    (lease,) = claim(app)
+    app.core.report([Report(job.id, lease.lease_id, Outcome.FAILED, error="away")])
+    clock.advance(3600)
+    with pytest.raises(IllegalTransition, match="had to start before 2026-01-01T01:00:00"):
+        retry(app, job.id)
+    app.core.store.expire().result()
+    assert app.get(job.id).status == "failed"
+    assert "cannot be retried: it had to start before 2026" in app.explain(job.id).text
+    assert app.run_again(job.id).start_by is None
 
 
 def test_a_job_that_waits_expires_too(harness: StoreHarness) -> None:

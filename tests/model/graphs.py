@@ -19,6 +19,7 @@ import pytest
 
 from tenure import Dependency
 from tenure.dependency import Meets
+from tenure.errors import IllegalTransition
 from tenure.events import Cancelled, Retried, Unblocked
 from tenure.jobs import graph
 from tenure.jobs.enqueue import LinkedJob
@@ -193,7 +194,11 @@ class Play:
         behind = [n for n in failed if any(nodes[id].is_skipped for id in n.followers)]
         if failed:
             node = self.chance.choice(behind or failed)
-            self.store.apply(node.id, Retried(more_retries=1)).result()
+            change = self.store.apply(node.id, Retried(more_retries=1))
+            if node.start_by is not None and node.start_by <= self.graph.now:
+                assert isinstance(change.exception(), IllegalTransition)
+                return
+            change.result()
             self.look_at_overdue()
             self.graph.retry(node.id, 1)
 

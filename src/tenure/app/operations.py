@@ -104,7 +104,8 @@ def retry(
       it. Default: False, it continues with them. The reason in the ledger says so.
     - `actor`, `reason`: who retries it, and why; as of `cancel`.
 
-    Raises JobNotFound, IllegalTransition if the job is not failed, or InvalidInput.
+    Raises JobNotFound, IllegalTransition if the job is not failed, if its `start_by` has passed or
+    if another one has its unique key, or InvalidInput.
     """
     more = whole(more_retries, 1, MAX_RETRIES, "$.more_retries")
     by, why = app.core.signed(actor), check_reason(reason)

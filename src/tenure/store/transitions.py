@@ -8,6 +8,7 @@ claim and a plain completion are statements of the database itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TypeAlias
 
 from msgspec.structs import replace
@@ -193,24 +194,32 @@ def apply(db: Database, job_id: str, event: events.Event) -> Job:
     job = db.lock([job_id]).get(job_id)
     if job is None:
         raise JobNotFound(job_id)
-    steps = follow(job, event, db.now())
+    now = db.now()
+    steps = follow(job, event, now)
     if not is_changed(job, steps[-1]):
         return job
     if isinstance(event, events.Retried):
-        check_unique(job, unique_keys.keys_of(db, [job_id]), set())
+        check_retry(job, unique_keys.keys_of(db, [job_id]), set(), now)
     save(db, [(job, steps)])
     signals.end_waits(db, [job])
     return steps[-1]
 
 
-def check_unique(job: Job, keys: Mapping[str, tuple[str, str | None]], taken: set[str]) -> None:
-    """Raise IllegalTransition if a failed job cannot run again because of its unique key.
+def check_retry(
+    job: Job, keys: Mapping[str, tuple[str, str | None]], taken: set[str], now: datetime
+) -> None:
+    """Raise IllegalTransition if another one has a failed job's unique key, or it is too late.
 
-    `keys` come from `unique_keys.keys_of`. The job's key is added to `taken`.
+    After its `start_by` a job that an operator retries would be cancelled, and for good. `keys`
+    come from `unique_keys.keys_of`. The job's key is added to `taken`.
     """
     key, holder = keys.get(job.id, ("", None))
+    reason = ""
     if holder is not None or key in taken:
         reason = f"job {holder or 'before it'} holds its unique key"
+    elif job.start_by is not None and job.start_by <= now:
+        reason = f"it had to start before {job.start_by.isoformat()}; run it again as a new job"
+    if reason:
         legal = legal_events(job.status, job.event)
         raise IllegalTransition(job.id, job.status, events.Retried.name, legal, reason)
     if key:

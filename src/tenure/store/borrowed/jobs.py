@@ -35,7 +35,7 @@ from tenure.store.sqlite.connection import kept
 from tenure.store.sqlite.statements import INSERTED
 from tenure.store.sqlite.writer import due
 from tenure.store.tables import types
-from tenure.store.transitions import check_unique
+from tenure.store.transitions import check_retry
 
 ID = "CAST(CAST({p} AS text) AS uuid)"
 ADD = "SELECT {s}add({p})"
@@ -254,7 +254,7 @@ def apply(engine: str, job_id: str, event: Event) -> Steps[Job]:
     job, now = yield from locked(engine, job_id)
     steps = follow(job, event, now)
     if isinstance(event, Retried):
-        check_unique(job, (yield from unique_keys.keys_of(engine, job_id)), set())
+        check_retry(job, (yield from unique_keys.keys_of(engine, job_id)), set(), now)
     for after in steps:
         yield saved(engine, after)
     if job.status is Status.WAITING and job.token:  # it was suspended

@@ -184,7 +184,8 @@ def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) 
             late = job.finished_at is not None and job.finished_at > bulk.created_at
             if fits(bulk.filter, job, now) and not late:  # if settled, it was so at the start
                 steps = follow(job, _event(bulk), now)
-                transitions.check_unique(job, keys, taken)
+                if bulk.action is Action.RETRY:
+                    transitions.check_retry(job, keys, taken, now)
                 changes += [(job, steps)] if transitions.is_changed(job, steps[-1]) else []
         except IllegalTransition:
             continue
