@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 
 from tenure import PerPartition, Tenure
 from tenure.app.queues import Queues
+from tenure.app.retention import Retention
 from tenure.events import Cancelled, Retried
 from tenure.jobs.work import Lease
 from tenure.store import open_store
 from tenure.store.lanes import BUSY_AGAIN_SECONDS, LOOKS_OVER_MANY, MAX_LOOKS
+from tenure.store.retention import delete_unchanged
 from tests.support.clock import TICK
 from tests.support.raw_sql import RawSql, Refused
 from tests.support.store import (
@@ -502,6 +505,35 @@ def test_a_failed_job_that_is_deleted_halts_its_partition_no_longer(
     harness.sql.run("DELETE FROM {transition} WHERE job_id = ?", first)
     assert harness.sql.run("SELECT count(*) FROM {line}") == [(1,)]
     assert harness.ids(harness.claim(9)) == [second]
+
+
+@pytest.mark.parametrize("how", ["prune", "rules", "export"])
+def test_retention_keeps_the_failed_job_that_halts_a_partition(
+    harness: StoreHarness, queues: Queues, how: str
+) -> None:
+    """After 30 days it was deleted, and the jobs behind it ran, out of their order."""
+    queues.limit("q", ordered="halt")
+    first, second = add(harness, 2, "a", max_retries=1)
+    (lease,) = harness.claim(9)
+    harness.report(report_failed(lease))
+    harness.clock.advance(100 * 86_400)
+
+    def delete() -> int:
+        harness.measure()
+        if how == "export":
+            entries = {first: len(harness.history(first))}
+            return harness.store.write("prune", partial(delete_unchanged, entries=entries)).result()
+        if how == "rules":
+            Retention(queues._core).set(queue="q", failed="1d")
+        return sum(harness.prune({"failed": harness.clock.now}) for _ in range(2))
+
+    delete()
+    assert (harness.get(first).status, harness.claim(9)) == ("failed", [])
+    queues.pass_over("q", "a")
+    assert harness.ids(harness.claim(9)) == [second]
+    harness.clock.advance(86_400)
+    delete()
+    assert harness.store.read.get(first) is None
 
 
 def test_a_cancelled_job_leaves_its_line(harness: StoreHarness, queues: Queues) -> None:

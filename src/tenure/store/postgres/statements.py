@@ -307,6 +307,9 @@ WITH seen AS MATERIALIZED (
         JOIN {s}.job USING (id)
     WHERE job.status = {status} AND workflow IS NULL
         AND (coalesce(followed, 0) = 0 OR NOT {s}.is_awaited(job.id))
+        AND ({status} <> 'failed' OR (SELECT count(*) FROM {s}.line
+            WHERE line.queue = job.queue AND line.partition = coalesce(job.partition, '')
+                AND line.id = job.id) = 0)
         AND finished_at < %s
         AND finished_at < to_timestamp((%s + 1) / 1000.0::double precision) AND (
             SELECT count(*) FROM {s}.transition AS t

@@ -332,6 +332,9 @@ UNNEEDED = """
         AND NOT (coalesce(followed, 0) > 0 AND EXISTS (
             SELECT 1 FROM tenure_dependency JOIN tenure_job AS one ON one.id = child
             WHERE parent = tenure_job.id AND one.finished_at IS NULL))
+        AND NOT (status = 'failed' AND EXISTS (SELECT 1 FROM tenure_line AS line
+            WHERE line.queue = tenure_job.queue AND line.id = tenure_job.id
+                AND line.partition = coalesce(tenure_job.partition, '')))
 """
 DELETE_SETTLED = f"""
 DELETE FROM tenure_job WHERE rowid IN (

@@ -222,7 +222,7 @@ def prune_unchanged(
 def _unneeded(
     db: Statements, where: str, values: Sequence[Any], place: Sequence[int], limit: int
 ) -> list[Any]:
-    """Lock and return settled jobs without an entry after `place`, which no job waits for."""
+    """Lock and return settled jobs without an entry after `place`, for which no job waits."""
     d = db.dialect
     return db.rows(
         f"SELECT {d.id('id')}, status, queue, type FROM {d.table('job')} AS job WHERE {where}"
@@ -238,9 +238,13 @@ def _is_unneeded(d: Dialect) -> str:
         f" JOIN {d.table('job')} AS child ON child.id = tie.child"
         f" WHERE tie.parent = job.id AND child.finished_at IS NULL AND job.followed > 0"
     )
+    halts = (
+        f"SELECT count(*) FROM {d.table('line')} AS line WHERE line.queue = job.queue"
+        " AND line.partition = coalesce(job.partition, '') AND line.id = job.id"
+    )
     return (
         f"job.finished_at IS NOT NULL AND (SELECT count(*) FROM {after}) = 0"
-        f" AND NOT EXISTS ({waits})"
+        f" AND NOT EXISTS ({waits}) AND (job.status <> 'failed' OR ({halts}) = 0)"
     )
 
 
