@@ -333,6 +333,19 @@ IMPATIENT = (
 
 
 @pytest.mark.requirement("C3")
+def test_who_sent_a_token_is_not_told_to_send_one(app: Tenure) -> None:
+    """The log of a worker whose token was revoked said only that it has to send a token."""
+    app.tokens.create("shop", ["read"])
+    with api_client(app) as api:
+        wrong = api.get("/jobs", headers={"Authorization": "Bearer wrong"})
+        assert (
+            "wrong, was revoked or has expired"
+            in assert_problem(wrong, 401, "unauthorized")["detail"]
+        )
+        none = assert_problem(api.get("/jobs"), 401, "unauthorized")
+        assert "send a token" in none["detail"]
+
+
 def test_revoked_on_a_running_server(database_url: str) -> None:
     """As users do it: a server beyond loopback with tokens of the database alone, a worker with
     the scope `work`, a producer with `enqueue`; then one is taken away."""

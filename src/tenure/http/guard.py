@@ -44,6 +44,11 @@ MAX_REMEMBERED = 100
 MIN_TOKEN = 20
 """Characters of a token of the settings, where other machines can send guesses."""
 REMEDY = "set TENURE_TOKEN (or --token-file), make one with `tenure tokens create`"
+NOTHING_SENT = "send a token of this server as `Authorization: Bearer <token>`"
+NOT_VALID = (
+    "the token is wrong, was revoked or has expired; see `tenure tokens list`, or make another"
+    " with `tenure tokens create`"
+)
 LINK_PATH = "/signals/"
 """Begins the paths that end with a one-use token. A caller who has such an address may use it
 from any site: it is in mails, and only its token counts."""
@@ -213,7 +218,7 @@ class AccessGuard:
             return Caller(f"user:{name}", frozenset(scopes_of(user[1], "authorize")), known=False)
         caller = await self.tokens.caller(*self.credentials(scope))
         if caller is None or (caller is ANONYMOUS and not _is_from_here(scope)):
-            raise Unauthorized("send a token of this server as `Authorization: Bearer <token>`")
+            raise Unauthorized(NOT_VALID if _token(scope) else NOTHING_SENT)
         return caller
 
 
