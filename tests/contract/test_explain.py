@@ -148,6 +148,8 @@ def test_not_due_after_an_attempt_failed(harness: StoreHarness, why: Why) -> Non
 def test_no_worker_at_all(harness: StoreHarness, why: Why) -> None:
     job = harness.add("mail", queue="night")
     check(why(job.id), "no_worker", "No worker is alive", "type mail", "queue night")
+    harness.claim(worker="w1", limit=0, queues=(queue_of("shop"),), types=(WEBHOOK,))
+    check(why(job.id), "no_worker")  # one that only delivers to webhooks is none
 
 
 def test_no_worker_for_the_queue(harness: StoreHarness, why: Why) -> None:

@@ -173,8 +173,9 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
                 f"of {job.max_retries}. Attempt {job.attempts} failed: {first_line(job.last_error)}"
             )
         return "not_due", f"It is not due before {_at(job.run_at)}, in {wait}."
-    live = [worker for worker in facts.workers if is_live(worker, facts.now)]
-    of_queue = [worker for worker in live if worker.serves(job.queue)]
+    alive = [worker for worker in facts.workers if is_live(worker, facts.now)]
+    of_queue = [worker for worker in alive if worker.serves(job.queue)]
+    live = of_queue or [worker for worker in alive if not worker.runs_own]
     if not live:
         return "no_worker", (
             f"No worker is alive; start one for jobs of type {job.type} in queue {job.queue}."
