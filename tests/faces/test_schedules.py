@@ -235,6 +235,8 @@ def test_did_the_nightly_job_run(app: Tenure, clock: Clock) -> None:
     )
     assert planned.count("backfill") == 2
     output_of("schedules", "backfill", "nightly", "2026-01-01", "2026-01-03", **here)
+    again = output_of("schedules", "backfill", "nightly", "2026-01-01", "2026-01-03", **here)
+    assert again == "no tick in that time is without a job"
     heads, *rows = output_of(
         "schedules", "fires", "nightly", "--before", "2026-01-03", **here
     ).splitlines()

@@ -161,6 +161,11 @@ def test_a_rate_is_read_with_its_burst() -> None:
     assert Rate(90, 10.0, 9).every == -(-10_000_000 // 82)
 
 
+def test_a_rate_whose_time_is_none_is_refused_as_a_rate() -> None:
+    with pytest.raises(InvalidInput, match="not a rate; use"):
+        parse_rate("9/fast", None, "$")
+
+
 @pytest.mark.parametrize("rate", [(900, 60.0), (10, 1.0), (5, 3600.0), (7, 0.25), (1, 86400.0)])
 def test_a_rate_is_shown_as_it_can_be_given(rate: tuple[int, float]) -> None:
     made = Rate(*rate, max(1, rate[0] // 10))

@@ -206,7 +206,10 @@ def backfill(name: str, start: datetime, end: datetime, as_json: bool, **given: 
         made = app.schedules.backfill(
             name, _zoned(app, name, start), _zoned(app, name, end), **options
         )
-        _print_fires(app, name, made, as_json)
+        if made or as_json:
+            _print_fires(app, name, made, as_json)
+        else:
+            click.echo("no tick in that time is without a job")
 
 
 @schedules.command()

@@ -21,6 +21,7 @@ from tenure.jobs.enqueue import whole
 MAX_RUNNING = 2**31 - 1
 MAX_STARTS = 1_000_000
 MIN_RATE_SECONDS, MAX_RATE_SECONDS = 0.001, 31 * 86_400.0
+NO_RATE = "not a rate; use starts, a slash and a time of 1ms to 31d: 900/1m, 10/s"
 MAX_WEIGHT = 1_000
 MICROS = 1_000_000
 LOOK_AGAIN_MICROS = 1_000_000
@@ -129,12 +130,14 @@ def parse_rate(text: object, burst: object, path: str) -> Rate | None:
         return None
     number, _, time = text.partition("/") if isinstance(text, str) else ("", "", "")
     if not (number.isascii() and number.isdigit() and len(number) <= 7 and time.strip()):
-        form = "starts, a slash and a time in which they may be: 900/1m, 10/s"
-        raise InvalidInput(f"not a rate; use {form}", path=f"{path}.rate")
+        raise InvalidInput(NO_RATE, path=f"{path}.rate")
     starts = whole(int(number), 1, MAX_STARTS, f"{path}.rate")
-    length = seconds(time if time.strip()[0] in "0123456789P" else f"1{time}", f"{path}.rate")
+    try:
+        length = seconds(time if time.strip()[0] in "0123456789P" else f"1{time}")
+    except InvalidInput as error:
+        raise InvalidInput(NO_RATE, path=f"{path}.rate") from error
     if not MIN_RATE_SECONDS <= length <= MAX_RATE_SECONDS:
-        raise InvalidInput("out of range; the time of a rate is 1ms to 31d", path=f"{path}.rate")
+        raise InvalidInput(NO_RATE, path=f"{path}.rate")
     if burst is None:
         return Rate(starts, length, max(1, starts // 10))
     return Rate(starts, length, whole(burst, 1, starts, f"{path}.burst"))
