@@ -158,6 +158,7 @@ def at_step(number: int, act: Callable[[], None]) -> Iterator[list[int]]:
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for it in `settrace` only
     sys.settrace(trace)
     try:
         yield steps
