@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -149,3 +150,23 @@ def test_the_command_says_where_and_fails(tmp_path: Path) -> None:
     done = run()
     assert done.returncode == 1
     assert f"{tmp_path / 'page.md'}:2: anew -> again" in done.stdout
+
+
+NEWCOMER = [
+    "README.md",
+    "docs/tutorial.md",
+    *(
+        f"docs/how-to/{page}.md"
+        for page in ["install", "enqueue", "handlers", "run-workers", "retries", "deploy"]
+    ),
+]
+MAX_NEWCOMER_WORDS = 6_000
+
+
+def test_what_a_newcomer_reads_first_is_short() -> None:
+    """The words of the eight pages, without code and addresses."""
+    root = Path(words.__file__).parent.parent
+    not_prose = r"(?s)```.*?```|<!--.*?-->|\]\([^)]*\)|<[^>]+>"
+    read = [re.sub(not_prose, "", (root / page).read_text("utf-8")) for page in NEWCOMER]
+    count = sum(len(re.findall(r"\w\S*", text)) for text in read)
+    assert count <= MAX_NEWCOMER_WORDS, f"{count} words: move what a newcomer can do without"
