@@ -130,7 +130,7 @@ TRANSITIONS: tuple[Rule, ...] = (
     Rule("interrupted", R, P, f"{HOLDER}, stopping", (LEASE, RETURNS_LEFT), attempts=-1),
     Rule("snoozed", R, P, HOLDER, (LEASE, SNOOZES_LEFT), attempts=-1, snoozes=+1,
          sets=("run_at",)),
-    Rule("suspended", R, W, f"{HOLDER}, until something has come", (LEASE, SNOOZES_LEFT, NEEDS),
+    Rule("suspended", R, W, f"{HOLDER}, until a signal comes", (LEASE, SNOOZES_LEFT, NEEDS),
          attempts=-1, snoozes=+1, sets=("need", "spare")),
     Rule("unblocked", W, P, "the store, with what it waited for; or an operator",
          (NEEDS_NOTHING,), sets=("run_at", "need", "spare")),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
-from tenure import NewJob, Tenure
+from tenure import JobContext, NewJob, Tenure
 from tenure.jobs.queries import Filter
 from tests.browser.conftest import PATIENCE, WINDOWS, Window, flaws, flaws_of
+from tests.support.http import ServerProcess
 from tests.support.waiting import wait_until
 
 expect.set_options(timeout=PATIENCE)
@@ -93,7 +95,41 @@ def test_the_jobs_of_a_year_stay_in_their_box(
         number = box.locator(".jobs")
         expect(number).to_contain_text("315,")
         assert number.bounding_box()["width"] < box.locator("rect").bounding_box()["width"]
+        page.goto("/")
+        shown = page.locator(".counts .completed .big")
+        expect(shown).to_contain_text("315,")
+        assert shown.evaluate("element => element.scrollWidth <= element.clientWidth")
+    tops = page.locator(".counts li").evaluate_all("all => all.map(one => one.offsetTop)")
+    assert len(tops) >= 5
+    assert len(set(tops)) == 1, "one row"
     app.stats.recount()
+
+
+def test_a_job_that_waits_for_a_person_says_so_and_gets_an_answer(
+    window: Window, tmp_path: Path
+) -> None:
+    """The fields of the form were as wide as four letters, and a wait of 3 days was 259200.0."""
+    database = f"sqlite:///{tmp_path}/people.db"
+    with Tenure(database) as app, ServerProcess(database) as server:
+
+        @app.job
+        def approve(context: JobContext) -> str:
+            context.sleep("10ms")
+            return str(context.wait_for_signal("refund_approved", timeout="3d"))
+
+        job = approve.enqueue()
+        with app.running():
+            wait_until(lambda: app.get(job.id).status == "waiting", "waiting")
+            page = window()
+            page.goto(f"{server.url}/ui/jobs/{job.id}")
+            expect(page.locator("[data-label=Result]")).to_have_text(["for 10ms", "at most 3d"])
+            expect(page.get_by_text("suspended until a signal comes")).to_be_visible()
+            name = page.get_by_label("Signal", exact=True)
+            assert name.evaluate("field => field.scrollWidth <= field.clientWidth")
+            page.get_by_role("textbox", name="payload").fill('"yes"')
+            page.get_by_role("button", name="Send", exact=True).click()
+            wait_until(lambda: app.get(job.id).result == "yes", "completed")
+        page.close()  # its stream of events would miss the server
 
 
 def test_on_a_phone_the_row_of_pages_shows_where_one_is(window: Window) -> None:

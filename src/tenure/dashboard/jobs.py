@@ -216,7 +216,6 @@ def show(request: PageRequest) -> Response:
         legal=explanation.legal_events,
         transitions=transitions,
         titles=timeline.TITLES,
-        caused_by=timeline.caused_by,
         attempts=timeline.attempts(transitions),
         periods=timeline.periods(transitions, request.now),
         span=((job.finished_at or request.now) - job.created_at).total_seconds(),

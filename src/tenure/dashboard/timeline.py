@@ -1,4 +1,4 @@
-"""A job's history as its page shows it: titles, causes, attempts, time per status. Pure."""
+"""A job's history as its page shows it: titles, attempts, time per status. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 from itertools import accumulate
 
 from tenure.jobs.ledger import Transition
-from tenure.lifecycle import FIRST_EVENT, RULE_OF, SETTLED, Status
+from tenure.lifecycle import FIRST_EVENT, SETTLED
 
 WIDTH = 1000.0
 MIN_WIDTH = 3.0
@@ -25,7 +25,7 @@ TITLES: Mapping[str, str] = {
     "released": "released before it started",
     "interrupted": "interrupted: its worker stopped",
     "snoozed": "snoozed",
-    "suspended": "suspended until something has come",
+    "suspended": "suspended until a signal comes",
     "unblocked": "no longer waiting",
     "skipped": "skipped: what it waited for cannot come",
     "restored": "waiting again",
@@ -43,14 +43,6 @@ class Period:
     x: float
     width: float
     seconds: float
-
-
-def caused_by(transition: Transition) -> str:
-    """Return who can cause a transition."""
-    if transition.source is None:
-        return "the application or an operator"
-    rule = RULE_OF.get((transition.event, Status(transition.source)))
-    return rule.caused_by if rule else ""
 
 
 def attempts(transitions: Sequence[Transition]) -> list[tuple[Transition, Transition | None]]:
