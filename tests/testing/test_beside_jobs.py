@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from tenure import Failure, JobContext, JobFailed, SignalTimeout, Tenure, testing
+from tenure.jobs.queries import Filter
 from tenure.jobs.work import ClaimRequest
 from tenure.store.tables import workers
 from tenure.worker.maintenance import MaintenanceThread
@@ -115,6 +116,25 @@ def test_a_lease_that_a_dead_worker_left_runs_out(enter: Enter, nowhere: Tenure)
     jobs.travel("1m")
     assert nowhere.get(job.id).event == "retried"
     assert jobs.drain(retries=True).completed == 1
+
+
+def test_what_ends_beside_the_jobs_is_followed_too(enter: Enter, nowhere: Tenure) -> None:
+    """A worker does the one duty a second after the other; a drain does both."""
+
+    @nowhere.job
+    def work() -> None: ...
+
+    jobs = enter(nowhere)
+    nowhere.queues.pause("closed")
+    late = work.options(queue="closed", start_by="1h").enqueue()
+    after_late = work.options(depends_on=[late]).enqueue()
+    many = work.options(queue="closed", tags=["many"]).enqueue()
+    after_many = work.options(depends_on=[many]).enqueue()
+    assert jobs.drain(until="2h").left == 2
+    assert nowhere.get(after_late.id).event == "skipped"
+    nowhere.bulk.start("cancel", Filter(tag="many"))
+    assert jobs.drain().left == 0
+    assert nowhere.get(after_many.id).event == "skipped"
 
 
 def test_a_test_in_a_loop_may_drain_without_await(nowhere: Tenure) -> None:

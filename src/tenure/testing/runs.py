@@ -16,7 +16,7 @@ from tenure.errors import IllegalTransition, InvalidInput, JobFailed
 from tenure.jobs import durations
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.names import check_queues
-from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdict
+from tenure.jobs.work import Answer, ClaimRequest, Duty, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import SETTLED, Job, Status
 from tenure.store.borrowed.opened import LENT
 from tenure.testing import changes
@@ -292,9 +292,11 @@ class Runs:
         return min((time for time in times if time > after), default=None)
 
     def maintain(self) -> None:
-        """Do what a server does once a second beside the jobs."""
+        """Do what a server does beside the jobs: a duty may leave jobs for another one."""
         self._declare()
         self._maintenance.do_once()
+        if Duty.DEPENDENCIES in self._app.core.look():
+            self._maintenance.do_once()
 
     def _declare(self) -> None:
         if not self._has_declared:
