@@ -116,6 +116,9 @@ def test_a_lease_that_a_dead_worker_left_runs_out(enter: Enter, nowhere: Tenure)
     jobs.travel("1m")
     assert nowhere.get(job.id).event == "retried"
     assert jobs.drain(retries=True).completed == 1
+    work.enqueue()
+    nowhere.core.claim(ClaimRequest(worker="dead", limit=1, lease_seconds=30.0))
+    assert jobs.drain(until="1h").completed == 1
 
 
 def test_what_ends_beside_the_jobs_is_followed_too(enter: Enter, nowhere: Tenure) -> None:

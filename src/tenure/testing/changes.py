@@ -89,7 +89,7 @@ def _is_paused(db: Reads, job: Job) -> bool:
 
 
 def next_times(db: Database) -> list[datetime]:
-    """Return when a wait for a signal ends, a schedule is due, or a limit lets a job start.
+    """Return when a wait or a lease ends, a schedule is due, or a limit lets a job start.
 
     A limit that opens with the end of a job has no time.
     """
@@ -97,6 +97,7 @@ def next_times(db: Database) -> list[datetime]:
     queue, part = d.table("queue_limit"), d.table("partition_limit")
     firsts = (
         ("min(expires_at)", d.table("wait")),
+        ("min(lease_expires_at)", d.table("job")),
         ("min(next_at)", f"{d.table('schedule')} WHERE paused_at IS NULL"),
         *(("resume_at", table) for table in (queue, part)),
     )
