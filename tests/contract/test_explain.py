@@ -69,8 +69,14 @@ def test_what_had_started_was_said_not_to_have_started(harness: StoreHarness, wh
     lease = harness.take(start_by=until, priority=-1)
     harness.report(report_suspended(lease))
     harness.clock.advance(61)
-    assert len(harness.store.expire().result()) == 2
     when = f"{until:%Y-%m-%d %H:%M:%S} UTC."
+    for job in (fresh, lease):  # no worker that is started now would run it
+        soon = why(job.id)
+        assert soon.text.endswith(f" before {when} The next sweep cancels it.")
+        assert soon.reason == "will_expire"
+    harness.clock.advance(SWEEP_IS_LATE.total_seconds())
+    check(why(fresh.id), "will_expire", f"{when} No process sweeps; start `tenure worker`")
+    assert len(harness.store.expire().result()) == 2
     check(why(fresh.id), "expired", f"It was cancelled: it had to start before {when}")
     check(why(lease.id), "expired", f"It was cancelled: it had to start again before {when}")
 

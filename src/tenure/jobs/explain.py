@@ -29,6 +29,7 @@ WORKER_IS_LIVE = timedelta(seconds=60)
 """A worker that holds no lease counts as dead after this long without a claim."""
 SWEEP_IS_LATE = timedelta(seconds=10)
 """How long after its end a lease is swept at the latest, if a worker or a server is alive."""
+NO_SWEEP = "No process sweeps; start `tenure worker` or `tenure serve`."
 COUNTED_SOON = timedelta(seconds=10)
 """How far the statistics may be behind, and count as up to date."""
 
@@ -60,8 +61,14 @@ class Explanation(Struct, frozen=True):
 
 def explain(job: Job, facts: Facts) -> Explanation:
     """Return why `job` is not running, or what it is doing, and the events that it can take."""
-    reason, text = _reason(job, facts)
-    if job.start_by is not None and job.status in (Status.PENDING, Status.WAITING):
+    if job.start_by is None or job.status not in (Status.PENDING, Status.WAITING):
+        reason, text = _reason(job, facts)
+    elif job.start_by <= facts.now:
+        reason, text = "will_expire", f"It had to {_start(job)} before {_at(job.start_by)}. "
+        late = facts.now - job.start_by >= SWEEP_IS_LATE
+        text += NO_SWEEP if late else "The next sweep cancels it."
+    else:
+        reason, text = _reason(job, facts)
         text += f" It is cancelled if it has not started by {_at(job.start_by)}."
     if facts.fire is not None:
         text += f" Schedule {facts.fire.schedule} added it for {_at(facts.fire.at)}."
@@ -85,8 +92,8 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
             return "completed", f"It completed at {_at(job.finished_at)}, attempt {job.attempts}."
         case Status.CANCELLED:
             if job.event == "expired":
-                start = "start again" if job.started_at else "start"
-                return "expired", f"It was cancelled: it had to {start} before {_at(job.start_by)}."
+                start = f"{_start(job)} before {_at(job.start_by)}"
+                return "expired", f"It was cancelled: it had to {start}."
             if job.event == "skipped":
                 return "skipped", f"It was skipped at {_at(job.finished_at)}{_missed(facts)}."
             given = job.reason if job.event == "cancelled" else None  # SQL may name no event
@@ -142,7 +149,7 @@ def _processing(job: Job, facts: Facts) -> tuple[str, str]:
             "lease_ran_out",
             f"Worker {_holder(job, facts)} holds it but its lease ran out at "
             + (
-                f"{_at(until)}. No process sweeps; start `tenure worker` or `tenure serve`."
+                f"{_at(until)}. {NO_SWEEP}"
                 if late
                 else f"{_at(until)}: the next sweep ends the attempt."
             ),
@@ -152,6 +159,10 @@ def _processing(job: Job, facts: Facts) -> tuple[str, str]:
         f"Worker {_holder(job, facts)} runs attempt {job.attempts} since {_at(job.started_at)}; "
         f"its lease lasts until {_at(until)} unless renewed. {limit}."
     )
+
+
+def _start(job: Job) -> str:
+    return "start again" if job.started_at else "start"
 
 
 def _holder(job: Job, facts: Facts) -> str:
