@@ -195,6 +195,22 @@ def test_what_others_need_stays_however_short_the_rule(harness: StoreHarness, ap
     assert left(harness) == ["child", "other"]
 
 
+@pytest.mark.parametrize("keep", [{}, {"completed": HOUR}])
+def test_what_others_waited_for_goes_at_its_time(
+    harness: StoreHarness, app: Tenure, keep: dict[str, float]
+) -> None:
+    if not keep:
+        app.retention.set(queue="default", completed=HOUR)
+    for _ in range(3):
+        parent = app.enqueue("parent")
+        app.enqueue("child", depends_on=[parent.id])
+    for _ in range(2):
+        harness.report(*map(report_completed, harness.claim(3)))
+    harness.clock.advance(HOUR + 61)
+    prune(harness, keep, limit=2)
+    assert left(harness) == []
+
+
 @pytest.mark.parametrize("ruled", [False, True])
 def test_what_others_wait_for_is_not_in_the_way(
     harness: StoreHarness, app: Tenure, ruled: bool

@@ -625,8 +625,8 @@ BEGIN
     ruled := EXISTS (SELECT FROM {schema}.retention);
     -- Retention finds the jobs of a workflow by that. One that others wait for is left for as long again.
     INSERT INTO {schema}.arrival (status, at, ids)
-    SELECT job.status, CASE WHEN job.followed > 0 AND job.finished_at IS NOT NULL THEN {schema}.clock()
-            ELSE coalesce(job.lease_expires_at, job.finished_at, job.start_by) END,
+    SELECT job.status, CASE WHEN job.finished_at IS NOT NULL AND job.followed > 0 AND {schema}.is_awaited(job.id)
+            THEN {schema}.clock() ELSE coalesce(job.lease_expires_at, job.finished_at, job.start_by) END,
         array_agg(DISTINCT job.id)
     FROM removed CROSS JOIN unnest(removed.ids) AS one (id) JOIN {schema}.job ON job.id = one.id
     WHERE job.status = removed.status
@@ -634,7 +634,8 @@ BEGIN
     GROUP BY 1, 2;
     IF ruled THEN
         INSERT INTO {schema}.kept (status, queue, type, at, ids)
-        SELECT job.status, job.queue, job.type, CASE WHEN job.followed > 0 THEN {schema}.clock()
+        SELECT job.status, job.queue, job.type,
+            CASE WHEN job.followed > 0 AND {schema}.is_awaited(job.id) THEN {schema}.clock()
                 ELSE date_trunc('minute', job.finished_at) + interval '1 minute' END,
             array_agg(DISTINCT job.id)
         FROM removed CROSS JOIN unnest(removed.ids) AS one (id)
