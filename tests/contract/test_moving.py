@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tenure import InvalidInput, NewJob, PerPartition, Tenure, failpoints
+from tenure import InvalidInput, NewJob, PerPartition, Tenure, failpoints, testing
 from tenure.app import moving
 from tenure.errors import MoveRefused, StoreMoved
 from tenure.store.moving import checks, mover, tables
@@ -101,6 +101,21 @@ def test_everything_arrives(app: Tenure, target_url: str) -> None:
         verdicts = after.core.store.exchange(report, None).result().verdicts
         answer = "lost" if on_sqlite else "recorded"  # SQLite writes the ids of leases otherwise
         assert [verdict.answer for verdict in verdicts] == [answer] * len(leases)
+        assert after.verify() == []
+
+
+def test_attempts_of_a_test_arrive(app: Tenure, target_url: str) -> None:
+    """What `tenure.testing` runs has leases that are written as PostgreSQL writes them."""
+
+    @app.job
+    def work() -> int:
+        return 1
+
+    with testing.on(app, app.database) as jobs:
+        job = jobs.run(work.enqueue())
+    move(app.database, target_url)
+    with Tenure(target_url) as after:
+        assert after.get(job.id).result == 1
         assert after.verify() == []
 
 

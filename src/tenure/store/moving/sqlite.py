@@ -47,7 +47,10 @@ class SqliteSource(Source):
         return self._db.execute(statement, values)
 
     def canonical(self, row: str, column: str, type: str) -> str:
-        return f'{row}."{column}"' + (" * 1000" if type == "timestamptz" else "")
+        cell = f'{row}."{column}"'
+        if column == "lease_id":  # claims by tests and in plain SQL may make it with dashes
+            return f"replace({cell}, '-', '')"
+        return cell + (" * 1000" if type == "timestamptz" else "")
 
     def native(self, text: str, type: str) -> str:
         return f"({text})" + (" / 1000" if type == "timestamptz" else "")
