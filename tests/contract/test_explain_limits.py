@@ -89,6 +89,22 @@ def test_a_partition_in_order_names_the_job_before(app: Tenure, clock: Clock) ->
     check(app, job, "next")
 
 
+def test_a_worker_is_no_help_where_a_partition_stands_still(app: Tenure, clock: Clock) -> None:
+    app.queues.limit("sync", ordered="halt")
+    add(app, "acme", max_retries=1)
+    job = add(app, "acme")
+    (lease,) = take(app)
+    report = Report(lease.id, lease.lease_id, Outcome.FAILED, error="no")
+    app.core.exchange([report], None).result()
+    clock.advance(61)  # no worker is alive
+    check(app, job, "halted", "pass over it")
+    app.queues.pause_partition("sync", "acme")
+    check(app, job, "partition_paused", "resume it to continue")
+    app.queues.resume_partition("sync", "acme")
+    app.queues.pass_over("sync", "acme")
+    check(app, job, "no_worker")
+
+
 def test_a_rate_limit_outside_names_the_job_that_met_it(app: Tenure, clock: Clock) -> None:
     app.queues.limit("sync", per_partition=PerPartition())
     jobs = [add(app, "acme"), add(app, "acme")]

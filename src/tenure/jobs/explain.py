@@ -184,6 +184,9 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
                 f"of {job.max_retries}. Attempt {job.attempts} failed: {first_line(job.last_error)}"
             )
         return "not_due", f"It is not due before {_at(job.run_at)}, in {wait}."
+    closed = limit_reason(job.queue, facts.limits, facts.now) if facts.limits else None
+    if closed is not None and closed[0] in ("partition_paused", "halted"):
+        return closed  # a worker alone does not help
     alive = [worker for worker in facts.workers if is_live(worker, facts.now)]
     of_queue = [worker for worker in alive if worker.serves(job.queue)]
     live = of_queue or [worker for worker in alive if not worker.runs_own]
@@ -202,7 +205,7 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
             f"No worker takes jobs of type {job.type}, of {len(of_queue)} alive "
             f"for queue {job.queue}; start one that does."
         )
-    if facts.limits and (closed := limit_reason(job.queue, facts.limits, facts.now)):
+    if closed is not None:
         return closed
     if facts.limits is not None and facts.limits.ahead:
         jobs = "1 job" if facts.limits.ahead == 1 else f"{facts.limits.ahead:,} jobs"
