@@ -90,7 +90,9 @@ def test_a_retry_that_comes_too_late_does_not_cancel_the_job(
         retry(app, job.id)
     app.core.store.expire().result()
     assert app.get(job.id).status == "failed"
-    assert "cannot be retried: it had to start before 2026" in app.explain(job.id).text
+    told = app.explain(job.id)
+    assert "cannot be retried: it had to start before 2026" in told.text
+    assert told.legal_events == ()  # no page and no command offers a retry
     assert app.run_again(job.id).start_by is None
 
 

@@ -72,11 +72,17 @@ def explain(job: Job, facts: Facts) -> Explanation:
         text += f" It is cancelled if it has not started by {_at(job.start_by)}."
     if facts.fire is not None:
         text += f" Schedule {facts.fire.schedule} added it for {_at(facts.fire.at)}."
+    legal = legal_events(job.status, job.event)
+    if refused := _no_retry(job, facts):
+        text += f" It cannot be retried: {refused}."
+        legal = tuple(event for event in legal if event != Retried.name)
+    return Explanation(reason, text, legal)
+
+
+def _no_retry(job: Job, facts: Facts) -> str | None:
     if job.status is Status.FAILED and job.start_by is not None and job.start_by <= facts.now:
-        text += f" It cannot be retried: it had to start before {_at(job.start_by)}."
-    elif facts.holder is not None:
-        text += f" It cannot be retried: job {facts.holder} holds its unique key."
-    return Explanation(reason, text, legal_events(job.status, job.event))
+        return f"it had to start before {_at(job.start_by)}"
+    return facts.holder and f"job {facts.holder} holds its unique key"
 
 
 def rate(activity: Iterable[Activity], queue: str, now: datetime) -> float:
