@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tenure import StoreUnavailable, Tenure
+from tenure import InvalidInput, StoreUnavailable, Tenure
 from tenure.store.sqlite.reader import SqliteReader
 from tests.support.waiting import wait_until
 from tests.support.workers import running_worker, wait_until_completed
@@ -48,6 +49,17 @@ def obstructed(folder: Path) -> Iterator[None]:
     aside.rename(folder)
 
 
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Let files be closed to this user, also if that is root."""
+    user = os.geteuid()
+    os.seteuid(user or 65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
 @pytest.mark.parametrize("ending", ["", "-wal", "-shm"])
 def test_a_file_deleted_under_a_live_process(app: Tenure, path: Path, ending: str) -> None:
     beside(path, ending).unlink()
@@ -67,6 +79,35 @@ def test_a_folder_that_is_none_for_a_while(app: Tenure, path: Path, tmp_path: Pa
             SqliteReader(path).clock()
         assert "problem" in [check.health for check in app.check()]
     assert app.enqueue("after").type == "after"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a" * 300, "choose a shorter path"),
+        ("/".join(["b" * 200] * 25), "choose a shorter path"),
+        ("a\0b", "is not the URL of a SQLite file"),
+    ],
+)
+def test_a_path_that_no_file_can_have(tmp_path: Path, name: str, said: str) -> None:
+    """The OSError, or ValueError, of the look for links came out."""
+    with pytest.raises(InvalidInput, match=said):
+        Tenure(f"sqlite:///{tmp_path}/{name}").open()
+
+
+@pytest.mark.parametrize("option", ["", "?filesystem=any"])
+def test_a_folder_that_this_user_may_not_enter(tmp_path: Path, option: str) -> None:
+    """The PermissionError of the look for links came out."""
+    (closed := tmp_path / "closed").mkdir(mode=0o000)
+    with without_rights(), pytest.raises(StoreUnavailable, match="enter each folder"):
+        Tenure(f"sqlite:///{closed}/jobs.db{option}").open()
+
+
+def test_a_path_that_is_too_long_for_sqlite(tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*["a" * 100] * 5)
+    folder.mkdir(parents=True)
+    with pytest.raises(StoreUnavailable, match=r"unable to open.*less than 500 bytes"):
+        Tenure(f"sqlite:///{folder}/jobs.db").open()
 
 
 def test_a_program_that_starts_meanwhile_can_wait(app: Tenure, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import sqlite3
 import time
@@ -53,7 +54,8 @@ MEMORY = Path(":memory:")
 def path_of(url: str) -> Path:
     """The file of a `sqlite:///relative.db` or `sqlite:////absolute.db` URL."""
     path, _, option = url.removeprefix("sqlite:///").partition("?")
-    if path == url or path in {"", ":memory:"} or option not in {"", filesystems.ANY}:
+    is_path = path != url and path not in {"", ":memory:"} and "\0" not in path
+    if not is_path or option not in {"", filesystems.ANY}:
         raise InvalidInput(
             f"{without_password(url)!r} is not the URL of a SQLite file; write "
             "sqlite:///jobs.db or sqlite:////var/lib/jobs.db"
@@ -62,11 +64,21 @@ def path_of(url: str) -> Path:
 
 
 def usable_path_of(url: str) -> Path:
-    """Return the same, after a check of the file system and of links on the way."""
+    """Return the same, after a check of the file system and of links on the way.
+
+    Raises StoreUnavailable if a folder on the way cannot be entered.
+    """
     path = path_of(url)
-    filesystems.refuse_planted(path)
-    if not url.endswith(f"?{filesystems.ANY}"):
-        filesystems.refuse_remote(path)
+    try:
+        filesystems.refuse_planted(path)
+        if not url.endswith(f"?{filesystems.ANY}"):
+            filesystems.refuse_remote(path)
+    except OSError as error:
+        said = f"the database {path} cannot be used: {error.strerror}"
+        if error.errno == errno.ENAMETOOLONG:  # nor will it be usable later
+            raise InvalidInput(f"{said}; choose a shorter path") from error
+        advice = "this user must be able to enter each folder on the way"
+        raise StoreUnavailable(f"{said}; {advice}") from error
     return path
 
 

@@ -90,4 +90,10 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
         with closing(connect(path)) as connection:
             yield connection
     except (sqlite3.Error, OSError) as error:
-        raise StoreUnavailable(f"the database {path} cannot be used: {error}") from error
+        said = f"the database {path} cannot be used: {error}"
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
+            said += (
+                "; its folder must exist, this user must be able to write there, and the path"
+                " must have less than 500 bytes"
+            )
+        raise StoreUnavailable(said) from error
