@@ -59,7 +59,8 @@ class _Client:
         - `tracing`: make OpenTelemetry spans for adding jobs, and in a worker for each attempt.
           Needs `pip install 'tenure[otel]'`. Default: false.
 
-        Raises InvalidInput if `url` is not such an address, or if a library is not installed.
+        Raises InvalidInput if `url` is not such an address, if `token` is not visible ASCII, or if
+        a library is not installed.
         """
         self._to = Transport(url, token, timeout, tracing=tracing, blocks=self._blocks)
         self.tracing = self._to.tracing

@@ -124,7 +124,8 @@ def _one_of(*choices: str) -> Callable[[Any, str], str]:
 check_migrate = _one_of("new", "auto", "never")
 
 
-def _token(value: Any, where: str) -> str:
+def check_token(value: Any, where: str) -> str:
+    """Return a token without spaces around it; raises InvalidInput, without what was given."""
     token = value.strip() if isinstance(value, str) else ""
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise InvalidInput(
@@ -137,7 +138,7 @@ def _token(value: Any, where: str) -> str:
 def _tokens(value: Any, where: str) -> tuple[str, ...]:
     """Read tokens from the environment, separated by commas so that two are valid at once."""
     parts = value.split(",") if isinstance(value, str) else [value]
-    return tuple(_token(part, where) for part in parts)
+    return tuple(check_token(part, where) for part in parts)
 
 
 def _token_file(value: Any, where: str) -> tuple[str, ...]:
@@ -156,7 +157,7 @@ def _token_file(value: Any, where: str) -> tuple[str, ...]:
         raise InvalidInput(
             "every user of this machine can write to the token file: chmod 600 it", path=where
         )
-    tokens = tuple(_token(line, where) for line in lines if line.strip())
+    tokens = tuple(check_token(line, where) for line in lines if line.strip())
     if not tokens:
         raise InvalidInput("the token file holds no token: put one on each line", path=where)
     return tokens

@@ -420,10 +420,37 @@ def test_a_closed_client(server: ServerProcess) -> None:
         client.exchange((), asking())
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8080", "ftp://localhost", "sqlite:///jobs.db"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "localhost:8080", "ftp://localhost", "sqlite:///jobs.db"),
+        *("http://[", "http://me:s3cretpw/@localhost", "http://local\nhost", "http://\udc80"),
+    ],
+)
 def test_what_is_no_address(url: str) -> None:
-    with pytest.raises(errors.InvalidInput):
+    """Some were errors of the HTTP library, or named what may be a password."""
+    with pytest.raises(errors.InvalidInput, match=r"^url: give an address") as refused:
         Client(url)
+    assert "s3cretpw" not in str(refused.value)
+
+
+@pytest.mark.requirement("C12")
+@pytest.mark.parametrize("token", ["s3cret\npw", "s3cretpw é", "s3cretpw\udc80"])
+def test_what_is_no_token(server: ServerProcess, token: str) -> None:
+    """The first request raised an error of the HTTP library, some with the token in it."""
+    with pytest.raises(errors.InvalidInput, match=r"^token: not a token") as refused:
+        Client(server.url, token)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_token_as_it_is_read_from_a_file(server: ServerProcess) -> None:
+    with Client(server.url, f"{TOKEN}\n") as client:
+        client.stats()
+
+
+def test_a_filter_that_is_no_unicode(client: Client) -> None:
+    with pytest.raises(errors.InvalidInput, match="not Unicode"):
+        client.find(tag="\ud800")
 
 
 # --- what is not said, and what is ----------------------------------------------------------------

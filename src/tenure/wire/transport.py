@@ -18,7 +18,7 @@ from tenure.errors import InvalidInput, StoreUnavailable, TenureError
 from tenure.jobs.reading import learn
 from tenure.jobs.redaction import without_password
 from tenure.lifecycle import Job
-from tenure.settings import is_loopback
+from tenure.settings import check_token, is_loopback
 from tenure.telemetry.tracing import Tracing
 from tenure.wire import problems, responses
 
@@ -30,6 +30,7 @@ log = logging.getLogger("tenure.client")
 DEFAULT_TIMEOUT_SECONDS = 30.0
 MAX_CONNECTIONS = 16
 JSON = {"Content-Type": "application/json"}
+NO_ADDRESS = "give an address such as http://127.0.0.1:8080"
 
 
 def finished(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -69,25 +70,29 @@ class Transport:
                 "pip install 'tenure[client]'"
             ) from error
         if not url.startswith(("http://", "https://")):
-            raise InvalidInput("give an address such as http://127.0.0.1:8080", path="url")
+            raise InvalidInput(NO_ADDRESS, path="url")
+        token = check_token(token, "token") if token else None
         self.tracing = Tracing() if tracing else None
         self.timeout = timeout
         self._address = without_password(url.rstrip("/"))
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        is_plain = url.startswith("http://") and not is_loopback(urlsplit(url).hostname or "")
+        self._blocks = blocks
+        try:
+            is_plain = url.startswith("http://") and not is_loopback(urlsplit(url).hostname or "")
+            self.http: Any = (httpx.Client if blocks else httpx.AsyncClient)(
+                base_url=url.rstrip("/"),
+                headers={"Accept": "application/json", **headers},
+                timeout=timeout,
+                limits=httpx.Limits(
+                    max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS
+                ),
+                follow_redirects=False,
+                trust_env=False,
+            )
+        except (httpx.InvalidURL, ValueError):  # it may name a password
+            raise InvalidInput(NO_ADDRESS, path="url") from None
         if token is not None and is_plain:
             log.warning("%s gets the token and payloads in plain text: use https", self._address)
-        self._blocks = blocks
-        self.http: Any = (httpx.Client if blocks else httpx.AsyncClient)(
-            base_url=url.rstrip("/"),
-            headers={"Accept": "application/json", **headers},
-            timeout=timeout,
-            limits=httpx.Limits(
-                max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS
-            ),
-            follow_redirects=False,
-            trust_env=False,
-        )
         self.trouble = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
 
     async def ask(
@@ -129,6 +134,8 @@ class Transport:
         except self.trouble as error:
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise StoreUnavailable(f"no answer from {self._address}: {said}") from error
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"an argument is not Unicode text: {error.reason}") from error
         except RuntimeError as error:
             raise StoreUnavailable(f"the client is closed: {error}") from error
         if response.status_code >= 300:
