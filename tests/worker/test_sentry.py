@@ -12,7 +12,7 @@ import sentry_sdk
 from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
 
-from tenure import PermanentFailure, RateLimited, Snooze, Tenure
+from tenure import JobContext, PermanentFailure, RateLimited, Snooze, Tenure
 from tenure.contrib.sentry import install
 from tests.support.waiting import wait_until
 from tests.support.workers import running_worker, wait_until_failed
@@ -109,6 +109,11 @@ def test_jobs_do_not_see_the_tags_of_others(sent: Collected, tmp_path: Path) -> 
     assert sorted(own) == [["own.0"], ["own.1"], ["own.2"]]
 
 
+def statuses(sent: Collected) -> list[str]:
+    """How each transaction ended."""
+    return [one["contexts"]["trace"].get("status") or "ok" for one in sent.transactions]
+
+
 SNOOZES = [Snooze(60), RateLimited(60), ExceptionGroup("two", [Snooze(60), RateLimited(60)])]
 
 
@@ -131,5 +136,19 @@ def test_a_snooze_is_no_error(
         job = app.enqueue("later")
         wait_until(lambda: app.get(job.id).snoozes, "the job to be snoozed")
     assert sent.events == []
-    (transaction,) = sent.transactions
-    assert transaction["contexts"]["trace"].get("status") in (None, "ok")
+    assert statuses(sent) == ["ok"]
+
+
+def test_a_sleep_is_no_error(sent: Collected, tmp_path: Path) -> None:
+    app = Tenure(f"sqlite:///{tmp_path}/jobs.db")
+    install(app)
+
+    @app.job
+    def remind(context: JobContext) -> None:
+        context.sleep("1h")
+
+    with app, running_worker(app):
+        job = remind.enqueue()
+        wait_until(lambda: app.get(job.id).event == "snoozed", "the job to sleep")
+    assert sent.events == []
+    assert statuses(sent) == ["ok"]

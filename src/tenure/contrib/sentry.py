@@ -11,7 +11,9 @@ from sentry_sdk.scope import Scope, use_isolation_scope, use_scope
 from sentry_sdk.utils import event_from_exception
 
 from tenure import Failure, JobContext, Snooze, Tenure
+from tenure.jobs.parking import Parked
 
+NO_FAILURE = (Snooze, Parked)
 SCOPES = "_tenure_sentry_scopes"
 """The attribute of an exception that keeps what was collected until the failure is recorded."""
 
@@ -34,7 +36,7 @@ def install(app: Tenure) -> None:
 
 @contextmanager
 def _traced(context: JobContext) -> Iterator[None]:
-    snooze: BaseException | None = None
+    again: BaseException | None = None
     with sentry_sdk.isolation_scope() as scope:
         scope.clear_breadcrumbs()
         scope.set_tags(_tags(context.id, context.type, context.queue, context.attempt))
@@ -42,21 +44,21 @@ def _traced(context: JobContext) -> Iterator[None]:
             try:
                 yield
             except BaseException as error:
-                if not _is_snooze(error):
+                if not _runs_again(error):
                     with suppress(Exception):  # its class may refuse attributes
                         setattr(error, SCOPES, (scope, sentry_sdk.get_current_scope().fork()))
                     raise
-                snooze = error  # nothing has failed: the transaction must not see it
-        if snooze is not None:
+                again = error  # nothing has failed: the transaction must not see it
+        if again is not None:
             try:
-                raise snooze
+                raise again
             finally:
-                del snooze  # its traceback has this frame
+                del again  # its traceback has this frame
 
 
-def _is_snooze(error: BaseException) -> bool:
-    failed = error.split(Snooze)[1] if isinstance(error, BaseExceptionGroup) else error
-    return failed is None or isinstance(failed, Snooze)
+def _runs_again(error: BaseException) -> bool:
+    failed = error.split(NO_FAILURE)[1] if isinstance(error, BaseExceptionGroup) else error
+    return failed is None or isinstance(failed, NO_FAILURE)
 
 
 def _report(failure: Failure) -> None:
