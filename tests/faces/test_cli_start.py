@@ -55,6 +55,22 @@ def test_a_disk_that_is_full_is_no_traceback(sqlite_url: str) -> None:
     assert ended.stderr == "Error: the output could not be written: No space left on device\n"
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_the_caller_closed_is_no_error(sqlite_url: str, closed: str) -> None:
+    """As of a job of cron: without it, each table was an AttributeError."""
+    tenure.Tenure(sqlite_url).open().close()
+    script = f'exec "$0" -m tenure stats --database "$1" {closed}'
+    ended = subprocess.run(
+        ["/bin/sh", "-c", script, sys.executable, sqlite_url],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=clean_environment(),
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 ALL = [pytest.param(path, command, id=" ".join(path)) for path, command in commands(cli)]
 
 

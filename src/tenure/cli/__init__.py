@@ -6,6 +6,7 @@ what it needs when it runs.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -66,6 +67,9 @@ def cli() -> None:
 
 def main() -> None:
     """The `tenure` program."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # its caller closed it; now no other file gets its number
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for the whole run
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what the terminal cannot show is shown as an escape
             stream.reconfigure(errors="backslashreplace")
