@@ -130,6 +130,7 @@ def test_options_are_refused_as_in_python(app: Tenure, subtests: pytest.Subtests
         ("priority", "1.5", "not a valid integer"),
         ("max-retries", "three", "not a valid integer"),
         ("max-retries", "9" * 5_000, "not a valid integer"),
+        ("needs", "9" * 5_000, "$.needs: "),
         ("run-at", "tomorrow", "--run-at: not a time"),
         ("run-at", "2026-01-31", "$.run_at: run_at needs a time with its zone"),
         ("run-at", "2026-01-31T12:00:00", "$.run_at: run_at needs a time with its zone"),

@@ -72,8 +72,9 @@ def options_given(given: dict[str, Any], payload: str | None) -> Any:
         options["depends_on"] = [
             {"job_id": id, "meets": meets or "completed"} for id, _, meets in parts
         ]
-    if str(options.get("needs", "")).isdecimal():
-        options["needs"] = int(options["needs"])
+    needs = str(options.get("needs", ""))
+    if needs.isdecimal() and len(needs) < 16:
+        options["needs"] = int(needs)
     backoff = options.get("backoff", "")
     if backoff.startswith("{"):
         options["backoff"] = _json(backoff.encode(), "$.backoff")
