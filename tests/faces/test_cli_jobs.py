@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from tenure import PerPartition, Tenure
+from tenure import Job, PerPartition, StoreUnavailable, Tenure
 from tenure.jobs.limits import Limits
 from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.store import transitions
 from tenure.wire import responses
 from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.clock import Clock
@@ -260,6 +261,24 @@ def test_cancel_as_json_is_the_jobs_that_changed(app: Tenure) -> None:
 
     assert cli_json("jobs", "cancel", job.id) == [as_json(responses.job_body(app.get(job.id)))]
     assert app.get(job.id).status == "cancelled"
+
+
+def test_an_outage_hides_no_job_that_was_changed_before(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = app.enqueue("email"), app.enqueue("email")
+    apply = transitions.apply
+
+    def fails(db: Any, job_id: str, event: Any) -> Job:
+        if job_id == second.id:
+            raise StoreUnavailable("the connection was lost")
+        return apply(db, job_id, event)
+
+    monkeypatch.setattr(transitions, "apply", fails)
+    result = run_cli("jobs", "cancel", first.id, second.id, "--json")
+    assert result.exit_code == 4
+    assert "the connection was lost" in result.stderr
+    assert [job["id"] for job in json.loads(result.stdout)] == [first.id]
 
 
 def test_one_refusal_stops_no_other_and_the_first_sets_the_code(app: Tenure) -> None:

@@ -368,8 +368,9 @@ def _each(app: Tenure, change: Callable[[str], Job], ids: Sequence[str], as_json
     for id in ids:
         try:
             changed.append(app.core.redaction.job(change(id)))
-        except StoreUnavailable:  # nor will it answer for the others
-            raise
+        except StoreUnavailable as error:  # nor will it answer for the others
+            code = complain(error)
+            break
         except TenureError as error:
             failed = complain(error)
             code = code or failed
