@@ -111,6 +111,14 @@ def test_a_position_of_nowhere_and_a_job_that_is_not_there(app: Tenure) -> None:
     assert run_cli("tail", "--event", "done").exit_code == 2
 
 
+@pytest.mark.parametrize("option", ["--type", "--queue"])
+def test_what_is_no_name(app: Tenure, option: str) -> None:
+    """An argument that was no Unicode text was an error of the database's driver."""
+    result = run_cli("tail", "--no-follow", option, "\udc80")
+    assert result.exit_code == 2
+    assert "not a name for a" in result.stderr
+
+
 def test_it_follows_until_ctrl_c(app: Tenure, database_url: str) -> None:
     app.enqueue("first")
     with Terminal(*PROGRAM, "tail", columns=80, TENURE_DATABASE=database_url) as terminal:

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from tenure.app.core import Noun
 from tenure.jobs.enqueue import whole
 from tenure.jobs.ledger import EventFilter, LedgerPage
+from tenure.jobs.names import check_name
 from tenure.jobs.queries import MAX_LISTED
 from tenure.jobs.queue_rights import includes, require
 from tenure.jobs.stats import Activity, Count, FailureGroup, Total
@@ -106,8 +107,11 @@ class Events(Noun):
         - `filter`: which of them to return, by event, job type and queue. Default: all.
 
         Each transition comes with the type and queue of its job. Continue at the `position` of the
-        page, also when it holds no transition.
+        page, also when it holds no transition. Raises InvalidInput.
         """
+        for at, what in (("types", "job type"), ("queues", "queue")):
+            for name in getattr(filter, at) or ():
+                check_name(name, what, f"$.{at}")
         require(self._core.queues, filter.queues or ())
         wanted = replace(filter, within=self._core.queues)
         return self._core.limited_store.read.transitions(after, limit, wanted)
