@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tenure import Tenure
+from tenure import Tenure, Unique
+from tenure.app.app import limited_to
 from tenure.events import Cancelled
 from tenure.jobs.explain import (
     RATE_MINUTES,
@@ -21,6 +22,7 @@ from tenure.jobs.explain import (
 )
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.stats import BUCKETS, Activity, WorkerState
+from tenure.jobs.work import ClaimRequest
 from tenure.lifecycle import ATTEMPT_ENDS, Job
 from tenure.webhooks.deliveries import WEBHOOK, queue_of
 from tests.support.store import (
@@ -79,6 +81,26 @@ def test_what_had_started_was_said_not_to_have_started(harness: StoreHarness, wh
     assert len(harness.store.expire().result()) == 2
     check(why(fresh.id), "expired", f"It was cancelled: it had to start before {when}")
     check(why(lease.id), "expired", f"It was cancelled: it had to start again before {when}")
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_who_has_the_key_of_a_job_that_was_skipped(harness: StoreHarness, elsewhere: bool) -> None:
+    """It was named for failed jobs only, to those who may not see its queue too."""
+    with Tenure(harness.url) as app:
+        parent = app.enqueue("parent", max_retries=1)
+        unique = {"unique": Unique(by=("n",)), "payload": {"n": 1}}
+        skipped = app.enqueue("child", depends_on=[parent], **unique)
+        wanted = ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w")
+        (lease,) = app.core.claim(wanted).leases
+        app.core.report([report_failed(lease)])
+        while harness.store.follow().result():
+            pass
+        holder = app.enqueue("child", queue="other", **unique)
+        assert app.get(skipped.id).event == "skipped"
+        told = (limited_to(app, ("default",)) if elsewhere else app).explain(skipped.id)
+    who = "a job of another queue" if elsewhere else f"job {holder.id}"
+    check(told, "skipped", f"It cannot wait again: {who} holds its unique key.")
+    assert (holder.id in told.text) is not elsewhere
 
 
 def test_failed(harness: StoreHarness, why: Why) -> None:

@@ -105,8 +105,11 @@ def _facts(core: Core, job: Job) -> Facts:
     due = job.status is Status.PENDING and job.run_at <= now
     blocked = job.status is Status.WAITING
     linked = blocked or job.event == "skipped"
-    failed = [job.id] if job.status is Status.FAILED else []
-    _, holder = unique_keys.keys_of(read, failed).get(job.id, ("", None))
+    keyless = [job.id] if job.status is Status.FAILED or job.event == "skipped" else []
+    _, holder = unique_keys.keys_of(read, keyless).get(job.id, ("", None))
+    if holder is not None and core.queues is not None:
+        other = read.get(holder)
+        holder = holder if other and includes(core.queues, other.queue) else ELSEWHERE
     by_schedule = f"WHERE job_id = {read.dialect.id_value}"
     return Facts(
         now=now,

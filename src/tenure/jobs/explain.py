@@ -47,7 +47,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     fire: Fire | None = None  # of the schedule that added it
     parents: Sequence[Parent] = ()  # the jobs that it depends on, if it waits or was skipped
     wait: Wait | None = None  # if it is suspended
-    holder: str | None = None  # the job that has its unique key instead, if it failed
+    holder: str | None = None  # the job that has its unique key, if it failed or was skipped
     limits: LimitFacts | None = None  # of its queue, if it is due
 
 
@@ -74,7 +74,8 @@ def explain(job: Job, facts: Facts) -> Explanation:
         text += f" Schedule {facts.fire.schedule} added it for {_at(facts.fire.at)}."
     legal = legal_events(job.status, job.event)
     if refused := _no_retry(job, facts):
-        text += f" It cannot be retried: {refused}."
+        act = "be retried" if job.status is Status.FAILED else "wait again"
+        text += f" It cannot {act}: {refused}."
         legal = tuple(event for event in legal if event != Retried.name)
     return Explanation(reason, text, legal)
 
@@ -82,7 +83,10 @@ def explain(job: Job, facts: Facts) -> Explanation:
 def _no_retry(job: Job, facts: Facts) -> str | None:
     if job.status is Status.FAILED and job.start_by is not None and job.start_by <= facts.now:
         return f"it had to start before {_at(job.start_by)}"
-    return facts.holder and f"job {facts.holder} holds its unique key"
+    if facts.holder is None:
+        return None
+    who = facts.holder if facts.holder == ELSEWHERE else f"job {facts.holder}"
+    return f"{who} holds its unique key"
 
 
 def rate(activity: Iterable[Activity], queue: str, now: datetime) -> float:
