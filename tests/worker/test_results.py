@@ -259,6 +259,22 @@ def test_an_outage_ends_no_wait_that_has_begun(app: Tenure, looks: list[set[str]
     assert future.result(20).status == "cancelled"
 
 
+def test_each_who_waits_has_an_error_to_raise(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All had the same one: its traceback grew with each, and one changed it for the others."""
+    job, both, look = app.enqueue("work", delay="1h"), threading.Event(), waits.Waits._next
+
+    def settled(*_: object) -> None:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(Reader, "settled", settled)
+    monkeypatch.setattr(waits.Waits, "_next", lambda all: both.wait(20) and look(all))
+    futures = [begin(app.core, job.id) for _ in range(2)]
+    both.set()
+    first, second = (future.exception(20) for future in futures)
+    assert first is not second
+    assert str(first) == str(second) == "away"
+
+
 def test_handles_come_out_as_their_jobs_end(app: Tenure) -> None:
     @app.job
     def double(number: int) -> int:

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
+from copy import copy
 from typing import Any
 
-from tenure.errors import JobNotFound, ResultGone, StoreUnavailable
+from tenure.errors import JobNotFound, ResultGone, StoreUnavailable, TenureError
 from tenure.lifecycle import Job
 from tenure.store.reader import Reader
 from tenure.store.work import Work, touched_jobs
@@ -141,7 +142,7 @@ class Waits:
         except Exception as error:
             for wait in due:  # an outage ends no wait that had its first look
                 if not (wait.seen and isinstance(error, StoreUnavailable)):
-                    _answer(wait, error)
+                    _answer(wait, _another(error))
             return
         for wait in due:
             if wait.job_id not in settled:
@@ -149,6 +150,15 @@ class Waits:
             elif job := settled[wait.job_id]:
                 _answer(wait, job)
             wait.seen = True
+
+
+def _another(error: Exception) -> Exception:
+    """Return an error like this one: who raises it changes its traceback and its context."""
+    if not isinstance(error, TenureError):
+        return error
+    made = copy(error)
+    made.__cause__ = error
+    return made
 
 
 def _answer(wait: Pending, answer: Job | Exception) -> None:
