@@ -42,6 +42,15 @@ APART = {
 
 @pytest.fixture
 def target_url(postgres_server: PostgresServer) -> Iterator[str]:
+    yield from new_database(postgres_server)
+
+
+@pytest.fixture
+def other_url(postgres_server: PostgresServer) -> Iterator[str]:
+    yield from new_database(postgres_server)
+
+
+def new_database(postgres_server: PostgresServer) -> Iterator[str]:
     name = f"tenure_test_{uuid.uuid4().hex}"
     yield postgres_server.create_database(name)
     postgres_server.drop_database(name)
@@ -375,6 +384,19 @@ def test_abort_with_another_target_stopped_a_move(
         move(app.database, target_url)
     with pytest.raises(MoveRefused, match=f"being moved to {re.escape(target_url)}"):
         moving.abort(app.database, f"{target_url}&schema=other")
+    assert move(app.database, target_url)[0].startswith("continuing ")
+
+
+def test_of_two_moves_that_begin_at_once_the_first_goes_on(
+    app: Tenure, target_url: str, other_url: str
+) -> None:
+    """Both saw a source that is not being moved. The second one took the notes of the first."""
+    app.enqueue("plain")
+    with opened(app.database, target_url) as first, opened(app.database, other_url) as second:
+        mover.Mover(*first)._begin(is_copy=False)
+        with pytest.raises(MoveRefused, match=f"being moved to {re.escape(target_url)}"):
+            mover.Mover(*second)._begin(is_copy=False)
+        assert second[1].every_table() == {}
     assert move(app.database, target_url)[0].startswith("continuing ")
 
 

@@ -95,7 +95,7 @@ class Mover:
             raise MoveRefused(f"the jobs are being moved to {state.target}: undo it with that")
         if mark is not None and not mark.is_of(self.source):
             raise MoveRefused(f"there is a copy of {mark.source}: undo it with that")
-        self.source.forsake()
+        self.source.forsake(self.target.name)
         if mark is not None:
             self.target.drop()
 
@@ -105,7 +105,11 @@ class Mover:
             self.target.drop()
         self.target.create(mark, NOT_YET.format(source=self.source.name))
         self.source.types = self.target.tables
-        self.source.begin(Destination(mark.id, self.target.name, moved=False))
+        try:
+            self.source.begin(Destination(mark.id, self.target.name, moved=False))
+        except MoveRefused:  # as of another move that began meanwhile
+            self.target.drop()
+            raise
         failpoints.hit("move.after_begin")
         return mark
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tenure.errors import MoveRefused
 from tenure.jobs.redaction import without_password
 from tenure.store.dialect import Dialect
 from tenure.store.moving.tables import COPIED, FIXED, JOB, OF_JOBS, OWN, Table
@@ -192,8 +193,8 @@ class Source(Side):
         return Destination(id, target, bool(moved))
 
     def begin(self, state: Destination) -> None:
-        """Note from now on which rows change."""
-        self.forsake()
+        """Note from now on which rows change. Raises MoveRefused if another move has started."""
+        self.forsake(state.target)
         d, text = self.d, f"CAST({self.d.value} AS text)"
         with self.closed():
             values = f"{text} AS id, {text} AS target, false AS moved"
@@ -204,10 +205,13 @@ class Source(Side):
                 if table.name in self.tables and table.name != "transition":
                     self.note(table, (JOB if table in OF_JOBS else table).name)
 
-    def forsake(self) -> None:
-        """Remove what `begin` made."""
+    def forsake(self, target: str) -> None:
+        """Remove what `begin` made for a target. Raises MoveRefused if it was another one."""
         if "move" in self.every_table():
             with self.alone():
+                state = self.state()  # perhaps it began since it was checked
+                if state is not None and state.target != target:
+                    raise MoveRefused(f"the jobs are being moved to {state.target}")
                 self.end_notes()
                 self.rows(f"DROP TABLE {self.d.table('move')}")
 
