@@ -6,7 +6,7 @@ import builtins
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -71,13 +71,15 @@ def read_result(backend: TenureBackend, job_id: str, task: Any = None) -> Result
         raise exceptions.TaskResultDoesNotExist(job_id) from None
     alias = alias or declared.get(path, task).backend
     is_deferred = not token and run_at > created_at
-    task = replace(
-        task,
-        priority=-priority,
-        queue_name=queue,
-        backend=alias,
-        run_after=time_of(run_at) if is_deferred else None,
-    )
+    task = copy(task)
+    values = {
+        "priority": -priority,
+        "queue_name": queue,
+        "backend": alias,
+        "run_after": time_of(run_at) if is_deferred else None,
+    }
+    for name, value in values.items():  # not by `replace`: the settings may refuse it by now
+        object.__setattr__(task, name, value)
     result = result_of(task, job_id, payload, created_at, status, finished_at, history)
     if status == "completed" and returned is not None:
         object.__setattr__(result, "_return_value", json.loads(returned))

@@ -28,6 +28,7 @@ from tenure.jobs.redaction import without_password
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store.borrowed.drivers import driver_of
 from tenure.store.postgres.address import split_schema
+from tenure.testing import Jobs
 
 InvalidTask, TaskResultDoesNotExist = task_api.InvalidTask, task_api.TaskResultDoesNotExist
 pytestmark = pytest.mark.usefixtures("cleared")
@@ -43,6 +44,19 @@ def exists(result: Any) -> bool:
         return bool(ship.get_backend().get_result(result.id))
     except TaskResultDoesNotExist:
         return False
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_task_in_a_queue_that_the_settings_no_longer_have(jobs: Jobs) -> None:
+    """To read it was an InvalidTask, and so was to run it, before its function was called."""
+    order = Order.objects.create(number=1)
+    result = ship.using(queue_name="old").enqueue(order.pk)
+    with override_settings(TASKS={"default": {"BACKEND": BACKEND, "QUEUES": ["default"]}}):
+        assert jobs.run(result.id).status == "completed"
+        assert ship.get_result(result.id).task.queue_name == "old"
+        assert ship.get_result(result.id).status == "SUCCESSFUL"
+        with pytest.raises(InvalidTask, match="Queue 'old' is not valid"):
+            ship.using(queue_name="old").enqueue(order.pk)
 
 
 class Undo(Exception):
