@@ -24,6 +24,7 @@ from django.utils.timezone import is_aware, localtime
 from tenure import InvalidInput, Tenure, TenureError
 from tenure.contrib.django.databases import backends
 from tenure.contrib.django.models import Job, Transition
+from tenure.jobs.names import MAX_LABEL_LENGTH
 from tenure.jobs.queries import Filter
 
 MAX_COUNTED = 10_000
@@ -221,7 +222,8 @@ class JobAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
             try:
                 with transaction.atomic(using=queryset.db):
                     act = getattr(_app().within(connections[queryset.db]), verb)
-                    act(str(key), actor=f"user:{request.user.get_username()}")
+                    actor = f"user:{request.user.get_username()}"
+                    act(str(key), actor=actor[:MAX_LABEL_LENGTH])
                 done += 1
             except TenureError as error:
                 refusals.append(str(error))

@@ -203,6 +203,14 @@ def test_actions_are_the_stores_to_decide(jobs: Jobs, ann: Client) -> None:
     assert said[-1] == "2 more were refused"
 
 
+def test_an_action_of_a_user_with_a_long_name(jobs: Jobs, ann: Client) -> None:
+    """Other models of users have longer names than Django's own: each action was refused."""
+    waits, user = ship.enqueue(1), User.objects.get()
+    User.objects.filter(pk=user.pk).update(username=(name := "a" * 260))
+    assert act(ann, "cancel", waits) == ["cancel: 1 done"]
+    assert app.history(waits.id)[-1].actor == f"user:{name}"[:255]
+
+
 @pytest.mark.skipif(django.VERSION < (6, 1), reason="its admin has actions for lists only")
 def test_the_page_of_a_job_has_the_actions(jobs: Jobs, ann: Client) -> None:
     failed = fail.enqueue()
