@@ -380,8 +380,12 @@ def test_a_server_that_never_answers() -> None:
     ("answer", "error"),
     [
         (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", errors.StoreUnavailable),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\noops", errors.TenureError),
-        (b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", errors.TenureError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\noops", errors.StoreUnavailable),
+        (
+            b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
+            errors.StoreUnavailable,
+        ),
+        (b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n", errors.TenureError),
         (b"SSH-2.0\r\n\r\n", errors.StoreUnavailable),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n{", errors.StoreUnavailable),
         (b"", errors.StoreUnavailable),

@@ -103,8 +103,9 @@ def test_a_refusal_of_http_is_a_problem_too() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", b'{"status": 409}', b"\xff"])
 def test_what_is_no_problem_of_ours(body: bytes) -> None:
-    assert type(error_of(404, body)) is errors.TenureError
-    assert type(error_of(502, body)) is errors.StoreUnavailable
+    assert type(error_of(413, body)) is errors.TenureError  # about this request, not the server
+    for status in (302, 401, 404, 429, 502):
+        assert type(error_of(status, body)) is errors.StoreUnavailable
 
 
 def test_a_problem_without_its_members_is_still_an_error() -> None:

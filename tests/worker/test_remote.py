@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx2
 import pytest
 
 import tenure.worker.exchanges
@@ -126,6 +127,46 @@ def test_outcomes_are_kept_while_the_server_is_away(app: Tenure, server: ServerP
         with ServerProcess(app.database, "--port", str(server.address[1])):
             for job in jobs:
                 assert wait_until_completed(app, job).attempts == 1
+
+
+class Gateway(httpx2.BaseTransport):
+    """Answers some reports by itself, as one that is set up wrongly, and passes on the others."""
+
+    def __init__(self, behind: httpx2.BaseTransport, status: int, body: bytes) -> None:
+        self._behind, self._answer, self.times = behind, (status, body), 3
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.url.path != "/reports" or not self.times:
+            return self._behind.handle_request(request)
+        self.times -= 1
+        status, body = self._answer
+        return httpx2.Response(status, content=body)
+
+
+PAGE = b"<html>Please sign in</html>"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(200, PAGE), (302, b""), (401, PAGE), (404, PAGE), (429, PAGE), (200, b"[]")],
+)
+def test_outcomes_are_kept_while_something_else_answers(
+    app: Tenure, server: ServerProcess, status: int, body: bytes
+) -> None:
+    """The worker blamed its report: it said that the job failed, and then dropped that too."""
+
+    @app.job
+    def work() -> str:
+        return "done"
+
+    job = work.enqueue()
+    with Client(server.url) as client:
+        gateway = Gateway(client._to.http._transport, status, body)
+        client._to.http._transport = gateway
+        with running_worker(app, client):
+            assert wait_until_completed(app, job).result_json == '"done"'
+    assert gateway.times == 0
+    assert [entry.event for entry in app.history(job.id)] == ["enqueued", "claimed", "completed"]
 
 
 def test_an_outcome_is_kept_while_the_token_is_refused(

@@ -200,17 +200,21 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+OF_REQUESTS = frozenset({400, 403, 405, 411, 413, 414, 415, 422, 431})
+"""Statuses with which a gateway may refuse one request, such as a large one, and not the others."""
+
+
 def error_of(status: int, body: bytes) -> errors.TenureError:
     """Return the exception for an error response.
 
-    Every 5xx is StoreUnavailable: the client may ask again. A response that is not a problem of
-    Tenure is a TenureError.
+    Every 5xx is StoreUnavailable: the client may ask again. Of what is no problem of Tenure, only
+    an answer that can be about the request itself is another TenureError.
     """
     try:
         problem = msgspec.json.decode(body, type=ProblemBody)
     except msgspec.MsgspecError:
-        text = f"the server answered {status} without saying why"
-        return errors.StoreUnavailable(text) if status >= 500 else errors.TenureError(text)
+        text = f"the server answered {status} without saying why: is there something before it?"
+        return errors.TenureError(text) if status in OF_REQUESTS else errors.StoreUnavailable(text)
     if status >= 500:
         return errors.StoreUnavailable(problem.detail)
     kinds = [kind for kind in KINDS if kind.status == problem.status]

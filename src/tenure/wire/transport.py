@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tenure.errors import InvalidInput, StoreUnavailable, TenureError
+from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.reading import learn
 from tenure.jobs.redaction import without_password
 from tenure.lifecycle import Job
@@ -143,10 +143,11 @@ class Transport:
         return response
 
     def read(self, response: Any, path: str, kind: type[T]) -> T:
-        """Return the value of a response; raises TenureError if it is not Tenure's."""
+        """Return the value of a response; raises StoreUnavailable if it is not Tenure's."""
         learn(kind)
         try:
             return msgspec.json.decode(response.content, type=kind)
         except msgspec.MsgspecError as error:
             where = f"{self._address}{path}"
-            raise TenureError(f"{where} answered something else than Tenure: {error}") from error
+            said = f"{where} answered something else than Tenure: {error}"
+            raise StoreUnavailable(said) from error

@@ -98,6 +98,8 @@ class WorkerCalls:
     def _report(self, reports: Sequence[Report]) -> list[Verdict]:
         body = [report_entry(report) for report in reports]
         verdicts = self._ask("POST", "/reports", list[responses.VerdictBody], body)
+        if [one.lease_id for one in verdicts] != [entry.lease_id for entry in body]:
+            raise StoreUnavailable("the server answered other reports than were sent")
         return [Verdict(one.answer, one.recorded, one.retry_in, one.error) for one in verdicts]
 
     def _claim(self, claim: ClaimRequest) -> list[Lease]:
