@@ -147,7 +147,9 @@ def test_a_box_that_is_emptied_is_false(app: Tenure, web: TestClient) -> None:
 SCHEMA = """{"properties": {
     "big": {"type": "integer", "format": "int64"}, "share": {"type": "number"},
     "note": {"type": "string"}, "on": {"type": "boolean"}, "off": {"type": "boolean"},
-    "odd": {"type": "integer"}, "none": {"type": "string"}, "left": {"type": "string"}
+    "odd": {"type": "integer"}, "none": {"type": "string"}, "left": {"type": "string"},
+    "blank": {"type": "string"}, "ends": {"type": "string"},
+    "day": {"type": "string", "format": "date"}, "soon": {"type": "string", "format": "date"}
 }}"""
 PAYLOAD = {
     "big": 5,
@@ -157,6 +159,10 @@ PAYLOAD = {
     "off": False,
     "odd": True,
     "none": None,
+    "blank": " ",
+    "ends": "a\r",
+    "day": "2026-01-31",
+    "soon": "next week",
     "more": {"a": ["\n", 1.5]},
     "cities": ["Zürich", "東京"],
 }
@@ -166,9 +172,13 @@ def test_a_form_that_is_sent_as_it_is_repeats_the_payload(app: Tenure, web: Test
     web.put("/types/work", json={"schema": SCHEMA})
     old = app.enqueue("work", PAYLOAD)
     page = web.get(f"/ui/jobs/{old.id}/again").text
-    given = dict(re.findall(r'name="(payload[^"]+)" type="text"[^>]* value="([^"]*)"', page))
+    texts = re.findall(r'name="(payload[^"]+)" type="text"[^>]* value="([^"]*)"', page)
+    given = {name: re.sub("[\r\n]", "", text) for name, text in texts}  # as browsers do
     given |= dict(re.findall(r'<textarea id="f-[^"]+" name="([^"]+)"[^>]*>([^<]*)<', page))
     given |= dict(re.findall(r'name="(payload[^"]+)" type="checkbox" value="(yes)" checked', page))
+    dates = dict(re.findall(r'name="(payload[^"]+)" type="date"[^>]* value="([^"]*)"', page))
+    given |= {name: text for name, text in dates.items() if re.fullmatch(r"\d{4}-\d\d-\d\d", text)}
+    assert dates["payload.day"]
     given = {name: html.unescape(text) for name, text in given.items()}
     assert "Zürich" in given["payload.cities"]  # as it is read, not as \\u00fc
     assert post_form(web, f"/ui/jobs/{old.id}/again", given).status_code == 303

@@ -7,6 +7,7 @@ a text, a number, a date, a truth value or a choice, and JSON for the others.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -116,14 +117,22 @@ def _field(name: str, part: Any, payload: Mapping[str, Any], root: Any) -> Field
     known = name in payload or value is not None
     if choices and (not known or value in choices):
         kind = "choice"
-    elif known and (type(value) not in VALUES.get(kind, ()) or "\n" in str(value)):
+    elif known and (type(value) not in VALUES.get(kind, ()) or not _is_kept(kind, value)):
         kind = "json"
     text = json.dumps(value, ensure_ascii=False, indent=2) if kind == "json" else str(value)
     hint = "JSON" if kind == "json" else str(part.get("format", part.get("type", "")))
-    # An empty field that is not required is left out; but a box may be emptied, and what was empty
+    # A blank field that is not required is left out; but a box may be emptied, and what was blank
     # stays so.
-    required = name in root.get("required", ()) or (known and (kind == "checkbox" or value == ""))
+    blank = known and (kind == "checkbox" or not str(value).strip())
+    required = name in root.get("required", ()) or blank
     return Field(name, kind, text if known and value is not False else "", hint, choices, required)
+
+
+def _is_kept(kind: str, value: object) -> bool:
+    """Return whether a browser sends back what an input of this kind was made with."""
+    if kind == "date":
+        return bool(re.fullmatch(r"\d{4}-\d\d-\d\d", str(value), re.ASCII))
+    return not {"\n", "\r"} & set(str(value))
 
 
 def shown(make: Callable[[PageRequest], Form]) -> Callable[[PageRequest], Response]:
