@@ -235,6 +235,26 @@ def test_every_action(window: Window, app: Tenure, jobs: dict[str, str], scripts
     expect(page.get_by_role("heading", level=1)).to_contain_text("done")
 
 
+@pytest.mark.parametrize("answer", [None, 502])
+def test_a_form_without_an_answer_says_so(window: Window, app: Tenure, answer: int | None) -> None:
+    """Only screen readers were told if the server was away, and nobody of a gateway's page."""
+    job = app.enqueue("report", delay="1h")
+    page = window(errors_are_meant=True)
+    page.goto(f"/ui/jobs/{job.id}")
+    page.route(
+        "**/cancel",
+        lambda route: route.abort() if answer is None else route.fulfill(status=502, body="<p>no"),
+    )
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    said = page.get_by_text("The server did not answer: see whether it is done, and try again.")
+    said.wait_for(state="visible")
+    assert app.get(job.id).status == "pending"
+    page.unroute("**/cancel")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.get_by_text("The job is cancelled.").wait_for(state="visible")
+    assert said.count() == 0
+
+
 def test_a_list_is_held_while_somebody_selects(window: Window, app: Tenure) -> None:
     page = window()
     page.goto("/ui/jobs?type=held")

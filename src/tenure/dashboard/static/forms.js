@@ -21,20 +21,24 @@ async function submit(event) {
   const button = event.submitter;
   if (button && button.ariaBusy === "true") return;
   if (button) button.ariaBusy = "true";
+  const message = document.getElementById("message");
   try {
     const body = new URLSearchParams(new FormData(form, button));
     // Not `form.action`: if a button has that name, it is the button.
     const answer = await fetch(form.getAttribute("action"), { method: "POST", body });
     const page = show(await answer.text(), true);
+    if (!page) throw new Error("not a page of this server"); // but one of a gateway
     if (answer.ok && answer.url !== location.href) {
       history.pushState(null, "", answer.url);
       at = location.pathname + location.search;
     }
-    const message = document.getElementById("message");
-    message.replaceChildren(...(page ? page.getElementById("message").childNodes : []));
+    message.replaceChildren(...page.getElementById("message").childNodes);
     if (!document.activeElement || document.activeElement === document.body) message.focus();
   } catch {
-    announce("Not sent: the server did not answer. Try again.");
+    const said = document.createElement("p");
+    said.className = "message bad";
+    said.textContent = "The server did not answer: see whether it is done, and try again.";
+    message.replaceChildren(said);
   } finally {
     if (button) button.ariaBusy = null;
   }
