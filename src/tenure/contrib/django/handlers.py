@@ -105,13 +105,16 @@ class _Attempt:
 
     def fail(self, error: BaseException) -> None:
         """Send the signal if the task has failed for good by an error."""
-        kind, context = type(error), self.context
-        _, failed = _parts(error, NOT_THE_END)
-        if failed is None:
+        context = self.context
+        timed_out = context.stopped == "timeout"
+        if timed_out:  # that counts, whatever the function did then
+            error = TimeoutError("timed out")
+        kind, (_, failed) = type(error), _parts(error, NOT_THE_END)
+        if failed is None or (context.stopped and not timed_out):
             return
         final, _ = _parts(failed, PermanentFailure)
         _, others = _parts(failed, RetryAfter)
-        asks = others is None or self.option("retry_exceptions")
+        asks = others is None or timed_out or self.option("retry_exceptions")
         if asks and final is None and has_budget(context.attempt, context.max_retries):
             return
         path = f"{kind.__module__}.{kind.__qualname__}"
@@ -120,7 +123,10 @@ class _Attempt:
         self._finish(base.TaskResultStatus.FAILED)
 
     def succeed(self, value: Any) -> None:
-        """Send the signal that the task is done."""
+        """Send the signal that the task is done, unless that comes too late."""
+        if self.context.stopped:
+            self.fail(TimeoutError())
+            return
         object.__setattr__(self.result, "_return_value", value)
         self._finish(base.TaskResultStatus.SUCCESSFUL)
 
@@ -142,8 +148,6 @@ def _handler(task: TenureTask, alias: str) -> Callable[..., Any]:
         attempt = _Attempt(task, alias, context)
         try:
             value = attempt.run()
-        except NOT_THE_END:
-            raise
         except BaseException as error:
             attempt.fail(error)
             raise
@@ -158,8 +162,6 @@ def _async_handler(task: TenureTask, alias: str) -> Callable[..., Any]:
         attempt = await sync_to_async(_Attempt)(task, alias, context)
         try:
             value = normalize_json(await attempt.call())
-        except NOT_THE_END:
-            raise
         except BaseException as error:
             await sync_to_async(attempt.fail)(error)
             raise

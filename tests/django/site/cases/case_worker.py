@@ -16,6 +16,7 @@ from shop.tasks import (
     count_orders,
     fail,
     flaky,
+    linger,
     odd,
     session,
     ship,
@@ -23,6 +24,7 @@ from shop.tasks import (
     ship_once,
     ship_slowly,
     tell,
+    wait,
 )
 
 from tenure import RetryAfter
@@ -148,6 +150,26 @@ def test_no_signal_told_of_a_task_that_asked_again_without_attempts_left(running
     finally:
         task_api.task_finished.disconnect(finished)
     assert seen == [(FAILED, RetryAfter)]
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+def test_a_signal_tells_of_a_task_that_timed_out(running: None, tmp_path: Any, kind: str) -> None:
+    """There was none of a coroutine; a function that went on had been successful."""
+    seen: list[Any] = []
+
+    def finished(sender: Any, task_result: Any, **_: Any) -> None:
+        seen.append((task_result.status, [error.exception_class for error in task_result.errors]))
+
+    own, arguments = (wait, [str(tmp_path / "runs")]) if kind == "plain" else (linger, [])
+    task_api.task_finished.connect(finished)
+    try:
+        result = done(own.using(timeout=0.2, max_retries=1).enqueue(*arguments))
+        (tmp_path / "runs").unlink(missing_ok=True)
+        wait_until(lambda: seen, "the signal")
+    finally:
+        task_api.task_finished.disconnect(finished)
+    assert seen == [(FAILED, [TimeoutError])]
+    assert [error.exception_class for error in result.errors] == [TimeoutError]
 
 
 def test_a_signal_told_of_the_end_of_a_task_that_was_put_off_by_a_group(running: None) -> None:

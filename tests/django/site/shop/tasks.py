@@ -1,5 +1,6 @@
 """Tasks of the site."""
 
+import asyncio
 import os
 import signal
 import time
@@ -142,6 +143,12 @@ def wait(path: str) -> None:
         pass
     while os.path.exists(path):  # noqa: PTH110
         time.sleep(0.01)
+
+
+@task
+async def linger() -> None:
+    """Take half a minute."""
+    await asyncio.sleep(30)
 
 
 @app.job
