@@ -54,3 +54,55 @@ def test_a_child_of_a_fork_opens_postgresql_again(database_url: str) -> None:
     refused = "3" if database_url.startswith("sqlite:") else "0"
     assert done.stderr == ""
     assert done.stdout.split() == [refused, "0", "4", "0"]
+
+
+ASKING = """
+import os, sys, threading, warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from tenure.client import Client
+
+warnings.simplefilter("ignore")
+ports = []
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # which keeps connections
+
+    def do_GET(self):
+        ports.append(self.client_address[1])
+        body = b'{"total": 0, "by_status": {}, "counts": []}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+client, closed = (Client(f"http://127.0.0.1:{server.server_port}") for _ in range(2))
+closed.close()
+
+def asked_by_child():
+    if not (child := os.fork()):
+        client.stats()
+        client.stats()
+        client.close()
+        os._exit(0 if closed._to.http.is_closed else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+client.stats()
+print(asked_by_child())
+client.stats()
+first, second, third, last = ports
+print(first == last, second == third, first == second)
+"""
+
+
+def test_a_client_in_a_child_of_a_fork_has_other_connections() -> None:
+    """Each got answers to requests of the other."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASKING], cwd=ROOT, check=False, capture_output=True, timeout=60
+    )
+    assert done.stderr == b""
+    assert done.stdout.split() == [b"0", b"True", b"True", b"False"]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
@@ -31,6 +33,10 @@ DEFAULT_TIMEOUT_SECONDS = 30.0
 MAX_CONNECTIONS = 16
 JSON = {"Content-Type": "application/json"}
 NO_ADDRESS = "give an address such as http://127.0.0.1:8080"
+
+
+_of_parents: list[object] = []
+"""Kept for ever: if one were collected in a child, it might speak on its parent's connections."""
 
 
 def finished(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -79,7 +85,8 @@ class Transport:
         self._blocks = blocks
         try:
             is_plain = url.startswith("http://") and not is_loopback(urlsplit(url).hostname or "")
-            self.http: Any = (httpx.Client if blocks else httpx.AsyncClient)(
+            self._make = partial(
+                httpx.Client if blocks else httpx.AsyncClient,
                 base_url=url.rstrip("/"),
                 headers={"Accept": "application/json", **headers},
                 timeout=timeout,
@@ -89,11 +96,24 @@ class Transport:
                 follow_redirects=False,
                 trust_env=False,
             )
+            self._http: Any = self._make()
         except (httpx.InvalidURL, ValueError):  # it may name a password
             raise InvalidInput(NO_ADDRESS, path="url") from None
         if token is not None and is_plain:
             log.warning("%s gets the token and payloads in plain text: use https", self._address)
+        self._owner = os.getpid()
         self.trouble = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError)
+
+    @property
+    def http(self) -> Any:
+        """The client of the library; in the child of a fork another one, if it was open.
+
+        On one connection, each process would read answers to requests of the other.
+        """
+        if self._owner != os.getpid() and not self._http.is_closed:
+            _of_parents.append(self._http)
+            self._http, self._owner = self._make(), os.getpid()
+        return self._http
 
     async def ask(
         self, method: str, path: str, kind: type[T], body: object = None, **more: Any
