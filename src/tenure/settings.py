@@ -104,8 +104,21 @@ def _names(value: Any, where: str) -> tuple[str, ...] | None:
     return tuple(_text(part, where) for part in value) or None
 
 
+_is_host_name = re.compile(r"[a-z0-9_.-]{1,253}").fullmatch
+
+
 def _hosts(value: Any, where: str) -> tuple[str, ...]:
-    return tuple(name.lower() for name in _names(value, where) or ())
+    """Read names as `http/guard.py` compares them: without port and brackets."""
+    names = tuple(name.lower().strip("[]") for name in _names(value, where) or ())
+    for name in names:
+        try:
+            known = _is_host_name(name) or ipaddress.ip_address(name)
+        except ValueError:
+            known = None
+        if not known:
+            said = "give names such as jobs.example.com, without scheme, port, path and *"
+            raise InvalidInput(said, path=where)
+    return names
 
 
 def _keys(value: Any, where: str) -> tuple[str, ...]:

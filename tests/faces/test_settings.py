@@ -10,6 +10,7 @@ import pytest
 from tenure import Tenure
 from tenure.errors import InvalidInput
 from tenure.settings import DAY, Settings, load
+from tests.support.http import api_client
 
 TOKEN = "a-token-for-tests"
 
@@ -135,6 +136,10 @@ def test_secrets_are_not_in_the_repr() -> None:
         ({}, {"TENURE_TOKEN": "pässword"}, "TENURE_TOKEN"),
         ({}, {"TENURE_DATABASE": " "}, "TENURE_DATABASE"),
         ({}, {"TENURE_KEEP_FAILED": "long"}, "TENURE_KEEP_FAILED"),
+        *(
+            ({}, {"TENURE_ALLOWED_HOSTS": name}, "TENURE_ALLOWED_HOSTS")
+            for name in ("https://a.example", "a.example:8080", "*.a.example", "a.example/b", "1:2")
+        ),
         ({"token_file": "/does/not/exist"}, {}, "--token-file"),
         ({"config": "/does/not/exist.toml"}, {}, "/does/not/exist.toml"),
     ],
@@ -143,6 +148,15 @@ def test_a_refusal_says_where(flags: dict[str, Any], environ: dict[str, str], wh
     with pytest.raises(InvalidInput) as refused:
         load(flags, environ)
     assert refused.value.path == where
+
+
+@pytest.mark.parametrize("given", ["[2001:db8::7]", "2001:DB8::7", "A.example", "192.0.2.7", "a_b"])
+def test_a_name_of_a_host_is_served(app: Tenure, given: str) -> None:
+    """An address of IPv6 in brackets was never found in the header."""
+    settings = load({}, {"TENURE_ALLOWED_HOSTS": given, "TENURE_TOKEN": 2 * TOKEN})
+    name = f"[{given.strip('[]')}]" if ":" in given else given
+    with api_client(app, settings) as api:
+        assert api.get("/health", headers={"Host": f"{name}:8080"}).status_code == 200
 
 
 @pytest.mark.parametrize(
