@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import datetime
 import threading
+import time
 from decimal import Decimal
 from itertools import pairwise
 
@@ -332,8 +333,19 @@ def test_a_handle_that_came_out_answers_at_once_and_then_asks_again(
         assert handle.result("20s") == 7
 
 
+def test_a_thread_whose_clock_another_program_moves(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As freezegun does, but not where it finds `threading` among the callers: no look was due."""
+    job, here, real = app.enqueue("work"), threading.get_ident(), time.monotonic
+    app.cancel(job.id)
+    ahead = {here: 1e9}
+    monkeypatch.setattr(time, "monotonic", lambda: real() + ahead.get(threading.get_ident(), 0))
+    assert app.wait(job.id, "10s").status == "cancelled"
+
+
 def test_the_looks_grow_apart() -> None:
-    wait, at, pauses = waits.Pending("id", 0.0), 0.0, []
+    wait, at, pauses = waits.Pending("id"), 0.0, []
     while at < 10:
         wait.put_off(at)
         pauses.append(wait.due - at)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from copy import copy
+from math import inf
 from typing import Any
 
 from tenure.errors import JobNotFound, ResultGone, StoreUnavailable, TenureError
@@ -30,16 +31,21 @@ JOBS_AT_ONCE = 500
 
 
 class Pending:
-    """One who waits for one job. Times are those of the clock, in seconds."""
+    """One who waits for one job. Times are in seconds, by the clock as the thread here reads it.
 
-    def __init__(self, job_id: str, now: float) -> None:
+    Libraries that freeze time in tests give callers another one.
+    """
+
+    def __init__(self, job_id: str) -> None:
         self.future: Future[Job] = Future()
         self.job_id = job_id
-        self.began = self.looked = self.due = now
+        self.began = inf  # until the first look
+        self.looked = self.due = 0.0
         self.seen = False
 
     def put_off(self, now: float) -> None:
         """Look again after the pause; the job exists and is not settled, as far as is known."""
+        self.began = min(self.began, now)
         pause = max((now - self.began) * SHARE, FIRST_LOOK_SECONDS - (now - self.began))
         self.looked, self.due = now, now + min(pause, MAX_PAUSE_SECONDS)
 
@@ -66,7 +72,7 @@ class Waits:
         It raises JobNotFound if there is no such job, ResultGone if the job is deleted meanwhile,
         and StoreUnavailable if the first look fails or the store is closed.
         """
-        wait = Pending(job_id, time.monotonic())
+        wait = Pending(job_id)
         with self._changed:
             if self._closed:
                 raise StoreUnavailable("the store is closed")
