@@ -240,6 +240,17 @@ def test_every_route_is_described_in_full(schema: OpenApiSchema) -> None:
             assert kinds == {"application/problem+json"} if int(status) >= 400 else kinds
 
 
+def test_each_name_is_described_as_one(schema: OpenApiSchema) -> None:
+    """That of the schedule before a page was any text, and then refused."""
+    calls = [call for path in schema.raw_schema["paths"].values() for call in path.values()]
+    names = {"type", "queue", "name", "after"}
+    for call in calls:
+        for one in call.get("parameters", ()):
+            if one["name"] in names and call["operationId"] != "streamEvents":
+                described = one["schema"]
+                assert any("pattern" in each for each in described.get("anyOf", [described])), call
+
+
 def test_references_lead_somewhere(schema: OpenApiSchema) -> None:
     text = json.dumps(schema.raw_schema)
     names = set(re.findall(r'"#/components/schemas/(\w+)"', text))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
 from tenure.errors import InvalidInput, ScheduleNotFound
@@ -14,7 +14,7 @@ from tenure.http.api.call import Call, answer
 from tenure.jobs.queries import MAX_LISTED
 from tenure.jobs.schedule_times import MAX_PREVIEWED, preview
 from tenure.jobs.schedules import Schedule
-from tenure.wire.requests import RunAt, TimeText
+from tenure.wire.requests import Name, RunAt, TimeText
 from tenure.wire.schedules import arguments_of, schedule_body
 
 Limit = Annotated[int, Meta(ge=1, le=MAX_LISTED)]
@@ -25,7 +25,7 @@ class SchedulesQuery(Struct, kw_only=True):
     """How many schedules to list, and after which name."""
 
     limit: Limit = 50
-    after: str = ""
+    after: Name | UnsetType = UNSET
 
 
 class FiresQuery(Struct, kw_only=True):
@@ -43,7 +43,7 @@ class TimesQuery(Struct, kw_only=True):
 
 def list_schedules(call: Call) -> Response:
     """List schedules by name."""
-    found = call.app.schedules.list(limit=call.query.limit, after=call.query.after)
+    found = call.app.schedules.list(limit=call.query.limit, after=call.query.after or "")
     return answer([schedule_body(each, call.redaction) for each in found])
 
 
