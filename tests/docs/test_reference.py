@@ -171,7 +171,10 @@ def test_every_reason_is_explained() -> None:
     for module in ("explain.py", "explain_limits.py"):
         for node in ast.walk(ast.parse((SOURCES / "jobs" / module).read_text("utf-8"))):
             match node:
-                case ast.Return(ast.Tuple([ast.Constant(str(reason)), _])):
+                case (
+                    ast.Return(value=ast.Tuple([ast.Constant(str(reason)), _]))
+                    | ast.Assign(value=ast.Tuple([ast.Constant(str(reason)), _]))
+                ):
                     returned.add(reason)
     explained = {name for row in table_rows(HTTP.section("Reasons")) for name in in_code(row[0])}
     assert explained == returned
