@@ -358,9 +358,9 @@ WHERE job.status = 'processing' AND job.lease_expires_at <= {NOW} + interval '1 
     ),
     Control(
         "PostgreSQL: a step does not look at its lease when it is stored",
-        "store/tables/steps.py",
-        '"share": SHARE,',
-        '"share": "",',
+        "store/borrowed/json_jobs.py",
+        '"{share}": SHARE,',
+        '"{share}": "",',
     ),
 )
 

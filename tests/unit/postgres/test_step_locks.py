@@ -60,7 +60,7 @@ def test_without_the_lock_a_stale_step_counts(
     db: Postgres, other: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the lock is for: the next attempt does not see the step, and yet it is recorded."""
-    monkeypatch.setitem(steps.SPELLED["postgres"], "share", "")
+    monkeypatch.setattr(steps, "RECORD", steps.RECORD.replace("{share}", ""))
     (lease,) = take(db)
     db.begin()
     steps.answer(db, lease.id, lease.lease_id, CHARGE)

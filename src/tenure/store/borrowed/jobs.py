@@ -21,6 +21,7 @@ from tenure.store.borrowed.drivers import Ask, Steps
 from tenure.store.borrowed.json_jobs import (
     SQLITE_JOB,
     SQLITE_OBJECTS,
+    ask,
     document,
     job_in,
     millis,
@@ -37,28 +38,23 @@ from tenure.store.sqlite.writer import due
 from tenure.store.tables import types
 from tenure.store.transitions import check_retry
 
-ID = "CAST(CAST({p} AS text) AS uuid)"
 ADD = "SELECT {s}add({p})"
 ADD_ONE = {
     notify: f"SELECT CAST({{s}}add_one(CAST(CAST({{p}} AS text) AS json), {notify}) AS text)"
     for notify in (False, True)
 }
-GET = "SELECT CAST(row_to_json(job) AS text) FROM {s}job AS job WHERE id = " + ID
-HOLD = f"""
-SELECT CAST(json_build_object('now', {{s}}clock(), 'job', row_to_json(held)) AS text)
-FROM (SELECT * FROM {{s}}job WHERE id = {ID} FOR UPDATE) AS held
+GET = "SELECT CAST({row} AS {text}) FROM {s}job AS job WHERE id = {id}"
+HOLD = """
+SELECT CAST({object}('now', {now}, 'job', {row}) AS {text})
+FROM (SELECT * FROM {s}job WHERE id = {id} {lock}) AS job
 """
 SAVE = """
 UPDATE {s}job AS job SET {set}
 FROM json_populate_record(CAST(NULL AS {s}job), CAST(CAST({p} AS text) AS json)) AS new
 WHERE job.id = new.id
 """
-END_WAIT = {
-    "postgres": f"DELETE FROM {{s}}wait WHERE job_id = {ID} RETURNING 1",
-    "sqlite": "DELETE FROM tenure_wait WHERE job_id = {p} RETURNING 1",
-}
-_TYPE = ", ".join(types.NAMED)
-TYPES = f"SELECT CAST(json_agg(json_build_array({_TYPE})) AS text) FROM {{s}}type"
+END_WAIT = "DELETE FROM {s}wait WHERE job_id = {id} RETURNING 1"
+TYPES = f"SELECT CAST({{list}}({{array}}({', '.join(types.NAMED)})) AS {{text}}) FROM {{s}}type"
 
 # Takes the right to write, and waits for it, so that what follows is one look. It also begins the
 # transaction, if Python's module has not yet.
@@ -87,16 +83,10 @@ INSERT INTO tenure_trace (job_id, traceparent)
 SELECT value ->> 'id', value ->> 'traceparent' FROM json_each({p})
 WHERE value ->> 'traceparent' IS NOT NULL
 """
-SQLITE_GET = f"SELECT CAST({SQLITE_JOB} AS BLOB) FROM tenure_job WHERE id = {{p}}"
-SQLITE_HOLD = f"""
-SELECT CAST(json_object('now', (SELECT at FROM tenure_now), 'job', {SQLITE_JOB}) AS BLOB)
-FROM tenure_job WHERE id = {{p}}
-"""
 SQLITE_SAVE = """
 UPDATE tenure_job SET {set} FROM json_each({p}) AS new
 WHERE tenure_job.id = new.value ->> 'id'
 """
-SQLITE_TYPES = f"SELECT CAST(json_group_array(json_array({_TYPE})) AS BLOB) FROM tenure_type"
 
 
 def add(
@@ -240,7 +230,7 @@ def _add_on_sqlite(checked_jobs: Sequence[CheckedJob], limited: bool) -> Steps[L
 
 def get(engine: str, job_id: str) -> Steps[Job]:
     """Return a job as the transaction sees it; raises JobNotFound."""
-    rows = yield Ask(SQLITE_GET if engine == "sqlite" else GET, job_id)
+    rows = yield ask(engine, GET, job_id)
     for (text,) in rows:
         return job_in(engine, json.loads(text))
     raise JobNotFound(job_id)
@@ -258,7 +248,7 @@ def apply(engine: str, job_id: str, event: Event) -> Steps[Job]:
     for after in steps:
         yield saved(engine, after)
     if job.status is Status.WAITING and job.token:  # it was suspended
-        yield Ask(END_WAIT[engine], job_id)
+        yield ask(engine, END_WAIT, job_id)
     return steps[-1]
 
 
@@ -280,7 +270,7 @@ def locked(engine: str, job_id: str) -> Steps[tuple[Job, datetime]]:
     """Lock a job; return it and the time. Raises JobNotFound."""
     if engine == "sqlite":
         yield LOCK_FILE
-    rows = yield Ask(SQLITE_HOLD if engine == "sqlite" else HOLD, job_id)
+    rows = yield ask(engine, HOLD, job_id)
     if not rows:
         raise JobNotFound(job_id)
     held = json.loads(rows[0][0])
@@ -299,5 +289,5 @@ def _save(engine: str, values: dict[str, Any]) -> Ask:
 
 def options_of_types(engine: str) -> Steps[dict[str, TypeOptions]]:
     """Return the options of types that the database knows, by name."""
-    rows = yield Ask(SQLITE_TYPES if engine == "sqlite" else TYPES)
+    rows = yield ask(engine, TYPES)
     return types.read(json.loads(rows[0][0] or "[]"))

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import cache
 from itertools import chain
 from typing import Any
 
 from tenure.jobs.enqueue import CheckedJob
 from tenure.lifecycle import Job
+from tenure.store.borrowed.drivers import Ask
 from tenure.store.rows import ADDED, COLUMNS, TIMED, UNIQUE, job_of, parts, write_policy
 from tenure.store.sqlite.connection import to_millis
 from tenure.store.sqlite.connection import to_time as of_millis
@@ -23,6 +25,60 @@ SQLITE_JOB = f"json_object({_PAIRS})"
 SQLITE_OBJECTS = "(SELECT value FROM json_each({p}) LIMIT -1) WHERE true"
 """The objects of a JSON list, of which many values are read: without LIMIT and WHERE, SQLite would
 write an object as text again for each of them."""
+
+SHARE = "FOR SHARE OF job"
+SPELLING = {
+    "postgres": {
+        "{json}": "CAST(CAST({p} AS text) AS json)",
+        "{id}": "CAST(CAST({p} AS text) AS uuid)",
+        "{now}": "{s}clock()",
+        "{utc}": "AT TIME ZONE 'UTC'",
+        "{row}": "row_to_json(job)",
+        "{object}": "json_build_object",
+        "{array}": "json_build_array",
+        "{list}": "json_agg",
+        "{nested}": "",
+        "{uuid}": "uuid",
+        "{time}": "timestamptz",
+        "{text}": "text",
+        "{lock}": "FOR UPDATE",
+        "{share}": SHARE,
+    },
+    "sqlite": {
+        "{json}": "{p}",
+        "{id}": "{p}",
+        "{now}": "(SELECT at FROM tenure_now)",
+        "{utc}": "",
+        "{row}": SQLITE_JOB,
+        "{object}": "json_object",
+        "{array}": "json_array",
+        "{list}": "json_group_array",
+        "{nested}": "json",
+        "{uuid}": "text",
+        "{time}": "integer",
+        "{text}": "BLOB",
+        "{lock}": "",
+        "{share}": "",
+    },
+}
+"""How each engine spells what stands in braces in a statement for both.
+
+`{json}` and `{id}` are the parameter, `{row}` is the row `job` as JSON, `{nested}` is around the
+JSON of a subquery, and `{text}` is the type in which JSON is answered.
+"""
+
+
+@cache
+def spelled(statement: str, engine: str) -> str:
+    """Return a statement for both engines as one of them spells it."""
+    for name, text in SPELLING[engine].items():
+        statement = statement.replace(name, text)
+    return statement
+
+
+def ask(engine: str, statement: str, value: str | None = None) -> Ask:
+    """Return the question that a statement for both engines is."""
+    return Ask(spelled(statement, engine), value)
 
 
 def job_in(engine: str, values: dict[str, Any]) -> Job:

@@ -27,62 +27,37 @@ from tenure.jobs.signals import MAX_SIGNALS, MAX_SIGNALS_BYTES, NewSignal, Signa
 from tenure.lifecycle import SETTLED, Job, Status, decide, legal_events
 from tenure.store.borrowed import jobs
 from tenure.store.borrowed.drivers import Ask, Steps
-from tenure.store.borrowed.json_jobs import millis, time_in, written
+from tenure.store.borrowed.json_jobs import ask, millis, time_in, written
 
-SPELLING = {
-    "postgres": {
-        "{asked}": "CAST(CAST({p} AS text) AS json)",
-        "{id}": "CAST(r ->> 'job_id' AS uuid)",
-        "{at}": "CAST(r ->> 'at' AS timestamptz)",
-        "{object}": "json_build_object",
-        "{json}": "",
-        "{text}": "text",
-        "{id_text}": "CAST(job_id AS text)",
-    },
-    "sqlite": {
-        "{asked}": "{p}",
-        "{id}": "r ->> 'job_id'",
-        "{at}": "r ->> 'at'",
-        "{object}": "json_object",
-        "{json}": "json",
-        "{text}": "BLOB",
-        "{id_text}": "job_id",
-    },
-}
-ASKED = "WITH asked AS MATERIALIZED (SELECT {asked} AS r)"
+ASKED = "WITH asked AS MATERIALIZED (SELECT {json} AS r)"
+ID = "CAST(r ->> 'job_id' AS {uuid})"
 LOOK = f"""
 {ASKED} SELECT CAST({{object}}(
-    'all', (SELECT count(*) FROM {{s}}signal WHERE job_id = {{id}}),
-    'size', (SELECT sum(length(payload)) FROM {{s}}signal WHERE job_id = {{id}}),
-    'last', (SELECT max(number) FROM {{s}}signal WHERE job_id = {{id}} AND name = r ->> 'name'),
-    'known', {{json}}((
+    'all', (SELECT count(*) FROM {{s}}signal WHERE job_id = {ID}),
+    'size', (SELECT sum(length(payload)) FROM {{s}}signal WHERE job_id = {ID}),
+    'last', (SELECT max(number) FROM {{s}}signal WHERE job_id = {ID} AND name = r ->> 'name'),
+    'known', {{nested}}((
         SELECT {{object}}('number', number, 'at', at, 'payload', payload, 'actor', actor)
-        FROM {{s}}signal WHERE job_id = {{id}} AND name = r ->> 'name' AND key = r ->> 'key')),
-    'wait', {{json}}((
-        SELECT {{object}}('name', name, 'number', number) FROM {{s}}wait WHERE job_id = {{id}})),
+        FROM {{s}}signal WHERE job_id = {ID} AND name = r ->> 'name' AND key = r ->> 'key')),
+    'wait', {{nested}}((
+        SELECT {{object}}('name', name, 'number', number) FROM {{s}}wait WHERE job_id = {ID})),
     'usable', (SELECT count(*) FROM {{s}}signal_token WHERE digest = r ->> 'token')
 ) AS {{text}}) FROM asked
 """
 ADD = f"""
 {ASKED} INSERT INTO {{s}}signal (job_id, name, number, at, key, payload, actor)
-SELECT {{id}}, r ->> 'name', CAST(r ->> 'number' AS integer), {{at}}, r ->> 'key', r ->> 'payload',
-    r ->> 'actor'
+SELECT {ID}, r ->> 'name', CAST(r ->> 'number' AS integer), CAST(r ->> 'at' AS {{time}}),
+    r ->> 'key', r ->> 'payload', r ->> 'actor'
 FROM asked WHERE true RETURNING 1
 """
 USE_TOKENS = f"""
 {ASKED} DELETE FROM {{s}}signal_token
-WHERE job_id = (SELECT {{id}} FROM asked) AND name = (SELECT r ->> 'name' FROM asked) RETURNING 1
+WHERE job_id = (SELECT {ID} FROM asked) AND name = (SELECT r ->> 'name' FROM asked) RETURNING 1
 """
 OF_DIGEST = """
-SELECT CAST({object}('job_id', {id_text}, 'name', name, 'payload', payload) AS {text})
+SELECT CAST({object}('job_id', CAST(job_id AS text), 'name', name, 'payload', payload) AS {text})
 FROM {s}signal_token WHERE digest = {p}
 """
-
-
-def _ask(engine: str, statement: str, value: str) -> Ask:
-    for name, spelled in SPELLING[engine].items():
-        statement = statement.replace(name, spelled)
-    return Ask(statement, value)
 
 
 def send(engine: str, job_id: str, signal: NewSignal) -> Steps[Signal]:
@@ -97,7 +72,7 @@ def send(engine: str, job_id: str, signal: NewSignal) -> Steps[Signal]:
         "job_id": job_id,
         **{name: getattr(signal, name) for name in ("name", "key", "payload", "actor", "token")},
     }
-    ((text,),) = yield _ask(engine, LOOK, written(asked))
+    ((text,),) = yield ask(engine, LOOK, written(asked))
     found = json.loads(text)
     if found["known"]:
         return _known(engine, job_id, signal, found["known"])
@@ -106,9 +81,9 @@ def send(engine: str, job_id: str, signal: NewSignal) -> Steps[Signal]:
     _check(job, found, signal)
     number = (found["last"] or 0) + 1
     asked |= {"number": number, "at": now if engine == "postgres" else millis(now)}
-    yield _ask(engine, ADD, written(asked))
+    yield ask(engine, ADD, written(asked))
     if signal.token is not None:
-        yield _ask(engine, USE_TOKENS, written(asked))
+        yield ask(engine, USE_TOKENS, written(asked))
     failpoints.hit("signal.between_signal_and_job")
     if job.status is Status.WAITING and found["wait"] == {"name": signal.name, "number": number}:
         yield from _release(engine, decide(job, Unblocked(actor=signal.actor), now))
@@ -149,12 +124,12 @@ def _signal(job_id: str, signal: NewSignal, number: int, at: datetime) -> Signal
 def _release(engine: str, after: Job) -> Steps[None]:
     saved = jobs.saved(engine, after)
     yield Ask(f"{saved.statement} RETURNING 1", saved.value)
-    yield Ask(jobs.END_WAIT[engine], after.id)
+    yield ask(engine, jobs.END_WAIT, after.id)
 
 
 def of_token(engine: str, digest: str) -> Steps[tuple[str, str, str | None]]:
     """Return job id, name and payload of a one-use token; raises SignalTokenNotFound."""
-    rows = yield _ask(engine, OF_DIGEST, digest)
+    rows = yield ask(engine, OF_DIGEST, digest)
     for (text,) in rows:
         found = json.loads(text)
         return found["job_id"], found["name"], found["payload"]

@@ -12,7 +12,7 @@ from typing import TypeVar
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.uniqueness import Seen, Throttled
 from tenure.store.borrowed.drivers import Ask, Steps
-from tenure.store.borrowed.json_jobs import SQLITE_JOB, job_in, time_in, written
+from tenure.store.borrowed.json_jobs import SQLITE_JOB, ask, job_in, time_in, written
 from tenure.store.dialect import Reads
 
 T = TypeVar("T")
@@ -55,25 +55,17 @@ RETURNING 1
 """
 
 
-KEY_OF = {
-    "postgres": """
-SELECT CAST(json_build_array(job.unique_key, held.job_id) AS text)
+KEY_OF = """
+SELECT CAST({array}(job.unique_key, held.job_id) AS {text})
 FROM {s}job AS job LEFT JOIN {s}unique_key AS held
     ON held.key = job.unique_key AND held.job_id <> job.id
-WHERE job.id = CAST(CAST({p} AS text) AS uuid) AND job.unique_until = 'settled'
-""",
-    "sqlite": """
-SELECT CAST(json_array(job.unique_key, held.job_id) AS BLOB)
-FROM tenure_job AS job LEFT JOIN tenure_unique_key AS held
-    ON held.key = job.unique_key AND held.job_id <> job.id
-WHERE job.id = {p} AND job.unique_until = 'settled'
-""",
-}
+WHERE job.id = {id} AND job.unique_until = 'settled'
+"""
 
 
 def keys_of(engine: str, job_id: str) -> Steps[Mapping[str, tuple[str, str | None]]]:
     """Return what `store/tables/unique_keys.keys_of` returns for one job."""
-    rows = yield Ask(KEY_OF[engine], job_id)
+    rows = yield ask(engine, KEY_OF, job_id)
     if not rows:
         return {}
     key, holder = json.loads(rows[0][0])

@@ -8,46 +8,25 @@ from collections.abc import Sequence
 from tenure.errors import KeyConflict, TenureError
 from tenure.jobs.enqueue import CheckedJob
 from tenure.store.borrowed import jobs
-from tenure.store.borrowed.drivers import Ask, Steps
-from tenure.store.borrowed.json_jobs import written
+from tenure.store.borrowed.drivers import Steps
+from tenure.store.borrowed.json_jobs import ask, written
 from tenure.store.tables.flow import New, Stored
 
-ADD = {
-    "postgres": """
+ADD = """
 INSERT INTO {s}workflow (id, name, key, fingerprint, created_by, created_at)
-SELECT id, name, key, fingerprint, created_by, {s}clock()
-FROM json_populate_record(CAST(NULL AS {s}workflow), CAST(CAST({p} AS text) AS json))
-ON CONFLICT (key) DO NOTHING RETURNING 1
-""",
-    "sqlite": """
-INSERT INTO tenure_workflow (id, name, key, fingerprint, created_by, created_at)
-SELECT r ->> 'id', r ->> 'name', r ->> 'key', r ->> 'fingerprint', r ->> 'created_by', at
-FROM (SELECT {p} AS r), tenure_now WHERE true ON CONFLICT (key) DO NOTHING RETURNING 1
-""",
-}
+SELECT CAST(r ->> 'id' AS {uuid}), r ->> 'name', r ->> 'key', r ->> 'fingerprint',
+    r ->> 'created_by', {now}
+FROM (SELECT {json} AS r) AS asked WHERE true ON CONFLICT (key) DO NOTHING RETURNING 1
+"""
 # The workflow that has the key, and its first jobs.
-KNOWN = {
-    "postgres": """
-WITH asked AS MATERIALIZED (SELECT CAST(CAST({p} AS text) AS json) AS r)
-SELECT CAST(json_build_array(id, fingerprint, (SELECT json_agg(job_id) FROM (
+KNOWN = """
+WITH asked AS MATERIALIZED (SELECT {json} AS r)
+SELECT CAST({array}(id, fingerprint, {nested}((SELECT {list}(job_id) FROM (
     SELECT job.id AS job_id FROM {s}job AS job WHERE job.workflow = known.id
-    ORDER BY job.id LIMIT CAST(r ->> 'jobs' AS integer)) AS first)) AS text)
+    ORDER BY job.id LIMIT (SELECT CAST(r ->> 'jobs' AS integer) FROM asked)) AS first))) AS {text})
 FROM asked, {s}workflow AS known WHERE known.key = r ->> 'key'
-""",
-    "sqlite": """
-WITH asked AS MATERIALIZED (SELECT {p} AS r)
-SELECT CAST(json_array(id, fingerprint, json((SELECT json_group_array(job_id) FROM (
-    SELECT job.id AS job_id FROM tenure_job AS job WHERE job.workflow = known.id
-    ORDER BY job.id LIMIT (SELECT r ->> 'jobs' FROM asked))))) AS BLOB)
-FROM asked, tenure_workflow AS known WHERE known.key = r ->> 'key'
-""",
-}
-
-
-REMOVE = {
-    "postgres": "DELETE FROM {s}workflow WHERE id = CAST(CAST({p} AS text) AS uuid) RETURNING 1",
-    "sqlite": "DELETE FROM tenure_workflow WHERE id = {p} RETURNING 1",
-}
+"""
+REMOVE = "DELETE FROM {s}workflow WHERE id = {id} RETURNING 1"
 
 
 def add(
@@ -65,7 +44,7 @@ def add(
     try:
         added = (yield from jobs.add(engine, checked_jobs, notify=notify)) if checked_jobs else []
     except TenureError:
-        yield Ask(REMOVE[engine], new.id)
+        yield ask(engine, REMOVE, new.id)
         raise
     return Stored(new.id, [one.job.id for one in added], added, created=True)
 
@@ -76,9 +55,9 @@ def begin(engine: str, new: New, jobs: int) -> Steps[Stored | None]:
     Returns that one with its first so many jobs; None if it was added. Also for a connection of
     the store, where `unique_keys.run` executes it.
     """
-    while not (yield Ask(ADD[engine], written(new._asdict()))):
+    while not (yield ask(engine, ADD, written(new._asdict()))):
         asked = written({"key": new.key, "jobs": jobs})
-        for (text,) in (yield Ask(KNOWN[engine], asked)):  # none: deleted since
+        for (text,) in (yield ask(engine, KNOWN, asked)):  # none: deleted since
             id, fingerprint, first = json.loads(text)
             if fingerprint != new.fingerprint:
                 raise KeyConflict(new.key or "", id, "workflow")

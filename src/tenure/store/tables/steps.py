@@ -30,44 +30,31 @@ from tenure.jobs.steps import (
     StepCall,
     job_locked,
 )
-from tenure.store.borrowed.drivers import Ask
 from tenure.store.borrowed.drivers import Steps as Asks
+from tenure.store.borrowed.json_jobs import SHARE, ask, spelled
 from tenure.store.dialect import Dialect, Reads, Statements
 from tenure.store.tables import dependencies, progress, signals
 
-RECORD = """
-INSERT INTO {s}step (job_id, name, number, token, at, result)
-SELECT job.id, doc ->> 'name', CAST(doc ->> 'number' AS integer), job.token, {now}, doc ->> 'result'
-FROM (SELECT {doc} AS doc) AS new, {s}job AS job WHERE job.id = {job} AND job.lease_id = {lease}
-    AND (SELECT count(*) FROM {s}step AS old WHERE old.job_id = job.id) < {most}
-{share} ON CONFLICT DO NOTHING RETURNING token, {at}"""
-KEEP = """
-INSERT INTO {s}checkpoint AS old (job_id, token, number, at, state)
-SELECT job.id, job.token, CAST(doc ->> 'number' AS integer), {now}, doc ->> 'state'
-FROM (SELECT {doc} AS doc) AS new, {s}job AS job WHERE job.id = {job} AND job.lease_id = {lease}
-{share} ON CONFLICT (job_id) DO UPDATE SET token = excluded.token, number = excluded.number,
+HELD = """
+FROM (SELECT {json} AS doc) AS new, {s}job AS job
+WHERE job.id = CAST(doc ->> 'job_id' AS {uuid})
+    AND job.lease_id = CAST(doc ->> 'lease_id' AS {uuid})
+"""
+RECORD = f"""
+INSERT INTO {{s}}step (job_id, name, number, token, at, result)
+SELECT job.id, doc ->> 'name', CAST(doc ->> 'number' AS integer), job.token, {{now}},
+    doc ->> 'result'
+{HELD}
+    AND (SELECT count(*) FROM {{s}}step AS old WHERE old.job_id = job.id) < {MAX_STEPS}
+{{share}} ON CONFLICT DO NOTHING RETURNING token, at {{utc}}"""
+KEEP = f"""
+INSERT INTO {{s}}checkpoint AS old (job_id, token, number, at, state)
+SELECT job.id, job.token, CAST(doc ->> 'number' AS integer), {{now}}, doc ->> 'state'
+{HELD}
+{{share}} ON CONFLICT (job_id) DO UPDATE SET token = excluded.token, number = excluded.number,
     at = excluded.at, state = excluded.state
 WHERE (old.token, old.number) < (excluded.token, excluded.number) RETURNING token"""
-SHARE = "FOR SHARE OF job"
 TOO_MANY = f"this job has {MAX_STEPS} steps on record, the limit: keep a state, or add more jobs"
-SPELLED = {
-    "sqlite": {
-        "now": "(SELECT at FROM tenure_now)",
-        "at": "at",
-        "doc": "{p}",
-        "job": "doc ->> 'job_id'",
-        "lease": "doc ->> 'lease_id'",
-        "share": "",
-    },
-    "postgres": {
-        "now": "{s}clock()",
-        "at": "at AT TIME ZONE 'UTC'",
-        "doc": "CAST(CAST({p} AS text) AS json)",
-        "job": "CAST(doc ->> 'job_id' AS uuid)",
-        "lease": "CAST(doc ->> 'lease_id' AS uuid)",
-        "share": SHARE,
-    },
-}
 KEPT = ("step", "checkpoint", "signal", "signal_token")
 """The tables that a retry from scratch empties."""
 
@@ -110,8 +97,7 @@ def answer(db: Statements, job_id: str, lease_id: str, call: StepCall) -> StepAn
 
 def record_within(engine: str, job_id: str, lease_id: str, step: Record) -> Asks[None]:
     """Record a step in the transaction of a caller; raises LeaseLost."""
-    statement = _spelled(RECORD, engine)
-    if not (yield Ask(statement, _document(job_id, lease_id, step))):
+    if not (yield ask(engine, RECORD, _document(job_id, lease_id, step))):
         raise LeaseLost(job_id)
 
 
@@ -156,10 +142,10 @@ def _written(
     waits: bool = False,
 ) -> list[Any]:
     d = db.dialect
-    spelled = _spelled(statement, d.engine).replace("{s}", d.prefix).replace("{p}", d.value)
+    statement = spelled(statement, d.engine).replace("{s}", d.prefix).replace("{p}", d.value)
     if not waits:
-        spelled = spelled.replace(SHARE, f"{SHARE} SKIP LOCKED")
-    return db.rows(spelled, (_document(job_id, lease_id, call),))
+        statement = statement.replace(SHARE, f"{SHARE} SKIP LOCKED")
+    return db.rows(statement, (_document(job_id, lease_id, call),))
 
 
 def _newer(d: Dialect, job_id: str, number: int) -> tuple[str, tuple[str, int]]:
@@ -170,12 +156,6 @@ def _newer(d: Dialect, job_id: str, number: int) -> tuple[str, tuple[str, int]]:
         f" WHERE one.job_id = {d.id_value} AND one.number >= {d.value}",
         (job_id, number),
     )
-
-
-def _spelled(statement: str, engine: str) -> str:
-    for name, text in (SPELLED[engine] | {"most": str(MAX_STEPS)}).items():
-        statement = statement.replace(f"{{{name}}}", text)
-    return statement
 
 
 def _document(job_id: str, lease_id: str, call: Record | KeepState) -> str:
