@@ -96,18 +96,10 @@ class Borrowed:
         driver = self._driver
         if driver.is_async:
             raise InvalidInput(f"asynchronous: await {verb}_async(...)", path="connection")
-        with self._errors(), driver.together() if self._together else nullcontext():
+        with driver.together() if self._together else nullcontext():
             driver.begin()
-            asks = self._asks(work)
             try:
-                ask = next(asks)
-                while True:
-                    try:
-                        rows = driver.execute(self._spelled(ask), ask.value)
-                    except BaseException as error:
-                        asks.throw(error)  # what is asked for ends with it
-                        raise
-                    ask = asks.send(rows)
+                self._run(work).send(None)  # to its end: this driver waits for nothing
             except StopIteration as end:
                 result: T = end.value
         if self._lent is not None:
@@ -123,17 +115,20 @@ class Borrowed:
             connection = await driver.connected()
             answer: T = await connection.run_sync(partial(self._call_inside, work, verb))
             return answer
+        return await self._run(work)
+
+    async def _run(self, work: Work[T]) -> T:
+        driver, asks, rows = self._driver, self._asks(work), None
         with self._errors():
-            asks = self._asks(work)
             try:
-                ask = next(asks)
                 while True:
+                    ask = asks.send(rows)  # type: ignore[arg-type]
                     try:
-                        rows = await driver.execute(self._spelled(ask), ask.value)
+                        rows = driver.execute(self._spelled(ask), ask.value)
+                        rows = await rows if driver.is_async else rows
                     except BaseException as error:
-                        asks.throw(error)
+                        asks.throw(error)  # what is asked for ends with it
                         raise
-                    ask = asks.send(rows)
             except StopIteration as end:
                 result: T = end.value
                 return result
