@@ -1,7 +1,8 @@
 """Bring a database to this version's schema; several starters at once are safe.
 
-The steps are SQL files, `migrations/<engine>/NNNN_name.sql`. Files of one number are one step, in
-the order of their names. Each step runs in one transaction with its number, under the engine's
+The steps are SQL files, `migrations/NNNN_name.sql` for both engines and
+`migrations/<engine>/NNNN_name.sql`. Files of one number are one step, in the order of their names.
+Each step runs in one transaction with its number, under the engine's
 lock. So a killed migration leaves nothing half done, and the next starter continues where it
 stopped. Processes of the version before keep working: a step adds, and removes nothing they use.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from itertools import groupby
+from operator import attrgetter
 from typing import get_args
 
 from tenure import failpoints
@@ -27,21 +29,61 @@ from tenure.store.row_values import MAX_LABEL_STORED
 
 log = logging.getLogger(__name__)
 
+LONG = ("payload", "result", "state")
+"""Columns of JSON whose size in bytes is limited."""
+
 MAX_FOLLOWERS_OF_ONE = 1_000
 """Followers of one job that are counted in the statement that ends it."""
 MAX_FOLLOWERS_AT_ONCE = 10_000
 """Followers in all that are counted in one statement, about."""
 
 
+SPELLED = {
+    "postgres": {
+        "ix": "",
+        "word": 'text COLLATE "C"',
+        "id": "uuid",
+        "time": "timestamptz",
+        "whole": "bigint",
+        "real": "double precision",
+        "truth": "boolean",
+        **{f"octets_of_{column}": f"octet_length({column})" for column in LONG},
+        "partition_is_printable": r"partition !~ '[\x01-\x1f\x7f]'",
+        "rows": "",
+        "by_key": "",
+        "half_full": "WITH (fillfactor = 50)",
+        "nearly_empty": "WITH (fillfactor = 10)",
+    },
+    "sqlite": {
+        "of": "tenure_",
+        "ix": "tenure_",
+        "word": "text",
+        "id": "text",
+        "time": "integer",
+        "whole": "integer",
+        "real": "real",
+        "truth": "integer",
+        **{f"octets_of_{column}": f"length(CAST({column} AS BLOB))" for column in LONG},
+        "partition_is_printable": "partition NOT GLOB '*[' || char(1) || '-' || char(31)"
+        " || char(127) || ']*'",
+        "rows": "STRICT",
+        **dict.fromkeys(("by_key", "half_full", "nearly_empty"), "STRICT, WITHOUT ROWID"),
+    },
+}
+"""How each engine spells what is in braces in files for both: what the names of tables (`of`)
+and of indexes begin with, types, and how a table is stored. A `word` is compared byte by byte."""
+
+
 def steps(engine: str) -> list[tuple[int, str]]:
     """Return the migrations of an engine: (number, SQL text with placeholders), in order."""
     from importlib.resources import files
 
-    folder = files("tenure.store.migrations") / engine
-    scripts = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    both = files("tenure.store.migrations")
+    entries = (*both.iterdir(), *(both / engine).iterdir())
+    scripts = sorted((one for one in entries if one.name.endswith(".sql")), key=attrgetter("name"))
     return [
-        (number, "\n".join((folder / name).read_text("utf-8") for name in parts))
-        for number, parts in groupby(scripts, lambda name: int(name.split("_")[0]))
+        (number, "\n".join(part.read_text("utf-8") for part in parts))
+        for number, parts in groupby(scripts, lambda script: int(script.name.split("_")[0]))
     ]
 
 

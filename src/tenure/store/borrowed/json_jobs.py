@@ -61,7 +61,7 @@ SPELLING = {
         "{share}": "",
     },
 }
-"""How each engine spells what stands in braces in a statement for both.
+"""How each engine spells what is in braces in a statement for both.
 
 `{json}` and `{id}` are the parameter, `{row}` is the row `job` as JSON, `{nested}` is around the
 JSON of a subquery, and `{text}` is the type in which JSON is answered.

@@ -143,6 +143,8 @@ def _steps(address: Address, version: int, progress: Progress = no_progress) -> 
         **migrate.generated("IS DISTINCT FROM", clock, "greatest", "o", "n", {}),
         **_conditions(address.quoted),
         **_columns(),
+        **migrate.SPELLED["postgres"],
+        "of": f"{address.quoted}.",
         "buckets": migrate.buckets("bigint"),
         **PLANS,
         "channel": address.schema,

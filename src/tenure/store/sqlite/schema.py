@@ -74,6 +74,7 @@ def _steps(version: int, progress: Progress = no_progress) -> Iterator[str]:
     generated = {
         **migrate.generated("IS NOT", NOW, "max", "OLD", "NEW", enforced(sqlite_values())),
         **sqlite_values(),
+        **migrate.SPELLED["sqlite"],
         "buckets": migrate.buckets("INTEGER"),
         "surrogates": ", ".join(f"(x'ed{byte:02x}')" for byte in range(0xA0, 0xC0)),
         "first_time": str(to_millis(datetime(YEARS.start, 1, 1, tzinfo=UTC))),

@@ -149,25 +149,14 @@ CREATE TABLE {schema}.transition (
 );
 CREATE INDEX transition_job ON {schema}.transition (job_id, seq);
 
-CREATE TABLE {schema}.queue (
-    name text COLLATE "C" PRIMARY KEY,
-    paused_at timestamptz,
-    paused_by text,
-    pause_reason text,
-    max_pending bigint CHECK (max_pending >= 0)
-);
-
-CREATE TABLE {schema}.worker (
-    id text COLLATE "C" PRIMARY KEY,
-    label text NOT NULL,
-    queues text,
-    types text,
-    slots integer,
-    version text,
-    stopping boolean NOT NULL,
-    since_at timestamptz NOT NULL,
-    seen_at timestamptz NOT NULL
-);
+-- How far the statistics have read the ledger: this entry and all before it in the order of the stream.
+CREATE TABLE {schema}.measured (
+    one boolean PRIMARY KEY CHECK (one),
+    xid xid8 NOT NULL,
+    seq bigint NOT NULL,
+    millis bigint NOT NULL
+) WITH (fillfactor = 10);
+INSERT INTO {schema}.measured VALUES (true, '0', 0, 0);
 
 CREATE FUNCTION {schema}.refuse() RETURNS trigger
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

@@ -1,18 +1,3 @@
--- Which job holds a unique key. The triggers of `job` keep this table, and its primary key refuses a
--- second holder, also by raw SQL. No index of `job` could do that: it would mention a status.
-CREATE TABLE {schema}.unique_key (
-    key text COLLATE "C" PRIMARY KEY,
-    job_id uuid NOT NULL
-);
-
--- The job that was last accepted under a unique key that lasts for a time.
-CREATE TABLE {schema}.throttle (
-    key text COLLATE "C" PRIMARY KEY,
-    job_id uuid NOT NULL,
-    expires_at timestamptz NOT NULL
-);
-CREATE INDEX throttle_expires ON {schema}.throttle (expires_at);
-
 -- Of a job that has a unique key and is deleted. What follows from its entry is in `bring`, from its
 -- transitions in `record_move`.
 CREATE FUNCTION {schema}.let_go_of_key() RETURNS trigger
@@ -30,7 +15,6 @@ CREATE TRIGGER job_lets_go AFTER DELETE ON {schema}.job
 
 CREATE TRIGGER unique_key_follows BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {schema}.unique_key
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_by_hand('only changes of jobs change this table');
-
 
 -- What an enqueue has to know about unique keys: `request` is JSON, and so is the answer, for every
 -- kind of connection. Until the transaction ends, no other one adds a job with one of these keys, and

@@ -1,19 +1,3 @@
--- A number of jobs that belong together. `statuses` is what they have ended as, sorted, once it is finished.
--- Its jobs up to `settled_to` are known to be settled, so that the sweep looks at each about once. The three
--- are NULL again if a job of it enters or runs again.
-CREATE TABLE {schema}.workflow (
-    id uuid PRIMARY KEY,
-    name text COLLATE "C" CHECK (char_length(name) BETWEEN 1 AND {max_name}),
-    key text COLLATE "C" UNIQUE CHECK (char_length(key) BETWEEN 1 AND {max_key}),
-    fingerprint text COLLATE "C",
-    created_at timestamptz NOT NULL,
-    created_by text NOT NULL CHECK (char_length(created_by) <= {max_label}),
-    finished_at timestamptz,
-    statuses text COLLATE "C",
-    settled_to uuid
-);
-CREATE INDEX workflow_open ON {schema}.workflow (id) WHERE finished_at IS NULL;
-CREATE INDEX workflow_finished ON {schema}.workflow (statuses, finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX job_workflow ON {schema}.job (workflow, id) WHERE workflow IS NOT NULL;
 
 -- Which job (`child`) waits for which other one (`parent`), and which endings of that one meet it; an edge
@@ -39,17 +23,6 @@ CREATE TABLE {schema}.gate (
     spare integer NOT NULL,
     PRIMARY KEY (child, gate)
 ) WITH (fillfactor = 50);
-
--- Jobs at rest whose followers behind `after` are not counted yet.
-CREATE TABLE {schema}.overdue (
-    parent uuid PRIMARY KEY,
-    status text COLLATE "C" NOT NULL CHECK (status IN ({settled})),
-    after uuid NOT NULL
-);
-
--- Jobs that the sweep has to decide: a waiting job is skipped if its `spare` is below 0; a skipped job is
--- restored if it can run after all.
-CREATE TABLE {schema}.revisit (job_id uuid PRIMARY KEY);
 
 -- Count that jobs have come to rest (sign 1), or have left it again (-1), for the jobs that wait for them: for
 -- those behind `behind`, and up to what `overdue` says. What has nothing left to wait for is released. A

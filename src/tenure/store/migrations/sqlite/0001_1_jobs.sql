@@ -92,25 +92,13 @@ CREATE INDEX tenure_transition_job ON tenure_transition (job_id);  -- and seq, t
 CREATE INDEX tenure_transition_cancelled ON tenure_transition (seq)
     WHERE source = 'processing' AND event = 'cancelled';
 
-CREATE TABLE tenure_queue (
-    name TEXT PRIMARY KEY NOT NULL,
-    paused_at INTEGER,
-    paused_by TEXT,
-    pause_reason TEXT,
-    max_pending INTEGER CHECK (max_pending >= 0)
+-- How far the statistics have read the ledger: this entry and all before it.
+CREATE TABLE tenure_measured (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    seq INTEGER NOT NULL,
+    millis INTEGER NOT NULL
 ) STRICT;
-
-CREATE TABLE tenure_worker (
-    id TEXT PRIMARY KEY NOT NULL,
-    label TEXT NOT NULL,
-    queues TEXT,
-    types TEXT,
-    slots INTEGER,
-    version TEXT,
-    stopping INTEGER NOT NULL,
-    since_at INTEGER NOT NULL,
-    seen_at INTEGER NOT NULL
-) STRICT;
+INSERT INTO tenure_measured VALUES (1, 0, 0);
 
 -- Adding a job whose id, key or rowid is there already changes nothing, whatever the conflict clause
 -- says (OR REPLACE would delete the old row without firing its triggers). Before an insert a rowid

@@ -1,18 +1,5 @@
--- Which job holds a unique key. Only the triggers of `tenure_job` write this table; any other change is
--- refused. A conflict is found before the write, because an OR REPLACE of the outer statement would
--- hold in here, too.
-CREATE TABLE tenure_unique_key (
-    key TEXT PRIMARY KEY NOT NULL,
-    job_id TEXT NOT NULL
-) STRICT, WITHOUT ROWID;
-
--- The job that was last accepted under a unique key that lasts for a time.
-CREATE TABLE tenure_throttle (
-    key TEXT PRIMARY KEY NOT NULL,
-    job_id TEXT NOT NULL,
-    expires_at INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX tenure_throttle_expires ON tenure_throttle (expires_at);
+-- Only the triggers of `tenure_job` write `tenure_unique_key`; any other change is refused. A conflict is found
+-- before the write, because an OR REPLACE of the outer statement would hold in here, too.
 
 -- An insert here says whether a job held its unique key before a change, and holds it after it. It is a view
 -- because SQLite makes a temporary table for each INSERT with SELECT into a table that has triggers, also if

@@ -1,20 +1,3 @@
--- A number of jobs that belong together. `statuses` is what they have ended as, sorted, once it is finished.
--- Its jobs up to `settled_to` are known to be settled, so that the sweep looks at each about once. The three
--- are NULL again if a job of it enters or runs again.
-CREATE TABLE tenure_workflow (
-    id TEXT PRIMARY KEY NOT NULL,
-    name TEXT CHECK (length(name) BETWEEN 1 AND {max_name}),
-    key TEXT UNIQUE CHECK (length(key) BETWEEN 1 AND {max_key}),
-    fingerprint TEXT,
-    created_at INTEGER NOT NULL,
-    created_by TEXT NOT NULL CHECK (length(created_by) <= {max_label}),
-    finished_at INTEGER,
-    statuses TEXT,
-    settled_to TEXT
-) STRICT, WITHOUT ROWID;
-CREATE INDEX tenure_workflow_open ON tenure_workflow (id) WHERE finished_at IS NULL;
-CREATE INDEX tenure_workflow_finished ON tenure_workflow (statuses, finished_at)
-    WHERE finished_at IS NOT NULL;
 CREATE INDEX tenure_job_workflow ON tenure_job (workflow, id) WHERE workflow IS NOT NULL;
 
 -- Which job (`child`) waits for which other one (`parent`), and which endings of that one meet it; an edge
@@ -28,17 +11,6 @@ CREATE TABLE tenure_dependency (
     PRIMARY KEY (parent, child)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX tenure_dependency_child ON tenure_dependency (child, parent);
-
--- Jobs at rest whose followers behind `after` are not counted yet.
-CREATE TABLE tenure_overdue (
-    parent TEXT PRIMARY KEY NOT NULL,
-    status TEXT NOT NULL CHECK (status IN ({settled})),
-    after TEXT NOT NULL
-) STRICT, WITHOUT ROWID;
-
--- Jobs that the sweep has to decide: a waiting job is skipped if its `spare` is below 0; a skipped job is
--- restored if it can run after all.
-CREATE TABLE tenure_revisit (job_id TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
 
 -- An insert here counts for the followers of a job that it has come to rest with a status (sign 1), or has
 -- left it again (-1): for followers behind `after`, up to `upto`. A follower with nothing left to wait for
