@@ -613,7 +613,8 @@ def test_what_cannot_be_decided_here_stops_nothing_else(
     assert app.schedules.get("later").cursor_at == clock.now
     raw.run("UPDATE {schedule} SET zone = 'UTC'")
     clock.advance(600)
-    decide_due(app.core, set())
+    while decide_due(app.core, set()):  # two at a time, whichever of them come first
+        pass
     assert record(app, "a") == "f1"
 
 
