@@ -203,10 +203,12 @@ def test_actions_are_the_stores_to_decide(jobs: Jobs, ann: Client) -> None:
     assert said[-1] == "2 more were refused"
 
 
-def test_an_action_of_a_user_with_a_long_name(jobs: Jobs, ann: Client) -> None:
+def test_an_action_of_a_user_with_a_long_name(
+    jobs: Jobs, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Other models of users have longer names than Django's own: each action was refused."""
-    waits, user = ship.enqueue(1), User.objects.get()
-    User.objects.filter(pk=user.pk).update(username=(name := "a" * 260))
+    waits, name = ship.enqueue(1), "a" * 260
+    monkeypatch.setattr(User, "get_username", lambda user: name)
     assert act(ann, "cancel", waits) == ["cancel: 1 done"]
     assert app.history(waits.id)[-1].actor == f"user:{name}"[:255]
 

@@ -21,14 +21,13 @@ from shop import task_api
 from shop.models import Order
 from shop.tasks import count_orders, fail, ship, ship_async, ship_once
 
-from tenure import DuplicateJob, InvalidInput, KeyConflict, Unique
+from tenure import DuplicateJob, InvalidInput, KeyConflict, Unique, testing
 from tenure.contrib.django import TenureBackend, WorkerLost, app
 from tenure.contrib.django.databases import url_of
 from tenure.jobs.redaction import without_password
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store.borrowed.drivers import driver_of
 from tenure.store.postgres.address import split_schema
-from tenure.testing import Jobs
 
 InvalidTask, TaskResultDoesNotExist = task_api.InvalidTask, task_api.TaskResultDoesNotExist
 pytestmark = pytest.mark.usefixtures("cleared")
@@ -46,17 +45,18 @@ def exists(result: Any) -> bool:
         return False
 
 
-@pytest.mark.django_db(transaction=True)
-def test_a_task_in_a_queue_that_the_settings_no_longer_have(jobs: Jobs) -> None:
+@pytest.mark.django_db
+def test_a_task_in_a_queue_that_the_settings_no_longer_have() -> None:
     """To read it was an InvalidTask, and so was to run it, before its function was called."""
     order = Order.objects.create(number=1)
-    result = ship.using(queue_name="old").enqueue(order.pk)
-    with override_settings(TASKS={"default": {"BACKEND": BACKEND, "QUEUES": ["default"]}}):
+    result = ship.using(queue_name="old").enqueue(order.number)
+    tasks = {"default": {"BACKEND": BACKEND, "QUEUES": ["default"]}}
+    with override_settings(TASKS=tasks), testing.within(app, connection) as jobs:
         assert jobs.run(result.id).status == "completed"
         assert ship.get_result(result.id).task.queue_name == "old"
         assert ship.get_result(result.id).status == "SUCCESSFUL"
         with pytest.raises(InvalidTask, match="Queue 'old' is not valid"):
-            ship.using(queue_name="old").enqueue(order.pk)
+            ship.using(queue_name="old").enqueue(order.number)
 
 
 class Undo(Exception):
