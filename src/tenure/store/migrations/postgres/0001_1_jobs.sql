@@ -338,6 +338,7 @@ DECLARE
     o record;
     n record;
     several boolean;
+    ids uuid[];
     claimed boolean := false;
     completed boolean := false;
     followers bigint;
@@ -386,6 +387,7 @@ BEGIN
     IF claimed OR completed THEN
         moved_at := CASE WHEN claimed THEN n.started_at ELSE n.finished_at END;
         IF several THEN
+            ids := ARRAY(SELECT id FROM after);
             INSERT INTO {schema}.transition (
                 job_id, at, source, target, event, attempt, token, lease_id, actor)
             SELECT n.id, CASE WHEN claimed THEN n.started_at ELSE n.finished_at END, o.status, n.status,
@@ -393,6 +395,7 @@ BEGIN
                 coalesce(n.lease_id, o.lease_id), n.actor
             FROM before AS o JOIN after AS n ON n.id = o.id;
         ELSE
+            ids := ARRAY[n.id];
             INSERT INTO {schema}.transition (
                 job_id, at, source, target, event, attempt, token, lease_id, actor)
             VALUES (n.id, moved_at, o.status, n.status,
@@ -400,8 +403,11 @@ BEGIN
                 coalesce(n.lease_id, o.lease_id), n.actor);
         END IF;
         INSERT INTO {schema}.arrival (status, at, ids) VALUES (n.status, least(moved_at, {schema}.clock())
-            + CASE WHEN claimed THEN interval '1 second' ELSE interval '0' END, ARRAY(SELECT id FROM after));
-        IF claimed THEN
+            + CASE WHEN claimed THEN interval '1 second' ELSE interval '0' END, ids);
+        IF claimed AND NOT several THEN
+            DELETE FROM {schema}.ready WHERE queue = o.queue AND priority = o.priority
+                AND run_at = o.run_at AND id = o.id;
+        ELSIF claimed THEN
             DELETE FROM {schema}.ready WHERE ctid = ANY (ARRAY(
                 SELECT token.ctid FROM before CROSS JOIN LATERAL (
                     SELECT ctid FROM {schema}.ready WHERE queue = before.queue
