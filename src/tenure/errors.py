@@ -236,7 +236,7 @@ class QueueFull(TenureError):
 
     def __init__(self, queue: str, max_pending: int) -> None:
         super().__init__(
-            f"queue {queue!r} already holds {max_pending} pending jobs, its limit; try again later"
+            f"queue {queue!r} is full: its limit of pending jobs is {max_pending}; try again later"
         )
         self.queue, self.max_pending = queue, max_pending
 

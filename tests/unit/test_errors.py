@@ -39,7 +39,7 @@ def test_a_copy_of_an_error_is_like_it(error: errors.TenureError) -> None:
 
 def test_an_error_does_not_break_a_pool_of_processes() -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        with pytest.raises(errors.QueueFull, match="'mail' already holds 3") as raised:
+        with pytest.raises(errors.QueueFull, match="limit of pending jobs is 3") as raised:
             pool.submit(fill).result(60)
         assert raised.value.max_pending == 3
         assert pool.submit(len, "ok").result(60) == 2

@@ -141,7 +141,7 @@ BEGIN
     answer := {schema}.add_one(request, notify);
     IF answer ->> 'full' IS NOT NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'TN003', MESSAGE = format(
-            'tenure: queue_full: queue %L already holds %s pending jobs, its limit',
+            'tenure: queue_full: queue %L is full: its limit of pending jobs is %s',
             queue, answer -> 'full' ->> 1);
     END IF;
     IF answer ->> 'runs' IS NOT NULL THEN
