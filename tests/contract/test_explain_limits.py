@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tenure import PerPartition, Tenure
+from tenure.jobs.parking import Wait
 from tenure.jobs.postpone import Pause
 from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
 from tenure.lifecycle import Job
@@ -103,6 +104,26 @@ def test_a_worker_is_no_help_where_a_partition_stands_still(app: Tenure, clock: 
     app.queues.resume_partition("sync", "acme")
     app.queues.pass_over("sync", "acme")
     check(app, job, "no_worker")
+    app.queues.limit("sync", max_running=0)
+    check(app, job, "queue_full", "its limit is 0")
+    app.queues.limit("sync", max_running=None)
+    app.queues.limit_partition("sync", "acme", max_running=0)
+    check(app, job, "partition_full", "its limit is 0")
+
+
+@pytest.mark.parametrize("outcome", [Outcome.SUSPENDED, Outcome.SNOOZED])
+def test_a_worker_is_no_help_behind_a_job_that_waits(
+    app: Tenure, clock: Clock, outcome: Outcome
+) -> None:
+    app.queues.limit("sync", ordered="halt")
+    first, job = add(app, "acme"), add(app, "acme")
+    (lease,) = take(app)
+    wait = Wait("go", 1) if outcome is Outcome.SUSPENDED else None
+    delay = None if wait else 600.0
+    report = Report(lease.id, lease.lease_id, outcome, delay=delay, wait=wait)
+    app.core.exchange([report], None).result()
+    clock.advance(61)  # no worker is alive
+    check(app, job, "behind_in_order", first.id)
 
 
 def test_a_rate_limit_outside_names_the_job_that_met_it(app: Tenure, clock: Clock) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from msgspec import Struct
 
 from tenure.events import Retried
-from tenure.jobs.explain_limits import LimitFacts, limit_reason
+from tenure.jobs.explain_limits import LimitFacts, limit_reason, stays_closed
 from tenure.jobs.graph import is_met
 from tenure.jobs.parking import Wait
 from tenure.jobs.queries import MAX_AHEAD
@@ -195,7 +195,7 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
             )
         return "not_due", f"It is not due before {_at(job.run_at)}, in {wait}."
     closed = limit_reason(job.queue, facts.limits, facts.now) if facts.limits else None
-    if closed is not None and closed[0] in ("partition_paused", "halted"):
+    if closed and facts.limits and stays_closed(closed[0], facts.limits, facts.now):
         return closed  # a worker alone does not help
     alive = [worker for worker in facts.workers if is_live(worker, facts.now)]
     of_queue = [worker for worker in alive if worker.serves(job.queue)]

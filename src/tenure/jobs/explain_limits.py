@@ -74,6 +74,17 @@ def limit_reason(queue: str, facts: LimitFacts, now: datetime) -> tuple[str, str
     return _closed(OF_PARTITION, part, facts.partition, rate, now)
 
 
+def stays_closed(reason: str, facts: LimitFacts, now: datetime) -> bool:
+    """Whether a job does not start for this reason of a limit, even if a worker is alive."""
+    if reason == "behind_in_order" and facts.before is not None:
+        _, status, run_at = facts.before
+        return status is Status.WAITING or run_at > now
+    if reason in ("queue_full", "partition_full"):
+        part = facts.queue if reason == "queue_full" else facts.partition
+        return part is not None and part.max_running == 0
+    return reason in ("partition_paused", "halted")
+
+
 def _closed(
     reasons: tuple[str, str, str], named: str, part: Part, rate: Rate | None, now: datetime
 ) -> tuple[str, str] | None:
