@@ -190,7 +190,9 @@ def test_no_worker_for_the_queue(harness: StoreHarness, why: Why) -> None:
 def test_a_worker_for_any_queue_takes_no_deliveries(harness: StoreHarness, why: Why) -> None:
     job = harness.add(WEBHOOK, queue=queue_of("shop"))
     harness.claim(worker="w1")
-    check(why(job.id), "no_worker_for_queue", f"from queue {queue_of('shop')}", "1 alive")
+    check(why(job.id), "no_worker", "No process delivers to webhooks; start `tenure serve`")
+    harness.claim(worker="own", limit=0, queues=(queue_of("other"),), types=(WEBHOOK,))
+    check(why(job.id), "queue_waits", f"{queue_of('shop')} starts no job now", "did not answer")
     harness.claim(worker="w2", limit=0, queues=(queue_of("shop"),))
     check(why(job.id), "next")
 

@@ -10,6 +10,7 @@ from msgspec import Struct
 from tenure.events import Retried
 from tenure.jobs.explain_limits import LimitFacts, limit_reason, stays_closed
 from tenure.jobs.graph import is_met
+from tenure.jobs.names import RESERVED
 from tenure.jobs.parking import Wait
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.schedules import Fire
@@ -199,6 +200,8 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
         return closed  # a worker alone does not help
     alive = [worker for worker in facts.workers if is_live(worker, facts.now)]
     of_queue = [worker for worker in alive if worker.serves(job.queue)]
+    if not of_queue and job.type.startswith(RESERVED):
+        return _undelivered(job, any(worker.runs_own for worker in alive))
     live = of_queue or [worker for worker in alive if not worker.runs_own]
     if not live:
         return "no_worker", (
@@ -224,6 +227,18 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
     if facts.ahead == 0 or (facts.limits is not None and facts.limits.partition is not None):
         return "next", f"It is next in queue {job.queue}: {_room(takers)}."
     return "behind_others", _place_in_queue(facts)
+
+
+def _undelivered(job: Job, delivers: bool) -> tuple[str, str]:
+    if delivers:
+        return "queue_waits", (
+            f"Queue {job.queue} starts no job now: its receiver did not answer several times, or "
+            "as many deliveries to it as may be are under way."
+        )
+    return "no_worker", (
+        "No process delivers to webhooks; start `tenure serve`, or `tenure worker` with access to "
+        "the database."
+    )
 
 
 def _paused(what: str, state: QueueState | TypeState) -> str:
