@@ -24,6 +24,7 @@ from tenure.worker.webhook_delivery import REMOVED
 from tests.support.cli import PROGRAM, clean_environment, cli_json, output_of, run_cli
 from tests.support.http import api_client, assert_problem, claim_jobs
 from tests.support.programs import Program
+from tests.support.store import claim_request
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import (
     running_sweeper,
@@ -269,6 +270,24 @@ def test_a_receiver_that_is_gone_is_not_asked_again(app_on_each_engine: Tenure) 
         with delivering(app_on_each_engine):
             assert "410" in wait_until_failed(app_on_each_engine, delivery(app_on_each_engine))
         assert len(receiver.requests) == 1
+
+
+def test_a_delivery_whose_process_was_lost_is_no_reason_to_warn(
+    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who read that it cannot be imported by its name could do nothing about it."""
+    app = app_on_each_engine
+    monkeypatch.setattr(delivery_jobs, "BACKOFF", RetryPolicy(base=0))
+    with receiving() as receiver:
+        hook_on(app, receiver.url)
+        app.enqueue("mail")
+        follow(app)
+        request = claim_request(lease_seconds=0.01, queues=(queue_of("shop"),))
+        assert app.core.exchange((), request).result().leases
+        wait_until(lambda: app.core.store.sweep().result(), "the lease to end")
+        with delivering(app):
+            assert wait_until_completed(app, delivery(app)).attempts == 2
+    assert "may have ended a worker" not in caplog.text
 
 
 @pytest.mark.parametrize("program", [("serve", "--port", "0"), ("worker",)], ids=lambda p: p[0])

@@ -22,6 +22,7 @@ from tenure.events import Completed
 from tenure.jobs.context import Stopped
 from tenure.jobs.handlers import Handler, Handlers
 from tenure.jobs.hooks import bound
+from tenure.jobs.names import RESERVED
 from tenure.jobs.results import Ending, success
 from tenure.jobs.work import Outcome, Report
 from tenure.telemetry.logs import LOG_FIELDS
@@ -150,7 +151,7 @@ class Attempts:
             self._start_here(attempt, handler)
         elif handler.in_process or (lease.alone and handler.is_found_by_name()):
             self._start_in_child(attempt, handler)
-        elif lease.alone:
+        elif lease.alone and not lease.type.startswith(RESERVED):  # its own run here
             self._start_here_after_all(attempt, handler, "it cannot be imported by its name")
         else:
             self._start_here(attempt, handler)
