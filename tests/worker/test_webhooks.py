@@ -11,9 +11,10 @@ import threading
 from collections import Counter
 from typing import Any
 
+import psycopg
 import pytest
 
-from tenure import InvalidInput, Job, NewJob, RetryPolicy, Tenure, failpoints
+from tenure import InvalidInput, Job, NewJob, RetryPolicy, Tenure, Unique, failpoints
 from tenure.errors import StoreUnavailable
 from tenure.jobs.hiding import MARK
 from tenure.lifecycle import EVENTS
@@ -114,6 +115,25 @@ def test_only_moves_from_now_on_that_are_wanted_are_told(app_on_each_engine: Ten
                 )
             )
         assert [message["data"]["job_id"] for message in receiver.messages] == [wanted.id]
+
+
+def test_the_last_number_of_a_position_has_the_order_of_a_jobs_events(postgres_url: str) -> None:
+    """The transaction that changed the job began before the one that added it."""
+    unique = Unique(by="key", on_conflict="replace")
+    with Tenure(postgres_url) as app, receiving() as receiver:
+        hook_on(app, receiver.url, "enqueued", "amended", "cancelled")
+        with psycopg.connect(postgres_url) as own:
+            own.execute("CREATE TABLE mine ()")
+            job = app.enqueue("mail", {"to": "ada"}, unique=unique)
+            app.within(own).enqueue("mail", {"to": "bob"}, unique=unique)
+        app.cancel(job.id)
+        with delivering(app):
+            wait_until(lambda: len(receiver.requests) == 3, "each event")
+        data = [message["data"] for message in receiver.messages]
+        numbers = {each["event"]: [int(n) for n in each["position"].split(".")] for each in data}
+        assert numbers["amended"] < numbers["enqueued"]
+        in_order = sorted(numbers, key=lambda event: numbers[event][-1])
+        assert in_order == [entry.event for entry in app.history(job.id)]
 
 
 def test_deliveries_are_not_told_of_themselves(app_on_each_engine: Tenure) -> None:
