@@ -14,7 +14,16 @@ from typing import Any
 import psycopg
 import pytest
 
-from tenure import InvalidInput, Job, NewJob, RetryPolicy, Tenure, Unique, failpoints
+from tenure import (
+    IllegalTransition,
+    InvalidInput,
+    Job,
+    NewJob,
+    RetryPolicy,
+    Tenure,
+    Unique,
+    failpoints,
+)
 from tenure.errors import StoreUnavailable
 from tenure.jobs.hiding import MARK
 from tenure.lifecycle import EVENTS
@@ -508,6 +517,22 @@ def test_the_queue_of_deliveries_is_theirs_alone(app: Tenure) -> None:
         response = api.post("/jobs", json={"type": "mail", "queue": queue_of("shop")})
         assert assert_problem(response, 400, "invalid_input")["path"] == "$.queue"
     assert app.find() == []
+
+
+def test_nobody_changes_what_a_delivery_says(app_on_each_engine: Tenure) -> None:
+    """The receiver would have got a signed message about an event that never was."""
+    app = app_on_each_engine
+    hook_on(app, "https://example.com")
+    app.enqueue("mail")
+    follow(app)
+    job = delivery(app)
+    with api_client(app) as api:
+        refused = api.patch(f"/jobs/{job.id}", json={"payload": {**job.payload, "event": {}}})
+        assert_problem(refused, 409, "illegal_transition")
+    with pytest.raises(IllegalTransition, match=r"Tenure writes the payload of a tenure\.webhook"):
+        app.amend(job.id, payload={})
+    assert app.get(job.id) == job
+    assert app.amend(job.id, delay=0, priority=-1).priority == -1
 
 
 def test_nobody_else_adds_deliveries(app: Tenure) -> None:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from tenure import events, failpoints
 from tenure.errors import IllegalTransition, JobNotFound, LeaseLost
+from tenure.jobs.names import RESERVED
 from tenure.jobs.parking import Wait
 from tenure.jobs.work import (
     ALREADY_RECORDED,
@@ -200,6 +201,10 @@ def apply(db: Database, job_id: str, event: events.Event) -> Job:
         return job
     if isinstance(event, events.Retried):
         check_retry(job, unique_keys.keys_of(db, [job_id]), set(), now)
+    if steps[-1].payload != job.payload and job.type.startswith(RESERVED):  # or it would be signed
+        legal = legal_events(job.status, job.event)
+        reason = f"Tenure writes the payload of a {job.type}"
+        raise IllegalTransition(job.id, job.status, event.name, legal, reason)
     save(db, [(job, steps)])
     signals.end_waits(db, [job])
     return steps[-1]
