@@ -145,6 +145,18 @@ def test_what_has_changed_since_or_is_needed_is_not_deleted(
     assert {lease.id, parent.id} <= set(there(harness))
 
 
+def test_a_later_file_replaced_one_with_jobs_that_were_deleted(
+    harness: StoreHarness, app: Tenure, tmp_path: Path
+) -> None:
+    """Both were named for the first and the last job, which were kept."""
+    first, gone, last = settle(harness, 3)
+    app.enqueue("child", depends_on=[first, last])
+    for _ in range(2):
+        write(app, tmp_path, delete=True)
+    assert gone not in there(harness)
+    assert set(ids(tmp_path)) == {first, gone, last}
+
+
 def test_a_file_that_cannot_be_named_deletes_nothing(
     harness: StoreHarness, app: Tenure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

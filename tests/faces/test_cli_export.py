@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tenure import NewJob, Tenure
+from tenure import NewJob, StoreUnavailable, Tenure
+from tenure.app import export
 from tests.support.cli import cli_json, output_of, run_cli
 
 
@@ -55,6 +56,28 @@ def test_it_writes_what_a_later_one_goes_on_from(
     assert [job.id for job in app.find(status="cancelled")] == settled[:1]
     for wrong in (["--status", "pending"], ["--after", "x"], ["--created-after", "soon"]):
         assert run_cli("export", str(folder), *wrong).exit_code == 2
+
+
+def test_an_outage_hides_no_file_that_was_written_before(
+    settled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As JSON nothing was printed of files whose jobs were deleted."""
+    monkeypatch.setattr(export, "MAX_JOBS", 1)
+    monkeypatch.setattr(export, "MAX_AT_ONCE", 1)
+    sync, written = export._sync, []
+
+    def fail(folder: Path) -> None:
+        sync(folder)
+        written.append(folder)
+        if len(written) == 2:
+            raise StoreUnavailable("the connection was lost")
+
+    monkeypatch.setattr(export, "_sync", fail)
+    result = run_cli("export", str(tmp_path / "old"), "--delete", "--json")
+    assert result.exit_code == 4
+    assert "the connection was lost" in result.stderr
+    (file,) = json.loads(result.stdout)
+    assert (file["last"], file["deleted"]) == (settled[0], 1)
 
 
 def test_a_folder_that_cannot_be_written_was_answered_with_a_traceback(

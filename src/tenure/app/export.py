@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -58,7 +59,7 @@ def export(
     """Write the settled jobs of a filter to files, in the order of their ids.
 
     - `folder`: it is made if it is not there. A file has a temporary name until it is on disk;
-      then it is named for its first and its last job.
+      then it is named for its first and its last job, with a number if there is such a file.
     - `after`: only jobs after the one with this id. Default: None, from the first one.
     - `redaction`: hides values in what is written.
     - `format`: `"jsonl"`, one line of JSON for each job, or `"parquet"`, which needs the extra
@@ -88,7 +89,7 @@ def export(
                 os.fsync(file.fileno())
             if written:
                 first, *_, last = (*written, *written)
-                path = folder / f"jobs-{first}-{last}.{format}"
+                path = _free(folder, f"jobs-{first}-{last}", format)
                 part.replace(path)
                 _sync(folder)
                 deleted = _delete(core, written) if delete else 0
@@ -141,6 +142,13 @@ def _write(
             return written, query, False
         query = replace(query, after=page.next)
     return written, query, True
+
+
+def _free(folder: Path, name: str, format: Format) -> Path:
+    """Return a path that no file has: such a file may hold jobs that were deleted."""
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    paths = (folder / f"{each}.{format}" for each in names)
+    return next(path for path in paths if not path.exists())
 
 
 def _sync(folder: Path) -> None:

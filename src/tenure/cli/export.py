@@ -36,6 +36,17 @@ def _a_folder_for_files() -> Iterator[None]:
         raise InvalidInput(why, path="FOLDER") from error
 
 
+@contextmanager
+def _answer_of_some(found: list[ExportedFile], as_json: bool) -> Iterator[None]:
+    """Print the files that were written before an error: their jobs may be deleted."""
+    try:
+        yield
+    except BaseException:
+        if as_json and found:
+            print_json(found)
+        raise
+
+
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @filter_options
@@ -62,16 +73,16 @@ def export(
     """Write settled jobs with their history to files in FOLDER.
 
     The oldest come first. One job is one line of JSON, as `jobs show --json` prints it. A file has
-    up to 50,000 jobs. It gets its name, that of its first and its last job, when it is on disk.
-    --delete keeps jobs that have changed since, and jobs that retention would keep. The last
-    line names the --after with which a later export continues.
+    up to 50,000 jobs. It gets its name, that of its first and its last job, when it is on disk; no
+    file is replaced. --delete keeps jobs that have changed since, and jobs that retention would
+    keep. The last line names the --after with which a later export continues.
     """
     from tenure.app.export import export as export_jobs
     from tenure.jobs.redaction import NOTHING_HIDDEN
 
     matching = filter_of(**filters)
-    found = []
-    with existing() as app, _a_folder_for_files():
+    found: list[ExportedFile] = []
+    with existing() as app, _a_folder_for_files(), _answer_of_some(found, as_json):
         redaction = NOTHING_HIDDEN if raw else app.core.redaction
         for file in export_jobs(
             app.core,
