@@ -39,11 +39,12 @@ def commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-def test_a_disk_that_is_full_is_no_traceback(sqlite_url: str) -> None:
+@pytest.mark.parametrize("command", [["stats"], ["--help"], ["stats", "--help"]])
+def test_a_disk_that_is_full_is_no_traceback(sqlite_url: str, command: list[str]) -> None:
     tenure.Tenure(sqlite_url).open().close()
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
-            [sys.executable, "-m", "tenure", "stats", "--database", sqlite_url],
+            [sys.executable, "-m", "tenure", "--database", sqlite_url, *command],
             check=False,
             stdout=full,
             stderr=subprocess.PIPE,
@@ -53,6 +54,13 @@ def test_a_disk_that_is_full_is_no_traceback(sqlite_url: str) -> None:
         )
     assert ended.returncode == REFUSED
     assert ended.stderr == "Error: the output could not be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("port", ["9" * 5000, "65536", "http"])
+def test_what_is_no_port_for_probes(port: str) -> None:
+    result = run_cli("worker", "jobs:app", "--health", port)
+    assert result.exit_code == 2
+    assert "give a port, as in 8081" in result.stderr
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -39,9 +40,14 @@ READ_VARIABLES = ("TENURE_DATABASE", "TENURE_MIGRATE", "TENURE_CONFIG", "TENURE_
 class Group(click.Group):
     """A group of commands that turns errors into a message and an exit code."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _output(ctx):  # of --help
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _output(ctx):
+                return super().invoke(ctx)
         except errors.TenureError as error:
             ctx.exit(complain(error))
         except ModuleNotFoundError as error:
@@ -49,16 +55,23 @@ class Group(click.Group):
                 raise
             missing = f"this command needs {error.name}: pip install 'tenure[standard]'"
             ctx.exit(complain(errors.InvalidInput(missing)))
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            click.echo(f"Error: the output could not be written: {error.strerror}", err=True)
-            ctx.exit(REFUSED)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+
+@contextmanager
+def _output(ctx: click.Context) -> Iterator[None]:
+    """Say that the output could not be written, if that is so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        click.echo(f"Error: the output could not be written: {error.strerror}", err=True)
+        ctx.exit(REFUSED)
 
 
 def complain(error: errors.TenureError) -> int:

@@ -92,7 +92,7 @@ class HostAndPort(click.ParamType):  # type: ignore[type-arg]
     ) -> tuple[str, int]:
         """Split the text; 0 lets the system choose a port."""
         host, _, port = str(value).rpartition(":")
-        if not (port.isascii() and port.isdigit() and int(port) < 65_536):
+        if not (port.isascii() and port.isdigit() and len(port) < 6 and int(port) < 65_536):
             self.fail("give a port, as in 8081 or 0.0.0.0:8081", param, ctx)
         return host or "127.0.0.1", int(port)
 
