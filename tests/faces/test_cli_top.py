@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tenure import Tenure
+from tenure import StoreUnavailable, Tenure
+from tenure.cli import watching
 from tenure.jobs.work import ClaimRequest, Outcome, Report
-from tests.support.cli import PROGRAM, Terminal, output_of
+from tests.support.cli import PROGRAM, Terminal, output_of, run_cli
 
 
 @pytest.fixture
@@ -114,6 +115,33 @@ def test_it_is_drawn_again_until_it_is_ended(
         assert terminal.wait_for_exit() == 0
     assert terminal.shown.rindex("\x1b[?1049l") > terminal.shown.rindex("\x1b[?1049h")
     assert "Traceback" not in terminal.shown.split("\x1b[?1049l")[-1]
+
+
+def test_an_outage_ended_what_prints_json(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tail` and the picture on a terminal went on."""
+    looks = []
+
+    def look(app: Tenure) -> dict[str, str]:
+        looks.append(app)
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+        if len(looks) == 1:
+            raise StoreUnavailable("the connection was lost")
+        return {"at": "now"}
+
+    monkeypatch.setattr(watching, "picture", look)
+    result = run_cli("top", "--json", "--interval", "0.2")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {"at": "now"}
+    assert result.stderr == "the connection was lost; trying again\n"
+    looks.clear()
+    assert run_cli("top", "--json", "--once").exit_code == 4
+
+
+def test_an_interval_that_is_no_number(app: Tenure) -> None:
+    result = run_cli("top", "--interval", "nan")
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
 
 
 def test_a_terminal_that_can_do_nothing_gets_one_picture(app: Tenure, sqlite_url: str) -> None:

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,12 +37,19 @@ SEARCHED = 5_000
 """How many of the newest transitions are searched with a filter."""
 
 
+def _number(ctx: click.Context, parameter: click.Parameter, value: float) -> float:
+    if isnan(value):  # which is in every range
+        raise click.BadParameter("give a number of seconds")
+    return value
+
+
 @click.command()
 @option(
     "--interval",
     "SECONDS",
     "Time between two updates.",
     type=click.FloatRange(0.2, 3600),
+    callback=_number,
     default=1.0,
 )
 @flag("--once", "Print once and exit, also on a terminal.")
@@ -57,11 +65,7 @@ def top(interval: float, once: bool, as_json: bool) -> None:
     with existing() as app:
         try:
             if as_json:
-                terminal.print_json(picture(app), indent=-1)
-                while not once:
-                    sys.stdout.flush()
-                    time.sleep(interval)
-                    terminal.print_json(picture(app), indent=-1)
+                _print(app, None if once else interval)
             elif once or not terminal.can_act(sys.stdout):
                 drawing.show(picture(app))
             else:
@@ -69,6 +73,21 @@ def top(interval: float, once: bool, as_json: bool) -> None:
                     _redraw(app, draw, interval)
         except KeyboardInterrupt:
             pass  # the usual end
+
+
+def _print(app: Tenure, interval: float | None) -> None:
+    """Print a document each `interval` seconds, or once."""
+    while True:
+        try:
+            terminal.print_json(picture(app), indent=-1)
+        except StoreUnavailable as error:
+            if interval is None:
+                raise
+            click.echo(f"{error}; trying again", err=True)
+        if interval is None:
+            return
+        sys.stdout.flush()
+        time.sleep(interval)
 
 
 def _redraw(app: Tenure, draw: Any, interval: float) -> None:
