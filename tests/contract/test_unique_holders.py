@@ -154,7 +154,7 @@ def test_a_retry_is_refused_while_another_job_holds_the_key(harness: StoreHarnes
     old, new = failed_pair(harness)
     with pytest.raises(IllegalTransition) as refusal:
         harness.store.apply(old.id, Retried(more_retries=1)).result()
-    assert refusal.value.reason == f"job {new.id} holds its unique key"
+    assert refusal.value.reason.startswith("another job holds its unique key")
     with pytest.raises(Refused):
         harness.sql.run(
             f"UPDATE {{job}} SET status = 'pending', max_retries = 9, event = 'retried',"

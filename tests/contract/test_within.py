@@ -220,7 +220,7 @@ def test_a_retry_that_a_unique_key_forbids_leaves_the_transaction_usable(
     app.core.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error="no")])
     second = app.enqueue("mail", unique=unique)
     lender.begin()
-    with pytest.raises(IllegalTransition, match=f"job {second.id} holds its unique key"):
+    with pytest.raises(IllegalTransition, match="another job holds its unique key"):
         lender.call(app, "retry", first.id)
     lender.call(app, "cancel", second.id)
     assert lender.call(app, "retry", first.id).status == "pending"

@@ -221,7 +221,8 @@ def check_retry(
     key, holder = keys.get(job.id, ("", None))
     reason = ""
     if holder is not None or key in taken:
-        reason = f"job {holder or 'before it'} holds its unique key"
+        # Whether the caller may see that job's queue is not known here.
+        reason = "another job holds its unique key; explain says which"
     elif job.start_by is not None and job.start_by <= now:
         reason = f"it had to start before {job.start_by.isoformat()}; run it again as a new job"
     if reason:
