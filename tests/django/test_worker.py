@@ -117,7 +117,7 @@ def test_the_task_of_a_killed_worker_runs_elsewhere(shop: Shop, tmp_path: Path) 
 
 def test_a_task_runs_in_a_child_process_that_keeps_nothing_open(shop: Shop) -> None:
     """Neither the death of the child nor its connections outlive the task."""
-    ids = [shop.enqueue("apart", True), *[shop.enqueue("apart") for _ in range(2)]]
+    ids = [shop.enqueue("apart", "dies"), *[shop.enqueue("apart") for _ in range(2)]]
     ids.append(shop.enqueue("ship_async:slow", 1, queue="slow"))
     with shop.worker("--concurrency", "1") as worker:
         dead, first, second, last = [shop.jobs.wait(id, timeout=SECONDS) for id in ids]

@@ -34,10 +34,11 @@ def tenure_of(database: str, schema: str, redact: tuple[str, ...]) -> Tenure:
 
 @cache
 def _tenure_of(database: str, schema: str, redact: tuple[str, ...]) -> Tenure:
-    from tenure.contrib.django.handlers import around
+    from tenure.contrib.django.handlers import around, send_failed
 
     app = Tenure(IN_MEMORY, migrate="never", actor="django", redact=redact)
     app.around(partial(around, app))
+    app.on_failure(send_failed)
     # Asked each time: tests give a database another name.
     app.core.database = partial(url_of, database, schema)
     return app

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
@@ -13,7 +12,6 @@ from contextlib import (
 )
 from functools import partial
 from inspect import iscoroutinefunction
-from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
@@ -21,13 +19,18 @@ from django.core.cache import caches
 from django.db import InterfaceError, OperationalError, connections, reset_queries, transaction
 from django.utils import timezone
 
-from tenure import InvalidInput, JobContext, PermanentFailure, RetryAfter, Snooze, Tenure
+from tenure import InvalidInput, JobContext, RetryAfter, Tenure
 from tenure.contrib.django._api import InvalidTask, base, normalize_json, signals, task_backends
 from tenure.contrib.django.results import read_result
-from tenure.contrib.django.tasks import OF_TYPES, TenureContext, TenureTask, type_of
+from tenure.contrib.django.tasks import (
+    OF_TYPES,
+    TenureContext,
+    TenureTask,
+    declared,
+    type_of,
+)
 from tenure.jobs.handlers import Handler
-from tenure.jobs.parking import Parked
-from tenure.lifecycle import has_budget
+from tenure.jobs.hooks import Failure
 
 if TYPE_CHECKING:
     from tenure.contrib.django.backend import TenureBackend
@@ -41,7 +44,6 @@ AGAIN_SECONDS = 30
 """When an attempt that found no database is repeated."""
 MAX_TRIES = 10
 """Transactions that an atomic task begins at most: heartbeats may be faster than their lock."""
-NOT_THE_END = (Parked, Snooze, asyncio.CancelledError)
 
 
 def handler_at(backend: TenureBackend, task: TenureTask) -> Handler:
@@ -103,54 +105,38 @@ class _Attempt:
                 if is_held or tries == MAX_TRIES or not _is_stale(error):
                     raise
 
-    def fail(self, error: BaseException) -> None:
-        """Send the signal if the task has failed for good by an error."""
-        context = self.context
-        timed_out = context.stopped == "timeout"
-        if timed_out:  # that counts, whatever the function did then
-            error = TimeoutError("timed out")
-        kind, (_, failed) = type(error), _parts(error, NOT_THE_END)
-        if failed is None or (context.stopped and not timed_out):
-            return
-        final, _ = _parts(failed, PermanentFailure)
-        _, others = _parts(failed, RetryAfter)
-        asks = others is None or timed_out or self.option("retry_exceptions")
-        if asks and final is None and has_budget(context.attempt, context.max_retries):
-            return
-        path = f"{kind.__module__}.{kind.__qualname__}"
-        traceback = "".join(format_exception(error))
-        self.result.errors.append(base.TaskError(exception_class_path=path, traceback=traceback))
-        self._finish(base.TaskResultStatus.FAILED)
-
     def succeed(self, value: Any) -> None:
         """Send the signal that the task is done, unless that comes too late."""
         if self.context.stopped:
-            self.fail(TimeoutError())
             return
         object.__setattr__(self.result, "_return_value", value)
-        self._finish(base.TaskResultStatus.SUCCESSFUL)
-
-    def _finish(self, status: base.TaskResultStatus) -> None:
         object.__setattr__(self.result, "finished_at", timezone.now())
-        object.__setattr__(self.result, "status", status)
+        object.__setattr__(self.result, "status", base.TaskResultStatus.SUCCESSFUL)
         signals.task_finished.send_robust(type(self.backend), task_result=self.result)
 
 
-def _parts(error: BaseException, kinds: Any) -> tuple[BaseException | None, BaseException | None]:
-    """Return what is of some kinds, and what is not: of a group, each may be a part."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(kinds)
-    return (error, None) if isinstance(error, kinds) else (None, error)
+def send_failed(failure: Failure) -> None:
+    """Send the signal that a task has failed for good, wherever it ran and however it ended."""
+    path, _, alias = failure.type.partition(":")
+    if not failure.final or (task := declared.get(path)) is None:
+        return
+    backend: TenureBackend = task_backends[alias or task.backend]  # type: ignore[assignment]
+    error = failure.exception or RuntimeError(failure.error)
+    trace = error.__traceback__
+    with _clean():
+        result = read_result(backend, failure.id, task)
+        try:
+            raise error
+        except BaseException:  # a receiver of Django logs the exception that is handled
+            signals.task_finished.send_robust(type(backend), task_result=result)
+        finally:
+            BaseException.with_traceback(error, trace)
 
 
 def _handler(task: TenureTask, alias: str) -> Callable[..., Any]:
     def run(context: JobContext, args: Arguments = None, kwargs: Keywords = None) -> Any:
         attempt = _Attempt(task, alias, context)
-        try:
-            value = attempt.run()
-        except BaseException as error:
-            attempt.fail(error)
-            raise
+        value = attempt.run()
         attempt.succeed(value)
         return value
 
@@ -160,11 +146,7 @@ def _handler(task: TenureTask, alias: str) -> Callable[..., Any]:
 def _async_handler(task: TenureTask, alias: str) -> Callable[..., Any]:
     async def run(context: JobContext, args: Arguments = None, kwargs: Keywords = None) -> Any:
         attempt = await sync_to_async(_Attempt)(task, alias, context)
-        try:
-            value = normalize_json(await attempt.call())
-        except BaseException as error:
-            await sync_to_async(attempt.fail)(error)
-            raise
+        value = normalize_json(await attempt.call())
         await sync_to_async(attempt.succeed)(value)
         return value
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import unittest
+from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -12,6 +13,7 @@ from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.test import TestCase, TransactionTestCase
 from django.test.client import RequestFactory
+from shop import task_api
 from shop.models import Order
 from shop.tasks import apart, fail, hosts, ship, ship_async
 
@@ -113,6 +115,24 @@ class Committed(TenureTestMixin, TransactionTestCase):
         where, allowed = [ship.get_backend().get_result(id.id).return_value for id in others]
         assert (where[0], where[1] != os.getpid()) == (os.getpid(), True)
         assert "testserver" in allowed, "a child process of a test must send no mail"
+
+    def test_no_signal_told_of_a_child_process_that_ended(self) -> None:
+        """It would have had to send the signal itself."""
+        seen: list[Any] = []
+
+        def finished(sender: Any, task_result: Any, **_: Any) -> None:
+            seen.append((task_result.id, task_result.status, task_result.errors))
+
+        once = apart.using(timeout=2.0, max_retries=1)
+        results = [once.enqueue(end) for end in ("dies", "raises", "times out")]
+        task_api.task_finished.connect(finished)
+        try:
+            assert self.jobs.drain(real_processes=True, raise_errors=False).failed == 3
+        finally:
+            task_api.task_finished.disconnect(finished)
+        for result in results:
+            result.refresh()
+        assert seen == [(result.id, "FAILED", result.errors) for result in results]
 
     def test_c_the_jobs_are_those_of_this_test(self) -> None:
         assert app.find() == []

@@ -125,7 +125,10 @@ def test_signals_say_what_becomes_of_a_task(running: None, order: Order, tmp_pat
     task_api.task_finished.connect(finished)
     try:
         calls = [(ship, 1), (ship_async, 1), (fail,), (flaky, str(tmp_path / "times"))]
-        results = [done(task.enqueue(*arguments)) for task, *arguments in calls]
+        results = []
+        for (task, *arguments), entries in zip(calls, (2, 4, 6, 10), strict=True):
+            results.append(done(task.enqueue(*arguments)))
+            wait_until(lambda entries=entries: len(seen) == entries, "the signal")
     finally:
         task_api.task_started.disconnect(started)
         task_api.task_finished.disconnect(finished)
@@ -147,6 +150,7 @@ def test_no_signal_told_of_a_task_that_asked_again_without_attempts_left(running
     task_api.task_finished.connect(finished)
     try:
         assert done(odd.using(max_retries=2).enqueue("again")).status == FAILED
+        wait_until(lambda: seen, "the signal")
     finally:
         task_api.task_finished.disconnect(finished)
     assert seen == [(FAILED, RetryAfter)]

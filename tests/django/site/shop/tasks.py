@@ -120,10 +120,14 @@ def session() -> int:
 
 
 @task
-def apart(dies: bool = False) -> list[int]:
+def apart(end: str = "") -> list[int]:
     """Return of which process this is a child, which one it is, and what it still has open."""
-    if dies:
+    if end == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
+    if end == "raises":
+        raise ValueError
+    if end == "times out":
+        time.sleep(30)
     caches["default"].set("a", 1)
     connection.ensure_connection()
     session = connection.connection.info.backend_pid if connection.vendor != "sqlite" else 0
