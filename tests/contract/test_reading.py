@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tenure import Tenure
 from tenure.errors import InvalidInput
 from tenure.events import Cancelled
 from tenure.jobs.ids import new_id
@@ -26,6 +27,16 @@ from tests.support.store import (
 )
 
 # --- the ledger -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0, -1, 10_001, 10**30, 2.5, True, "x", None])
+def test_what_is_no_number_of_transitions_or_violations(harness: StoreHarness, limit: Any) -> None:
+    """An error of the driver, or an answer that there is nothing more, or nothing bad."""
+    harness.add()
+    with Tenure(harness.url) as app:
+        for ask in (app.events.read, app.verify):
+            with pytest.raises(InvalidInput, match="give a whole number from 1 to 10000"):
+                ask(limit=limit)
 
 
 @also_as_granted_role

@@ -18,6 +18,7 @@ from tenure.store.work import nothing
 
 MAX_MINUTES = 24 * 60
 MAX_BACK = 10_000
+MAX_READ = 10_000
 EVERYTHING = EventFilter()
 
 
@@ -103,7 +104,7 @@ class Events(Noun):
         """Return the next `limit` transitions after a position, without gaps.
 
         - `after`: the `position` of the page before, or of `end`. Default: from the beginning.
-        - `limit`: how many transitions to look at. Default: 500.
+        - `limit`: how many transitions to look at, 1 to 10,000. Default: 500.
         - `filter`: which of them to return, by event, job type and queue. Default: all.
 
         Each transition comes with the type and queue of its job. Continue at the `position` of the
@@ -113,8 +114,11 @@ class Events(Noun):
             for name in getattr(filter, at) or ():
                 check_name(name, what, f"$.{at}")
         require(self._core.queues, filter.queues or ())
-        wanted = replace(filter, within=self._core.queues)
-        return self._core.limited_store.read.transitions(after, limit, wanted)
+        wanted, most = (
+            replace(filter, within=self._core.queues),
+            whole(limit, 1, MAX_READ, "$.limit"),
+        )
+        return self._core.limited_store.read.transitions(after, most, wanted)
 
     def end(self, back: int = 0) -> str:
         """Return the position of the newest transition, or of the one `back` before it.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tenure.jobs.enqueue import whole
 from tenure.jobs.findings import Check, Progress, Violation, no_note, no_progress
 from tenure.store import check_store, is_sqlite, migrate_store, schema_of
 from tenure.store import migration_sql as sql_of_migration
@@ -16,6 +17,8 @@ from tenure.store.migrate import advice, newest
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
+
+MAX_FOUND = 10_000
 
 
 def migrate(app: Tenure, *, progress: Progress | None = None) -> tuple[int, int]:
@@ -71,12 +74,13 @@ def verify(
 ) -> list[Violation]:
     """Check the stored data against every invariant; return what violates one.
 
-    - `limit`: at most this many violations of each invariant. Default: 100.
+    - `limit`: at most this many violations of each invariant, 1 to 10,000. Default: 100.
     - `progress`: called before each check as `progress(done, total, what)`.
     - `seen`: called with a sentence for each limit of a queue: the largest number of jobs that ever
       ran at once, or started in the time of a rate, and how many were allowed then.
 
-    Reads every job. Writers are not held up. An empty list is good.
+    Reads every job. Writers are not held up. An empty list is good. Raises InvalidInput.
     """
-    found = app.core.store.read.violations(limit, progress or no_progress, seen or no_note)
+    most = whole(limit, 1, MAX_FOUND, "$.limit")
+    found = app.core.store.read.violations(most, progress or no_progress, seen or no_note)
     return [Violation(*finding, INVARIANTS[finding[0]]) for finding in found]

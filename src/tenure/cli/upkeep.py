@@ -29,7 +29,7 @@ SEEDS = 1_000_000
     "--limit",
     "N",
     "Most violations to list for each invariant.",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10_000),
     default=100,
 )
 @reading_options
