@@ -39,18 +39,19 @@ class Project:
 
     def manage(self, *arguments: str) -> str:
         """Run `manage.py` and return what it prints."""
-        done = self._run("manage.py", *arguments)
+        done = self.run("manage.py", *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
     def answers(self, *commands: str) -> list[tuple[int, str]]:
         """Run commands of `manage.py` in one process; return exit code and output of each."""
         given = json.dumps([command.split() for command in commands])
-        done = self._run("commands.py", given=given)
+        done = self.run("commands.py", given=given)
         assert done.returncode == 0, done.stderr
         return [(code, said) for code, said in json.loads(done.stdout)]
 
-    def _run(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a Python program in the folder of the site."""
         return run(
             [sys.executable, *arguments],
             cwd=self.site,

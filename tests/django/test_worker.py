@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import uuid
@@ -200,6 +201,35 @@ def test_schedules_and_limits_of_the_settings_count(shop: Shop) -> None:
     (slow,) = [queue for queue in shop.jobs.queues.list() if queue.name == "slow"]
     assert slow.limits
     assert slow.limits.max_running == 1
+
+
+def test_a_worker_serves_the_schedules_and_limits_of_every_backend(shop: Shop) -> None:
+    """They were ignored, and with another `redact`, so were the tasks. No message said so."""
+    schedule = {"task": "shop.tasks.ship", "every": "1s", "payload": {"args": [1]}}
+    slow = {"schedules": {"slowly": schedule}, "limits": {"slow": {"max_running": 1}}}
+    shop.environment["SITE_SLOW_OPTIONS"] = json.dumps(slow)
+    shop.options(schedules={"often": schedule | {"every": "1h"}}, redact=["number"])
+    with shop.worker():
+        wait_until(shop.shipped, "a tick")
+    found = {each.name: each.template.type for each in shop.jobs.schedules.list()}
+    assert found == {"often": "shop.tasks.ship", "slowly": "shop.tasks.ship:slow"}
+    assert [queue.name for queue in shop.jobs.queues.list() if queue.limits] == ["slow"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"task": "shop.tasks.no_task", "every": "1h"}, 'does not define a "no_task"'),
+        ({"task": "shop.tasks.count_orders", "every": "1h"}, "task is not the path of a task"),
+        ({"task": "shop.tasks.ship", "crontab": "0 3 * * *"}, "no such option: crontab"),
+    ],
+)
+def test_a_wrong_schedule_is_named(shop: Shop, given: dict[str, object], said: str) -> None:
+    shop.options(schedules={"often": given})
+    done = shop.run("manage.py", "tenure", "worker")
+    (last,) = done.stderr.splitlines()[-1:]
+    assert "ImproperlyConfigured: OPTIONS['schedules']['often'] of TASKS['default']: " in last
+    assert said in last
 
 
 def test_a_worker_begins_again_when_the_code_changes(tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ TASKS = {
         "BACKEND": "tenure.contrib.django.TenureBackend",
         "QUEUES": ["slow"],
         "OPTIONS": {"retry_exceptions": True, "max_retries": 2, "backoff": 0.01}
-        | {"tasks": {"shop.tasks.ship_async": {"process": True}}},
+        | {"tasks": {"shop.tasks.ship_async": {"process": True}}}
+        | json.loads(os.environ.get("SITE_SLOW_OPTIONS", "{}")),
     },
     "archive": {
         "BACKEND": "tenure.contrib.django.TenureBackend",

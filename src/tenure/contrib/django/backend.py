@@ -31,8 +31,10 @@ class TenureBackend(BaseTaskBackend):
     - `wake`: `commit` (default) notifies workers at your commit, `later` lets them look, at most
       two seconds later, which is for hundreds of commits in a second.
     - `tasks`: options of single tasks by path, and any option of `TenureTask` for all.
-    - `redact`: keys of payloads and results whose values the admin, the dashboard and the API hide.
-    - `schedules`: name -> `task`, a path, `payload`, and options of `Tenure.schedule`.
+    - `redact`: keys of payloads and results whose values the admin, the dashboard and the API hide,
+      also in the jobs of other backends with this database and schema.
+    - `schedules`: name -> `task`, a path, `payload` with `args` and `kwargs`, and options of
+      `Tenure.schedule`, without `time_key`.
     - `limits`: queue -> options of `Tenure.queues.limit`, set when a worker starts.
     """
 
@@ -55,7 +57,7 @@ class TenureBackend(BaseTaskBackend):
     @property
     def app(self) -> Tenure:
         """The `Tenure` of the database of the jobs."""
-        return tenure_of(self.database, self.schema, tuple(self.options.get("redact", ())))
+        return tenure_of(self.database, self.schema)
 
     def option(self, task: base.Task[..., Any], name: str) -> Any:
         """Return an option of a task: its own, otherwise that of the settings."""

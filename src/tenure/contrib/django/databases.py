@@ -26,16 +26,18 @@ _to_escape = re.compile(r"[\\\s]")
 _lock = threading.Lock()
 
 
-def tenure_of(database: str, schema: str, redact: tuple[str, ...]) -> Tenure:
+def tenure_of(database: str, schema: str) -> Tenure:
     """Return the only `Tenure` of this process for a database of the settings."""
     with _lock:  # two tasks that are imported at once must not make two
-        return _tenure_of(database, schema, redact)
+        return _tenure_of(database, schema)
 
 
 @cache
-def _tenure_of(database: str, schema: str, redact: tuple[str, ...]) -> Tenure:
+def _tenure_of(database: str, schema: str) -> Tenure:
     from tenure.contrib.django.handlers import around, send_failed
 
+    here = [one for one in backends() if (one.database, one.schema) == (database, schema)]
+    redact = [key for one in here for key in one.options.get("redact", ())]
     app = Tenure(IN_MEMORY, migrate="never", actor="django", redact=redact)
     app.around(partial(around, app))
     app.on_failure(send_failed)

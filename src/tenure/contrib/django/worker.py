@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import django
 from django.apps import apps
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.utils.log import configure_logging
 from django.utils.module_loading import autodiscover_modules, import_string
 
-from tenure import JobType, Tenure
+from tenure import JobType, Tenure, TenureError
 from tenure.contrib.django._api import InvalidTask
 from tenure.contrib.django.children import test_databases
 from tenure.contrib.django.databases import backends
 from tenure.contrib.django.handlers import handler_at
-from tenure.contrib.django.tasks import declared
+from tenure.contrib.django.tasks import TenureTask, declared
+
+if TYPE_CHECKING:
+    from tenure.contrib.django.backend import TenureBackend
 
 
 def _set_up() -> None:
@@ -38,30 +43,42 @@ autodiscover_modules("tasks")
 
 
 def app_of(alias: str) -> Tenure | None:
-    """Return the application of a backend, with what its OPTIONS declare; None if there is none.
+    """Return the application of a backend; None if there is none.
 
-    It has the tasks of the `tasks` modules of all installed applications.
+    It has the tasks of the `tasks` modules of all installed applications, and what the OPTIONS of
+    all backends with its database and schema declare.
     """
     backend = next((one for one in backends() if one.alias == alias), None)
     if backend is None:
         return None
     app: Tenure = backend.app
-    for one in backends():
-        for each in declared.values() if one.app is app else ():
+    served = [one for one in backends() if one.app is app]
+    for one in served:
+        for each in declared.values():
             with suppress(InvalidTask):  # `using` has raised it
                 handler_at(one, each)
-    for name, given in backend.options.get("schedules", {}).items():
-        rules = dict(given)
-        task = import_string(rules.pop("task"))
-        app.schedule(name=name, **rules)(JobType(app, handler_at(backend, task)))
+        for name, given in one.options.get("schedules", {}).items():
+            try:
+                _schedule(one, name, **given)
+            except (ImportError, InvalidTask, TenureError, TypeError) as error:
+                said = f"OPTIONS['schedules'][{name!r}] of TASKS[{one.alias!r}]: {error}"
+                raise ImproperlyConfigured(said) from error
 
     @app.lifespan
     @contextmanager
     def prepared() -> Iterator[None]:
         if settings.LOGGING.get("root"):  # the command has set up the log in its own way
             configure_logging(settings.LOGGING_CONFIG, settings.LOGGING)
-        for queue, limits in backend.options.get("limits", {}).items():
-            app.queues.limit(queue, **limits)
+        for one in served:
+            for queue, limits in one.options.get("limits", {}).items():
+                app.queues.limit(queue, **limits)
         yield
 
     return app
+
+
+def _schedule(backend: TenureBackend, name: str, task: str = "", **rules: Any) -> None:
+    found = import_string(task) if "." in task else None
+    if not isinstance(found, TenureTask):
+        raise TypeError("task is not the path of a task")
+    backend.app.schedule(name=name, **rules)(JobType(backend.app, handler_at(backend, found)))
