@@ -77,9 +77,8 @@ class _Attempt:
         self.backend: TenureBackend = task_backends[alias]  # type: ignore[assignment]
         try:
             self.result = read_result(self.backend, context.id, task)
-        except (InterfaceError, OperationalError) as error:  # no exception of the task, whose
-            said = f"the database did not answer Django: {error}"  # function was not called
-            raise RetryAfter(AGAIN_SECONDS, said) from error
+        except (InterfaceError, OperationalError) as error:
+            raise _not_called(error) from error
         self.option = partial(self.backend.option, task)
         before = [TenureContext(task_result=self.result, job=context)] if task.takes_context else []
         self.call = partial(task.func, *before, *self.result.args, **self.result.kwargs)
@@ -90,20 +89,23 @@ class _Attempt:
         if not self.option("atomic"):
             return normalize_json(self.call())
         connection = connections[self.backend.database]
+        durable = connection not in lent  # in a test, the task may run in a block of its caller
         tries = 0
         while True:
             tries, is_held = tries + 1, False
             try:
-                with transaction.atomic(using=connection.alias, durable=True):
+                with transaction.atomic(using=connection.alias, durable=durable):
                     if connection.settings_dict["OPTIONS"].get("isolation_level"):
                         self.context.hold(connection)  # or a heartbeat makes the transaction fail
                     is_held = True
                     value = normalize_json(self.call())
                     self.context.complete(connection, value)
                 return value
-            except OperationalError as error:
-                if is_held or tries == MAX_TRIES or not _is_stale(error):
+            except (InterfaceError, OperationalError) as error:
+                if is_held:
                     raise
+                if tries == MAX_TRIES or not _is_stale(error):
+                    raise _not_called(error) from error
 
     def succeed(self, value: Any) -> None:
         """Send the signal that the task is done, unless that comes too late."""
@@ -153,7 +155,12 @@ def _async_handler(task: TenureTask, alias: str) -> Callable[..., Any]:
     return _named(run, task)
 
 
-def _is_stale(error: OperationalError) -> bool:
+def _not_called(error: Exception) -> RetryAfter:
+    """Return what to raise if the database did not answer before the function was called."""
+    return RetryAfter(AGAIN_SECONDS, f"the database did not answer Django: {error}")
+
+
+def _is_stale(error: Exception) -> bool:
     """Whether another transaction changed a row after this one began (SQLSTATE 40001)."""
     found = error.__cause__
     return "40001" in (getattr(found, "sqlstate", None), getattr(found, "pgcode", None))

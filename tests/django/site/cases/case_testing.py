@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection
+from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse
 from django.test import TestCase, TransactionTestCase
 from django.test.client import RequestFactory
 from shop import task_api
 from shop.models import Order
-from shop.tasks import apart, fail, hosts, ship, ship_async
+from shop.tasks import apart, fail, hosts, ship, ship_async, ship_once
 
-from tenure import InvalidInput
+from tenure import InvalidInput, testing
 from tenure.contrib.django import app
 from tenure.contrib.django.testing import TenureTestMixin
 
@@ -82,6 +82,15 @@ class InTransaction(TenureTestMixin, TestCase):
         self.jobs.assert_none_enqueued(fail)
         with self.assertRaisesMessage(TypeError, "is no job type"):
             self.jobs.assert_enqueued(ship.func)
+
+    def test_an_atomic_task_runs_at_once_in_the_block_of_the_caller(self) -> None:
+        """There it was refused: "A durable atomic block cannot be nested"."""
+        with testing.inline(app), transaction.atomic():
+            Order.objects.create(number=1)
+            result = ship_once.enqueue(1)
+            assert Order.objects.get(number=1).shipped == 1
+        result.refresh()
+        assert result.return_value == 1
 
     def test_a_child_process_would_not_see_the_test(self) -> None:
         apart.enqueue()

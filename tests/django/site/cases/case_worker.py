@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 import psycopg
 import pytest
 from django.db import OperationalError, connection
+from django.db.backends.base.base import BaseDatabaseWrapper
 from shop import task_api
 from shop.models import Order
 from shop.tasks import (
@@ -283,6 +284,25 @@ def test_a_task_had_failed_for_good_before_it_began(
     result = done(ship.enqueue(1))
     assert (result.status, result.attempts, len(result.errors)) == (SUCCESSFUL, 2, 1)
     assert "too many clients already" in result.errors[0].traceback
+
+
+def test_an_atomic_task_whose_transaction_cannot_begin_runs_again(
+    running: None, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy SQLite, 15 of 245 failed for good, though their function was not called."""
+    errors = [OperationalError("database is locked")]
+    begin = BaseDatabaseWrapper.set_autocommit
+
+    def locked(self: Any, autocommit: bool, *given: Any, **more: Any) -> None:
+        if errors and not autocommit and current_thread() is not main_thread():
+            raise errors.pop()
+        begin(self, autocommit, *given, **more)
+
+    monkeypatch.setattr(BaseDatabaseWrapper, "set_autocommit", locked)
+    monkeypatch.setattr(handlers, "AGAIN_SECONDS", 0)
+    result = done(ship_once.enqueue(1))
+    assert (result.status, result.attempts, result.return_value) == (SUCCESSFUL, 2, 1)
+    assert "database is locked" in result.errors[0].traceback
 
 
 def test_each_task_begins_with_a_connection_that_is_usable(running: None, order: Order) -> None:
