@@ -247,7 +247,9 @@ def settle(page: Page) -> None:
 
 def failed_job(app: Tenure) -> str:
     """A report that has failed for good, by a real worker."""
-    job = app.enqueue("render_report", {"month": "2026-10", "country": "FR"}, backoff=1)
+    job = app.enqueue(
+        "render_report", {"month": "2026-10", "country": "FR"}, backoff=1, max_retries=3
+    )
     while app.get(job.id).status != "failed":
         time.sleep(0.1)
     return job.id
