@@ -19,8 +19,11 @@ def lose_one_call(monkeypatch: pytest.MonkeyPatch, kind: type[StepCall]) -> None
     def answer_later(*args: Any, call: StepCall, **kwargs: Any) -> Any:
         if isinstance(call, kind) and not lost:
             lost.append(call)
+            monkeypatch.setattr(step_book, "ASK_SECONDS", -1.0)
             raise StoreUnavailable("the database failed")
+        # Other calls may be asked again: a heartbeat can have the job's lock just then.
+        monkeypatch.setattr(step_book, "ASK_SECONDS", patience)
         return answer(*args, call=call, **kwargs)
 
+    patience = step_book.ASK_SECONDS
     monkeypatch.setattr(steps, "answer", answer_later)
-    monkeypatch.setattr(step_book, "ASK_SECONDS", -1.0)

@@ -175,6 +175,7 @@ def serve(link: socket.socket) -> None:
             if copy == 0:
                 while os.getppid() == parent:
                     time.sleep(0.0001)
+                link.detach()  # at its end it would close a file of the program with its number
                 become(json.loads(message), streams)
                 return
             os.write(tell, str(copy).encode())
