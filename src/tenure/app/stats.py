@@ -114,10 +114,8 @@ class Events(Noun):
             for name in getattr(filter, at) or ():
                 check_name(name, what, f"$.{at}")
         require(self._core.queues, filter.queues or ())
-        wanted, most = (
-            replace(filter, within=self._core.queues),
-            whole(limit, 1, MAX_READ, "$.limit"),
-        )
+        most = whole(limit, 1, MAX_READ, "$.limit")
+        wanted = replace(filter, within=self._core.queues)
         return self._core.limited_store.read.transitions(after, most, wanted)
 
     def end(self, back: int = 0) -> str:
