@@ -69,6 +69,17 @@ def test_every_option_arrives(api: TestClient) -> None:
     assert job["idempotency_key"] == "order-17"
 
 
+def test_null_is_as_left_out(api: TestClient) -> None:
+    """Clients in typed languages write every field, and null for those that are not set."""
+    names = ("delay", "run_at", "start_by", "partition", "tags", "depends_on", "idempotency_key")
+    new = {"type": "t", **dict.fromkeys(names)}
+    job = api.post("/jobs", json=new).raise_for_status().json()
+    (other,) = api.post("/jobs/batch", json=[new]).raise_for_status().json()
+    assert job["run_at"] == job["created_at"]
+    for one in (job, other):
+        assert (one["partition"], one["tags"], one["idempotency_key"]) == (None, [], None)
+
+
 def test_a_backoff_may_be_its_base_alone(api: TestClient) -> None:
     job = api.post("/jobs", json={"type": "a", "backoff": "5s"}).json()
     assert job["backoff"] == {"base": 5.0, "factor": 3.0, "cap": 3600.0, "delays": []}

@@ -143,7 +143,7 @@ def be_linked(case: Case) -> None:
     for job in _jobs_of(case) if is_valid else ():
         if isinstance(job, dict) and case.path.startswith(("/jobs", "/workflows")):
             job.pop("needs", None)
-            if "depends_on" in job:
+            if job.get("depends_on"):
                 job["depends_on"] = job["depends_on"][:1]
         if isinstance(job, dict) and case.path.startswith("/workflows"):
             for field in ("idempotency_key", "ref", "depends_on", "unique"):

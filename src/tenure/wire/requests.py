@@ -161,15 +161,15 @@ class AgainRequest(TypeRequest, kw_only=True):
     """A job to add that does again what another one did. What is left out is as of that job."""
 
     payload: Annotated[dict[str, Any], JsonObject] | UnsetType = UNSET
-    tags: Tags | UnsetType = UNSET
-    partition: Partition | UnsetType = UNSET
+    tags: Tags | None = None
+    partition: Partition | None = None
     unique: UniqueRequest | UnsetType | None = UNSET  # null: not unique, whatever its type says
-    depends_on: Parents | UnsetType = UNSET  # jobs that have to end before
+    depends_on: Parents | None = None  # jobs that have to end before
     needs: Annotated[str | int, _component("Needs")] | UnsetType = UNSET  # how many of them
     run_at: RunAt | None = None
     delay: Seconds | None = None
     start_by: StartBy | None = None
-    idempotency_key: Key | UnsetType = UNSET
+    idempotency_key: Key | None = None
 
     def pack(self, path: str) -> None:
         """Replace the payload by its text; raises InvalidInput."""
