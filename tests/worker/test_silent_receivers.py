@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -89,6 +92,34 @@ def test_a_webhook_made_meanwhile_gets_its_events(app: Tenure, silent: Silent) -
         wait_until(lambda: good.requests, "a delivery to the new webhook")
         assert by_queue(app, Status.PROCESSING)["a"]  # still
         silent.hang_up()
+
+
+def test_a_name_that_does_not_resolve_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lookup lasts as long as the name servers let it, however long a request may last."""
+    resolve, over = socket.getaddrinfo, threading.Event()
+
+    def hang_for_one(host: str, *others: Any, **named: Any) -> Any:
+        if host == "slow.test":
+            over.wait()
+        return resolve(host, *others, **named)
+
+    async def send(url: str) -> int:
+        return await request.post(url, {}, b"{}", private=True)
+
+    async def send_all(good: str) -> int:
+        monkeypatch.setattr(request, "REQUEST_SECONDS", 0.05)
+        slow = [send("http://slow.test") for _ in range(40)]  # an executor has 32 threads at most
+        try:
+            failures = await asyncio.gather(*slow, return_exceptions=True)
+            assert {type(failure) for failure in failures} == {request.TimedOut}
+            monkeypatch.setattr(request, "REQUEST_SECONDS", 2)
+            return await send(good)
+        finally:
+            over.set()
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang_for_one)
+    with receiving() as good:
+        assert asyncio.run(send_all(good.url.replace("127.0.0.1", "localhost"))) == 204
 
 
 # --- the rule -------------------------------------------------------------------------------------

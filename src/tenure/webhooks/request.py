@@ -20,7 +20,9 @@ import re
 import secrets
 import socket
 import ssl
+import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -164,10 +166,23 @@ async def _exchange(parts: SplitResult, request: bytes, *, private: bool) -> int
 
 
 async def _addresses(host: str, port: int) -> list[str]:
-    """Return the addresses of a name, each once, in the order to try them."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    """Return the addresses of a name, each once, in the order to try them.
+
+    A lookup cannot be interrupted, and can last much longer than the request. So it has a thread
+    for itself: an executor would lack it for others, and wait for it at the end of the process.
+    """
+    found: Future[list[Any]] = Future()
+    found.set_running_or_notify_cancel()  # from here on it is never cancelled, only left alone
+
+    def look_up() -> None:
+        try:
+            found.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:
+            found.set_exception(error)
+
+    threading.Thread(target=look_up, name="tenure-lookup", daemon=True).start()
+    addresses = await asyncio.wrap_future(found)
+    return list(dict.fromkeys(str(address[0]) for *_, address in addresses))
 
 
 async def _connect(

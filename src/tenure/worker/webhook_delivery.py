@@ -159,4 +159,4 @@ class WebhookDelivery(threading.Thread):
         try:
             loop.run_until_complete(self._run(self._worker))
         finally:
-            loop.close()  # does not wait for names that cannot be resolved
+            loop.close()
