@@ -59,6 +59,9 @@ def test_it_is_made_once_and_then_left_alone(
 
 
 def test_several_starters_at_once(postgres_url: str, raw: psycopg.Connection[Any]) -> None:
+    """Also where transactions, by default, see what was there when they began."""
+    level = "default_transaction_isolation = 'repeatable read'"
+    raw.execute(f'ALTER DATABASE "{raw.info.dbname}" SET {level}')
     with ThreadPoolExecutor(12) as pool:
         assert list(pool.map(upgrade, [postgres_url] * 12)) == [NEWEST] * 12
     assert raw.execute("SELECT count(*) FROM tenure.schema_version").fetchone() == (NEWEST,)

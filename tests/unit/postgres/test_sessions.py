@@ -106,6 +106,31 @@ def test_the_database_s_defaults_do_not_weaken_a_transaction(url: str, raw: Conn
         reader.close()
 
 
+@pytest.mark.own_database
+def test_a_statement_alone_has_not_the_database_s_level_of_isolation(
+    url: str, raw: Connection
+) -> None:
+    """At a stricter one, callers and workers beside it would get serialization failures."""
+    level = "default_transaction_isolation = 'repeatable read'"
+    raw.execute(f'ALTER DATABASE "{raw.info.dbname}" SET {level}')
+    with Tenure(url) as app:
+        app.open()
+        raw.execute("CREATE TABLE seen (level text)")
+        raw.execute(
+            "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO"
+            " public.seen SELECT current_setting('transaction_isolation'); RETURN NULL; END $$"
+        )
+        raw.execute(
+            "CREATE TRIGGER see AFTER INSERT OR UPDATE ON tenure.job EXECUTE FUNCTION see()"
+        )
+        app.enqueue("mail")
+        (lease,) = app.core.claim(claim_request(1)).leases
+        app.core.report([report_completed(lease)])
+    assert raw.execute("SELECT level, count(*) FROM seen GROUP BY 1").fetchall() == [
+        ("read committed", 3)
+    ]
+
+
 # --- when things break ------------------------------------------------------------------------
 
 

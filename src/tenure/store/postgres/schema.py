@@ -100,6 +100,8 @@ def found(url: str) -> int:
 def _connected(address: Address) -> Iterator[psycopg.Connection[Any]]:
     try:
         with connect(address) as connection:
+            # Who waited for another starter has to see what that one made, whatever the default.
+            connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             _check_server(connection)
             yield connection
     except psycopg.OperationalError as error:

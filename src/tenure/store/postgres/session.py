@@ -54,7 +54,7 @@ AWAY = (
 
 ROLE = f"""
 SELECT current_setting('synchronous_commit'), current_setting('client_min_messages'),
-    pg_backend_pid(), {HANGING}
+    current_setting('default_transaction_isolation'), pg_backend_pid(), {HANGING}
 """
 
 
@@ -74,6 +74,7 @@ class PostgresSession:
         self._wire: Wire | None = None
         self._patience = ANSWER_SECONDS
         self._begin = BEGIN
+        self._runs_alone = False  # statements that are whole transactions
         self._lock = LOCK_JOBS
         self._has_prepared = False  # what `_execute_directly` executes
         self._sent = False  # a statement whose answer was not read
@@ -106,8 +107,8 @@ class PostgresSession:
         connection.add_notice_handler(self._hear)
         forget_notifications(connection)
         with answering(connection, self._patience, self._address):
-            waits, level, process, hang = (
-                connection.execute(ROLE, (MAX_HANG_SECONDS,)).fetchone() or [""] * 4
+            waits, level, isolation, process, hang = (
+                connection.execute(ROLE, (MAX_HANG_SECONDS,)).fetchone() or [""] * 5
             )
         if hang and waits != "local":
             # It has to be closed: the server would keep it as long, one more at each try.
@@ -119,6 +120,8 @@ class PostgresSession:
             + "; SET LOCAL synchronous_commit = on" * (waits == "off")
             + "; SET LOCAL client_min_messages = warning" * (level == "error")
         )
+        # A statement without BEGIN has what the role is set to, such as another level of isolation.
+        self._runs_alone = self._begin == BEGIN and isolation == "read committed"
         # A pooler answers with another process number. It may lend each transaction another
         # session, which knows nothing of what was prepared in the one before.
         if process == connection.info.backend_pid:
@@ -229,10 +232,10 @@ class PostgresSession:
     # --- a statement that is a whole transaction
 
     def _commits_alone(self) -> bool:
-        """Return whether such a statement waits for the disk. Connects."""
+        """Return whether such a statement is as safe as a transaction. Connects."""
         self._connect()
         self._cut_short.clear()
-        return self._begin == BEGIN
+        return self._runs_alone
 
     def _check_confirmed(self) -> None:
         """Raise Unconfirmed if no standby has what the last such statement committed."""
