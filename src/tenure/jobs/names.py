@@ -26,7 +26,7 @@ MAX_LISTED = 20
 MORE = "(and "
 """Begins the entry for the others, which no queue and no type can be called."""
 
-NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_:-]*(\.[A-Za-z0-9_:-]+)*$"
+NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_:-]*([.][A-Za-z0-9_:-]+)*$"
 """Names of job types and queues, as a pattern of JSON Schema. Names are parts of URLs, file names
 and metric labels, so there is no slash and no space, and a dot only between other characters."""
 

@@ -159,6 +159,18 @@ def test_a_database_that_cannot_hold_every_text_is_refused(
         postgres_server.drop_database(name)
 
 
+def test_no_rule_depends_on_how_the_database_reads_sql(
+    postgres_url: str, raw: psycopg.Connection[Any]
+) -> None:
+    for setting in ("standard_conforming_strings = off", "plpgsql.extra_errors = 'all'"):
+        raw.execute(f'ALTER DATABASE "{raw.info.dbname}" SET {setting}')
+    with Tenure(postgres_url) as app, psycopg.connect(postgres_url) as own:
+        app.enqueue("mail", tags=["customer:17"])
+        for statement in ("enqueue('a b', '{}')", "enqueue('mail', '{}', queue => 'a/b')"):
+            with pytest.raises(psycopg.Error, match="not a name"), own.transaction():
+                own.execute(f"SELECT tenure.{statement}")
+
+
 def test_a_server_that_does_not_answer_is_unavailable(free_tcp_port: int) -> None:
     with pytest.raises(StoreUnavailable, match="did not answer"):
         open_store(f"postgresql://127.0.0.1:{free_tcp_port}/app")

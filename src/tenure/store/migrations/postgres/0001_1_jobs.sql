@@ -87,7 +87,7 @@ CREATE INDEX ready_start_by ON {schema}.ready (start_by) WHERE start_by IS NOT N
 
 -- The jobs of each tag.
 CREATE TABLE {schema}.tag (
-    tag text COLLATE "C" NOT NULL CHECK (length(tag) BETWEEN 1 AND {max_tag} AND tag !~ '\s'),
+    tag text COLLATE "C" NOT NULL CHECK (length(tag) BETWEEN 1 AND {max_tag} AND tag !~ '[[:space:]]'),
     job_id uuid NOT NULL,
     PRIMARY KEY (tag, job_id)
 );

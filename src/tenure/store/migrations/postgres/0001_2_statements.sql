@@ -253,7 +253,7 @@ CREATE FUNCTION {schema}.lanes(wanted text[], most integer)
 DECLARE
     named text;
     lanes bigint := 0;
-    found bigint;
+    counted bigint;
     now timestamp := {schema}.clock() AT TIME ZONE 'UTC';
     entries bigint := pg_stat_get_xact_tuples_returned('{schema}.ready_pkey'::regclass);
 BEGIN
@@ -273,8 +273,8 @@ BEGIN
             lane.run_at AT TIME ZONE 'UTC', lane.id::text, NOT EXISTS (
                 SELECT FROM {schema}.queue WHERE name = lane.queue AND paused_at IS NOT NULL)
         FROM lane;
-        GET DIAGNOSTICS found = ROW_COUNT;
-        lanes := lanes + found;
+        GET DIAGNOSTICS counted = ROW_COUNT;
+        lanes := lanes + counted;
         EXIT WHEN lanes >= most;
     END LOOP;
     RETURN QUERY
