@@ -194,3 +194,19 @@ def test_the_doctor_says_that_a_role_has_no_rights(postgres_url: str, role: str)
     *_, last = Tenure(as_role(postgres_url, role)).check()
     assert (last.name, last.found) == ("database", "this role may not read it")
     assert "permission denied for schema tenure: grant this role what" in last.advice
+
+
+def test_the_doctor_names_the_rights_that_a_role_lacks(
+    postgres_url: str, role: str, raw: psycopg.Connection[Any]
+) -> None:
+    """Statements that needed them failed hours later, and it found nothing wrong."""
+    upgrade(postgres_url)
+    raw.execute(f"GRANT USAGE ON SCHEMA tenure TO {role}")
+    raw.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tenure TO {role}")
+    url = as_role(postgres_url, role)
+    (rights,) = (check for check in Tenure(url).check() if check.name == "rights")
+    assert rights.health == "ok"
+    raw.execute(f"REVOKE INSERT, DELETE ON tenure.bulk FROM {role}")
+    (rights,) = (check for check in Tenure(url).check() if check.name == "rights")
+    assert rights.health == "warning"
+    assert "INSERT, DELETE on bulk" in rights.advice

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -55,6 +55,13 @@ WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND relkind = 'r' AND relp
 LEDGER_RIGHTS = """
 SELECT has_table_privilege(oid, 'TRUNCATE'), pg_has_role(relowner, 'USAGE') FROM pg_class
 WHERE oid = to_regclass(%s)
+"""
+LACKING = """
+SELECT string_agg(verb, ', ' ORDER BY place) || ' on ' || relname FROM pg_class,
+    unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) WITH ORDINALITY AS needed (verb, place)
+WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND relkind = 'r'
+    AND NOT has_table_privilege(oid, verb)
+GROUP BY relname ORDER BY relname
 """
 FROM_ELSEWHERE = """
 SELECT EXISTS (SELECT FROM {s}.transition WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
@@ -190,16 +197,27 @@ def logged(unlogged: Collection[str]) -> Check:
     return problem("tables", "unlogged", advice)
 
 
-def rights(truncates: bool, owns: bool) -> Check:
-    """Whether this role can write a ledger entry for a transition that never happened."""
+def rights(truncates: bool, owns: bool, *, lacking: Sequence[str]) -> Check:
+    """Whether this role can do what Tenure does, and no more.
+
+    More would be to write a ledger entry for a transition that never happened.
+    """
     if owns:
         return ok("rights", "this role owns the tables, so it could drop their triggers")
-    advice = (
-        "this role could write entries into the ledger by its own trigger: REVOKE TRUNCATE on "
-        "the table transition, and grant what docs/how-to/deploy.md says"
-    )
-    found = "may truncate the ledger" if truncates else "this role cannot switch off the triggers"
-    return problem("rights", found, advice if truncates else "")
+    if truncates:
+        advice = (
+            "this role could write entries into the ledger by its own trigger: REVOKE TRUNCATE on "
+            "the table transition, and grant what docs/how-to/deploy.md says"
+        )
+        return problem("rights", "may truncate the ledger", advice)
+    if lacking:
+        others = f", and others on {len(lacking) - 3} more tables" * (len(lacking) > 3)
+        advice = (
+            f"what needs {'; '.join(lacking[:3])}{others} will fail: grant what "
+            "docs/how-to/deploy.md says, unless this role is meant to do less"
+        )
+        return warning("rights", "this role lacks some", advice)
+    return ok("rights", "this role cannot switch off the triggers")
 
 
 def check_postgres(url: str) -> Iterator[Check]:
@@ -224,7 +242,9 @@ def check_postgres(url: str) -> Iterator[Check]:
             if found:
                 yield doctor.guards(one(connection, TRIGGERS, address.schema), "postgres")
                 table = f"{address.quoted}.transition"
-                yield rights(*connection.execute(LEDGER_RIGHTS, (table,)).fetchone() or (1, 0))
+                of_ledger = connection.execute(LEDGER_RIGHTS, (table,)).fetchone() or (1, 0)
+                lacking = [text for (text,) in connection.execute(LACKING, (address.schema,))]
+                yield rights(*of_ledger, lacking=lacking)
                 yield ledger(one(connection, address.sql(FROM_ELSEWHERE)))
                 yield logged(one(connection, UNLOGGED, address.schema))
                 yield doctor.latest_entry(one(connection, address.sql(AHEAD)))
