@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tenure import InvalidInput, StoreUnavailable, Tenure
+from tenure.errors import SchemaMismatch
 from tenure.store.sqlite.reader import SqliteReader
 from tests.support.waiting import wait_until
 from tests.support.workers import running_worker, wait_until_completed
@@ -108,6 +109,17 @@ def test_a_path_that_is_too_long_for_sqlite(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     with pytest.raises(StoreUnavailable, match=r"unable to open.*less than 500 bytes"):
         Tenure(f"sqlite:///{folder}/jobs.db").open()
+
+
+def test_a_file_with_other_bytes_for_texts_is_refused(path: Path) -> None:
+    """Half of the largest payload was refused by a constraint, and `within` by a ValueError."""
+    with closing(sqlite3.connect(path)) as own:
+        own.execute("PRAGMA encoding = 'UTF-16le'")
+        own.execute("CREATE TABLE mine (a)")
+    with pytest.raises(SchemaMismatch, match="has the encoding UTF-16le"):
+        Tenure(f"sqlite:///{path}").open()
+    with closing(sqlite3.connect(path)) as own:
+        assert own.execute("SELECT name FROM sqlite_schema").fetchall() == [("mine",)]
 
 
 def test_a_program_that_starts_meanwhile_can_wait(app: Tenure, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tenure import failpoints
-from tenure.errors import StoreUnavailable
+from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.jobs.durations import YEARS
 from tenure.jobs.findings import Progress, no_progress
 from tenure.store import migrate
@@ -47,7 +47,7 @@ def statements(script: str) -> Iterator[str]:
 def upgrade(path: Path, progress: Progress = no_progress) -> int:
     """Create or upgrade the schema, under the database's write lock; the version it now has.
 
-    Raises SchemaMismatch for a newer one, and StoreUnavailable.
+    Raises SchemaMismatch for a newer one or an encoding but UTF-8, and StoreUnavailable.
     """
     with _connected(path) as connection:
         if version_of(connection) < migrate.newest("sqlite"):
@@ -85,10 +85,21 @@ def _steps(version: int, progress: Progress = no_progress) -> Iterator[str]:
         yield f"INSERT INTO tenure_schema (version, applied_at) VALUES ({number}, {NOW});\n"
 
 
+def _check_encoding(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise SchemaMismatch for a file whose texts have other bytes, which limits of sizes count."""
+    (encoding,) = connection.execute("PRAGMA encoding").fetchone()
+    if encoding != "UTF-8":
+        raise SchemaMismatch(
+            f"the database {path} has the encoding {encoding}; use another file for the jobs, or"
+            " make one with PRAGMA encoding = 'UTF-8'"
+        )
+
+
 @contextmanager
 def _connected(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(connect(path)) as connection:
+            _check_encoding(connection, path)
             yield connection
     except (sqlite3.Error, OSError) as error:
         said = f"the database {path} cannot be used: {error}"
