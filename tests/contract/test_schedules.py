@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from tenure import InvalidInput, NewJob, Status, Tenure
 from tenure.app.evaluation import decide_due, declare, set_right
 from tenure.errors import IllegalEdition, ScheduleNotFound
+from tenure.jobs.schedules import Overlap
 from tenure.jobs.work import ClaimRequest, Duty, Outcome, Report
-from tenure.store import dependency_audit
+from tenure.store import dependency_audit, fires
 from tests.support.clock import START, Clock
 from tests.support.raw_sql import RawSql, Refused
 from tests.support.schedules import TABLE, shown, situation
@@ -179,7 +181,8 @@ def test_no_buffered_job_runs_beside_another_if_they_were_decided_together(
     app: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of them waited for the one before it alone: what came after a cancelled one ran."""
-    monkeypatch.setattr("tenure.store.borrowed.links.MAX_LINKS", 20)  # as if they were many more
+    for room in ("fires", "borrowed.links"):  # as if they were many more
+        monkeypatch.setattr(f"tenure.store.{room}.MAX_LINKS", 20)
     for name in ("s", "t"):
         app.schedules.create(name, MAIL, every=60, overlap="buffer_all", missed="all")
     claim = ClaimRequest(worker="w", limit=9, lease_seconds=6_000)
@@ -215,6 +218,44 @@ def test_no_buffered_job_runs_beside_another_after_one_expired(app: Tenure, cloc
     decide_due(app.core, set())
     assert app.core.claim(claim).leases == []
     assert record(app) == "f1 f2 f3w"
+
+
+class Counted:
+    """A database that counts the calls of its methods."""
+
+    def __init__(self, db: Any) -> None:
+        self._db, self.calls = db, 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls += 1
+        return getattr(self._db, name)
+
+
+@pytest.mark.parametrize(
+    "overlap", ["allow_all", "skip", "buffer_one", "buffer_all", "cancel_other"]
+)
+def test_schedules_due_together_need_no_more_statements_than_one(
+    app: Tenure, clock: Clock, overlap: Overlap
+) -> None:
+    """Their last jobs are not settled. 1,000 took seven seconds and more on PostgreSQL."""
+
+    def act(db: Any) -> int:
+        counted: Any = Counted(db)
+        fires.evaluate(counted, (), app.core.defaults.known, ())
+        return int(counted.calls)
+
+    def decide() -> int:
+        for _ in range(2):
+            clock.advance(60)
+            calls = app.core.store.write("schedule", act, brings=lambda _: True).result()
+        return calls
+
+    app.schedules.create("s", MAIL, every=60, overlap=overlap)
+    alone = decide()
+    for number in range(5):
+        app.schedules.create(f"s{number}", MAIL, every=60, overlap=overlap)
+    assert decide() == alone
+    assert app.schedules.get("s0").decided == 2
 
 
 def test_a_small_step_back_of_the_clock_is_waited_for(app: Tenure, clock: Clock) -> None:

@@ -7,7 +7,7 @@ once, however many processes try, and the primary key of `fire` holds it to one 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ from tenure import failpoints
 from tenure.dependency import Dependency
 from tenure.errors import InvalidInput
 from tenure.events import Cancelled
-from tenure.jobs.enqueue import linked
+from tenure.jobs.enqueue import CheckedJob, linked
 from tenure.jobs.fires import (
     MAX_BUFFERED,
     RULE_OF,
@@ -31,6 +31,7 @@ from tenure.jobs.fires import (
     ticks_between,
     with_room,
 )
+from tenure.jobs.graph import MAX_LINKS
 from tenure.jobs.schedule_times import next_after
 from tenure.jobs.schedules import (
     MAX_FIRES,
@@ -82,18 +83,21 @@ def evaluate(
     ids = {id for some in before.values() for id in some}
     busy = db.busy(sorted(ids)) if ids else set()
     free = [one for one in due if not before[one.name] & busy]
-    return len(free), decide(db, free, defaults) if free else {}
+    return len(free), decide(db, free, defaults, before) if free else {}
 
 
-def decide(db: Database, due: Sequence[Schedule], defaults: Defaults) -> Mapping[str, InvalidInput]:
+def decide(
+    db: Database, due: Sequence[Schedule], defaults: Defaults, before: Mapping[str, set[str]]
+) -> Mapping[str, InvalidInput]:
     """Decide the due ticks of locked schedules that are not paused.
 
-    Returns the schedules that this process cannot decide: name -> why. They do not change.
+    `before` has the jobs of each, as `_jobs_before` finds them. Returns the schedules that this
+    process cannot decide: name -> why. They do not change.
     """
     now, done, undecided = db.now(), list[Advance](), dict[str, InvalidInput]()
-    fired, before = _fired_ahead(db, due), _open_jobs(db, due)
+    fired, held = _fired_ahead(db, due), _open_jobs(db, due, before)
     for schedule in due:
-        jobs = before[schedule.name]
+        jobs = held[schedule.name]
         try:
             had = fired.get(schedule.name, ())
             decision = decide_fires(
@@ -108,19 +112,12 @@ def decide(db: Database, due: Sequence[Schedule], defaults: Defaults) -> Mapping
 
 def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
     """Add the jobs of locked schedules that were decided, and record it; return the fires."""
-    for one in done:
-        _cancel(db, one)
+    _cancel(db, done)
     jobs = [job for one in done for job in one.jobs]
     if plain := [job for job, parents in jobs if not parents]:
         enqueue.add(db, plain)
-    for one in done:  # together they might be too many dependencies
-        waiting = [
-            linked(job, edges=tuple(Dependency(id, "settled") for id in parents))
-            for job, parents in one.jobs
-            if parents
-        ]
-        if waiting:
-            enqueue.add_linked(db, waiting, limited=False)
+    for waiting in _linked(done):
+        enqueue.add_linked(db, waiting, limited=False)
     failpoints.hit("schedule.between_jobs_and_cursor")
     made = [fire for one in done for fire in one.fires]
     schedules.record(db, made)
@@ -148,22 +145,26 @@ def _jobs_before(db: Database, due: Sequence[Schedule]) -> Mapping[str, set[str]
 
     Of several that wait for one another the last may have settled before the others.
     """
-    found = dict[str, set[str]]()
+    found = {one.name: set[str]() for one in due}
+    buffers = [one.name for one in due if one.overlap in ("buffer_one", "buffer_all")]
+    for name, id in schedules.open_jobs(db, buffers, MAX_BUFFERED + 1) if buffers else ():
+        found[name].add(id)
     for one in due:
-        buffers = one.overlap in ("buffer_one", "buffer_all")
-        found[one.name] = schedules.open_jobs(db, one, MAX_BUFFERED + 1) if buffers else set()
         if one.last_job_id and one.overlap != "allow_all":
             found[one.name].add(one.last_job_id)
     return found
 
 
-def _open_jobs(db: Database, due: Sequence[Schedule]) -> Mapping[str, Mapping[str, Job]]:
-    """Those of `_jobs_before` that are not settled, locked."""
-    before = _jobs_before(db, due)
-    ids = {id for some in before.values() for id in some}
+def _open_jobs(
+    db: Database, due: Sequence[Schedule], before: Mapping[str, set[str]]
+) -> Mapping[str, Mapping[str, Job]]:
+    """Those of the jobs before each schedule that are not settled, locked."""
+    ids = {id for one in due for id in before[one.name]}
     jobs = db.lock(sorted(ids)) if ids else {}
-    held = {id: job for id, job in sorted(jobs.items()) if job.status not in SETTLED}
-    return {name: {id: held[id] for id in held if id in ids} for name, ids in before.items()}
+    held = {id: job for id, job in jobs.items() if job.status not in SETTLED}
+    return {
+        one.name: {id: held[id] for id in sorted(before[one.name]) if id in held} for one in due
+    }
 
 
 def _waiting(jobs: Mapping[str, Job]) -> int:
@@ -171,12 +172,32 @@ def _waiting(jobs: Mapping[str, Job]) -> int:
     return sum(job.status is Status.WAITING and job.token == 0 for job in jobs.values())
 
 
-def _cancel(db: Database, one: Advance) -> None:
-    for job in db.lock([one.cancels] if one.cancels else []).values():
+def _cancel(db: Database, done: Sequence[Advance]) -> None:
+    who = {one.cancels: actor_of(one.schedule.name) for one in done if one.cancels}
+    now, changes = db.now(), list[tuple[Job, tuple[Job, ...]]]()
+    for id, job in db.lock(sorted(who)).items() if who else ():
         if job.status not in SETTLED:
-            who = actor_of(one.schedule.name)
-            event = Cancelled(actor=who, reason="the schedule is due again")
-            transitions.save(db, [(job, follow(job, event, db.now()))])
+            event = Cancelled(actor=who[id], reason="the schedule is due again")
+            changes.append((job, follow(job, event, now)))
+    transitions.save(db, changes)
+
+
+def _linked(done: Sequence[Advance]) -> Iterator[list[CheckedJob]]:
+    """Yield the jobs that wait, together as long as they have not too many dependencies."""
+    together, size = list[CheckedJob](), 0
+    for one in done:
+        waiting = [(job, parents) for job, parents in one.jobs if parents]
+        edges = sum(len(parents) for _, parents in waiting)
+        if together and size + edges > MAX_LINKS:
+            yield together
+            together, size = [], 0
+        together += [
+            linked(job, edges=tuple(Dependency(id, "settled") for id in parents))
+            for job, parents in waiting
+        ]
+        size += edges
+    if together:
+        yield together
 
 
 def trigger(db: Database, schedule: Schedule, actor: str, defaults: Defaults) -> Fire:
@@ -201,7 +222,7 @@ def by_hand(
 
     Raises InvalidInput if its job is no longer valid.
     """
-    jobs = _open_jobs(db, [schedule])[schedule.name]
+    jobs = _open_jobs(db, [schedule], _jobs_before(db, [schedule]))[schedule.name]
     facts: Any = {"is_open": bool(jobs), "waiting": _waiting(jobs)}
     decided = with_room(ticks, schedule.overlap, **facts, most=most)
     decision = Decision(
@@ -292,7 +313,8 @@ def catch_up_to_now(db: Database, schedule: Schedule, defaults: Defaults) -> Non
     Raises InvalidInput if this process cannot: no tick is passed over.
     """
     if schedule.paused_at is None:
-        for error in decide(db, [schedule], defaults).values():
+        due = [schedule]
+        for error in decide(db, due, defaults, _jobs_before(db, due)).values():
             raise error
         return
     _add_no_jobs(db, schedule, FireOutcome.PAUSED, How.DUE, defaults)

@@ -137,24 +137,27 @@ def unrecorded(db: Reads) -> list[tuple[str, str, str]]:
     return found
 
 
-def open_jobs(db: Reads, schedule: Schedule, most: int) -> set[str]:
-    """Return the ids of those of the last `most` jobs of a schedule that are not settled."""
+def open_jobs(db: Reads, names: Sequence[str], most: int) -> list[tuple[str, str]]:
+    """Return those of the last `most` jobs of each schedule that are not settled: name, id."""
     d = db.dialect
-    last = (
-        f"SELECT job_id FROM {d.table('fire')} WHERE schedule = {d.value} AND job_id IS NOT NULL"
-        f" ORDER BY at DESC LIMIT {most}"
+    fire, job = d.table("fire"), d.table("job")
+    oldest = (
+        f"SELECT at FROM {fire} WHERE schedule = name AND job_id IS NOT NULL"
+        f" ORDER BY at DESC LIMIT 1 OFFSET {most - 1}"
     )
-    rows = db.rows(
-        f"SELECT {d.id('job.id')} FROM ({last}) AS last JOIN {d.table('job')} AS job"
-        f" ON job.id = last.job_id WHERE job.finished_at IS NULL",
-        (schedule.name,),
+    # Not a join with all jobs: PostgreSQL would read them all to find as many as there may be.
+    return db.rows(
+        f"WITH one AS MATERIALIZED (SELECT name, coalesce(({oldest}), {d.value}) AS since"
+        f" FROM {d.table('schedule')} WHERE name IN ({d.values(len(names))}))"
+        f" SELECT name, {d.id('job_id')} FROM one JOIN {fire} ON schedule = name AND at >= since"
+        f" WHERE (SELECT finished_at IS NULL FROM {job} AS job WHERE job.id = job_id)",
+        (d.to_bound(EARLIEST), *names),
     )
-    return {id for (id,) in rows}
 
 
 def crowded(db: Reads, schedule: Schedule) -> bool:
     """Whether the last `CROWD` jobs of a schedule all are not settled."""
-    return len(open_jobs(db, schedule, CROWD)) == CROWD
+    return len(open_jobs(db, [schedule.name], CROWD)) == CROWD
 
 
 def add(db: Statements, schedule: Schedule) -> bool:
