@@ -14,6 +14,7 @@ from tenure.app.core import Core
 from tenure.errors import BulkNotFound
 from tenure.jobs.queries import Filter
 from tenure.jobs.work import ClaimRequest, Duty, Outcome, Report
+from tenure.store import fires
 from tenure.store.retention import MAX_WAIT
 from tenure.store.tables import stats
 from tenure.webhooks.deliveries import WEBHOOK
@@ -286,6 +287,20 @@ def test_a_long_deletion_delays_no_other_duty(app: Tenure, monkeypatch: pytest.M
             lambda: not app.count(status="completed").jobs, "the rest, long before a minute is over"
         )
         wait_until(lambda: "lease_expired" in transitions(app, expired[0]), "a sweep")
+
+
+def test_ticks_that_are_left_do_not_wait_for_the_next_look(
+    app_on_each_engine: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After half a second of 1,000 schedules due at once, the others were a second late."""
+    app = app_on_each_engine
+    monkeypatch.setattr(maintenance, "SCHEDULES_SHARE", 0)
+    monkeypatch.setattr(fires, "BATCH", 1)
+    for number in range(3):
+        app.schedules.create(f"s{number}", NewJob("work", {}, {}), every=60)
+    clock.advance(60)
+    with running_sweeper(app, interval=3_600):
+        wait_until(lambda: app.count().jobs == 3, "every tick to be decided")
 
 
 @pytest.mark.scenario(107)

@@ -106,7 +106,6 @@ class MaintenanceThread(threading.Thread):
         self._failures = failures
         self._keep = retention(keep or {})
         self._undecided: set[str] = set()  # schedules that are for other processes
-        decide = partial(decide_due, app.core, self._undecided)
         forward = partial(app.core.forward_to_webhooks, without_errors=without_errors)
         self._found: Collection[Duty] = ()
         self._duties: Sequence[tuple[Duty | None, Callable[[], object]]] = (
@@ -114,7 +113,7 @@ class MaintenanceThread(threading.Thread):
             (Duty.STARTS, lambda: self._sweep(lambda: self._core.store.expire().result())),
             (Duty.WAITS, lambda: self._sweep(lambda: self._core.store.time_out().result())),
             (Duty.DEPENDENCIES, lambda: self._repeat(self._core.follow, FOLLOW_SHARE)),
-            (Duty.SCHEDULES, lambda: self._repeat(decide, SCHEDULES_SHARE)),
+            (Duty.SCHEDULES, self._decide_ticks),
             (Duty.WORKFLOWS, self._finish_workflows),
             (None, self._set_times_right),
             (None, self._delete_old_jobs),  # at times that are known here
@@ -125,7 +124,7 @@ class MaintenanceThread(threading.Thread):
         )
         self._end = threading.Event()
         self._prune_at = self._times_at = 0.0  # by the monotonic clock
-        self._zones_checked = False
+        self._zones_checked = self._behind = False
         self._workflows_before = ""
         self._stats_share = BUSY_SHARE
         self._ledger_end: object = None
@@ -140,7 +139,7 @@ class MaintenanceThread(threading.Thread):
         """Do the duties until asked to end; called by `start`, on the thread."""
         while not self._end.is_set():
             self.do_once()
-            self._end.wait(self._interval)
+            self._end.wait(0 if self._behind else self._interval)
 
     def do_once(self) -> None:
         """Do each duty that there is work for; on any thread."""
@@ -150,6 +149,7 @@ class MaintenanceThread(threading.Thread):
                     break
 
     def _look(self) -> None:
+        self._behind = False
         self._found = self._core.look()
 
     def _try(self, duty: Callable[[], object]) -> bool:
@@ -184,6 +184,10 @@ class MaintenanceThread(threading.Thread):
                     self._failures.add(steps[0], error, None, final, wait)
             if len(ended) < FULL_SWEEP:
                 return
+
+    def _decide_ticks(self) -> None:
+        decide = partial(decide_due, self._core, self._undecided)
+        self._behind = self._repeat(decide, SCHEDULES_SHARE)  # then the other duties, and again
 
     def _finish_workflows(self) -> None:
         self._workflows_before = self._core.finish_workflows(self._workflows_before)
