@@ -189,6 +189,19 @@ def test_many_parents_are_counted_in_gates(harness: StoreHarness, app: Tenure) -
     assert len(gates) == 48
 
 
+def test_all_of_a_few_parents_are_counted_in_one_gate(harness: StoreHarness, app: Tenure) -> None:
+    parents = app.enqueue_many([NewJob("mail", {}, {})] * 5)
+    for needs in ("any", 2):
+        app.enqueue("sum", depends_on=parents, needs=needs)
+    app.enqueue("sum", depends_on=parents[1:])
+    job = app.enqueue("sum", depends_on=parents)
+    if harness.sql.engine == "sqlite":
+        assert state(job)[1:] == (5, 0)
+        return
+    assert state(job)[1:] == (1, 0)
+    assert rows(harness, "gate", "need, spare") == [("5", "0")]
+
+
 def test_a_dependency_carries_its_meaning(app: Tenure) -> None:
     job = app.enqueue("mail")
     assert job.settled == Dependency(job.id, "settled")

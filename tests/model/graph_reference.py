@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from tenure.dependency import Meets
 
-GATED_ABOVE = 256
-"""Parents of a child whose edges are counted in gates, on PostgreSQL."""
+Bounds: TypeAlias = tuple[int, int]
+"""Above how many parents a job counts them in one gate, and in many, on PostgreSQL."""
 
 
 class Awaited(NamedTuple):
@@ -92,15 +92,15 @@ def counted(parts: int, needs: int | None, met: int, missed: int) -> Counts:
     return Counts(wanted - met, parts - wanted - missed)
 
 
-def gate_of(number: int) -> int:
-    """The gate in which the edge with this number (from 0) is counted."""
-    return number % 16 + 16 * (number // 2048)
+def gate_of(number: int, *, alone: bool) -> int:
+    """The gate in which the edge with this number (from 0) is counted; `alone`: the only gate."""
+    return 0 if alone else number % 16 + 16 * (number // 2048)
 
 
 class Graph:
     """All jobs, and one method per thing that can happen to them."""
 
-    def __init__(self, gated_above: int | None = None) -> None:
+    def __init__(self, gated_above: Bounds | None = None) -> None:
         self.nodes: dict[str, Node] = {}
         self.overdue: Mapping[str, str] = {}  # parent -> the last child that knows of its ending
         self.gated_above = gated_above  # None: nothing is counted in gates
@@ -118,12 +118,14 @@ class Graph:
 
     def gates(self, node: Node) -> dict[int, Counts]:
         """Each gate of a job with many parents; none of another."""
-        many = self.gated_above is not None and len(node.edges) > self.gated_above
-        if not many or node.needs not in (None, 1):
+        if self.gated_above is None:
+            return {}
+        one, many = (len(node.edges) > bound for bound in self.gated_above)
+        if not (many or (one and node.needs is None)):
             return {}
         behind: dict[int, list[tuple[str, str]]] = {}
         for number, edge in enumerate(node.edges.items()):
-            behind.setdefault(gate_of(number), []).append(edge)
+            behind.setdefault(gate_of(number, alone=not many), []).append(edge)
         return {gate: self._counted(node, edges, node.needs) for gate, edges in behind.items()}
 
     def _counted(self, node: Node, edges: Iterable[tuple[str, str]], needs: int | None) -> Counts:

@@ -32,7 +32,7 @@ from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report
 from tenure.retry import RetryPolicy
 from tenure.store import Store, migrate
 from tenure.store.tables import signals
-from tests.model.graph_reference import Graph, Node
+from tests.model.graph_reference import Bounds, Graph, Node
 from tests.support.clock import Clock
 from tests.support.raw_sql import EPOCH, RawSql
 
@@ -104,7 +104,7 @@ class Play:
         self.graph.add(nodes)
 
     def _gated(self, edges: Mapping[str, str]) -> bool:
-        return self.graph.gated_above is not None and len(edges) > self.graph.gated_above
+        return self.graph.gated_above is not None and len(edges) > self.graph.gated_above[1]
 
     # --- one step
 
@@ -380,15 +380,15 @@ def play(store: Store, raw: RawSql, clock: Clock, seed: object, jobs: int, **gra
 
 
 @contextmanager
-def low_bounds(low: bool) -> Iterator[int]:
+def low_bounds(low: bool) -> Iterator[Bounds]:
     """Lower bounds, if asked for, so that ten jobs meet gates and overdue parents.
 
-    They are those of schemas that are made meanwhile. Yields above how many parents PostgreSQL
-    counts in gates.
+    They are those of schemas that are made meanwhile. Yields those of gates.
     """
     with pytest.MonkeyPatch.context() as patch:
         if low:
             patch.setattr(migrate, "MAX_FOLLOWERS_OF_ONE", 3)
             patch.setattr(migrate, "MAX_FOLLOWERS_AT_ONCE", 7)
-            patch.setattr(graph, "MAX_COUNTED", 4)
-        yield graph.MAX_COUNTED
+            patch.setattr(graph, "FEW", 2)
+            patch.setattr(graph, "MAX_COUNTED", 6)
+        yield graph.FEW, graph.MAX_COUNTED

@@ -12,6 +12,7 @@ from contextlib import closing
 import pytest
 
 from tenure.store import migrate_store, open_store
+from tests.model.graph_reference import Bounds
 from tests.model.graphs import low_bounds, play
 from tests.support.clock import Clock
 from tests.support.effort import EVERYTHING
@@ -22,14 +23,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if EVERYTHING else 300)
 
 
 @pytest.fixture(params=[True, False], ids=["low bounds", "bounds"])
-def gated_above(request: pytest.FixtureRequest) -> Iterator[int]:
-    """The number of parents above which PostgreSQL counts in gates."""
+def gated_above(request: pytest.FixtureRequest) -> Iterator[Bounds]:
+    """The numbers of parents above which PostgreSQL counts in gates."""
     with low_bounds(request.param) as gated_above:
         yield gated_above
 
 
 @pytest.fixture
-def new_url(gated_above: int, database_url: str) -> str:
+def new_url(gated_above: Bounds, database_url: str) -> str:
     """A database whose schema has these bounds."""
     migrate_store(database_url)
     return database_url
@@ -40,7 +41,7 @@ def new_url(gated_above: int, database_url: str) -> str:
     ("histories", "jobs"), [(3, 60), pytest.param(6, 600, marks=pytest.mark.full)]
 )
 def test_graphs_end_as_on_the_reference(
-    new_url: str, gated_above: int, histories: int, jobs: int
+    new_url: str, gated_above: Bounds, histories: int, jobs: int
 ) -> None:
     on_postgres = not new_url.startswith("sqlite")
     played = 0

@@ -113,7 +113,7 @@ def test_an_ending_meets_what_waits_for_it(status: str) -> None:
 def outcomes(met: list[bool | None], *, gates: bool) -> dict[int | None, Tally]:
     tallies: dict[int | None, Tally] = {}
     for place, one in enumerate(met):
-        gate = gate_of(place, 257 if gates else 1)
+        gate = gate_of(place, 257 if gates else 1, None)
         tallies[gate] = tallies.get(gate, Tally()).plus(one)
     return tallies
 
@@ -130,8 +130,9 @@ def test_gates_say_what_one_count_says() -> None:
             assert (plain.need <= 0, plain.spare < 0) == (gated.need <= 0, gated.spare < 0)
     sizes = [tally.parents for tally in outcomes([None] * 10_000, gates=True).values()]
     assert (len(sizes), max(sizes)) == (80, 128)
-    assert gate_of(5, 256) is None
-    assert [gate_of(n, 257) for n in (0, 1, 16, 2047, 2048)] == [0, 1, 0, 15, 16]
+    assert [gate_of(3, parents, None) for parents in (4, 5, 256)] == [None, 0, 0]
+    assert [gate_of(3, parents, 1) for parents in (5, 256, 257)] == [None, None, 3]
+    assert [gate_of(n, 257, None) for n in (0, 1, 16, 2047, 2048)] == [0, 1, 0, 15, 16]
 
 
 def test_an_order_has_parents_first_and_a_cycle_has_none() -> None:

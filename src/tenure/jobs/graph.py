@@ -1,8 +1,9 @@
 """Jobs that depend on others: what may be asked for, and what follows when a job ends. Pure.
 
 A waiting job has two numbers. `need` is how many endings must still come, `spare` is how many may
-still disappoint it. It is released at `need <= 0`, and can never run at `spare < 0`. Where many
-parents end side by side, each counts in a gate, a narrow row, and the gates count in the job.
+still disappoint it. It is released at `need <= 0`, and can never run at `spare < 0`. On PostgreSQL,
+where a job has more than a few parents, each counts in a gate, a narrow row, and the gates count
+in the job.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ Links: TypeAlias = tuple[tuple[Dependency, ...], int | None]
 
 MAX_PARENTS = 10_000
 MAX_COUNTED = 256
-"""Parents of a job that waits for some of them, and parents that are counted without gates."""
+"""Parents of a job that waits for some of them, and parents that are counted in one gate."""
+FEW = 4
+"""Parents that are counted without gates."""
 MAX_LINKS = 100_000
 """Dependencies of the jobs of one call."""
 
@@ -113,12 +116,16 @@ class Numbers(NamedTuple):
     gates: Mapping[int, tuple[int, int]] = {}
 
 
-def gate_of(place: int, parents: int) -> int | None:
+def gate_of(place: int, parents: int, needs: int | None) -> int | None:
     """Return the gate of a dependency, by its place among those of a job; None for no gate.
 
-    Neighbours run side by side, so they have different gates.
+    To count in a gate costs a fifth of what it costs in a job, and to open one five times as much.
+    So there is one, unless so many parents would wait for each other: neighbours run side by side,
+    so they have different gates.
     """
-    return (place % 16) + 16 * (place // 2048) if parents > MAX_COUNTED else None
+    if parents > MAX_COUNTED:
+        return (place % 16) + 16 * (place // 2048)
+    return 0 if parents > FEW and needs is None else None
 
 
 def is_met(meets: str, status: str) -> bool:

@@ -200,7 +200,7 @@ def _links(engine: str, jobs: Sequence[CheckedJob], known_as: Mapping[str, str])
             once = {known_as.get(edge.job_id, edge.job_id): edge for edge in reversed(job.edges)}
             parents = list(reversed(once.items()))
             for place, (parent, edge) in enumerate(parents):
-                gate = gate_of(place, len(parents)) if engine == "postgres" else None
+                gate = gate_of(place, len(parents), job.needs) if engine == "postgres" else None
                 links.append(Edge(parent, job.id, edge.meets, gate, edge.name))
     if len(links) > MAX_LINKS:
         raise InvalidInput(f"{len(links)} dependencies at once; add at most {MAX_LINKS}", path="$")

@@ -7,6 +7,7 @@ run, and `overdue` has jobs with more followers than one statement counts.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
@@ -199,14 +200,19 @@ def _tallies(db: Database, jobs: Collection[str]) -> dict[str, dict[int | None, 
 
 
 def _set_gates(db: Database, counts: Mapping[str, Numbers]) -> None:
-    d = db.dialect
-    for child, count in counts.items():
-        for gate, (need, spare) in count.gates.items():
-            db.changed(
-                f"UPDATE {d.table('gate')} SET need = {d.value}, spare = {d.value}"
-                f" WHERE child = {d.id_value} AND gate = {d.value}",
-                (need, spare, child, gate),
-            )
+    gates = [
+        {"child": child, "gate": gate, "need": need, "spare": spare}
+        for child, count in counts.items()
+        for gate, (need, spare) in count.gates.items()
+    ]
+    if gates:
+        d, columns = db.dialect, ("child", "gate", "need", "spare")
+        db.changed(
+            f"UPDATE {d.table('gate')} AS old SET need = new.need, spare = new.spare"
+            f" FROM {d.objects('gate', columns)}"
+            " WHERE old.child = new.child AND old.gate = new.gate",
+            (json.dumps(gates),),
+        )
 
 
 def _forget(db: Database, job_ids: Iterable[str]) -> None:
