@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import psycopg
 import pytest
 
+from tenure.store.postgres.writer import Postgres
+from tenure.store.tables import revisits
 from tests.support.graphs import STEPS, Graph
 from tests.support.raw_sql import NAMES, RawSql
 from tests.support.waiting import wait_until
-from tests.unit.postgres.connections import Connection, in_thread
+from tests.unit.postgres.connections import Connection, committed, in_thread
 
 
 @pytest.fixture
@@ -31,14 +33,20 @@ def step(graph: Graph, number: int, name: str) -> str:
 
 
 @contextmanager
-def while_another_waits(url: str, raw: Connection, first: str, second: str) -> Iterator[None]:
+def while_another_waits(
+    url: str, raw: Connection, first: str, second: str | Callable[[Postgres], object]
+) -> Iterator[None]:
     """Run the first statement; what the body does while the second waits for it; then commit."""
     with psycopg.connect(url) as holder:
         holder.execute(first.encode())
 
         def act() -> None:
-            with psycopg.connect(url, autocommit=True, application_name="second") as other:
-                other.execute(second.encode())
+            if isinstance(second, str):
+                with psycopg.connect(url, autocommit=True, application_name="second") as other:
+                    other.execute(second.encode())
+                return
+            with closing(Postgres(f"{url}&application_name=second")) as db, committed(db):
+                second(db)
 
         thread = in_thread(act)
         blocked = (
@@ -113,6 +121,23 @@ def test_gates_are_locked_in_order(url: str, raw: Connection, graph: Graph) -> N
         raw.execute(
             f"SELECT FROM tenure.gate WHERE child > {graph.id(11)} FOR UPDATE NOWAIT".encode()
         )
+
+
+def test_gates_are_locked_before_the_jobs_that_are_skipped(
+    url: str, raw: Connection, graph: Graph
+) -> None:
+    """An ending that counts for the same job locks its gate first, so there was a deadlock."""
+    graph.add(1, followed=1)
+    graph.add(2, need=1, followed=1)
+    graph.add(3, need=1)
+    graph.link(range(1, 2), range(2, 3))
+    graph.link(range(2, 3), range(3, 4))
+    graph.gate(3, [2])
+    graph.step("cancelled", 1)
+    hold = f"SELECT FROM tenure.gate WHERE child = {graph.id(3)} FOR UPDATE"
+    with while_another_waits(url, raw, hold, revisits.decide_some):
+        raw.execute(f"SELECT FROM tenure.job WHERE id = {graph.id(3)} FOR UPDATE NOWAIT".encode())
+    assert graph.numbers("revisit", "job_id") == [3]
 
 
 def test_a_parent_that_comes_back_sees_who_is_being_skipped(

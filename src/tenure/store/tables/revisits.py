@@ -79,7 +79,7 @@ def restore_behind(db: Database, parents: Sequence[str], actor: str) -> None:
 
 
 def _skip(db: Database, roots: Sequence[str]) -> Iterable[str]:
-    jobs = db.lock(_behind(db, roots, DOOMED))
+    jobs = _lock(db, _behind(db, roots, DOOMED))
     # One that was claimed waits for a signal.
     waiting = [j for j in jobs.values() if j.status is Status.WAITING and not j.token]
     spare = {job.id: job.spare or 0 for job in waiting}
@@ -94,14 +94,10 @@ def _skip(db: Database, roots: Sequence[str]) -> Iterable[str]:
 
 
 def _restore(db: Database, roots: Sequence[str], actor: str = "store") -> Iterable[str]:
-    d = db.dialect
     reached = _behind(db, roots, SKIPPED)
-    if d.engine == "postgres":  # before the jobs, as endings do
-        gates = f"SELECT 1 FROM {d.table('gate')} WHERE child IN ({d.ids(len(reached))})"
-        db.rows(f"{gates} ORDER BY child, gate {d.hold}", reached)
     jobs = {
         job.id: job
-        for job in db.lock(reached).values()
+        for job in _lock(db, reached).values()
         if job.status is Status.CANCELLED and job.event == Skipped.name
     }
     taken = set[str]()
@@ -142,6 +138,15 @@ def _behind(db: Database, roots: Sequence[str], which: str) -> list[str]:
         roots,
     )
     return sorted(id for (id,) in rows)
+
+
+def _lock(db: Database, ids: Sequence[str]) -> Mapping[str, Job]:
+    """Lock jobs and return them; before them their gates, as endings do."""
+    d = db.dialect
+    if d.engine == "postgres" and ids:
+        gates = f"SELECT 1 FROM {d.table('gate')} WHERE child IN ({d.ids(len(ids))})"
+        db.rows(f"{gates} ORDER BY child, gate {d.hold}", ids)
+    return db.lock(ids)
 
 
 def _links(db: Database, jobs: Collection[str]) -> list[Edge]:
