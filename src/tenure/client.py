@@ -21,11 +21,11 @@ from msgspec import structs
 
 from tenure.errors import InvalidInput, JobNotFound
 from tenure.jobs import durations, ids
-from tenure.jobs.enqueue import Duration, NewJob, Options, listed
+from tenure.jobs.enqueue import Duration, NewJob, Options, listed, whole
 from tenure.jobs.explain import Explanation
 from tenure.jobs.ledger import Transition
 from tenure.jobs.names import check_key
-from tenure.jobs.queries import Fields
+from tenure.jobs.queries import MAX_LISTED, Fields
 from tenure.jobs.signals import Signal, check_signal_name, signal_text
 from tenure.jobs.stats import Count
 from tenure.lifecycle import Job
@@ -158,7 +158,8 @@ class AsyncClient(_Client):
             for name, value in filter.items()
             if value is not None
         }
-        cursor = before and before.replace("-", "")
+        cursor = before and ids.check_id(before, "$.before").replace("-", "")
+        whole(limit, 1, MAX_LISTED, "$.limit")
         jobs: list[Job] = []
         while True:
             page = {**query, "limit": str(limit - len(jobs))}

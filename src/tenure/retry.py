@@ -8,6 +8,7 @@ together spread out, and the same history always gives the same times.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tenure.errors import InvalidInput
@@ -43,7 +44,11 @@ class RetryPolicy:
     delays: tuple[float, ...] = ()  # seconds
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "delays", tuple(self.delays))
+        given: object = self.delays
+        if not isinstance(given, Iterable):
+            said = f"give a list of seconds, not a value of type {type(given).__name__}"
+            raise InvalidInput(said, path="$.backoff.delays")
+        object.__setattr__(self, "delays", tuple(given))
         if len(self.delays) > MAX_DELAYS:
             raise InvalidInput(f"give at most {MAX_DELAYS} delays", path="$.backoff.delays")
         waits = {f"delays[{n}]": wait for n, wait in enumerate(self.delays)}
@@ -53,8 +58,9 @@ class RetryPolicy:
         object.__setattr__(self, "factor", float(self.factor))
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # also of NaN, and of integers that are no doubles
+def _check(name: str, value: object, low: float, high: float) -> None:
+    # also of NaN, and of integers that are no doubles
+    if not isinstance(value, float | int) or not low <= value <= high:
         said = f"out of range; use {low:g} to {high:g}"
         raise InvalidInput(said, path=f"$.backoff.{name}")
 

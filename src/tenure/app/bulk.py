@@ -68,7 +68,8 @@ class BulkActions(Noun):
     def sample(self, filter: Filter, action: str, limit: int = 5) -> list[Job]:
         """Return a few of the jobs that an action would change, after a look at bounded rows."""
         wanted = self._core.limited(check_filter(filter))
-        query = bulks.about(wanted, action_of(action), limit=limit)
+        most = whole(limit, 1, MAX_LISTED, "$.limit")
+        query = bulks.about(wanted, action_of(action), limit=most)
         return [*search.page(self._core.limited_store.read, query).jobs]
 
     def step(self, bulk_id: str) -> Bulk:

@@ -9,6 +9,7 @@ from tenure.app import adding
 from tenure.app.twins import answer_of
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import MAX_RETRIES, NewJob, Options, TypeOptions, Wake, listed
+from tenure.jobs.names import check_name
 from tenure.jobs.payload import JsonText
 from tenure.lifecycle import Job
 
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from tenure.app.within import Within
 
 
-def by_name(type: str, payload: Mapping[str, Any] | None, options: Options) -> NewJob:
+def by_name(type: Any, payload: Mapping[str, Any] | None, options: Options) -> NewJob:
     """Return the job that an enqueue by name adds; raises InvalidInput for a job that is made."""
-    if isinstance(type, NewJob):
+    if not isinstance(type, str):
+        if not isinstance(type, NewJob):
+            check_name(type, "job type", "$.type")
         said = "give the name of a job type; what new_job(...) returned goes to enqueue_many([...])"
         raise InvalidInput(said, path="$.type")
     return NewJob(type, {} if payload is None else payload, options)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenure.app.core import Core, Noun
 from tenure.errors import SignalTokenNotFound
+from tenure.jobs.ids import id_of
 from tenure.jobs.names import check_key
 from tenure.jobs.parking import Wait
 from tenure.jobs.signals import NewSignal, Signal, check_signal_name, signal_text, token_digest
@@ -45,7 +46,7 @@ def signal(
     IllegalTransition if the job is settled; KeyConflict if the key was used with another payload;
     InvalidInput, also for more than 1,000 signals of a job, and PayloadTooLarge.
     """
-    job_id = job if isinstance(job, str) else job.id
+    job_id = id_of(job)
     new = new_signal(app.core, name, payload, key, actor)
     app.core.get(job_id)  # a job of another queue is not found
     return sent(app.core, lambda db: stored.send(db, job_id, new), [job_id])

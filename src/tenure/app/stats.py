@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from tenure.app.core import Noun
 from tenure.jobs.enqueue import whole
 from tenure.jobs.ledger import EventFilter, LedgerPage
-from tenure.jobs.names import check_name
+from tenure.jobs.names import check_kind, check_name, list_of_names
 from tenure.jobs.queries import MAX_LISTED
 from tenure.jobs.queue_rights import includes, require
 from tenure.jobs.stats import Activity, Count, FailureGroup, Total
@@ -110,8 +110,9 @@ class Events(Noun):
         Each transition comes with the type and queue of its job. Continue at the `position` of the
         page, also when it holds no transition. Raises InvalidInput.
         """
+        check_kind(filter, EventFilter, "an EventFilter of tenure.jobs.ledger", "$.filter")
         for at, what in (("types", "job type"), ("queues", "queue")):
-            for name in getattr(filter, at) or ():
+            for name in list_of_names(getattr(filter, at) or (), f"$.{at}"):
                 check_name(name, what, f"$.{at}")
         require(self._core.queues, filter.queues or ())
         most = whole(limit, 1, MAX_READ, "$.limit")

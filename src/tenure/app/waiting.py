@@ -13,6 +13,7 @@ from tenure.dependency import Parent
 from tenure.errors import JobCancelled, JobFailed, JobNotFound, ResultTruncated
 from tenure.jobs import durations, ids
 from tenure.jobs.enqueue import Duration
+from tenure.jobs.names import check_kind
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.results import read_result
 from tenure.jobs.text import UNSTORABLE
@@ -29,6 +30,7 @@ BLOCKED = (
     "this wait blocks the event loop on which a worker of these jobs runs, so that no job can run: "
     "await wait_async(...) or the handle, and write async for"
 )
+HANDLES = "handles, as submit(...) returned them"
 _loops: list[tuple[object, str]] = []
 """The event loops on which workers of this program run, with the databases of their jobs."""
 
@@ -113,7 +115,7 @@ def begin(core: Core, job_id: str) -> Future[Job]:
 
 def _asked(job: Job | str, timeout: Duration | None) -> tuple[str, float | None]:
     seconds = None if timeout is None else durations.seconds(timeout, path="$.timeout")
-    return (job if isinstance(job, str) else job.id), seconds
+    return ids.id_of(job), seconds
 
 
 def _settled(job: Job) -> Job:
@@ -200,7 +202,11 @@ def as_completed(
     result.
     """
     seconds = None if timeout is None else durations.seconds(timeout, path="$.timeout")
-    return AsCompleted(app, list(handles), seconds)
+    check_kind(handles, Iterable, HANDLES, "$.handles")
+    given = list(handles)
+    for handle in given:
+        check_kind(handle, Handle, HANDLES, "$.handles")
+    return AsCompleted(app, given, seconds)
 
 
 class AsCompleted(Generic[R]):

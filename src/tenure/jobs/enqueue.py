@@ -18,7 +18,7 @@ from msgspec.structs import asdict, replace
 
 from tenure.dependency import Dependency
 from tenure.errors import InvalidInput
-from tenure.jobs import durations, ids, payload
+from tenure.jobs import durations, ids, names, payload
 from tenure.jobs.graph import DependsOn, Links, links_of
 from tenure.jobs.names import check_key, check_label, check_open, check_partition, check_tags
 from tenure.jobs.uniqueness import Unique, Uniqueness, unique_of, uniqueness
@@ -162,6 +162,7 @@ class Enqueued(msgspec.Struct, frozen=True):
 
 def listed(new_jobs: Iterable[NewJob]) -> list[NewJob]:
     """Return jobs, of too many one too many; raises InvalidInput for what is no `NewJob`."""
+    names.check_kind(new_jobs, Iterable, "a list of jobs", "$.new_jobs")
     found = list(islice(new_jobs, MAX_JOBS_AT_ONCE + 1))
     for number, one in enumerate(found):
         check_new(one, number)
@@ -170,9 +171,8 @@ def listed(new_jobs: Iterable[NewJob]) -> list[NewJob]:
 
 def check_new(new_job: object, number: int) -> None:
     """Raise InvalidInput for what is no `NewJob`."""
-    if not isinstance(new_job, NewJob):
-        said = f"give what new_job(...) returned, not a value of type {type(new_job).__name__}"
-        raise InvalidInput(said, path=f"$[{number}]")
+    if not isinstance(new_job, NewJob):  # first, as a batch has many
+        names.check_kind(new_job, NewJob, "what new_job(...) returned", f"$[{number}]")
 
 
 def check_jobs(

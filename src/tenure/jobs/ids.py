@@ -18,6 +18,7 @@ import re
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from tenure.errors import InvalidInput
 
@@ -69,6 +70,12 @@ def is_id(text: str) -> bool:
     if not isinstance(text, str):
         raise InvalidInput(f"give an id, such as job.id, not a value of type {type(text).__name__}")
     return _is_canonical(text) is not None
+
+
+def id_of(job: Any) -> str:
+    """Return the id of a job or handle; what is none of these is an id, or `is_id` refuses it."""
+    found: str = getattr(job, "id", job)
+    return found
 
 
 def check_id(value: object, path: str) -> str:

@@ -47,11 +47,26 @@ def check_choice(value: object, choices: Any, path: str) -> None:
         raise InvalidInput(f"use one of {', '.join(get_args(choices))}", path=path)
 
 
+def check_kind(value: object, kind: Any, what: str, path: str) -> None:
+    """Raise InvalidInput unless a value is of a type; `what` says what to give."""
+    if not isinstance(value, kind):
+        raise InvalidInput(f"give {what}, not a value of type {type(value).__name__}", path=path)
+
+
 def list_of_names(names: Iterable[str], path: str) -> tuple[str, ...]:
     """Return names as a tuple; raises InvalidInput for a str, whose letters could be names."""
     if isinstance(names, str):
         raise InvalidInput("give a list of names, not one string", path=path)
-    return tuple(names)
+    try:
+        found: tuple[Any, ...] = tuple(names)
+    except TypeError:
+        check_kind(names, Iterable, "a list of names", path)  # not above: an enqueue has tags
+        raise
+    for name in found:
+        if not isinstance(name, str):
+            said = f"give a list of names, not of values of type {type(name).__name__}"
+            raise InvalidInput(said, path=path)
+    return found
 
 
 def is_name(text: str) -> bool:
@@ -66,10 +81,7 @@ def check_name(value: object, what: str, path: str) -> str:
     """
     if isinstance(value, str) and is_name(str.__str__(value)):
         return str.__str__(value)  # of a subclass, too: the cache compares names
-    if not isinstance(value, str):
-        raise InvalidInput(
-            f"give the name of a {what}, not a value of type {type(value).__name__}", path=path
-        )
+    check_kind(value, str, f"the name of a {what}", path)
     raise InvalidInput(
         f"not a name for a {what}; use 1 to {MAX_NAME_LENGTH} of A-Z a-z 0-9 _ : - and single "
         "dots between them, beginning with a letter, a digit or _",

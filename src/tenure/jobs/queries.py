@@ -15,7 +15,7 @@ from tenure.jobs import ids, payload
 from tenure.jobs.durations import positive
 from tenure.jobs.enqueue import Duration, whole
 from tenure.jobs.hiding import MARK
-from tenure.jobs.names import check_name, check_partition, check_tag
+from tenure.jobs.names import check_kind, check_name, check_partition, check_tag, list_of_names
 from tenure.jobs.queue_rights import Patterns
 from tenure.lifecycle import TRANSITIONS, Job, Status
 
@@ -85,6 +85,8 @@ def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filte
     Raises InvalidInput with the path of the field: `at` and the name, whose words are joined with
     `between`, as the caller wrote them.
     """
+    check_kind(filter, Filter, "a Filter of tenure.jobs.queries", "")
+    list_of_names(filter.hidden, f"{at}hidden")
     if filter.status is not None and filter.status not in tuple(Status):
         raise InvalidInput(f"no such status; one of {', '.join(Status)}", path=f"{at}status")
     if filter.state is not None and filter.state not in tuple(State):
@@ -107,12 +109,18 @@ def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filte
         ids.check_id(filter.workflow, f"{at}workflow")
     for name in ("created_after", "created_before"):
         time: datetime | None = getattr(filter, name)
-        if time is not None and time.utcoffset() is None:
-            where = at + name.replace("_", between)
+        if time is None:
+            continue
+        where = at + name.replace("_", between)
+        check_kind(time, datetime, "a time (datetime) with its zone", where)
+        if time.utcoffset() is None:
             raise InvalidInput("a time without its zone; write it with Z or +02:00", path=where)
     for name in ("error", "text"):
         text: str | None = getattr(filter, name)
-        if text is not None and not 1 <= len(text) <= MAX_SEARCHED_FOR:
+        if text is None:
+            continue
+        check_kind(text, str, "a text to search for", at + name)
+        if not 1 <= len(text) <= MAX_SEARCHED_FOR:
             raise InvalidInput(f"search for 1 to {MAX_SEARCHED_FOR} characters", path=at + name)
         payload.check(text, path=at + name)
     return filter

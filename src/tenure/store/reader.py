@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from tenure.errors import InvalidInput
 from tenure.jobs.findings import Progress, no_note, no_progress
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
+from tenure.jobs.names import check_kind
 from tenure.jobs.queries import Query
 from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.stats import EVERY_QUEUE, QueueQuery, QueueState, WorkerState
@@ -229,6 +230,7 @@ class Reader(ABC):
 
     def numbers(self, position: str) -> tuple[int, ...]:
         """Return the numbers of a position, of `start` if it is empty. Raises InvalidInput."""
+        check_kind(position or "", str, "the position of a page", "$.after")
         numbers = (position or self.start).split(".")
         if len(numbers) != len(self.dialect.order) or not all(map(_is_number, numbers)):
             raise InvalidInput("no position in this ledger", path="$.after")

@@ -16,6 +16,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from tenure.errors import InvalidInput
+from tenure.jobs.names import list_of_names
 from tenure.jobs.queue_rights import Patterns
 
 MARK = "tenure_"
@@ -102,7 +103,7 @@ def digest_of(token: bytes) -> bytes:
 
 def scopes_of(names: Iterable[str], path: str) -> tuple[Scope, ...]:
     """Return the named scopes, each once, in the order of `Scope`; raises InvalidInput."""
-    given = set(names)
+    given = set(list_of_names(names, path))
     if not given or not given <= set(Scope):
         raise InvalidInput(f"name one or more of {', '.join(Scope)}", path=path)
     return tuple(scope for scope in Scope if scope in given)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tenure.errors import InvalidInput, StoreUnavailable
+from tenure.jobs import durations
 from tenure.jobs.reading import learn
 from tenure.jobs.redaction import without_password
 from tenure.lifecycle import Job
@@ -75,11 +76,12 @@ class Transport:
                 f"the client needs httpx2, which cannot be imported ({error}): "
                 "pip install 'tenure[client]'"
             ) from error
+        url = str(url)
         if not url.startswith(("http://", "https://")):
             raise InvalidInput(NO_ADDRESS, path="url")
         token = check_token(token, "token") if token else None
         self.tracing = Tracing() if tracing else None
-        self.timeout = timeout
+        self.timeout = timeout = durations.positive(timeout, "timeout")
         self._address = without_password(url.rstrip("/"))
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._blocks = blocks

@@ -11,7 +11,7 @@ import msgspec
 
 from tenure.errors import ScheduleNotFound
 from tenure.jobs.fires import INSTANT
-from tenure.jobs.names import is_name
+from tenure.jobs.names import check_kind, is_name
 from tenure.jobs.schedule_times import When, is_zone, newest
 from tenure.jobs.schedules import Fire, FireOutcome, How, Schedule, Template
 from tenure.store.audit import TICKS
@@ -74,6 +74,7 @@ def is_readable(schedule: Schedule) -> bool:
 
 def get(db: Reads, name: str, lock: str = "") -> Schedule:
     """Return a schedule; raises ScheduleNotFound."""
+    check_kind(name, str, "the name of a schedule", "$.name")
     # A text with NUL is none to PostgreSQL.
     found = is_name(name) and read(db, f"WHERE name = {db.dialect.value}{lock}", (name,))
     if not found:
