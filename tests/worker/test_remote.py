@@ -196,6 +196,32 @@ def test_an_outcome_is_kept_while_the_token_is_refused(
     assert transitions(app, job) == ["enqueued", "claimed", "completed"]
 
 
+def test_a_handler_stops_when_its_lease_ends_while_the_token_is_refused(
+    app: Tenure, server: ServerProcess
+) -> None:
+    """It went on until the worker stopped, and was told of a shutdown."""
+    runs, told = threading.Event(), list[str | None]()
+
+    @app.job
+    async def work(context: JobContext) -> None:
+        runs.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.append(context.stopped)
+
+    secret, _ = app.tokens.create("worker", ["work"])
+    with (
+        Client(server.url, secret) as client,
+        running_worker(app, client, lease_seconds=1, grace_seconds=0),
+    ):
+        work.enqueue()
+        assert runs.wait(WAIT_SECONDS)
+        client._to.http.headers["Authorization"] = "Bearer of another server"
+        wait_until(lambda: told, "the handler to be stopped")
+    assert told == ["lost"]
+
+
 def test_a_worker_whose_claim_is_held_stops_at_once(
     app: Tenure, server: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,8 @@ import logging
 import threading
 import time
 
+from tenure.errors import Forbidden, Unauthorized
+from tenure.events import LeaseExpired
 from tenure.jobs.work import WorkSource
 from tenure.worker.leases import LeaseBook, Wakeup, reports_of
 from tenure.worker.log import WorkLog
@@ -41,6 +43,7 @@ class Heartbeat(threading.Thread):
         self._worklog = worklog
         self._end = threading.Event()
         self._now = threading.Event()
+        self._renewed_at = 0.0
         self.asked_at = 0.0
         """When it was last asked to renew without delay, by the monotonic clock."""
 
@@ -73,6 +76,8 @@ class Heartbeat(threading.Thread):
                     self._log_who_blocks(silent)
                     self._hand_back()
             except Exception as error:
+                if isinstance(error, Unauthorized | Forbidden):
+                    self._lose_expired()
                 interval = min(1.0, self._lease_seconds / 10)
                 log.warning("the heartbeat failed, trying again in %.1f s: %s", interval, error)
             self._wakeup.notify()
@@ -86,6 +91,7 @@ class Heartbeat(threading.Thread):
             return third
         began = time.monotonic()
         ended = self._source.heartbeat(leases, self._lease_seconds)
+        self._renewed_at = began
         took = time.monotonic() - began
         if took > third:
             log.warning(
@@ -96,6 +102,13 @@ class Heartbeat(threading.Thread):
             )
         self._leases.lose(ended)
         return max(third - took, 0.0)
+
+    def _lose_expired(self) -> None:
+        """Lose the leases that have ended while the server refused to renew them."""
+        over = time.monotonic() - self._lease_seconds
+        if self._renewed_at < over:
+            ended = dict.fromkeys(self._leases.claimed_before(over), LeaseExpired.name)
+            self._leases.lose(ended)
 
     def _hand_back(self) -> None:
         """Release what the loop cannot start, and report what has ended."""

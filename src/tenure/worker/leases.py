@@ -329,6 +329,11 @@ class LeaseBook:
         before = time.monotonic() - seconds
         return {a.lease.lease_id for a in self.in_slots() if a.due < before and a.state is STARTED}
 
+    def claimed_before(self, moment: float) -> list[str]:
+        """Return the leases that were claimed before a moment of the monotonic clock."""
+        with self._lock:
+            return [id for id, attempt in self._held.items() if attempt.claimed_at < moment]
+
     def lose(self, ended: Mapping[str, str]) -> None:
         """Note the leases that have ended, with the events. Their waiting attempts do not start."""
         if not ended:
