@@ -193,15 +193,19 @@ def test_a_job_that_is_cancelled_meanwhile_has_no_effect(app: Tenure) -> None:
     assert not effects(app.database)
 
 
-def test_over_http_it_says_so(app: Tenure) -> None:
-    @app.job(max_retries=1)
+def test_over_http_it_fails_for_good_and_says_what_to_do(app: Tenure) -> None:
+    """Each attempt failed alike, until there were none left."""
+
+    @app.job(backoff=0)
     def ship(context: JobContext) -> None:
         with context.transaction():
             pass
 
     server = ServerProcess(app.database)
     with server, Client(server.url) as client, running_worker(app, client):
-        assert "over HTTP" in wait_until_failed(app, ship.enqueue())
+        job = ship.enqueue()
+        assert "over HTTP" in wait_until_failed(app, job)
+    assert app.get(job.id).attempts == 1
 
 
 @pytest.mark.postgres

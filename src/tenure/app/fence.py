@@ -8,7 +8,7 @@ from functools import partial
 from threading import get_ident
 from typing import Any
 
-from tenure.errors import IllegalTransition, InvalidInput, JobNotFound, LeaseLost
+from tenure.errors import IllegalTransition, InvalidInput, JobNotFound, LeaseLost, PermanentFailure
 from tenure.events import Completed
 from tenure.jobs.context import JobTransaction
 from tenure.jobs.follow_ups import Defaults, FollowUp, FollowUps, unknown_types, with_options
@@ -25,7 +25,7 @@ from tenure.store.tables import steps
 
 REMOTE = (
     "this worker gets its jobs over HTTP, where your transactions cannot complete or hold them: "
-    "return from the handler instead"
+    "return from the handler instead, or start a worker that has the URL of the database"
 )
 WITHIN = "step_within"
 AGAIN = "this attempt has completed its job already: call it once"
@@ -138,7 +138,7 @@ class LeaseFence:
 
     def _url(self) -> str:
         if self._database is None:
-            raise InvalidInput(REMOTE)
+            raise PermanentFailure(REMOTE)
         return self._database
 
     def _borrow(self, connection: Any, *, outermost: bool = False) -> Borrowed:

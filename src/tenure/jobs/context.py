@@ -152,8 +152,8 @@ class JobContext(DurableContext, SignalContext, ParentsContext):
         the handler is called as a function, it does nothing. Raises LeaseLost if this attempt has
         been ended elsewhere: let that roll your transaction back. Raises KeyConflict, DuplicateJob
         or JobNotFound, with nothing written, for a job of `enqueue`. Raises InvalidInput if the job
-        is completed by this attempt already, if the connection is none that `within` takes or
-        inside a savepoint of SQLAlchemy, and in a worker that gets its jobs over HTTP.
+        is completed by this attempt already, or if the connection is none that `within` takes or
+        inside a savepoint of SQLAlchemy; PermanentFailure in a worker that gets its jobs over HTTP.
         """
         if self._fence is not None:
             self._fence.complete(connection, result)
