@@ -222,6 +222,7 @@ def test_a_worker_serves_the_schedules_and_limits_of_every_backend(shop: Shop) -
         ({"task": "shop.tasks.no_task", "every": "1h"}, 'does not define a "no_task"'),
         ({"task": "shop.tasks.count_orders", "every": "1h"}, "task is not the path of a task"),
         ({"task": "shop.tasks.ship", "crontab": "0 3 * * *"}, "no such option: crontab"),
+        ({"task": "shop.tasks.ship", "every": "1h"}, "missing a required argument: 'number'"),
     ],
 )
 def test_a_wrong_schedule_is_named(shop: Shop, given: dict[str, object], said: str) -> None:

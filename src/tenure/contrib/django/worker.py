@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import django
@@ -82,3 +83,6 @@ def _schedule(backend: TenureBackend, name: str, task: str = "", **rules: Any) -
     if not isinstance(found, TenureTask):
         raise TypeError("task is not the path of a task")
     backend.app.schedule(name=name, **rules)(JobType(backend.app, handler_at(backend, found)))
+    payload = rules.get("payload") or {}
+    args = [*([None] if found.takes_context else []), *(payload.get("args") or ())]
+    signature(found.func).bind(*args, **(payload.get("kwargs") or {}))  # TypeError says what lacks
