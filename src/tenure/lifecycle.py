@@ -357,7 +357,7 @@ def _refusal(guard: Guard, job: Job, event: Event, now: datetime) -> str:
         case Guard.LEASE_OVER if job.lease_expires_at is not None and job.lease_expires_at > now:
             return "its lease has not run out"
         case Guard.ATTEMPTS_LEFT if not has_budget(job.attempts, _limit(job, event)):
-            return f"its {job.attempts} attempts are used up"
+            return f"its attempts are used up: {job.attempts}"
         case Guard.RETURNS_LEFT if job.token - job.attempts - job.snoozes >= MAX_RETURNS:
             return f"it was released or interrupted {MAX_RETURNS} times without having ended"
         case Guard.SNOOZES_LEFT if job.snoozes >= MAX_SNOOZES:
@@ -373,7 +373,7 @@ def _refusal(guard: Guard, job: Job, event: Event, now: datetime) -> str:
         case Guard.UNTRIED_PAYLOAD if job.token and "payload" in getattr(event, "changes", ()):
             return "its payload cannot change after its first claim"
         case Guard.ROOM_LEFT if job.attempts and not has_budget(job.attempts, _limit(job, event)):
-            return f"it has made {job.attempts} attempts, so max_retries has to be larger"
+            return f"max_retries has to be larger than its attempts: {job.attempts}"
         case _:
             return ""
 

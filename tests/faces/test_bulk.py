@@ -128,6 +128,8 @@ def test_the_command_line_previews_asks_and_sees_it_through(app: Tenure) -> None
     (record,) = cli_json("--database", app.database, "bulk", "list")
     assert record["changed"] == 5
     assert record["id"] in output_of("bulk", "show", record["id"], **here)
+    one = ("--status", "pending", "--dry-run")
+    assert output_of("jobs", "cancel", *one, **here).startswith("This would cancel 1 job.\n")
     assert cli_json("--database", app.database, "bulk", "stop", record["id"]) == record
     assert run_cli("bulk", "show", UNKNOWN_ID, **here).exit_code == 3
     heads, row = output_of("bulk", "list", COLUMNS="80", **here).splitlines()

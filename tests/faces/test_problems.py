@@ -33,7 +33,7 @@ EXAMPLES = [
     errors.WorkflowNotFound("0190163d-8694-739b-aea5-966c26f8ad90"),
     errors.IllegalEdition("nightly", 3, "it was changed since you read it"),
     errors.IllegalTransition("j", "completed", "cancelled", ()),
-    errors.IllegalTransition("j", "failed", "retried", ("retried",), "its 3 attempts are used up"),
+    errors.IllegalTransition("j", "failed", "retried", ("retried",), "its attempts are used up: 3"),
     errors.LeaseLost("j"),
     errors.LeaseLost("j", "lease_expired"),
     errors.KeyConflict("k", "j"),

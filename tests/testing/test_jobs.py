@@ -92,9 +92,9 @@ def test_a_failing_assertion_says_what_is_there(enter: Enter, shop: Shop) -> Non
     assert "no job of send_email with the payload {'to': 'b@example.com', 'urgent': True}" in text
     assert "to is 'a@example.com', not 'b@example.com'" in text.splitlines()[1]
     assert 'charge {"order":17} in default, pending' in text
-    with pytest.raises(AssertionError, match="1 jobs, not 2, of charge is enqueued"):
+    with pytest.raises(AssertionError, match="1 job, not 2, of charge is enqueued"):
         jobs.assert_enqueued(shop.charge, count=2)
-    with pytest.raises(AssertionError, match=r"1 jobs of charge is enqueued(\n|.)*charge"):
+    with pytest.raises(AssertionError, match=r"1 job of charge is enqueued(\n|.)*charge"):
         jobs.assert_none_enqueued(shop.charge)
 
 

@@ -472,7 +472,7 @@ def test_a_refusal_reads_as_a_sentence() -> None:
         decide(job_in("failed", 3, 3), Retried(), NOW)
     message = str(refusal.value)
     assert "is failed: it cannot be retried" in message
-    assert "3 attempts are used up" in message
+    assert "attempts are used up: 3" in message
     assert "legal from here" not in message  # a retry is, with more attempts
     with pytest.raises(
         IllegalTransition, match=r"be claimed \(it is not due before 2026-05-04T12:00:00\.000001"

@@ -83,7 +83,7 @@ def test_outcomes_are_kept_while_the_tables_are_missing(
 
         with running_worker(app):
             job = work.enqueue()
-            wait_until(lambda: caplog.text.count("it keeps 1 outcomes") > 1, "it to try twice")
+            wait_until(lambda: caplog.text.count("it keeps 1 outcome and") > 1, "it to try twice")
             with pytest.raises(StoreUnavailable, match="does not exist"):
                 app.get(job.id)
             admin.execute("ALTER SCHEMA aside RENAME TO tenure")

@@ -188,7 +188,7 @@ def test_an_outcome_is_kept_while_the_token_is_refused(
         sent = client._to.http.headers
         sent["Authorization"] = "Bearer of another server"
         ends.set()
-        refused = "the server refused this worker: it keeps 1 outcomes"
+        refused = "the server refused this worker: it keeps 1 outcome and"
         wait_until(lambda: caplog.text.count(refused) > 2, "the outcome to be refused")
         assert "Traceback" not in caplog.text
         sent["Authorization"] = f"Bearer {secret}"

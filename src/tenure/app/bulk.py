@@ -12,6 +12,7 @@ from tenure.jobs.enqueue import MAX_RETRIES, whole
 from tenure.jobs.names import check_reason
 from tenure.jobs.queries import MAX_LISTED, Action, Bulk, Filter, action_of, check_filter
 from tenure.jobs.queue_rights import covers
+from tenure.jobs.text import quantity
 from tenure.lifecycle import Job
 from tenure.store import search
 from tenure.store.tables import bulk as bulks
@@ -142,7 +143,7 @@ def run_batch(core: Core, bulk: Bulk) -> None:
 
 def _log(event: str, bulk: Bulk, actor: str) -> None:
     """Log one line for the action; its jobs get none, as there may be a million."""
-    jobs = f"{bulk.total} jobs" if bulk.exact else f"{bulk.total} jobs or more"
+    jobs = quantity(bulk.total, "job") + ("" if bulk.exact else " or more")
     done = f"{bulk.changed} changed, {bulk.refused} refused"
     log.info(
         "%s: %s",

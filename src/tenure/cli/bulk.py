@@ -12,7 +12,7 @@ from tenure.cli.command import Group, existing
 from tenure.cli.options import option, reading_options
 from tenure.cli.terminal import print_json, progress_bar, table
 from tenure.errors import InvalidInput
-from tenure.jobs.text import first_line
+from tenure.jobs.text import first_line, quantity
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -36,7 +36,7 @@ def preview(app: Tenure, action: str, matching: Filter, as_json: bool) -> None:
         bodies = [responses.job_body(job) for job in jobs]
         print_json({"jobs": found.jobs, "exact": found.exact, "sample": bodies})
         return
-    click.echo(f"This would {action} {_number(found)} jobs.")
+    click.echo(f"This would {action} {_number(found)}.")
     if jobs:
         rows = [
             (job.id, job.type, job.queue, job.status, first_line(job.last_error)) for job in jobs
@@ -57,11 +57,11 @@ def change_all(
         return
     if not yes and not sys.stdin.isatty():
         raise InvalidInput(
-            f"this would {action} {_number(found)} jobs; add --yes, or look with --dry-run",
+            f"this would {action} {_number(found)}; add --yes, or look with --dry-run",
             path="--yes",
         )
     if not yes:
-        click.confirm(f"{action.capitalize()} {_number(found)} jobs?", abort=True, err=True)
+        click.confirm(f"{action.capitalize()} {_number(found)}?", abort=True, err=True)
     finish(app, app.bulk.start(action, matching, **how), as_json)
 
 
@@ -76,11 +76,12 @@ def finish(app: Tenure, bulk: Bulk, as_json: bool) -> None:
     if as_json:
         print_json(responses.bulk_body(bulk))
     else:
-        click.echo(f"{bulk.changed} jobs changed, {bulk.refused} refused: bulk action {bulk.id}")
+        changed = quantity(bulk.changed, "job")
+        click.echo(f"{changed} changed, {bulk.refused} refused: bulk action {bulk.id}")
 
 
 def _number(found: Counted) -> str:
-    return f"{found.jobs:,}" if found.exact else f"at least {found.jobs:,}"
+    return f"{'' if found.exact else 'at least '}{quantity(found.jobs, 'job')}"
 
 
 bulk = Group("bulk", help="List, show and stop actions on all jobs that match.")

@@ -16,6 +16,7 @@ from tenure.cli.jobs import filter_options
 from tenure.cli.options import answer_options, flag, option
 from tenure.cli.terminal import print_json
 from tenure.errors import InvalidInput
+from tenure.jobs.text import quantity
 
 if TYPE_CHECKING:
     from tenure.app.export import ExportedFile, Format
@@ -95,7 +96,8 @@ def export(
         ):
             found.append(file)
             if not as_json:
-                click.echo(f"{file.path}: {file.jobs} jobs{_deletions(file) if delete else ''}")
+                jobs = quantity(file.jobs, "job")
+                click.echo(f"{file.path}: {jobs}{_deletions(file) if delete else ''}")
     if as_json:
         print_json(found)
     elif found:

@@ -22,7 +22,7 @@ from tenure.cli.options import answer_options, database_option, flag, option, re
 from tenure.cli.reloading import GRACE, LEASE, run_again_on_changes
 from tenure.cli.terminal import attempts, print_json, progress_bar, room
 from tenure.errors import InvalidInput
-from tenure.jobs.text import first_line, visible
+from tenure.jobs.text import first_line, quantity, visible
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -363,7 +363,8 @@ def _show(result: DemoResult) -> None:
     sums = Counter(job.status for job, _ in result.jobs).most_common()
     runs = sum(job.attempts for job, _ in result.jobs)
     ends = ", ".join(f"{count} {status}" for status, count in sums)
-    click.echo(f"\n{len(result.jobs)} jobs: {ends}. {runs} attempts in all.")
+    jobs = quantity(len(result.jobs), "job")
+    click.echo(f"\n{jobs}: {ends}. {quantity(runs, 'attempt')} in all.")
     for violation in result.violations:
         click.echo(f"VIOLATION {violation.job_id} {violation.invariant}: {violation.found}")
     if not result.violations:

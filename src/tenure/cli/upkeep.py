@@ -16,7 +16,7 @@ from tenure.cli.options import database_option, flag, json_option, option, readi
 from tenure.cli.terminal import print_json, progress_bar, table
 from tenure.errors import InvalidInput
 from tenure.jobs.findings import Check, CheckResult, Violation
-from tenure.jobs.text import visible
+from tenure.jobs.text import quantity, visible
 
 if TYPE_CHECKING:
     from tenure.simulator import SimulationResult
@@ -48,7 +48,7 @@ def verify(limit: int, as_json: bool) -> None:
     elif violations:
         _explain(violations, limit)
     if violations:
-        click.echo(f"{len(violations)} violations", err=True)
+        click.echo(quantity(len(violations), "violation"), err=True)
         click.get_current_context().exit(REFUSED)
     elif not as_json:
         click.echo(f"jobs checked: {jobs}; no violation")

@@ -16,11 +16,6 @@ def exactly(time: datetime) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S.") + f"{time.microsecond // 1000:03} UTC"
 
 
-def count(value: int, one: str) -> str:
-    """Write a number with its noun: `1 job`, `3 jobs`."""
-    return f"{value:,} {one if value == 1 else one + 's'}"
-
-
 def rate(per_minute: float) -> str:
     """Write a rate in the unit that reads best."""
     if per_minute <= 0:

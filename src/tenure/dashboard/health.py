@@ -8,10 +8,9 @@ from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Literal
 
-from tenure.dashboard.format import count
 from tenure.jobs.explain import is_live
 from tenure.jobs.stats import QueueState, TypeState, WorkerState, rest_of
-from tenure.jobs.text import length
+from tenure.jobs.text import length, quantity
 
 LATE = timedelta(seconds=60)
 """A queue is late if a job has been due for longer."""
@@ -54,7 +53,7 @@ def health(
         return HealthLine("late", late[0], [*late[1:], *watch])
     if watch:
         return HealthLine("watch", watch[0], watch[1:])
-    number = count(len(live), "worker")
+    number = quantity(len(live), "worker")
     if jobs == 0:
         here = f"{number} {'is' if len(live) == 1 else 'are'} ready." if live else "No worker yet."
         return HealthLine("idle", f"Nothing here yet. {here}")
@@ -62,7 +61,7 @@ def health(
     well = f"All is well: nothing is {'late' if waiting else 'waiting'}"
     if not live:
         return HealthLine("well", f"{well}. No worker is alive just now.")
-    busy = f", {count(running, 'job')} running" if running else ""
+    busy = f", {quantity(running, 'job')} running" if running else ""
     taking = "is taking" if len(live) == 1 else "are taking"
     return HealthLine("well", f"{well}, and {number} {taking} jobs{busy}.")
 
@@ -92,7 +91,7 @@ def _watch(
 ) -> Iterator[str]:
     """Yield what is not late but worth a look."""
     if failed:
-        yield f"{count(failed, 'job')} failed for good since you last looked at the failures."
+        yield f"{quantity(failed, 'job')} failed for good since you last looked at the failures."
     for queue in queues:
         if queue.paused_at is not None and queue.pending:
             held = _held(now, queue.paused_at, queue.pending)
@@ -112,4 +111,4 @@ def _paused_types(now: datetime, paused: Sequence[tuple[TypeState, int]]) -> Ite
 
 def _held(now: datetime, since: datetime, pending: int) -> str:
     paused = length(int((now - since).total_seconds()))
-    return f"{paused}; {count(pending, 'job')} {'waits' if pending == 1 else 'wait'}"
+    return f"{paused}; {quantity(pending, 'job')} {'waits' if pending == 1 else 'wait'}"

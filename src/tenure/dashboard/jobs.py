@@ -21,7 +21,7 @@ from tenure.jobs.payload import parse
 from tenure.jobs.queries import Action, Bulk, Filter, State, action_of, check_filter, sources
 from tenure.jobs.signals import MAX_SIGNAL_BYTES, Signal
 from tenure.jobs.stats import jobs_by_status, used
-from tenure.jobs.text import length, visible
+from tenure.jobs.text import length, quantity, visible
 from tenure.lifecycle import Job, Status
 from tenure.tokens.scopes import Scope
 from tenure.wire.problems import Refusal
@@ -120,9 +120,9 @@ def act_on_selected(request: PageRequest) -> Response:
             change(job_id, actor=request.actor, reason=request.field("reason"))
             done += 1
     what = "cancelled" if action is Action.CANCEL else "to run"
-    message = f"{fmt.count(done, 'job')} {what}."
+    message = f"{quantity(done, 'job')} {what}."
     if done < len(ids):
-        refused = fmt.count(len(ids) - done, "job")
+        refused = quantity(len(ids) - done, "job")
         message += f" {refused} could not be, because the status had changed."
     return request.go(back, message, "good" if done else "bad")
 

@@ -10,12 +10,12 @@ from starlette.responses import RedirectResponse, Response
 from tenure.app.shown import failures_shown
 from tenure.dashboard import charts
 from tenure.dashboard import machine as machines
-from tenure.dashboard.format import count
 from tenure.dashboard.health import health
 from tenure.dashboard.request import SEEN, PageRequest
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.explain import is_live
 from tenure.jobs.stats import jobs_by_status, used
+from tenure.jobs.text import quantity
 from tenure.lifecycle import FIRST_EVENT, TRANSITIONS, Status
 
 MAX_FAILURES = 5
@@ -122,4 +122,4 @@ def add_samples(request: PageRequest) -> Response:
     added = request.app.enqueue_many(
         [NewJob(type, payload, {**more, **options}) for type, payload, options in SAMPLES]  # type: ignore[typeddict-item]
     )
-    return request.go(request.address("/"), f"{count(len(added), 'sample job')} added.")
+    return request.go(request.address("/"), f"{quantity(len(added), 'sample job')} added.")

@@ -313,6 +313,6 @@ def _templates() -> jinja2.Environment:
         paths=charts.paths,
     )
     made.globals.update(
-        static=f"/ui/static/{VERSION}", count=fmt.count, command=shlex.join, ago=text.ago
+        static=f"/ui/static/{VERSION}", count=text.quantity, command=shlex.join, ago=text.ago
     )
     return made

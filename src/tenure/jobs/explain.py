@@ -15,7 +15,7 @@ from tenure.jobs.parking import Wait
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.schedules import Fire
 from tenure.jobs.stats import Activity, QueueState, TypeState, WorkerState
-from tenure.jobs.text import first_line, length
+from tenure.jobs.text import first_line, length, quantity
 from tenure.lifecycle import ATTEMPT_ENDS, SETTLED, Job, Status, legal_events
 
 Parent = tuple[str, str, str]
@@ -133,7 +133,8 @@ def _blocked(job: Job, facts: Facts) -> tuple[str, str]:
     if not open_jobs:
         return "blocked", f"It waits for {job.need} more before it can run."
     some = f" It needs {job.need} of them." if job.spare and len(facts.parents) <= 256 else ""
-    said = f"It waits for {len(open_jobs):,} of {_jobs(len(facts.parents))}: {_named(open_jobs)}."
+    jobs = quantity(len(facts.parents), "job")
+    said = f"It waits for {len(open_jobs):,} of {jobs}: {_named(open_jobs)}."
     return "blocked", said + some
 
 
@@ -146,10 +147,6 @@ def _missed(facts: Facts) -> str:
 def _named(jobs: Sequence[Parent]) -> str:
     more = f", and {len(jobs) - MAX_NAMED:,} more" if len(jobs) > MAX_NAMED else ""
     return ", ".join(f"{id} ({status})" for id, status, _ in jobs[:MAX_NAMED]) + more
-
-
-def _jobs(number: int) -> str:
-    return "1 job" if number == 1 else f"{number:,} jobs"
 
 
 def _processing(job: Job, facts: Facts) -> tuple[str, str]:
@@ -221,7 +218,7 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
     if closed is not None:
         return closed
     if facts.limits is not None and facts.limits.ahead:
-        jobs = "1 job" if facts.limits.ahead == 1 else f"{facts.limits.ahead:,} jobs"
+        jobs = quantity(facts.limits.ahead, "job")
         go = "goes" if facts.limits.ahead == 1 else "go"
         return "behind_others", f"{jobs} of its partition {go} first; partitions take turns."
     if facts.ahead == 0 or (facts.limits is not None and facts.limits.partition is not None):
@@ -249,7 +246,7 @@ def _paused(what: str, state: QueueState | TypeState) -> str:
 def _room(takers: Sequence[WorkerState]) -> str:
     if not all(worker.slots and worker.leases >= worker.slots for worker in takers):
         return "the first free worker takes it"
-    number = "1 worker" if len(takers) == 1 else f"{len(takers)} workers"
+    number = quantity(len(takers), "worker")
     return f"all {sum(worker.slots or 0 for worker in takers)} slots of {number} are busy"
 
 

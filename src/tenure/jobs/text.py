@@ -26,6 +26,11 @@ def visible(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
+def quantity(number: int, one: str) -> str:
+    """Write a number with its noun: `1 job`, `3 jobs`."""
+    return f"{number:,} {one if number == 1 else one + 's'}"
+
+
 def printable_json(line: str) -> str:
     """Escape such characters in a line of JSON in the way of JSON, so that its value stays."""
     if line.isprintable():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from tenure.events import SWEEP, Amended
+from tenure.jobs.text import quantity
 from tenure.lifecycle import follow
 from tenure.store.protocol import Database
 from tenure.store.tables import limits
@@ -38,7 +39,7 @@ def set_right(db: Database, limit: int) -> list[Steps]:
     )
     shorten = f"UPDATE {job} SET lease_expires_at = {end} WHERE id IN ({lasting})"
     if shortened := db.changed(shorten, (limit,)):
-        log.warning("the clock was put back: %d leases now last an hour", shortened)
+        log.warning("the clock was put back: %s shortened to an hour", quantity(shortened, "lease"))
     late = (
         f"SELECT {d.id('id')} FROM {job} WHERE status = 'pending' AND run_at > {d.now}"
         f" AND (run_at = created_at OR event = 'retried'"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from tenure.jobs.context import JobContext
 from tenure.jobs.durations import positive
 from tenure.jobs.enqueue import Duration
+from tenure.jobs.text import quantity
 from tenure.lifecycle import Job
 from tenure.testing import changes
 from tenure.testing.matching import Type, Wanted, listed
@@ -68,7 +69,7 @@ class Jobs:
         found = self.enqueued(type, payload, **filter)
         if not found or count not in (None, len(found)):
             wanted = Wanted(type, payload, filter)
-            number = "no job" if not found else f"{len(found)} jobs, not {count},"
+            number = "no job" if not found else f"{quantity(len(found), 'job')}, not {count},"
             raise AssertionError(f"{number} of {wanted}\n{wanted.report(self._app)}")
         return found[-1]
 
@@ -78,7 +79,7 @@ class Jobs:
         """Fail if `enqueued` finds a job. Raises AssertionError, which lists them."""
         if found := self.enqueued(type, payload, **filter):
             wanted = Wanted(type, payload, filter)
-            raise AssertionError(f"{len(found)} jobs of {wanted}\n{listed(found)}")
+            raise AssertionError(f"{quantity(len(found), 'job')} of {wanted}\n{listed(found)}")
 
     # --- what happens
 

@@ -25,6 +25,7 @@ from tenure.jobs.steps import (
     StepAnswer,
     StepCall,
 )
+from tenure.jobs.text import quantity
 from tenure.jobs.work import ClaimRequest, Exchange, HeldLeases, Lease, Outcome, Report, Verdict
 from tenure.wire import kept, responses
 from tenure.wire.reports import (
@@ -93,7 +94,7 @@ class WorkerCalls:
         try:
             self._report([Report(one.id, one.lease_id, Outcome.RELEASED) for one in leases])
         except TenureError as error:
-            log.warning("%d leases could not be handed back and run out: %s", len(leases), error)
+            log.warning("%s could not be handed back: %s", quantity(len(leases), "lease"), error)
 
     def _report(self, reports: Sequence[Report]) -> list[Verdict]:
         body = [report_entry(report) for report in reports]

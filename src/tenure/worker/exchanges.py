@@ -27,6 +27,7 @@ from tenure.errors import (
     Unauthorized,
 )
 from tenure.jobs.handlers import Handlers
+from tenure.jobs.text import quantity
 from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, WorkSource, is_full
 from tenure.worker.attempts import Attempts
 from tenure.worker.demand import MAX_CLAIMED, Demand, ReportBackoff
@@ -356,9 +357,9 @@ class Exchanges:
         wait = self.backoff.failed()
         refused = isinstance(error, Unauthorized | Forbidden)
         log.warning(
-            "%s: it keeps %d outcomes and tries again in %.1f s: %s",
+            "%s: it keeps %s and tries again in %.1f s: %s",
             "the server refused this worker" if refused else "the store did not answer this worker",
-            self._leases.unreported,
+            quantity(self._leases.unreported, "outcome"),
             wait,
             error,
             exc_info=None if refused or isinstance(error, StoreUnavailable) else error,

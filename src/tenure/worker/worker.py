@@ -20,6 +20,7 @@ from tenure.errors import StoreMoved, TenureError
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.hooks import enter
 from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
+from tenure.jobs.text import quantity
 from tenure.jobs.work import ClaimRequest, WorkSource
 from tenure.telemetry.tracing import Tracing
 from tenure.worker.attempts import Attempts
@@ -167,7 +168,8 @@ class Worker:
 
     async def _abandon(self, error: StoreMoved) -> None:
         """Stop the handlers, whose leases are elsewhere now, and raise the error."""
-        log.error("this worker ends, and %d handlers with it: %s", self._leases.running, error)
+        running = quantity(self._leases.running, "handler")
+        log.error("this worker ends, and %s with it: %s", running, error)
         self._leases.close()
         self._leases.lose({lease_id: "" for _, lease_id in self._leases.to_renew()})
         deadline = time.monotonic() + CANCEL_SECONDS
@@ -193,7 +195,7 @@ class Worker:
         while (self._leases.ready or self._is_reporting()) and time.monotonic() < deadline:
             await self._drain_step(deadline)
         if self._leases.unreported:
-            log.error("%d outcomes could not be reported", self._leases.unreported)
+            log.error("%s could not be reported", quantity(self._leases.unreported, "outcome"))
         await self._exchanges.leave()
 
     async def _drain_running(self) -> None:
@@ -207,7 +209,7 @@ class Worker:
             if now >= log_at:
                 log_at = now + PROGRESS_SECONDS
                 left = deadline - now
-                log.info("stopping: %d jobs still run, %.0f s left for them", running, left)
+                log.info("stopping: waits up to %.0f s for %s", left, quantity(running, "job"))
             await self._drain_step(deadline)
 
     async def _drain_step(self, deadline: float) -> None:

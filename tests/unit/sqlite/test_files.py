@@ -141,7 +141,7 @@ def test_a_worker_keeps_what_it_cannot_report_meanwhile(
 
     with running_worker(app):
         job = work.enqueue()
-        wait_until(lambda: caplog.text.count("it keeps 1 outcomes") > 1, "it to try twice")
+        wait_until(lambda: caplog.text.count("it keeps 1 outcome and") > 1, "it to try twice")
         trouble.close()
         assert wait_until_completed(app, job).result == "done"
 

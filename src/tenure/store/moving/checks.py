@@ -10,6 +10,7 @@ from sqlite3 import Error as SqliteError
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.findings import Check, CheckResult
 from tenure.jobs.redaction import without_password
+from tenure.jobs.text import quantity
 from tenure.store import is_sqlite, schema_of
 from tenure.store.doctor import problem
 from tenure.store.moving.postgres import PostgresSource
@@ -110,6 +111,6 @@ def _target(source: Source, target: Target) -> Check:
 
 def _size(source: Source) -> Check:
     jobs, size = source.count(JOB), source.one(source.size) / 1e9
-    found = f"{jobs:,} jobs, {size:.1f} GB with indexes and free space"
+    found = f"{quantity(jobs, 'job')}, {size:.1f} GB with indexes and free space"
     advice = "the target needs as much space, and as much again for its log"
     return Check("size", CheckResult.OK, found, advice)

@@ -28,6 +28,7 @@ from tenure import failpoints
 from tenure.errors import MoveRefused
 from tenure.jobs.findings import Progress, no_note, no_progress
 from tenure.jobs.ids import BEFORE_ALL
+from tenure.jobs.text import quantity
 from tenure.store import open_store
 from tenure.store.moving.sides import Change, Destination, Source, digest
 from tenure.store.moving.tables import ALONE, COPIED, JOB, OF_JOBS
@@ -195,7 +196,7 @@ class Mover:
         self.progress(0, None, "verifying the copy")
         if violations := _violations(self.target.url):
             raise MoveRefused(
-                f"`tenure verify` finds {len(violations)} violations there, the first: "
+                f"`tenure verify` finds {quantity(len(violations), 'violation')} there, the first: "
                 f"{violations[0]}. See whether the source has them"
             )
         self.note("the copy is verified: no violation")
