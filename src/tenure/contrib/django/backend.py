@@ -35,7 +35,8 @@ class TenureBackend(BaseTaskBackend):
       also in the jobs of other backends with this database and schema.
     - `schedules`: name -> `task`, a path, `payload` with `args` and `kwargs`, and options of
       `Tenure.schedule`, without `time_key`.
-    - `limits`: queue -> options of `Tenure.queues.limit`, set when a worker starts.
+    - `limits`: queue -> options of `Tenure.queues.limit`, set when a worker starts, whatever an
+      operator has set meanwhile.
     """
 
     task_class = TenureTask
