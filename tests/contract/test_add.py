@@ -158,6 +158,18 @@ def test_a_key_in_the_same_request_twice_is_one_job_or_a_conflict(harness: Store
     assert [job.idempotency_key for job in harness.store.read.find(Query())] == ["k"]
 
 
+def test_a_key_of_callers_in_one_commit_is_one_job_or_a_conflict(harness: StoreHarness) -> None:
+    first, same, other = harness.add_in_one_commit(
+        *(new_job(idempotency_key="k", fingerprint=f) for f in ("f", "f", "g"))
+    )
+    assert (first.result()[0].created, same.result()[0].created) == (True, False)
+    assert first.result()[0].job == same.result()[0].job
+    with pytest.raises(KeyConflict) as conflict:
+        other.result()
+    assert conflict.value.job_id == first.result()[0].job.id
+    assert [job.id for job in harness.store.read.find(Query())] == [first.result()[0].job.id]
+
+
 def test_jobs_without_a_key_are_never_the_same(harness: StoreHarness) -> None:
     harness.add(fingerprint="f")
     harness.add(fingerprint="f")

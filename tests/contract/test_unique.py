@@ -21,10 +21,11 @@ from tenure import (
     Unique,
 )
 from tenure.app.app import limited_to
+from tenure.jobs.enqueue import with_unique_key
 from tenure.jobs.ids import new_id
 from tenure.lifecycle import Job
 from tenure.store.borrowed import unique_keys
-from tests.support.store import StoreHarness, report_completed, report_failed
+from tests.support.store import StoreHarness, new_job, report_completed, report_failed
 
 ONE = Unique(("doc",))
 
@@ -157,6 +158,23 @@ def test_a_thousand_in_one_batch_with_repeats(app: Tenure) -> None:
     assert [job.id for job in jobs[400:]] == [job.id for job in jobs[:600]]
     assert {job.id for job in app.enqueue_many(batch)} == {job.id for job in jobs}
     assert jobs_of(app) == 400
+
+
+def test_a_key_of_callers_in_one_commit_is_one_job(harness: StoreHarness, app: Tenure) -> None:
+    wanted = [(1, ONE), (1, ONE), (1, Unique(("doc",), on_conflict="error")), (2, ONE)]
+    first, same, refused, other = harness.add_in_one_commit(
+        *(
+            with_unique_key(new_job("index", payload=f'{{"doc":{doc}}}'), rule)
+            for doc, rule in wanted
+        )
+    )
+    assert (first.result()[0].created, same.result()[0].created) == (True, False)
+    assert first.result()[0].job == same.result()[0].job
+    with pytest.raises(DuplicateJob) as refusal:
+        refused.result()
+    assert refusal.value.job_id == first.result()[0].job.id
+    assert other.result()[0].created
+    assert jobs_of(app) == 2
 
 
 def test_a_rule_for_a_time_can_also_wait_for_the_end(harness: StoreHarness, app: Tenure) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +18,7 @@ from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdi
 from tenure.lifecycle import Job
 from tenure.store import Store
 from tenure.store.tables import queues
+from tenure.store.work import EnqueueWork
 from tests.support.clock import Clock
 from tests.support.waiting import wait_until
 
@@ -107,6 +109,13 @@ class StoreHarness:
     def add_all(self, *checked_jobs: CheckedJob) -> list[Enqueued]:
         """Add jobs in one request."""
         return self.store.add(checked_jobs).result()
+
+    def add_in_one_commit(self, *checked_jobs: CheckedJob) -> list[Future[list[Enqueued]]]:
+        """Add jobs as if a caller asked for each, and one commit took them all."""
+        works = [EnqueueWork([one]) for one in checked_jobs]
+        committer = self.store._committer
+        committer.commit(committer._databases[0], works)
+        return [work.future for work in works]
 
     def claim(self, limit: int = 1, worker: str = "w1", **fields: Any) -> list[Lease]:
         """Lease jobs."""
