@@ -242,6 +242,7 @@ CRON = {"job": {"type": "a"}, "cron": "0 3 * * *"}
         ("POST", "/bulk", {"action": "retry", "filter": {"state": SECRET}}, "one of blocked, re"),
         ("POST", "/reports", [{"lease_id": "x", "outcome": SECRET}], "one of completed, failed,"),
         ("POST", "/jobs", {"type": "a", "delay": SECRET}, "not a duration"),
+        ("POST", "/jobs", {"type": f"tenure.{SECRET}"}, "begin with tenure. are reserved"),
         (
             "POST",
             "/jobs",

@@ -542,7 +542,7 @@ def test_nobody_else_adds_deliveries(app: Tenure) -> None:
         lambda: app.enqueue("tenure.anything"),
         lambda: app.job(name="tenure.anything")(print),
     ):
-        with pytest.raises(InvalidInput, match="is reserved"):
+        with pytest.raises(InvalidInput, match="are reserved"):
             add()
     with api_client(app) as api:
         for body in ({"type": WEBHOOK}, {"jobs": [{"type": WEBHOOK}]}):

@@ -178,8 +178,8 @@ def check_open(value: object, what: str, path: str) -> str:
     name = check_name(value, what, path)
     if name.startswith(RESERVED):
         raise InvalidInput(
-            f"{name} is reserved: Tenure itself adds and runs the jobs of types and queues that "
-            f"begin with {RESERVED}; choose another name",
+            f"names that begin with {RESERVED} are reserved: Tenure itself adds and runs the jobs "
+            "of such types and queues; choose another name",
             path=path,
         )
     return name
