@@ -22,7 +22,7 @@ from tenure.http.protocol import MAX_OVERHEAD_BYTES
 from tenure.server import serve
 from tenure.settings import Settings
 from tests.support.http import ServerProcess, claim_jobs, report
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 SLOW_APP = """
 import time
@@ -187,13 +187,11 @@ def test_jobs_that_outlast_the_grace_are_interrupted_and_kept(
     arguments = ("--app", "slow:app", "--grace", "0.2s")
     with ServerProcess(sqlite_url, *arguments, PYTHONPATH=path) as server:
         job = httpx2.post(
-            f"{server.url}/jobs", json={"type": "nap", "payload": {"seconds": 60}}
+            f"{server.url}/jobs", json={"type": "nap", "payload": {"seconds": 3_600}}
         ).json()
         wait_until_running(server, job["id"])
-        started = time.monotonic()
         code, log = server.stop()
     assert code == 0, log
-    assert time.monotonic() - started < 15
     with Tenure(sqlite_url) as app:
         kept = app.get(job["id"])
         assert (kept.status, kept.attempts, kept.event) == ("pending", 0, "interrupted")
@@ -202,20 +200,19 @@ def test_jobs_that_outlast_the_grace_are_interrupted_and_kept(
 def test_a_second_signal_ends_it_on_the_spot(sqlite_url: str, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW_APP)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    with ServerProcess(sqlite_url, "--app", "slow:app", PYTHONPATH=path) as server:
+    arguments = ("--app", "slow:app", "--grace", "1h")
+    with ServerProcess(sqlite_url, *arguments, PYTHONPATH=path) as server:
         job = httpx2.post(
-            f"{server.url}/jobs", json={"type": "nap", "payload": {"seconds": 60}}
+            f"{server.url}/jobs", json={"type": "nap", "payload": {"seconds": 3_600}}
         ).json()
         wait_until_running(server, job["id"])
         server.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(httpx2.TransportError):
             while httpx2.get(f"{server.url}/health"):  # until the first signal closed the door
                 pass
-        started = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
-        server.process.communicate(timeout=30)
+        server.process.communicate(timeout=WAIT_SECONDS)
     assert server.process.returncode != 0
-    assert time.monotonic() - started < 3
 
 
 def test_what_was_accepted_survives_the_server(sqlite_url: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import unittest
 from typing import Any
 
@@ -36,16 +35,13 @@ def order(number: int) -> str:
 class InTransaction(TenureTestMixin, TestCase):
     def test_a_view_adds_a_task_that_runs(self) -> None:
         """pytest-django#752: what waits for a commit never runs in a TestCase."""
-        began = time.perf_counter()
         task_id = order(7)
         job = self.jobs.assert_enqueued("shop.tasks.ship", {"args": [7]}, count=1)
-        took = time.perf_counter() - began
         assert job.id == task_id
         assert self.jobs.drain().completed == 1
         assert Order.objects.get(number=7).shipped == 1
         result = ship.get_backend().get_result(task_id)
         assert (result.status, result.return_value) == ("SUCCESSFUL", {"shipped": 1})
-        assert took < 1, "it waited for something"
 
     def test_b_nothing_is_left_of_the_test_before(self) -> None:
         assert not Order.objects.exists()
