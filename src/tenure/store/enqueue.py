@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tenure.errors import KeyConflict, QueueFull, TenureError
+from tenure.errors import KeyConflict, QueueFull, StoreUnavailable, TenureError
 from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob
 from tenure.jobs.uniqueness import Plan, plan
 from tenure.lifecycle import Job
@@ -36,6 +36,8 @@ def add(
     known = db.known(others) if others else {}
     if gone := [a for a in others if a.id not in known]:  # deleted since the insert met it
         made.update(db.insert(gone, more))
+        if any(a.id not in made for a in gone):
+            raise StoreUnavailable("a trigger that is not from Tenure dropped a new job")
     traced = [(a.id, a.traceparent) for a in checked_jobs if a.traceparent and a.id in made]
     if traced:
         db.keep_traces(traced)

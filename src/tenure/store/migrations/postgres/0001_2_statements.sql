@@ -21,6 +21,7 @@ CREATE FUNCTION {schema}.enqueue_many({new_arrays}, sparing boolean, whole boole
     SET plan_cache_mode = force_generic_plan SET jit = off SET lock_timeout = '10s' AS $$
 DECLARE
     now timestamptz := {schema}.clock();
+    added bigint;
 BEGIN
     at := now AT TIME ZONE 'UTC';
     IF sparing AND EXISTS (
@@ -38,8 +39,12 @@ BEGIN
             SELECT * FROM {schema}.new_jobs({new_names}, now)
             RETURNING job.id, job.run_at
         )
-        SELECT array_agg(id::text), array_agg(run_at AT TIME ZONE 'UTC') INTO later, later_at
-        FROM entered WHERE run_at <> now;
+        SELECT array_agg(id::text) FILTER (WHERE run_at <> now),
+            array_agg(run_at AT TIME ZONE 'UTC') FILTER (WHERE run_at <> now), count(*)
+        INTO later, later_at, added FROM entered;
+        IF added < cardinality(new_id) THEN  -- a trigger that is not ours has dropped rows
+            RAISE unique_violation;
+        END IF;
     EXCEPTION WHEN unique_violation THEN
         IF whole THEN
             made := ARRAY[]::text[];
