@@ -159,6 +159,14 @@ def test_a_database_that_cannot_hold_every_text_is_refused(
         postgres_server.drop_database(name)
 
 
+def test_a_database_that_cannot_be_written_is_unavailable(
+    postgres_url: str, raw: psycopg.Connection[Any]
+) -> None:
+    raw.execute(f'ALTER DATABASE "{raw.info.dbname}" SET default_transaction_read_only = on')
+    with pytest.raises(StoreUnavailable, match="in a read-only transaction"):
+        upgrade(postgres_url)
+
+
 def test_no_rule_depends_on_how_the_database_reads_sql(
     postgres_url: str, raw: psycopg.Connection[Any]
 ) -> None:

@@ -106,6 +106,8 @@ def _connected(address: Address) -> Iterator[psycopg.Connection[Any]]:
             yield connection
     except psycopg.OperationalError as error:
         raise StoreUnavailable(f"the database did not answer: {error}") from error
+    except errors.ReadOnlySqlTransaction as error:  # a standby, or a setting of this role
+        raise StoreUnavailable(f"the database failed: {error}") from error
     except errors.InsufficientPrivilege as error:
         raise SchemaMismatch(
             f"this role may not set up or use schema {address.schema}: "
