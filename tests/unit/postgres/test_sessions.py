@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import psycopg
@@ -129,6 +129,20 @@ def test_a_statement_alone_has_not_the_database_s_level_of_isolation(
     assert raw.execute("SELECT level, count(*) FROM seen GROUP BY 1").fetchall() == [
         ("read committed", 3)
     ]
+
+
+@pytest.mark.own_database
+def test_a_check_of_all_jobs_may_take_its_time(url: str, raw: Connection) -> None:
+    """The server ended what took longer than its limit, and `verify` with it."""
+    known = (
+        "SELECT name FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')"
+    )
+    limits = [name for (name,) in raw.execute(known)]  # the latter from PostgreSQL 17 on
+    for limit in limits:
+        raw.execute(f"ALTER DATABASE \"{raw.info.dbname}\" SET {limit} = '1min'")
+    with closing(PostgresReader(url)) as reader:
+        for limit in limits:
+            assert reader.read_through(f"SHOW {limit}", list) == [("0",)]
 
 
 # --- when things break ------------------------------------------------------------------------

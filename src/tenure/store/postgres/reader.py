@@ -34,6 +34,7 @@ from tenure.store.postgres.connection import (
     to_time,
 )
 from tenure.store.postgres.pooler import pools_transactions
+from tenure.store.postgres.session import AWAY
 from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, answering
 from tenure.store.reader import Reader
@@ -61,7 +62,10 @@ PROBE_SECONDS = 30.0
 """How often it makes sure that the server still answers."""
 AUDIT_SECONDS = 3600.0
 """How long one query of `tenure verify` may take, which reads everything there is."""
-AT_LENGTH = "SET LOCAL statement_timeout = 0; SET LOCAL work_mem = '64MB'"
+AT_LENGTH = """
+SET LOCAL statement_timeout = 0; SET LOCAL work_mem = '64MB';
+SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'
+"""
 """It may take minutes where there are many millions of jobs, whatever the role allows."""
 
 # Lane by lane: in each the due jobs come first, so no other job is met.
@@ -190,7 +194,7 @@ class PostgresReader(Reader):
                 # forgot them such as do not answer at all: to try them would take as long again.
                 self._pool.drain()
                 return self._ask_once(ask, seconds)
-        except (psycopg.OperationalError, OSError) as error:
+        except AWAY as error:
             raise StoreUnavailable(f"the database did not answer: {error}") from error
         except psycopg.ProgrammingError as error:
             if error.sqlstate not in NOT_IN_PLACE:
