@@ -184,7 +184,7 @@ class Core:
         return self.limited_store.read.clock()
 
     def check_store(self) -> None:
-        """Raise StoreUnavailable if the store does not answer, or if its commits hang."""
+        """Raise StoreUnavailable if the store does not answer, or if nothing can be committed."""
         self.limited_store.check()
 
     def wake(self) -> None:

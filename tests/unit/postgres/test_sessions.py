@@ -29,7 +29,7 @@ from tenure.store.postgres.session import error_of
 from tenure.store.postgres.writer import Postgres
 from tenure.store.protocol import Trouble
 from tenure.store.tables import queues, workers
-from tests.support.http import api_client
+from tests.support.http import api_client, assert_problem
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
 from tests.support.store import claim_request, new_job, report_completed, report_failed
@@ -129,6 +129,15 @@ def test_a_statement_alone_has_not_the_database_s_level_of_isolation(
     assert raw.execute("SELECT level, count(*) FROM seen GROUP BY 1").fetchall() == [
         ("read committed", 3)
     ]
+
+
+@pytest.mark.own_database
+def test_a_server_that_cannot_write_is_not_ready(url: str, raw: Connection) -> None:
+    """As beside a former primary: it answered, and each enqueue was refused."""
+    raw.execute(f'ALTER DATABASE "{raw.info.dbname}" SET default_transaction_read_only = on')
+    with Tenure(url) as app, api_client(app) as api:
+        unready = assert_problem(api.get("/ready"), 503, "store_unavailable")
+    assert unready["detail"].startswith("the database can only be read")
 
 
 @pytest.mark.own_database

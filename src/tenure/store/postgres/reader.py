@@ -206,7 +206,12 @@ class PostgresReader(Reader):
             return ask(connection)
 
     def check(self) -> None:
-        ((hanging,),) = self.rows(f"SELECT {HANGING}", (MAX_HANG_SECONDS,))
+        statement = f"SELECT {HANGING}, current_setting('transaction_read_only')"
+        ((hanging, reads_only),) = self.rows(statement, (MAX_HANG_SECONDS,))
+        if reads_only == "on":
+            error = StoreUnavailable("the database can only be read, as that of a standby")
+            error._known = str(error)
+            raise error
         if hanging:
             raise StoreUnavailable("commits wait for a synchronous standby")
 
