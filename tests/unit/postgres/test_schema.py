@@ -11,12 +11,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tenure import Tenure
+from tenure import NewJob, Tenure
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.store import migrate, open_store
-from tenure.store.postgres.schema import upgrade
+from tenure.store.postgres.schema import script, upgrade
 from tests.support.postgres import PostgresServer
-from tests.support.store import new_job
+from tests.support.store import claim_request, new_job
 
 NEWEST = migrate.newest("postgres")
 
@@ -177,6 +177,36 @@ def test_no_rule_depends_on_how_the_database_reads_sql(
         for statement in ("enqueue('a b', '{}')", "enqueue('mail', '{}', queue => 'a/b')"):
             with pytest.raises(psycopg.Error, match="not a name"), own.transaction():
                 own.execute(f"SELECT tenure.{statement}")
+
+
+BETTER_FITS = (
+    ("unnest(uuid[])", "SETOF uuid"),
+    ("pg_column_size(uuid[])", "integer"),
+    ("cardinality(uuid[])", "integer"),
+    ("format(text, regclass, name)", "text"),
+)
+"""Functions that fit calls of Tenure better than those of PostgreSQL do."""
+
+
+@pytest.mark.requirement("C11")
+def test_functions_of_other_roles_are_not_called(
+    postgres_url: str, raw: psycopg.Connection[Any]
+) -> None:
+    for function, result in BETTER_FITS:
+        raw.execute(
+            f"CREATE FUNCTION public.{function} RETURNS {result} LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION 'called'; END $$".encode()
+        )
+    with raw.transaction(force_rollback=True):
+        raw.execute("SET LOCAL search_path = pg_temp, public")
+        raw.execute(script(postgres_url, 0, begin=False).encode())
+        assert raw.execute("SHOW search_path").fetchone() == ("pg_temp, public",)
+    with Tenure(postgres_url) as app:
+        job = app.enqueue("mail", tags=["a"], priority=1)
+        app.enqueue_many([NewJob("mail", {}, {}), NewJob("mail", {}, {})])
+        app.core.claim(claim_request(1))
+        assert [one.id for one in app.find(tag="a")] == [job.id]
+        assert app.verify() == []
 
 
 def test_a_server_that_does_not_answer_is_unavailable(free_tcp_port: int) -> None:

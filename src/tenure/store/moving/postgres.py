@@ -10,7 +10,7 @@ from typing import Any
 from tenure.errors import MoveRefused
 from tenure.store.moving.sides import EVENTS, Row, Side, Source
 from tenure.store.moving.tables import COPIED, Table
-from tenure.store.postgres.connection import address_of, connect
+from tenure.store.postgres.connection import address_of, connect, name_safely
 from tenure.store.postgres.statements import DIALECT
 
 # isort: split
@@ -85,6 +85,7 @@ WHERE c.relnamespace = to_regnamespace('{s}') AND c.relkind = 'r' ORDER BY c.rel
         super().__init__(url)
         self.address = address_of(url)
         self.connection = connect(self.address)
+        name_safely(self.connection)
         self.rows(UNLIMITED)
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:

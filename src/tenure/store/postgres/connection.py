@@ -1,8 +1,8 @@
 """Connect to PostgreSQL: the URL, the schema in it, times, and array parameters.
 
-Everything here holds behind a transaction pooler: no session settings, no search path, and no named
-prepared statements unless the session is the server's own (`session.py`). A statement names its
-schema instead (`Address.sql`).
+Everything here holds behind a transaction pooler: no session settings and no named prepared
+statements unless the session is the server's own (`session.py`). A statement names its schema
+(`Address.sql`).
 """
 
 from __future__ import annotations
@@ -61,6 +61,16 @@ NOT_IN_PLACE = {"3F000", "42P01", "42883", "42703", "42501"}
 """The SQLSTATEs of what no work can help: the schema, a table, function or column is not there, as
 while a backup is restored, or this role may not use it."""
 
+SAFE_PATH = "pg_catalog, pg_temp"
+SEARCH_PATH = f"""
+CASE WHEN pg_backend_pid() = %s THEN set_config('search_path', '{SAFE_PATH}', false) END
+"""
+"""Ends the search for functions at those of PostgreSQL, in a session that is our own.
+
+Who may make functions in another schema of the path, as everyone may in `public` up to PostgreSQL
+14, could have one called with our rights: `unnest(uuid[])` fits better than `unnest(anyarray)`.
+"""
+
 CONNECTED: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
 """Transactions start by a BEGIN statement, and nothing is prepared on the server at first."""
 
@@ -113,6 +123,11 @@ def address_of(url: str) -> Address:
 def connect(address: Address) -> psycopg.Connection[Any]:
     """A new connection, outside any transaction. Raises psycopg's errors."""
     return psycopg.connect(address.conninfo, **CONNECTED)
+
+
+def name_safely(connection: psycopg.Connection[Any]) -> None:
+    """Call no functions of other roles from now on, unless a pooler lends the session."""
+    connection.execute(f"SELECT {SEARCH_PATH}", (connection.info.backend_pid,))
 
 
 def forget_notifications(connection: psycopg.Connection[Any]) -> None:

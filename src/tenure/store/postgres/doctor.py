@@ -11,7 +11,14 @@ from tenure.jobs.findings import Check
 from tenure.store import doctor, migrate
 from tenure.store.doctor import ok, problem, warning
 from tenure.store.postgres import schema as postgres_schema
-from tenure.store.postgres.connection import OLDEST_SERVER, address_of, connect, one, route_of
+from tenure.store.postgres.connection import (
+    OLDEST_SERVER,
+    address_of,
+    connect,
+    name_safely,
+    one,
+    route_of,
+)
 from tenure.store.postgres.pooler import pools_transactions
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.tables import types
@@ -226,6 +233,7 @@ def check_postgres(url: str) -> Iterator[Check]:
     yield transport(*route_of(address))
     try:
         with connect(address) as connection:
+            name_safely(connection)
             version = connection.info.server_version
             yield server(version, OLDEST_SERVER)
             yield role(one(connection, "SELECT pg_is_in_recovery()"))

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
@@ -31,6 +32,7 @@ from tenure.store.postgres.connection import (
     connect,
     forget_notifications,
     is_uuid,
+    name_safely,
     to_time,
 )
 from tenure.store.postgres.pooler import pools_transactions
@@ -139,6 +141,7 @@ class PostgresReader(Reader):
             name="tenure-read",
             open=False,
         )
+        self._named_safely: WeakSet[Connection] = WeakSet()
         self._closed = False
         atexit.register(self._end, os.getpid())
 
@@ -203,6 +206,9 @@ class PostgresReader(Reader):
 
     def _ask_once(self, ask: Callable[[Connection], T], seconds: float) -> T:
         with self._pool.connection() as connection, answering(connection, seconds, self._address):
+            if connection not in self._named_safely:  # here, not in the pool's thread: it may hang
+                name_safely(connection)
+                self._named_safely.add(connection)
             return ask(connection)
 
     def check(self) -> None:

@@ -12,7 +12,15 @@ from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.jobs.findings import Progress, no_progress
 from tenure.lifecycle import RULE_OF, Rule, Status
 from tenure.store import constraints, duties, migrate, row_values
-from tenure.store.postgres.connection import NOW, OLDEST_SERVER, Address, address_of, connect, one
+from tenure.store.postgres.connection import (
+    NOW,
+    OLDEST_SERVER,
+    SAFE_PATH,
+    Address,
+    address_of,
+    connect,
+    one,
+)
 from tenure.store.postgres.statements import DIALECT, ENTERING, ENTERING_VALUES, NEW, type_of
 
 # The import above says what to do where psycopg is missing, so it comes first.
@@ -22,11 +30,15 @@ from psycopg import errors
 
 # Held until the migration commits: of several starters one migrates, the others wait and find it
 # done. The transaction owns it, not the session, so that poolers do not matter.
-LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('tenure ' || %s, 0))"
+LOCK = "SELECT pg_advisory_xact_lock(pg_catalog.hashtextextended('tenure ' || %s, 0))"
 # A starter that is frozen in the middle must not keep the others waiting for ever; and a step that
 # waits for a table must not for long, since other statements queue behind it: it is tried again.
 FROZEN = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 WAITING = "SET LOCAL lock_timeout = '10s'"
+SAFELY = f"SET LOCAL search_path = {SAFE_PATH}"
+# A transaction of a caller continues with the path that it had.
+REMEMBER = "SELECT pg_catalog.set_config('tenure.path', current_setting('search_path'), true)"
+RETURN = "SELECT set_config('search_path', current_setting('tenure.path'), true)"
 SHORT = (("claimed", Status.PENDING), ("completed", Status.PROCESSING))
 """The transitions for which a trigger has a shorter way."""
 PLANS = {
@@ -68,7 +80,7 @@ def upgrade(url: str, progress: Progress = no_progress) -> int:
 def _upgrade(connection: psycopg.Connection[Any], address: Address, progress: Progress) -> None:
     if version_of(connection, address) < migrate.newest("postgres"):
         with connection.transaction():
-            connection.execute(FROZEN)
+            connection.execute(f"{FROZEN}; {SAFELY}")
             connection.execute(LOCK, (address.schema,))
             connection.execute(WAITING)
             if one(connection, "SELECT to_regnamespace(%s)", address.quoted) is None:
@@ -85,8 +97,8 @@ def script(url: str, version: int, *, begin: bool = True) -> str:
     make = "" if version else f"CREATE SCHEMA IF NOT EXISTS {address.quoted};\n"
     lock = LOCK.replace("%s", f"'{address.schema}'")
     steps = "\n".join(_steps(address, version))
-    sql = f"{lock};\n{WAITING};\n{make}{steps}"
-    return f"BEGIN;\n{sql}COMMIT;\n" if begin else sql
+    sql = f"{SAFELY};\n{lock};\n{WAITING};\n{make}{steps}"
+    return f"BEGIN;\n{sql}COMMIT;\n" if begin else f"{REMEMBER};\n{sql}{RETURN};\n"
 
 
 def found(url: str) -> int:

@@ -19,6 +19,7 @@ from tenure.store.postgres.connection import (
     MAX_HANG_SECONDS,
     NOT_IN_PLACE,
     NOW,
+    SEARCH_PATH,
     address_of,
     connect,
     forget_notifications,
@@ -54,7 +55,7 @@ AWAY = (
 
 ROLE = f"""
 SELECT current_setting('synchronous_commit'), current_setting('client_min_messages'),
-    current_setting('default_transaction_isolation'), pg_backend_pid(), {HANGING}
+    current_setting('default_transaction_isolation'), pg_backend_pid(), {HANGING}, {SEARCH_PATH}
 """
 
 
@@ -107,8 +108,9 @@ class PostgresSession:
         connection.add_notice_handler(self._hear)
         forget_notifications(connection)
         with answering(connection, self._patience, self._address):
-            waits, level, isolation, process, hang = (
-                connection.execute(ROLE, (MAX_HANG_SECONDS,)).fetchone() or [""] * 5
+            values = (MAX_HANG_SECONDS, connection.info.backend_pid)
+            waits, level, isolation, process, hang, _ = (
+                connection.execute(ROLE, values).fetchone() or [""] * 6
             )
         if hang and waits != "local":
             # It has to be closed: the server would keep it as long, one more at each try.
