@@ -111,6 +111,18 @@ def test_the_name_of_an_ended_token_is_logged(
     assert token not in caplog.text
 
 
+@pytest.mark.requirement("C13")
+def test_no_path_is_logged_with_what_only_its_caller_knows(
+    web: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "a-lease-or-a-one-use-token"
+    assert web.get(f"/signals/{secret}", headers={"Host": "evil.example"}).status_code == 421
+    assert web.get(f"/mistaken/signals/{secret}").status_code == 401
+    assert web.get(f"/leases/{secret}/steps").status_code == 401
+    assert secret not in caplog.text
+    assert "refused GET /leases/.../steps from " in caplog.text
+
+
 @pytest.mark.requirement("C9")
 def test_a_flood_is_one_line_a_second_and_counted_whole(
     web: TestClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

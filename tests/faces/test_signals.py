@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from starlette.testclient import TestClient
@@ -160,6 +162,22 @@ def test_guesses_cost_little(app: Tenure, api: TestClient, monkeypatch: pytest.M
     codes = [api.get(f"/signals/{new_token()}").status_code for _ in range(5)]
     assert 429 in codes
     assert set(codes) <= {404, 429}
+
+
+def test_a_link_is_not_called_used_if_the_server_could_not_look(
+    app: Tenure, api: TestClient, caplog: pytest.LogCaptureFixture, sqlite_url: str
+) -> None:
+    """The log says why, without the token: its owner can still use it."""
+    token = token_of(app, taken(app), "true")
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as raw:
+        raw.execute("ALTER TABLE tenure_signal_token RENAME TO elsewhere")
+        page = api.get(f"/signals/{token}", headers=FROM_MAIL)
+        raw.execute("ALTER TABLE elsewhere RENAME TO tenure_signal_token")
+    assert (page.status_code, "again in a moment" in page.text) == (503, True)
+    assert "does not work" not in page.text
+    assert "GET /signals/..., request " in caplog.text
+    assert token not in caplog.text
+    assert api.post(f"/signals/{token}", content=b"", headers=FORM).status_code == 200
 
 
 def test_on_the_page_of_the_job(app: Tenure, api: TestClient) -> None:

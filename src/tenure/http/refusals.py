@@ -7,6 +7,7 @@ process since its start.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -29,6 +30,13 @@ REASONS: Mapping[str, str] = {
 LOG_SECONDS = 1.0
 MAX_PATH = 200
 """Characters of a path that are logged."""
+
+_secret = re.compile(r"(/(?:signals|leases)/)[^/]+")
+
+
+def loggable(path: str) -> str:
+    """Return a path without one-use tokens and lease ids: who reads a log must not use them."""
+    return _secret.sub(r"\1...", path)
 
 
 class Refusals:
@@ -61,7 +69,7 @@ class Refusals:
         log.warning(
             "refused %s %s from %s: %s%s%s",
             scope["method"],
-            shortened(scope["path"], MAX_PATH),
+            shortened(loggable(scope["path"]), MAX_PATH),
             (scope.get("client") or ("an unknown address",))[0],
             REASONS[code],
             f"; its token {ended} is revoked or has expired" if ended else "",

@@ -32,6 +32,7 @@ from tenure.app.app import Tenure, limited_to
 from tenure.errors import Forbidden, InvalidInput, SchemaMismatch, StoreUnavailable, TenureError
 from tenure.http.api.bodies import JSON, BodyReader, convert
 from tenure.http.guard import as_problem, path_in
+from tenure.http.refusals import loggable
 from tenure.http.waiting import WorkNotifier
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.redaction import Redaction
@@ -148,7 +149,7 @@ class Dispatcher:
         except ClientDisconnect:
             response = Response(status_code=499)  # the client is gone and does not read it
         except Exception as error:
-            response = _failed(scope, error)
+            response = failed(scope, error)
         failpoints.hit("http.before_answer")
         await response(scope, receive, send)
 
@@ -199,10 +200,10 @@ class Dispatcher:
         )
 
 
-def _failed(scope: AsgiScope, error: Exception) -> Response:
+def failed(scope: AsgiScope, error: Exception) -> Response:
     """Return the answer to a call that failed, and log what is not the caller's doing."""
     response = as_problem(scope, error)
-    path = quote(scope["path"], errors="replace")
+    path = quote(loggable(scope["path"]), errors="replace")
     what = f"{scope['method']} {path}, request {response.headers[REQUEST_ID]}"
     if isinstance(error, StoreUnavailable | SchemaMismatch):
         log.warning("%s: %s", what, error)

@@ -14,8 +14,7 @@ from starlette.responses import HTMLResponse, Response
 
 from tenure.app import signals
 from tenure.errors import TenureError
-from tenure.http.api.call import Call, answer
-from tenure.http.guard import as_problem
+from tenure.http.api.call import Call, answer, failed
 from tenure.http.signal_page import HEADERS, page
 from tenure.jobs.payload import JsonText
 from tenure.jobs.redaction import Redaction
@@ -83,10 +82,13 @@ async def _looked_up(call: Call, look: Callable[[], Response]) -> Response:
     except (TenureError, Refusal) as error:
         if not _is_for_people(call.request):
             raise
-        problem = as_problem(call.request.scope, error)
+        status = failed(call.request.scope, error).status_code
+        if status in (429, 503):
+            text = "The server cannot look at this link now."
+            return _page("Try it again in a moment", text, status=status)
         title = "This link does not work (any more)"
         text = "It was used already, it is wrong, or its job no longer waits for an answer."
-        return _page(title, text, status=problem.status_code)
+        return _page(title, text, status=status)
 
 
 def _is_for_people(request: Request) -> bool:
