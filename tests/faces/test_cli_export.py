@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -90,3 +92,16 @@ def test_a_folder_that_cannot_be_written_was_answered_with_a_traceback(
         assert refused.exit_code == 2
         (line,) = refused.stderr.splitlines()
         assert line.startswith(f"Error: FOLDER: {folder} cannot be written: ")
+
+
+@pytest.mark.requirement("C19")
+@pytest.mark.skipif(os.name != "posix", reason="files have no such modes")
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_a_file_is_its_owners_only_whatever_the_umask(tmp_path: Path, format: str) -> None:
+    before = os.umask(0)
+    try:
+        (file,) = cli_json("export", str(tmp_path / "old"), "--format", format)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(Path(file["path"]).stat().st_mode) == 0o600

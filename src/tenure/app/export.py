@@ -82,7 +82,7 @@ def export(
     while more:
         part = folder / f"{new_id()}.part"
         try:
-            with part.open("xb") as file:
+            with open(part, "xb", opener=_owners) as file:
                 with writer(file) as add:
                     written, query, more = _write(core, query, redaction, add)
                 file.flush()
@@ -97,6 +97,11 @@ def export(
         finally:
             with suppress(FileNotFoundError):
                 part.unlink()
+
+
+def _owners(path: str, flags: int) -> int:
+    """Open a file that only its owner can read, as the database: it has payloads and results."""
+    return os.open(path, flags, 0o600)
 
 
 @contextmanager
