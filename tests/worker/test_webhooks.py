@@ -301,6 +301,23 @@ def test_a_receiver_that_is_gone_is_not_asked_again(app_on_each_engine: Tenure) 
         assert len(receiver.requests) == 1
 
 
+@pytest.mark.parametrize("status", [410, 500])
+def test_a_refused_delivery_is_one_line_of_the_log(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """A traceback of Tenure says nothing about the receiver."""
+    settle_now(monkeypatch)
+    with receiving(b"HTTP/1.1 %d No\r\n\r\n" % status) as receiver:
+        hook_on(app, receiver.url)
+        app.enqueue("mail")
+        with delivering(app):
+            error = wait_until_failed(app, delivery(app))
+    assert error.startswith(f"the receiver answered {status}")
+    assert "\n" not in error
+    (line,) = [record for record in caplog.records if record.getMessage() == "job_failed"]
+    assert (line.exc_info, line.exc_text) == (None, None)
+
+
 def test_a_delivery_whose_process_was_lost_is_no_reason_to_warn(
     app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -35,8 +35,16 @@ OnInterrupt = Literal["again", "fail"]
 """What becomes of a job whose handler still runs when its worker has to stop."""
 
 
-class BadArguments(Exception):
+class PlainFailure(Exception):
+    """A failed attempt whose text says all: no traceback is kept or logged."""
+
+    retryable = True
+
+
+class BadArguments(PlainFailure):
     """The stored payload does not fit the handler's signature; trying again cannot help."""
+
+    retryable = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import msgspec
 
 from tenure.errors import InvalidInput, PayloadTooLarge, PermanentFailure
 from tenure.jobs import json_types
-from tenure.jobs.handlers import BadArguments, Handler
+from tenure.jobs.handlers import Handler, PlainFailure
 from tenure.jobs.hooks import WITHIN
 from tenure.jobs.parking import Parked, Wait
 from tenure.jobs.payload import MAX_DEPTH, JsonText, too_large, walk
@@ -83,8 +83,8 @@ def failure(error: BaseException, handler: Handler | None = None) -> Ending:
         if ours is not None and ours.tb_next is not None:
             within = ours.tb_next.tb_frame.f_code in WITHIN and ours.tb_next.tb_next
             _cut_traceback(error, within or ours.tb_next)
-        if issubclass(type(error), BadArguments):
-            return Ending(error=str(error), retryable=False)
+        if issubclass(kind := type(error), PlainFailure):
+            return Ending(error=str(error), retryable=kind.retryable)
         text, every = describe_exception(error), _parts(error)
         parts = [part for part in every if type(part) is not Parked]
         if not parts:

@@ -20,6 +20,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from tenure.events import STORE, Claimed, Retried
+from tenure.jobs.handlers import PlainFailure
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
 from tenure.telemetry.logs import log_failure, log_transition
@@ -159,7 +160,9 @@ class WorkLog:
         error = self._hidden(report.error, attempt.lease)
         fields["error"] = error.partition("\n")[0]
         level = logging.ERROR if _is_final(verdict) else logging.WARNING
-        log_failure(log, report.outcome, fields, level, error, attempt.exception)
+        plain = issubclass(type(attempt.exception), PlainFailure)
+        exception = None if plain else attempt.exception
+        log_failure(log, report.outcome, fields, level, error, exception)
         attempt.exception = None  # its frames refer to the attempt: leave no cycle
         self._show_retry(attempt, verdict)
 

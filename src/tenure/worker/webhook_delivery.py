@@ -16,9 +16,9 @@ import msgspec
 
 from tenure.app.app import Tenure
 from tenure.app.webhooks import queues_of_webhooks, queues_with_deliveries
-from tenure.errors import PermanentFailure, TenureError
+from tenure.errors import TenureError
 from tenure.jobs.context import JobContext
-from tenure.jobs.handlers import Handlers, describe
+from tenure.jobs.handlers import Handlers, PlainFailure, describe
 from tenure.jobs.work import Duty
 from tenure.webhooks import request
 from tenure.webhooks.deliveries import WEBHOOK
@@ -37,8 +37,14 @@ GONE = 410
 REMOVED = "the webhook is removed"
 
 
-class DeliveryFailed(Exception):
+class DeliveryFailed(PlainFailure):
     """The receiver did not accept the message in this attempt."""
+
+
+class ReceiverGone(DeliveryFailed):
+    """The receiver wants no more of these messages."""
+
+    retryable = False
 
 
 def add_delivery(handlers: Handlers, app: Tenure, receivers: Receivers, *, private: bool) -> None:
@@ -68,9 +74,7 @@ def add_delivery(handlers: Handlers, app: Tenure, receivers: Receivers, *, priva
             raise DeliveryFailed(str(error)) from None
         receivers.answered(context.queue)
         if status == GONE:
-            raise PermanentFailure(
-                f"the receiver answered {GONE}: it wants no more of these messages"
-            )
+            raise ReceiverGone(f"the receiver answered {GONE}: it wants no more of these messages")
         if not 200 <= status < 300:
             raise DeliveryFailed(f"the receiver answered {status}")
         return f"the receiver answered {status}"
