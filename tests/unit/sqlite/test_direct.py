@@ -6,6 +6,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tenure import NewJob, StoreUnavailable, Tenure
-from tenure.jobs.enqueue import CheckedJob
+from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.ids import new_id
 from tenure.store import direct, migrate_store
 from tenure.store.commit import CallWork, Committer, EnqueueWork
@@ -38,16 +39,25 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+class Noted(Future[list[Enqueued]]):
+    """A future that knows which thread has answered it, before whoever waits for it goes on."""
+
+    thread = 0
+
+    def set_result(self, result: list[Enqueued]) -> None:
+        self.thread = threading.get_ident()
+        super().set_result(result)
+
+
 class Counted:
     """A committer on a clock that stands still, and the threads that its commits were made on."""
 
     def __init__(self, path: Path) -> None:
         self.now = 0.0
-        self.threads: list[int] = []
         db = Sqlite(path)
         self.committer = Committer(
             [db],
-            lambda: self.threads.append(threading.get_ident()),
+            lambda: None,
             lambda: self.now,
             direct=db.beside(),
         )
@@ -55,8 +65,9 @@ class Counted:
     def add(self, count: int = 1) -> str:
         """Add jobs; return on whose thread: "caller" or "committer"."""
         jobs = [CheckedJob(id=new_id(), type="t") for _ in range(count)]
-        self.committer.add(EnqueueWork(jobs)).future.result()
-        return "caller" if self.threads[-1] == threading.get_ident() else "committer"
+        added = Noted()
+        self.committer.add(EnqueueWork(jobs, added)).future.result()
+        return "caller" if added.thread == threading.get_ident() else "committer"
 
     def call(self) -> None:
         self.committer.submit(CallWork("look", lambda db: None)).future.result()
