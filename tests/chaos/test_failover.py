@@ -23,7 +23,7 @@ from tests.support.postgres import PostgresServer
 from tests.support.postgres_servers import durable_server, standby_of
 from tests.support.proxy import Proxy
 from tests.support.store import claim_request, report_completed, report_failed
-from tests.support.waiting import RECOVERY_SECONDS, wait_until
+from tests.support.waiting import RECOVERY_SECONDS, WAIT_SECONDS, wait_until
 
 pytestmark = [pytest.mark.postgres, pytest.mark.chaos]
 
@@ -125,7 +125,11 @@ def test_a_frozen_primary_is_left_for_the_new_one(tmp_path: Path) -> None:
                     time.sleep(FROZEN_SECONDS)
                     assert new.execute("SELECT pg_promote(true, 60)").fetchone() == (True,)
                     fault_counts.count("failovers")
-                    load.flows_again()
+                    began = time.monotonic()
+                    load.goes_on(1)
+                    assert time.monotonic() - began < RECOVERY_SECONDS
+                    # The test reads what was run by connections that try the frozen one first, too.
+                    load.flows_again(WAIT_SECONDS)
                     with Tenure(url) as producer:  # a new process, too
                         began = time.monotonic()
                         producer.enqueue("work", {"number": -1})
