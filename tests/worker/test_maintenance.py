@@ -131,6 +131,22 @@ def test_a_sweeper_outlives_a_store_that_fails(
     database.close()
 
 
+def test_a_failure_that_lasts_is_logged_now_and_then(
+    app: Tenure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A role that can only read had a line each second, for as long as it ran."""
+    app.open()
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as database:
+        database.execute("DROP TABLE tenure_job")
+    sweeper = MaintenanceThread(app)
+    for _ in range(5):
+        sweeper.do_once()
+    assert caplog.text.count("the sweep failed") == 1
+    monkeypatch.setattr(maintenance, "REPEAT_SECONDS", 0)
+    sweeper.do_once()
+    assert caplog.text.count("the sweep failed") == 2
+
+
 def test_on_sqlite_a_look_for_duties_does_not_wait_for_who_writes(
     app: Tenure, tmp_path: Path
 ) -> None:

@@ -46,6 +46,8 @@ MAX_LAG = timedelta(seconds=10)
 """How far the statistics may fall behind before they get more time."""
 
 
+REPEAT_SECONDS = 30.0
+"""How long the same failure has no further line."""
 STALL_SECONDS = 1.0
 
 
@@ -106,6 +108,7 @@ class MaintenanceThread(threading.Thread):
         self._failures = failures
         self._keep = retention(keep or {})
         self._undecided: set[str] = set()  # schedules that are for other processes
+        self._said: dict[str, float] = {}  # what was logged lately, by the monotonic clock
         forward = partial(app.core.forward_to_webhooks, without_errors=without_errors)
         self._found: Collection[Duty] = ()
         self._duties: Sequence[tuple[Duty | None, Callable[[], object]]] = (
@@ -156,12 +159,24 @@ class MaintenanceThread(threading.Thread):
         """Do a duty; return False if the database is away. A failure does not stop the others."""
         try:
             duty()
-        except TenureError as error:
-            log.warning("the sweep failed and is tried again in %ss: %s", self._interval, error)
+        except Exception as error:
+            self._log_failure(error)
             return not isinstance(error, StoreUnavailable)
-        except Exception:
-            log.exception("the sweep failed and is tried again in %ss", self._interval)
         return True
+
+    def _log_failure(self, error: Exception) -> None:
+        now, text = time.monotonic(), f"{type(error).__name__}: {error}"
+        self._said = {it: at for it, at in self._said.items() if now - at < REPEAT_SECONDS}
+        if text not in self._said:
+            self._said[text] = now
+            expected = isinstance(error, TenureError)
+            log.log(
+                logging.WARNING if expected else logging.ERROR,
+                "the sweep failed and is tried again every %ss: %s",
+                self._interval,
+                error,
+                exc_info=None if expected else error,
+            )
 
     def _repeat(self, step: Callable[[], object], share: float) -> bool:
         """Call `step` while there is more to do; return whether the share of time was too short."""
