@@ -90,8 +90,8 @@ def files(mode: int, links: int, closed: Collection[str], owner: int | None = No
     found = f"mode {mode & 0o777:o}"
     if closed:
         advice = (
-            f"this user may not read and write {', '.join(closed)}, which another user made. Run "
-            "every program as the same user, and let that user own the files"
+            f"this user may not read and write {', '.join(closed)}: run every program as the same "
+            "user, who owns these and may write them"
         )
         return problem("files", found, advice)
     if links > 1:
@@ -158,7 +158,10 @@ def check_sqlite(url: str) -> Iterator[Check]:
                 yield doctor.schedules(reader, reader.clock())
                 yield doctor.limits(reader)
     except (sqlite3.Error, OSError) as error:  # the folder may be gone by now
-        advice = "is it a database of Tenure, and may this user read and write it and its folder?"
+        advice = (
+            "is it a database of Tenure, and may this user read and write it, the files -wal and "
+            "-shm beside it, and its folder?"
+        )
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
             advice = DAMAGED
         yield problem("database", f"{path}: {error}", advice)

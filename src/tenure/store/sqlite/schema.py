@@ -105,7 +105,7 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
         said = f"the database {path} cannot be used: {error}"
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
             said += (
-                "; its folder must exist, this user must be able to write there, and the path"
-                " must have less than 500 bytes"
+                "; its folder must exist, this user must be able to write there and to the files"
+                " -wal and -shm beside it, and the path must have less than 500 bytes"
             )
         raise StoreUnavailable(said) from error
