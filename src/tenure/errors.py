@@ -251,6 +251,12 @@ class StoreUnavailable(TenureError):
     """What is known of it that callers over HTTP may read."""
 
 
+class WriteRefused(TenureError):
+    """A rule of the database, such as your own trigger, refused this; nothing was written."""
+
+    code = "write_refused"
+
+
 class StoreMoved(TenureError):
     """The jobs of this database are in another one, which the message names: `tenure move`."""
 

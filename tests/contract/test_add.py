@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from tenure import NewJob, Tenure, Unique
-from tenure.errors import KeyConflict, QueueFull, StoreUnavailable
+from tenure.errors import KeyConflict, QueueFull
 from tenure.events import Cancelled
 from tenure.jobs.enqueue import Enqueued
 from tenure.jobs.queries import Query
@@ -20,7 +17,6 @@ from tenure.lifecycle import Job
 from tenure.retry import RetryPolicy
 from tenure.store import open_store
 from tests.contract.granted_role import also_as_granted_role
-from tests.support.raw_sql import RawSql
 from tests.support.store import StoreHarness, new_job, report_completed
 
 
@@ -336,27 +332,3 @@ def test_callers_at_once_fill_a_queue_to_its_limit_and_no_further(harness: Store
         assert len(refused) == (30 if started == 0 else 50)
     (state,) = harness.store.read.queues()
     assert (state.pending, state.max_pending) == (20, 20)
-
-
-@pytest.mark.own_database
-def test_what_another_trigger_drops_is_not_acknowledged(app_on_each_engine: Tenure) -> None:
-    """PostgreSQL's answer was an id, and the job was nowhere."""
-    app = app_on_each_engine
-    with closing(RawSql(app.database)) as sql:
-        dropping = "BEGIN SELECT raise(IGNORE); END"
-        if sql.engine == "postgres":
-            body = "BEGIN IF new.priority = 7 THEN RETURN NULL; END IF; RETURN new; END"
-            sql.run(f"CREATE FUNCTION drop_it() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
-            dropping = "EXECUTE FUNCTION drop_it()"
-        each = "FOR EACH ROW" if sql.engine == "postgres" else "WHEN new.priority = 7"
-        sql.run(f"CREATE TRIGGER dropping BEFORE INSERT ON {{job}} {each} {dropping}")
-    unique = Unique(by="key")
-    adding: tuple[Callable[[], Any], ...] = (
-        lambda: app.enqueue("mail", priority=7),
-        lambda: app.enqueue("mail", priority=7, unique=unique),
-        lambda: app.enqueue_many([NewJob("mail", {}, {}), NewJob("mail", {}, {"priority": 7})]),
-    )
-    for add in adding:
-        with pytest.raises(StoreUnavailable, match="a trigger that is not from Tenure dropped"):
-            add()
-    assert app.count().jobs == 0

@@ -71,6 +71,7 @@ def test_every_error_has_a_place_in_the_table() -> None:
     assert {type(example) for example in EXAMPLES} == listed - {
         errors.StoreUnavailable,
         errors.StoreMoved,
+        errors.WriteRefused,
         errors.SchemaMismatch,
     }
 

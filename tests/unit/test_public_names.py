@@ -41,7 +41,7 @@ ERRORS = """
     JobNotFound JobUnsettled KeyConflict LeaseLost MoveRefused PayloadTooLarge PermanentFailure
     QueueFull StoreMoved
     ResultGone ResultTruncated ScheduleNotFound SchemaMismatch StoreUnavailable TenureError
-    SignalTimeout SignalTokenNotFound Unauthorized WorkflowNotFound
+    SignalTimeout SignalTokenNotFound Unauthorized WorkflowNotFound WriteRefused
 """
 VERBS = """
     actor amend amend_async around as_completed batch batch_async cancel cancel_async chain

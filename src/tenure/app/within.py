@@ -58,7 +58,8 @@ class Within:
 
         Arguments are those of `Tenure.enqueue`. Times are those of this statement, not of the
         commit. Returns the job. Raises InvalidInput, KeyConflict, DuplicateJob and QueueFull, after
-        which the transaction can continue, SchemaMismatch, and the errors of your driver.
+        which the transaction can continue, SchemaMismatch, and the errors of your driver. If your
+        own trigger drops the job, it raises one of these, or WriteRefused on SQLite.
         """
         return self.enqueue_many([enqueueing.by_name(type, payload, options)])[0]
 

@@ -314,12 +314,12 @@ class Committer:
     ) -> None:
         if trouble is Trouble.RETRY and tries < MAX_TRIES:
             self.commit(db, batch, tries + 1)
+        elif trouble in (Trouble.BUG, Trouble.REFUSED) and len(batch) > 1:
+            for work in batch:  # only the one that cannot succeed fails
+                self.commit(db, [work])
         elif trouble is not Trouble.BUG:
             for work in batch:
                 work.future.set_exception(answer_to(trouble, error))
-        elif len(batch) > 1:
-            for work in batch:  # only the one that cannot succeed fails
-                self.commit(db, [work])
         else:
             batch[0].future.set_exception(error)
 

@@ -14,12 +14,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tenure.errors import KeyConflict, QueueFull, StoreUnavailable, TenureError
+from tenure.errors import KeyConflict, QueueFull, TenureError, WriteRefused
 from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob
 from tenure.jobs.uniqueness import Plan, plan
 from tenure.lifecycle import Job
 from tenure.store import transitions
-from tenure.store.protocol import Database
+from tenure.store.protocol import DROPPED, Database
 from tenure.store.rows import UNIQUE
 from tenure.store.work import EnqueueWork, Work, undoing
 
@@ -37,7 +37,7 @@ def add(
     if gone := [a for a in others if a.id not in known]:  # deleted since the insert met it
         made.update(db.insert(gone, more))
         if any(a.id not in made for a in gone):
-            raise StoreUnavailable("a trigger that is not from Tenure dropped a new job")
+            raise WriteRefused(DROPPED)
     traced = [(a.id, a.traceparent) for a in checked_jobs if a.traceparent and a.id in made]
     if traced:
         db.keep_traces(traced)

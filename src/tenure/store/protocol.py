@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from tenure.errors import StoreMoved, StoreUnavailable, TenureError
+from tenure.errors import StoreMoved, StoreUnavailable, TenureError, WriteRefused
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.retention import Cutoffs
 from tenure.jobs.work import ClaimRequest, Lease, Report
@@ -35,10 +35,12 @@ class Trouble(StrEnum):
     FULL = "full"  # its disk is full, and nothing was committed
     UNCONFIRMED = "unconfirmed"  # committed, but it may still be lost: a repetition would hide that
     MOVED = "moved"  # the jobs are in another database
-    BUG = "bug"  # the work itself cannot succeed
+    REFUSED = "refused"  # by a constraint or a trigger: the work itself cannot succeed
+    BUG = "bug"  # nor can this, and it is no error of the database
 
 
 FULL = "the disk of the database is full, this was not written: free space there, and send it again"
+DROPPED = "a trigger that is not from Tenure dropped a new row"
 ELSEWHERE = "tenure: the jobs are elsewhere: "
 """How the message begins with which a database refuses every write after `tenure move`."""
 
@@ -50,6 +52,9 @@ def answer_to(trouble: Trouble, error: Exception) -> TenureError:
     """
     if trouble is Trouble.MOVED:
         return StoreMoved(str(error).removeprefix(ELSEWHERE).partition("\n")[0])
+    if trouble is Trouble.REFUSED:  # what follows the first line may quote the row
+        text = str(error).partition("\n")[0]
+        return WriteRefused(f"the database refused this, so nothing was written: {text}")
     answer = StoreUnavailable(f"the database failed: {error}")
     if trouble is Trouble.FULL:
         answer._known = FULL

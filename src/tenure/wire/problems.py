@@ -78,6 +78,13 @@ KINDS: tuple[Kind, ...] = (
         errors.QueueFull, 429, "The queue is full", {"queue": "queue", "max_pending": "max_pending"}
     ),
     Kind(
+        errors.WriteRefused,
+        409,
+        "The database refused this",
+        detail="a rule of the database, such as a trigger, refused this and nothing was written; "
+        "see the server's log",
+    ),
+    Kind(
         errors.StoreUnavailable,
         503,
         "The database is not available",

@@ -25,6 +25,7 @@ from tenure.errors import (
     StoreUnavailable,
     TenureError,
     Unauthorized,
+    WriteRefused,
 )
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.text import quantity
@@ -355,14 +356,14 @@ class Exchanges:
         self._leases.put_back(attempts)
         self.demand.notify()
         wait = self.backoff.failed()
-        refused = isinstance(error, Unauthorized | Forbidden)
+        expected = isinstance(error, Unauthorized | Forbidden | StoreUnavailable | WriteRefused)
         log.warning(
             "%s: it keeps %s and tries again in %.1f s: %s",
-            "the server refused this worker" if refused else "the store did not answer this worker",
+            _said(error),
             quantity(self._leases.unreported, "outcome"),
             wait,
             error,
-            exc_info=None if refused or isinstance(error, StoreUnavailable) else error,
+            exc_info=None if expected else error,
         )
 
     def _doubt(self, attempts: list[Attempt], error: Exception) -> None:
@@ -382,7 +383,15 @@ class Exchanges:
             attempts.clear()
             return
         why = f"{UNRECORDABLE} {report.outcome}: {type(error).__name__}"
-        if isinstance(error, InvalidInput):  # of the jobs that it adds, or its result
+        if isinstance(error, InvalidInput | WriteRefused):  # of its jobs or its result; of the row
             why = f"{why}: {error}"
         failed = replace(report, outcome=Outcome.FAILED, result=None, error=why, jobs=None)
         attempt.report = failed
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, Unauthorized | Forbidden):
+        return "the server refused this worker"
+    if isinstance(error, WriteRefused):
+        return "the store refused an outcome of this worker"
+    return "the store did not answer this worker"

@@ -339,18 +339,18 @@ def test_a_transaction_whose_process_is_frozen_lets_go_of_its_locks(
     add(db)
 
 
-def test_what_cannot_succeed_is_a_bug(db: Postgres) -> None:
+def test_what_cannot_succeed_is_refused(db: Postgres) -> None:
     db.begin()
     with pytest.raises(psycopg.errors.CheckViolation) as caught:
         ask_in_store_session(
             db, "INSERT INTO tenure.queue (name, max_pending) VALUES ('q', -1) RETURNING 1"
         )
-    assert db.trouble(caught.value) is Trouble.BUG
+    assert db.trouble(caught.value) is Trouble.REFUSED
     db.rollback()
     db.begin()
     with pytest.raises(psycopg.Error, match="tenure:") as refused:
         ask_in_store_session(db, "INSERT INTO tenure.transition DEFAULT VALUES RETURNING seq")
-    assert db.trouble(refused.value) is Trouble.BUG
+    assert db.trouble(refused.value) is Trouble.REFUSED
     assert db.trouble(ValueError()) is Trouble.BUG
 
 

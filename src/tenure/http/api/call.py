@@ -29,7 +29,14 @@ from starlette.types import Scope as AsgiScope
 
 from tenure import failpoints
 from tenure.app.app import Tenure, limited_to
-from tenure.errors import Forbidden, InvalidInput, SchemaMismatch, StoreUnavailable, TenureError
+from tenure.errors import (
+    Forbidden,
+    InvalidInput,
+    SchemaMismatch,
+    StoreUnavailable,
+    TenureError,
+    WriteRefused,
+)
 from tenure.http.api.bodies import JSON, BodyReader, convert
 from tenure.http.guard import as_problem, path_in
 from tenure.http.refusals import loggable
@@ -205,7 +212,7 @@ def failed(scope: AsgiScope, error: Exception) -> Response:
     response = as_problem(scope, error)
     path = quote(loggable(scope["path"]), errors="replace")
     what = f"{scope['method']} {path}, request {response.headers[REQUEST_ID]}"
-    if isinstance(error, StoreUnavailable | SchemaMismatch):
+    if isinstance(error, StoreUnavailable | SchemaMismatch | WriteRefused):
         log.warning("%s: %s", what, error)
     elif not isinstance(error, TenureError | Refusal):
         log.error("%s failed", what, exc_info=error)

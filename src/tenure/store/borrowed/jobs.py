@@ -20,7 +20,6 @@ from tenure.store.borrowed import links, unique_keys
 from tenure.store.borrowed.drivers import Ask, Steps
 from tenure.store.borrowed.json_jobs import (
     SQLITE_JOB,
-    SQLITE_OBJECTS,
     ask,
     document,
     job_in,
@@ -74,10 +73,6 @@ SELECT CAST(json_object('now', (SELECT at FROM tenure_now), 'known', json((
 ))) AS BLOB)
 """
 STORED = (*INSERTED, *UNIQUE)
-SQLITE_INSERT = f"""
-INSERT INTO tenure_job ({", ".join(STORED)})
-SELECT {", ".join(f"value ->> '{column}'" for column in STORED)} FROM {SQLITE_OBJECTS}
-"""
 SQLITE_TRACE = """
 INSERT INTO tenure_trace (job_id, traceparent)
 SELECT value ->> 'id', value ->> 'traceparent' FROM json_each({p})
@@ -220,8 +215,7 @@ def _add_on_sqlite(checked_jobs: Sequence[CheckedJob], limited: bool) -> Steps[L
     jobs = [added_job(a, now, due(a, now), kept=kept) for a in checked_jobs]
     for doc, job in zip(docs, jobs, strict=True):
         doc |= {name: millis(getattr(job, name)) for name in ("created_at", *TIMED)}
-    for part in sent(docs):
-        yield Ask(SQLITE_INSERT, written(part))
+    yield from links.insert("sqlite", "job", STORED, docs)
     if any(checked_job.traceparent for checked_job in checked_jobs):
         traces = [{name: doc[name] for name in ("id", "traceparent")} for doc in docs]
         yield Ask(SQLITE_TRACE, written(traces))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from tenure.errors import InvalidInput, JobNotFound
+from tenure.errors import InvalidInput, JobNotFound, WriteRefused
 from tenure.jobs.enqueue import CheckedJob, LinkedJob
 from tenure.jobs.graph import MAX_LINKS, Edge, Numbers, Tally, counted, gate_of, is_met
 from tenure.jobs.queue_rights import includes
@@ -28,6 +28,7 @@ from tenure.store.borrowed.json_jobs import (
     time_in,
     written,
 )
+from tenure.store.protocol import DROPPED
 from tenure.store.rows import TIMED, UNIQUE, added_job
 from tenure.store.sqlite.connection import kept
 from tenure.store.sqlite.statements import INSERTED
@@ -104,10 +105,10 @@ FROM json_each({p}) AS new WHERE tenure_job.id = new.value ->> 'id' RETURNING 1
 }
 
 
-def _insert(
+def insert(
     engine: str, table: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]
 ) -> Steps[None]:
-    """Add rows to a table, in parts. The store's connections expect an answer."""
+    """Add rows to a table, in parts; raises WriteRefused if it is not all of them."""
     names = ", ".join(columns)
     if engine == "sqlite":
         cells = ", ".join(f"value ->> '{column}'" for column in columns)
@@ -116,7 +117,9 @@ def _insert(
         rest = f"SELECT {names} FROM json_populate_recordset(CAST(NULL AS {{s}}{table}), {_JSON})"
     statement = f"INSERT INTO {{s}}{table} ({names}) {rest} RETURNING 1"
     for part in sent(rows):
-        yield Ask(statement, written(part))
+        added = yield Ask(statement, written(part))
+        if len(added) < len(part):
+            raise WriteRefused(DROPPED)
 
 
 _JSON = "CAST(CAST({p} AS text) AS json)"
@@ -184,9 +187,9 @@ def add(
         doc["followed"] = followers.get(job.id)
         docs.append({k: millis(v) if engine == "sqlite" else v for k, v in doc.items()})
         made.append(new)
-    yield from _insert(engine, "job", ENTERED, docs)
+    yield from insert(engine, "job", ENTERED, docs)
     if traced := [{"job_id": a.id, "traceparent": a.traceparent} for a in jobs if a.traceparent]:
-        yield from _insert(engine, "trace", ("job_id", "traceparent"), traced)
+        yield from insert(engine, "trace", ("job_id", "traceparent"), traced)
     yield from _tie(engine, links, counts, [{"id": i, "followed": followers[i]} for i in parents])
     by_id = {job.id: job for job in made}
     return Looked(made=[by_id[checked_job.id] for checked_job in checked_jobs])
@@ -274,13 +277,13 @@ def _tie(
     rows = [link._asdict() for link in links]
     if rows:
         more = ("gate",) if engine == "postgres" else ()
-        yield from _insert(engine, "dependency", (*TIED, *more), rows)
+        yield from insert(engine, "dependency", (*TIED, *more), rows)
     gates = [
         {"child": child, "gate": gate, "need": need, "spare": spare}
         for child, count in counts.items()
         for gate, (need, spare) in count.gates.items()
     ]
     if gates:
-        yield from _insert(engine, "gate", ("child", "gate", "need", "spare"), gates)
+        yield from insert(engine, "gate", ("child", "gate", "need", "spare"), gates)
     if followed:
         yield Ask(FOLLOWED[engine], written(followed))

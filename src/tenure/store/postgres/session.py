@@ -288,8 +288,9 @@ class PostgresSession:
             if isinstance(error, errors.ReadOnlySqlTransaction):
                 self.close()  # a new connection may find the new primary
             return Trouble.UNAVAILABLE
-        away = getattr(error, "sqlstate", None) in NOT_IN_PLACE
-        return Trouble.UNAVAILABLE if away else Trouble.BUG
+        if getattr(error, "sqlstate", None) in NOT_IN_PLACE:
+            return Trouble.UNAVAILABLE
+        return Trouble.REFUSED if isinstance(error, psycopg.DatabaseError) else Trouble.BUG
 
     def close(self) -> None:
         if self._connection is not None:

@@ -344,7 +344,9 @@ class Sqlite:
             self.full_at = time.monotonic()
         if str(error).startswith(ELSEWHERE):
             return Trouble.MOVED
-        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+        if isinstance(error, sqlite3.IntegrityError):
+            return Trouble.REFUSED
+        if isinstance(error, sqlite3.ProgrammingError):
             return Trouble.BUG
         if code == sqlite3.SQLITE_BUSY:
             return Trouble.BUSY

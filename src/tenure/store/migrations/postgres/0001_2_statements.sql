@@ -155,8 +155,14 @@ BEGIN
         SELECT json_agg(job) INTO known FROM {schema}.job WHERE idempotency_key = ANY (keys);
     END IF;
     IF known IS NULL AND entered < json_array_length(docs) THEN
-        RAISE EXCEPTION USING ERRCODE = 'serialization_failure',
-            MESSAGE = 'tenure: an idempotency key was used meanwhile, repeat the transaction';
+        IF NOT EXISTS (SELECT FROM json_to_recordset(docs) AS doc (idempotency_key text)
+            WHERE idempotency_key IS NOT NULL)
+        THEN
+            RAISE EXCEPTION 'tenure: a trigger that is not from Tenure dropped a new row';
+        END IF;
+        RAISE EXCEPTION USING ERRCODE = 'serialization_failure', MESSAGE =
+            'tenure: an idempotency key was used meanwhile, repeat the transaction. If that fails '
+            'again, a trigger that is not from Tenure dropped a new row';
     END IF;
     IF (asked ->> 'notify')::boolean THEN
         PERFORM pg_notify('{channel}', '');

@@ -1,0 +1,86 @@
+"""Triggers that are not from Tenure: what they drop or refuse is never acknowledged."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.errors import RaiseException
+
+from tenure import NewJob, Tenure, Unique
+from tenure.errors import WriteRefused
+from tests.support.http import api_client, assert_problem
+from tests.support.raw_sql import RawSql
+
+
+def within(app: Tenure, new_jobs: list[NewJob]) -> None:
+    """Add jobs in a transaction on a connection of the driver, which an error undoes."""
+    if app.database.startswith("sqlite:"):
+        path = app.database.removeprefix("sqlite:///")
+        with closing(sqlite3.connect(path)) as file, file:
+            app.within(file).enqueue_many(new_jobs)
+    else:
+        with psycopg.connect(app.database) as connection:
+            app.within(connection).enqueue_many(new_jobs)
+
+
+@pytest.mark.own_database
+def test_what_another_trigger_drops_is_not_acknowledged(app_on_each_engine: Tenure) -> None:
+    """PostgreSQL's answer was an id, and the job was nowhere."""
+    app = app_on_each_engine
+    with closing(RawSql(app.database)) as sql:
+        dropping = "BEGIN SELECT raise(IGNORE); END"
+        if sql.engine == "postgres":
+            body = "BEGIN IF new.priority = 7 THEN RETURN NULL; END IF; RETURN new; END"
+            sql.run(f"CREATE FUNCTION drop_it() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
+            dropping = "EXECUTE FUNCTION drop_it()"
+        each = "FOR EACH ROW" if sql.engine == "postgres" else "WHEN new.priority = 7"
+        sql.run(f"CREATE TRIGGER dropping BEFORE INSERT ON {{job}} {each} {dropping}")
+    unique = Unique(by="key")
+    parent = app.enqueue("mail")
+    adding: tuple[Callable[[], Any], ...] = (
+        lambda: app.enqueue("mail", priority=7),
+        lambda: app.enqueue("mail", priority=7, depends_on=[parent]),
+        lambda: within(app, [NewJob("mail", {}, {"priority": 7})]),
+        lambda: within(app, [NewJob("mail", {}, {}), NewJob("mail", {}, {"priority": 7})]),
+        lambda: within(app, [NewJob("mail", {}, {"priority": 7, "depends_on": [parent]})]),
+        lambda: app.enqueue("mail", priority=7, unique=unique),
+        lambda: app.enqueue_many([NewJob("mail", {}, {}), NewJob("mail", {}, {"priority": 7})]),
+    )
+    for add in adding:
+        with pytest.raises(
+            (WriteRefused, RaiseException),
+            match="a trigger that is not from Tenure drop",
+        ):
+            add()
+    assert app.count().jobs == 1
+
+
+@pytest.mark.own_database
+def test_what_another_trigger_refuses_is_said_in_one_error(app_on_each_engine: Tenure) -> None:
+    """It was an error of the driver, a traceback of the command line, and 500 over HTTP."""
+    app = app_on_each_engine
+    with closing(RawSql(app.database)) as sql:
+        refusing = "BEGIN SELECT raise(ABORT, 'no tenant 12'); END"
+        if sql.engine == "postgres":
+            body = "BEGIN RAISE EXCEPTION 'no tenant 12' USING DETAIL = new.payload; END"
+            sql.run(f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
+            refusing = "EXECUTE FUNCTION refuse()"
+        each = "FOR EACH ROW " if sql.engine == "postgres" else ""
+        condition = f"{each}WHEN (new.priority = 7)"
+        sql.run(f"CREATE TRIGGER refusing BEFORE INSERT ON {{job}} {condition} {refusing}")
+    adding: tuple[Callable[[], Any], ...] = (
+        lambda: app.enqueue("mail", priority=7),
+        lambda: app.enqueue_many([NewJob("mail", {}, {}), NewJob("mail", {}, {"priority": 7})]),
+    )
+    for add in adding:
+        with pytest.raises(WriteRefused, match=r"nothing was written: no tenant 12$"):
+            add()
+    with api_client(app) as api:
+        answer = api.post("/jobs", json={"type": "mail", "priority": 7})
+        assert "tenant 12" not in assert_problem(answer, 409, "write_refused")["detail"]
+    assert app.count().jobs == 0
