@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import Tenure
+from tenure.http import protocol
 from tenure.http.api import signals as endpoints
 from tenure.jobs.parking import Wait
 from tenure.jobs.signals import new_token, token_digest
@@ -157,6 +158,8 @@ def test_a_program_outside(app: Tenure, api: TestClient) -> None:
 
 
 def test_guesses_cost_little(app: Tenure, api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = endpoints.MAX_LOOKS_A_SECOND
+    assert most * protocol.TURN_SECONDS >= 1, "one stranger could keep all others from their links"
     monkeypatch.setattr(endpoints, "MAX_LOOKS_A_SECOND", 3)
     monkeypatch.setattr(endpoints, "_pace", endpoints._Pace())
     codes = [api.get(f"/signals/{new_token()}").status_code for _ in range(5)]

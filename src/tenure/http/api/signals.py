@@ -22,8 +22,9 @@ from tenure.jobs.signals import Signal, signal_text
 from tenure.wire import responses
 from tenure.wire.problems import RETRY_LATER, Refusal
 
-MAX_LOOKS_A_SECOND = 100
-"""Tokens that one server looks up in a second, so that guesses cost the database little."""
+MAX_LOOKS_A_SECOND = 1_000
+"""Tokens that one server looks up in a second, so that guesses cost the database little. As many
+as the requests of connections without a caller: with fewer, one stranger could use them all up."""
 
 
 def send_signal(call: Call) -> Response:
