@@ -110,7 +110,7 @@ def with_room(
     room = {
         "allow_all": len(ticks),
         "skip": 1 - is_open,
-        "buffer_one": 2 - is_open - min(waiting, 1),
+        "buffer_one": 2 - is_open - waiting,
         "buffer_all": 1 - is_open + most - waiting,
         "cancel_other": 1,
     }[overlap]
