@@ -189,6 +189,13 @@ def test_jobs_are_added_to_a_workflow_that_has_finished(
     monkeypatch.setattr(flows, "MAX_JOBS", 5)
     with pytest.raises(InvalidInput, match="more than 5"), app.workflows.extend(first.id) as flow:
         _ = [flow.add(job()) for _ in range(2)]
+    with app.workflows.extend(first.id) as flow:
+        flow.add(job())
+    assert app.count(workflow=first.id).jobs == 5
+    empty = app.group([])
+    with app.workflows.extend(empty.id) as flow:
+        flow.add(job())
+    assert app.count(workflow=empty.id).jobs == 1
 
 
 def test_the_sweep_looks_at_each_job_about_once(

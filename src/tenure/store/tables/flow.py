@@ -75,7 +75,7 @@ def extend(
 
 
 def _with_jobs(db: Database, workflow: str, jobs: Sequence[CheckedJob]) -> Stored:
-    added = enqueue.add_together(db, jobs) if jobs else []
+    added = enqueue.add_together(db, jobs)
     return Stored(workflow, [one.job.id for one in added], added, created=True)
 
 
