@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from datetime import UTC, datetime
 
+import pytest
+
 from tenure.jobs.work import RECORDED, Lease, Outcome
-from tenure.worker.leases import Attempt, AttemptState, LeaseBook, reports_of
+from tenure.worker.leases import Attempt, AttemptState, LeaseBook, Wakeup, reports_of
 
 
 def lease(number: int) -> Lease:
@@ -52,6 +56,30 @@ def test_no_more_attempts_run_than_there_are_slots() -> None:
     third = book.start_next()
     assert third is not None
     assert [one.lease.id for one in (first, second, third)] == ["job 0", "job 1", "job 2"]
+
+
+def test_an_attempt_is_overdue_until_its_outcome_is_decided() -> None:
+    book = book_of(slots=2, leases=2)
+    running = [book.start_next() for _ in range(2)]
+    for attempt in running:
+        assert attempt is not None
+        attempt.due = time.monotonic() - 600
+    assert book.overdue(1_200) == set()
+    assert book.overdue(60) == {"lease 0", "lease 1"}
+    assert running[0] is not None
+    book.end(running[0], running[0].outcome(Outcome.FAILED), free=False)
+    assert book.overdue(60) == {"lease 1"}
+
+
+@pytest.mark.anyio
+async def test_any_thread_wakes_the_loop_as_often_as_it_has_slept() -> None:
+    wakeup = Wakeup()
+    wakeup.attach()
+    for rounds in (1, 2):
+        await asyncio.to_thread(wakeup.notify)
+        async with asyncio.timeout(60):
+            await wakeup.wait(3_600)
+        assert wakeup.rounds == rounds
 
 
 def test_what_was_handed_back_or_lost_on_its_way_is_not_started() -> None:

@@ -148,13 +148,10 @@ class Wakeup:
 
     async def wait(self, seconds: float) -> None:
         """Wait until the loop is woken, at most for `seconds`."""
-        if seconds > 0:
-            # Unlike asyncio.wait_for, this makes no task for the event.
-            timer = asyncio.get_running_loop().call_later(seconds, self._event.set)
-            await self._event.wait()
-            timer.cancel()
-        else:
-            await asyncio.sleep(0)
+        # Unlike asyncio.wait_for, this makes no task for the event.
+        timer = asyncio.get_running_loop().call_later(seconds, self._event.set)
+        await self._event.wait()
+        timer.cancel()
         self._event.clear()
         self._notified = False
         self.rounds += 1
@@ -336,8 +333,6 @@ class LeaseBook:
 
     def lose(self, ended: Mapping[str, str]) -> None:
         """Note the leases that have ended, with the events. Their waiting attempts do not start."""
-        if not ended:
-            return
         with self._lock:
             self._lost.update({id: event for id, event in ended.items() if id in self._held})
             self._ready = deque(a for a in self._ready if a.lease.lease_id not in ended)
