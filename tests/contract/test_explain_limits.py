@@ -67,6 +67,8 @@ def test_partitions_are_full_paused_and_rated(app: Tenure, clock: Clock) -> None
     check(app, more, "partition_full", "The partition without a name of queue sync", other.id)
     app.queues.pause_partition("sync", "acme", actor="eve", reason="they asked")
     check(app, job, "partition_paused", "is paused by eve: they asked")
+    clock.raw.run("UPDATE {partition_limit} SET paused_by = NULL, pause_reason = NULL")
+    check(app, job, "partition_paused", "is paused; resume it")
     app.queues.resume_partition("sync", "acme")
     app.queues.limit_partition("sync", "acme", max_running=2)
     check(app, job, "partition_rate", "Partition acme of queue sync starts 6/1m at most")

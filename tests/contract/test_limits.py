@@ -468,6 +468,8 @@ def test_a_halted_partition_goes_on_with_the_retry_of_its_job(
     harness.report(report_failed(lease))
     assert harness.claim(9) == []
     add(harness, 1, "b")
+    halts = {part.partition: part.halted_by for part in queues.partitions("q")}
+    assert halts == {"a": first, "b": None}
     assert len(harness.claim(9)) == 1  # others go on
     harness.store.apply(first, Retried(more_retries=1, actor="ada")).result()
     (again,) = harness.claim(9)
