@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -361,6 +362,7 @@ def test_backfill(app: Tenure, clock: Clock) -> None:
     assert [fire.at for fire in planned] == [fire.at for fire in made]
     assert [fire.at for fire in made] == [START + n * MINUTE for n in range(-1, 9)]
     assert app.schedules.backfill("s", *ends) == []
+    assert app.schedules.backfill("s", START, START, dry_run=True) == []
     jobs = app.find(queue="slow")
     assert {job.priority for job in jobs} == {7}
     assert len(jobs) == 10
@@ -490,6 +492,9 @@ def test_other_rules_of_a_zone(app: Tenure, clock: Clock, raw: RawSql) -> None:
     assert app.schedules.get("s") != right
     set_right(app.core, zones=True)
     assert app.schedules.get("s") == right
+    paused = app.schedules.pause("s")
+    app.core.store.write("schedule", partial(fires.recompute, name="s")).result()
+    assert app.schedules.get("s") == paused
 
 
 def test_declared_in_code(app: Tenure, clock: Clock, database_url: str) -> None:

@@ -302,7 +302,9 @@ def test_a_preview() -> None:
     assert [str(at) for at in shown.times] == [f"2027-01-0{n} 03:10:00+01:00" for n in (1, 2, 3)]
     ends = check_when(cron="30 2 * * *", zone="Europe/Berlin", ends_at=NEW_YEAR + DAY)
     assert preview(ends, NEW_YEAR).unusual_days == ()
-    assert len(preview(ends, NEW_YEAR).times) == 1
+    starts = check_when(cron="30 2 * * *", zone="Europe/Berlin", starts_at=NEW_YEAR + 360 * DAY)
+    assert [day[:7] for day in preview(starts, NEW_YEAR).unusual_days] == ["2028-03"]
+    assert [len(preview(ends, NEW_YEAR, most).times) for most in (1, 100)] == [1, 1]
     for wrong in (0, 101):
         with pytest.raises(InvalidInput):
             preview(ends, NEW_YEAR, wrong)
