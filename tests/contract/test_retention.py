@@ -178,6 +178,28 @@ def test_what_is_kept_longer_is_not_in_the_way(harness: StoreHarness, app: Tenur
     assert set(left(harness)) == {"kept"}
 
 
+def test_what_a_batch_puts_aside_counts_towards_its_limit(
+    harness: StoreHarness, app: Tenure
+) -> None:
+    app.retention.set(type="kept", cancelled="forever")
+    settle(harness, *["mail"] * 20)
+    for added in harness.add_all(*(new_job("kept") for _ in range(9))):
+        app.cancel(added.job.id)
+    harness.clock.advance(DAY)
+    harness.measure()
+    before = dict.fromkeys(("cancelled", "completed"), harness.clock.now)
+    harness.store.prune(before, 10).result()
+    assert left(harness).count("mail") == 19
+
+
+def test_a_worker_that_has_not_asked_for_a_day_is_forgotten(harness: StoreHarness) -> None:
+    harness.claim(worker="old")
+    for passed, known in ((DAY - 1, 1), (2, 0)):
+        harness.clock.advance(passed)
+        prune(harness, {})
+        assert harness.sql.value("SELECT count(*) FROM {worker}") == known
+
+
 def test_what_others_need_stays_however_short_the_rule(harness: StoreHarness, app: Tenure) -> None:
     app.retention.set(queue="default", completed=0)
     parent = app.enqueue("parent")

@@ -270,13 +270,18 @@ def test_retention_waits_an_hour_for_webhooks_that_fall_behind(
     app = app_on_each_engine
     app.webhooks.create("shop", "https://example.com", ["completed"])
     (job,) = settle(app, Outcome.COMPLETED)
-    wait_until(lambda: len(app.events.read().events) == 3, "the ledger to be settled")
+    flow = app.group([NewJob("work", {}, {})])
+    (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=30)).leases
+    app.core.report([Report(lease.id, lease.lease_id, Outcome.COMPLETED)])
+    app.core.finish_workflows()
+    wait_until(lambda: len(app.events.read().events) == 6, "the ledger to be settled")
     clock.advance(60 + MAX_WAIT.total_seconds())
     assert app.core.prune({"completed": 60}) == 0
     clock.advance(1)
-    assert app.core.prune({"completed": 60}) == 1
-    with pytest.raises(JobNotFound):
-        app.get(job)
+    assert app.core.prune({"completed": 60}) == 2
+    for gone in (job, flow.nodes[0].id):
+        with pytest.raises(JobNotFound):
+            app.get(gone)
     wait_until(
         lambda: (
             (app.core.forward_to_webhooks(), app.webhooks.list()[0].position)[1] == app.events.end()
