@@ -37,6 +37,8 @@ def linked(depends_on: Any, **options: Any) -> LinkedJob:
 
 
 def test_a_dependency_is_said_in_each_form() -> None:
+    assert linked([{"job_id": A}]).edges == (Dependency(A),)
+    assert len(linked(new_ids(10_000)).edges) == 10_000
     job = linked([A, Dependency(B, "failed", "b"), {"job_id": C, "meets": "settled"}])
     assert job.edges == (
         Dependency(A),

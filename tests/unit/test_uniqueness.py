@@ -165,6 +165,10 @@ def test_a_batch_is_one_job_for_each_key() -> None:
     ]
     assert made.fresh[1:] == others
     assert made.answers == [0] * 5 + [1, 2]
+    kept = checked(unique=Unique("k"), delay=1)
+    assert plan([kept, checked(unique=Unique("k"), delay=2)], Seen(NOW)).fresh == [kept]
+    other = checked(type="other", unique=Unique("k", on_conflict="replace", max_wait=60), delay=2)
+    assert plan([kept, other], Seen(NOW)).fresh == [kept]
     assert jobs[0].unique is not None
     holder = stored(jobs[0], run_at=NOW)
     again = plan(jobs, Seen(NOW, held={jobs[0].unique.key: holder}))
