@@ -9,8 +9,9 @@ from contextlib import closing, contextmanager
 import psycopg
 import pytest
 
+from tenure.jobs.ids import new_id
 from tenure.store.postgres.writer import Postgres
-from tenure.store.tables import revisits
+from tenure.store.tables import flow, revisits
 from tests.support.graphs import STEPS, Graph
 from tests.support.raw_sql import NAMES, RawSql
 from tests.support.waiting import wait_until
@@ -194,6 +195,23 @@ def test_a_workflow_is_finished_while_a_job_of_it_comes_back(
         None,
         None,
     )
+
+
+def test_a_workflow_that_another_session_holds_is_finished_later(
+    url: str, raw: Connection, graph: Graph
+) -> None:
+    id = new_id()
+    graph.raw.run(
+        f"INSERT INTO {{workflow}} (id, created_at, created_by) VALUES ('{id}', {{now}}, 'x')"
+    )
+    ends = []
+    with closing(Postgres(url)) as db:
+        for hold in ("SELECT FROM tenure.workflow FOR UPDATE", "SELECT"):
+            with psycopg.connect(url) as other, committed(db):
+                other.execute(hold.encode())
+                flow.finish(db, [id])
+            ends += raw.execute("SELECT finished_at IS NULL FROM tenure.workflow").fetchall()
+    assert ends == [(True,), (False,)]
 
 
 def test_a_job_that_has_to_be_skipped_stays_on_the_list(raw: Connection, graph: Graph) -> None:
