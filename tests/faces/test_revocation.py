@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -11,6 +12,7 @@ from tenure import Tenure
 from tenure.http import token_cache, waiting
 from tenure.server import build
 from tests.support.http import Exchange
+from tests.support.raw_sql import RawSql
 
 
 @pytest.fixture
@@ -117,3 +119,42 @@ def test_a_wait_for_a_job_ends_with_its_token(app: Tenure) -> None:
     request = asyncio.run(wait_for_the_job())
     assert request.status == 401
     assert b"4111" not in request.answered
+
+
+def test_each_use_of_a_token_is_recorded_once(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_cache, "RECORD_SECONDS", 0)
+    secret, _ = app.tokens.create("reader", ["read"])
+    tokens = token_cache.TokenCache(app, (), closed=True)
+
+    async def ask(*secrets: str) -> None:
+        for one in secrets:
+            await tokens.caller(one.encode())
+
+    def used() -> bool:
+        app.core.store.write("operator", lambda db: None).result()  # after what is recorded
+        return app.tokens.list()[0].used_at is not None
+
+    asyncio.run(ask(secret, "another"))
+    assert used()
+    with closing(RawSql(app.database)) as raw:
+        raw.run("UPDATE tenure_access SET used_at = NULL")
+    asyncio.run(ask("another"))
+    assert not used()
+
+
+def test_tokens_are_read_again_while_they_are_still_fresh_enough(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_cache, "STALE_SECONDS", 3_600)
+    secret, _ = app.tokens.create("reader", ["read"])
+    tokens = token_cache.TokenCache(app, (), closed=True)
+
+    async def ask() -> bool:
+        found = await tokens.caller(secret.encode())
+        assert tokens._reading is not None
+        await tokens._reading
+        return found is not None
+
+    assert asyncio.run(ask())
+    app.tokens.revoke("reader")
+    assert [asyncio.run(ask()) for _ in range(2)] == [True, False]
