@@ -62,6 +62,7 @@ def test_a_worker_that_stops_says_so(
     app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = app_on_each_engine
+    monkeypatch.setattr(exchanges, "PRESENT_SECONDS", 3_600)
     started, goes_on = threading.Event(), threading.Event()
 
     @app.job

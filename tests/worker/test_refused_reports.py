@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from tenure import Status, Tenure
+from tenure.worker.health import Health
 from tests.support.clock import Clock
 from tests.support.waiting import wait_until
 from tests.support.workers import (
@@ -79,13 +80,15 @@ def test_an_outcome_that_cannot_be_recorded_at_all_is_left_to_the_lease(
     refuse(app, "NEW.event IN ('completed', 'failed') AND OLD.priority = 7")
     poison = app.enqueue("work", {"number": 0}, priority=7, max_retries=1)
     jobs = [app.enqueue("work", {"number": n}) for n in range(1, 10)]
-    with running_sweeper(app), running_worker(app, concurrency=30):
+    with running_sweeper(app), running_worker(app, concurrency=30) as worker:
         for job in jobs:
             assert wait_until_completed(app, job).attempts == 1
         wait_until(lambda: "cannot be recorded" in caplog.text, "the worker to give it up")
         clock.advance(31)
         assert wait_until_settled(app, poison).status is Status.FAILED
         assert wait_until_completed(app, app.enqueue("work", {"number": 1})).attempts == 1
+        wait_until(lambda: not worker._leases.to_renew(), "it to answer for no lease any more")
+        assert Health(worker).ready() == []
     assert transitions(app, poison) == ["enqueued", "claimed", "lease_expired"]
 
 
@@ -101,6 +104,7 @@ def test_an_outcome_that_the_store_did_not_take_is_kept(
         )
     kept = re.findall(r"it keeps (\d+) outcomes? and", caplog.text)
     assert kept[0] == "1"
+    assert {record.name.partition(".")[0] for record in caplog.records} == {"tenure"}
 
 
 def test_a_worker_that_stops_does_not_wait_for_what_cannot_be_recorded(ready: Tenure) -> None:
