@@ -51,8 +51,10 @@ def hold(db: Database, reports: Sequence[Report], others: Sequence[str]) -> None
 
 def settle(db: Database, reports: Sequence[Report]) -> list[Verdict]:
     """Record the reports of workers; return one verdict per report, in order."""
-    if said := [r for r in reports if r.notes is not None]:
-        write_notes(db, [(r.job_id, r.lease_id, r.notes, not _may_wait(r)) for r in said])
+    if said := [
+        (r.job_id, r.lease_id, r.notes, not _may_wait(r)) for r in reports if r.notes is not None
+    ]:
+        write_notes(db, said)
     verdicts: dict[int, Verdict] = {}
     completed = [r for r in reports if r.outcome is Outcome.COMPLETED]
     done = db.complete(completed) if completed else set()

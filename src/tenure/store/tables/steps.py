@@ -101,16 +101,16 @@ def record_within(engine: str, job_id: str, lease_id: str, step: Record) -> Asks
         raise LeaseLost(job_id)
 
 
-def write_notes(db: Statements, said: Sequence[tuple[str, str, Notes | None, bool]]) -> None:
+def write_notes(db: Statements, said: Sequence[tuple[str, str, Notes, bool]]) -> None:
     """Store notes of (job id, lease id) attempts whose lease is held.
 
     The last of the four says whether to wait for a lock on the job, such as that of a heartbeat.
     Otherwise the notes are left out: the report that brings them is sent again.
     """
-    progress.record(db, [(id, lease, n.progress) for id, lease, n, _ in said if n and n.progress])
+    progress.record(db, [(id, lease, n.progress) for id, lease, n, _ in said if n.progress])
     is_id = db.dialect.is_id
     for job_id, lease_id, notes, waits in sorted(said, key=lambda one: one[0]):
-        if notes and notes.state is not None and is_id(job_id) and is_id(lease_id):
+        if notes.state is not None and is_id(job_id) and is_id(lease_id):
             _written(db, KEEP, job_id, lease_id, notes.state, waits=waits)
 
 
