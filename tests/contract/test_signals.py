@@ -24,7 +24,7 @@ from tenure.errors import (
 from tenure.events import Cancelled
 from tenure.jobs.queries import Filter
 from tenure.jobs.signals import NewSignal, new_token, token_digest
-from tenure.jobs.steps import KeepToken
+from tenure.jobs.steps import FindSignal, FoundSignal, KeepToken
 from tenure.jobs.work import Answer, ClaimRequest, Duty, Lease, Verdict
 from tenure.store import transitions
 from tenure.store.borrowed import signals as sending
@@ -410,3 +410,12 @@ def test_two_uses_of_a_token_at_once(harness: StoreHarness, app: Tenure) -> None
         thread.join()
     assert sorted(map(str, ends)) == ["1", "used", "used", "used"]
     harness.report(report_completed(lease))
+
+
+def test_a_signal_of_plain_sql_may_have_no_payload(harness: StoreHarness) -> None:
+    job = harness.add()
+    harness.sql.run(
+        f"INSERT INTO {{signal}} (job_id, name, number, at) VALUES ('{job.id}', 'paid', 1, {{now}})"
+    )
+    asked = FindSignal("paid", 1)
+    assert signals.find(harness.store.read, job.id, asked) == FoundSignal("null")

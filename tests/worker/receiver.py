@@ -70,12 +70,12 @@ def receiving(*answers: bytes, tls: ssl.SSLContext | None = None) -> Iterator[Re
 
 
 @contextlib.contextmanager
-def delivering(app: Tenure, *, private: bool = True) -> Iterator[None]:
+def delivering(app: Tenure, *, private: bool = True) -> Iterator[WebhookDelivery]:
     """What a server does for webhooks."""
     delivery = WebhookDelivery(app, private=private)
     delivery.start()
     try:
         with running_sweeper(app):
-            yield
+            yield delivery
     finally:
         delivery.stop()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+
+import pytest
 
 from tenure import Tenure
+from tenure.worker import demand
 from tests.support.programs import Program
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import running_worker, wait_until_completed
@@ -20,7 +24,18 @@ with Tenure(sys.argv[1]) as app:
 """
 
 
-def test_from_the_same_process(app_on_each_engine: Tenure) -> None:
+@pytest.fixture
+def never_asks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From then on, workers ask for jobs only if they are notified."""
+
+    def set_pauses() -> None:
+        for name in ("POLL_SECONDS", "QUIET_POLL_SECONDS", "SURE_POLL_SECONDS"):
+            monkeypatch.setattr(demand, name, 3_600)
+
+    return set_pauses
+
+
+def test_from_the_same_process(app_on_each_engine: Tenure, never_asks: Callable[[], None]) -> None:
     app = app_on_each_engine
 
     @app.job
@@ -30,6 +45,7 @@ def test_from_the_same_process(app_on_each_engine: Tenure) -> None:
     with running_worker(app):
         for number in range(20):  # each when the one before has ended: the queue is idle
             assert wait_until_completed(app, work.enqueue(number)).result_json == str(number)
+            never_asks()
 
 
 def test_from_another_process(app_on_each_engine: Tenure) -> None:

@@ -57,8 +57,11 @@ def test_a_silent_receiver_delays_no_other(app_on_each_engine: Tenure, silent: S
         app.webhooks.create("a", silent.url, ["enqueued"])  # its deliveries are added first
         app.webhooks.create("good", good.url, ["enqueued"])
         app.enqueue_many([NewJob("mail", {}, {}) for _ in range(JOBS)])
-        with delivering(app):
+        with delivering(app) as delivery:
+            for name in ("good", "gone"):
+                delivery._receivers.timed_out(queue_of(name), 0)
             wait_until(lambda: len(good.requests) == JOBS, "all of the other deliveries")
+            assert delivery._receivers._silent.keys() == {queue_of("gone")}, "good has answered"
             assert by_queue(app, Status.PROCESSING)["a"] <= MAX_OF_ONE
             failed = [job for job in app.find(type="tenure.webhook", limit=500) if job.last_error]
             assert failed == []  # not after ten seconds, but at once
