@@ -13,8 +13,10 @@ from psycopg.errors import RaiseException
 
 from tenure import NewJob, Tenure, Unique
 from tenure.errors import WriteRefused
+from tests.support.clock import Clock
 from tests.support.http import api_client, assert_problem
 from tests.support.raw_sql import RawSql
+from tests.support.store import LEASE_SECONDS, claim_request
 
 
 def within(app: Tenure, new_jobs: list[NewJob]) -> None:
@@ -84,3 +86,29 @@ def test_what_another_trigger_refuses_is_said_in_one_error(app_on_each_engine: T
         answer = api.post("/jobs", json={"type": "mail", "priority": 7})
         assert "tenant 12" not in assert_problem(answer, 409, "write_refused")["detail"]
     assert app.count().jobs == 0
+
+
+@pytest.mark.own_database
+def test_a_lease_that_cannot_be_ended_holds_up_no_other(
+    app_on_each_engine: Tenure, clock: Clock
+) -> None:
+    """One refused row failed each sweep: the leases of other dead workers never ended."""
+    app = app_on_each_engine
+    with closing(RawSql(app.database)) as sql:
+        refusing = "BEGIN SELECT raise(ABORT, 'not tenant 12'); END"
+        if sql.engine == "postgres":
+            body = "BEGIN RAISE EXCEPTION 'not tenant 12'; END"
+            sql.run(f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
+            refusing = "EXECUTE FUNCTION refuse()"
+        each = "FOR EACH ROW " if sql.engine == "postgres" else ""
+        condition = f"{each}WHEN (new.priority = 7 AND new.status <> 'processing')"
+        sql.run(f"CREATE TRIGGER refusing BEFORE UPDATE ON {{job}} {condition} {refusing}")
+    held = app.enqueue("mail", priority=7)
+    others = app.enqueue_many([NewJob("mail", {}, {}) for _ in range(2)])
+    app.core.claim(claim_request(3))
+    clock.advance(LEASE_SECONDS)
+    ended = app.core.store.sweep().result()
+    assert {steps[0].id for steps in ended} == {one.id for one in others}
+    assert app.get(held.id).status == "processing"
+    with pytest.raises(WriteRefused, match="not tenant 12"):
+        app.core.store.sweep().result()

@@ -28,7 +28,7 @@ from tenure.jobs.work import (
     Verdict,
 )
 from tenure.lifecycle import FINAL_FAILURE, Job, Status, decide, follow, legal_events, retry_in
-from tenure.store.protocol import Database
+from tenure.store.protocol import Database, Trouble
 from tenure.store.rows import CHANGED_BY
 from tenure.store.tables import limits, signals, unique_keys
 from tenure.store.tables.steps import write_notes
@@ -263,9 +263,41 @@ def _sweep(db: Database, jobs: Sequence[Job], event: events.Event) -> list[Steps
             changes.append((job, follow(job, event, now)))
         except IllegalTransition:  # the lease was renewed between the read and `now`
             continue
-    save(db, changes)
-    signals.end_waits(db, [job for job, _ in changes])
-    return [steps for _, steps in changes]
+    saved = _save_what_is_not_refused(db, changes) if changes else []
+    signals.end_waits(db, [job for job, _ in saved])
+    return [steps for _, steps in saved]
+
+
+def _save_what_is_not_refused(
+    db: Database, changes: Sequence[tuple[Job, Steps]]
+) -> Sequence[tuple[Job, Steps]]:
+    """Save the steps of each job unless the database refuses them; return what was saved.
+
+    A trigger that is not from Tenure may refuse one, again at each sweep: the others must not wait
+    for it. Raises the error if all are refused.
+    """
+    db.savepoint()
+    try:
+        save(db, changes)
+        return changes
+    except Exception as error:
+        if db.trouble(error) is not Trouble.REFUSED:
+            raise
+        refusal = error
+    db.undo_to_savepoint()
+    saved = list[tuple[Job, Steps]]()
+    for change in changes if len(changes) > 1 else ():
+        db.savepoint()
+        try:
+            save(db, [change])
+            saved.append(change)
+        except Exception as error:
+            if db.trouble(error) is not Trouble.REFUSED:
+                raise
+            db.undo_to_savepoint()
+    if not saved:
+        raise refusal
+    return saved
 
 
 def save(db: Database, changes: Sequence[tuple[Job, Steps]]) -> None:
