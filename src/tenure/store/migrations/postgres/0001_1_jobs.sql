@@ -113,6 +113,8 @@ CREATE TABLE {schema}.arrival (
 );
 ALTER TABLE {schema}.arrival ALTER ids SET STORAGE EXTERNAL; -- to try to compress ids is in vain
 CREATE INDEX arrival_at ON {schema}.arrival (status, at);
+-- In a publication, a row without a key could not be deleted. Elsewhere this costs nothing.
+ALTER TABLE {schema}.arrival REPLICA IDENTITY FULL;
 
 -- What retention has looked at where types or queues have rules: the settled jobs of a queue and type, of about
 -- a minute before `at`. So what is kept longer is not in the way of the rest.
@@ -128,6 +130,7 @@ CREATE TABLE {schema}.kept (
 );
 ALTER TABLE {schema}.kept ALTER ids SET STORAGE EXTERNAL;
 CREATE INDEX kept_at ON {schema}.kept (status, queue, type, at);
+ALTER TABLE {schema}.kept REPLICA IDENTITY FULL;
 
 -- The ledger: one row per transition, written by triggers only. Sequence numbers commit out of order, so
 -- the stream is read by transaction first, up to the oldest one still running.

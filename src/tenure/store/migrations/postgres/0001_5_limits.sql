@@ -4,6 +4,8 @@
 CREATE SEQUENCE {schema}.limit_edition_seq;
 GRANT SELECT ON SEQUENCE {schema}.limit_edition_seq TO PUBLIC;
 CREATE TABLE {schema}.limit_edition (edition bigint NOT NULL);
+ALTER TABLE {schema}.limit_edition REPLICA IDENTITY FULL; -- for publications
+ALTER TABLE {schema}.limit_change REPLICA IDENTITY FULL;
 INSERT INTO {schema}.limit_edition VALUES (0);
 
 -- In a transaction with one snapshot: fail with a serialization error if that is too old. The sequence
