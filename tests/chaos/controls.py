@@ -372,7 +372,7 @@ UNNEEDED: Mapping[str, str] = {
     f"{HOT_PATH} enqueue_many: without max_pending IS NOT NULL": LONGER_WAY,
     f"{HOT_PATH} enqueue_one: without q.max_pending IS NOT NULL": LONGER_WAY,
     f"{HOT_PATH} limited(names text[]): without q.max_pending IS NOT NULL": LONGER_WAY,
-    f"{SQLITE} DELETE_SETTLED: without finished_at <= ?": "bounds the search; the ledger's end"
+    f"{SQLITE} DELETABLE: without finished_at <= ?": "bounds the search; the ledger's end"
     " beside it decides",
     f"{HOT_PATH} claim: without status = 'pending'": "picked and locked in the statement before",
 }

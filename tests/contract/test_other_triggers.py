@@ -13,10 +13,8 @@ from psycopg.errors import RaiseException
 
 from tenure import NewJob, Tenure, Unique
 from tenure.errors import WriteRefused
-from tests.support.clock import Clock
+from tests.contract.other_triggers import add_trigger
 from tests.support.http import api_client, assert_problem
-from tests.support.raw_sql import RawSql
-from tests.support.store import LEASE_SECONDS, claim_request
 
 
 def within(app: Tenure, new_jobs: list[NewJob]) -> None:
@@ -30,25 +28,11 @@ def within(app: Tenure, new_jobs: list[NewJob]) -> None:
             app.within(connection).enqueue_many(new_jobs)
 
 
-def add_trigger(app: Tenure, moment: str, condition: str, *, drops: bool = False) -> None:
-    """Add a trigger to the jobs that refuses the rows of a condition, or drops them unsaid."""
-    with closing(RawSql(app.database)) as sql:
-        if sql.engine == "postgres":
-            refusal = "RAISE EXCEPTION 'no tenant 12' USING DETAIL = new.payload"
-            body = f"BEGIN {'RETURN NULL' if drops else refusal}; END"
-            sql.run(f"CREATE FUNCTION act() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
-            act = f"FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION act()"
-        else:
-            refusal = "IGNORE" if drops else "ABORT, 'no tenant 12'"
-            act = f"WHEN ({condition}) BEGIN SELECT raise({refusal}); END"
-        sql.run(f"CREATE TRIGGER another {moment} ON {{job}} {act}")
-
-
 @pytest.mark.own_database
 def test_what_another_trigger_drops_is_not_acknowledged(app_on_each_engine: Tenure) -> None:
     """PostgreSQL's answer was an id, and the job was nowhere."""
     app = app_on_each_engine
-    add_trigger(app, "BEFORE INSERT", "new.priority = 7", drops=True)
+    add_trigger(app.database, "BEFORE INSERT", "new.priority = 7", drops=True)
     unique = Unique(by="key")
     parent = app.enqueue("mail")
     adding: tuple[Callable[[], Any], ...] = (
@@ -73,7 +57,7 @@ def test_what_another_trigger_drops_is_not_acknowledged(app_on_each_engine: Tenu
 def test_what_another_trigger_refuses_is_said_in_one_error(app_on_each_engine: Tenure) -> None:
     """It was an error of the driver, a traceback of the command line, and 500 over HTTP."""
     app = app_on_each_engine
-    add_trigger(app, "BEFORE INSERT", "new.priority = 7")
+    add_trigger(app.database, "BEFORE INSERT", "new.priority = 7")
     adding: tuple[Callable[[], Any], ...] = (
         lambda: app.enqueue("mail", priority=7),
         lambda: app.enqueue_many([NewJob("mail", {}, {}), NewJob("mail", {}, {"priority": 7})]),
@@ -85,21 +69,3 @@ def test_what_another_trigger_refuses_is_said_in_one_error(app_on_each_engine: T
         answer = api.post("/jobs", json={"type": "mail", "priority": 7})
         assert "tenant 12" not in assert_problem(answer, 409, "write_refused")["detail"]
     assert app.count().jobs == 0
-
-
-@pytest.mark.own_database
-def test_a_lease_that_cannot_be_ended_holds_up_no_other(
-    app_on_each_engine: Tenure, clock: Clock
-) -> None:
-    """One refused row failed each sweep: the leases of other dead workers never ended."""
-    app = app_on_each_engine
-    add_trigger(app, "BEFORE UPDATE", "new.priority = 7 AND new.status <> 'processing'")
-    held = app.enqueue("mail", priority=7)
-    others = app.enqueue_many([NewJob("mail", {}, {}) for _ in range(2)])
-    app.core.claim(claim_request(3))
-    clock.advance(LEASE_SECONDS)
-    ended = app.core.store.sweep().result()
-    assert {steps[0].id for steps in ended} == {one.id for one in others}
-    assert app.get(held.id).status == "processing"
-    with pytest.raises(WriteRefused, match="no tenant 12"):
-        app.core.store.sweep().result()

@@ -147,6 +147,26 @@ def test_a_failure_that_lasts_is_logged_now_and_then(
     assert caplog.text.count("the sweep failed") == 2
 
 
+def test_jobs_that_cannot_be_deleted_are_logged_once(
+    app: Tenure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settle(app, Outcome.COMPLETED, 2)
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as database:
+        database.execute(
+            "CREATE TRIGGER test_refuse BEFORE DELETE ON tenure_job"
+            " BEGIN SELECT RAISE(ABORT, 'test: indigestible'); END"
+        )
+    monkeypatch.setattr(maintenance, "PRUNE_EVERY_SECONDS", 0)
+    sweeper = MaintenanceThread(app, keep={"completed": 0})
+    while app.core.measure():
+        pass
+    wait_until(lambda: (sweeper.do_once(), "2 settled jobs cannot be deleted" in caplog.text)[1])
+    for _ in range(5):
+        sweeper.do_once()
+    assert caplog.text.count("indigestible") == 1
+    assert len(app.find()) == 2
+
+
 def test_on_sqlite_a_look_for_duties_does_not_wait_for_who_writes(
     app: Tenure, tmp_path: Path
 ) -> None:

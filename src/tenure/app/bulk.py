@@ -6,7 +6,7 @@ import logging
 from functools import partial
 
 from tenure.app.core import MAX_COUNTED, Core, Noun
-from tenure.errors import BulkNotFound
+from tenure.errors import BulkNotFound, StoreUnavailable, TenureError
 from tenure.jobs import ids
 from tenure.jobs.enqueue import MAX_RETRIES, whole
 from tenure.jobs.names import check_reason
@@ -128,10 +128,21 @@ class BulkActions(Noun):
 
 
 def run_batches(core: Core) -> int:
-    """Do one batch of every action that has not ended; return how many there were."""
+    """Do one batch of every action that has not ended; return how many there were.
+
+    Of actions that are refused, such as one that is gone by now, it raises the error of the first.
+    """
     unfinished = bulks.latest(core.store.read, MAX_LISTED, unfinished=True)
+    refused = list[TenureError]()
     for bulk in unfinished:
-        run_batch(core, bulk)
+        try:
+            run_batch(core, bulk)
+        except StoreUnavailable:
+            raise
+        except TenureError as error:  # it holds up no other one
+            refused.append(error)
+    for refusal in refused:
+        raise refusal
     return len(unfinished)
 
 

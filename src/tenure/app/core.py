@@ -29,6 +29,7 @@ from tenure.jobs.steps import ReadParents, StepAnswer, StepCall
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
 from tenure.lifecycle import Job
 from tenure.store import Store, is_sqlite, open_store, search
+from tenure.store.retention import Note
 from tenure.store.tables import flow, progress, sessions, tokens, webhooks
 from tenure.store.tables.bulk import about
 from tenure.store.tables.stats import Place
@@ -342,31 +343,31 @@ class Core:
         """Return the end of the ledger, and how far the statistics are behind if they are."""
         return self.store.stats_reach()
 
-    def prune(self, keep: Mapping[str, Duration]) -> int:
+    def prune(self, keep: Mapping[str, Duration], note: Note = lambda _: None) -> int:
         """Delete a batch of jobs settled longer ago than `keep` says by status; return how many.
 
         The rules of types and queues come before `keep`. Call again while the answer is not 0. Jobs
-        stay until all their transitions are in the statistics, and up to an hour more until
-        webhooks have them.
+        stay until all their transitions are in the statistics, up to an hour more until webhooks
+        have them, and as long as the database refuses to delete them: `note` gets its error.
         """
-        ages = retention(keep)
         now = self.clock()
-        before = {status: now - timedelta(seconds=age) for status, age in ages.items()}
-        return self.store.prune(before).result()
+        before = {status: now - timedelta(seconds=age) for status, age in retention(keep).items()}
+        return self.store.prune(before, note=note).result()
 
     def forward_to_webhooks(self, *, without_errors: bool = False) -> int:
         """Add delivery jobs for the next transitions; return how many webhooks have more."""
-        behind = 0
+        behind, errors = 0, list[BaseException | None]()
         for hook in webhooks.every(self.store.read):
             wanted = EventFilter(events=hook.events, types=hook.types, queues=hook.queues)
             page = self.store.read.transitions(hook.position, deliveries.BATCH, wanted)
             if page.position != hook.position:
                 jobs = deliveries.deliveries_of(hook, page.events, without_errors=without_errors)
-                forward = partial(
-                    webhooks.forward, hook=hook, deliveries=jobs, position=page.position
-                )
-                self.store.write("webhook", forward, brings=bool if jobs else nothing).result()
+                add = partial(webhooks.forward, hook=hook, deliveries=jobs, position=page.position)
+                written = self.store.write("webhook", add, brings=bool if jobs else nothing)
+                errors.append(written.exception())  # which holds up no other one
             behind += page.more
+        for error in filter(None, errors):
+            raise error
         return behind
 
     def webhook_target(self, name: str, id: str) -> tuple[str, str] | None:

@@ -34,8 +34,8 @@ def declare(core: Core) -> None:
 def decide_due(core: Core, left: set[str]) -> bool:
     """Decide due ticks; return whether there may be more.
 
-    Schedules that this process cannot decide are logged, added to `left`, and passed over while
-    they are in it.
+    Schedules that this process cannot decide, or whose jobs the database refuses, are logged, added
+    to `left`, and passed over while they are in it.
     """
     core.defaults.refresh()
     act = partial(
@@ -47,7 +47,9 @@ def decide_due(core: Core, left: set[str]) -> bool:
     written = core.store.write("schedule", act, brings=lambda answer: bool(answer[0]))
     number, undecided = written.result()
     for name, error in undecided.items():
-        log.warning("schedule %s is left to processes that can decide it: %s", name, error)
+        log.warning(
+            "schedule %s is left for a minute, or to a process that can decide it: %s", name, error
+        )
     left.update(undecided)
     return number == fires.BATCH
 

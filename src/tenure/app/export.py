@@ -65,7 +65,7 @@ def export(
     - `format`: `"jsonl"`, one line of JSON for each job, or `"parquet"`, which needs the extra
       `parquet`. Default: `"jsonl"`.
     - `delete`: delete the jobs of each file when it is on disk, except jobs that have changed
-      since and jobs that retention would keep.
+      since, jobs that retention would keep, and jobs that the database refuses to delete.
 
     Yields each file. Raises InvalidInput, before it writes anything, and OSError.
     """

@@ -154,9 +154,14 @@ class Store:
         """
         return self.write("sweep", lambda db: times.set_right(db, limit), brings=bool)
 
-    def prune(self, settled_before: Mapping[str, datetime], limit: int = 500) -> Future[int]:
+    def prune(
+        self,
+        settled_before: Mapping[str, datetime],
+        limit: int = 500,
+        note: retention.Note = lambda _: None,
+    ) -> Future[int]:
         """Delete jobs (status -> settled before) and their ledger, as `retention.prune` does."""
-        prune = partial(retention.prune, settled_before=settled_before, limit=limit)
+        prune = partial(retention.prune, settled_before=settled_before, limit=limit, note=note)
         return self.write("prune", prune, brings=nothing)
 
     def update_stats(self, *, yielding: bool = False) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
 
 from tenure import failpoints
 from tenure.dependency import Dependency
-from tenure.errors import InvalidInput
+from tenure.errors import InvalidInput, TenureError
 from tenure.events import Cancelled
 from tenure.jobs.enqueue import CheckedJob, linked
 from tenure.jobs.fires import (
@@ -48,6 +49,7 @@ from tenure.store import enqueue, transitions
 from tenure.store.dialect import Reads
 from tenure.store.duties import AHEAD
 from tenure.store.protocol import Database
+from tenure.store.refusals import unless_refused
 from tenure.store.tables import schedules
 
 log = logging.getLogger(__name__)
@@ -62,12 +64,12 @@ MIN_STEP_SECONDS = 60
 
 def evaluate(
     db: Database, declared: Collection[str], defaults: Defaults, left: Collection[str]
-) -> tuple[int, Mapping[str, InvalidInput]]:
+) -> tuple[int, Mapping[str, TenureError]]:
     """Decide the due ticks of up to BATCH schedules. Call again after BATCH.
 
     Of the schedules in code it decides only the `declared` ones, and none of `left`. If a
     schedule or its last job is locked, it waits for the next call. Returns how many schedules
-    were looked at, and what this process cannot decide: name -> why.
+    were looked at, and what this process cannot decide, or the database refuses: name -> why.
     """
     d = db.dialect
     here = f" OR name IN ({d.values(len(declared))})" if declared else ""
@@ -83,18 +85,22 @@ def evaluate(
     ids = {id for some in before.values() for id in some}
     busy = db.busy(sorted(ids)) if ids else set()
     free = [one for one in due if not before[one.name] & busy]
-    return len(free), decide(db, free, defaults, before) if free else {}
+    if not free:
+        return 0, {}
+    done, undecided = _decide(db, free, defaults, before)
+    _, refused = unless_refused(db, partial(carry_out, db), done) if done else ((), ())
+    return len(free), {**undecided, **{one.schedule.name: error for one, error in refused}}
 
 
-def decide(
+def _decide(
     db: Database, due: Sequence[Schedule], defaults: Defaults, before: Mapping[str, set[str]]
-) -> Mapping[str, InvalidInput]:
-    """Decide the due ticks of locked schedules that are not paused.
+) -> tuple[Sequence[Advance], Mapping[str, TenureError]]:
+    """Decide the due ticks of locked schedules that are not paused; nothing is written yet.
 
-    `before` has the jobs of each, as `_jobs_before` finds them. Returns the schedules that this
-    process cannot decide: name -> why. They do not change.
+    `before` has the jobs of each, as `_jobs_before` finds them. Returns beside the decisions the
+    schedules that this process cannot decide: name -> why.
     """
-    now, done, undecided = db.now(), list[Advance](), dict[str, InvalidInput]()
+    now, done, undecided = db.now(), list[Advance](), dict[str, TenureError]()
     fired, held = _fired_ahead(db, due), _open_jobs(db, due, before)
     for schedule in due:
         jobs = held[schedule.name]
@@ -106,8 +112,7 @@ def decide(
             done.append(advance(schedule, decision, now, defaults, None, list(jobs)))
         except InvalidInput as error:
             undecided[schedule.name] = error
-    carry_out(db, done)
-    return undecided
+    return done, undecided
 
 
 def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
@@ -314,8 +319,10 @@ def catch_up_to_now(db: Database, schedule: Schedule, defaults: Defaults) -> Non
     """
     if schedule.paused_at is None:
         due = [schedule]
-        for error in decide(db, due, defaults, _jobs_before(db, due)).values():
+        done, undecided = _decide(db, due, defaults, _jobs_before(db, due))
+        for error in undecided.values():
             raise error
+        carry_out(db, done)
         return
     _add_no_jobs(db, schedule, FireOutcome.PAUSED, How.DUE, defaults)
 

@@ -8,10 +8,11 @@ thread outside it. Neither decides anything: guarded writes report which rows th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from tenure.errors import StoreMoved, StoreUnavailable, TenureError, WriteRefused
 from tenure.jobs.enqueue import CheckedJob
@@ -62,6 +63,14 @@ def answer_to(trouble: Trouble, error: Exception) -> TenureError:
     return answer
 
 
+class Passed(NamedTuple):
+    """The last workflow that retention passes over, and since when it passes over some."""
+
+    since: datetime
+    finished_at: Any
+    id: str
+
+
 class Alone(Protocol):
     """What is one statement and one transaction, for a database a round trip away."""
 
@@ -85,6 +94,9 @@ class Database(Statements, Protocol):
 
     full_at: float
     """When a write found the disk full last, in monotonic seconds."""
+
+    passed: dict[Sequence[str], Passed]
+    """By what their jobs ended as: up to where workflows could not be deleted, lately."""
 
     @property
     def alone(self) -> Alone | None:
@@ -186,13 +198,13 @@ class Database(Statements, Protocol):
 
     def delete_settled(
         self, cutoffs: Cutoffs, until: int, place: Sequence[int], limit: int
-    ) -> tuple[list[tuple[str, str, int]], int]:
+    ) -> tuple[Counter[tuple[str, str, str]], int, Sequence[tuple[Any, TenureError]]]:
         """Delete up to `limit` jobs that settled before their cutoff, and their ledger.
 
         Only jobs that settled at `until` (milliseconds) or before, and without an entry after
-        `place`. Returns queue, type and number of what was deleted, where a pair may come
-        repeatedly, and how many jobs were put aside because their rule keeps them longer: what is
-        behind them may come next.
+        `place`. Returns how many of a status, queue and type were deleted, how many jobs were put
+        aside because their rule keeps them longer or the database refuses to delete them (what is
+        behind them may come next), and what it refuses, each with its error.
         """
 
     def trouble(self, error: Exception) -> Trouble:

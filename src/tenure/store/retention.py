@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from tenure.errors import TenureError, WriteRefused
 from tenure.jobs.retention import STATUSES, Cutoffs, RetentionRules
+from tenure.jobs.text import quantity
 from tenure.store.protocol import Database
 from tenure.store.tables import flow, retention, webhooks, workers
+
+log = logging.getLogger(__name__)
 
 MAX_WAIT = timedelta(hours=1)
 """How much longer a settled job is kept until each webhook has its transitions."""
 
+Note: TypeAlias = Callable[[TenureError], None]
+"""Gets what the database refuses to delete."""
 Pass: TypeAlias = tuple[timedelta, int, Sequence[int]]
 """How much longer jobs are kept, and the time and the place in the ledger up to which they go."""
 
 
-def prune(db: Database, settled_before: Mapping[str, datetime], limit: int) -> int:
+def prune(
+    db: Database,
+    settled_before: Mapping[str, datetime],
+    limit: int,
+    note: Note = lambda _: None,
+) -> int:
     """Delete up to `limit` jobs of a status (key) settled before its time, or before their rule's.
 
-    Returns how many are deleted, or are put aside as kept longer: 0 if all is done.
+    Returns how many are deleted, or are put aside as kept longer: 0 if all is done. Calls `note` if
+    the database refuses to delete some: they are put aside, too.
 
     Only jobs whose transitions are all in the statistics, to which the next batch is added first,
     and, for up to MAX_WAIT more, delivered to webhooks. What is so ends at a place in the ledger
@@ -29,35 +42,49 @@ def prune(db: Database, settled_before: Mapping[str, datetime], limit: int) -> i
     """
     passes, rules = _passes(db), RetentionRules(retention.every(db))
     removed: Counter[tuple[str, str, str]] = Counter()
+    refused: list[tuple[Any, TenureError]] = []
     aside = 0
     for status in STATUSES:
         for wait, until, place in passes:
             if (left := limit - removed.total() - aside) > 0:
                 cutoffs = Cutoffs(rules, status, db.now(), settled_before.get(status), wait)
-                gone, kept = db.delete_settled(cutoffs, until, place, left)
+                gone, kept, some = db.delete_settled(cutoffs, until, place, left)
                 aside += kept
-                for queue, type, jobs in gone:
-                    removed[status, queue, type] += jobs
+                removed += gone
+                refused += some
     for wait, _, place in passes:
         old = {status: time - wait for status, time in settled_before.items()}
         if (left := limit - removed.total()) > 0:
-            removed += flow.prune(db, old, place, left)
+            gone, some = flow.prune(db, old, place, left)
+            aside += len(some)
+            removed += gone
+            refused += some
     if removed:
         db.stats.take_out(removed)
     else:
         workers.forget(db)
+    if refused:
+        note(_refusal(refused))
     return removed.total() + aside
 
 
 def delete_unchanged(db: Database, entries: Mapping[str, int]) -> int:
     """Delete the jobs (id -> entries of its ledger) that have not changed since; return how many.
 
-    Jobs that `prune` would leave are left.
+    Jobs that `prune` would leave are left, and jobs that the database refuses to delete.
     """
     *_, (_, _, place) = _passes(db)
-    removed = flow.prune_unchanged(db, entries, place)
+    removed, refused = flow.prune_unchanged(db, entries, place)
     db.stats.take_out(removed)
+    if refused:
+        log.warning("%s", _refusal(refused))
     return removed.total()
+
+
+def _refusal(refused: Sequence[tuple[Any, TenureError]]) -> WriteRefused:
+    (job_id, *_), error = refused[0]
+    jobs = quantity(len(refused), "settled job")
+    return WriteRefused(f"{jobs} cannot be deleted, such as {job_id}: {error}")
 
 
 def _passes(db: Database) -> list[Pass]:

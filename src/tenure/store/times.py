@@ -9,7 +9,7 @@ from tenure.jobs.text import quantity
 from tenure.lifecycle import follow
 from tenure.store.protocol import Database
 from tenure.store.tables import limits
-from tenure.store.transitions import Steps, save
+from tenure.store.transitions import Steps, save_unless_refused
 
 log = logging.getLogger(__name__)
 
@@ -48,5 +48,7 @@ def set_right(db: Database, limit: int) -> list[Steps]:
     jobs = db.lock([id for (id,) in db.rows(late, (limit,))])
     due = Amended(changes={"run_at": db.now()}, actor=SWEEP)
     changes = [(job, follow(job, due, db.now())) for job in jobs.values()]
-    save(db, changes)
-    return [steps for _, steps in changes]
+    saved, refused = save_unless_refused(db, changes)
+    for _, refusal in [] if saved else refused:
+        raise refusal
+    return [steps for _, steps in saved]

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from msgspec.structs import replace
 
 from tenure import events, failpoints
-from tenure.errors import IllegalTransition, JobNotFound, LeaseLost
+from tenure.errors import IllegalTransition, JobNotFound, LeaseLost, TenureError
 from tenure.jobs.names import RESERVED
 from tenure.jobs.parking import Wait
 from tenure.jobs.work import (
@@ -28,7 +28,8 @@ from tenure.jobs.work import (
     Verdict,
 )
 from tenure.lifecycle import FINAL_FAILURE, Job, Status, decide, follow, legal_events, retry_in
-from tenure.store.protocol import Database, Trouble
+from tenure.store.protocol import Database
+from tenure.store.refusals import unless_refused
 from tenure.store.rows import CHANGED_BY
 from tenure.store.tables import limits, signals, unique_keys
 from tenure.store.tables.steps import write_notes
@@ -263,41 +264,27 @@ def _sweep(db: Database, jobs: Sequence[Job], event: events.Event) -> list[Steps
             changes.append((job, follow(job, event, now)))
         except IllegalTransition:  # the lease was renewed between the read and `now`
             continue
-    saved = _save_what_is_not_refused(db, changes) if changes else []
+    saved, refused = save_unless_refused(db, changes)
+    for _, refusal in [] if saved else refused:
+        raise refusal
     signals.end_waits(db, [job for job, _ in saved])
     return [steps for _, steps in saved]
 
 
-def _save_what_is_not_refused(
+def save_unless_refused(
     db: Database, changes: Sequence[tuple[Job, Steps]]
-) -> Sequence[tuple[Job, Steps]]:
-    """Save the steps of each job unless the database refuses them; return what was saved.
+) -> tuple[list[tuple[Job, Steps]], list[tuple[tuple[Job, Steps], TenureError]]]:
+    """Save the steps of each job, unless the database refuses them.
 
-    A trigger that is not from Tenure may refuse one, again at each sweep: the others must not wait
-    for it. Raises the error if all are refused.
+    Returns what was saved, and the others, each with its error.
     """
-    db.savepoint()
-    try:
-        save(db, changes)
-        return changes
-    except Exception as error:
-        if db.trouble(error) is not Trouble.REFUSED:
-            raise
-        refusal = error
-    db.undo_to_savepoint()
-    saved = list[tuple[Job, Steps]]()
-    for change in changes if len(changes) > 1 else ():
-        db.savepoint()
-        try:
-            save(db, [change])
-            saved.append(change)
-        except Exception as error:
-            if db.trouble(error) is not Trouble.REFUSED:
-                raise
-            db.undo_to_savepoint()
-    if not saved:
-        raise refusal
-    return saved
+
+    def write(some: Sequence[tuple[Job, Steps]]) -> Sequence[tuple[Job, Steps]]:
+        save(db, some)
+        return some
+
+    saved, refused = unless_refused(db, write, changes) if changes else ([], [])
+    return [change for some in saved for change in some], refused
 
 
 def save(db: Database, changes: Sequence[tuple[Job, Steps]]) -> None:

@@ -170,6 +170,8 @@ def rest_of(
 def may_bring_work(work: Work, answer: Any) -> bool:
     if isinstance(work, ExchangeWork):
         return adds_jobs(work.reports) or any(r.outcome != "completed" for r in work.reports)
+    if isinstance(answer, TenureError):  # nothing was written
+        return False
     return not isinstance(work, CallWork) or work.brings(answer)
 
 

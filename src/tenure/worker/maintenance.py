@@ -221,8 +221,12 @@ class MaintenanceThread(threading.Thread):
         wanted = self._keep or Duty.RETENTION in self._found
         if wanted and time.monotonic() >= self._prune_at:
             self._prune_at = time.monotonic() + PRUNE_EVERY_SECONDS
-            if self._repeat(lambda: self._core.prune(self._keep), PRUNE_SHARE):
+            refused = list[Exception]()
+            prune = partial(self._core.prune, self._keep, refused.append)
+            if self._repeat(prune, PRUNE_SHARE):
                 self._prune_at = 0.0  # there is more
+            for error in refused[:1]:  # each batch has another text
+                self._log_failure(error)
 
     def _forget_throttles(self) -> int:
         return self._core.store.forget_throttles().result()

@@ -235,7 +235,7 @@ def check_numbers(url: str, raw: Connection) -> None:
     found = plan(raw, url, AHEAD, place, begin=SEARCHING)
     assert found.count("using ready_pkey") == 4
     assert "Sort" not in found
-    prune = sql.DELETE_SETTLED.replace("{status}", "'failed'")
+    prune = sql.arrived(sql.DELETE_THEM, "failed", kept=False)
     settled = (datetime.now(UTC), 0)
     found = plan(raw, url, prune, *settled, 100, 100, *settled, "3", 0, 100)
     assert "Scan using arrival_at" in found

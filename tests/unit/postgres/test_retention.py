@@ -47,7 +47,7 @@ def test_the_pairs_are_found_without_reading_what_is_kept(kept: Connection, url:
         assert "Scan using arrival_at" in aside
         assert "Seq Scan on arrival" not in aside
         values = ("default", "type1", now, 0, 100, 100, now, 0, "3", 0, 100)
-        delete = plan(kept, url, sql.of_status(sql.DELETE_KEPT, STATUS), *values)
+        delete = plan(kept, url, sql.arrived(sql.DELETE_THEM, STATUS, kept=True), *values)
         assert "using kept_at" in delete
         assert "Seq Scan on kept" not in delete
         assert "Seq Scan on job" not in delete

@@ -254,7 +254,7 @@ def test_a_move_finds_its_jobs_by_key(
         (stats_sql.sums(DIALECT), (0, 100)),
         (stats_sql.failures(DIALECT), (0, 100)),
         (stats_sql.filled(DIALECT, queues.of_all(SqliteReader(Path()))), ()),
-        (sql.DELETE_SETTLED.replace("{status}", "'failed'"), (0, 0, 0, 100)),
+        (sql.DELETABLE.replace("{status}", "'failed'"), (0, 0, 0, 100)),
     ],
     ids=["counts", "far", "until", "end", "sums", "failures", "queues", "prune"],
 )

@@ -68,11 +68,11 @@ def batches(db: Sqlite, cutoffs: Cutoffs) -> tuple[list[int], int]:
         count = Steps()
         assert db._connection is not None
         db._connection.set_progress_handler(count, STEPS)
-        removed, aside = db.delete_settled(cutoffs, 2 * MANY_ROWS, (0,), 500)
+        removed, aside, _ = db.delete_settled(cutoffs, 2 * MANY_ROWS, (0,), 500)
         db._connection.set_progress_handler(None, 0)
         db.commit()
         steps.append(count.so_far)
-        gone += sum(jobs for *_, jobs in removed)
+        gone += removed.total()
         if not removed and not aside:
             return steps, gone
 

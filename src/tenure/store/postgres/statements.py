@@ -291,7 +291,7 @@ SELECT * FROM unnest(%b::uuid[], %b::text[]) ON CONFLICT DO NOTHING
 TRACES = "SELECT job_id::text, traceparent FROM {s}.trace WHERE job_id = ANY (%b::uuid[])"
 
 # Transitions after the place are counted: NOT EXISTS could become a join with the whole ledger.
-DELETE_THEM = """
+SEEN = """
 WITH seen AS MATERIALIZED (
     SELECT ctid, ids FROM (
         SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM (
@@ -300,10 +300,9 @@ WITH seen AS MATERIALIZED (
                 %s, to_timestamp((%s + 1) / 1000.0::double precision))
             ORDER BY {order}, at LIMIT %s FOR UPDATE SKIP LOCKED) AS old
     ) AS old WHERE before < %s
-), looked AS (
-    DELETE FROM {s}.{table} AS it USING seen WHERE it.ctid = seen.ctid
-), old AS MATERIALIZED (
-    SELECT job.id FROM (SELECT DISTINCT unnest(ids) AS id FROM seen) AS arrived
+)"""
+OLD = """, old AS MATERIALIZED (
+    SELECT job.id, job.queue, job.type FROM (SELECT DISTINCT unnest(ids) AS id FROM seen) AS arrived
         JOIN {s}.job USING (id)
     WHERE job.status = {status} AND workflow IS NULL
         AND (coalesce(followed, 0) = 0 OR NOT {s}.is_awaited(job.id))
@@ -315,18 +314,25 @@ WITH seen AS MATERIALIZED (
             SELECT count(*) FROM {s}.transition AS t
             WHERE t.job_id = job.id AND (t.xid, t.seq) > (%s::text::xid8, %s::bigint)) = 0
     LIMIT %s FOR UPDATE OF job SKIP LOCKED
-), gone AS (
-    DELETE FROM {s}.job USING old WHERE job.id = old.id RETURNING job.id, job.queue, job.type
+)"""
+LOOKED = ", looked AS (DELETE FROM {s}.{table} AS it USING seen WHERE it.ctid = seen.ctid)"
+DELETE_THEM = f"""{SEEN}{OLD}{LOOKED}, gone AS (
+    DELETE FROM {{s}}.job USING old WHERE job.id = old.id RETURNING job.id, job.queue, job.type
 ), ledger AS (
-    DELETE FROM {s}.transition USING gone WHERE job_id = gone.id
+    DELETE FROM {{s}}.transition USING gone WHERE job_id = gone.id
 ), traces AS (
-    DELETE FROM {s}.trace USING gone WHERE job_id = gone.id
+    DELETE FROM {{s}}.trace USING gone WHERE job_id = gone.id
 ), said AS (
-    DELETE FROM {s}.progress USING gone WHERE job_id = gone.id
+    DELETE FROM {{s}}.progress USING gone WHERE job_id = gone.id
 )
 SELECT queue, type, count(*) FROM gone GROUP BY queue, type
 UNION ALL SELECT NULL, NULL, count(*) FROM seen
 """
+# Where the database refuses that: which, to delete them one by one, and then that they were seen.
+FIND_THEM = f"{SEEN}{OLD} SELECT id::text, {{status}}, queue, type FROM old"
+LOOK_AT_THEM = f"{SEEN}{LOOKED} SELECT count(*) FROM seen"
+NAME_REFUSED = "SELECT set_config('tenure.refused', %s, true)"
+"""Names jobs that could not be deleted: their arrivals come back as if they had settled now."""
 
 
 def of_status(statement: str, status: str) -> str:
@@ -334,13 +340,18 @@ def of_status(statement: str, status: str) -> str:
     return statement.replace("{status}", quoted(Status(status)))
 
 
-def _delete(table: str, these: str, order: str) -> str:
-    names = {"{table}": table, "{these}": these, "{order}": order}
-    return reduce(lambda text, name: text.replace(name, names[name]), names, DELETE_THEM)
+def arrived(statement: str, status: str, *, kept: bool) -> str:
+    """Return a statement about the arrivals with this status, or what is `kept` of a pair."""
+    if kept:
+        names = {"{table}": "kept", "{these}": "queue = %s AND type = %s"}
+        names["{order}"] = "status, queue, type"
+    else:
+        names = {"{table}": "arrival", "{order}": "status"}
+        names["{these}"] = "NOT EXISTS (SELECT FROM {s}.retention)"
+    fitting = reduce(lambda text, name: text.replace(name, names[name]), names, statement)
+    return of_status(fitting, status)
 
 
-DELETE_SETTLED = _delete("arrival", "NOT EXISTS (SELECT FROM {s}.retention)", "status")
-DELETE_KEPT = _delete("kept", "queue = %s AND type = %s", "status, queue, type")
 MAX_PASSED = 1_000
 """Settled jobs that one batch of retention puts aside, about."""
 PUT_ASIDE = f"""

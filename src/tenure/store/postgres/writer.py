@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
@@ -9,10 +10,12 @@ from typing import Any, TypeVar
 
 from psycopg import errors
 
+from tenure.errors import TenureError
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.retention import Cutoffs
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job
+from tenure.store.deletion import Kind, Refused, delete
 from tenure.store.lanes import MARGIN, next_due
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import (
@@ -25,6 +28,8 @@ from tenure.store.postgres.connection import (
 )
 from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes, in_order, seen_for
 from tenure.store.postgres.session import PostgresSession
+from tenure.store.protocol import Passed
+from tenure.store.refusals import unless_refused
 from tenure.store.rows import (
     CHANGED,
     added_job,
@@ -66,6 +71,7 @@ class Postgres(PostgresSession):
         super().__init__(url, on_connect)
         self._lanes = lanes or PostgresLanes()
         self.stats = StatsWriter(self)
+        self.passed: dict[Sequence[str], Passed] = {}
 
     # --- adding
 
@@ -250,38 +256,18 @@ class Postgres(PostgresSession):
 
     def delete_settled(
         self, cutoffs: Cutoffs, until: int, place: Sequence[int], limit: int
-    ) -> tuple[list[tuple[str, str, int]], int]:
-        status, latest = cutoffs.status, cutoffs.latest
-        aside, gone = 0, list[tuple[str, str, int]]()
+    ) -> tuple[Counter[Kind], int, Refused]:
+        status, latest, aside = cutoffs.status, cutoffs.latest, 0
+        deletion = _Deletion(self, status, until, place)
         if latest is not None and not cutoffs.rules.every:
-            gone += self._delete(sql.DELETE_SETTLED, status, (), latest, until, place, limit)
+            deletion.delete((), latest, limit)
         elif latest is not None:
             ((aside,),) = self.rows(sql.of_status(sql.PUT_ASIDE, status), (latest,))
         for queue, type, at in self.rows(sql.of_status(sql.KEPT, status)):
-            before, left = cutoffs.of(queue, type), limit - sum(jobs for *_, jobs in gone)
+            before, left = cutoffs.of(queue, type), limit - deletion.gone.total()
             if before is not None and self.dialect.to_time(at) < before and left > 0:
-                which = (queue, type)
-                gone += self._delete(sql.DELETE_KEPT, status, which, before, until, place, left)
-        return gone, aside
-
-    def _delete(
-        self,
-        statement: str,
-        status: str,
-        which: Sequence[str],
-        before: datetime,
-        until: int,
-        place: Sequence[int],
-        limit: int,
-    ) -> list[tuple[str, str, int]]:
-        statement = sql.of_status(statement, status)
-        entered = until + KEPT_MILLIS if which else until
-        values = (*which, before, entered, limit, limit, before, until, *place, limit)
-        for _ in range(MAX_LOOKS):
-            *gone, (_, _, looked) = self.rows(statement, values)
-            if gone or not looked:  # else the jobs of these arrivals have other statuses now
-                return gone
-        return []
+                deletion.delete((queue, type), before, left)
+        return deletion.gone, aside, deletion.refused
 
     # --- housekeeping
 
@@ -295,6 +281,43 @@ class Postgres(PostgresSession):
 
     def rest(self) -> None:
         self.close()  # the next use connects again
+
+
+class _Deletion:
+    """What is deleted of the settled jobs of one status, and what the database refuses."""
+
+    def __init__(self, db: Postgres, status: str, until: int, place: Sequence[int]) -> None:
+        """Only jobs that settled at `until` or before, and without an entry after `place`."""
+        self.gone: Counter[Kind] = Counter()
+        self.refused: list[tuple[Any, TenureError]] = []
+        self._db, self._status, self._until, self._place = db, status, until, place
+
+    def delete(self, pair: Sequence[str], before: datetime, limit: int) -> None:
+        """Delete up to `limit` jobs; with a `pair`, of what is kept of that queue and type."""
+        entered = self._until + KEPT_MILLIS if pair else self._until
+        seen = (*pair, before, entered, limit, limit)
+        old = (before, self._until, *self._place, limit)
+        already = self.gone.total()
+        for _ in range(MAX_LOOKS):
+            if not self._look(seen, old, kept=bool(pair)) or self.gone.total() > already:
+                return  # else the jobs of these arrivals have other statuses now, or are refused
+
+    def _look(self, seen: Sequence[Any], old: Sequence[Any], *, kept: bool) -> int:
+        """Delete jobs of the next arrivals; return how many of these there were."""
+        db = self._db
+        find, all_at_once, look = (
+            sql.arrived(one, self._status, kept=kept)
+            for one in (sql.FIND_THEM, sql.DELETE_THEM, sql.LOOK_AT_THEM)
+        )
+        done, _ = unless_refused(db, lambda _: db.rows(all_at_once, (*seen, *old)), [None])
+        for *gone, (_, _, looked) in done:
+            self.gone.update({(self._status, queue, type): n for queue, type, n in gone})
+            return int(looked)
+        found, refused = delete(db, db.rows(find, (*seen, *old)))
+        self.gone += found
+        self.refused += refused
+        db.rows(sql.NAME_REFUSED, ("{" + ",".join(id for (id, *_), _ in refused) + "}",))
+        return int(db.rows(look, seen)[0][0])
 
 
 def _ordered(checked_jobs: Iterable[CheckedJob]) -> list[CheckedJob]:

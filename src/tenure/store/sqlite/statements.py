@@ -336,13 +336,11 @@ UNNEEDED = """
             WHERE line.queue = tenure_job.queue AND line.id = tenure_job.id
                 AND line.partition = coalesce(tenure_job.partition, '')))
 """
-DELETE_SETTLED = f"""
-DELETE FROM tenure_job WHERE rowid IN (
-    SELECT rowid FROM tenure_job
-    WHERE status = {{status}} AND workflow IS NULL AND finished_at < ? AND finished_at <= ?
-        {UNNEEDED}
-    ORDER BY finished_at LIMIT ?)
-RETURNING id, queue, type
+DELETABLE = f"""
+SELECT id, status, queue, type FROM tenure_job
+WHERE status = {{status}} AND workflow IS NULL AND finished_at < ? AND finished_at <= ?
+    {UNNEEDED}
+ORDER BY finished_at LIMIT ?
 """
 MAX_PASSED = 500
 """Settled jobs that one batch of retention goes over, where types or queues have rules."""
@@ -352,7 +350,7 @@ WHERE status = {{status}} AND workflow IS NULL AND finished_at < ? AND finished_
     AND (finished_at, rowid) > (?, ?)
 ORDER BY finished_at, rowid LIMIT {MAX_PASSED}
 """
-DELETE_DUE = f"""
-DELETE FROM tenure_job WHERE rowid IN (SELECT value FROM json_each(?)) {UNNEEDED}
-RETURNING id, queue, type
+DELETABLE_OF = f"""
+SELECT id, status, queue, type FROM tenure_job
+WHERE rowid IN (SELECT value FROM json_each(?)) {UNNEEDED}
 """

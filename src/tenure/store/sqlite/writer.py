@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -14,14 +15,14 @@ from typing import Any
 
 import msgspec
 
-from tenure import failpoints
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.retention import Cutoffs
 from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
+from tenure.store.deletion import Kind, Refused, delete
 from tenure.store.lanes import Lanes, next_due
-from tenure.store.protocol import ELSEWHERE, Trouble
+from tenure.store.protocol import ELSEWHERE, Passed, Trouble
 from tenure.store.rows import (
     ADDED,
     CHANGED,
@@ -79,6 +80,7 @@ class Sqlite:
         self._lanes = Lanes(SqliteLaneView)
         self.stats = StatsWriter(self)
         self._marks = Marks()
+        self.passed: dict[Sequence[str], Passed] = {}
 
     # --- transactions
 
@@ -305,13 +307,17 @@ class Sqlite:
 
     def delete_settled(
         self, cutoffs: Cutoffs, until: int, place: Sequence[int], limit: int
-    ) -> tuple[list[tuple[str, str, int]], int]:
+    ) -> tuple[Counter[Kind], int, Refused]:
         if cutoffs.latest is None:
-            return [], 0
+            return Counter(), 0, []
         latest, status = to_millis(cutoffs.latest), quoted(Status(cutoffs.status))
-        if not cutoffs.rules.every:
-            statement = sql.DELETE_SETTLED.replace("{status}", status)
-            return self._forget(self.rows(statement, (latest, until, *place, limit))), 0
+        if not self._marks.are_needed(cutoffs):
+            statement = sql.DELETABLE.replace("{status}", status)
+            found = self.rows(statement, (latest, until, *place, limit))
+            gone, refused = delete(self, found)
+            if refused:  # they are at the front of the index
+                self._marks.refused(cutoffs)
+            return gone, len(refused), refused
         bounds = (latest, until, *self._marks.start(cutoffs))
         rows = self.rows(sql.SETTLED.replace("{status}", status), bounds)
         due = list[int]()
@@ -322,18 +328,11 @@ class Sqlite:
                     rows = rows[:number]
                     break
                 due.append(rowid)
+        found = self.rows(sql.DELETABLE_OF, (_json(due), *place)) if due else []
+        gone, refused = delete(self, found)
         if rows:
             self._marks.end(cutoffs, rows[-1][:2])
-        gone = self._forget(self.rows(sql.DELETE_DUE, (_json(due), *place))) if due else []
-        return gone, len(rows) - len(gone)
-
-    def _forget(self, gone: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, int]]:
-        failpoints.hit("prune.between_job_and_ledger")
-        ids = [(id,) for id, *_ in gone]
-        self._db.executemany("DELETE FROM tenure_transition WHERE job_id = ?", ids)
-        self._db.executemany("DELETE FROM tenure_trace WHERE job_id = ?", ids)
-        self._db.executemany("DELETE FROM tenure_progress WHERE job_id = ?", ids)
-        return [(queue, type, 1) for _, queue, type in gone]
+        return gone, len(rows) - gone.total(), refused
 
     # --- after a transaction
 

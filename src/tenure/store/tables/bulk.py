@@ -189,7 +189,7 @@ def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) 
                 changes += [(job, steps)] if transitions.is_changed(job, steps[-1]) else []
         except IllegalTransition:
             continue
-    transitions.save(db, changes)
+    changes, _ = transitions.save_unless_refused(db, changes)
     signals.end_waits(db, [job for job, _ in changes])
     if bulk.action is Action.RETRY:
         revisits.restore_behind(db, [job.id for job, _ in changes], bulk.signature)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from tenure.errors import InvalidInput, WorkflowNotFound
@@ -13,8 +13,9 @@ from tenure.jobs.ids import AFTER_ALL, BEFORE_ALL
 from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.workflows import ENDINGS, WorkflowStatus, endings_of
 from tenure.store import enqueue
+from tenure.store.deletion import Kind, Refused, delete
 from tenure.store.dialect import Dialect, Reads, Statements
-from tenure.store.protocol import Database
+from tenure.store.protocol import Database, Passed
 
 MAX_JOBS = 100_000
 """Jobs of a workflow."""
@@ -22,6 +23,7 @@ MAX_LOOKED = 1_000
 """Workflows that one call looks at."""
 STRIDE = 100
 """Jobs that have to settle until that is noted: a note is a write."""
+PASSED_FOR = timedelta(hours=1)
 SETS = tuple(words for status in WorkflowStatus for words in endings_of(status))
 """Every value of `workflow.statuses`."""
 
@@ -159,35 +161,42 @@ def _open(d: Dialect) -> str:
 
 
 def prune(
-    db: Statements, before: Mapping[str, datetime], place: Sequence[int], limit: int
-) -> Counter[tuple[str, str, str]]:
+    db: Database, before: Mapping[str, datetime], place: Sequence[int], limit: int
+) -> tuple[Counter[Kind], Refused]:
     """Delete up to `limit` jobs of a workflow that is old enough, and with the last one itself.
 
     `before` is that of jobs, by status: each status that the workflow has must be given, and the
     earliest time holds. Jobs with an entry of the ledger after `place` are left, and jobs that
-    others wait for: a workflow that has only such jobs is passed over. Returns how many of a
-    status, queue and type were deleted.
+    others wait for: a workflow that has only such jobs is passed over. So is, for an hour, one of
+    which the database refused to delete a job. Returns how many of a status, queue and type were
+    deleted, and what was refused.
     """
     d = db.dialect
     table, job = d.table("workflow"), d.table("job")
     its = f"FROM {job} AS job WHERE workflow = one.id"
     for time in sorted(set(before.values())):
-        words = [word for word in SETS if _time_of(word, before) == time]
+        words = tuple(word for word in SETS if _time_of(word, before) == time)
+        mark = db.passed.get(words)
+        if mark and not mark.since <= db.now() < mark.since + PASSED_FOR:
+            mark = None
+        behind = f" AND (finished_at, id) > ({d.value}, {d.id_value})" if mark else ""
         found = words and db.rows(
-            f"SELECT {d.id('id')} FROM {table} AS one WHERE statuses IN ({d.values(len(words))})"
-            f" AND finished_at < {d.value} AND (NOT EXISTS (SELECT 1 {its})"
-            f" OR EXISTS (SELECT 1 {its} AND {_is_unneeded(d)}))"
-            f" ORDER BY finished_at LIMIT 1 {d.skip_locked}",
-            (*words, d.to_bound(time), *place),
+            f"SELECT {d.id('id')}, finished_at FROM {table} AS one"
+            f" WHERE statuses IN ({d.values(len(words))}) AND finished_at < {d.value}{behind}"
+            f" AND (NOT EXISTS (SELECT 1 {its}) OR EXISTS (SELECT 1 {its} AND {_is_unneeded(d)}))"
+            f" ORDER BY finished_at, id LIMIT 1 {d.skip_locked}",
+            (*words, d.to_bound(time), *(mark[1:] if mark else ()), *place),
         )
-        for (id,) in found or ():
-            unneeded = _unneeded(db, f"workflow = {d.id_value}", [id], place, limit)
-            gone = _delete(db, unneeded)
-            if gone.total() < limit:
+        for id, finished_at in found or ():
+            rows = _unneeded(db, f"workflow = {d.id_value}", [id], place, limit)
+            gone, refused = delete(db, rows)
+            if refused:
+                db.passed[words] = Passed(mark.since if mark else db.now(), finished_at, id)
+            elif len(rows) < limit:
                 empty = f"NOT EXISTS (SELECT 1 FROM {job} WHERE workflow = {d.id_value})"
                 db.changed(f"DELETE FROM {table} WHERE id = {d.id_value} AND {empty}", (id, id))
-            return gone
-    return Counter()
+            return gone, refused
+    return Counter(), []
 
 
 def _time_of(words: str, before: Mapping[str, datetime]) -> datetime | None:
@@ -199,8 +208,8 @@ def _time_of(words: str, before: Mapping[str, datetime]) -> datetime | None:
 
 
 def prune_unchanged(
-    db: Statements, entries: Mapping[str, int], place: Sequence[int]
-) -> Counter[tuple[str, str, str]]:
+    db: Database, entries: Mapping[str, int], place: Sequence[int]
+) -> tuple[Counter[Kind], Refused]:
     """Delete the jobs outside workflows whose ledger has as many entries as given by id.
 
     Jobs with an entry after `place` are left. Returns what `prune` returns.
@@ -216,7 +225,7 @@ def prune_unchanged(
             list(entries),
         )
     )
-    return _delete(db, [row for row in rows if counts[row[0]] == entries[row[0]]])
+    return delete(db, [row for row in rows if counts[row[0]] == entries[row[0]]])
 
 
 def _unneeded(
@@ -246,13 +255,3 @@ def _is_unneeded(d: Dialect) -> str:
         f"job.finished_at IS NOT NULL AND (SELECT count(*) FROM {after}) = 0"
         f" AND NOT EXISTS ({waits}) AND (job.status <> 'failed' OR ({halts}) = 0)"
     )
-
-
-def _delete(db: Statements, rows: Sequence[Any]) -> Counter[tuple[str, str, str]]:
-    d = db.dialect
-    some = [id for id, *_ in rows]
-    among = d.ids(len(some))
-    for name in ("job", "transition", "trace", "progress") if some else ():
-        column = "id" if name == "job" else "job_id"
-        db.changed(f"DELETE FROM {d.table(name)} WHERE {column} IN ({among})", some)
-    return Counter((status, queue, type) for _, status, queue, type in rows)

@@ -10,13 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
+from typing import TypeAlias
 
 from tenure import failpoints
+from tenure.errors import TenureError
 from tenure.events import Restored, Retried, Skipped, Unblocked
 from tenure.jobs.graph import Edge, Numbers, Tally, met_sql, restored_by, skipped_by
 from tenure.lifecycle import Job, Status, decide, follow, rest_sql
 from tenure.store import transitions
 from tenure.store.protocol import Database
+from tenure.store.refusals import unless_refused
 from tenure.store.tables import unique_keys
 from tenure.store.transitions import Steps
 
@@ -24,35 +28,67 @@ AT_ONCE = 1_000
 """Jobs of which one transaction decides."""
 DOOMED = "job.status = 'waiting' AND job.token = 0 AND edge.meets = 'completed'"
 """What a job that is skipped can doom: it will not complete."""
+Refused: TypeAlias = list[tuple[str, TenureError]]
+"""Jobs that the database refuses to change, each with its error."""
 SKIPPED = "job.status = 'cancelled' AND job.event = 'skipped'"
 
 
 def advance(db: Database) -> bool:
     """Count what is overdue and decide what is to be decided, some of it; return if any was left.
 
-    Call again while it is.
+    Call again while it is. What the database refuses stays for a later call; its error is raised
+    if nothing else was left.
     """
-    counted = _count_on(db)
-    return bool(decide_some(db)) or counted
+    counted, refused = _count_on(db)
+    decided, more = decide_some(db)
+    for _, refusal in [] if counted or decided else (*refused, *more):
+        raise refusal
+    return counted or bool(decided)
 
 
-def _count_on(db: Database) -> bool:
-    table = db.dialect.table("overdue")
-    if db.dialect.engine == "sqlite":
-        return db.changed(f"DELETE FROM {table} WHERE parent IN (SELECT parent FROM {table})") > 0
-    ((counted,),) = db.rows(f"SELECT {db.dialect.table('follow_on')}({AT_ONCE})")
+def _count_on(db: Database) -> tuple[bool, Refused]:
+    """Count for more followers of jobs with overdue ones; return if there was such a job."""
+    d = db.dialect
+    named = f"SELECT {d.id('parent')} FROM {d.table('overdue')} ORDER BY parent LIMIT {AT_ONCE}"
+    parents = [id for (id,) in db.rows(named)]
+    refused: Refused = []
+    for some in [parents] * bool(parents) if d.engine == "sqlite" else [[id] for id in parents]:
+        counted, more = unless_refused(db, partial(_count, db), some)
+        refused += more
+        if any(counted):
+            return True, refused
+    return False, refused
+
+
+def _count(db: Database, parents: Sequence[str]) -> bool:
+    d = db.dialect
+    if d.engine == "sqlite":
+        among = f"parent IN ({d.ids(len(parents))})"
+        return db.changed(f"DELETE FROM {d.table('overdue')} WHERE {among}", parents) > 0
+    ((counted,),) = db.rows(f"SELECT {d.table('follow_on')}({AT_ONCE}, {d.id_value})", parents)
     return int(counted) >= 0
 
 
-def decide_some(db: Database, limit: int = AT_ONCE) -> list[str]:
-    """Skip and restore what `revisit` names, and what is behind it; return what was named."""
+def decide_some(db: Database, limit: int = AT_ONCE) -> tuple[list[str], Refused]:
+    """Skip and restore what `revisit` names, and what is behind it.
+
+    Returns what was named and decided, and what the database refuses to change. If it refuses a job
+    behind one, that one is decided without those behind, which `revisit` then names.
+    """
     d = db.dialect
     named = f"SELECT {d.id('job_id')} FROM {d.table('revisit')} ORDER BY job_id LIMIT {d.value}"
     ids = [id for (id,) in db.rows(named, (limit,))]
-    if ids:
-        failpoints.hit("dependencies.before_decide")
-        seen = {*ids, *_skip(db, ids), *_restore(db, ids)}
-        _forget(db, seen)
+    decided, refused = unless_refused(db, partial(_decide, db), ids) if ids else ([], [])
+    for id, _ in [*refused]:
+        more, still = unless_refused(db, partial(_decide, db, alone=True), [id])
+        decided += more
+        refused = [one for one in refused if one[0] != id] + still
+    return [id for some in decided for id in some], refused
+
+
+def _decide(db: Database, ids: Sequence[str], *, alone: bool = False) -> Sequence[str]:
+    failpoints.hit("dependencies.before_decide")
+    _forget(db, {*ids, *_skip(db, ids, alone=alone), *_restore(db, ids, alone=alone)})
     return ids
 
 
@@ -78,8 +114,8 @@ def restore_behind(db: Database, parents: Sequence[str], actor: str) -> None:
         _forget(db, _restore(db, [id for (id,) in children], actor))
 
 
-def _skip(db: Database, roots: Sequence[str]) -> Iterable[str]:
-    jobs = _lock(db, _behind(db, roots, DOOMED))
+def _skip(db: Database, roots: Sequence[str], *, alone: bool) -> Iterable[str]:
+    jobs = _lock(db, sorted(roots) if alone else _behind(db, roots, DOOMED))
     # One that was claimed waits for a signal.
     waiting = [j for j in jobs.values() if j.status is Status.WAITING and not j.token]
     spare = {job.id: job.spare or 0 for job in waiting}
@@ -93,8 +129,10 @@ def _skip(db: Database, roots: Sequence[str]) -> Iterable[str]:
     return doomed
 
 
-def _restore(db: Database, roots: Sequence[str], actor: str = "store") -> Iterable[str]:
-    reached = _behind(db, roots, SKIPPED)
+def _restore(
+    db: Database, roots: Sequence[str], actor: str = "store", *, alone: bool = False
+) -> Iterable[str]:
+    reached = sorted(roots) if alone else _behind(db, roots, SKIPPED)
     jobs = {
         job.id: job
         for job in _lock(db, reached).values()

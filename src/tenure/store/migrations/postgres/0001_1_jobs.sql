@@ -616,14 +616,17 @@ CREATE FUNCTION {schema}.keep_arrivals() RETURNS trigger
     SET enable_nestloop = on {by_index} {by_loops} AS $$
 DECLARE
     ruled boolean;
+    refused uuid[] := nullif(current_setting('tenure.refused', true), '')::uuid[];
 BEGIN
     IF TG_RELID NOT IN ('{schema}.arrival'::regclass, '{schema}.kept'::regclass) THEN
         RAISE EXCEPTION USING ERRCODE = 'TN001', MESSAGE = 'tenure: only changes of jobs change this table';
     END IF;
     ruled := EXISTS (SELECT FROM {schema}.retention);
-    -- Retention finds the jobs of a workflow by that. One that others wait for is left for as long again.
+    -- Retention finds the jobs of a workflow by that. One that others wait for is left for as long again, and so
+    -- is one that could not be deleted.
     INSERT INTO {schema}.arrival (status, at, ids)
-    SELECT job.status, CASE WHEN job.finished_at IS NOT NULL AND job.followed > 0 AND {schema}.is_awaited(job.id)
+    SELECT job.status, CASE WHEN job.finished_at IS NOT NULL
+                AND (job.id = ANY (refused) OR job.followed > 0 AND {schema}.is_awaited(job.id))
             THEN {schema}.clock() ELSE coalesce(job.lease_expires_at, job.finished_at, job.start_by) END,
         array_agg(DISTINCT job.id)
     FROM removed CROSS JOIN unnest(removed.ids) AS one (id) JOIN {schema}.job ON job.id = one.id
@@ -633,8 +636,8 @@ BEGIN
     IF ruled THEN
         INSERT INTO {schema}.kept (status, queue, type, at, ids)
         SELECT job.status, job.queue, job.type,
-            CASE WHEN job.followed > 0 AND {schema}.is_awaited(job.id) THEN {schema}.clock()
-                ELSE date_trunc('minute', job.finished_at) + interval '1 minute' END,
+            CASE WHEN job.id = ANY (refused) OR job.followed > 0 AND {schema}.is_awaited(job.id)
+                THEN {schema}.clock() ELSE date_trunc('minute', job.finished_at) + interval '1 minute' END,
             array_agg(DISTINCT job.id)
         FROM removed CROSS JOIN unnest(removed.ids) AS one (id)
             JOIN {schema}.job ON job.id = one.id

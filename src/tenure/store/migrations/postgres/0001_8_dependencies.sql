@@ -163,16 +163,20 @@ BEGIN
     END IF;
 END $$;
 
--- Count for the next followers of a job that has overdue ones. Returns how many, and -1 if there is no such
--- job. It has the owner's rights, because no other role may change `overdue`.
-CREATE FUNCTION {schema}.follow_on(most integer) RETURNS integer
+-- Count for the next followers of a job that has overdue ones: of `first`, or the next such job behind it.
+-- Returns how many, and -1 if there is none. It has the owner's rights, because no other role may change
+-- `overdue`.
+CREATE FUNCTION {schema}.follow_on(
+    most integer, first uuid DEFAULT '00000000-0000-0000-0000-000000000000'
+) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_nestloop = on {by_index} {by_loops} AS $$
 DECLARE
     late {schema}.overdue;
     v_next uuid[];
 BEGIN
-    SELECT * INTO late FROM {schema}.overdue ORDER BY parent LIMIT 1 FOR UPDATE SKIP LOCKED;
+    SELECT * INTO late FROM {schema}.overdue WHERE parent >= first
+    ORDER BY parent LIMIT 1 FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN -1;
     END IF;
