@@ -18,6 +18,7 @@ from tenure.store.postgres.writer import Postgres
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import PostgresServer
 from tests.support.postgres_servers import durable_server
+from tests.support.proxy import Proxy
 from tests.support.store import claim_request, new_job
 from tests.support.waiting import wait_until
 from tests.unit.postgres.connections import ask_in_store_session, claim_alone
@@ -94,6 +95,48 @@ def test_a_pooler_whose_sessions_are_all_in_use_is_known(
         assert connection.execute("SELECT 1").fetchone() == (1,)
         for each in others:
             each.result()
+
+
+@pytest.mark.scenario(63)
+def test_a_pooler_with_one_other_client_is_known(server: PostgresServer) -> None:
+    """Each of the two clients was lent the session that it had before, again and again."""
+    enough = threading.Event()
+
+    def use(url: str) -> None:
+        with psycopg.connect(url, autocommit=True) as client:
+            while not enough.is_set():
+                client.execute("SELECT pg_sleep(0.05)")
+
+    with (
+        PgBouncer(server, pool_mode="transaction", pool_size=2) as pooler,
+        connect(address_of(pooler.url("postgres"))) as connection,
+        ThreadPoolExecutor() as pool,
+    ):
+        other = pool.submit(use, pooler.url("postgres"))
+        try:
+            assert [pools_transactions(connection) for _ in range(5)] == [True] * 5
+        finally:
+            enough.set()
+        other.result()
+
+
+@pytest.mark.scenario(63)
+@pytest.mark.parametrize(("mode", "pools"), [("transaction", True), ("session", False)])
+def test_a_second_client_that_is_answered_late_decides(
+    server: PostgresServer, mode: str, pools: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine the pool counted as one that lends no session."""
+    monkeypatch.setattr("tenure.store.postgres.pooler.POOLER_SECONDS", 0.5)
+    with (
+        PgBouncer(server, pool_mode=mode, pool_size=2) as pooler,
+        Proxy(pooler.url("postgres")) as proxy,
+        connect(address_of(proxy.url_of(pooler.url("postgres")))) as connection,
+    ):
+        proxy.hold(b"BEGIN")
+        release = threading.Timer(0.75, proxy.let_go)
+        release.start()
+        assert pools_transactions(connection) is pools
+        release.join()
 
 
 def test_behind_a_pooler_nothing_is_prepared(server: PostgresServer) -> None:

@@ -31,44 +31,48 @@ def pools_transactions(connection: psycopg.Connection[Any]) -> bool:
     other = psycopg.connect(connection.info.dsn, password=password, **CONNECTED)
     try:
         for _ in range(POOLER_ROUNDS):
-            theirs = _backend_in_transaction(other)
-            if theirs is None:
-                return _is_served_before(other, connection)
-            if theirs == mine or one(connection, BACKEND) != mine:
+            other.pgconn.send_query(f"BEGIN; {BACKEND}".encode())
+            if not _is_answered(other):
+                if not _keeps(connection, mine, other):
+                    return True
+                if not _is_answered(other):  # on a busy machine it was only late
+                    return False
+            if _process(other) == mine or one(connection, BACKEND) != mine:
                 return True
             other.execute("ROLLBACK")
+            if one(connection, BACKEND) != mine:  # else two clients may keep lending the same two
+                return True
     finally:
         other.close()
     return False
 
 
-def _is_served_before(other: psycopg.Connection[Any], connection: psycopg.Connection[Any]) -> bool:
-    """Whether a client that waits for a session gets one before `connection` has an answer.
+def _keeps(connection: psycopg.Connection[Any], mine: int, other: psycopg.Connection[Any]) -> bool:
+    """Whether `connection` has its session at once, while another client waits for one.
 
-    If `connection` keeps one session, its answer comes at once. If not, the other asked first.
+    If it keeps none, the other asked first.
     """
     ours, theirs = connection.pgconn, other.pgconn
     ours.send_query(BACKEND.encode())
-    try:
-        return theirs.socket in select.select([ours.socket, theirs.socket], [], [])[0]
-    finally:
+    if theirs.socket in select.select([ours.socket, theirs.socket], [], [])[0]:
         other.close()  # gives the session back that `connection` may wait for
-        while ours.get_result():
-            pass
+    return _process(connection) == mine and not other.closed
 
 
-def _backend_in_transaction(connection: psycopg.Connection[Any]) -> int | None:
-    """The process that serves a new transaction, left open; None if none is to be had in time."""
+def _is_answered(connection: psycopg.Connection[Any]) -> bool:
+    """Wait until there is an answer; return False if none comes in time."""
     server = connection.pgconn
-    server.send_query(f"BEGIN; {BACKEND}".encode())
-    process: int | None = None
-    while True:
-        while server.is_busy():
-            if not select.select([server.socket], [], [], POOLER_SECONDS)[0]:
-                return None
-            server.consume_input()
-        result = server.get_result()
-        if result is None:
-            return process
+    while server.is_busy():
+        if not select.select([server.socket], [], [], POOLER_SECONDS)[0]:
+            return False
+        server.consume_input()
+    return True
+
+
+def _process(connection: psycopg.Connection[Any]) -> int:
+    """Read the answer: the process that serves a connection."""
+    process = 0
+    while (result := connection.pgconn.get_result()) is not None:
         if result.ntuples:
-            process = int(result.get_value(0, 0) or b"0")
+            process = int(result.get_value(0, 0) or 0)
+    return process
