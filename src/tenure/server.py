@@ -37,7 +37,7 @@ from tenure.http.protocol import BoundedProtocol, Room
 from tenure.http.refusals import Refusals
 from tenure.http.token_cache import TokenCache
 from tenure.http.waiting import WorkNotifier
-from tenure.jobs.names import check_queues
+from tenure.jobs.names import check_function, check_kind, check_queues
 from tenure.settings import Settings
 from tenure.telemetry import logs
 from tenure.worker.maintenance import StallWatch
@@ -142,6 +142,10 @@ def build(
 
     Raises InvalidInput if a token is too short for requests of other machines.
     """
+    check_kind(app, Tenure, "a Tenure application", "$.app")
+    check_kind(settings, Settings | None, "Settings of tenure.settings", "$.settings")
+    if authorize is not None:
+        check_function(authorize, "an async function that takes the ASGI scope", "$.authorize")
     return Application(app, settings or Settings(), authorize)
 
 

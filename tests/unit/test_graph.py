@@ -70,8 +70,11 @@ def test_a_dependency_is_said_in_each_form() -> None:
         ({"depends_on": [{"job_id": A, "when": "settled"}]}, r"\$\.depends_on\[0\]"),
         ({"depends_on": [{"job_id": A, "meets": "past"}]}, r"\$\.depends_on\[0\]\.meets: use one"),
         ({"depends_on": {"two words": A}}, r"\$\.depends_on\.two words: not a name"),
-        ({"depends_on": [A, Dependency(A, "failed")]}, "is given twice"),
-        ({"depends_on": [Dependency(A, name="x"), Dependency(B, name="x")]}, "x is given twice"),
+        ({"depends_on": [A, Dependency(A, "failed")]}, "job is given twice"),
+        (
+            {"depends_on": [Dependency(A, name="x"), Dependency(B, name="x")]},
+            "name is given twice",
+        ),
         ({"depends_on": [new_id()] * 10_001}, r"\$\.depends_on: 10001 jobs"),
         ({"depends_on": [A, B], "needs": 3}, r"\$\.needs"),
         ({"depends_on": [A, B], "needs": 0}, r"\$\.needs"),

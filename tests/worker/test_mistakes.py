@@ -14,11 +14,9 @@ from typing import Any
 
 import pytest
 
-from tenure import InvalidInput, JobNotFound, RetryPolicy, Tenure
+from tenure import InvalidInput, JobNotFound, Tenure
 from tenure.client import Client
 from tenure.errors import ScheduleNotFound
-from tenure.jobs.ledger import EventFilter
-from tenure.jobs.queries import Filter
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript
 from tests.support.workers import wait_until_failed
@@ -223,95 +221,6 @@ def test_a_worker_that_could_run_nothing_started(app: Tenure, options: Any, said
     for start in (app.running, app.run_worker):
         with pytest.raises(InvalidInput, match=said):
             start(**options)
-
-
-LIST: Any = [5]
-LOST = "http://127.0.0.1:1"
-NAMES = "give a list of names, not a value of type int"
-NOT_NAMES = "give a list of names, not of values of type int"
-
-WRONG_KINDS: dict[str, tuple[Callable[[Tenure, Any], Any], str]] = {
-    "tags": (lambda app, wrong: app.enqueue("send", tags=wrong), f"$.tags: {NAMES}"),
-    "one tag": (lambda app, wrong: app.enqueue("send", tags=[wrong]), f"$.tags: {NOT_NAMES}"),
-    "type": (lambda app, wrong: app.enqueue(LIST), "$.type: give the name of a job type, not a"),
-    "time": (
-        lambda app, wrong: app.find(created_after=wrong),
-        "$.created_after: give a time (datetime) with its zone, not a value of type int",
-    ),
-    "search": (
-        lambda app, wrong: app.count(text=wrong),
-        "$.text: give a text to search for, not a value of type int",
-    ),
-    "hidden": (lambda app, wrong: app.find(text="a", hidden=wrong), f"$.hidden: {NAMES}"),
-    "filter": (
-        lambda app, wrong: app.bulk.start("cancel", wrong),
-        "give a Filter of tenure.jobs.queries, not a value of type int",
-    ),
-    "sample": (
-        lambda app, wrong: app.bulk.sample(Filter(), "cancel", LIST),
-        "$.limit: give a whole number from 1 to 500",
-    ),
-    "after": (
-        lambda app, wrong: app.events.read(wrong),
-        "$.after: give the position of a page, not a value of type int",
-    ),
-    "events": (
-        lambda app, wrong: app.events.read(filter=wrong),
-        "$.filter: give an EventFilter of tenure.jobs.ledger, not a value of type int",
-    ),
-    "event types": (
-        lambda app, wrong: app.events.read(filter=EventFilter(types=wrong)),
-        f"$.types: {NAMES}",
-    ),
-    "schedule": (
-        lambda app, wrong: app.schedules.get(wrong),
-        "$.name: give the name of a schedule, not a value of type int",
-    ),
-    "wait": (lambda app, wrong: app.wait(wrong), "give an id, such as job.id, not a value of"),
-    "signal": (
-        lambda app, wrong: app.signal(wrong, "go"),
-        "give an id, such as job.id, not a value of type int",
-    ),
-    "handles": (
-        lambda app, wrong: app.as_completed(wrong),
-        "$.handles: give handles, as submit(...) returned them, not a value of type int",
-    ),
-    "one handle": (
-        lambda app, wrong: app.as_completed([wrong]),
-        "$.handles: give handles, as submit(...) returned them, not a value of type int",
-    ),
-    "jobs": (
-        lambda app, wrong: app.enqueue_many(wrong),
-        "$.new_jobs: give a list of jobs, not a value of type int",
-    ),
-    "redact": (lambda app, wrong: Tenure(redact=[wrong]), f"$.redact: {NOT_NAMES}"),
-    "scopes": (lambda app, wrong: app.tokens.create("a", wrong), f"$.scopes: {NAMES}"),
-    "queues": (
-        lambda app, wrong: app.tokens.create("a", ["read"], queues=[wrong]),
-        f"$.queues: {NOT_NAMES}",
-    ),
-    "webhook": (
-        lambda app, wrong: app.webhooks.create("a", "https://example.com", [LIST]),
-        "$.events: give a list of names, not of values of type list",
-    ),
-    "delays": (
-        lambda app, wrong: RetryPolicy(delays=wrong),
-        "$.backoff.delays: give a list of seconds, not a value of type int",
-    ),
-    "base": (lambda app, wrong: RetryPolicy(base=LIST), "$.backoff.base: out of range; use 0 to"),
-    "url": (lambda app, wrong: Client(wrong), "url: give an address such as"),
-    "timeout": (lambda app, wrong: Client(LOST, timeout=LIST), "timeout: a value of type list is"),
-    "before": (lambda app, wrong: Client(LOST).find(before=wrong), "$.before: not a job id"),
-    "limit": (lambda app, wrong: Client(LOST).find(limit=LIST), "$.limit: give a whole number"),
-}
-"""Calls with a wrong value, a number, and how the error begins that says what to give."""
-
-
-@pytest.mark.parametrize("what", WRONG_KINDS)
-def test_a_value_of_another_type_is_refused_with_what_to_give(app: Tenure, what: str) -> None:
-    """They ended with an AttributeError or a TypeError from deep inside."""
-    call, said = WRONG_KINDS[what]
-    assert refusal(lambda: call(app, 5)).startswith(said)
 
 
 def test_a_path_in_place_of_a_url_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from tenure.errors import BulkNotFound, StoreUnavailable, TenureError
 from tenure.jobs import ids
 from tenure.jobs.enqueue import MAX_RETRIES, whole
 from tenure.jobs.names import check_reason
-from tenure.jobs.queries import MAX_LISTED, Action, Bulk, Filter, action_of, check_filter
+from tenure.jobs.queries import MAX_LISTED, Bulk, Filter, action_of, check_filter
 from tenure.jobs.queue_rights import covers
 from tenure.jobs.text import quantity
 from tenure.lifecycle import Job
@@ -49,12 +49,13 @@ class BulkActions(Noun):
         """
         core = self._core
         filter = core.limited(filter)
-        total = core.count(filter, action=action, at_most=MAX_COUNTED)
+        wanted = action_of(action)
+        total = core.count(filter, action=wanted, at_most=MAX_COUNTED)
         bulk_id = ids.new_id()
         begin = partial(
             bulks.start,
             id=bulk_id,
-            action=Action(action),
+            action=wanted,
             filter=filter,
             more_retries=whole(more_retries, 1, MAX_RETRIES, "$.more_retries"),
             actor=core.signed(actor),

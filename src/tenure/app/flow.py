@@ -14,8 +14,8 @@ from tenure.dependency import Dependency
 from tenure.errors import InvalidInput
 from tenure.jobs import ids
 from tenure.jobs.enqueue import Duration, NewJob, NewJobOf, TypeOptions, check_new, listed
-from tenure.jobs.graph import DependsOn
-from tenure.jobs.names import check_key, check_name
+from tenure.jobs.graph import LIST_OR_NAMED, DependsOn
+from tenure.jobs.names import check_key, check_kind, check_name
 from tenure.jobs.workflows import fingerprint_of
 from tenure.store.tables import flow
 
@@ -219,6 +219,7 @@ def _named(given: Parents) -> Parents:
     """Return dependencies with the names of the nodes that they are on."""
     if isinstance(given, Mapping):
         return given
+    check_kind(given, Iterable, LIST_OR_NAMED, "$.depends_on")
     return [
         Dependency(one.id, name=one.name) if isinstance(one, Node) and one.name else one
         for one in given

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from tenure.jobs.hooks import Around, Lifespan, OnFailure
+from tenure.jobs.names import check_function
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
+
+MANAGER = "a function that returns a context manager"
 
 A = TypeVar("A", bound=Around)
 L = TypeVar("L", bound=Lifespan)
@@ -26,6 +29,7 @@ def around(app: Tenure, manager: A) -> A:
     passes through them, also if they swallow it, and one that they raise fails the attempt. Returns
     the function.
     """
+    check_function(manager, MANAGER, "$.manager")
     app.core.handlers.hooks.around.append(manager)
     return manager
 
@@ -40,6 +44,7 @@ def lifespan(app: Tenure, manager: L) -> L:
 
     Several nest in the order of registration. Returns the function.
     """
+    check_function(manager, MANAGER, "$.manager")
     app.core.handlers.hooks.lifespans.append(manager)
     return manager
 
@@ -55,5 +60,6 @@ def on_failure(app: Tenure, function: F) -> F:
     is reported once at most; for what must not get lost, use webhooks or `events`. Returns the
     function.
     """
+    check_function(function, "a function that takes a Failure", "$.function")
     app.core.handlers.hooks.on_failure.append(function)
     return function

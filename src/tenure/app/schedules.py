@@ -17,7 +17,7 @@ from tenure.jobs.durations import check_time
 from tenure.jobs.enqueue import NewJob, defaults_of, whole
 from tenure.jobs.fires import INSTANT, Defaults
 from tenure.jobs.ids import EPOCH
-from tenure.jobs.names import check_choice, check_name, check_reason
+from tenure.jobs.names import check_choice, check_kind, check_name, check_reason
 from tenure.jobs.schedule_times import MAX_PREVIEWED, Preview, check_when, preview, times, zone_of
 from tenure.jobs.schedules import (
     MAX_FIRES,
@@ -90,6 +90,7 @@ def schedule(
     def declare(job_type: JobType[P, R]) -> JobType[P, R]:
         if not isinstance(job_type, JobType):
             raise InvalidInput("write @app.schedule above @app.job, for it takes a job type")
+        check_kind(payload or {}, Mapping, "the handler's arguments by name", "$.payload")
         given, key = dict(payload or {}), options.get("time_key")
         sample: Any = job_type
         try:

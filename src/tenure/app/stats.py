@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from tenure.app.core import Noun
 from tenure.jobs.enqueue import whole
+from tenure.jobs.ids import check_id
 from tenure.jobs.ledger import EventFilter, LedgerPage
 from tenure.jobs.names import check_kind, check_name, list_of_names
 from tenure.jobs.queries import MAX_LISTED
@@ -111,6 +112,9 @@ class Events(Noun):
         page, also when it holds no transition. Raises InvalidInput.
         """
         check_kind(filter, EventFilter, "an EventFilter of tenure.jobs.ledger", "$.filter")
+        list_of_names(filter.events or (), "$.events")
+        if filter.job_id is not None:
+            check_id(filter.job_id, "$.job_id")
         for at, what in (("types", "job type"), ("queues", "queue")):
             for name in list_of_names(getattr(filter, at) or (), f"$.{at}"):
                 check_name(name, what, f"$.{at}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenure.jobs.enqueue import whole
 from tenure.jobs.findings import Check, Progress, Violation, no_note, no_progress
+from tenure.jobs.names import check_function
 from tenure.store import check_store, is_sqlite, migrate_store, schema_of
 from tenure.store import migration_sql as sql_of_migration
 from tenure.store.audit import INVARIANTS
@@ -29,6 +30,7 @@ def migrate(app: Tenure, *, progress: Progress | None = None) -> tuple[int, int]
     Returns the version of the schema before (0: none) and after. Raises StoreUnavailable or
     SchemaMismatch.
     """
+    _check_functions(progress=progress)
     before, _ = schema_of(app.database)
     return before, migrate_store(app.database, progress or no_progress)
 
@@ -82,5 +84,12 @@ def verify(
     Reads every job. Writers are not held up. An empty list is good. Raises InvalidInput.
     """
     most = whole(limit, 1, MAX_FOUND, "$.limit")
+    _check_functions(progress=progress, seen=seen)
     found = app.core.store.read.violations(most, progress or no_progress, seen or no_note)
     return [Violation(*finding, INVARIANTS[finding[0]]) for finding in found]
+
+
+def _check_functions(**given: object) -> None:
+    for name, function in given.items():
+        if function is not None:
+            check_function(function, "a function", f"$.{name}")

@@ -15,6 +15,7 @@ from tenure import InvalidInput, JobContext
 from tenure.cli import COMMANDS
 from tenure.cli.command import Group
 from tenure.cli.options import APPLICATION
+from tenure.jobs.names import check_kind
 from tenure.settings import database_url
 
 KEY = "TENURE_DATABASE"
@@ -56,6 +57,7 @@ class Tenure(tenure.Tenure):
         Called again, as tests do with one application each, it closes the database and goes over
         to the new application. Raises InvalidInput.
         """
+        check_kind(app, Flask, "a Flask application", "$.app")
         url = app.config.get(KEY) or os.environ.get(KEY) or f"{SQLITE}tenure.db"
         self.close()
         self.database = _from_instance_folder(database_url(url), app)

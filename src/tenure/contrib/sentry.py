@@ -11,6 +11,7 @@ from sentry_sdk.scope import Scope, use_isolation_scope, use_scope
 from sentry_sdk.utils import event_from_exception
 
 from tenure import Failure, JobContext, Snooze, Tenure
+from tenure.jobs.names import check_kind
 from tenure.jobs.parking import Parked
 
 NO_FAILURE = (Snooze, Parked)
@@ -29,6 +30,7 @@ def install(app: Tenure) -> None:
     `tenure.queue` and `tenure.attempt`. Timeouts, lost leases and failures in child processes
     have no exception here, so they are messages. Payloads are not sent.
     """
+    check_kind(app, Tenure, "a Tenure application", "$.app")
     ignore_logger("tenure.worker.log")  # it logs the same failures
     app.around(_traced)
     app.on_failure(_report)

@@ -7,10 +7,21 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, DateTime, Double, MetaData, Table, Text, TypeDecorator
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Double,
+    Engine,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+)
 from sqlalchemy.dialects.postgresql import UUID
 
 from tenure.jobs.ids import EPOCH
+from tenure.jobs.names import check_kind
 
 PREFIX = "tenure_"
 """Begins the names of the tables on SQLite. On PostgreSQL they are in a schema."""
@@ -27,6 +38,8 @@ def tables(engine: Any, *, schema: str = "tenure") -> tuple[Table, Table]:
     a change in SQL has to obey the table of transitions, and `Tenure.within` adds jobs. What a
     column means is what the field of `Job` and `Transition` with its name means.
     """
+    if not hasattr(engine, "dialect"):
+        check_kind(engine, Engine, "an Engine, AsyncEngine or connection", "$.engine")
     on_sqlite = engine.dialect.name == "sqlite"
     metadata = MetaData(schema=None if on_sqlite else schema)
     prefix = PREFIX if on_sqlite else ""

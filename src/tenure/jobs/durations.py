@@ -15,6 +15,7 @@ from math import floor
 from typing import Any
 
 from tenure.errors import InvalidInput
+from tenure.jobs.names import check_kind
 from tenure.lifecycle import SETTLED
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
 
@@ -77,6 +78,7 @@ def seconds(value: float | str | timedelta, path: str = "$") -> float:
 
 def retention(keep: Mapping[str, float | str | timedelta]) -> dict[str, float]:
     """How many seconds settled jobs are kept, by status; raises InvalidInput."""
+    check_kind(keep, Mapping, "how long to keep jobs, by their status", "$.keep")
     if unknown := keep.keys() - SETTLED:
         raise InvalidInput(
             f"{', '.join(sorted(map(str, unknown)))} is no status of a settled job; say how long "

@@ -38,7 +38,6 @@ Duration = float | int | str | timedelta
 Backoff = RetryPolicy | Duration | Sequence[Duration] | dict[str, Any]
 """A policy, its `base` alone, its `delays`, or its fields by name."""
 
-
 PartitionBy = Callable[[Mapping[str, Any]], str | None]
 """Returns the partition of the job with a payload, None for none; raises InvalidInput."""
 
@@ -173,6 +172,9 @@ def check_new(new_job: object, number: int) -> None:
     """Raise InvalidInput for what is no `NewJob`."""
     if not isinstance(new_job, NewJob):  # first, as a batch has many
         names.check_kind(new_job, NewJob, "what new_job(...) returned", f"$[{number}]")
+    elif type(new_job.options) is not dict or type(new_job.type) is not str:
+        names.check_kind(new_job.options, Mapping, names.OPTIONS_BY_NAME, f"$[{number}].options")
+        check_open(new_job.type, "job type", f"$[{number}].type")
 
 
 def check_jobs(
@@ -218,15 +220,13 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
     run_at: Any = None
     start_by: datetime | None = None
     start_within: float | None = None
-    tags: str | None = None
-    partition: str | None = None
     key: Any = None
-    by = rule = links = None
+    by = rule = links = tags = partition = None
     if type(defaults) is HandlerOptions:  # most types have no such rules
         by, rule = defaults.partition_by, defaults.unique
     if options:  # most jobs have none
         if unknown := options.keys() - _OPTIONS:
-            raise InvalidInput(NO_OPTION.format(", ".join(sorted(unknown))), path="$")
+            raise InvalidInput(NO_OPTION.format(", ".join(sorted(map(str, unknown)))), path="$")
         if options.get("actor") is not None:
             actor = check_label(options["actor"], "actor", "$.actor")
         delay = options.get("delay")

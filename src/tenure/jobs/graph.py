@@ -23,6 +23,7 @@ DependsOn: TypeAlias = Parent | Dependency | str
 Links: TypeAlias = tuple[tuple[Dependency, ...], int | None]
 """The dependencies of a job, and how many of them it needs; None for all."""
 
+LIST_OR_NAMED = "a list of jobs, or an object of them by name"
 MAX_PARENTS = 10_000
 MAX_COUNTED = 256
 """Parents of a job that waits for some of them, and parents that are counted in one gate."""
@@ -52,14 +53,14 @@ def dependencies_of(given: Any) -> tuple[Dependency, ...]:
     elif isinstance(given, list | tuple):
         found = [_dependency(parent, f"{path}[{n}]") for n, parent in enumerate(given)]
     else:
-        raise InvalidInput("give a list of jobs, or an object of them by name", path=path)
+        raise InvalidInput(f"give {LIST_OR_NAMED}", path=path)
     if len(found) > MAX_PARENTS:
         raise InvalidInput(f"{len(found)} jobs; give at most {MAX_PARENTS}", path=path)
-    seen: set[str] = set()
-    for one in (*(d.job_id for d in found), *(d.name for d in found if d.name)):
-        if one in seen:
-            raise InvalidInput(f"{one} is given twice", path=path)
-        seen.add(one)
+    if len({one.job_id for one in found}) < len(found):
+        raise InvalidInput("one job is given twice", path=path)
+    named = [one.name for one in found if one.name]
+    if len(set(named)) < len(named):
+        raise InvalidInput("one name is given twice", path=path)
     return tuple(found)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, get_args
 
 from tenure.errors import InvalidInput
@@ -17,6 +17,7 @@ MAX_TAG_LENGTH = 128
 MAX_TAGS = 20
 MAX_PARTITION_LENGTH = 128
 
+OPTIONS_BY_NAME = "the options of a job by name"
 RESERVED = "tenure."
 """Begins the types and queues that belong to Tenure: only Tenure itself adds such jobs, and a claim
 that names no queues skips such queues."""
@@ -51,6 +52,11 @@ def check_kind(value: object, kind: Any, what: str, path: str) -> None:
     """Raise InvalidInput unless a value is of a type; `what` says what to give."""
     if not isinstance(value, kind):
         raise InvalidInput(f"give {what}, not a value of type {type(value).__name__}", path=path)
+
+
+def check_function(value: object, what: str, path: str) -> None:
+    """Raise InvalidInput unless a value can be called; `what` says what to give."""
+    check_kind(value, Callable, what, path)
 
 
 def list_of_names(names: Iterable[str], path: str) -> tuple[str, ...]:

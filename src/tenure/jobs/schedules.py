@@ -5,6 +5,7 @@ A tick is a time at which a schedule is due. A fire is its outcome: see `fires.p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, TypedDict
@@ -17,7 +18,7 @@ from tenure.jobs import payload as payloads
 from tenure.jobs.durations import positive, seconds
 from tenure.jobs.enqueue import Duration, NewJob, TypeOptions, check_job, whole
 from tenure.jobs.ids import EPOCH, new_id
-from tenure.jobs.names import check_choice, check_reason
+from tenure.jobs.names import OPTIONS_BY_NAME, check_choice, check_kind, check_reason
 from tenure.jobs.schedule_times import When, check_when, next_after
 from tenure.jobs.stats import Time
 
@@ -147,6 +148,8 @@ def check_rules(job: NewJob, options: ScheduleOptions) -> Rules:
         raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path="$")
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     when = {name: given.pop(name) for name in WHEN if name in given}
+    check_kind(job, NewJob, "what new_job(...) returned", "$.job")
+    check_kind(job.options, Mapping, OPTIONS_BY_NAME, "$.job.options")
     time_key = given.get("time_key")
     if time_key is not None and not (isinstance(time_key, str) and 0 < len(time_key) <= 128):
         raise InvalidInput("name a field of the payload, 1 to 128 characters", path="$.time_key")

@@ -10,8 +10,10 @@ from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from tenure.app.app import Tenure
+from tenure.jobs.names import check_kind
 from tenure.settings import database_url
 from tenure.store import migrate_store, open_store
 from tenure.store.borrowed.files import TEST_FOLDER
@@ -19,9 +21,6 @@ from tenure.store.borrowed.opened import LENT, Lent
 from tenure.store.lent import lent_store
 from tenure.testing.jobs import Jobs
 from tenure.testing.runs import Run, Runs, raise_error_of
-
-if TYPE_CHECKING:
-    from tenure.app.app import Tenure
 
 MEMORY = "/dev/shm"  # noqa: S108 - the folder in it has a random name
 
@@ -36,6 +35,7 @@ def on(app: Tenure, database: str | None = None) -> Iterator[Jobs]:
     Yields the `Jobs` there. At the end the application has the database from before. Raises
     InvalidInput, StoreUnavailable, or SchemaMismatch.
     """
+    check_kind(app, Tenure, "a Tenure application", "$.app")
     place = nullcontext(database_url(database)) if database else _new_file()
     with place as url, app.core.using(url, open_store(url)):
         jobs = Jobs(app)

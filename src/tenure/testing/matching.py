@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tenure.app.job_types import JobType
 from tenure.jobs import json_types
+from tenure.jobs.names import check_kind
 from tenure.jobs.queries import MAX_LISTED, Fields
 from tenure.lifecycle import Job
 
@@ -52,6 +53,7 @@ class Wanted:
             if not takes_more and name not in fields:
                 of = "" if handler is None else f", and no argument of {handler.name}"
                 raise TypeError(f"{name!r} is no filter of find(){of}")
+        check_kind(payload, Mapping | None, "what the payload contains, by name", "$.payload")
         self.type = None if type is None else name_of(type)
         self.payload = {n: _plain(value) for n, value in {**(payload or {}), **arguments}.items()}
         self.filter = {name: filter[name] for name in filter if name not in arguments}

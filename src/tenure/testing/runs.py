@@ -9,13 +9,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypedDict, TypeVar
+from typing import NamedTuple, TypeAlias, TypedDict, TypeVar
 
+from tenure.app.app import Tenure
 from tenure.app.evaluation import declare as declare_schedules
 from tenure.errors import IllegalTransition, InvalidInput, JobFailed
 from tenure.jobs import durations
 from tenure.jobs.enqueue import Duration
-from tenure.jobs.names import check_queues
+from tenure.jobs.ids import id_of
+from tenure.jobs.names import check_kind, check_queues
 from tenure.jobs.work import Answer, ClaimRequest, Duty, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import SETTLED, Job, Status
 from tenure.store.borrowed.opened import LENT
@@ -24,9 +26,6 @@ from tenure.testing.matching import Named, Wanted, name_of
 from tenure.worker.leases import Attempt
 from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.single import SingleRunner
-
-if TYPE_CHECKING:
-    from tenure.app.app import Tenure
 
 T = TypeVar("T")
 
@@ -105,6 +104,7 @@ class Runs:
     """What runs the jobs in the database that an application uses now."""
 
     def __init__(self, app: Tenure) -> None:
+        check_kind(app, Tenure, "a Tenure application", "$.app")
         self._app = app
         self.store = app.core.limited_store  # not one that `inline` puts before it
         self._worker = f"{changes.ACTOR}-{secrets.token_hex(8)}"
@@ -181,7 +181,7 @@ class Runs:
 
     def one(self, job: Job | str) -> Running[Job]:
         """Run one job now; return it afterwards, or raise its error."""
-        job = self._app.core.get(job) if isinstance(job, str) else job
+        job = job if isinstance(job, Job) else self._app.core.get(id_of(job))
         if self._app.core.handlers.find(job.type) is None:
             raise InvalidInput(f"this application has no handler for {job.type!r}")
         lease = self._claim(job.id, early=True)
