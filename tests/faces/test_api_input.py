@@ -18,7 +18,15 @@ from tenure.http.api.routes import MAX_BATCH_BYTES, MAX_JOB_BYTES
 from tenure.jobs import payload
 from tenure.jobs import results as produced
 from tenure.server import build
-from tests.support.http import JSON, Exchange, api_client, asgi_scope, assert_problem, claim_jobs
+from tests.support.http import (
+    JSON,
+    UNKNOWN_ID,
+    Exchange,
+    api_client,
+    asgi_scope,
+    assert_problem,
+    claim_jobs,
+)
 from tests.support.programs import run
 
 
@@ -229,6 +237,7 @@ def test_values_are_not_repeated(api: TestClient) -> None:
 
 
 SECRET = "hunter2"
+ID_4711 = "01900000-4711-7000-8000-000000004711"
 CRON = {"job": {"type": "a"}, "cron": "0 3 * * *"}
 
 
@@ -243,6 +252,16 @@ CRON = {"job": {"type": "a"}, "cron": "0 3 * * *"}
         ("POST", "/reports", [{"lease_id": "x", "outcome": SECRET}], "one of completed, failed,"),
         ("POST", "/jobs", {"type": "a", "delay": SECRET}, "not a duration"),
         ("POST", "/jobs", {"type": f"tenure.{SECRET}"}, "begin with tenure. are reserved"),
+        ("POST", "/jobs", {"type": "a", "depends_on": [ID_4711] * 2}, "one job is given twice"),
+        (
+            "POST",
+            "/jobs",
+            {
+                "type": "a",
+                "depends_on": [{"job_id": id, "name": SECRET} for id in (ID_4711, UNKNOWN_ID)],
+            },
+            "one name is given twice",
+        ),
         (
             "POST",
             "/jobs",
