@@ -12,9 +12,11 @@ import pytest
 from psycopg.errors import RaiseException
 
 from tenure import NewJob, Tenure, Unique
-from tenure.errors import WriteRefused
+from tenure.errors import StoreUnavailable, WriteRefused
 from tests.contract.other_triggers import add_trigger
 from tests.support.http import api_client, assert_problem
+from tests.support.raw_sql import RawSql
+from tests.support.store import claim_request
 
 
 def within(app: Tenure, new_jobs: list[NewJob]) -> None:
@@ -51,6 +53,50 @@ def test_what_another_trigger_drops_is_not_acknowledged(app_on_each_engine: Tenu
         ):
             add()
     assert app.count().jobs == 1
+
+
+@pytest.mark.postgres
+@pytest.mark.own_database
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO nowhere VALUES (1)",
+        "PERFORM nothing(1)",
+        "PERFORM pg_ls_dir('.')",
+        "PERFORM (SELECT missing FROM (SELECT 1) AS one)",
+        "INSERT INTO nowhere.at_all VALUES (1)",
+    ],
+)
+def test_what_is_not_in_place_for_another_trigger(postgres_url: str, statement: str) -> None:
+    """It counted as an outage, so that workers and clients tried again for ever."""
+    with Tenure(postgres_url) as app:
+        (job,) = app.enqueue_many([NewJob("mail", {}, {})])
+        with closing(RawSql(postgres_url)) as sql:
+            body = f"BEGIN SET LOCAL ROLE pg_monitor; {statement}; RETURN NULL; END"
+            sql.run(f"CREATE FUNCTION act() RETURNS trigger LANGUAGE plpgsql AS $${body}$$")
+            act = "FOR EACH ROW EXECUTE FUNCTION act()"
+            sql.run(f"CREATE TRIGGER another AFTER INSERT OR UPDATE ON {{job}} {act}")
+        adding: tuple[Callable[[], Any], ...] = (
+            lambda: app.enqueue("mail"),
+            lambda: app.enqueue_many([NewJob("mail", {}, {})] * 2),
+            lambda: app.cancel(job.id),
+            lambda: app.core.claim(claim_request()),
+        )
+        for add in adding:
+            with pytest.raises(WriteRefused):
+                add()
+
+
+@pytest.mark.postgres
+@pytest.mark.own_database
+def test_what_is_not_in_place_for_tenure_is_an_outage(postgres_url: str) -> None:
+    """Such as while a backup is restored."""
+    with Tenure(postgres_url) as app:
+        app.open()
+        with closing(RawSql(postgres_url)) as sql:
+            sql.run("ALTER TABLE {tag} RENAME TO elsewhere")
+        with pytest.raises(StoreUnavailable):
+            app.enqueue("mail", tags=["a"])
 
 
 @pytest.mark.own_database

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -57,6 +58,9 @@ ROLE = f"""
 SELECT current_setting('synchronous_commit'), current_setting('client_min_messages'),
     current_setting('default_transaction_isolation'), pg_backend_pid(), {HANGING}, {SEARCH_PATH}
 """
+
+
+_plpgsql_function = re.compile(r"PL/pgSQL.*?\(").search
 
 
 class Unconfirmed(psycopg.OperationalError):
@@ -288,9 +292,17 @@ class PostgresSession:
             if isinstance(error, errors.ReadOnlySqlTransaction):
                 self.close()  # a new connection may find the new primary
             return Trouble.UNAVAILABLE
-        if getattr(error, "sqlstate", None) in NOT_IN_PLACE:
+        if getattr(error, "sqlstate", None) in NOT_IN_PLACE and not self._is_of_others(error):
             return Trouble.UNAVAILABLE
         return Trouble.REFUSED if isinstance(error, psycopg.DatabaseError) else Trouble.BUG
+
+    def _is_of_others(self, error: Any) -> bool:
+        """Whether the innermost function in which an error arose is not one of Tenure's.
+
+        The server's language is not known, but it names each function with its schema.
+        """
+        named = _plpgsql_function(error.diag.context or "")
+        return named is not None and f"{self._address.schema}." not in named[0]
 
     def close(self) -> None:
         if self._connection is not None:
