@@ -14,6 +14,7 @@ from tenure.jobs.queries import Query
 from tenure.jobs.retention import FOREVER_SECONDS, RetentionRule
 from tenure.jobs.work import Duty
 from tenure.store.duties import look
+from tenure.webhooks.deliveries import WEBHOOK
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.raw_sql import Refused
 from tests.support.store import StoreHarness, new_job, report_completed
@@ -75,6 +76,20 @@ def test_a_type_is_kept_for_its_own_time(harness: StoreHarness, app: Tenure) -> 
     harness.clock.advance(30 * DAY)
     prune(harness, {"completed": 7 * DAY})
     assert left(harness) == ["always"]
+
+
+def test_deliveries_to_webhooks_are_kept_as_an_operator_says(
+    harness: StoreHarness, app: Tenure
+) -> None:
+    """The type was refused as reserved, so that only each queue could have a rule."""
+    app.retention.set(type=WEBHOOK, completed="1h")
+    queue = "tenure.webhooks.shop"
+    harness.add(WEBHOOK, queue=queue)
+    harness.report(*map(report_completed, harness.claim(queues=(queue,))))
+    settle(harness, "mail")
+    harness.clock.advance(HOUR + 61)
+    prune(harness, {"completed": DAY})
+    assert left(harness) == ["mail"]
 
 
 def test_the_most_specific_rule_holds(harness: StoreHarness, app: Tenure) -> None:

@@ -11,7 +11,7 @@ from tenure.app.core import Noun
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.limits import KEEP
-from tenure.jobs.names import check_name, check_open
+from tenure.jobs.names import check_name
 from tenure.jobs.queue_rights import includes, require
 from tenure.jobs.retention import RetentionRule, Subject, age
 from tenure.store.tables import retention
@@ -39,7 +39,7 @@ class Retention(Noun):
 
         It holds from the next minute on, also for jobs that are settled already.
 
-        - `type`, `queue`: the name of one of them.
+        - `type`, `queue`: the name of one of them. `tenure.webhook` is the type of deliveries.
         - `completed`, `cancelled`, `failed`: how long jobs of that status are kept: a duration up
           to ten years, or `"forever"`. None: as the next rule says.
 
@@ -58,7 +58,7 @@ class Retention(Noun):
             name, store = check_name(queue, "queue", "$.queue"), self._core.limited_store
             require(self._core.queues, [name])
         else:
-            name, store = check_open(type, "job type", "$.type"), self._core.store
+            name, store = check_name(type, "job type", "$.type"), self._core.store
         change = partial(retention.change, subject=subject, name=name, given=ages)
         return store.write("operator", change).result()
 
