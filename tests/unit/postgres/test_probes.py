@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
+from tenure.jobs.findings import Check, CheckResult
 from tenure.store import migrate_store
 from tenure.store.postgres import doctor
 from tenure.store.postgres.connection import address_of, connect
@@ -151,6 +152,32 @@ def test_behind_a_pooler_nothing_is_prepared(server: PostgresServer) -> None:
             asked = "SELECT name FROM pg_prepared_statements ORDER BY name"
             assert bool(ask_in_store_session(db, asked)) is prepares
             db.close()
+
+
+@pytest.mark.own_database
+def test_roles_that_may_add_functions_are_named(postgres_url: str) -> None:
+    """What they add to a schema of the search path could be called with our rights."""
+    migrate_store(postgres_url)
+
+    def schemas() -> Check:
+        return {one.name: one for one in doctor.check_postgres(postgres_url)}["schemas"]
+
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        assert schemas().health is CheckResult.OK
+        connection.execute("GRANT CREATE ON SCHEMA public, tenure TO PUBLIC")
+        connection.execute("GRANT CREATE ON SCHEMA tenure TO pg_monitor, CURRENT_USER")
+    warned = schemas()
+    assert warned.health is CheckResult.WARNING
+    _, _, revokes = warned.advice.partition("application: ")
+    assert revokes.split("; ") == [
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+        "REVOKE CREATE ON SCHEMA tenure FROM PUBLIC",
+        "REVOKE CREATE ON SCHEMA tenure FROM pg_monitor",
+    ]
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(revokes.encode())
+    assert schemas().health is CheckResult.OK
 
 
 @pytest.mark.scenario(64)

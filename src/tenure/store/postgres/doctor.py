@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from tenure.jobs.findings import Check
+from tenure.jobs.names import listed
 from tenure.store import doctor, migrate
 from tenure.store.doctor import ok, problem, warning
 from tenure.store.postgres import schema as postgres_schema
@@ -69,6 +70,17 @@ SELECT string_agg(verb, ', ' ORDER BY place) || ' on ' || relname FROM pg_class,
 WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND relkind = 'r'
     AND NOT has_table_privilege(oid, verb)
 GROUP BY relname ORDER BY relname
+"""
+CREATORS = """
+SELECT DISTINCT format('REVOKE CREATE ON SCHEMA %%I FROM %%s', nspname,
+    coalesce(quote_ident(rolname), 'PUBLIC'))
+FROM pg_namespace CROSS JOIN aclexplode(coalesce(nspacl, acldefault('n', nspowner))) AS granted
+    LEFT JOIN pg_roles ON pg_roles.oid = grantee
+WHERE nspname IN ('public', %s) AND privilege_type = 'CREATE'
+    AND grantee <> nspowner
+    AND grantee IS DISTINCT FROM (SELECT relowner FROM pg_class WHERE oid = to_regclass(%s))
+    AND rolname IS DISTINCT FROM current_user AND rolsuper IS NOT TRUE
+ORDER BY 1
 """
 FROM_ELSEWHERE = """
 SELECT EXISTS (SELECT FROM {s}.transition WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
@@ -227,6 +239,17 @@ def rights(truncates: bool, owns: bool, *, lacking: Sequence[str]) -> Check:
     return ok("rights", "this role cannot switch off the triggers")
 
 
+def creators(revokes: Sequence[str]) -> Check:
+    """Whether other roles may make functions where they could be called with this role's rights."""
+    if not revokes:
+        return ok("schemas", "other roles cannot add functions")
+    advice = (
+        "a function could be called in place of one of PostgreSQL, with the rights of your "
+        f"application: {'; '.join(listed(revokes))}"
+    )
+    return warning("schemas", "other roles may add functions", advice)
+
+
 def check_postgres(url: str) -> Iterator[Check]:
     """The checks of a PostgreSQL database, in order."""
     address = address_of(url)
@@ -253,6 +276,8 @@ def check_postgres(url: str) -> Iterator[Check]:
                 of_ledger = connection.execute(LEDGER_RIGHTS, (table,)).fetchone() or (1, 0)
                 lacking = [text for (text,) in connection.execute(LACKING, (address.schema,))]
                 yield rights(*of_ledger, lacking=lacking)
+                rows = connection.execute(CREATORS, (address.schema, table))
+                yield creators([text for (text,) in rows])
                 yield ledger(one(connection, address.sql(FROM_ELSEWHERE)))
                 yield logged(one(connection, UNLOGGED, address.schema))
                 yield doctor.latest_entry(one(connection, address.sql(AHEAD)))
