@@ -6,12 +6,14 @@ import importlib
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from tenure import Job, NewJob, Tenure
+from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.worker import fitness
 from tenure.worker.health import Health
 from tests.support.no_threads import no_new_threads
@@ -93,6 +95,28 @@ def test_a_child_that_does_not_find_the_module_fails_no_job(
         assert f"{module.stem} cannot be imported in a child process: Module" in caplog.text
         module.write_text(CHILD)
         assert wait_until_completed(app, job).attempts == 1
+
+
+def test_who_can_start_nothing_asks_for_nothing(
+    app: Tenure, module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server would hold a claim of no types, and list the worker as one that has none."""
+    monkeypatch.setattr(fitness, "MIN_UNFIT_SECONDS", 1)
+    app.core.take_over(importlib.import_module(module.stem).app.core)
+    module.unlink()
+    exchange, asked = app.core.exchange, list[ClaimRequest]()
+
+    def note(reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
+        asked.extend([claim] if claim else [])
+        return exchange(reports, claim)
+
+    monkeypatch.setattr(app.core, "exchange", note)
+    job = app.enqueue("work", max_retries=1)
+    with running_worker(app):
+        wait_until(lambda: handed_back(app, job), "the job to be handed back")
+        module.write_text(CHILD)
+        wait_until_completed(app, job)
+    assert {claim.types for claim in asked if claim.limit and not claim.leaves} == {("work",)}
 
 
 @pytest.mark.scenario(103)
