@@ -34,7 +34,7 @@ def check_databases(databases: Sequence[str] | None = None, **_: Any) -> list[Ch
     """Return what is wrong with the databases of the jobs, for `check --database` and `migrate`."""
     found: list[CheckMessage] = []
     for backend in {one.app: one for one in backends()}.values():
-        if backend.database in (databases or ()) and backend.database in connections.settings:
+        if backend.database in (databases or ()):
             found += _database(backend, connections[backend.database])
     return found
 

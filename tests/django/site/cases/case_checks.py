@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from django.conf import settings
 from django.core import checks
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections
 from django.test import override_settings
 
-from tenure.contrib.django.databases import migrate
+from tenure.contrib.django.databases import migrate, url_of
 
 BACKEND = "tenure.contrib.django.TenureBackend"
 
@@ -23,6 +26,16 @@ def found(**options: Any) -> set[str]:
     return {message.id for message in messages if message.id.startswith("tenure.")}
 
 
+@contextmanager
+def unsupported() -> Iterator[None]:
+    """Have a database that is neither SQLite nor PostgreSQL, as MySQL."""
+    entry = {**connection.settings_dict, "ENGINE": "django.db.backends.dummy"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(connections.settings, "unsupported", entry)
+        yield
+        del connections["unsupported"]
+
+
 def test_a_careful_site_is_quiet() -> None:
     assert found() == set()
 
@@ -30,9 +43,16 @@ def test_a_careful_site_is_quiet() -> None:
 def test_what_is_missing_is_an_error() -> None:
     assert found(database="nowhere") == {"tenure.E002"}
     assert found(max_retires=1) == found(tasks={"a.b": {"wake": "later"}}) == {"tenure.E004"}
+    with unsupported():
+        assert found(database="unsupported") == {"tenure.E002"}
     others = [name for name in settings.INSTALLED_APPS if name != "tenure.contrib.django"]
     with override_settings(INSTALLED_APPS=others):
         assert "tenure.E001" in found()
+
+
+def test_a_database_that_tenure_does_not_know_is_named() -> None:
+    with unsupported(), pytest.raises(ImproperlyConfigured, match="not on 'unsupported'"):
+        url_of("unsupported", "tenure")
 
 
 def test_settings_that_surprise_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,9 +62,17 @@ def test_settings_that_surprise_are_warned_of(monkeypatch: pytest.MonkeyPatch) -
         assert found() == {"tenure.W001"}
     monkeypatch.setitem(mine, "OPTIONS", {"pool": True, "transaction_mode": "IMMEDIATE"})
     assert found() == {"tenure.W004"}
-    monkeypatch.setitem(
-        mine, "OPTIONS", {"pool": {"max_size": 20}, "transaction_mode": "immediate"}
-    )
+    for pool, are_too_few in (
+        ({"max_size": 15}, True),
+        ({"max_size": 16}, False),
+        ({"min_size": 16}, False),
+        ({"timeout": 9.0}, True),
+    ):
+        options = {"pool": pool, "transaction_mode": "immediate"}
+        monkeypatch.setitem(mine, "OPTIONS", options)
+        assert found() == ({"tenure.W004"} if are_too_few else set()), pool
+    monkeypatch.setitem(mine, "OPTIONS", {"transaction_mode": "IMMEDIATE"})
+    monkeypatch.setitem(mine, "ATOMIC_REQUESTS", True)  # where the tasks are added, too
     assert found() == set()
     monkeypatch.setitem(mine, "CONN_MAX_AGE", None)
     assert found() == ({"tenure.W005"} if connection.vendor == "postgresql" else set())
@@ -63,17 +91,34 @@ def test_the_dashboard_is_offered_before_a_deployment() -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_connection_that_may_lose_jobs_is_warned_of() -> None:
-    def ids() -> list[str]:
-        messages = checks.run_checks(tags=[checks.Tags.database], databases=["default"])
-        return [message.id for message in messages if message.id.startswith("tenure.")]
-
-    assert ids() == []
+    assert of_database() == []
     if connection.vendor == "sqlite":
         for pragma in ("synchronous = NORMAL", "wal_autocheckpoint = 1000"):
             with connection.cursor() as cursor:
                 cursor.execute(f"PRAGMA {pragma}")
-            assert ids() == ["tenure.W002"]
+            assert of_database() == ["tenure.W002"]
+            assert of_database(None) == [], "only --database asks it"
             connection.close()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("ahead", "are_found"), [(1, []), (2, ["tenure.E003"])], ids=["next", "later"]
+)
+def test_a_schema_of_a_later_release_is_an_error_unless_it_is_the_next(
+    ahead: int, are_found: list[str]
+) -> None:
+    table = "tenure_schema" if connection.vendor == "sqlite" else "tenure.schema_version"
+    with connection.cursor() as cursor:
+        cursor.execute(f"UPDATE {table} SET version = version + %s", [ahead])
+    assert of_database() == are_found
+
+
+def of_database(asked: str | None = "default") -> list[str]:
+    """The ids of what is found in a database, or of what is found if none is named."""
+    databases = [asked] if asked else None
+    messages = checks.run_checks(tags=[checks.Tags.database], databases=databases)
+    return [message.id for message in messages if message.id.startswith("tenure.")]
 
 
 class Elsewhere:
