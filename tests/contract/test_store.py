@@ -42,12 +42,13 @@ def test_closing_finishes_what_is_waiting(harness: StoreHarness, database_url: s
     assert len(harness.store.read.find(Query(limit=500))) == 200
 
 
-def test_a_closed_store_says_so(database_url: str) -> None:
+def test_a_closed_store_says_so_and_adds_nothing(harness: StoreHarness, database_url: str) -> None:
     store = open_store(database_url)
     store.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         store.add([new_job()])
     store.close()  # twice is no mistake
+    assert harness.store.read.find(Query()) == []
 
 
 @pytest.mark.scenario(102)
