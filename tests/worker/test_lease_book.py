@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import Future
 from datetime import UTC, datetime
 
 import pytest
 
-from tenure.jobs.work import RECORDED, Lease, Outcome
+from tenure import Tenure
+from tenure.jobs.work import RECORDED, Exchange, Lease, Outcome
 from tenure.worker.leases import Attempt, AttemptState, LeaseBook, Wakeup, reports_of
+from tenure.worker.worker import Worker
 
 
 def lease(number: int) -> Lease:
@@ -129,3 +132,24 @@ def test_each_attempt_goes_to_the_loop_or_to_the_heartbeat() -> None:
     assert len(started) + len(released) == len(leases)
     assert {one.lease.id for one in (*started, *released)} == {lease.id for lease in leases}
     assert all(one.state is AttemptState.STARTED for one in started)
+
+
+@pytest.mark.parametrize(
+    ("seconds_ago", "was_asked", "are_renewed"),
+    [(0, False, False), (8, False, False), (11, False, True), (8, True, True)],
+    ids=["at once", "in time", "late", "beside a heartbeat"],
+)
+def test_new_leases_are_renewed_at_once_if_a_heartbeat_may_come_too_late(
+    app: Tenure, seconds_ago: float, was_asked: bool, are_renewed: bool
+) -> None:
+    """Leases of 30 s have spent a third of it on the way, or a heartbeat that did not know them
+    went out meanwhile: it may have asked whether they have ended."""
+    worker = Worker(app.core, app.core.handlers, lease_seconds=30)
+    if was_asked:
+        worker._heart.beat_now()
+        worker._heart._now.clear()  # as its thread does
+    answer = Future[Exchange]()
+    answer.set_result(Exchange([], [lease(1)]))
+    worker._exchanges._arrive(time.monotonic() - seconds_ago, answer)
+    assert worker._heart._now.is_set() == are_renewed
+    assert worker._leases.to_renew() == [("job 1", "lease 1")]

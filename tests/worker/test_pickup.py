@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -46,6 +47,24 @@ def test_from_the_same_process(app_on_each_engine: Tenure, never_asks: Callable[
         for number in range(20):  # each when the one before has ended: the queue is idle
             assert wait_until_completed(app, work.enqueue(number)).result_json == str(number)
             never_asks()
+
+
+def test_the_end_of_a_handler_on_a_thread_is_reported_at_once(
+    app: Tenure, never_asks: Callable[[], None]
+) -> None:
+    rests = threading.Event()
+
+    @app.job
+    def work() -> None:
+        rests.wait(WAIT_SECONDS)
+
+    never_asks()
+    with running_worker(app, lease_seconds=600) as worker:
+        job, exchanges = work.enqueue(), worker._exchanges
+        wait_until(lambda: worker._leases.running == 1 and not exchanges.under_way, "the start")
+        wait_until(lambda: exchanges.pause() > WAIT_SECONDS, "the worker to rest")
+        rests.set()
+        wait_until_completed(app, job)
 
 
 def test_from_another_process(app_on_each_engine: Tenure) -> None:

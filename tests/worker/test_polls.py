@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
+from tenure import Tenure
 from tenure.worker.demand import (
     CALM_SECONDS,
+    MAX_BACKOFF_SECONDS,
     POLL_SECONDS,
     QUIET_POLL_SECONDS,
     QUIET_SECONDS,
     SURE_POLL_SECONDS,
     Demand,
 )
+from tenure.worker.worker import Worker
 
 MINUTE = 60.0
 
@@ -61,3 +65,15 @@ def test_after_a_short_while_without_jobs_claims_ask_when_the_next_one_is_due() 
     assert not demand.is_calm(demand._busy_at + CALM_SECONDS - 0.01)
     assert demand.is_calm(demand._busy_at + CALM_SECONDS + 0.01)
     assert CALM_SECONDS <= 2 * POLL_SECONDS
+
+
+def test_a_worker_pauses_until_its_next_attempt_or_its_next_poll(app: Tenure) -> None:
+    exchanges = Worker(app.core, app.core.handlers)._exchanges
+    for _ in range(9):
+        wait = exchanges.backoff.failed()
+        assert 0 < exchanges.pause() <= wait <= MAX_BACKOFF_SECONDS
+    exchanges.backoff.answered()
+    exchanges.demand.next_poll = time.monotonic() + MINUTE
+    assert 0 < exchanges.pause() <= MINUTE
+    exchanges.demand.next_poll = 0
+    assert 0 < exchanges.pause() < 0.1, "it yields to its handlers"
