@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,19 @@ import pytest
 from django.conf import settings
 from django.db import connections
 from django.test import override_settings
-from shop.task_api import InvalidTask, TaskResultDoesNotExist, TaskResultMismatch, task
+from shop.task_api import (
+    InvalidTask,
+    TaskResultDoesNotExist,
+    TaskResultMismatch,
+    task,
+    task_finished,
+)
 from shop.tasks import fail, ship, ship_once, tell
 
 from tenure.contrib.django import TenureBackend, app
 from tenure.contrib.django._api import task_backends
+from tenure.contrib.django.handlers import send_failed
+from tenure.jobs.hooks import Failure
 
 pytestmark = pytest.mark.usefixtures("cleared")
 DUMMY = f"{task.__module__.rpartition('.')[0]}.backends.dummy.DummyBackend"
@@ -91,6 +100,34 @@ def test_a_worker_runs_a_task_with_the_options_of_its_backend(running: None) -> 
         result.refresh()
     assert [result.attempts for result in results] == [2, 1]
     assert [result.backend for result in results] == ["slow", "default"]
+
+
+@pytest.mark.django_db(databases=["default", "archive"])
+def test_a_receiver_handles_the_exception_of_a_task_at_the_backend_that_ran_it() -> None:
+    """So it is logged with its traceback, which is as it was for who is told next."""
+    result = fail.using(backend="archive").enqueue()
+    raised = ValueError("no such order")
+    seen: list[Any] = []
+
+    def finished(sender: Any, task_result: Any, **_: Any) -> None:
+        seen.append((task_result.id, task_result.backend, sys.exc_info()[1]))
+
+    task_finished.connect(finished)
+    try:
+        for error in (raised, None):  # None: it ran in a child process
+            send_failed(
+                Failure(
+                    *(result.id, "shop.tasks.fail:archive", "default", 1, 1, "no such order"),
+                    exception=error,
+                    final=True,
+                    retry_in=None,
+                )
+            )
+    finally:
+        task_finished.disconnect(finished)
+    assert [entry[:2] for entry in seen] == 2 * [(result.id, "archive")]
+    assert seen[0][2] is raised
+    assert (str(seen[1][2]), raised.__traceback__) == ("no such order", None)
 
 
 def unseen() -> None: ...

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from threading import Thread, current_thread, main_thread
 from typing import Any
 
 import psycopg
 import pytest
-from django.db import OperationalError, connection
+from asgiref.sync import sync_to_async
+from django.db import DEFAULT_DB_ALIAS, OperationalError, connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from shop import task_api
 from shop.models import Order
@@ -303,6 +305,26 @@ def test_an_atomic_task_whose_transaction_cannot_begin_runs_again(
     result = done(ship_once.enqueue(1))
     assert (result.status, result.attempts, result.return_value) == (SUCCESSFUL, 2, 1)
     assert "database is locked" in result.errors[0].traceback
+
+
+def test_queries_that_debug_notes_go_with_their_task(settings: Any) -> None:
+    """They fill the memory of a worker else."""
+    settings.DEBUG = True
+    Order.objects.count()
+    with handlers._clean():
+        assert connection.queries == []
+        Order.objects.count()
+    assert connection.queries == []
+
+
+def test_the_connection_of_a_coroutine_is_closed_with_it() -> None:
+    async def count() -> BaseDatabaseWrapper:
+        async with handlers._clean_async():
+            await Order.objects.acount()
+            return await sync_to_async(lambda: connections[DEFAULT_DB_ALIAS])()
+
+    used = asyncio.run(count())
+    assert (used is not connections[DEFAULT_DB_ALIAS], used.connection) == (True, None)
 
 
 def test_each_task_begins_with_a_connection_that_is_usable(running: None, order: Order) -> None:
