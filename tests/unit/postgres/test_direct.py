@@ -10,8 +10,9 @@ from types import FrameType
 import psycopg
 import pytest
 
-from tenure import NewJob, Tenure
+from tenure import NewJob, StoreUnavailable, Tenure
 from tenure.store import commit
+from tests.support.no_threads import no_new_threads
 from tests.support.store import new_job
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.unit.postgres.connections import (
@@ -125,6 +126,24 @@ def test_where_there_is_work_for_two_threads_callers_queue(
 
     wait_until(lambda: threads() == 1, "the second thread to end")
     wait_until(lambda: committer._direct.use(lambda db: True), "callers to have it again")
+
+
+def test_without_a_second_thread_work_waits_for_the_first_and_callers_go_on(app: Tenure) -> None:
+    runs, goes = threading.Event(), threading.Event()
+    store = app.core.store
+    with no_new_threads(), pytest.raises(StoreUnavailable, match="nothing was written"):
+        store.add([new_job("mail"), new_job("mail")])
+    assert store._committer._direct._free == [store._committer._lent], "no other connection"
+    held = store.write("held", lambda _: (runs.set(), goes.wait(WAIT_SECONDS)))
+    assert runs.wait(WAIT_SECONDS)
+    with no_new_threads():
+        waiting = store.add([new_job("mail"), new_job("mail")])
+    wait_until(
+        lambda: store._committer._direct.use(lambda _: True), "callers to have their connection"
+    )
+    goes.set()
+    held.result(WAIT_SECONDS)
+    assert [one.created for one in waiting.result(WAIT_SECONDS)] == [True, True]
 
 
 def test_ctrl_c_ends_the_wait_for_a_key(app: Tenure, url: str, raw: Connection) -> None:
