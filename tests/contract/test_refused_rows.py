@@ -102,6 +102,20 @@ def test_a_settled_job_that_cannot_be_deleted(harness: StoreHarness, app: Tenure
     assert there(app) == later
 
 
+@pytest.mark.parametrize("database_url", ["postgres", "granted"], indirect=True)
+@pytest.mark.postgres
+def test_a_job_that_another_table_refers_to(harness: StoreHarness, app: Tenure) -> None:
+    first, _ = complete(harness, 5, 5, app=app)
+    harness.sql.run("CREATE TABLE orders (job_id uuid REFERENCES {job})")
+    harness.sql.run(f"INSERT INTO orders VALUES ('{first}')")
+    harness.clock.advance(KEEP.total_seconds() + 1)
+    (said,) = prune(harness)
+    assert f"1 settled job cannot be deleted, such as {first}:" in said
+    assert "violates foreign key constraint" in said
+    assert there(app) == [first]
+    harness.sql.run("DROP TABLE orders")
+
+
 def test_a_job_with_a_rule_that_cannot_be_deleted(harness: StoreHarness, app: Tenure) -> None:
     app.retention.set(type="mail", completed=KEEP)
     ids = complete(harness, *([7] * 3 + [5] * 3), app=app)
