@@ -17,6 +17,7 @@ from tenure.jobs.work import ClaimRequest, Duty, Outcome, Report
 from tenure.store import fires
 from tenure.store.retention import MAX_WAIT
 from tenure.store.tables import stats
+from tenure.telemetry import repeats
 from tenure.webhooks.deliveries import WEBHOOK
 from tenure.worker import maintenance
 from tenure.worker.maintenance import MaintenanceThread, StallWatch
@@ -142,7 +143,7 @@ def test_a_failure_that_lasts_is_logged_now_and_then(
     for _ in range(5):
         sweeper.do_once()
     assert caplog.text.count("the sweep failed") == 1
-    monkeypatch.setattr(maintenance, "REPEAT_SECONDS", 0)
+    monkeypatch.setattr(repeats, "REPEAT_SECONDS", 0)
     sweeper.do_once()
     assert caplog.text.count("the sweep failed") == 2
 

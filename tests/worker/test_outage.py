@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from tenure import Status, StoreUnavailable, Tenure
+from tenure.telemetry import repeats
 from tests.support.postgres import PostgresServer, PostgresUnavailable
 from tests.support.waiting import RECOVERY_SECONDS, WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit
@@ -71,9 +72,10 @@ def recovering(app: Tenure, server: PostgresServer) -> Iterator[None]:
 
 
 def test_outcomes_are_kept_while_the_tables_are_missing(
-    app: Tenure, caplog: pytest.LogCaptureFixture
+    app: Tenure, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As during a restore. They were taken for outcomes that nobody can record, and given up."""
+    monkeypatch.setattr(repeats, "REPEAT_SECONDS", 0)
     with psycopg.connect(app.database, autocommit=True) as admin:
 
         @app.job(max_retries=1)
@@ -161,6 +163,33 @@ def test_heartbeats_go_on_after_an_outage(
             go_on.set()
             assert wait_until_completed(app, job).attempts == 1
     assert transitions(app, job) == ["enqueued", "claimed", "completed"]
+
+
+def test_an_outage_is_logged_now_and_then(
+    app: Tenure, server: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker with jobs wrote a hundred lines a minute, for as long as it lasted."""
+    caplog.set_level("WARNING")  # a command run in this process may have silenced the log
+    go_on, running = threading.Event(), threading.Event()
+
+    @app.job
+    def work() -> None:
+        running.set()
+        go_on.wait(WAIT_SECONDS)
+
+    with running_worker(app, lease_seconds=1) as worker:
+        job = work.enqueue()
+        assert running.wait(WAIT_SECONDS)
+        server.stop("immediate")
+        wait_until(lambda: worker._exchanges.backoff.seconds > 1, "five exchanges to fail")
+        # The first error may be that the connection broke.
+        args = [(it.name, it.args) for it in caplog.records]
+        said = [(name, str(them[-1])) for name, them in args if isinstance(them, tuple) and them]
+        assert {name.rpartition(".")[2] for name, _ in said} >= {"heartbeat", "exchanges"}
+        assert len(said) == len(set(said))
+        with recovering(app, server):
+            go_on.set()
+            wait_until_completed(app, job)
 
 
 HANDLERS = """

@@ -14,6 +14,7 @@ import tenure.worker.exchanges
 import tenure.worker.worker
 from tenure import Failure, JobContext, Tenure
 from tenure.client import Client
+from tenure.telemetry import repeats
 from tests.support.http import ServerProcess
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import (
@@ -170,9 +171,13 @@ def test_outcomes_are_kept_while_something_else_answers(
 
 
 def test_an_outcome_is_kept_while_the_token_is_refused(
-    app: Tenure, server: ServerProcess, caplog: pytest.LogCaptureFixture
+    app: Tenure,
+    server: ServerProcess,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The refusal is about the caller: it says nothing against the outcome."""
+    monkeypatch.setattr(repeats, "REPEAT_SECONDS", 0)
     runs, ends = threading.Event(), threading.Event()
 
     @app.job

@@ -3,9 +3,8 @@
 There is one for each writing connection: one for SQLite, which has one writer, and up to two for
 PostgreSQL, so that one batch is executed while another waits for the disk or for Python. The second
 one starts when work would wait for the first, and ends when it is needed no longer. A thread takes
-what is waiting, applies it as set-based statements in one transaction, commits, and answers
-the callers' futures. Batches come from load, never from timers: an idle store commits at once. A
-sync caller waits on the future, an async caller awaits the same one. `direct` has the exception.
+what is waiting, applies it in one transaction, commits, and answers the callers' futures. Batches
+come from load, never from timers: an idle store commits at once. `direct` has the exception.
 """
 
 from __future__ import annotations
@@ -44,6 +43,7 @@ from tenure.store.work import (
     undoing,
     visit,
 )
+from tenure.telemetry.repeats import Repeats
 
 log = logging.getLogger(__name__)
 
@@ -363,8 +363,8 @@ class Announcements:
         self._clock = clock
         self._announced = -ANNOUNCE_SECONDS
         self._owed_at = 0.0
-        self._is_owed = False
-        self._is_planned = False
+        self._is_owed = self._is_planned = False
+        self._repeats = Repeats()
 
     def owe(self) -> None:
         """Note that there may be new work."""
@@ -389,12 +389,12 @@ class Announcements:
 
     def make(self, db: Database) -> None:
         """Make the one that is owed. After a failure the next commit makes another."""
-        # First: other threads may owe one again meanwhile.
-        self._is_owed = self._is_planned = False
+        self._is_owed = self._is_planned = False  # first: others may owe one again meanwhile
         self._announced = self._clock()
         try:
             failpoints.hit("announce.before")
             db.announce()
         except Exception as error:
-            log.warning("waiting workers were not notified of new jobs: %s", error)
+            if self._repeats.is_due(error):
+                log.warning("waiting workers were not notified of new jobs: %s", error)
             db.rollback()

@@ -30,6 +30,7 @@ from tenure.errors import (
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.text import quantity
 from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, WorkSource, is_full
+from tenure.telemetry.repeats import Repeats
 from tenure.worker.attempts import Attempts
 from tenure.worker.demand import MAX_CLAIMED, Demand, ReportBackoff
 from tenure.worker.heartbeat import Heartbeat
@@ -110,6 +111,7 @@ class Exchanges:
         self._busy = 0  # how many reports wait, since transactions of handlers lock their jobs
         self.moved: StoreMoved | None = None
         """Set once the source has said that its jobs are elsewhere: nothing can be reported."""
+        self._repeats = Repeats()
         self._suspects = 0  # how many of the next reports are sent one by one
         self._stop_listening: Callable[[], None] | None = None
 
@@ -356,15 +358,16 @@ class Exchanges:
         self._leases.put_back(attempts)
         self.demand.notify()
         wait = self.backoff.failed()
-        expected = isinstance(error, Unauthorized | Forbidden | StoreUnavailable | WriteRefused)
-        log.warning(
-            "%s: it keeps %s and tries again in %.1f s: %s",
-            _said(error),
-            quantity(self._leases.unreported, "outcome"),
-            wait,
-            error,
-            exc_info=None if expected else error,
-        )
+        if self._repeats.is_due(error):
+            expected = isinstance(error, Unauthorized | Forbidden | StoreUnavailable | WriteRefused)
+            log.warning(
+                "%s: it keeps %s and tries again in %.1f s: %s",
+                _said(error),
+                quantity(self._leases.unreported, "outcome"),
+                wait,
+                error,
+                exc_info=None if expected else error,
+            )
 
     def _doubt(self, attempts: list[Attempt], error: Exception) -> None:
         """The store cannot record one of these: send them one by one, so that it fails alone.

@@ -15,6 +15,7 @@ import time
 from tenure.errors import Forbidden, Unauthorized
 from tenure.events import LeaseExpired
 from tenure.jobs.work import WorkSource
+from tenure.telemetry.repeats import Repeats
 from tenure.worker.leases import LeaseBook, Wakeup, reports_of
 from tenure.worker.log import WorkLog
 
@@ -41,6 +42,7 @@ class Heartbeat(threading.Thread):
         self._lease_seconds = lease_seconds
         self._wakeup = wakeup
         self._worklog = worklog
+        self._repeats = Repeats()
         self._end = threading.Event()
         self._now = threading.Event()
         self._renewed_at = 0.0
@@ -79,7 +81,8 @@ class Heartbeat(threading.Thread):
                 if isinstance(error, Unauthorized | Forbidden):
                     self._lose_expired()
                 interval = min(1.0, self._lease_seconds / 10)
-                log.warning("the heartbeat failed, trying again in %.1f s: %s", interval, error)
+                if self._repeats.is_due(error):
+                    log.warning("the heartbeat failed, trying again in %.1f s: %s", interval, error)
             self._wakeup.notify()
 
     def _renew(self, blocked: bool) -> float:

@@ -25,6 +25,7 @@ from tenure.jobs.enqueue import Duration
 from tenure.jobs.work import Duty
 from tenure.lifecycle import Job, Status, retry_in
 from tenure.telemetry import logs
+from tenure.telemetry.repeats import Repeats
 from tenure.worker.failures import FailureCalls
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,6 @@ MAX_LAG = timedelta(seconds=10)
 """How far the statistics may fall behind before they get more time."""
 
 
-REPEAT_SECONDS = 30.0
-"""How long the same failure has no further line."""
 STALL_SECONDS = 1.0
 
 
@@ -108,7 +107,7 @@ class MaintenanceThread(threading.Thread):
         self._failures = failures
         self._keep = retention(keep or {})
         self._undecided: set[str] = set()  # schedules that are for other processes
-        self._said: dict[str, float] = {}  # what was logged lately, by the monotonic clock
+        self._repeats = Repeats()
         forward = partial(app.core.forward_to_webhooks, without_errors=without_errors)
         self._found: Collection[Duty] = ()
         self._duties: Sequence[tuple[Duty | None, Callable[[], object]]] = (
@@ -165,10 +164,7 @@ class MaintenanceThread(threading.Thread):
         return True
 
     def _log_failure(self, error: Exception) -> None:
-        now, text = time.monotonic(), f"{type(error).__name__}: {error}"
-        self._said = {it: at for it, at in self._said.items() if now - at < REPEAT_SECONDS}
-        if text not in self._said:
-            self._said[text] = now
+        if self._repeats.is_due(error):
             expected = isinstance(error, TenureError)
             log.log(
                 logging.WARNING if expected else logging.ERROR,

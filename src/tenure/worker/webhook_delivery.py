@@ -20,6 +20,7 @@ from tenure.errors import TenureError
 from tenure.jobs.context import JobContext
 from tenure.jobs.handlers import Handlers, PlainFailure, describe
 from tenure.jobs.work import Duty
+from tenure.telemetry.repeats import Repeats
 from tenure.webhooks import request
 from tenure.webhooks.deliveries import WEBHOOK
 from tenure.worker.receivers import CONCURRENCY, Receivers
@@ -100,6 +101,7 @@ class WebhookDelivery(threading.Thread):
         self._worker: Worker | None = None
         self._check_leftovers_at = 0.0  # by the monotonic clock
         self._leftovers: set[str] = set()
+        self._repeats = Repeats()
 
     def ask_to_stop(self) -> None:
         """Ask it to finish the deliveries under way. Safe from a signal handler."""
@@ -120,10 +122,8 @@ class WebhookDelivery(threading.Thread):
                 if DELIVERING & self._app.core.look():
                     self._find_queues()
                     self._deliver()
-            except TenureError as error:
-                log.warning("deliveries wait for the database: %s", error)
-            except Exception:
-                log.exception("the worker that delivers to webhooks failed and is started again")
+            except Exception as error:
+                self._log_failure(error)
             self._end.wait(WEBHOOK_CHECK_SECONDS)
 
     def _find_queues(self) -> None:
@@ -134,13 +134,22 @@ class WebhookDelivery(threading.Thread):
             self._leftovers = queues_with_deliveries(self._app.core)
         self._receivers.queues = sorted(queues_of_webhooks(self._app.core) | self._leftovers)
 
+    def _log_failure(self, error: Exception) -> None:
+        if not self._repeats.is_due(error):
+            return
+        if isinstance(error, TenureError):
+            log.warning("deliveries wait for the database: %s", error)
+        else:
+            what = "the worker that delivers to webhooks failed and is started again"
+            log.error(what, exc_info=error)
+
     async def _find_new_queues(self) -> None:
         while True:
             await asyncio.sleep(WEBHOOK_CHECK_SECONDS)
             try:
                 await asyncio.to_thread(self._find_queues)
             except TenureError as error:
-                log.warning("new webhooks wait for the database: %s", error)
+                self._log_failure(error)
 
     async def _run(self, worker: Worker) -> None:
         finding = asyncio.create_task(self._find_new_queues())

@@ -398,8 +398,9 @@ def test_new_jobs_are_announced_soon_and_seldom(url: str, raw: Connection) -> No
 
 
 def test_an_announcement_that_fails_waits_for_the_next_commit(
-    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A producer wrote 20 lines a second while its role had no connection left for it."""
     tries: list[Postgres] = []
 
     def fail(self: Postgres) -> None:
@@ -414,6 +415,9 @@ def test_an_announcement_that_fails_waits_for_the_next_commit(
             store.add([new_job()]).result()
             assert list(raw.notifies(timeout=0.1)) == []
             assert len(tries) == 1
+            store.wake()
+            wait_until(lambda: len(tries) == 2, "it to be tried again")
+        assert caplog.text.count("were not notified") == 1
         store.add([new_job()]).result()
         assert len(list(raw.notifies(timeout=30, stop_after=1))) == 1
     finally:
