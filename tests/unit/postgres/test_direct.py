@@ -104,6 +104,26 @@ def test_a_lost_connection_loses_no_job(app: Tenure, raw: Connection) -> None:
     assert app.count().jobs == 2
 
 
+def test_a_statement_that_cannot_be_prepared_says_why(app: Tenure, raw: Connection) -> None:
+    """A producer whose role lost its rights read that a prepared statement does not exist."""
+    app.enqueue("mail")
+    raw.execute("ALTER FUNCTION tenure.enqueue_one RENAME TO away")
+    for _ in range(2):
+        end_sessions(raw)
+        with pytest.raises(StoreUnavailable, match=r"function tenure\.enqueue_one\(.*not exist"):
+            app.enqueue("mail")
+    raw.execute("ALTER FUNCTION tenure.away RENAME TO enqueue_one")
+    app.enqueue("mail")
+    assert app.count().jobs == 2
+
+
+def test_what_is_prepared_already_is_used(app: Tenure) -> None:
+    app.enqueue("mail")
+    app.core.store._committer._databases[1].rollback()  # deallocates what psycopg has prepared
+    app.enqueue("mail")
+    assert app.count().jobs == 2
+
+
 def test_where_there_is_work_for_two_threads_callers_queue(
     app: Tenure, raw: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

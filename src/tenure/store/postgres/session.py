@@ -260,7 +260,11 @@ class PostgresSession:
                 server.send_query_params(sql, values, result_format=Format.BINARY)
             else:
                 if not self._has_prepared:
-                    server.prepare(PREPARED, sql)  # a failure shows in what follows
+                    prepared = server.prepare(PREPARED, sql)
+                    if prepared.status != ExecStatus.COMMAND_OK:
+                        error = error_of(prepared)
+                        if not isinstance(error, errors.DuplicatePreparedStatement):
+                            raise error
                     self._has_prepared = True
                 row = cast(Any, values)  # NULLs are None
                 server.send_query_prepared(PREPARED, row, result_format=Format.BINARY)
