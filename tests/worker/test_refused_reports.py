@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import _sqlite3
 import contextlib
+import ctypes
 import re
 import sqlite3
 
 import psycopg
 import pytest
 
-from tenure import Status, Tenure
+from tenure import Status, StoreUnavailable, Tenure
 from tenure.worker.health import Health
 from tests.support.clock import Clock
 from tests.support.waiting import wait_until
@@ -105,6 +107,29 @@ def test_an_outcome_that_the_store_did_not_take_is_kept(
     kept = re.findall(r"it keeps (\d+) outcomes? and", caplog.text)
     assert kept[0] == "1"
     assert {record.name.partition(".")[0] for record in caplog.records} == {"tenure"}
+
+
+def test_an_outcome_is_kept_while_memory_is_short(app: Tenure) -> None:
+    """The job had done its work, and was recorded as failed for good."""
+    limit_heap = ctypes.CDLL(_sqlite3.__file__).sqlite3_hard_heap_limit64
+    limit_heap.argtypes, limit_heap.restype = [ctypes.c_int64], ctypes.c_int64
+
+    @app.job(max_retries=1)
+    def work() -> str:
+        limit_heap(1)  # in bytes, for all of SQLite in this process
+        return "done"
+
+    job = work.enqueue()
+    with running_worker(app) as worker:
+        try:
+            wait_until(lambda: worker._exchanges.backoff.seconds > 0.5, "four exchanges to fail")
+            with pytest.raises(StoreUnavailable, match="MemoryError"):
+                app.get(job.id)
+            with pytest.raises(StoreUnavailable, match="MemoryError"):
+                app.enqueue("work")
+        finally:
+            limit_heap(0)  # none
+        assert wait_until_completed(app, job).result_json == '"done"'
 
 
 def test_a_worker_that_stops_does_not_wait_for_what_cannot_be_recorded(ready: Tenure) -> None:

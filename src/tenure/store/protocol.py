@@ -56,7 +56,8 @@ def answer_to(trouble: Trouble, error: Exception) -> TenureError:
     if trouble is Trouble.REFUSED:  # what follows the first line may quote the row
         text = str(error).partition("\n")[0]
         return WriteRefused(f"the database refused this, so nothing was written: {text}")
-    answer = StoreUnavailable(f"the database failed: {error}")
+    why = str(error) or type(error).__name__  # as of a MemoryError
+    answer = StoreUnavailable(f"the database failed: {why}")
     if trouble is Trouble.FULL:
         answer._known = FULL
     answer._held_here = getattr(error, "held_here", False)

@@ -46,6 +46,7 @@ OVER_LIMIT = "TN006"
 """The SQLSTATE of a start that a limit refuses. Claims look first: it changed in between."""
 AWAY = (
     OSError,  # no file descriptor is left
+    MemoryError,
     psycopg.OperationalError,
     psycopg.InterfaceError,
     errors.ReadOnlySqlTransaction,  # a former primary, still answering at the same address
@@ -162,7 +163,7 @@ class PostgresSession:
         try:
             if self._connection.info.transaction_status is not TransactionStatus.IDLE:
                 self._run("ROLLBACK")
-        except psycopg.Error:
+        except (psycopg.Error, MemoryError):
             self.close()
 
     def savepoint(self) -> None:

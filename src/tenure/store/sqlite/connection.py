@@ -47,6 +47,9 @@ LOOK_SHARE = 1 / 64
 MAX_LOOK_SECONDS = 0.002
 """Later pauses are this share of the time that it has waited, up to so long. Each look takes 35 µs
 of a core, perhaps from the one that is writing; where many wait, one looks soon after the end."""
+AWAY = (sqlite3.Error, OSError, MemoryError)
+"""What says that the database does not answer. An OSError is of a look at its files; where SQLite
+gets no memory, Python raises MemoryError."""
 OLDEST_SQLITE = (3, 38, 0)
 MEMORY = Path(":memory:")
 

@@ -17,7 +17,7 @@ from tenure.store.doctor import ok, problem, warning
 from tenure.store.sqlite import connection as sqlite_connection
 from tenure.store.sqlite import filesystems
 from tenure.store.sqlite import schema as sqlite_schema
-from tenure.store.sqlite.connection import OLDEST_SQLITE, resets_wal_unsafely
+from tenure.store.sqlite.connection import AWAY, OLDEST_SQLITE, resets_wal_unsafely
 from tenure.store.sqlite.reader import SqliteReader
 from tenure.store.tables import types
 
@@ -157,7 +157,7 @@ def check_sqlite(url: str) -> Iterator[Check]:
                 yield doctor.types(types.every(reader).values(), reader.workers())
                 yield doctor.schedules(reader, reader.clock())
                 yield doctor.limits(reader)
-    except (sqlite3.Error, OSError) as error:  # the folder may be gone by now
+    except AWAY as error:  # the folder may be gone by now
         advice = (
             "is it a database of Tenure, and may this user read and write it, the files -wal and "
             "-shm beside it, and its folder?"

@@ -20,7 +20,7 @@ from tenure.store.reader import Reader
 from tenure.store.rows import job_of
 from tenure.store.search import ENDED, Statement, between, filled, others
 from tenure.store.sqlite import watch as sqlite_watch
-from tenure.store.sqlite.connection import connect, escaped, to_time
+from tenure.store.sqlite.connection import AWAY, connect, escaped, to_time
 from tenure.store.sqlite.statements import DIALECT
 
 T = TypeVar("T")
@@ -108,8 +108,9 @@ class SqliteReader(Reader):
                         raise
                     connection.text_factory = escaped  # twice as slow: only where it is needed
                     return read(connection.execute(statement, values))
-        except (sqlite3.Error, OSError) as error:
-            raise StoreUnavailable(f"the database {self._path} did not answer: {error}") from error
+        except AWAY as error:
+            why = str(error) or type(error).__name__
+            raise StoreUnavailable(f"the database {self._path} did not answer: {why}") from error
 
     def some(self, query: Query) -> tuple[list[Job], bool]:
         if query.gather:  # the ids first: SQLite would sort the payloads with them
@@ -177,7 +178,7 @@ class SqliteReader(Reader):
         try:
             with closing(connect(self._path)) as connection:
                 return found + _unsound(connection)[:limit]
-        except sqlite3.Error as error:
+        except AWAY as error:
             raise StoreUnavailable(f"the database {self._path} did not answer: {error}") from error
 
     def watch(self, notify: Notify, stop: threading.Event) -> None:

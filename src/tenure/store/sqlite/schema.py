@@ -14,7 +14,7 @@ from tenure.jobs.durations import YEARS
 from tenure.jobs.findings import Progress, no_progress
 from tenure.store import migrate
 from tenure.store.row_values import enforced, sqlite_values
-from tenure.store.sqlite.connection import NOW, connect, to_millis
+from tenure.store.sqlite.connection import AWAY, NOW, connect, to_millis
 
 
 def version_of(connection: sqlite3.Connection) -> int:
@@ -101,7 +101,7 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
         with closing(connect(path)) as connection:
             _check_encoding(connection, path)
             yield connection
-    except (sqlite3.Error, OSError) as error:
+    except AWAY as error:
         said = f"the database {path} cannot be used: {error}"
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
             said += (

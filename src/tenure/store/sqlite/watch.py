@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tenure.store.notify import COMMIT, WORK, Notify
+from tenure.store.sqlite.connection import AWAY
 
 log = logging.getLogger(__name__)
 
@@ -252,7 +253,7 @@ def _look_until(
             with closing(connect()) as connection:
                 failing = False
                 _look_on(stop, connection, writes, notify, attention)
-        except (sqlite3.Error, OSError) as error:
+        except AWAY as error:
             if not failing:
                 log.warning("cannot see what other processes commit, trying again: %s", error)
             failing = True

@@ -35,6 +35,7 @@ from tenure.store.rows import (
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.claim import SqliteClaim, SqliteLaneView
 from tenure.store.sqlite.connection import (
+    AWAY,
     NOW,
     Checkpoints,
     Files,
@@ -118,7 +119,7 @@ class Sqlite:
         try:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-        except sqlite3.Error:
+        except AWAY:
             self.close()
 
     def savepoint(self) -> None:
@@ -351,8 +352,7 @@ class Sqlite:
             return Trouble.BUSY
         if code == sqlite3.SQLITE_FULL:
             return Trouble.FULL
-        away = isinstance(error, sqlite3.Error | OSError)  # the latter from a look at the files
-        return Trouble.UNAVAILABLE if away else Trouble.BUG
+        return Trouble.UNAVAILABLE if isinstance(error, AWAY) else Trouble.BUG
 
     def announce(self) -> None:
         """Do nothing: other processes watch the file (`SqliteReader.watch`)."""
