@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 import types
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -219,6 +220,21 @@ def test_a_database_that_does_not_answer_is_told_at_the_begin(tmp_path: object) 
 
     with pytest.raises(StoreUnavailable):
         asyncio.run(program())
+
+
+@pytest.mark.parametrize(
+    ("module", "asks"),
+    [("gevent.monkey", "is_module_patched"), ("eventlet.patcher", "is_monkey_patched")],
+)
+def test_among_green_threads_a_worker_says_that_it_cannot_run(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, module: str, asks: str
+) -> None:
+    """It hung without a word. The libraries are not installed here: only this is asked of them."""
+    patched = types.SimpleNamespace(**{asks: lambda name: name.startswith("thread")})
+    monkeypatch.setitem(sys.modules, module, patched)
+    for start in (app.run_worker, app.running):
+        with pytest.raises(RuntimeError, match="has replaced the threads"):
+            start()
 
 
 def test_run_worker_on_another_thread_says_what_to_use(app: Tenure) -> None:

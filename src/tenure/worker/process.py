@@ -60,6 +60,7 @@ def worker_of(app: Tenure, settings: Settings, source: WorkSource | None = None)
 
     `source` is where its jobs come from, by default the database of `app`.
     """
+    refuse_green_threads()
     return Worker(
         source or app.core,
         app.core.handlers,
@@ -123,6 +124,20 @@ def refuse_children() -> None:
             "a child process imports your main module: run workers only under "
             "`if __name__ == '__main__':`"
         )
+
+
+def refuse_green_threads() -> None:
+    """Raise RuntimeError where threads take turns on one: the loop of a worker would keep it."""
+    gevent, eventlet = map(sys.modules.get, ("gevent.monkey", "eventlet.patcher"))
+    for library, is_patched in (
+        ("gevent", gevent is not None and gevent.is_module_patched("threading")),
+        ("eventlet", eventlet is not None and eventlet.is_monkey_patched("thread")),
+    ):
+        if is_patched:
+            raise RuntimeError(
+                f"{library} has replaced the threads of this process, in which you can enqueue, "
+                "but run no worker: start one in a process that it does not patch"
+            )
 
 
 @contextlib.contextmanager
