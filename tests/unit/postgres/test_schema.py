@@ -159,6 +159,18 @@ def test_a_database_that_cannot_hold_every_text_is_refused(
         postgres_server.drop_database(name)
 
 
+def test_a_database_that_refuses_changes_of_its_schema_is_told_so(
+    postgres_url: str, raw: psycopg.Connection[Any]
+) -> None:
+    raw.execute(
+        "CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'no changes on Fridays'; END $$"
+    )
+    raw.execute("CREATE EVENT TRIGGER fridays ON ddl_command_start EXECUTE FUNCTION refuse()")
+    with pytest.raises(SchemaMismatch, match=r"schema tenure .*: no changes on Fridays"):
+        upgrade(postgres_url)
+
+
 def test_a_database_that_cannot_be_written_is_unavailable(
     postgres_url: str, raw: psycopg.Connection[Any]
 ) -> None:

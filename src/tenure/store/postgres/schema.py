@@ -131,6 +131,10 @@ def _connected(address: Address) -> Iterator[psycopg.Connection[Any]]:
             f"schema {address.schema} holds something else than Tenure's tables: "
             f"{error.diag.message_primary}; choose another with ?schema=name"
         ) from error
+    except psycopg.DatabaseError as error:  # such as from an event trigger of the database
+        raise SchemaMismatch(
+            f"schema {address.schema} cannot be set up or read: {error.diag.message_primary}"
+        ) from error
 
 
 def version_of(connection: psycopg.Connection[Any], address: Address) -> int:
