@@ -159,6 +159,23 @@ def test_a_database_that_cannot_hold_every_text_is_refused(
         postgres_server.drop_database(name)
 
 
+def test_a_schema_whose_version_cannot_be_seen_is_not_made_again(
+    postgres_url: str, raw: psycopg.Connection[Any], role: str
+) -> None:
+    """A worker said that the role may not set up the schema, and ended; doctor saw no schema."""
+    with Tenure(postgres_url) as app:
+        app.enqueue("mail")
+    raw.execute(f"GRANT USAGE ON SCHEMA tenure TO {role}".encode())
+    raw.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA tenure TO {role}".encode())
+    raw.execute("ALTER TABLE tenure.schema_version ENABLE ROW LEVEL SECURITY")
+    hidden = Tenure(as_role(postgres_url, role))
+    with pytest.raises(StoreUnavailable, match="row-level security hides"):
+        hidden.open()
+    *_, last = hidden.check()
+    assert (last.name, last.found) == ("database", "cannot be used")
+    assert "row-level security hides" in last.advice
+
+
 def test_a_database_that_refuses_changes_of_its_schema_is_told_so(
     postgres_url: str, raw: psycopg.Connection[Any]
 ) -> None:

@@ -141,7 +141,13 @@ def version_of(connection: psycopg.Connection[Any], address: Address) -> int:
     """The schema's version; 0 for a database without Tenure's tables."""
     if not one(connection, "SELECT to_regclass(%s)", f"{address.quoted}.schema_version"):
         return 0
-    return int(one(connection, address.sql("SELECT max(version) FROM {s}.schema_version")) or 0)
+    version = one(connection, address.sql("SELECT max(version) FROM {s}.schema_version"))
+    if version is None:
+        raise StoreUnavailable(
+            f"schema {address.schema} shows no version: either it is being restored, or "
+            "row-level security hides it from this role"
+        )
+    return int(version)
 
 
 def _check_server(connection: psycopg.Connection[Any]) -> None:
