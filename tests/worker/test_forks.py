@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tenure import Tenure
+from tests.support.cli import clean_environment
+from tests.support.programs import Program
+from tests.support.waiting import WAIT_SECONDS
+from tests.support.workers import wait_until_completed
 
 pytestmark = [
     pytest.mark.scenario(53),
@@ -106,3 +113,52 @@ def test_a_client_in_a_child_of_a_fork_has_other_connections() -> None:
     )
     assert done.stderr == b""
     assert done.stdout.split() == [b"0", b"True", b"True", b"False"]
+
+
+IN_HANDLERS = """
+import os, signal, time
+from tenure import Tenure
+
+app = Tenure()
+
+
+def exit_code_of_a_copy_that_is_asked_to_end():
+    copy = os.fork()
+    if not copy:
+        time.sleep(20)
+        os._exit(0)
+    os.kill(copy, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])
+
+
+@app.job
+def in_a_thread():
+    return exit_code_of_a_copy_that_is_asked_to_end()
+
+
+@app.job(process=True)
+def in_a_child():
+    return exit_code_of_a_copy_that_is_asked_to_end()
+"""
+
+
+@pytest.mark.parametrize("command", [["worker"], ["serve", "--port", "0"]], ids=["worker", "serve"])
+def test_what_a_handler_forks_off_ends_at_a_signal(
+    app: Tenure, tmp_path: Path, command: list[str]
+) -> None:
+    """It had the worker's answer to SIGTERM: a pool of multiprocessing waited for it for ever."""
+    (tmp_path / "forking.py").write_text(IN_HANDLERS)
+    process = Program(
+        [sys.executable, "-m", "tenure", *command, "--app", "forking:app"],
+        cwd=tmp_path,
+        env=clean_environment(TENURE_DATABASE=app.database),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for kind in ("in_a_thread", "in_a_child"):
+            ended = wait_until_completed(app, app.enqueue(kind))
+            assert ended.result == -signal.SIGTERM
+    finally:
+        process.terminate()
+        assert process.wait(WAIT_SECONDS) == 0

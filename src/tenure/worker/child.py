@@ -177,6 +177,32 @@ def _ignore(*_: object) -> None:
     """Ignore a signal. Programs that a handler starts would inherit SIG_IGN, but not this."""
 
 
+# What a handler forks off, or a pool of multiprocessing that it uses, would inherit how workers,
+# servers and child processes answer a signal, and then not end by it. The signal has to wait
+# meanwhile: Python drops in a copy what has come before it is ready.
+_mask = threading.local()
+
+
+def _before_fork() -> None:
+    _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def _after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
+
+
+def _in_copy() -> None:
+    for number in STOP_SIGNALS:
+        module: str | None = getattr(signal.getsignal(number), "__module__", None)
+        if module is not None and module.partition(".")[0] == "tenure":
+            signal.signal(number, signal.SIG_DFL)
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_copy)
+
+
 def _end_with_parent() -> None:
     """End this process with its parent, because the leases end with the parent too."""
     parent = multiprocessing.parent_process()
