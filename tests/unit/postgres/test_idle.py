@@ -93,12 +93,15 @@ def test_so_has_who_enqueues_by_name(url: str, raw: Connection) -> None:
 def test_a_second_writer_comes_with_load_and_goes_with_it(
     store: Store, raw: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs, goes = threading.Event(), threading.Event()
-    held = store.write("held", lambda db: (db.now(), runs.set(), goes.wait(30)))
-    assert runs.wait(30)
-    store.add([new_job()]).result(30)
-    goes.set()
-    held.result(30)
+    def add_beside_another() -> None:
+        runs, goes = threading.Event(), threading.Event()
+        held = store.write("held", lambda db: (db.now(), runs.set(), goes.wait(30)))
+        assert runs.wait(30)
+        store.add([new_job()]).result(20)
+        goes.set()
+        held.result(30)
+
+    add_beside_another()
     assert sessions(raw) == 2
     monkeypatch.setattr(commit, "IDLE_SECONDS", 0.05)
 
@@ -107,6 +110,7 @@ def test_a_second_writer_comes_with_load_and_goes_with_it(
         return len(store._committer._threads), sessions(raw)
 
     wait_until(lambda: add_and_count() == (1, 1), "the second thread to end")
+    add_beside_another()
 
 
 def test_connections_are_closed_without_use_and_opened_again(
