@@ -14,6 +14,7 @@ from django.db import DatabaseError, connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils.timezone import localtime
 from shop.tasks import fail, ship
 
 from tenure import NewJob, testing
@@ -67,12 +68,13 @@ def test_the_models_are_the_rows_that_the_store_has(jobs: Jobs) -> None:
 
 def test_jobs_are_listed_newest_first_and_found_by_id(jobs: Jobs, ann: Client) -> None:
     results = [ship.enqueue(number) for number in range(3)] + [fail.enqueue()]
-    listed = re.findall(r"/admin/tenure/job/([0-9a-f-]{36})/change", ann.get(reverse(LIST)).text)
-    assert list(dict.fromkeys(listed)) == [one.id for one in reversed(results)]
-    for wanted in ({"type": "shop.tasks.fail"}, {"q": results[3].id}):
-        found = ann.get(reverse(LIST), wanted).text
-        assert results[3].id in found
-        assert results[0].id not in found
+
+    def listed(**wanted: str) -> list[str]:
+        page = ann.get(reverse(LIST), wanted).text  # which repeats what is searched for
+        return list(dict.fromkeys(re.findall(r"/tenure/job/([0-9a-f-]{36})/change", page)))
+
+    assert listed() == [one.id for one in reversed(results)]
+    assert listed(type="shop.tasks.fail") == listed(q=results[3].id) == [results[3].id]
     assert "0 results" in ann.get(reverse(LIST), {"q": "no such id"}).text
     assert "0 results" in ann.get(reverse(LIST), {"status__exact": "failed"}).text
 
@@ -177,9 +179,14 @@ def test_the_page_of_a_job_has_its_ledger_and_hides_what_is_redacted(
     jobs: Jobs, ann: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app.core, "redaction", app.core.redaction.also(["number"]))
-    result = ship.enqueue(number="4 0 4")
+    result = ship.enqueue(number="4 0 4", by="Zoë")
+    at = reverse("admin:tenure_job_change", args=[result.id])
+    page = ann.get(at).text
+    assert ("Zoë" in page, ">None<" in page) == (True, False)
     jobs.drain(raise_errors=False)
-    page = ann.get(reverse("admin:tenure_job_change", args=[result.id])).text
+    page = ann.get(at).text
+    for step in app.history(result.id):
+        assert f"{localtime(step.at):%Y-%m-%d %H:%M:%S.%f}"[:23] + "</p>" in page
     assert "Traceback (most recent call last)" in page
     assert "[redacted]" in page
     assert "4 0 4" not in page
