@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -127,16 +128,28 @@ def test_a_commit_that_fails_fails_the_attempt(app: Tenure) -> None:
 
 
 def test_a_plain_handler_gets_plain_dependencies_on_its_thread(app: Tenure) -> None:
+    numbers = itertools.count(1)
+
     def thread() -> int:
         return threading.get_ident()
 
+    def number() -> int:
+        return next(numbers)
+
     @app.job
     @with_dependencies
-    def pay(order: int, made_on: int = Depends(thread), now: str = Depends(clock)) -> list[Any]:
-        return [order, made_on == threading.get_ident(), now]
+    def pay(
+        order: int,
+        made_on: int = Depends(thread),
+        now: str = Depends(clock),
+        once: int = Depends(number),
+        again: int = Depends(number),
+        anew: int = Depends(number, use_cache=False),
+    ) -> list[Any]:
+        return [order, made_on == threading.get_ident(), now, once, again, anew]
 
     with running_worker(app):
-        assert wait_until_completed(app, pay.enqueue(7).id).result == [7, True, "noon"]
+        assert wait_until_completed(app, pay.enqueue(7).id).result == [7, True, "noon", 1, 1, 2]
     assert said == ["clock begins", "clock ends"]
 
 
@@ -163,8 +176,11 @@ def test_objects_and_parts_of_functions_are_dependencies(app: Tenure) -> None:
     def times(number: int, factor: int) -> int:
         return number * factor
 
+    async def later(number: int) -> int:
+        return number
+
     counter = Counter()
-    twelve = functools.partial(times, 4, 3)
+    twelve, five = functools.partial(times, 4, 3), functools.partial(later, 5)
 
     @app.job
     @with_dependencies
@@ -173,11 +189,13 @@ def test_objects_and_parts_of_functions_are_dependencies(app: Tenure) -> None:
         again: int = Depends(counter),
         anew: int = Depends(counter, use_cache=False),
         product: int = Depends(twelve),
+        after: int = Depends(five),
+        other: Any = Depends(Counter),
     ) -> list[int]:
-        return [once, again, anew, product]
+        return [once, again, anew, product, after, other.calls]
 
     with running_worker(app):
-        assert wait_until_completed(app, count.enqueue().id).result == [1, 1, 2, 12]
+        assert wait_until_completed(app, count.enqueue().id).result == [1, 1, 2, 12, 5, 0]
 
 
 def needs_a_request(request: Request) -> str:
@@ -196,11 +214,31 @@ def test_what_only_a_request_has_is_refused_at_import(dependency: Any) -> None:
         with_dependencies(pay)
 
 
-def test_what_needs_an_event_loop_is_refused_for_a_plain_handler() -> None:
-    def pay(order: int, repository: Repository = Depends()) -> None: ...
+async def user() -> str:
+    return "ann"
 
-    with pytest.raises(InvalidInput, match="session needs an event loop"):
+
+@pytest.mark.parametrize(
+    ("dependency", "named"), [(Repository, "session"), (user, "user")], ids=["nested", "coroutine"]
+)
+def test_what_needs_an_event_loop_is_refused_for_a_plain_handler(
+    dependency: Any, named: str
+) -> None:
+    def pay(order: int, needed: Any = Depends(dependency)) -> None: ...
+
+    with pytest.raises(InvalidInput, match=f"{named} needs an event loop"):
         with_dependencies(pay)
+
+
+def test_a_dependency_may_take_any_arguments_and_gets_none() -> None:
+    def settings(*args: Any, **kwargs: Any) -> list[Any]:
+        return [args, kwargs]
+
+    @with_dependencies
+    def pay(given: Any = Depends(settings)) -> Any:
+        return given
+
+    assert pay() == [(), {}]
 
 
 ORDERS = "CREATE TABLE orders (number INTEGER PRIMARY KEY)"
