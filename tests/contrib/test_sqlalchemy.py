@@ -13,6 +13,7 @@ from sqlalchemy import Engine, select
 from tenure import Tenure
 from tenure.contrib.sqlalchemy import include_name, tables
 
+pytestmark = pytest.mark.each_engine  # they have other names, types and places of tables
 NOT_SHOWN = {"fingerprint", "needs", "followed", "unique_key", "unique_until", "xid"}
 """Columns of which neither `Job` nor `Transition` tells."""
 
@@ -70,4 +71,5 @@ def test_alembic_sees_no_table_of_tenure(engine: Engine) -> None:
                 is_kept = shown and include_name(table, "table", {"schema_name": schema})
                 (kept if is_kept else left_out).add(table)
     assert kept == {"customer"}
+    assert include_name("tenure_job_id", "column", {"table_name": "customer"})
     assert {"job", "transition"} <= {name.removeprefix("tenure_") for name in left_out}
