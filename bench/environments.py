@@ -33,9 +33,12 @@ def python_for(subject: Subject) -> Path:
     return environment(subject.adapter, subject.oldest_python, subject.requirements)
 
 
-def environment(name: str, oldest: tuple[int, int], requirements: tuple[str, ...]) -> Path:
+def environment(
+    name: str, oldest: tuple[int, int], requirements: tuple[str, ...], *, compiled: bool = True
+) -> Path:
     """The interpreter of an environment with these requirements, installed at the first use.
 
+    Unless all of it is `compiled` then, Python compiles what a program imports first.
     Raises Unavailable if there is no Python new enough, or nothing can be installed.
     """
     folder = cache_folder() / "venvs" / name
@@ -48,7 +51,7 @@ def environment(name: str, oldest: tuple[int, int], requirements: tuple[str, ...
             return python
         print(f"installing {', '.join(requirements)}", file=sys.stderr, flush=True)
         shutil.rmtree(folder, ignore_errors=True)
-        _install(base, folder, requirements)
+        _install(base, folder, requirements, compiled=compiled)
         stamp.write_text(wanted)
     return python
 
@@ -110,21 +113,26 @@ def _works(python: Path) -> bool:
     return done.returncode == 0
 
 
-def _install(base: Path, folder: Path, requirements: tuple[str, ...]) -> None:
+def _install(base: Path, folder: Path, requirements: tuple[str, ...], *, compiled: bool) -> None:
     beside = Path(sys.executable).with_name("uv")
     uv = str(beside) if beside.exists() else shutil.which("uv")
     if uv is not None:
         steps = [
             [uv, "venv", "--quiet", "--python", str(base), str(folder)],
             [
-                *(uv, "pip", "install", "--quiet", "--system-certs", "--compile-bytecode"),
+                *(uv, "pip", "install", "--quiet", "--system-certs"),
+                *["--compile-bytecode"] * compiled,
                 *("--python", str(folder / "bin" / "python"), *requirements),
             ],
         ]
     else:
         steps = [
             [str(base), "-m", "venv", str(folder)],
-            [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *requirements],
+            [
+                *(str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"),
+                *["--no-compile"] * (not compiled),
+                *requirements,
+            ],
         ]
     for step in steps:
         done = subprocess.run(

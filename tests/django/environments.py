@@ -47,7 +47,7 @@ def python_with(version: str) -> Path:
     if version in TESTED_BY:
         requirements.append(BACKPORT)
     try:
-        return environment(f"django-{version}", oldest, tuple(requirements))
+        return environment(f"django-{version}", oldest, tuple(requirements), compiled=False)
     except Unavailable as error:
         pytest.skip(f"no Django {version}: {error}")
 

@@ -49,7 +49,7 @@ def test_the_page_does_what_it_says(
     command = [programs / "pip", "download", "--quiet", "--dest", tmp_path, "asgiref"]
     if subprocess.run(command, check=False).returncode != 0:
         pytest.skip("nothing can be installed here")
-    text = PAGE.text.replace(f"'tenure{EXTRAS}'", f"--quiet '{wheel}{EXTRAS}'")
+    text = PAGE.text.replace(f"'tenure{EXTRAS}'", f"--quiet --no-compile '{wheel}{EXTRAS}'")
     with Stage(folder, programs=programs) as stage:
         stage.run(Page(PAGE.path, text))
         stage.check_last()

@@ -99,7 +99,7 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", "dark"] if PICTURES else ["light"])
 def test_a_job_in_the_admin(web: httpx2.Client, file: Path, browser: Browser, scheme: str) -> None:
     post(web, "/", {"text": "three short words"})
     with Tenure(f"sqlite:///{file}") as queue:
