@@ -53,10 +53,10 @@ def test_the_page_does_what_it_says(
     with Stage(folder, programs=programs) as stage:
         stage.run(Page(PAGE.path, text))
         stage.check_last()
-        with httpx2.Client(base_url=f"http://127.0.0.1:{stage.port('8081')}") as admin:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{stage.port('8081')}", timeout=60) as admin:
             look_at_the_jobs(admin)
         dashboard = f"http://127.0.0.1:{stage.port('8080')}/ui/jobs"
-        assert "shop.tasks.welcome" in httpx2.get(dashboard).text
+        assert "shop.tasks.welcome" in httpx2.get(dashboard, timeout=60).text
 
 
 def look_at_the_jobs(admin: httpx2.Client) -> None:

@@ -187,16 +187,24 @@ def test_what_a_child_cannot_import_runs_here_after_a_lost_lease(
 ) -> None:
     path = tmp_path / "gone_tomorrow.py"
     path.write_text(
-        "import os\nfrom tenure import Tenure\napp = Tenure('sqlite:///never-opened.db')\n"
+        "import os\nimport threading\nfrom tenure import Tenure\n"
+        "app = Tenure('sqlite:///never-opened.db')\nlet_go = threading.Event()\n"
         "@app.job\ndef work():\n    return os.getpid()\n"
+        "@app.job(timeout=0.3, max_retries=2)\ndef overstay():\n    let_go.wait()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    app.core.take_over(importlib.import_module(path.stem).app.core)
+    module = importlib.import_module(path.stem)
+    app.core.take_over(module.app.core)
     path.unlink()
     job = app.enqueue("work", backoff=0)
     lose_lease(app, job)
     with running_worker(app, concurrency=1):
         assert wait_until_completed(app, job).result == os.getpid()
+    long = app.enqueue("overstay", backoff=0)
+    lose_lease(app, long)
+    with running_worker(app, concurrency=1):
+        assert wait_until_failed(app, long) == "timed out after 0.3 s"
+        module.let_go.set()
     assert "gone_tomorrow cannot be imported in a child process" in caplog.text
     assert app.get(job.id).attempts == 2

@@ -109,6 +109,51 @@ def test_a_coroutine_that_swallows_its_cancellation_loses_its_slot(
     assert transitions(app, job) == ["enqueued", "claimed", "failed"]
 
 
+def test_only_a_coroutine_that_does_not_end_is_left_behind(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(attempts, "UNWIND_SECONDS", 0.05)
+    let_go = False
+
+    @app.job(timeout=0.05, max_retries=1)
+    async def work(*, obey: bool) -> None:
+        while not let_go:
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                if obey:
+                    raise
+
+    with running_worker(app, concurrency=1):
+        jobs = [work.enqueue(obey=obey) for obey in (True, False)]
+        for job in jobs:
+            wait_until_failed(app, job)
+        wait_until(lambda: "left behind" in caplog.text, "the second to be left behind")
+        let_go = True
+    left = [line for line in caplog.text.splitlines() if "left behind" in line]
+    assert len(left) == 1
+    assert jobs[1].id in left[0]
+
+
+def test_a_coroutine_that_was_stopped_is_not_interrupted_as_well(
+    app: Tenure, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.job(timeout=0.05, max_retries=1)
+    async def swallow(context: JobContext) -> None:
+        while not context.stopping:
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                continue
+
+    with running_worker(app, grace_seconds=0) as worker:
+        job = swallow.enqueue()
+        wait_until_failed(app, job)
+        wait_until(lambda: not worker._leases.to_renew(), "the answer to its report")
+    assert "interrupted" not in caplog.text
+    assert transitions(app, job) == ["enqueued", "claimed", "failed"]
+
+
 @pytest.mark.scenario(13)
 def test_a_thread_is_left_behind_and_replaced(app: Tenure) -> None:
     """However many threads hang, as many handlers as before can run at the same time."""
