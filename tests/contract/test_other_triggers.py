@@ -89,12 +89,13 @@ def test_what_is_not_in_place_for_another_trigger(postgres_url: str, statement: 
 
 @pytest.mark.postgres
 @pytest.mark.own_database
-def test_what_is_not_in_place_for_tenure_is_an_outage(postgres_url: str) -> None:
+@pytest.mark.parametrize("schema", ["tenure", "order"])  # of which one is a keyword of SQL
+def test_what_is_not_in_place_for_tenure_is_an_outage(postgres_url: str, schema: str) -> None:
     """Such as while a backup is restored."""
-    with Tenure(postgres_url) as app:
+    with Tenure(f"{postgres_url}&schema={schema}") as app:
         app.open()
-        with closing(RawSql(postgres_url)) as sql:
-            sql.run("ALTER TABLE {tag} RENAME TO elsewhere")
+        with closing(psycopg.connect(postgres_url, autocommit=True)) as sql:
+            sql.execute(f'ALTER TABLE "{schema}".tag RENAME TO elsewhere'.encode())
         with pytest.raises(StoreUnavailable):
             app.enqueue("mail", tags=["a"])
 

@@ -307,7 +307,8 @@ class PostgresSession:
         The server's language is not known, but it names each function with its schema.
         """
         named = _plpgsql_function(error.diag.context or "")
-        return named is not None and f"{self._address.schema}." not in named[0]
+        where = None if named is None else named[0].replace('"', "")  # keywords are quoted
+        return where is not None and f"{self._address.schema}." not in where
 
     def close(self) -> None:
         if self._connection is not None:
