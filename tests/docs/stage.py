@@ -65,6 +65,7 @@ _goes_on = re.compile(
 _not_durable = re.compile(
     r"^\S+ ERROR tenure\.\S+: (fsync|full_page_writes): off\..*\n", re.MULTILINE
 )
+_is_logged = re.compile(r"\S+T\S+Z [A-Z]+ [a-z.]+: ").match
 _only_reads = re.compile(
     r"(flask --app \w+ |python manage.py )?tenure"
     r" (jobs (show|list)|explain|stats|queues list|schedules (list|show|fires)|verify)\b"
@@ -102,10 +103,14 @@ class Background:
     log: Path
     ready: bool = field(default=False)  # it has printed what is shown
 
-    def printed(self) -> str:
-        """What it has printed so far, without what it says of the settings of the test's server."""
+    def printed(self, *, logs: bool = True) -> str:
+        """What it has printed so far, without what it says of the settings of the test's server.
+
+        Without `logs` also without lines of a log: it may log before it says that it is ready.
+        """
         text = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
-        return _not_durable.sub("", text)
+        lines = _not_durable.sub("", text).splitlines(keepends=True)
+        return "".join(line for line in lines if logs or not _is_logged(line))
 
 
 def commands(block: Block) -> list[Command]:
@@ -293,7 +298,8 @@ class Stage:
         one = Background(command, int(printed), log)
         self._running.append(one)
         deadline = time.monotonic() + SECONDS
-        while not matches(shown, one.printed(), more=True):
+        logs = any(map(_is_logged, shown))
+        while not matches(shown, one.printed(logs=logs), more=True):
             if time.monotonic() > deadline or not _is_alive(one.pid):
                 told = "\n".join(command.shown)
                 raise Mismatch(
