@@ -19,11 +19,11 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.enqueue import Enqueued
 from tenure.jobs.work import RECORDED, Exchange, adds_jobs
 from tenure.store import enqueue, follow_ups, transitions
+from tenure.store.announcements import Announcements
 from tenure.store.direct import Direct
 from tenure.store.protocol import Database, Trouble, answer_to
 from tenure.store.tables import workers
@@ -35,6 +35,7 @@ from tenure.store.work import (
     Work,
     is_only_adding,
     lone_read,
+    made_wary,
     may_bring_work,
     parts,
     plain_exchange,
@@ -43,7 +44,6 @@ from tenure.store.work import (
     undoing,
     visit,
 )
-from tenure.telemetry.repeats import Repeats
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,6 @@ huge one, and the next can be prepared, or go through another connection, in the
 MAX_TRIES = 4
 IDLE_SECONDS = 30.0
 """How long a connection stays open without use, and a thread that the others can do without."""
-ANNOUNCE_SECONDS = 0.005
-"""Other processes are notified of new jobs at once, but not more often than this."""
-LATE_SECONDS = 0.1  # then a thread uses another connection than that of callers
 MOMENT = 0.001
 """Seconds later, a caller that commits has made the announcement, if there is one."""
 
@@ -317,6 +314,8 @@ class Committer:
         elif trouble in (Trouble.BUG, Trouble.REFUSED) and len(batch) > 1:
             for work in batch:  # only the one that cannot succeed fails
                 self.commit(db, [work])
+        elif wary := made_wary(batch[0], error, trouble):
+            self.commit(db, [wary], tries)
         elif trouble is not Trouble.BUG:
             for work in batch:
                 work.future.set_exception(answer_to(trouble, error))
@@ -336,7 +335,8 @@ class Committer:
         answers += [(work, undoing(db, work.act)) for work in calls]
         self._sightings.note(db, [work.claim for work in exchanges if work.claim])
         for exchange, verdict in zip(exchanges, settled, strict=True):
-            leases = transitions.claim(db, exchange.claim) if exchange.claim else []
+            claim, wary = exchange.claim, exchange.wary
+            leases = transitions.claim(db, claim, wary=wary) if claim else []
             due = transitions.next_due(db, exchange.claim, leases)
             answers.append((exchange, Exchange(verdict, leases, due)))
         return answers
@@ -352,49 +352,4 @@ class Committer:
             self._direct.tidy(db)
         except Exception as error:
             log.warning("the work after a commit failed, the next commit tries it again: %s", error)
-            db.rollback()
-
-
-class Announcements:
-    """What a store owes other processes: hints, on which nothing depends. For any thread."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """`clock` is in seconds."""
-        self._clock = clock
-        self._announced = -ANNOUNCE_SECONDS
-        self._owed_at = 0.0
-        self._is_owed = self._is_planned = False
-        self._repeats = Repeats()
-
-    def owe(self) -> None:
-        """Note that there may be new work."""
-        if not self._is_owed:
-            self._owed_at = self._clock()
-        self._is_owed = True
-
-    def are_late(self) -> bool:
-        """Whether one has been owed for so long that no caller's connection is worth the wait."""
-        return self._clock() - self._owed_at > LATE_SECONDS
-
-    def pause(self) -> float | None:
-        """Return the seconds until the next one is to be made, None if none is owed."""
-        wait = self._announced + ANNOUNCE_SECONDS - self._clock()
-        return max(wait, 0) if self._is_owed else None
-
-    def plan(self) -> bool:
-        """Return whether one is owed that no thread was to make yet; the caller sees to that."""
-        is_new = self._is_owed and not self._is_planned
-        self._is_planned |= is_new
-        return is_new
-
-    def make(self, db: Database) -> None:
-        """Make the one that is owed. After a failure the next commit makes another."""
-        self._is_owed = self._is_planned = False  # first: others may owe one again meanwhile
-        self._announced = self._clock()
-        try:
-            failpoints.hit("announce.before")
-            db.announce()
-        except Exception as error:
-            if self._repeats.is_due(error):
-                log.warning("waiting workers were not notified of new jobs: %s", error)
             db.rollback()

@@ -31,6 +31,8 @@ from tenure.jobs.ids import first_of
 from tenure.jobs.limits import Turn
 from tenure.jobs.names import serves
 from tenure.jobs.work import ClaimRequest, Lease, is_full
+from tenure.store.refused_claims import TRY_AGAIN, TRY_ON, Floors, Refused
+from tenure.telemetry.repeats import Repeats
 
 MAX_LANES = 256
 """Heads that a search reads. One queue has fewer: its priorities are -100 to 100."""
@@ -84,6 +86,8 @@ class Claim(Protocol):
     """Before every job of a lane."""
     now: datetime
     """The store's clock; known after `search`."""
+    refused: Refused
+    """What the database did not let start, if this claim is wary of that."""
 
     def search(self, queues: Sequence[str] | None, after: Lane) -> tuple[list[Head], Lane | None]:
         """Read the heads of the lanes after one; return them, and where the search stopped.
@@ -138,8 +142,9 @@ class _Passed:
     """
 
     upto: Mark
-    next_walk: datetime
+    next_walk: datetime  # or its next look
     walk: Mark | None = None  # where it is
+    refuses: bool = False  # whether the walk has met jobs that the database does not let start
 
 
 @dataclass(slots=True)
@@ -151,6 +156,7 @@ class LaneView:
     by_age: bool = False  # what the next claim goes by
     tried: set[Lane] = field(default_factory=set)  # in vain, by claims that could not try all
     passed: dict[Lane, _Passed] = field(default_factory=dict)
+    floors: Floors = field(default_factory=lambda: Floors(MAX_KNOWN))
     turns: dict[Lane, Turn] = field(default_factory=dict)
     busy: bool = False  # another transaction had locked a limited queue at the last claim
 
@@ -170,6 +176,7 @@ class Lanes(Generic[V]):
         self._new_view = new_view
         self._views: dict[Any, V] = {}
         self._last_queue = ""  # of the last claim: queues of one priority take turns
+        self._repeats = Repeats()
 
     def view(self, request: ClaimRequest) -> V:
         """Return what is known for this kind of request."""
@@ -212,10 +219,11 @@ class Lanes(Generic[V]):
                 vain.append(lane)
                 if lane not in view.passed:
                     view.known.pop(lane, None)
-            if len(leases) >= request.limit or is_full(leases):
+            if len(leases) >= request.limit or is_full(leases) or claim.refused.are_many:
                 break
         else:
             view.tried = _behind(view, due, closed)
+        claim.refused.say(self._repeats)
         return leases
 
     def _due(self, request: ClaimRequest, view: LaneView, claim: Claim) -> Mapping[Lane, Limited]:
@@ -327,19 +335,20 @@ def _look(view: LaneView, claim: Claim, lane: Lane, limit: int) -> tuple[list[Le
     passed = view.passed.get(lane)
     leases: list[Lease] = []
     looks = 1
-    if passed is not None and (passed.walk or claim.now >= passed.next_walk):
+    if passed is not None and claim.now >= passed.next_walk:
         leases = _walk(view, claim, lane, passed, limit)
         looks += LOOKS_OVER_MANY
     after = passed.upto if passed else claim.start
     if len(leases) < limit:
         found = claim.take(lane, after, limit - len(leases))
         leases += found
-        if not found and (mark := claim.passed(lane, after)):
-            looks += LOOKS_OVER_MANY
-            if passed is not None:
-                passed.upto = mark
-            elif len(view.passed) < MAX_KNOWN:
-                view.passed[lane] = _Passed(mark, claim.now + WALK_AGAIN)
+        pause, mark = TRY_AGAIN, claim.refused.upto
+        if mark is None and not found and (mark := claim.passed(lane, after)):
+            looks, pause = looks + LOOKS_OVER_MANY, WALK_AGAIN
+        if mark is not None and passed is not None:
+            passed.upto = mark
+        elif mark is not None and len(view.passed) < MAX_KNOWN:
+            view.passed[lane] = _Passed(mark, claim.now + pause)
     return leases, looks
 
 
@@ -368,10 +377,15 @@ def _walk(view: LaneView, claim: Claim, lane: Lane, passed: _Passed, limit: int)
     began = passed.walk or claim.start
     passed.walk = began
     found = claim.take(lane, began, limit)
-    if not found:
+    refused = claim.refused.upto
+    if refused is not None:
+        passed.walk, passed.next_walk, passed.refuses = refused, claim.now + TRY_ON, True
+    elif not found:
         passed.walk = claim.passed(lane, began)
         if passed.walk is None and began == claim.start:
             view.passed.pop(lane, None)  # so few are left that one look sees them all
-        elif passed.walk is None or passed.walk >= passed.upto:
-            passed.walk, passed.next_walk = None, claim.now + WALK_AGAIN
+            return found
+    if passed.walk is None or passed.walk >= passed.upto:
+        pause = TRY_AGAIN if passed.refuses else WALK_AGAIN
+        passed.walk, passed.next_walk, passed.refuses = None, claim.now + pause, False
     return found

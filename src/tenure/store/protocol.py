@@ -42,6 +42,10 @@ class Trouble(StrEnum):
 
 FULL = "the disk of the database is full, this was not written: free space there, and send it again"
 DROPPED = "a trigger that is not from Tenure dropped a new row"
+DROPPED_CHANGE = (
+    "a trigger that is not from Tenure dropped a change of a job, so nothing was written: let it "
+    "pass such changes, or raise an error, which says why"
+)
 ELSEWHERE = "tenure: the jobs are elsewhere: "
 """How the message begins with which a database refuses every write after `tenure move`."""
 
@@ -158,8 +162,11 @@ class Database(Statements, Protocol):
     def complete(self, reports: Sequence[Report]) -> set[str]:
         """Complete each attempt whose lease is held; return the lease ids that were."""
 
-    def claim(self, request: ClaimRequest) -> list[Lease]:
-        """Lease due pending jobs of queues that are not paused, most urgent first."""
+    def claim(self, request: ClaimRequest, *, wary: bool = False) -> list[Lease]:
+        """Lease due pending jobs of queues that are not paused, most urgent first.
+
+        A `wary` one leaves jobs that the database does not let start: see `refused_claims`.
+        """
 
     def next_due(self, request: ClaimRequest) -> float | None:
         """Return what `lanes.next_due` says; inside a transaction or outside."""

@@ -305,9 +305,9 @@ def save(db: Database, changes: Sequence[tuple[Job, Steps]]) -> None:
                 raise RuntimeError(f"{len(some) - written} locked rows changed under the lock")
 
 
-def claim(db: Database, request: ClaimRequest) -> Sequence[Lease]:
+def claim(db: Database, request: ClaimRequest, *, wary: bool = False) -> Sequence[Lease]:
     """Lease jobs, with the trace of each if the request wants that."""
-    leases = db.claim(request) if request.limit > 0 and not request.leaves else []
+    leases = db.claim(request, wary=wary) if request.limit > 0 and not request.leaves else []
     if not leases or not request.traces:
         return leases
     traces = db.traces([lease.id for lease in leases])

@@ -10,7 +10,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from tenure import failpoints
-from tenure.errors import TenureError
+from tenure.errors import TenureError, WriteRefused
 from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob
 from tenure.jobs.work import (
     RECORDED,
@@ -23,7 +23,7 @@ from tenure.jobs.work import (
     Verdict,
     adds_jobs,
 )
-from tenure.store.protocol import Database
+from tenure.store.protocol import Database, Trouble
 
 
 class EnqueueWork(Struct):
@@ -44,6 +44,7 @@ class ExchangeWork(Struct):
     reports: Sequence[Report]
     claim: ClaimRequest | None
     future: Future[Exchange] = field(default_factory=Future)
+    wary: bool = False  # the database has refused it once, perhaps for one job of the claim
 
     @property
     def size(self) -> int:
@@ -136,7 +137,15 @@ def plain_exchange(
     if len({report.lease_id for report in work.reports}) < len(work.reports):
         return None
     special = claim and (claim.limit < 1 or claim.traces or claim.leaves or is_to_be_noted(claim))
-    return None if special or adds_jobs(work.reports) else work
+    return None if special or work.wary or adds_jobs(work.reports) else work
+
+
+def made_wary(work: Work, error: Exception, trouble: Trouble) -> ExchangeWork | None:
+    """Return the exchange to try once more after the database has refused it, if it claims."""
+    refused = trouble is Trouble.REFUSED or isinstance(error, WriteRefused)
+    if not refused or not isinstance(work, ExchangeWork) or work.claim is None or work.wary:
+        return None
+    return replace(work, wary=True)
 
 
 def rest_of(

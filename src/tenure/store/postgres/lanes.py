@@ -13,16 +13,21 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from operator import itemgetter
 from typing import Any
+from uuid import UUID
 
+from tenure.errors import WriteRefused
 from tenure.jobs.ids import BEFORE_ALL, EPOCH
 from tenure.jobs.limits import NEXT, Open, Turn, has_enough, look_again, quotas
-from tenure.jobs.work import ClaimRequest, Lease, is_full
+from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease, is_full
 from tenure.store import lanes
 from tenure.store.lanes import MAX_KNOWN, MAX_LANES, MAX_SEEN, Head, Lane, Limited, Mark
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import NOW, to_time, uuids
+from tenure.store.protocol import DROPPED_CHANGE, Database
+from tenure.store.refused_claims import MAX_TRIED, Picked, Refused
 
 MARGIN = timedelta(seconds=1)
 MAX_DEAD_ENTRIES = 5_000
@@ -53,6 +58,32 @@ CROSS JOIN LATERAL (
 ) AS head
 WHERE head.run_at <= {NOW} AND NOT EXISTS (
     SELECT FROM {{s}}.queue WHERE name = lane.queue AND paused_at IS NOT NULL)
+"""
+# What a claim that is wary picks and then starts; as the functions `claim` and `claim_in_turn`.
+PICK = f"""
+SELECT token.id::text, token.run_at AT TIME ZONE 'UTC', coalesce(token.partition, ''),
+    octet_length(job.payload)
+FROM (
+    SELECT ctid, run_at, id, type FROM {{s}}.ready
+    WHERE queue = %s AND priority = %s {{place}} AND run_at <= %s
+    ORDER BY run_at, id LIMIT %s
+) AS first JOIN {{s}}.ready AS token ON token.ctid = first.ctid
+    JOIN {{s}}.job ON job.id = token.id
+WHERE (%b::text[] IS NULL OR token.type = ANY (%b::text[])) AND token.type <> ALL (ARRAY(
+        SELECT name FROM {{s}}.type WHERE paused_at IS NOT NULL))
+    AND (job.start_by IS NULL OR job.start_by > {NOW})
+ORDER BY token.run_at, token.id LIMIT %s FOR UPDATE OF token, job SKIP LOCKED
+"""
+PICK_IN_LANE = PICK.replace("{place}", "AND (run_at, id) > (%s, %s::uuid)")
+PICK_IN_PARTITION = PICK.replace("{place}", "AND (run_at, id) >= (%s, %s::uuid) AND partition = %s")
+START = """
+UPDATE {s}.job SET status = 'processing', attempts = attempts + 1, token = token + 1,
+    lease_id = gen_random_uuid(), lease_expires_at = %s, started_at = %s,
+    worker = %s, event = 'claimed', actor = %s
+WHERE id = ANY (%b) AND status = 'pending'
+RETURNING id::text, type, queue, payload, attempts, max_retries, token, timeout, lease_id::text,
+    coalesce(last_error ^@ 'lease expired' OR last_error ^@ 'the child process ', false),
+    run_at AT TIME ZONE 'UTC'
 """
 
 
@@ -110,9 +141,15 @@ class PostgresClaim:
         request: ClaimRequest,
         view: PostgresLaneView,
         clock: Any,
+        wary: Database | None = None,
     ) -> None:
-        """`rows` runs a statement with its values, inside the transaction."""
+        """`rows` runs a statement with its values, inside the transaction.
+
+        `wary` is the database of a claim that the database refused the first time.
+        """
         self.now = EVER
+        self.refused = Refused()
+        self._wary = wary
         self._rows = rows
         self._request = request
         self._view = view
@@ -170,6 +207,8 @@ class PostgresClaim:
         return {head.lane: head.limited for head in self._search_on(since)}
 
     def take(self, lane: Lane, after: Mark, limit: int) -> list[Lease]:
+        if self._wary:
+            return self._take_warily(PICK_IN_LANE, (*lane, *self._after(lane, after)), limit)[0]
         until = self.now + timedelta(seconds=self._request.lease_seconds)
         types = None if self._request.types is None else list(self._request.types)
         place = (*lane, *self._after(lane, after), self.now, until)
@@ -177,6 +216,30 @@ class PostgresClaim:
         rows = in_order(self._rows(sql.CLAIM, (*place, self._request.worker, types, *most)))
         if rows:
             self._view.marks[lane] = to_time(rows[-1][-1]) - MARGIN
+        return [Lease(*[*row[:9], until, None, row[9]]) for row in rows]
+
+    def _take_warily(
+        self, pick: str, place: Sequence[Any], limit: int, seen: int = MAX_SEEN
+    ) -> tuple[list[Lease], list[Picked]]:
+        """Claim up to `limit` jobs, `MAX_TRIED` at most; return also those the database refuses."""
+        assert self._wary is not None
+        types = None if self._request.types is None else list(self._request.types)
+        rows = self._rows(pick, (*place, self.now, seen, types, types, min(limit, MAX_TRIED)))
+        sizes = accumulate((row[3] for row in rows), initial=0)
+        some = [
+            Picked(id, (to_time(run_at), id), partition, id)
+            for (id, run_at, partition, _), size in zip(rows, sizes, strict=False)
+            if size < MAX_BYTES
+        ]
+        return self.refused.start(self._wary, self._start, some)
+
+    def _start(self, some: Sequence[Picked]) -> list[Lease]:
+        until = self.now + timedelta(seconds=self._request.lease_seconds)
+        holder = self._request.worker
+        ids = uuids([one.id for one in some])
+        rows = in_order(self._rows(START, (until, self.now, holder, holder, ids)))
+        if len(rows) < len(some):
+            raise WriteRefused(DROPPED_CHANGE)
         return [Lease(*[*row[:9], until, None, row[9]]) for row in rows]
 
     def passed(self, lane: Lane, after: Mark) -> Mark | None:
@@ -199,11 +262,21 @@ class PostgresClaim:
         if not parts:
             return [], next_turn
         in_order = found[0][4] is not None
-        marks = self._view.marks_in_turn
+        marks, floors = self._view.marks_in_turn, self._view.floors
+        behind = floors.of(lane, [part.partition for part in parts], self.now)
+        if in_order:
+            shares = [0 if p.partition in behind else n for p, n in zip(parts, shares, strict=True)]
         since = [
-            (to_time(time), next) if in_order else marks.get((lane, partition), self.start)
+            (to_time(time), next)
+            if in_order
+            else max(marks.get((lane, partition), self.start), behind.get(partition, self.start))
             for partition, _, _, time, next in found
         ]
+        if self._wary:
+            given = zip(parts, shares, since, strict=True)
+            asked = {part.partition: (share, at) for part, share, at in given if share}
+            seen = 1 if in_order else sql.SEEN_IN_TURN
+            return self._take_in_turn_warily(lane, asked, limit, seen), next_turn
         until = self.now + timedelta(seconds=self._request.lease_seconds)
         types = None if self._request.types is None else list(self._request.types)
         names = [part.partition for part in parts]
@@ -218,6 +291,22 @@ class PostgresClaim:
         if vain and not in_order:
             self._pass_over(lane, vain)
         return leases, next_turn
+
+    def _take_in_turn_warily(
+        self, lane: Lane, places: Mapping[str, tuple[int, Mark]], limit: int, seen: int
+    ) -> list[Lease]:
+        leases: list[Lease] = []
+        for partition, (share, since) in places.items():
+            left = min(share, limit - len(leases))
+            if left <= 0 or is_full(leases) or self.refused.are_many:
+                break
+            found, refused = self._take_warily(
+                PICK_IN_PARTITION, (*lane, *since, partition), left, seen
+            )
+            leases += found
+            behind = [one._replace(place=_next(one.place)) for one in refused]
+            self._view.floors.rise(lane, behind, self.now)
+        return leases
 
     def _pass_over(self, lane: Lane, vain: Mapping[str, Mark]) -> None:
         """Note where the next looks into partitions begin that this one took nothing of.
@@ -241,6 +330,11 @@ class PostgresClaim:
     def _after(self, lane: Lane, after: Mark) -> Mark:
         """Return the later of a place and where the search of a crowded lane began."""
         return max(after, (self._since.get(lane, EVER), BEFORE_ALL))
+
+
+def _next(place: Mark) -> Mark:
+    """Return the place right behind one: looks into partitions begin with the job at a place."""
+    return place[0], str(UUID(int=UUID(place[1]).int + 1))
 
 
 def are_many(entries: int, request: ClaimRequest) -> bool:

@@ -123,9 +123,9 @@ class Postgres(PostgresSession):
         values = _completions(reports)
         return {lease_id for (lease_id,) in self.rows(sql.COMPLETE, values)}
 
-    def claim(self, request: ClaimRequest) -> list[Lease]:
+    def claim(self, request: ClaimRequest, *, wary: bool = False) -> list[Lease]:
         view = self._lanes.view(request)
-        claim = PostgresClaim(self.rows, request, view, self._lanes.clock)
+        claim = PostgresClaim(self.rows, request, view, self._lanes.clock, self if wary else None)
         return self._lanes.claim(request, claim)
 
     def next_due(self, request: ClaimRequest) -> float | None:

@@ -11,10 +11,13 @@ from typing import Any
 
 import msgspec
 
+from tenure.errors import WriteRefused
 from tenure.jobs.limits import NEXT, Turn, has_enough, quotas
 from tenure.jobs.names import serves
 from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease, is_full
 from tenure.store.lanes import MAX_KNOWN, MAX_LANES, Head, Lane, LaneView, Limited, Mark
+from tenure.store.protocol import DROPPED_CHANGE, Database
+from tenure.store.refused_claims import MAX_TRIED, Picked, Refused
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite import turns
 from tenure.store.sqlite.connection import kept, to_millis, to_time
@@ -42,10 +45,14 @@ class SqliteClaim:
         request: ClaimRequest,
         now: datetime,
         view: SqliteLaneView | None = None,
+        wary: Database | None = None,
     ) -> None:
+        """`wary` is the database of a claim that the database refused the first time."""
         self.now = now
-        self._marks = view.marks if view else {}
+        self.refused = Refused()
+        self._view = view or SqliteLaneView()
         self._db = db
+        self._wary = wary
         self._until = kept(now + timedelta(seconds=request.lease_seconds))
         self._values: dict[str, Any] = {"now": to_millis(now), "worker": request.worker}
         self._of_types = request.types is not None
@@ -96,24 +103,35 @@ class SqliteClaim:
 
     def take(self, lane: Lane, after: Mark, limit: int) -> list[Lease]:
         self._look_at(lane, after)
-        self._values["limit"] = limit
+        self._values["limit"] = min(limit, MAX_TRIED) if self._wary else limit
         statement = sql.PICK[self._of_types, after != self.start]
         (text,) = self._db.execute(statement, self._values).fetchone()
-        return self._lease(_read_picked(text))
+        return self._lease(_read_picked(text))[0]
 
-    def _lease(self, picked: Sequence[Any]) -> list[Lease]:
-        """Claim the jobs of rows of `PICKED`, up to `MAX_BYTES`."""
+    def _lease(self, picked: Sequence[Any]) -> tuple[list[Lease], list[Picked]]:
+        """Claim the jobs of rows of `PICKED`, up to `MAX_BYTES`; return also what is refused."""
         if not picked:
-            return []
+            self.refused.upto = None
+            return [], []
         if any(row[4] is None for row in picked):
             picked = self._with_large_payloads(picked)
+        if self._wary is None:
+            return self._start(picked), []
+        rowids = msgspec.json.encode([row[0] for row in picked]).decode()
+        rows = self._db.execute(sql.PLACES, (rowids,))
+        places = {row: (place, partition) for row, partition, *place in rows}
+        some = [Picked(row, tuple(places[row[0]][0]), places[row[0]][1], row[1]) for row in picked]
+        return self.refused.start(self._wary, lambda few: self._start([o.key for o in few]), some)
+
+    def _start(self, picked: Sequence[Any]) -> list[Lease]:
         chance = os.urandom(16 * len(picked)).hex()
         secrets = [chance[at : at + 32] for at in range(0, len(chance), 32)]
         taken = [(row[0], lease_id) for row, lease_id in zip(picked, secrets, strict=True)]
         holder = self._values["worker"]
         times = (to_millis(self._until), self._values["now"])
-        for text, values in sql.calls(sql.CLAIM, taken, *times, holder, holder):
-            self._db.execute(text, values)
+        calls = sql.calls(sql.CLAIM, taken, *times, holder, holder)
+        if sum(self._db.execute(text, values).rowcount for text, values in calls) < len(taken):
+            raise WriteRefused(DROPPED_CHANGE)
         return [
             Lease(*[*row[1:9], lease_id, self._until, None, row[9] == 1])
             for row, lease_id in zip(picked, secrets, strict=True)
@@ -140,12 +158,16 @@ class SqliteClaim:
         given = {part.partition: n for part, n in zip(parts, shares, strict=True) if n}
         if not given:
             return [], next_turn
-        if len(self._marks) > MAX_KNOWN:
-            self._marks.clear()
-        picked = turns.pick(self._db, self._values, given, self._marks)
-        leases = self._lease(picked[:limit])
-        if len(picked) > limit or is_full(leases):
-            next_turn = Turn(picked[len(leases) - 1][-2] + NEXT)
+        marks, floors = self._view.marks, self._view.floors
+        if len(marks) > MAX_KNOWN:
+            marks.clear()
+        behind = floors.of(lane, list(given), self.now)
+        picked = turns.pick(self._db, self._values, given, marks, behind)
+        most = min(limit, MAX_TRIED) if self._wary else limit
+        leases, refused = self._lease(picked[:most])
+        floors.rise(lane, refused, self.now)
+        if len(picked) > most or is_full(leases):
+            next_turn = Turn(picked[len(leases) + len(refused) - 1][-2] + NEXT)
         return leases, next_turn
 
     def look_again(self, queue: str) -> float:

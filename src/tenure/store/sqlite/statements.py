@@ -260,6 +260,10 @@ FROM (
     for after in (False, True)
 }
 PAYLOAD = "SELECT CAST(payload AS BLOB) FROM tenure_job WHERE rowid = ?"
+PLACES = """
+SELECT rowid, coalesce(partition, ''), run_at, id FROM tenure_job
+WHERE rowid IN (SELECT value FROM json_each(?))
+"""
 LAST_SEEN = {
     after: f"SELECT run_at, id {SEEN.format(after=AFTER[after])} LIMIT 1 OFFSET {MAX_SEEN - 1}"
     for after in (False, True)

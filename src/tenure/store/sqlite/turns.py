@@ -159,16 +159,21 @@ def pick(
     values: Mapping[str, Any],
     parts: Mapping[str, int],
     marks: dict[tuple[Lane, str], Mark],
+    floors: Mapping[str, Mark],
 ) -> list[Any]:
     """Return the first jobs of partitions, up to the share of each, as rows of `PICKED`.
 
-    If a look finds no job for this worker, the next look begins behind the jobs of this one.
+    If a look finds no job for this worker, the next look begins behind the jobs of this one. No
+    look begins before the floor of a partition; in order, one with a floor has to wait.
     """
     lane = (values["queue"], values["priority"])
     is_ordered = "SELECT ordered IS NOT NULL FROM tenure_queue_limit WHERE queue = ?"
     (in_order,) = db.execute(is_ordered, lane[:1]).fetchone()
     statement = PICK["types" in values, bool(in_order)]
-    places = {part: (part, *marks.get((lane, part), START)) for part in parts}
+    if in_order and floors:
+        parts = {part: share for part, share in parts.items() if part not in floors}
+    begins = {part: marks.get((lane, part), START) for part in parts}
+    places = {part: (part, *max(at, floors.get(part, START))) for part, at in begins.items()}
     rows: list[Any] = []
     for share in set(parts.values()):
         some = _json([places[part] for part in parts if parts[part] == share])

@@ -242,9 +242,10 @@ class Sqlite:
         done = self._changed_each(sql.COMPLETE, rows, now)
         return {r.lease_id for r, accepted in zip(reports, done, strict=True) if accepted}
 
-    def claim(self, request: ClaimRequest) -> list[Lease]:
+    def claim(self, request: ClaimRequest, *, wary: bool = False) -> list[Lease]:
         view = self._lanes.view(request)
-        return self._lanes.claim(request, SqliteClaim(self._db, request, self.now(), view))
+        claim = SqliteClaim(self._db, request, self.now(), view, self if wary else None)
+        return self._lanes.claim(request, claim)
 
     def next_due(self, request: ClaimRequest) -> float | None:
         view = self._lanes.view(request)
