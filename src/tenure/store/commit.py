@@ -19,11 +19,10 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.jobs.enqueue import Enqueued
-from tenure.jobs.work import RECORDED, Exchange, adds_jobs
+from tenure.jobs.work import Exchange, adds_jobs
 from tenure.store import enqueue, follow_ups, transitions
-from tenure.store.announcements import Announcements
 from tenure.store.direct import Direct
 from tenure.store.protocol import Database, Trouble, answer_to
 from tenure.store.tables import workers
@@ -33,17 +32,16 @@ from tenure.store.work import (
     ExchangeWork,
     W,
     Work,
+    done_alone,
     is_only_adding,
-    lone_read,
     made_wary,
     may_bring_work,
     parts,
-    plain_exchange,
-    rest_of,
     sets_limits,
     undoing,
     visit,
 )
+from tenure.telemetry.repeats import Repeats
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +51,9 @@ huge one, and the next can be prepared, or go through another connection, in the
 MAX_TRIES = 4
 IDLE_SECONDS = 30.0
 """How long a connection stays open without use, and a thread that the others can do without."""
+ANNOUNCE_SECONDS = 0.005
+"""Other processes are notified of new jobs at once, but not more often than this."""
+LATE_SECONDS = 0.1  # then a thread uses another connection than that of callers
 MOMENT = 0.001
 """Seconds later, a caller that commits has made the announcement, if there is one."""
 
@@ -255,41 +256,10 @@ class Committer:
 
     def _commit_alone(self, db: Database, batch: Sequence[Work]) -> Sequence[Work]:
         """Do and answer what one statement can, where that is faster; return the rest."""
-        if db.alone is None and [work.size for work in batch] != [1]:
-            return batch
-        done: list[tuple[Work, Any]] = []
-        left: list[Work] = []
-        if is_only_adding(batch):
-            visit("before_commit", batch)
-            jobs = [checked_job for work in batch for checked_job in work.checked_jobs]
-            made = db.enqueue_alone(jobs, whole=len(batch) == 1)
-            for work in batch:
-                if all(a.id in made for a in work.checked_jobs):
-                    added = [Enqueued(made[a.id], created=True) for a in work.checked_jobs]
-                    done.append((work, added))
-                else:
-                    left.append(work)
-        elif db.alone is not None and (exchange := plain_exchange(batch, self._sightings.is_due)):
-            visit("before_commit", batch)
-            found = db.alone.exchange_alone(exchange.reports, exchange.claim)
-            if found is None:
-                return batch
-            finished, leases, due = found
-            rest = rest_of(exchange, finished, leases)
-            if rest is None:
-                wants_due = exchange.claim is not None and exchange.claim.next_due
-                verdicts = [RECORDED] * len(exchange.reports)
-                answer = Exchange(verdicts, leases or [], due if wants_due else None)
-                done.append((exchange, answer))
-            else:
-                left.append(rest)
-        elif db.alone is not None and (read := lone_read(batch)) is not None:
-            visit("before_commit", batch)
-            done.append((read, db.alone.read_alone(read.act)))
-        else:
-            return batch
-        visit("after_commit", [work for work, _ in done])
-        self._answer(db, done)
+        done, left = done_alone(db, batch, self._sightings.is_due)
+        if done:
+            visit("after_commit", [work for work, _ in done])
+            self._answer(db, done)
         return left
 
     def _answer(self, db: Database, answers: Sequence[tuple[Work, Any]]) -> None:
@@ -352,4 +322,49 @@ class Committer:
             self._direct.tidy(db)
         except Exception as error:
             log.warning("the work after a commit failed, the next commit tries it again: %s", error)
+            db.rollback()
+
+
+class Announcements:
+    """What a store owes other processes: hints, on which nothing depends. For any thread."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` is in seconds."""
+        self._clock = clock
+        self._announced = -ANNOUNCE_SECONDS
+        self._owed_at = 0.0
+        self._is_owed = self._is_planned = False
+        self._repeats = Repeats()
+
+    def owe(self) -> None:
+        """Note that there may be new work."""
+        if not self._is_owed:
+            self._owed_at = self._clock()
+        self._is_owed = True
+
+    def are_late(self) -> bool:
+        """Whether one has been owed for so long that no caller's connection is worth the wait."""
+        return self._clock() - self._owed_at > LATE_SECONDS
+
+    def pause(self) -> float | None:
+        """Return the seconds until the next one is to be made, None if none is owed."""
+        wait = self._announced + ANNOUNCE_SECONDS - self._clock()
+        return max(wait, 0) if self._is_owed else None
+
+    def plan(self) -> bool:
+        """Return whether one is owed that no thread was to make yet; the caller sees to that."""
+        is_new = self._is_owed and not self._is_planned
+        self._is_planned |= is_new
+        return is_new
+
+    def make(self, db: Database) -> None:
+        """Make the one that is owed. After a failure the next commit makes another."""
+        self._is_owed = self._is_planned = False  # first: others may owe one again meanwhile
+        self._announced = self._clock()
+        try:
+            failpoints.hit("announce.before")
+            db.announce()
+        except Exception as error:
+            if self._repeats.is_due(error):
+                log.warning("waiting workers were not notified of new jobs: %s", error)
             db.rollback()

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tenure import NewJob, StoreUnavailable, Tenure
-from tenure.store import announcements, commit
+from tenure.store import commit
 from tests.support.no_threads import no_new_threads
 from tests.support.store import new_job
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -37,7 +37,7 @@ def app(url: str) -> Iterator[Tenure]:
 @pytest.fixture
 def never_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine an announcement may be so late that a thread connects for it."""
-    monkeypatch.setattr(announcements, "LATE_SECONDS", WAIT_SECONDS)
+    monkeypatch.setattr(commit, "LATE_SECONDS", WAIT_SECONDS)
 
 
 def connected(app: Tenure) -> list[bool]:

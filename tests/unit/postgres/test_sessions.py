@@ -21,7 +21,7 @@ from tenure.jobs.ids import new_id
 from tenure.jobs.work import Answer
 from tenure.lifecycle import Status
 from tenure.store import POSTGRES_WRITERS, Store, open_store, retention, transitions
-from tenure.store.announcements import ANNOUNCE_SECONDS
+from tenure.store.commit import ANNOUNCE_SECONDS
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import session as postgres
 from tenure.store.postgres.reader import PostgresReader
