@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,9 +16,18 @@ from tenure.app.export import export
 from tenure.errors import TenureError, WriteRefused
 from tenure.jobs.queries import Filter
 from tenure.jobs.redaction import NOTHING_HIDDEN
+from tenure.store import transitions
 from tenure.store.migrate import MAX_FOLLOWERS_OF_ONE
+from tenure.store.protocol import Database
+from tenure.store.tables import revisits
 from tests.contract.other_triggers import add_trigger, drop_trigger
-from tests.support.store import LEASE_SECONDS, StoreHarness, report_completed, report_failed
+from tests.support.store import (
+    LEASE_SECONDS,
+    StoreHarness,
+    report_completed,
+    report_failed,
+    report_suspended,
+)
 
 pytestmark = pytest.mark.own_database
 
@@ -82,6 +92,75 @@ def test_a_lease_that_cannot_be_ended(harness: StoreHarness, app: Tenure) -> Non
     assert app.get(held).status == "processing"
     with pytest.raises(WriteRefused, match="no tenant 12"):
         harness.store.sweep().result()
+
+
+def of_each_call(harness: StoreHarness, sweep: Callable[[Database], object], calls: int) -> None:
+    """Call a duty so many times, whether or not it says that some of its rows are refused."""
+    for _ in range(calls):
+        with suppress(WriteRefused):
+            harness.store.write("sweep", sweep).result()
+
+
+def test_more_refused_leases_than_a_sweep_reads(harness: StoreHarness, app: Tenure) -> None:
+    """They were the oldest ones, so no other lease was ever looked at again."""
+    ids = add(app, *([7] * 5))
+    harness.claim(5)
+    harness.clock.advance(1)
+    others = add(app, 5, 5)
+    harness.claim(2)
+    add_trigger(harness.url, "BEFORE UPDATE", "new.priority = 7 AND new.status <> 'processing'")
+    harness.clock.advance(LEASE_SECONDS)
+    of_each_call(harness, lambda db: transitions.sweep(db, 2), 4)
+    assert {app.get(id).status for id in others} == {"failed"}
+    assert {app.get(id).status for id in ids} == {"processing"}
+    drop_trigger(harness.url)
+    of_each_call(harness, lambda db: transitions.sweep(db, 2), 6)
+    assert {app.get(id).status for id in ids} == {"failed"}
+
+
+def test_more_refused_jobs_than_are_cancelled_at_once(harness: StoreHarness, app: Tenure) -> None:
+    """Of jobs that had to start before now."""
+    for priority in [7] * 5 + [5] * 2:
+        app.enqueue("mail", priority=priority, start_by=timedelta(seconds=60))
+        harness.clock.advance(1)
+    add_trigger(harness.url, "BEFORE UPDATE", "new.priority = 7")
+    harness.clock.advance(60)
+    of_each_call(harness, lambda db: transitions.expire(db, 2), 5)
+    assert app.count(status="cancelled").jobs == 2
+    drop_trigger(harness.url)
+    of_each_call(harness, lambda db: transitions.expire(db, 2), 6)
+    assert app.count(status="cancelled").jobs == 7
+
+
+def test_more_refused_waits_than_are_ended_at_once(harness: StoreHarness, app: Tenure) -> None:
+    add(app, *([7] * 5))
+    leases = harness.claim(5)
+    add(app, 5, 5)
+    leases += harness.claim(2)
+    for lease in leases:
+        until = harness.clock.now + timedelta(seconds=60)
+        harness.report(report_suspended(lease, expires_at=until))
+        harness.clock.advance(1)
+    add_trigger(harness.url, "BEFORE UPDATE", "new.priority = 7 AND new.status = 'pending'")
+    harness.clock.advance(60)
+    of_each_call(harness, lambda db: transitions.time_out(db, 2), 5)
+    assert app.count(status="pending").jobs == 2
+
+
+def test_more_refused_jobs_than_are_skipped_at_once(
+    harness: StoreHarness, app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revisits, "AT_ONCE", 2)
+    parents = add(app, *([5] * 7))
+    for parent, priority in zip(parents, [7] * 5 + [5] * 2, strict=True):
+        app.enqueue("mail", depends_on=[parent], priority=priority)
+    add_trigger(harness.url, "BEFORE UPDATE", "new.priority = 7 AND new.status = 'cancelled'")
+    harness.report(*map(report_failed, harness.claim(7)))
+    of_each_call(harness, revisits.advance, 6)
+    assert app.count(status="cancelled").jobs == 2
+    drop_trigger(harness.url)
+    of_each_call(harness, revisits.advance, 9)
+    assert app.count(status="cancelled").jobs == 7
 
 
 def test_a_settled_job_that_cannot_be_deleted(harness: StoreHarness, app: Tenure) -> None:

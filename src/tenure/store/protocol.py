@@ -76,6 +76,25 @@ class Passed(NamedTuple):
     id: str
 
 
+class Left:
+    """How many rows a duty passes over, because the database refused them in calls before.
+
+    A duty reads the first rows that are due, so refused ones could fill each batch. Where they fill
+    one, the next call goes on behind them, and after the last row they are tried again.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, int] = {}
+
+    def of(self, duty: str) -> int:
+        """Return after how many rows the batch of a duty begins."""
+        return self._rows.get(duty, 0)
+
+    def note(self, duty: str, *, refused: int, full: bool) -> None:
+        """Note how many rows of a batch were refused, and if it had as many as a batch may have."""
+        self._rows[duty] = self.of(duty) + refused if full else 0
+
+
 class Alone(Protocol):
     """What is one statement and one transaction, for a database a round trip away."""
 
@@ -102,6 +121,9 @@ class Database(Statements, Protocol):
 
     passed: dict[Sequence[str], Passed]
     """By what their jobs ended as: up to where workflows could not be deleted, lately."""
+
+    left: Left
+    """What duties pass over, because the database refused it."""
 
     @property
     def alone(self) -> Alone | None:
@@ -186,11 +208,14 @@ class Database(Statements, Protocol):
     def busy(self, job_ids: Sequence[str]) -> set[str]:
         """Return the jobs that another transaction has locked; lock the others without waiting."""
 
-    def lock_expired(self, limit: int) -> list[Job]:
-        """Load and lock processing jobs whose lease has run out, oldest first."""
+    def lock_expired(self, limit: int, after: int = 0) -> list[Job]:
+        """Load and lock processing jobs whose lease has run out, oldest first.
 
-    def lock_late(self, limit: int) -> list[Job]:
-        """Load and lock waiting and pending jobs whose `start_by` has passed."""
+        The first ones are left out, as many as `after` says.
+        """
+
+    def lock_late(self, limit: int, after: int = 0) -> list[Job]:
+        """Load and lock waiting and pending jobs whose `start_by` has passed, as `lock_expired`."""
 
     def save(self, changes: Sequence[tuple[Job, Job]], more: Sequence[str] = ()) -> int:
         """Write (before, after) pairs, each only if the row still is `before`; return how many.

@@ -7,8 +7,9 @@ claim and a plain completion are statements of the database itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TypeAlias
 
 from msgspec.structs import replace
@@ -242,20 +243,24 @@ def is_changed(before: Job, after: Job) -> bool:
 
 def sweep(db: Database, limit: int) -> list[Steps]:
     """End up to `limit` leases that have run out; return the steps of each job."""
-    return _sweep(db, db.lock_expired(limit), events.LeaseExpired())
+    return _sweep(db, db.lock_expired, limit, events.LeaseExpired())
 
 
 def expire(db: Database, limit: int) -> list[Steps]:
     """Cancel up to `limit` jobs that had to start before now; return the steps of each."""
-    return _sweep(db, db.lock_late(limit), events.Expired())
+    return _sweep(db, db.lock_late, limit, events.Expired())
 
 
 def time_out(db: Database, limit: int) -> list[Steps]:
     """Let up to `limit` jobs run whose wait for a signal has expired; return the steps of each."""
-    return _sweep(db, signals.lock_expired(db, limit), events.Unblocked(actor=events.SWEEP))
+    lock = partial(signals.lock_expired, db)
+    return _sweep(db, lock, limit, events.Unblocked(actor=events.SWEEP))
 
 
-def _sweep(db: Database, jobs: Sequence[Job], event: events.Event) -> list[Steps]:
+def _sweep(
+    db: Database, lock: Callable[[int, int], list[Job]], limit: int, event: events.Event
+) -> list[Steps]:
+    jobs = lock(limit, db.left.of(event.name))
     failpoints.hit("sweep.between_read_and_write")
     now = db.now()
     changes: list[tuple[Job, Steps]] = []
@@ -265,6 +270,7 @@ def _sweep(db: Database, jobs: Sequence[Job], event: events.Event) -> list[Steps
         except IllegalTransition:  # the lease was renewed between the read and `now`
             continue
     saved, refused = save_unless_refused(db, changes)
+    db.left.note(event.name, refused=len(refused), full=len(jobs) >= limit)
     for _, refusal in [] if saved else refused:
         raise refusal
     signals.end_waits(db, [job for job, _ in saved])

@@ -167,7 +167,7 @@ def test_every_statement_keeps_its_plan_at_many_rows_of_each_kind(
 
 
 def check_sweep_and_pages(url: str, raw: Connection, last: str) -> None:
-    found = plan(raw, url, sql.LOCK_EXPIRED, 100)
+    found = plan(raw, url, sql.LOCK_EXPIRED, 100, 0)
     assert "Scan using arrival_at" in found
     assert "Index Scan using job_pkey" in found
     assert "Seq Scan" not in found

@@ -138,7 +138,7 @@ def test_those_ahead_are_read_lane_by_lane_and_no_further(crowded: sqlite3.Conne
 
 @pytest.mark.scenario(100)
 def test_a_sweep_reads_what_has_expired_and_no_further(crowded: sqlite3.Connection) -> None:
-    found = plan(crowded, sql.EXPIRED, (0, 100))
+    found = plan(crowded, sql.EXPIRED, (0, 100, 0))
     assert found == "SEARCH tenure_job USING INDEX tenure_job_lease (lease_expires_at<?)"
     look = plan(crowded, duties.statement(DIALECT), ())
     assert "SEARCH tenure_job USING COVERING INDEX tenure_job_lease (lease_expires_at<?)" in look

@@ -233,12 +233,12 @@ SELECT {JOB_COLUMNS} FROM (
     UNION ALL SELECT id FROM {_arrived("waiting", f" AND at <= {NOW}")}
 ) AS late JOIN {{s}}.job USING (id)
 WHERE job.status IN ('waiting', 'pending') AND job.start_by <= {NOW}
-ORDER BY job.start_by LIMIT %s FOR UPDATE OF job SKIP LOCKED
+ORDER BY job.start_by LIMIT %s OFFSET %s FOR UPDATE OF job SKIP LOCKED
 """
 LOCK_EXPIRED = f"""
 SELECT {JOB_COLUMNS} FROM {_arrived("processing", f" AND at <= {NOW}")} JOIN {{s}}.job USING (id)
 WHERE job.status = 'processing' AND job.lease_expires_at <= {NOW}
-ORDER BY job.lease_expires_at LIMIT %s FOR UPDATE OF job SKIP LOCKED
+ORDER BY job.lease_expires_at LIMIT %s OFFSET %s FOR UPDATE OF job SKIP LOCKED
 """
 
 GUARD = ("status", "token", "lease_id", "lease_expires_at")

@@ -28,7 +28,7 @@ from tenure.store.postgres.connection import (
 )
 from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes, in_order, seen_for
 from tenure.store.postgres.session import PostgresSession
-from tenure.store.protocol import Passed
+from tenure.store.protocol import Left, Passed
 from tenure.store.refusals import unless_refused
 from tenure.store.rows import (
     CHANGED,
@@ -72,6 +72,7 @@ class Postgres(PostgresSession):
         self._lanes = lanes or PostgresLanes()
         self.stats = StatsWriter(self)
         self.passed: dict[Sequence[str], Passed] = {}
+        self.left = Left()
 
     # --- adding
 
@@ -222,13 +223,14 @@ class Postgres(PostgresSession):
         rows = self.rows(sql.BUSY, (uuids([id for id in job_ids if is_uuid(id)]),))
         return {id for (id,) in rows}
 
-    def lock_expired(self, limit: int) -> list[Job]:
+    def lock_expired(self, limit: int, after: int = 0) -> list[Job]:
         self.changed(sql.LOOK)
-        return [job_of(row, to_time) for row in self.rows(sql.LOCK_EXPIRED, (limit,))]
+        return [job_of(row, to_time) for row in self.rows(sql.LOCK_EXPIRED, (limit, after))]
 
-    def lock_late(self, limit: int) -> list[Job]:
+    def lock_late(self, limit: int, after: int = 0) -> list[Job]:
         self.changed(sql.LOOK_AT_WAITING)
-        return [job_of(row, to_time) for row in self.rows(sql.LOCK_LATE, (limit, limit))]
+        values = (limit + after, limit, after)
+        return [job_of(row, to_time) for row in self.rows(sql.LOCK_LATE, values)]
 
     def save(self, changes: Sequence[tuple[Job, Job]], more: Sequence[str] = ()) -> int:
         if not changes:

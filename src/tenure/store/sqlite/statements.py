@@ -311,11 +311,11 @@ SELECT job_id, traceparent FROM tenure_trace WHERE job_id IN (SELECT value FROM 
 
 EXPIRED = f"""
 SELECT {", ".join(COLUMNS)} FROM tenure_job WHERE status = 'processing' AND lease_expires_at <= ?
-ORDER BY lease_expires_at LIMIT ?
+ORDER BY lease_expires_at LIMIT ? OFFSET ?
 """
 
 LATE = f"""
-SELECT {", ".join(COLUMNS)} FROM {LATE_JOBS} <= ? ORDER BY start_by LIMIT ?
+SELECT {", ".join(COLUMNS)} FROM {LATE_JOBS} <= ? ORDER BY start_by LIMIT ? OFFSET ?
 """
 
 # One row, as in PICK.

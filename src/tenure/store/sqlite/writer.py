@@ -22,7 +22,7 @@ from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
 from tenure.store.deletion import Kind, Refused, delete
 from tenure.store.lanes import Lanes, next_due
-from tenure.store.protocol import ELSEWHERE, Passed, Trouble
+from tenure.store.protocol import ELSEWHERE, Left, Passed, Trouble
 from tenure.store.rows import (
     ADDED,
     CHANGED,
@@ -82,6 +82,7 @@ class Sqlite:
         self.stats = StatsWriter(self)
         self._marks = Marks()
         self.passed: dict[Sequence[str], Passed] = {}
+        self.left = Left()
 
     # --- transactions
 
@@ -276,12 +277,12 @@ class Sqlite:
     def busy(self, job_ids: Sequence[str]) -> set[str]:
         return set()  # no other transaction writes while this one does
 
-    def lock_expired(self, limit: int) -> list[Job]:
-        rows = self.rows(sql.EXPIRED, (to_millis(self.now()), limit))
+    def lock_expired(self, limit: int, after: int = 0) -> list[Job]:
+        rows = self.rows(sql.EXPIRED, (to_millis(self.now()), limit, after))
         return [job_of(row, to_time) for row in rows]
 
-    def lock_late(self, limit: int) -> list[Job]:
-        rows = self.rows(sql.LATE, (to_millis(self.now()), limit))
+    def lock_late(self, limit: int, after: int = 0) -> list[Job]:
+        rows = self.rows(sql.LATE, (to_millis(self.now()), limit, after))
         return [job_of(row, to_time) for row in rows]
 
     def save(self, changes: Sequence[tuple[Job, Job]], more: Sequence[str] = ()) -> int:

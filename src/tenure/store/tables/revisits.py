@@ -40,7 +40,7 @@ def advance(db: Database) -> bool:
     if nothing else was left.
     """
     counted, refused = _count_on(db)
-    decided, more = decide_some(db)
+    decided, more = _decide_some(db)
     for _, refusal in [] if counted or decided else (*refused, *more):
         raise refusal
     return counted or bool(decided)
@@ -49,7 +49,8 @@ def advance(db: Database) -> bool:
 def _count_on(db: Database) -> tuple[bool, Refused]:
     """Count for more followers of jobs with overdue ones; return if there was such a job."""
     d = db.dialect
-    named = f"SELECT {d.id('parent')} FROM {d.table('overdue')} ORDER BY parent LIMIT {AT_ONCE}"
+    some_of = f"LIMIT {AT_ONCE} OFFSET {db.left.of('overdue')}"
+    named = f"SELECT {d.id('parent')} FROM {d.table('overdue')} ORDER BY parent {some_of}"
     parents = [id for (id,) in db.rows(named)]
     refused: Refused = []
     for some in [parents] * bool(parents) if d.engine == "sqlite" else [[id] for id in parents]:
@@ -57,6 +58,7 @@ def _count_on(db: Database) -> tuple[bool, Refused]:
         refused += more
         if any(counted):
             return True, refused
+    db.left.note("overdue", refused=len(refused), full=len(parents) == AT_ONCE)
     return False, refused
 
 
@@ -69,20 +71,22 @@ def _count(db: Database, parents: Sequence[str]) -> bool:
     return int(counted) >= 0
 
 
-def decide_some(db: Database, limit: int = AT_ONCE) -> tuple[list[str], Refused]:
+def _decide_some(db: Database) -> tuple[list[str], Refused]:
     """Skip and restore what `revisit` names, and what is behind it.
 
     Returns what was named and decided, and what the database refuses to change. If it refuses a job
     behind one, that one is decided without those behind, which `revisit` then names.
     """
     d = db.dialect
-    named = f"SELECT {d.id('job_id')} FROM {d.table('revisit')} ORDER BY job_id LIMIT {d.value}"
-    ids = [id for (id,) in db.rows(named, (limit,))]
+    some_of = f"LIMIT {AT_ONCE} OFFSET {db.left.of('revisit')}"
+    named = f"SELECT {d.id('job_id')} FROM {d.table('revisit')} ORDER BY job_id {some_of}"
+    ids = [id for (id,) in db.rows(named)]
     decided, refused = unless_refused(db, partial(_decide, db), ids) if ids else ([], [])
     for id, _ in [*refused]:
         more, still = unless_refused(db, partial(_decide, db, alone=True), [id])
         decided += more
         refused = [one for one in refused if one[0] != id] + still
+    db.left.note("revisit", refused=len(refused), full=len(ids) == AT_ONCE)
     return [id for some in decided for id in some], refused
 
 

@@ -107,11 +107,15 @@ def _delete(db: Statements, ids: Sequence[str]) -> None:
     db.changed(f"DELETE FROM {d.table('wait')} WHERE job_id IN ({d.ids(len(ids))})", ids)
 
 
-def lock_expired(db: Database, limit: int) -> list[Job]:
-    """Lock up to `limit` suspended jobs whose wait has expired, and pass over locked ones."""
+def lock_expired(db: Database, limit: int, after: int = 0) -> list[Job]:
+    """Lock up to `limit` suspended jobs whose wait has expired, and pass over locked ones.
+
+    The first ones are left out, as many as `after` says.
+    """
     d = db.dialect
     over = f"SELECT {d.id('job_id')} FROM {d.table('wait')} WHERE expires_at <= {d.now}"
-    asked = sorted(id for (id,) in db.rows(f"{over} ORDER BY expires_at LIMIT {limit}"))
+    first = f"{over} ORDER BY expires_at LIMIT {limit} OFFSET {after}"
+    asked = sorted(id for (id,) in db.rows(first))
     free = sorted(set(asked) - db.busy(asked)) if asked else []
     if not free:
         return []
