@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from tenure.errors import WriteRefused
 from tenure.events import Completed, Failed
 from tenure.jobs.ids import new_id
 from tenure.lifecycle import Job, Status, decide
@@ -60,7 +61,7 @@ def test_a_row_that_changed_under_its_lock_is_not_written(
         after = replace(after, id=stale)
 
     assert db.save([(before, after)]) == 0
-    with pytest.raises(RuntimeError, match="1 locked rows changed"):
+    with pytest.raises(WriteRefused, match="dropped a change of a job"):
         transitions.save(db, [(before, (after,))])
     assert db.lock([lease.id]) == {lease.id: job}
     assert db.save([(job, replace(after, id=job.id))]) == 1

@@ -16,7 +16,7 @@ from tenure.errors import StoreUnavailable, WriteRefused
 from tests.contract.other_triggers import add_trigger
 from tests.support.http import api_client, assert_problem
 from tests.support.raw_sql import RawSql
-from tests.support.store import claim_request
+from tests.support.store import StoreHarness, claim_request, report_completed, report_failed
 
 
 def within(app: Tenure, new_jobs: list[NewJob]) -> None:
@@ -98,6 +98,24 @@ def test_what_is_not_in_place_for_tenure_is_an_outage(postgres_url: str, schema:
             sql.execute(f'ALTER TABLE "{schema}".tag RENAME TO elsewhere'.encode())
         with pytest.raises(StoreUnavailable):
             app.enqueue("mail", tags=["a"])
+
+
+@pytest.mark.own_database
+def test_a_change_that_another_trigger_drops_is_refused(harness: StoreHarness) -> None:
+    """It was a RuntimeError, which counts as a fault of Tenure."""
+    with Tenure(harness.url) as app:
+        job, other = app.enqueue("mail"), app.enqueue("mail")
+        (lease,) = harness.claim(1)
+        add_trigger(harness.url, "BEFORE UPDATE", "new.status <> 'processing'", drops=True)
+        changes: tuple[Callable[[], Any], ...] = (
+            lambda: app.cancel(other.id),
+            lambda: harness.report(report_completed(lease)),
+            lambda: harness.report(report_failed(lease)),
+        )
+        for change in changes:
+            with pytest.raises(WriteRefused, match=r"raise an error, which says why$"):
+                change()
+        assert [app.get(it.id).status for it in (job, other)] == ["processing", "pending"]
 
 
 @pytest.mark.own_database

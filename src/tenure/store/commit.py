@@ -197,34 +197,45 @@ class Committer:
         closing = False
         while not closing:
             batch: list[Work] = []
-            size, idle, pause = 0, True, self._announcements.pause()
-            self._free.add(db)
             try:
-                work = self._waiting.get(timeout=IDLE_SECONDS if pause is None else pause + MOMENT)
-                self._free.discard(db)
-                idle = False
-                while work is not None:
-                    if work.future.set_running_or_notify_cancel():  # else its caller went away
-                        batch.append(work)
-                        size += work.size
-                    if size >= MAX_ITEMS:
-                        break
-                    work = self._waiting.get_nowait()
-                else:
-                    closing = True
-            except Empty:
-                if idle and pause is None:
-                    db.rest()
-                    self._direct.rest()
-            if len(batch) > 1 or not is_only_adding(batch):
-                self._direct.note_other_work()
-            for part in parts(db, batch):
-                self._free.discard(db)
-                self.commit(db, part)
-            self._keep_house(db)
-            if db is not self._databases[0] and self._is_one_too_many(db):
-                return
+                closing = self._wait_for_work(db, batch)
+                if len(batch) > 1 or not is_only_adding(batch):
+                    self._direct.note_other_work()
+                for part in parts(db, batch):
+                    self._free.discard(db)
+                    self.commit(db, part)
+                self._keep_house(db)
+                if db is not self._databases[0] and self._is_one_too_many(db):
+                    return
+            except BaseException as error:  # later work would wait for a thread that has ended
+                log.exception("a fault in a thread that writes, which continues")
+                db.rollback()
+                for work in batch:
+                    if not work.future.done():
+                        work.future.set_exception(answer_to(Trouble.UNCONFIRMED, error))
         db.close()
+
+    def _wait_for_work(self, db: Database, batch: list[Work]) -> bool:
+        """Add to a batch what is waiting, or what comes; return whether it is the last one."""
+        size, idle, pause = 0, True, self._announcements.pause()
+        self._free.add(db)
+        try:
+            work = self._waiting.get(timeout=IDLE_SECONDS if pause is None else pause + MOMENT)
+            self._free.discard(db)
+            idle = False
+            while work is not None:
+                if work.future.set_running_or_notify_cancel():  # else its caller went away
+                    batch.append(work)
+                    size += work.size
+                if size >= MAX_ITEMS:
+                    return False
+                work = self._waiting.get_nowait()
+            return True
+        except Empty:
+            if idle and pause is None:
+                db.rest()
+                self._direct.rest()
+            return False
 
     def commit(self, db: Database, batch: Sequence[Work], tries: int = 1) -> None:
         """Do the work of a batch in one transaction and answer its callers.

@@ -50,7 +50,7 @@ ELSEWHERE = "tenure: the jobs are elsewhere: "
 """How the message begins with which a database refuses every write after `tenure move`."""
 
 
-def answer_to(trouble: Trouble, error: Exception) -> TenureError:
+def answer_to(trouble: Trouble, error: BaseException) -> TenureError:
     """Return a new exception for a caller whose work an exception of the database has ended.
 
     Each caller needs one: they add notes and tracebacks to it.
@@ -80,7 +80,7 @@ class Left:
     """How many rows a duty passes over, because the database refused them in calls before.
 
     A duty reads the first rows that are due, so refused ones could fill each batch. Where they fill
-    one, the next call goes on behind them, and after the last row they are tried again.
+    one, the next call continues behind them, and after the last row they are tried again.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from msgspec.structs import replace
 
 from tenure import events, failpoints
-from tenure.errors import IllegalTransition, JobNotFound, LeaseLost, TenureError
+from tenure.errors import IllegalTransition, JobNotFound, LeaseLost, TenureError, WriteRefused
 from tenure.jobs.names import RESERVED
 from tenure.jobs.parking import Wait
 from tenure.jobs.work import (
@@ -29,7 +29,7 @@ from tenure.jobs.work import (
     Verdict,
 )
 from tenure.lifecycle import FINAL_FAILURE, Job, Status, decide, follow, legal_events, retry_in
-from tenure.store.protocol import Database
+from tenure.store.protocol import DROPPED_CHANGE, Database
 from tenure.store.refusals import unless_refused
 from tenure.store.rows import CHANGED_BY
 from tenure.store.tables import limits, signals, unique_keys
@@ -144,6 +144,19 @@ def _answer_late(
     for index, report in late:
         event = ended.get((report.job_id, report.lease_id), "")
         verdicts[index] = late_verdict(report.outcome, event)
+    _refuse_dropped(db, [r for _, r in late if (r.job_id, r.lease_id) not in ended])
+
+
+def _refuse_dropped(db: Database, unknown: Sequence[Report]) -> None:
+    """Raise WriteRefused if a lease is still held that a completion should have ended."""
+    d = db.dialect
+    named = {r.job_id: r.lease_id for r in unknown if r.outcome is Outcome.COMPLETED}
+    ids = [id for id in named if d.is_id(id)]
+    if not ids:
+        return
+    held = f"SELECT {d.id('id')}, {d.id('lease_id')} FROM {d.table('job')} WHERE id"
+    if any(named[id] == lease for id, lease in db.rows(f"{held} IN ({d.ids(len(ids))})", ids)):
+        raise WriteRefused(DROPPED_CHANGE)
 
 
 def late_verdict(outcome: Outcome, event: str) -> Verdict:
@@ -296,8 +309,8 @@ def save_unless_refused(
 def save(db: Database, changes: Sequence[tuple[Job, Steps]]) -> None:
     """Write the steps of each job, one after the other: the ledger gets every transition.
 
-    `changes` has the locked row of each job as it was, and its steps. Raises RuntimeError, which
-    undoes the whole transaction, if a row changed in spite of the lock.
+    `changes` has the locked row of each job as it was, and its steps. Raises WriteRefused if a row
+    is not written: under the lock only a trigger that is not from Tenure can drop the change.
     """
     paths = [(job, *steps) for job, steps in changes]
     depth = max((len(path) for path in paths), default=0)
@@ -308,7 +321,7 @@ def save(db: Database, changes: Sequence[tuple[Job, Steps]]) -> None:
             some = [pair for pair in pairs if CHANGED_BY[pair[1].event] == more]
             written = db.save(some, more)
             if written != len(some):
-                raise RuntimeError(f"{len(some) - written} locked rows changed under the lock")
+                raise WriteRefused(DROPPED_CHANGE)
 
 
 def claim(db: Database, request: ClaimRequest, *, wary: bool = False) -> Sequence[Lease]:
