@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,76 @@ def test_an_error_is_printed_and_output_comes_through_to_the_end() -> None:
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
     with pytest.raises(subprocess.CalledProcessError):
         run([sys.executable, "-c", "exit(2)"], check=True)
+
+
+ENDS = {
+    "in order": "import atexit; atexit.register(print, 'at exit'); print('here')",
+    "with what is left in memory": "import os; print('x' * 100_000, end='')",
+    "with half a line": "import sys; print('x', end='', file=sys.stderr)",
+    "with a code": "exit(300)",
+    "with a text": "exit('no')",
+    "with True": "exit(True)",
+    "by Ctrl-C": "import os; os.kill(os.getpid(), 2); input()",
+    "with what __main__ has": """
+class Held:
+    def __del__(self):
+        print("closed", flush=True)
+
+one, other = Held(), Held()
+one.self = one
+""",
+    "after its threads": """
+import threading, time
+
+def last():
+    time.sleep(0.1)
+    print(word)
+
+word = "the thread"
+threading.Thread(target=last).start()
+""",
+    "by Ctrl-C after its threads": """
+import os, threading, time
+
+def last():
+    threading.main_thread().join()
+    os.kill(os.getpid(), 2)
+    time.sleep(5)
+    print("the thread")
+
+threading.Thread(target=last).start()
+""",
+    "before a thread that serves it": """
+import threading, time
+
+def serve():
+    while True:
+        word
+
+class Held:
+    def __del__(self):
+        time.sleep(0.05)
+
+held, word = Held(), "served"
+threading.Thread(target=serve, daemon=True).start()
+""",
+    "with errors on the way": "import atexit; atexit.register(lambda: 1 / 0); print('here')",
+    "without its output": "import sys; sys.stdout.close()",
+    "with an error of its output": "import os; os.close(1); print('lost'); exit()",
+}
+
+
+@pytest.mark.parametrize("code", ENDS.values(), ids=ENDS)
+def test_it_ends_as_an_interpreter_does(code: str) -> None:
+    env = {name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"}
+    how: dict[str, Any] = {"env": env, "capture_output": True, "text": True, "input": ""}
+    command = [sys.executable, "-c", code]
+    ended = [each(command, check=False, **how) for each in (run, subprocess.run)]
+    forked, anew = (
+        (done.stdout, done.stderr.strip(": \n")[-20:], "Traceback" in done.stderr, done.returncode)
+        for done in ended
+    )
+    assert forked == anew
 
 
 def test_a_failpoint_is_armed() -> None:
