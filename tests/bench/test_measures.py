@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,6 +23,7 @@ from bench import (
     fleets,
     gate,
     plan,
+    processes,
     raw,
     report,
     sending,
@@ -36,6 +38,7 @@ from bench.results import Measured, Result, load
 from bench.stage import Size, Stage
 from bench.workload import payload
 from tests.bench.runs import BY_NAME, run_of
+from tests.support import programs
 
 SMALL = Size(
     seconds=0.05,
@@ -85,7 +88,11 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the bench reads /pro
 
 
 @pytest.fixture
-def small_stage() -> Iterator[Stage]:
+def small_stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """A stage whose programs are forked off; that they start anew is in tests without it."""
+    forking = {**vars(subprocess), "Popen": programs.Program, "run": programs.run}
+    monkeypatch.setattr(processes, "subprocess", SimpleNamespace(**forking))
+    monkeypatch.setattr(processes, "END_WITH_PARENT", ())
     with Stage(SMALL) as small:
         yield small
 
