@@ -47,7 +47,7 @@ class Wanted:
     ) -> None:
         arguments = {name: filter[name] for name in filter if name not in Fields.__annotations__}
         handler = type.handler if isinstance(type, JobType) else None
-        takes_more = handler is not None and (handler.decoder is None or handler.others is not None)
+        takes_more = handler is not None and handler.others is not None
         fields = handler.fields if handler is not None else ()
         for name in arguments:
             if not takes_more and name not in fields:
@@ -101,7 +101,7 @@ def listed(jobs: Sequence[Job]) -> str:
     if not jobs:
         return "nothing is enqueued"
     lines = [f"  {_shown(job)}" for job in jobs[-MAX_SHOWN:]]
-    more = [f"  and {len(jobs) - MAX_SHOWN} older ones"] if len(jobs) > MAX_SHOWN else []
+    more = [f"  and {len(jobs) - MAX_SHOWN} older"] if len(jobs) > MAX_SHOWN else []
     return "\n".join(["enqueued:", *lines, *more])
 
 
