@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import FrameType
@@ -23,6 +25,7 @@ try:
     from starlette.datastructures import State
     from starlette.routing import Router
     from starlette.types import Receive, Scope, Send
+    from uvicorn.server import HANDLED_SIGNALS
 except ModuleNotFoundError as error:
     hint = f"the server needs {error.name}: pip install 'tenure[standard]'"
     raise ModuleNotFoundError(hint, name=error.name) from None
@@ -40,6 +43,7 @@ from tenure.http.waiting import WorkNotifier
 from tenure.jobs.names import check_function, check_kind, check_queues
 from tenure.settings import Settings
 from tenure.telemetry import logs
+from tenure.worker.child import HANGUP, answered_stop_signals
 from tenure.worker.maintenance import StallWatch
 from tenure.worker.process import ABORTED, maintained, run_loop, tuned_for_jobs, work, worker_of
 from tenure.worker.worker import Worker
@@ -261,9 +265,22 @@ class _Server(uvicorn.Server):
                 cast(BoundedProtocol, connection).look(now)
         return await super().on_tick(counter)
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Answer the signals that uvicorn does, and a hangup."""
+        main = threading.current_thread() is threading.main_thread()
+        more = {*answered_stop_signals()} - {*HANDLED_SIGNALS} if main else set()
+        with super().capture_signals():
+            before = {number: signal.signal(number, self.handle_exit) for number in more}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop in order at the first signal, end the process at the second."""
-        if self.should_exit:
+        """Stop in order at the first signal, end the process at the second, except for a hangup."""
+        if self.should_exit and sig != HANGUP:
             os._exit(ABORTED)
         self.stop()
 

@@ -27,8 +27,11 @@ def run_again_on_changes(arguments: Sequence[str], grace: float) -> None:
     """
     from watchfiles import PythonFilter, watch
 
+    from tenure.worker.child import answered_stop_signals
+
     stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    for number in {*answered_stop_signals()} - {signal.SIGINT}:
+        signal.signal(number, lambda *_: stopped.set())
     process = _start(arguments)
     try:
         files = PythonFilter()

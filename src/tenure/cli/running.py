@@ -213,6 +213,7 @@ def _prepared(
         )
     redact = app.core.redaction.also(settings.redact).keys
     logs.configure(settings.log_format, settings.log_level, redact)
+    logs.outlast_output()
     for caution in settings.cautions:
         logging.getLogger("tenure.settings").warning("%s", caution)
     return app, settings

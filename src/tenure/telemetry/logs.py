@@ -8,6 +8,7 @@ forge a second line or send an escape sequence to the terminal.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 import msgspec
 
@@ -148,6 +149,36 @@ def announce(text: str) -> None:
         text = JsonLines().format(record)
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def outlast_output() -> None:
+    """Have this process continue where its output cannot be written: that output is lost.
+
+    Such as on a full disk, or where its reader has ended. Neither is a reason not to run jobs,
+    nor for handlers that print to fail.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
+            continue  # it was replaced, and is not ours
+        raw = _Lossy(stream.fileno(), "w", closefd=False)
+        is_raw = isinstance(stream.buffer, io.RawIOBase)  # as with PYTHONUNBUFFERED
+        lossy = io.TextIOWrapper(
+            cast(BinaryIO, raw) if is_raw else io.BufferedWriter(raw),
+            stream.encoding,
+            stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, lossy)
+
+
+class _Lossy(io.FileIO):
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
 
 
 class _ToStandardError(logging.StreamHandler[TextIO]):

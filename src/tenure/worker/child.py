@@ -41,7 +41,9 @@ from tenure.worker.note_writer import storable
 
 T = TypeVar("T")
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+"""The terminal was closed; Windows has no such signal."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else ()))
 PROGRESS_SECONDS = 0.05
 
 
@@ -87,6 +89,7 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
     """Run calls until the pipe is closed. The parent handles stop signals; logs go where its do."""
     if logging is not None:
         logs.configure(*logging)
+        logs.outlast_output()
     os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for number in STOP_SIGNALS:
@@ -171,6 +174,11 @@ class _PipeSource:
         with self._asking, self._lock:
             self._pipe = None
             return self._left and storable(self._left)
+
+
+def answered_stop_signals() -> list[signal.Signals]:
+    """Return the signals at which a process stops: the hangup only if `nohup` did not start it."""
+    return [it for it in STOP_SIGNALS if it != HANGUP or signal.getsignal(it) != signal.SIG_IGN]
 
 
 def _ignore(*_: object) -> None:

@@ -28,7 +28,7 @@ from tenure.jobs.findings import CheckResult
 from tenure.jobs.names import check_queues
 from tenure.jobs.work import WorkSource
 from tenure.settings import Settings
-from tenure.worker.child import STOP_SIGNALS, new_loop
+from tenure.worker.child import HANGUP, answered_stop_signals, new_loop
 from tenure.worker.health import health_served
 from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.processes import CHILD
@@ -230,18 +230,19 @@ def log_checks(app: Tenure) -> threading.Thread:
 def stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
     """Call `stop` on the first SIGTERM or SIGINT of this process, end it at once on the second.
 
+    A hangup is like the first one, however often it comes: the shell and the kernel each send one.
     These are Python's signal handlers, not the loop's: they work while a handler blocks the loop.
     """
     asked = False
 
-    def on_signal(*_: object) -> None:
+    def on_signal(number: int, _: object) -> None:
         nonlocal asked
-        if asked:
+        if asked and number != HANGUP:
             os._exit(ABORTED)
         asked = True
         stop()
 
-    before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, on_signal) for number in answered_stop_signals()}
     try:
         yield
     finally:
