@@ -15,13 +15,15 @@ import pytest
 
 from tenure import Tenure
 from tests.support.cli import PROGRAM, clean_environment
-from tests.support.waiting import WAIT_SECONDS
+from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import wait_until_completed
 
 PRINTING = """
 import logging
+import time
+from pathlib import Path
 
-from tenure import Tenure
+from tenure import JobContext, Tenure
 
 app = Tenure()
 
@@ -29,6 +31,14 @@ app = Tenure()
 def greet(name: str) -> None:
     print("Hello", name, flush=True)
     logging.getLogger("greetings").warning("Hello %s", name)
+
+@app.job
+def last(context: JobContext) -> None:
+    while not context.stopping:
+        time.sleep(0.01)
+    Path("stopping").touch()
+    while not Path("go").exists():
+        time.sleep(0.01)
 
 @app.job(process=True)
 def greet_apart(name: str) -> None:
@@ -79,13 +89,15 @@ def test_a_terminal_that_is_closed_ends_it_in_order(
     """The job of a worker that its user left had to wait until its lease ran out."""
     (tmp_path / "printing.py").write_text(PRINTING)
     with Tenure(sqlite_url) as app:
-        job = app.enqueue("greet", {"name": "ada"})
-        with start(command, tmp_path, sqlite_url, subprocess.DEVNULL) as process:
-            wait_until_completed(app, job.id)
-            for _ in range(2):  # one comes from the shell, one from the kernel
-                process.send_signal(signal.SIGHUP)
+        job = app.enqueue("last")
+        with start(command, tmp_path, sqlite_url) as process:
+            wait_until(lambda: app.get(job.id).status == "processing", "the job to run")
+            process.send_signal(signal.SIGHUP)
+            wait_until((tmp_path / "stopping").exists, "the worker to stop")
+            process.send_signal(signal.SIGHUP)  # one comes from the shell, one from the kernel
+            (tmp_path / "go").touch()
             assert process.wait(WAIT_SECONDS) == 0
-        assert app.workers.list() == []
+        assert app.get(job.id).status == "completed"
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=["worker", "serve"])
