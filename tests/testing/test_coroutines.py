@@ -33,5 +33,15 @@ async def test_all_coroutines_run_on_the_loop_of_the_test(app: Tenure) -> None:
 
     with testing.on(app) as jobs:
         await pay.enqueue_async()
-        await jobs.drain_async(raise_errors=False)
+        assert (await jobs.drain_async(raise_errors=False)).failed == 1
     assert loops == [asyncio.get_running_loop()] * 3
+
+
+@pytest.mark.anyio
+async def test_run_returns_the_job_to_a_coroutine_too(app: Tenure) -> None:
+    @app.job
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    with testing.on(app) as jobs:
+        assert (await jobs.run_async(await add.enqueue_async(1, 2))).result == 3

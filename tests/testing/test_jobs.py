@@ -200,6 +200,20 @@ def test_run_takes_one_job_whatever_its_time(enter: Enter, shop: Shop) -> None:
         jobs.run(shop.charge.enqueue(1))
 
 
+@pytest.mark.parametrize("paused", ["queue", "type"])
+def test_run_takes_a_job_in_a_pause_and_drain_does_not(
+    enter: Enter, shop: Shop, paused: str
+) -> None:
+    jobs = enter(shop.app)
+    if paused == "queue":
+        shop.app.queues.pause("mail")
+    else:
+        shop.app.types.pause("send_email")
+    job = shop.send_email.enqueue("a@example.com")
+    assert jobs.drain().left == 1
+    assert jobs.run(job).status == "completed"
+
+
 def test_a_limit_holds_for_run_too(enter: Enter, shop: Shop) -> None:
     jobs = enter(shop.app)
     shop.app.queues.limit("mail", rate="1/1h")
@@ -289,6 +303,7 @@ def test_clear_leaves_nothing(enter: Enter, shop: Shop) -> None:
     jobs = enter(shop.app)
     shop.app.queues.limit("mail", max_running=1)
     shop.app.queues.pause("other")
+    shop.app.types.pause("charge")
     with shop.app.workflow("import") as flow:
         first = flow.add(shop.send_email.new_job("a@example.com"))
         flow.add(shop.send_email.new_job("b@example.com"), depends_on=[first])
@@ -303,6 +318,7 @@ def test_clear_leaves_nothing(enter: Enter, shop: Shop) -> None:
     assert shop.app.workflows.list().workflows == []
     assert shop.app.verify() == []
     assert shop.charge.options(idempotency_key="one").enqueue(1).attempts == 0
+    assert [type.name for type in shop.app.types.list() if type.paused_at] == []
     shop.app.core.measure()
     assert len(jobs.enqueued()) == 1
 
