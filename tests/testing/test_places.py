@@ -243,13 +243,16 @@ def test_inline_leaves_what_a_worker_would_not_start(enter: Enter, shop: Tenure)
     jobs = enter(shop)
     shop.queues.pause("paused")
     shop.queues.limit("slow", rate="1/1h")
+    shop.job(name="bye")(lambda: None)
+    shop.types.pause("bye")
     with testing.inline(shop):
+        shop.enqueue("bye")
         shop.enqueue("greet", {"name": "a"}, delay="1h")
         shop.enqueue("greet", {"name": "b"}, queue="paused")
         unknown = shop.enqueue("unknown")
         for number in range(2):
             shop.enqueue("greet", {"name": str(number)}, queue="slow")
-    assert [job.payload.get("name") for job in jobs.enqueued()] == ["a", "b", None, "1"]
+    assert [job.payload.get("name") for job in jobs.enqueued()] == [None, "a", "b", None, "1"]
     assert len(shop.history(unknown.id)) == 1
     with pytest.raises(InvalidInput, match="no handler for 'unknown'"):
         jobs.run(unknown)
