@@ -23,13 +23,19 @@ MOST_LINES = 10
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
-    """The programs of a new environment, with nothing but pip."""
+    """The programs of a new environment, with nothing but pip, which is that of the Python below.
+
+    To unpack and compile a pip of its own took as long as all that it installs.
+    """
     try:
         python = find_python((3, 12))
     except Unavailable as error:
         pytest.skip(str(error))
     folder = tmp_path / "environment"
-    subprocess.run([python, "-m", "venv", folder], check=True)
+    subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True)
+    pip = folder / "bin" / "pip"
+    pip.write_text(f'#!/bin/sh\nexec "{python}" -m pip --python "{folder}" "$@"\n')
+    pip.chmod(0o755)
     return folder / "bin"
 
 
