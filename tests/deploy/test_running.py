@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from tenure.client import Client
-from tests.deploy.plans import DEPLOY, Program, programs
+from tests.deploy import plans
+from tests.deploy.plans import DEPLOY, Program
+from tests.support import programs
 from tests.support.cli import PROGRAM, clean_environment
 from tests.support.postgres import PostgresServer
 from tests.support.waiting import wait_until
@@ -36,7 +37,7 @@ class Way:
     """The programs of one file, in a folder with the application."""
 
     def __init__(self, name: str, folder: Path, url: str) -> None:
-        self.programs = [p for p in programs() if p.where.startswith(name)]
+        self.programs = [p for p in plans.programs() if p.where.startswith(name)]
         self.folder = folder
         self.ports = free_ports()
         self.environ = {"TENURE_DATABASE": url, "TENURE_TOKEN": TOKEN}
@@ -55,7 +56,7 @@ class Way:
         for program in self.programs:
             if program.command[1] == "migrate":
                 command, environ = self.here(program)
-                subprocess.run(command, env=environ, cwd=self.folder, check=True, timeout=30)
+                programs.run(command, env=environ, cwd=self.folder, check=True, timeout=30)
 
     @contextmanager
     def running(self, program: Program) -> Iterator[None]:
@@ -63,7 +64,7 @@ class Way:
         command, environ = self.here(program)
         log = self.folder / f"{program.command[1]}.log"
         with log.open("wb") as file:
-            process = subprocess.Popen(command, env=environ, cwd=self.folder, stderr=file)
+            process = programs.Program(command, env=environ, cwd=self.folder, stderr=file)
         try:
             yield
             process.send_signal(signal.SIGTERM)
@@ -76,7 +77,7 @@ class Way:
         """Whether the probe of the image finds a program in order."""
         command = [*PROBE, self.ports[port], path]
         environ = clean_environment(**self.environ)
-        return not subprocess.run(command, env=environ, check=False, capture_output=True).returncode
+        return not programs.run(command, env=environ, check=False, capture_output=True).returncode
 
 
 @pytest.mark.slow
@@ -101,7 +102,7 @@ def test_a_job_runs(name: str, tmp_path: Path, request: pytest.FixtureRequest) -
 def test_the_probe_notices_a_program_that_is_not_in_order(tmp_path: Path) -> None:
     way = Way("none", tmp_path, f"sqlite:///{tmp_path / 'tenure.db'}")
     assert not way.answers("8080", "/ready")
-    (server,) = (p for p in programs() if p.where == "Dockerfile")
+    (server,) = (p for p in plans.programs() if p.where == "Dockerfile")
     with way.running(server):
         wait_until(lambda: way.answers("8080", "/health"), "the server to start")
         assert way.answers("8080", "/ready")
