@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
 import sys
 import threading
 import types
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 
 from tenure import StoreUnavailable, Tenure
-from tests.support.waiting import wait_until
+from tests.support.cli import clean_environment
+from tests.support.waiting import WAIT_SECONDS, wait_until
 
 
 def ended(app: Tenure, job_id: str) -> bool:
@@ -275,3 +277,45 @@ def test_a_wait_that_blocks_the_loop_of_the_worker_says_so(
             app.wait(late, timeout=1.1)
 
     asyncio.run(program())
+
+
+LEFT_BEHIND = """
+import asyncio
+import sys
+import time
+
+from tenure import Tenure
+
+app = Tenure(sys.argv[1])
+
+@app.job
+async def slow() -> None:
+    started.append(1)
+    await asyncio.to_thread(time.sleep, 0.2)
+    await asyncio.to_thread(time.sleep, 0.2)
+
+started = []
+app.running(grace="30s").__enter__()
+slow.enqueue()
+while not started:
+    time.sleep(0.01)
+raise SystemExit(7)
+"""
+
+
+@pytest.mark.own_database
+def test_a_worker_that_a_script_leaves_behind_ends_with_it(database_url: str) -> None:
+    """The program never ended: its main thread had, and the worker waited for more jobs."""
+    ended = subprocess.run(
+        [sys.executable, "-c", LEFT_BEHIND, database_url],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        env=clean_environment(),
+    )
+    assert (ended.returncode, ended.stderr) == (7, "")
+    with Tenure(database_url) as app:
+        (job,) = app.find()
+        assert job.event == "completed"
+        assert app.workers.list() == []

@@ -7,6 +7,7 @@ loop of the program, so that they share its connections; with `with`, on a loop 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - it registers its end
 import logging
 import threading
 from contextlib import ExitStack, suppress
@@ -18,6 +19,20 @@ from tenure.settings import Settings
 from tenure.worker.process import maintained, refuse_children, run_loop, work, worker_of
 
 log = logging.getLogger(__name__)
+
+_entered: set[Running] = set()
+"""Those of `with` that have not ended."""
+
+
+def _end_all() -> None:
+    """End the blocks that a program has left without their end: Python waits for their threads."""
+    for running in [*_entered]:
+        running._end()
+
+
+# As concurrent.futures does, and before that, because handlers may still use its threads: what is
+# registered last is called first.
+threading._register_atexit(_end_all)  # type: ignore[attr-defined]
 
 
 class Running:
@@ -60,6 +75,7 @@ class Running:
         main = self._run()
         self._thread = threading.Thread(target=run_loop, args=(main,), name="tenure-worker")
         self._thread.start()
+        _entered.add(self)
         return self
 
     def __exit__(
@@ -68,11 +84,15 @@ class Running:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._end()
+        self._raise_failure(error)
+
+    def _end(self) -> None:
+        _entered.discard(self)
         self._worker.request_stop()
         if self._thread is not None:
             self._thread.join()
         self._beside.close()
-        self._raise_failure(error)
 
     def _begin(self) -> None:
         """Open the database, and do beside it what a worker process does; this may block."""
