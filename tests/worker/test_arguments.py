@@ -201,6 +201,8 @@ def test_other_arguments_are_converted_too(app: Tenure) -> None:
         beside.enqueue(NOON, a=Decimal("1.10"), b=Decimal(2)),
         beside.enqueue(when=NOON),
         anything.enqueue(context=1, **{"": [None]}),
+        anything.enqueue(self=1),
+        anything.submit(self=1).id,
     ]
     with running_worker(app, concurrency=1):
         for job in jobs:
@@ -210,6 +212,8 @@ def test_other_arguments_are_converted_too(app: Tenure) -> None:
         (NOON, {"a": Decimal("1.10"), "b": Decimal(2)}),
         (NOON, {}),
         ("anything", {"context": 1, "": [None]}),
+        ("anything", {"self": 1}),
+        ("anything", {"self": 1}),
     ]
 
 

@@ -119,10 +119,10 @@ class JobType(Generic[P, R]):
         return self.handler.name
 
     @overload
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     @overload
-    def __call__(self, __context: JobContext, *args: P.args, **kwargs: P.kwargs) -> R: ...
-    def __call__(self, *args: Any, **kwargs: Any) -> R:
+    def __call__(self, __context: JobContext, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    def __call__(self, /, *args: Any, **kwargs: Any) -> R:
         given: tuple[Any, ...] = args
         if self.handler.wants_context and not (given and isinstance(given[0], JobContext)):
             queue, limit = self.handler.defaults.queue, self.handler.defaults.max_retries
@@ -149,11 +149,11 @@ class JobType(Generic[P, R]):
 
     @overload
     def new_job(
-        self: JobType[P, Coroutine[Any, Any, V]], *args: P.args, **kwargs: P.kwargs
+        self: JobType[P, Coroutine[Any, Any, V]], /, *args: P.args, **kwargs: P.kwargs
     ) -> NewJobOf[V]: ...
     @overload
-    def new_job(self, *args: P.args, **kwargs: P.kwargs) -> NewJobOf[R]: ...
-    def new_job(self, *args: P.args, **kwargs: P.kwargs) -> NewJobOf[Any]:
+    def new_job(self, /, *args: P.args, **kwargs: P.kwargs) -> NewJobOf[R]: ...
+    def new_job(self, /, *args: P.args, **kwargs: P.kwargs) -> NewJobOf[Any]:
         """Return the job that `enqueue` would add, for `Tenure.enqueue_many` and workflows.
 
         Takes the arguments of the function. Raises TypeError if they do not fit it, InvalidInput if
@@ -162,7 +162,7 @@ class JobType(Generic[P, R]):
         handler = self.handler
         return NewJobOf(handler.name, handler.payload_of(args, kwargs), self._options)
 
-    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+    def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Add a job that calls the function with these arguments. When this returns, it is on disk.
 
         After `within` it is in your transaction instead. Returns the job. Raises what `new_job`
@@ -170,27 +170,27 @@ class JobType(Generic[P, R]):
         """
         return self._adds.enqueue_many([self.new_job(*args, **kwargs)])[0]
 
-    async def enqueue_async(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+    async def enqueue_async(self, /, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Add a job like `enqueue`, without blocking the event loop."""
         return (await self._adds.enqueue_many_async([self.new_job(*args, **kwargs)]))[0]
 
     @overload
     def submit(
-        self: JobType[P, Coroutine[Any, Any, V]], *args: P.args, **kwargs: P.kwargs
+        self: JobType[P, Coroutine[Any, Any, V]], /, *args: P.args, **kwargs: P.kwargs
     ) -> Handle[V]: ...
     @overload
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
-    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[Any]:
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    def submit(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[Any]:
         """Add a job like `enqueue`; return its `Handle`, which waits for the result."""
         return Handle(self._app, self.enqueue(*args, **kwargs).id, self.handler.returns)
 
     @overload
     async def submit_async(
-        self: JobType[P, Coroutine[Any, Any, V]], *args: P.args, **kwargs: P.kwargs
+        self: JobType[P, Coroutine[Any, Any, V]], /, *args: P.args, **kwargs: P.kwargs
     ) -> Handle[V]: ...
     @overload
-    async def submit_async(self, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
-    async def submit_async(self, *args: P.args, **kwargs: P.kwargs) -> Handle[Any]:
+    async def submit_async(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]: ...
+    async def submit_async(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[Any]:
         """Add a job like `submit`, without blocking the event loop."""
         job = await self.enqueue_async(*args, **kwargs)
         return Handle(self._app, job.id, self.handler.returns)
