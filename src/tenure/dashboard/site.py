@@ -11,7 +11,7 @@ import logging
 import shlex
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -290,7 +290,9 @@ def _to_sign_in(request: PageRequest) -> Response:
 _AGAIN = '<!doctype html><meta http-equiv="refresh" content="0"><title>Tenure</title>'
 
 
+@cache
 def _templates() -> jinja2.Environment:
+    """Return what compiles each page once: for all sites, it takes longer than to show it."""
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("tenure.dashboard"),
         autoescape=True,
