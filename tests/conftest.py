@@ -21,7 +21,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.store import migrate_store
-from tests.support.clock import Clock
+from tests.support.clock import STOPPED, Clock
 from tests.support.effort import EVERYTHING, take_turns
 from tests.support.kept_databases import Keeper
 from tests.support.postgres import (
@@ -214,10 +214,13 @@ def sqlite_with_clock(tmp_path_factory: pytest.TempPathFactory, sqlite_template:
 def sqlite_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an SQLite file, which does not exist yet unless a fixture opens it at once."""
     names = set(request.fixturenames)
+    url = f"sqlite:///{tmp_path}/jobs.db"
     if OPENING & names:
         template = "sqlite_with_clock" if STOPPING & names else "sqlite_template"
         shutil.copy(request.getfixturevalue(template), tmp_path / "jobs.db")
-    return f"sqlite:///{tmp_path}/jobs.db"
+        if STOPPING & names:
+            STOPPED.add(url)
+    return url
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from tenure.store.postgres.reader import PostgresReader
-from tests.support.clock import Clock
+from tests.support.clock import STOPPED, Clock
 from tests.support.postgres import PostgresServer
 from tests.support.waiting import wait_until
 
@@ -100,6 +100,7 @@ class Keeper:
 
     def __init__(self, server: PostgresServer, template: str, *, stopped: bool = False) -> None:
         self._server = server
+        self._stopped = stopped
         self._template = f"tenure_test_{uuid.uuid4().hex}"
         url = server.create_database(self._template, template)
         if stopped:
@@ -122,6 +123,8 @@ class Keeper:
             self._free.append(Kept(name, self._server.create_database(name, self._template)))
         kept = self._free.pop()
         LENT[kept.url] = kept
+        if self._stopped:
+            STOPPED.add(kept.url)
         return kept.url
 
     def take_back(self, url: str) -> None:

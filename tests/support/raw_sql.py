@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +91,24 @@ Refused = (sqlite3.IntegrityError, psycopg.Error)
 
 
 class RawSql:
-    """Runs SQL on either engine: names in braces and `?` are replaced as the engine needs."""
+    """Runs SQL on either engine: names in braces and `?` are replaced as the engine needs.
+
+    It connects for the first statement: many tests have one and run none.
+    """
 
     def __init__(self, url: str) -> None:
         self.engine = "sqlite" if url.startswith("sqlite:") else "postgres"
         self.changed = 0  # rows that the last statement changed
-        self._connection: Any
-        if self.engine == "sqlite":
-            path = Path(url.removeprefix("sqlite:///"))
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._connection.execute("PRAGMA wal_autocheckpoint = 0")
-        else:
-            self._connection = psycopg.connect(url, autocommit=True, prepare_threshold=None)
+        self._url = url
+
+    @cached_property
+    def _connection(self) -> Any:
+        if self.engine == "postgres":
+            return psycopg.connect(self._url, autocommit=True, prepare_threshold=None)
+        path = Path(self._url.removeprefix("sqlite:///"))
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        return connection
 
     def run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """Run one statement in its own transaction and return its rows, if there are any."""
@@ -197,4 +204,5 @@ class RawSql:
         )
 
     def close(self) -> None:
-        self._connection.close()
+        if "_connection" in vars(self):
+            self._connection.close()
