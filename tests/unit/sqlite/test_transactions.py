@@ -26,11 +26,13 @@ from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store import enqueue
+from tenure.store.commit import Committer
 from tenure.store.sqlite import connection as sqlite_connection
 from tenure.store.sqlite.connection import Connection, connect, connect_writer
 from tenure.store.sqlite.schema import upgrade
 from tenure.store.sqlite.writer import Sqlite
 from tenure.store.tables import queues
+from tenure.store.work import CallWork
 from tests.support.programs import Program
 
 WRITES = {"INSERT", "UPDATE", "DELETE", "REPLACE"}
@@ -306,3 +308,21 @@ def test_a_transaction_that_will_end_is_waited_for(
         timer.start()
         app.enqueue("email")
         timer.join()
+
+
+def test_a_file_that_may_not_be_written_is_said_with_what_to_do(tmp_path: Path) -> None:
+    """The error was only that of SQLite."""
+
+    def connect(path: Path) -> sqlite3.Connection:
+        return sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+
+    path = tmp_path / "jobs.db"
+    Tenure(f"sqlite:///{path}").open().close()
+    db = Sqlite(path, connect)
+    delete = CallWork("a", lambda db: db.rows("DELETE FROM tenure_job"))
+    committer = Committer([db], lambda: None)
+    try:
+        with pytest.raises(StoreUnavailable, match="readonly database: this process may not write"):
+            committer.submit(delete).future.result()
+    finally:
+        committer.close()

@@ -27,6 +27,10 @@ HELD = (
     "{} holds the file. If it is yours, end it first, or do this in it: `app.within(connection)` "
     "for jobs, `context.step_within` for steps"
 )
+READ_ONLY = (
+    "this process may not write the file: give its user the right to write it, its folder, and the "
+    "files -wal and -shm beside it"
+)
 OWN_SECONDS = 0.7
 OWN_LOOKS = 150
 """How long, and for how many looks at least, a writer waits for another connection of this

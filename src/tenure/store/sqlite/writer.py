@@ -37,6 +37,7 @@ from tenure.store.sqlite.claim import SqliteClaim, SqliteLaneView
 from tenure.store.sqlite.connection import (
     AWAY,
     NOW,
+    READ_ONLY,
     Checkpoints,
     Files,
     begin_writing,
@@ -344,6 +345,8 @@ class Sqlite:
         if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
             self._checkpoints.make_due()
             self.full_at = time.monotonic()
+        if code == sqlite3.SQLITE_READONLY:
+            error.args = (f"{error.args[0]}: {READ_ONLY}",)
         if str(error).startswith(ELSEWHERE):
             return Trouble.MOVED
         if isinstance(error, sqlite3.IntegrityError):
