@@ -113,6 +113,7 @@ def test_a_key_makes_one_job(api: TestClient) -> None:
     body = assert_problem(other, 422, "idempotency_key_reused")
     assert body["job_id"] == first.json()["id"]
     assert body["idempotency_key"] == "order-17"
+    assert "order-17" not in body["detail"]
     assert len(api.get("/jobs").json()) == 1
 
 
@@ -175,7 +176,9 @@ def test_a_full_queue_says_so(api: TestClient) -> None:
     api.put("/queues/narrow/limit", json={"max_pending": 1})
     assert api.post("/jobs", json={"type": "a", "queue": "narrow"}).status_code == 201
     full = api.post("/jobs", json={"type": "a", "queue": "narrow"})
-    assert assert_problem(full, 429, "queue_full")["max_pending"] == 1
+    body = assert_problem(full, 429, "queue_full")
+    assert (body["queue"], body["max_pending"]) == ("narrow", 1)
+    assert "narrow" not in body["detail"]
     assert int(full.headers["retry-after"]) >= 1
     api.put("/queues/narrow/limit", json={"max_pending": None})
     assert api.post("/jobs", json={"type": "a", "queue": "narrow"}).status_code == 201

@@ -72,10 +72,16 @@ KINDS: tuple[Kind, ...] = (
         422,
         "The idempotency key was used for another request",
         {"idempotency_key": "key", "job_id": "job_id"},
+        "this idempotency key was used with a different request; send the first request "
+        "unchanged, or choose a new key",
     ),
     Kind(errors.DuplicateJob, 409, "Another job is the same", {"job_id": "job_id"}),
     Kind(
-        errors.QueueFull, 429, "The queue is full", {"queue": "queue", "max_pending": "max_pending"}
+        errors.QueueFull,
+        429,
+        "The queue is full",
+        {"queue": "queue", "max_pending": "max_pending"},
+        "the queue has as many pending jobs as its limit allows; try again later",
     ),
     Kind(
         errors.WriteRefused,
