@@ -548,3 +548,23 @@ def test_an_error_behind_the_answer_is_the_answer(
     monkeypatch.setattr(psycopg.Connection, "wait", wait_and_add)
     with pytest.raises(psycopg.errors.DivisionByZero):
         db.enqueue_alone([CheckedJob(id=new_id(), type="mail")], whole=True)
+
+
+@pytest.mark.own_database
+def test_a_function_that_is_named_without_its_schema_is_known(postgres_url: str) -> None:
+    """As behind a pooler, where a role's search path leads to the schema: an outage was refused."""
+    with Tenure(postgres_url) as app:
+        app.open()
+    db = Postgres(postgres_url)
+    with psycopg.connect(postgres_url, autocommit=True) as sql:
+        sql.execute("SET search_path = tenure, public")
+        sql.execute("ALTER TABLE wait RENAME TO elsewhere")
+        sql.execute(
+            "CREATE FUNCTION public.mylook() RETURNS bigint LANGUAGE plpgsql AS"
+            " $$ BEGIN RETURN (SELECT count(*) FROM nowhere); END $$"
+        )
+        for call, trouble in (("look", Trouble.UNAVAILABLE), ("mylook", Trouble.REFUSED)):
+            with pytest.raises(psycopg.errors.UndefinedTable) as failed:
+                sql.execute(f"SELECT * FROM {call}()".encode())
+            assert f" {call}()" in (failed.value.diag.context or "")
+            assert db.trouble(failed.value) is trouble

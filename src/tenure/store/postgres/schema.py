@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from tenure import failpoints
@@ -55,6 +56,13 @@ UNTRIED = (
 """Columns that new jobs leave out."""
 TRIES = 4
 """Transactions of one upgrade that PostgreSQL may end as deadlocks."""
+
+
+@cache
+def functions() -> frozenset[str]:
+    """Return the names of the functions of the schema."""
+    texts = [text for _, text in migrate.steps("postgres")]
+    return frozenset(re.findall(r"FUNCTION {schema}\.(\w+)", "\n".join(texts)))
 
 
 def upgrade(url: str, progress: Progress = no_progress) -> int:

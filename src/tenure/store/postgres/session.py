@@ -62,6 +62,7 @@ SELECT current_setting('synchronous_commit'), current_setting('client_min_messag
 
 
 _plpgsql_function = re.compile(r"PL/pgSQL.*?\(").search
+_last_word = re.compile(r"([a-z_]+)\($").search
 
 
 class Unconfirmed(psycopg.OperationalError):
@@ -304,11 +305,18 @@ class PostgresSession:
     def _is_of_others(self, error: Any) -> bool:
         """Whether the innermost function in which an error arose is not one of Tenure's.
 
-        The server's language is not known, but it names each function with its schema.
+        The server's language is not known, but it names each function: without its schema if the
+        search path leads there, as it may behind a pooler.
         """
         named = _plpgsql_function(error.diag.context or "")
-        where = None if named is None else named[0].replace('"', "")  # keywords are quoted
-        return where is not None and f"{self._address.schema}." not in where
+        if named is None:
+            return False
+        from tenure.store.postgres.schema import functions
+
+        where = named[0].replace('"', "")  # keywords are quoted
+        name = _last_word(where)
+        ours = f"{self._address.schema}." in where
+        return not ours and ("." in where or name is None or name[1] not in functions())
 
     def close(self) -> None:
         if self._connection is not None:
