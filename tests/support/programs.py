@@ -38,7 +38,9 @@ ROOT = Path(__file__).parents[2]
 TENURE = str(Path(sys.executable).with_name("tenure"))
 MODULES = (
     *("tenure.cli", "tenure.server", "tenure.worker.worker", "tenure.worker.processes"),
-    *("tenure.store.postgres.reader", "tenure.store.sqlite.reader", "psycopg"),
+    *("tenure.store.postgres.reader", "tenure.store.postgres.schema", "psycopg"),
+    *("tenure.store.postgres.writer", "tenure.store.sqlite.doctor", "tenure.store.sqlite.schema"),
+    *("tenure.store.sqlite.reader", "importlib.readers", "encodings.idna"),
     *("uvicorn.protocols.http.auto", "uvicorn.lifespan.off", "uvloop"),
 )
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
