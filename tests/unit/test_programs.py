@@ -103,8 +103,9 @@ import os, threading, time
 
 def last():
     threading.main_thread().join()
-    os.kill(os.getpid(), 2)
-    time.sleep(5)
+    for _ in range(5):  # the main thread may not have begun to wait
+        os.kill(os.getpid(), 2)
+        time.sleep(1)
     print("the thread")
 
 threading.Thread(target=last).start()
