@@ -120,15 +120,39 @@ class Found(NamedTuple):
 
 
 class Rules:
-    """Asks the lifecycle, and remembers what it said."""
+    """Asks the lifecycle, and remembers what it said, and what was checked of it.
+
+    The same job and worker are met in many worlds, beside others.
+    """
 
     def __init__(self) -> None:
         self._known: dict[tuple[object, ...], tuple[Row, ...] | None] = {}
+        self._after: dict[tuple[object, ...], Row | None] = {}
+        self._reported: dict[tuple[Row, Busy], tuple[Row | None, str]] = {}
+        self._checked: set[Row] = set()
 
     def transition(
         self, row: Row, event: Event, *, alone: bool = False, read: Row | None = None
     ) -> Row | None:
         """The row after the event; None if it was refused. `read`: what is decided on instead."""
+        met = (row, event, alone, read)
+        if met not in self._after:
+            self._after[met] = self._follow(row, event, alone, read)
+        return self._after[met]
+
+    def report(self, row: Row, busy: Busy) -> tuple[Row | None, str]:
+        """The row after a report, None if that changes nothing; and the answer."""
+        if (row, busy) not in self._reported:
+            self._reported[row, busy] = report(row, busy, self)
+        return self._reported[row, busy]
+
+    def check(self, row: Row) -> None:
+        """See that a row at rest is as it must be."""
+        if row not in self._checked:
+            check(row)
+            self._checked.add(row)
+
+    def _follow(self, row: Row, event: Event, alone: bool, read: Row | None) -> Row | None:
         asked = (read or row)._replace(ended=(), runs=0, final=False, claim="")
         key = (asked, event, alone)
         if key not in self._known:
@@ -136,7 +160,7 @@ class Rules:
         path = self._known[key]
         if path is None:
             return None
-        return self._checked(row, path, [event.name, "retried"][: len(path)])
+        return on_path(row, path, [event.name, "retried"][: len(path)])
 
     def _ask(self, row: Row, event: Event, alone: bool) -> tuple[Row, ...] | None:
         job = job_of(row)
@@ -149,19 +173,21 @@ class Rules:
             return None
         return tuple(row_of(job) for job in after)
 
-    def _checked(self, row: Row, path: tuple[Row, ...], events: list[str]) -> Row:
-        for after, event in zip(path, events, strict=True):
-            if (row.status, event, after.status) not in PATHS:
-                raise Violation(f"illegal move {row.status} -> {after.status} as {event}")
-            if after.token < row.token:
-                raise Violation("the token fell")
-            ended = row.ended
-            if row.status == "processing" and row.lease is not None:
-                if row.lease in dict(ended):
-                    raise Violation("a lease ended twice")
-                ended = (*ended, (row.lease, event))
-            row = after._replace(ended=ended, runs=row.runs, final=row.final, claim=row.claim)
-        return row
+
+def on_path(row: Row, path: tuple[Row, ...], events: list[str]) -> Row:
+    """The row at the end of a path, each step of which must be legal."""
+    for after, event in zip(path, events, strict=True):
+        if (row.status, event, after.status) not in PATHS:
+            raise Violation(f"illegal move {row.status} -> {after.status} as {event}")
+        if after.token < row.token:
+            raise Violation("the token fell")
+        ended = row.ended
+        if row.status == "processing" and row.lease is not None:
+            if row.lease in dict(ended):
+                raise Violation("a lease ended twice")
+            ended = (*ended, (row.lease, event))
+        row = after._replace(ended=ended, runs=row.runs, final=row.final, claim=row.claim)
+    return row
 
 
 def job_of(row: Row) -> Job:
@@ -254,7 +280,7 @@ def steps(world: World, rules: Rules, size: Limits) -> Iterator[tuple[str, World
             if worker.said and world.in_flight is None:
                 yield f"w{who} dies, its report on the way", dead._replace(in_flight=worker)
         if worker.said:
-            reported, answer = report(world, worker, rules)
+            reported, answer = reporting(world, worker, rules)
             yield f"w{who} says {worker.said}: {answer}", with_worker(reported, who, None)
             if not worker.sent:
                 unheard = with_worker(reported, who, worker._replace(sent=True))
@@ -269,7 +295,7 @@ def steps(world: World, rules: Rules, size: Limits) -> Iterator[tuple[str, World
             less = world._replace(releases=world.releases - 1)
             yield f"w{who} gives up", with_worker(less, who, worker._replace(said="released"))
     if world.in_flight is not None:
-        reported, answer = report(world, world.in_flight, rules)
+        reported, answer = reporting(world, world.in_flight, rules)
         yield f"late report: {answer}", reported._replace(in_flight=None)
         yield f"late report, and again: {answer}", reported
 
@@ -305,9 +331,14 @@ def failovers(world: World) -> Iterator[tuple[str, World]]:
         )
 
 
-def report(world: World, busy: Busy, rules: Rules) -> tuple[World, str]:
-    """The world after a report, and the answer; both are checked."""
-    row = world.rows[busy.job]
+def reporting(world: World, busy: Busy, rules: Rules) -> tuple[World, str]:
+    """The world after a report, and the answer."""
+    after, answer = rules.report(world.rows[busy.job], busy)
+    return (world if after is None else with_row(world, busy.job, after)), answer
+
+
+def report(row: Row, busy: Busy, rules: Rules) -> tuple[Row | None, str]:
+    """The row after a report, None if that changes nothing, and the answer; both are checked."""
     after = rules.transition(row, event_of(busy))
     if after is None:
         if row.lease == busy.lease:
@@ -315,7 +346,7 @@ def report(world: World, busy: Busy, rules: Rules) -> tuple[World, str]:
         outcome = Outcome(said_as(busy))
         verdict = transitions.late_verdict(outcome, ended_as(row, busy.lease))
         check_answer(row, busy, verdict)
-        return world, f"{verdict.answer} {verdict.recorded}"
+        return None, f"{verdict.answer} {verdict.recorded}"
     if row.claim != busy.claim:
         raise Violation("the report of a dead lease changed a job")
     if busy.said == "failed for good":
@@ -325,18 +356,18 @@ def report(world: World, busy: Busy, rules: Rules) -> tuple[World, str]:
     if busy.said == "released":
         after = after._replace(runs=after.runs - 1)  # it never ran
     check_answer(after, busy, Verdict(Answer.RECORDED))
-    return with_row(world, busy.job, after), "recorded"
+    return after, "recorded"
 
 
 def with_row(world: World, number: int, row: Row) -> World:
     rows = (*world.rows[:number], row, *world.rows[number + 1 :])
-    return world._replace(rows=rows)
+    return World(rows, *world[1:])
 
 
 def with_worker(world: World, who: int, worker: Busy | None) -> World:
     workers = [*world.workers[:who], worker, *world.workers[who + 1 :]]
     workers.sort(key=lambda worker: worker or ())  # they are interchangeable: half the states
-    return world._replace(workers=tuple(workers))
+    return World(world.rows, tuple(workers), *world[2:])
 
 
 # --- what must hold ---------------------------------------------------------------------------
@@ -406,7 +437,7 @@ def explore(size: Limits) -> Found:
                     came_from.append((here, name))
                     before.append([])
                     for row in after.rows:
-                        check(row)
+                        rules.check(row)
                 if not name.startswith("cancel"):  # it must end without that, too
                     before[there].append(here)
         except Violation as violation:
