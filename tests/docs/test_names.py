@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import click
 import pytest
@@ -151,11 +153,11 @@ def vocabulary() -> frozenset[str]:
         *(ROOT / name for name in ("pyproject.toml", "Makefile", "requirements-dev.txt")),
     ]
     words = {word for file in files for word in re.findall(r"\w+", file.read_text("utf-8"))}
-    folders = ("src", "tools", "tests", "deploy", ".ci")
-    places = (ROOT, *(ROOT / name for name in folders))
-    names = {
-        path.name for place in places for path in place.rglob("*") if ".venv" not in path.parts
-    }
+    names = set[str]()
+    for folder, folders, files_here in os.walk(ROOT):
+        names |= {*folders, *files_here}
+        if Path(folder) == ROOT:  # what tools have made is large
+            folders[:] = {*folders} - {".venv", ".bench", ".git"}
     return frozenset(
         words | VARIABLES | {part for name in names for part in re.findall(r"\w+", name)}
     )

@@ -19,12 +19,16 @@ VALUES = {"status": Status, "event": ("claimed", "snoozed", "skipped", "expired"
 
 
 def rows(columns: tuple[str, ...]) -> Iterator[tuple[object, ...]]:
-    """Every combination of statuses and events, each with NULL and 1 in the others by chance."""
+    """Every combination of statuses and events, each with NULL and 1 in the others: in all ways
+    where these are no more than 100, else in 100 ways by chance."""
     chance = random.Random(7)
-    named = [VALUES.get(column.split(".")[-1], (None,)) for column in columns]
-    for values in itertools.product(*named):
-        for _ in range(100):
-            yield tuple(chance.choice((None, 1)) if v is None else v for v in values)
+    named = [VALUES.get(column.split(".")[-1]) for column in columns]
+    others = named.count(None)
+    ways = list(itertools.product((None, 1), repeat=others)) if others < 7 else None
+    for values in itertools.product(*filter(None, named)):
+        for way in ways or (chance.choices((None, 1), k=others) for _ in range(100)):
+            given, rest = iter(values), iter(way)
+            yield tuple(next(given) if each else next(rest) for each in named)
 
 
 COLUMNS = frozenset(
