@@ -31,7 +31,7 @@ from tenure.jobs.ids import first_of
 from tenure.jobs.limits import Turn
 from tenure.jobs.names import serves
 from tenure.jobs.work import ClaimRequest, Lease, is_full
-from tenure.store.refused_claims import TRY_AGAIN, TRY_ON, Floors, Refused
+from tenure.store.refused_claims import TRY_AGAIN, TRY_ON, Floors, RefusedClaims
 from tenure.telemetry.repeats import Repeats
 
 MAX_LANES = 256
@@ -86,7 +86,7 @@ class Claim(Protocol):
     """Before every job of a lane."""
     now: datetime
     """The store's clock; known after `search`."""
-    refused: Refused
+    refused: RefusedClaims
     """What the database did not let start, if this claim is wary of that."""
 
     def search(self, queues: Sequence[str] | None, after: Lane) -> tuple[list[Head], Lane | None]:

@@ -47,7 +47,7 @@ class Picked(NamedTuple):
 P = TypeVar("P", bound=Picked)
 
 
-class Refused:
+class RefusedClaims:
     """What a wary claim was refused. Of other claims it stays empty."""
 
     def __init__(self) -> None:

@@ -27,7 +27,7 @@ from tenure.store.lanes import MAX_KNOWN, MAX_LANES, MAX_SEEN, Head, Lane, Limit
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import NOW, to_time, uuids
 from tenure.store.protocol import DROPPED_CHANGE, Database
-from tenure.store.refused_claims import MAX_TRIED, Picked, Refused
+from tenure.store.refused_claims import MAX_TRIED, Picked, RefusedClaims
 
 MARGIN = timedelta(seconds=1)
 MAX_DEAD_ENTRIES = 5_000
@@ -148,7 +148,7 @@ class PostgresClaim:
         `wary` is the database of a claim that the database refused the first time.
         """
         self.now = EVER
-        self.refused = Refused()
+        self.refused = RefusedClaims()
         self._wary = wary
         self._rows = rows
         self._request = request
