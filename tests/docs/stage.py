@@ -56,6 +56,8 @@ POSTGRES = "postgresql://localhost/tenure"
 PORTS = ("8080", "8081")
 SCRIPTS = Path(sys.executable).parent
 HELPERS = ".programs"
+OUR_PLUGINS = ("schemathesis", "django", "hypothesispytest", "faker", "xdist", "xdist.looponfail")
+"""Of pytest, which readers have not installed; to import them takes half of the time of a run."""
 IS_LINUX = sys.platform == "linux"
 
 _goes_on = re.compile(
@@ -210,6 +212,7 @@ class Stage:
         environ["HOME"] = str(self._folder)
         environ["LC_ALL"] = "C.UTF-8"
         environ["TENURE_PORT"] = self._ports[PORTS[0]]
+        environ["PYTEST_ADDOPTS"] = " ".join(f"-p no:{name}" for name in OUR_PLUGINS)
         return environ
 
     def _here(self, text: str) -> str:
