@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.work import RECORDED, Exchange, Lease, Outcome
+from tenure.jobs.work import RECORDED, Answer, Exchange, Lease, Outcome, Verdict
 from tenure.worker.leases import Attempt, AttemptState, LeaseBook, Wakeup, reports_of
 from tenure.worker.worker import Worker
 
@@ -72,6 +72,64 @@ def test_an_attempt_is_overdue_until_its_outcome_is_decided() -> None:
     assert running[0] is not None
     book.end(running[0], running[0].outcome(Outcome.FAILED), free=False)
     assert book.overdue(60) == {"lease 1"}
+
+
+def test_the_report_of_a_locked_job_is_sent_again_before_the_others() -> None:
+    book = book_of(slots=3, leases=3)
+    running = [one for one in (book.start_next() for _ in range(3)) if one is not None]
+    for one in running:
+        book.end(one, one.outcome(Outcome.COMPLETED), free=True)
+    taken = book.take_reports(2)
+    assert (taken, book.unreported) == (running[:2], 1)
+    locked = book.reported(taken, [Verdict(Answer.BUSY), RECORDED])
+    assert locked == running[:1]
+    assert [one.state for one in taken] == [AttemptState.ENDED, AttemptState.REPORTED]
+    assert book.to_renew() == [("job 0", "lease 0"), ("job 2", "lease 2")]
+    book.put_back(locked)
+    assert book.take_reports() == [running[0], running[2]]
+    book.put_back([running[0], running[2]])
+    assert book.take_reports() == [running[0], running[2]], "in their order"
+
+
+def test_what_is_known_of_the_leases_of_a_worker() -> None:
+    book = book_of(slots=1, leases=2)
+    assert book.start_next() is not None
+    later = time.monotonic()
+    book.hold([lease(2)])
+    book.admit()
+    assert book.queues() == ["default"] * 3
+    assert book.claimed_before(later) == ["lease 0", "lease 1"]
+    book.close()
+    assert (book.is_closed, book.start_next()) == (True, None)
+
+
+def test_an_exception_counts_while_the_handler_runs() -> None:
+    book = book_of(slots=2, leases=2)
+    error = ValueError("no card")
+    for is_stopped in (False, True):
+        one = book.start_next()
+        assert one is not None
+        if is_stopped:
+            book.end(one, one.outcome(Outcome.FAILED), free=False)
+        assert one.failure(error).error == "ValueError: no card"
+        assert one.exception is (None if is_stopped else error)
+
+
+@pytest.mark.anyio
+async def test_any_thread_calls_on_the_loop_while_it_runs() -> None:
+    wakeup = Wakeup()
+    assert not wakeup.call(wakeup.set), "there is no loop"
+    wakeup.attach()
+    called = asyncio.Event()
+    assert await asyncio.to_thread(wakeup.call, called.set)
+    async with asyncio.timeout(60):
+        await called.wait()
+    ended = asyncio.new_event_loop()
+    ended.close()
+    wakeup.loop = ended
+    assert not wakeup.call(called.set)
+    wakeup.notify()
+    assert wakeup.loop_is_closed
 
 
 @pytest.mark.anyio
