@@ -8,7 +8,6 @@ import logging
 import os
 import pty
 import select
-import signal
 import struct
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import IO, Any
 from click.testing import CliRunner, Result
 
 from tenure.cli import cli
-from tests.support.programs import run
+from tests.support.programs import Program, run, take_the_terminal
 
 PROGRAM = (sys.executable, "-m", "tenure")
 
@@ -60,28 +59,19 @@ def cli_json(*arguments: str) -> Any:
     return json.loads(output_of(*arguments, "--json"))
 
 
-def _take_the_terminal() -> None:
-    """Let Ctrl-C end this program, as if it had been started at its terminal.
-
-    The process that runs the tests may ignore SIGINT: shells do that for background jobs.
-    """
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class Terminal:
     """A program on a pseudo-terminal; `shown` is everything that it has written."""
 
     def __init__(self, *arguments: str, columns: int = 100, rows: int = 40, **environ: str) -> None:
         self._keys, inside = pty.openpty()
         fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        self.process = subprocess.Popen(
+        self.process = Program(
             arguments,
             stdin=inside,
             stdout=inside,
             stderr=inside,
             start_new_session=True,
-            preexec_fn=_take_the_terminal,  # noqa: PLW1509
+            preexec_fn=take_the_terminal,
             env=clean_environment(**{"TERM": "xterm-256color", **environ}),
         )
         os.close(inside)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import fcntl
 import functools
 import gc
 import importlib
@@ -26,6 +27,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 import time
 import traceback
@@ -64,9 +66,11 @@ class Program(subprocess.Popen[AnyStr]):
             "folder": os.fspath(cwd or Path.cwd()),
             "environment": environment,
             "session": more[5],
+            "terminal": preexec_fn is take_the_terminal,
         }
         pipes = (p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
-        if executable or preexec_fn or pass_fds or shell or not _can_be_forked(request):
+        forked = _can_be_forked(request) and (not preexec_fn or request["terminal"])
+        if executable or pass_fds or shell or not forked:
             given = (args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo)
             super()._execute_child(*given, creationflags, shell, *pipes, *more)  # type: ignore[misc]
             return
@@ -101,6 +105,15 @@ def run(
     if check:
         done.check_returncode()
     return done
+
+
+def take_the_terminal() -> None:
+    """Let Ctrl-C end this program, as if it had been started at its terminal: a `preexec_fn`.
+
+    The process that runs the tests may ignore SIGINT: shells do that for background jobs.
+    """
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _can_be_forked(request: Mapping[str, Any]) -> bool:
@@ -198,6 +211,8 @@ def become(request: Mapping[str, Any], streams: Sequence[int]) -> Any:
     os.closerange(3, 1_024)
     if request["session"]:
         os.setsid()
+    if request["terminal"]:
+        take_the_terminal()
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
