@@ -40,7 +40,7 @@ def advance(db: Database) -> bool:
     if nothing else was left.
     """
     counted, refused = _count_on(db)
-    decided, more = _decide_some(db)
+    decided, more = decide_some(db)
     for _, refusal in [] if counted or decided else (*refused, *more):
         raise refusal
     return counted or bool(decided)
@@ -71,7 +71,7 @@ def _count(db: Database, parents: Sequence[str]) -> bool:
     return int(counted) >= 0
 
 
-def _decide_some(db: Database) -> tuple[list[str], Refused]:
+def decide_some(db: Database) -> tuple[list[str], Refused]:
     """Skip and restore what `revisit` names, and what is behind it.
 
     Returns what was named and decided, and what the database refuses to change. If it refuses a job
