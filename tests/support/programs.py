@@ -246,8 +246,9 @@ def leave(code: Any) -> None:
         vars(sys.modules["__main__"]).clear()
         gc.collect()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
     except (OSError, ValueError):  # nobody reads, or it is closed
         return
     os._exit(code or 0)

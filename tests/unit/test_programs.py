@@ -126,6 +126,7 @@ threading.Thread(target=serve, daemon=True).start()
 """,
     "with errors on the way": "import atexit; atexit.register(lambda: 1 / 0); print('here')",
     "without its output": "import sys; sys.stdout.close()",
+    "without any stream": "import sys; sys.stdout = sys.stderr = None",
     "with an error of its output": "import os; os.close(1); print('lost'); exit()",
 }
 
