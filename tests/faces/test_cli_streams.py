@@ -34,6 +34,7 @@ def greet(name: str) -> None:
 
 @app.job
 def last(context: JobContext) -> None:
+    Path("started").touch()
     while not context.stopping:
         time.sleep(0.01)
     Path("stopping").touch()
@@ -91,7 +92,8 @@ def test_a_terminal_that_is_closed_ends_it_in_order(
     with Tenure(sqlite_url) as app:
         job = app.enqueue("last")
         with start(command, tmp_path, sqlite_url) as process:
-            wait_until(lambda: app.get(job.id).status == "processing", "the job to run")
+            # One that is claimed and has not started would be handed back.
+            wait_until((tmp_path / "started").exists, "the job to run")
             process.send_signal(signal.SIGHUP)
             wait_until((tmp_path / "stopping").exists, "the worker to stop")
             process.send_signal(signal.SIGHUP)  # one comes from the shell, one from the kernel
