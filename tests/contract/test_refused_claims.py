@@ -114,9 +114,15 @@ def test_reports_beside_a_refused_claim_are_recorded(harness: StoreHarness, app:
     assert app.get(running).status == "completed"
 
 
-def test_a_claim_that_is_dropped_brings_no_lease(harness: StoreHarness, app: Tenure) -> None:
-    """SQLite's worker ran the job, with a lease that nothing had written, again and again."""
-    held, *others = add(app, "xoo")
+@pytest.mark.parametrize("limits", LIMITS, ids=["no limit", "queue", "partitions"])
+@pytest.mark.parametrize("limit", [1, 2, 10])
+def test_claims_that_are_dropped_hold_up_no_other_job(
+    harness: StoreHarness, app: Tenure, limits: dict[str, Any], limit: int
+) -> None:
+    """SQLite's worker ran such a job, again and again; on PostgreSQL they closed their lane."""
+    if limits:
+        app.queues.limit("default", **limits)
+    *held, one, other = add(app, "xxoo")
     add_trigger(harness.url, "BEFORE UPDATE", STARTS, drops=True)
-    assert claimed(harness, 10, 2) == {*others}
-    assert app.get(held).status == "pending"
+    assert claimed(harness, limit, 4) == {one, other}
+    assert [app.get(id).status for id in held] == ["pending", "pending"]

@@ -117,12 +117,12 @@ def test_a_claim_in_turn_reads_each_partition_in_order_and_no_further(
     walk, *_ = (plan for plan in read if "token.partition >= " in plan)
     assert "using ready_turn" in walk
     assert "Sort" not in walk
-    (found,) = (plan for plan in read if "CTE claimed" in plan)
-    picked, claimed_plan = found.split("CTE claimed")
+    (picked,) = (plan for plan in read if "CTE picked" in plan)
     assert "using ready_turn" in picked
     assert "Tid Scan on ready" in picked
     assert "Index Scan using job_pkey" in picked
     assert "Sort" not in picked.split("CTE picked")[1]
+    (claimed_plan,) = (plan for plan in read if "Function Scan on unnest picked" in plan)
     assert "Tid Scan on job" in claimed_plan
     assert len([plan for plan in read if "using slot_pkey" in plan]) >= 4
 

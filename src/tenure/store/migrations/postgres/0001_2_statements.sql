@@ -308,6 +308,7 @@ CREATE FUNCTION {schema}.claim(
 DECLARE
     places tid[];
     total bigint;
+    started bigint;
     -- Leases are made of one random number and the ids: one for each job would cost a tenth of what it takes.
     random CONSTANT text := gen_random_uuid();
     half CONSTANT text := left(random, 19);
@@ -354,6 +355,10 @@ BEGIN
         lease_id::text,
         coalesce(last_error ^@ 'lease expired' OR last_error ^@ 'the child process ', false),
         run_at AT TIME ZONE 'UTC';
+    GET DIAGNOSTICS started = ROW_COUNT;
+    IF started < cardinality(places) THEN
+        RAISE EXCEPTION 'tenure: a trigger that is not from Tenure dropped a claim';
+    END IF;
 END $$;
 
 -- The place of the last of `seen` due jobs in a lane after a place; no row if there are fewer.
@@ -394,6 +399,7 @@ DECLARE
     due integer;
     due_queue text;
     due_priority bigint;
+    place tid;
     next_at timestamp;
     now timestamptz;
     until timestamptz;
@@ -484,28 +490,33 @@ BEGIN
         now := at AT TIME ZONE 'UTC';
         until := now + lease_seconds * interval '1 second';
         IF most = 1 THEN
-            RETURN QUERY
-            UPDATE {schema}.job AS j SET status = 'processing', attempts = j.attempts + 1,
-                token = j.token + 1, lease_id = gen_random_uuid(), lease_expires_at = until,
-                started_at = now, worker = holder, event = 'claimed', actor = holder
-            WHERE j.status = 'pending' AND j.ctid = (
-                SELECT job.ctid FROM (
-                    SELECT first.id FROM (
-                        SELECT r.ctid, r.run_at, r.id, r.type, r.start_by FROM {schema}.ready AS r
-                        WHERE r.queue = due_queue AND r.priority = due_priority AND r.run_at <= now
-                        ORDER BY r.run_at, r.id LIMIT seen
-                    ) AS first JOIN {schema}.ready AS token ON token.ctid = first.ctid
-                    WHERE (wanted IS NULL OR first.type = ANY (wanted))
-                        AND first.type <> ALL (ARRAY(
-                            SELECT t.name FROM {schema}.type AS t WHERE t.paused_at IS NOT NULL))
-                        AND (first.start_by IS NULL OR first.start_by > now)
-                    FOR UPDATE OF token SKIP LOCKED
-                ) AS free JOIN {schema}.job ON job.id = free.id
-                LIMIT 1 FOR UPDATE OF job SKIP LOCKED)
-            RETURNING j.id::text, j.type, j.queue, j.payload, j.attempts, j.max_retries, j.token,
-                j.timeout, j.lease_id::text, coalesce(
-                    j.last_error ^@ 'lease expired' OR j.last_error ^@ 'the child process ', false), j.run_at AT TIME ZONE 'UTC',
-                at, walked, NULL::double precision, NULL;
+            SELECT job.ctid INTO place FROM (
+                SELECT first.id FROM (
+                    SELECT r.ctid, r.run_at, r.id, r.type, r.start_by FROM {schema}.ready AS r
+                    WHERE r.queue = due_queue AND r.priority = due_priority AND r.run_at <= now
+                    ORDER BY r.run_at, r.id LIMIT seen
+                ) AS first JOIN {schema}.ready AS token ON token.ctid = first.ctid
+                WHERE (wanted IS NULL OR first.type = ANY (wanted))
+                    AND first.type <> ALL (ARRAY(
+                        SELECT t.name FROM {schema}.type AS t WHERE t.paused_at IS NOT NULL))
+                    AND (first.start_by IS NULL OR first.start_by > now)
+                FOR UPDATE OF token SKIP LOCKED
+            ) AS free JOIN {schema}.job ON job.id = free.id
+            LIMIT 1 FOR UPDATE OF job SKIP LOCKED;
+            IF FOUND THEN
+                RETURN QUERY
+                UPDATE {schema}.job AS j SET status = 'processing', attempts = j.attempts + 1,
+                    token = j.token + 1, lease_id = gen_random_uuid(), lease_expires_at = until,
+                    started_at = now, worker = holder, event = 'claimed', actor = holder
+                WHERE j.ctid = place AND j.status = 'pending'
+                RETURNING j.id::text, j.type, j.queue, j.payload, j.attempts, j.max_retries, j.token,
+                    j.timeout, j.lease_id::text, coalesce(
+                        j.last_error ^@ 'lease expired' OR j.last_error ^@ 'the child process ', false),
+                    j.run_at AT TIME ZONE 'UTC', at, walked, NULL::double precision, NULL;
+                IF NOT FOUND THEN
+                    RAISE EXCEPTION 'tenure: a trigger that is not from Tenure dropped a claim';
+                END IF;
+            END IF;
         ELSE
             RETURN QUERY SELECT claimed.*, at, walked, NULL::double precision, NULL
             FROM {schema}.claim(due_queue, due_priority, first, first_id, now, until, holder,

@@ -92,8 +92,9 @@ DECLARE
     random CONSTANT text := gen_random_uuid(); -- for leases, as in `claim`
     half CONSTANT text := left(random, 19);
     seed CONSTANT bigint := hashtextextended(random, 0);
+    places tid[];
+    started bigint;
 BEGIN
-    RETURN QUERY
     WITH picked AS MATERIALIZED (
         SELECT mine.place, mine.size
         FROM unnest(in_turn, shares, since, since_ids) AS part (partition, share, since, since_id)
@@ -112,21 +113,26 @@ BEGIN
                 AND (job.start_by IS NULL OR job.start_by > due)
             ORDER BY first.run_at, first.id LIMIT part.share FOR UPDATE OF token, job SKIP LOCKED
         ) AS mine LIMIT most
-    ), fitting AS MATERIALIZED ( -- up to 8 MiB of payloads
-        SELECT place FROM (
-            SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM picked
-        ) AS picked WHERE before < 8388608
-    ), claimed AS (
-        UPDATE {schema}.job SET status = 'processing', attempts = attempts + 1, token = token + 1,
-            lease_id = (half || lpad(to_hex(hashtextextended(job.id::text, seed)), 16, '0'))::uuid,
-            lease_expires_at = until, started_at = due, worker = holder, event = 'claimed', actor = holder
-        FROM fitting WHERE job.ctid = fitting.place AND job.status = 'pending'
-        RETURNING job.*
-    )
-    SELECT id::text, type, queue, payload, attempts, max_retries, token, timeout, lease_id::text,
+    ) -- up to 8 MiB of payloads
+    SELECT array_agg(place) INTO places FROM (
+        SELECT *, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM picked
+    ) AS picked WHERE before < 8388608;
+    IF places IS NULL THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    UPDATE {schema}.job SET status = 'processing', attempts = attempts + 1, token = token + 1,
+        lease_id = (half || lpad(to_hex(hashtextextended(job.id::text, seed)), 16, '0'))::uuid,
+        lease_expires_at = until, started_at = due, worker = holder, event = 'claimed', actor = holder
+    FROM unnest(places) AS picked (place) WHERE job.ctid = place AND status = 'pending'
+    RETURNING job.id::text, type, queue, payload, attempts, max_retries, token, timeout,
+        lease_id::text,
         coalesce(last_error ^@ 'lease expired' OR last_error ^@ 'the child process ', false),
-        coalesce(claimed.partition, '')
-    FROM claimed;
+        coalesce(job.partition, '');
+    GET DIAGNOSTICS started = ROW_COUNT;
+    IF started < cardinality(places) THEN
+        RAISE EXCEPTION 'tenure: a trigger that is not from Tenure dropped a claim';
+    END IF;
 END $$;
 
 -- The place of the last of the next `seen` due jobs after a place, for each partition that has so many.
