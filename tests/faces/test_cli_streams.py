@@ -107,17 +107,16 @@ def test_with_nohup_it_outlasts_its_terminal(
     sqlite_url: str, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     (tmp_path / "printing.py").write_text(PRINTING)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with Tenure(sqlite_url) as app, start(command, tmp_path, sqlite_url) as process:
-            for _ in range(2):
-                job = app.enqueue("greet", {"name": "ada"})
-                wait_until_completed(app, job.id)
-                process.send_signal(signal.SIGHUP)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(WAIT_SECONDS) == 0
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with (
+        Tenure(sqlite_url) as app,
+        start(command, tmp_path, sqlite_url, hangup="ignore") as process,
+    ):
+        for _ in range(2):
+            job = app.enqueue("greet", {"name": "ada"})
+            wait_until_completed(app, job.id)
+            process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_SECONDS) == 0
 
 
 @contextmanager
@@ -126,10 +125,14 @@ def start(
     folder: Path,
     url: str,
     output: IO[str] | int = subprocess.DEVNULL,
+    hangup: str = "default",
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A program of its own interpreter, whose streams are those that Python makes."""
+    """A program of its own interpreter, whose streams are those that Python makes.
+
+    What a hangup does to it does not depend on what it does to the tests: they may run under nohup.
+    """
     process = subprocess.Popen(
-        [sys.executable, *PROGRAM[1:], *command],
+        ["env", f"--{hangup}-signal=HUP", sys.executable, *PROGRAM[1:], *command],
         cwd=folder,
         env=clean_environment(TENURE_DATABASE=url),
         stdout=output,
