@@ -16,7 +16,7 @@ from tenure.app.export import export
 from tenure.errors import TenureError, WriteRefused
 from tenure.jobs.queries import Filter
 from tenure.jobs.redaction import NOTHING_HIDDEN
-from tenure.store import transitions
+from tenure.store import times, transitions
 from tenure.store.migrate import MAX_FOLLOWERS_OF_ONE
 from tenure.store.protocol import Database
 from tenure.store.tables import revisits
@@ -161,6 +161,28 @@ def test_more_refused_jobs_than_are_skipped_at_once(
     drop_trigger(harness.url)
     of_each_call(harness, revisits.advance, 9)
     assert app.count(status="cancelled").jobs == 7
+
+
+def test_more_refused_jobs_than_are_set_right_at_once(harness: StoreHarness, app: Tenure) -> None:
+    """After a clock that was ahead: one lease that was refused also kept each job from its time."""
+    harness.clock.advance(86_400)
+    leased = add(app, *([7] * 5 + [5] * 2))
+    harness.claim(7)
+    late = add(app, *([7] * 5 + [5] * 2))
+    harness.measure()
+    harness.clock.advance(-86_400)
+    hour = harness.clock.now + timedelta(hours=1)
+
+    def are_right(*at: int) -> bool:
+        jobs = [(app.get(leased[one]), app.get(late[one])) for one in at]
+        return all(a.lease_expires_at == hour and b.run_at == harness.clock.now for a, b in jobs)
+
+    add_trigger(harness.url, "BEFORE UPDATE", "new.priority = 7")
+    of_each_call(harness, lambda db: times.set_right(db, 2), 4)
+    assert are_right(5, 6)
+    drop_trigger(harness.url)
+    of_each_call(harness, lambda db: times.set_right(db, 2), 5)
+    assert are_right(*range(7))
 
 
 def test_a_settled_job_that_cannot_be_deleted(harness: StoreHarness, app: Tenure) -> None:

@@ -205,6 +205,25 @@ def test_a_duty_that_fails_keeps_no_other_from_being_done(
     assert "test: indigestible" in caplog.text
 
 
+def test_a_job_that_cannot_be_set_right_keeps_no_schedule_from_it(
+    app: Tenure, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a clock that was ahead, schedules waited for it as long as such a job was there."""
+    clock.advance(86_400)
+    app.enqueue("mail")
+    app.schedules.create("daily", NewJob("mail", {}, {}), every="1d")
+    wait_until(lambda: not app.core.measure(), "the ledger to be counted")
+    clock.advance(-86_400)
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as database:
+        database.execute(
+            "CREATE TRIGGER test_refuse BEFORE UPDATE ON tenure_job"
+            " BEGIN SELECT RAISE(ABORT, 'test: indigestible'); END"
+        )
+    MaintenanceThread(app).do_once()
+    assert "test: indigestible" in caplog.text
+    assert app.schedules.get("daily").cursor_at == clock.now
+
+
 def test_a_duty_that_is_refused_keeps_no_other_from_being_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
+from tenure.errors import WriteRefused
 from tenure.events import SWEEP, Amended
 from tenure.jobs.text import quantity
 from tenure.lifecycle import follow
-from tenure.store.protocol import Database
+from tenure.store.protocol import DROPPED_CHANGE, Database
+from tenure.store.refusals import unless_refused
 from tenure.store.tables import limits
 from tenure.store.transitions import Steps, save_unless_refused
 
@@ -34,21 +37,34 @@ def set_right(db: Database, limit: int) -> list[Steps]:
         return []
     job, end = d.table("job"), d.later(MAX_LEFT_SECONDS)
     lasting = (
-        f"SELECT id FROM {job} WHERE status = 'processing' AND lease_expires_at > {end}"
-        f" ORDER BY id LIMIT {d.value} {d.skip_locked}"
+        f"SELECT {d.id('id')} FROM {job} WHERE status = 'processing' AND lease_expires_at > {end}"
+        f" ORDER BY id LIMIT {d.value} OFFSET {d.value} {d.skip_locked}"
     )
-    shorten = f"UPDATE {job} SET lease_expires_at = {end} WHERE id IN ({lasting})"
-    if shortened := db.changed(shorten, (limit,)):
-        log.warning("the clock was put back: %s shortened to an hour", quantity(shortened, "lease"))
+
+    def shorten(ids: Sequence[str]) -> int:
+        these = f"id IN ({d.ids(len(ids))})"
+        shortened = db.changed(f"UPDATE {job} SET lease_expires_at = {end} WHERE {these}", ids)
+        if shortened < len(ids):
+            raise WriteRefused(DROPPED_CHANGE)
+        return shortened
+
+    ids = [id for (id,) in db.rows(lasting, (limit, db.left.of("lasting")))]
+    shortened, unshortened = unless_refused(db, shorten, ids) if ids else ([], [])
+    db.left.note("lasting", refused=len(unshortened), full=len(ids) >= limit)
+    if shortened:
+        leases = quantity(sum(shortened), "lease")
+        log.warning("the clock was put back: %s shortened to an hour", leases)
     late = (
         f"SELECT {d.id('id')} FROM {job} WHERE status = 'pending' AND run_at > {d.now}"
         f" AND (run_at = created_at OR event = 'retried'"
-        f" AND started_at > {d.now} AND run_at >= started_at) LIMIT {d.value} {d.skip_locked}"
+        f" AND started_at > {d.now} AND run_at >= started_at)"
+        f" LIMIT {d.value} OFFSET {d.value} {d.skip_locked}"
     )
-    jobs = db.lock([id for (id,) in db.rows(late, (limit,))])
+    jobs = db.lock([id for (id,) in db.rows(late, (limit, db.left.of("late")))])
     due = Amended(changes={"run_at": db.now()}, actor=SWEEP)
     changes = [(job, follow(job, due, db.now())) for job in jobs.values()]
-    saved, refused = save_unless_refused(db, changes)
-    for _, refusal in [] if saved else refused:
+    saved, unsaved = save_unless_refused(db, changes)
+    db.left.note("late", refused=len(unsaved), full=len(jobs) >= limit)
+    for _, refusal in [] if shortened or saved else [*unshortened, *unsaved]:
         raise refusal
     return [steps for _, steps in saved]

@@ -207,11 +207,11 @@ class MaintenanceThread(threading.Thread):
         if time.monotonic() >= self._times_at:
             self._undecided.clear()  # try them once a minute
             self._times_at = time.monotonic() + TIMES_EVERY_SECONDS
+            set_right(self._core, zones=not self._zones_checked)
+            self._zones_checked = True
             for steps in self._core.store.set_times_right().result():
                 self._times_at = 0.0  # there may be more
                 logs.log_steps(log, steps)
-            set_right(self._core, zones=not self._zones_checked)
-            self._zones_checked = True
 
     def _delete_old_jobs(self) -> None:
         wanted = self._keep or Duty.RETENTION in self._found
