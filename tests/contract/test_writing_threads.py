@@ -25,7 +25,9 @@ def test_a_fault_beside_a_transaction_ends_no_thread(
     """The thread ended unsaid, and what was written later waited for ever."""
     assert harness.store.write("a", lambda _: 7, brings=fail).result(WAIT_SECONDS) == 7
     assert harness.store.write("b", lambda _: 8).result(WAIT_SECONDS) == 8
-    (said,) = [record for record in caplog.records if record.exc_info]
+    assert harness.store.write("c", lambda _: 9, brings=fail).result(WAIT_SECONDS) == 9
+    assert harness.store.write("d", lambda _: 10).result(WAIT_SECONDS) == 10
+    (said,) = [record for record in caplog.records if record.exc_info]  # of two that are the same
     assert "a fault" in caplog.text
     assert said.levelname == "ERROR"
 

@@ -91,6 +91,7 @@ class Committer:
         self._announcements = Announcements(clock)
         self._direct = Direct(direct, clock)
         self._lent = direct  # belongs to callers while no thread has it
+        self._repeats = Repeats()
 
     @property
     def is_copy(self) -> bool:
@@ -208,7 +209,8 @@ class Committer:
                 if db is not self._databases[0] and self._is_one_too_many(db):
                     return
             except BaseException as error:  # later work would wait for a thread that has ended
-                log.exception("a fault in a thread that writes, which continues")
+                if self._repeats.is_due(error):
+                    log.exception("a fault in a thread that writes, which continues")
                 db.rollback()
                 for work in batch:
                     if not work.future.done():
@@ -332,7 +334,10 @@ class Committer:
         try:
             self._direct.tidy(db)
         except Exception as error:
-            log.warning("the work after a commit failed, the next commit tries it again: %s", error)
+            if self._repeats.is_due(error):
+                log.warning(
+                    "the work after a commit failed, the next commit tries it again: %s", error
+                )
             db.rollback()
 
 
