@@ -46,6 +46,7 @@ def greet_apart(name: str) -> None:
     greet(name)
 """
 COMMANDS = (("worker", "--app", "printing:app"), ("serve", "--port", "0", "--app", "printing:app"))
+RELOADING = (*COMMANDS[0], "--reload", "--grace", "30s")
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def test_jobs_run_where_nothing_can_be_printed(
             assert process.wait(WAIT_SECONDS) == 0
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=["worker", "serve"])
+@pytest.mark.parametrize("command", [*COMMANDS, RELOADING], ids=["worker", "serve", "reload"])
 def test_a_terminal_that_is_closed_ends_it_in_order(
     sqlite_url: str, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
