@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from tenure import StoreUnavailable, Tenure
+from tenure.worker import inside
 from tests.support.cli import clean_environment
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
@@ -319,3 +321,9 @@ def test_a_worker_that_a_script_leaves_behind_ends_with_it(database_url: str) ->
         (job,) = app.find()
         assert job.event == "completed"
         assert app.workers.list() == []
+
+
+def test_a_python_without_the_private_function_has_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then each `app.running()` would be an AttributeError."""
+    monkeypatch.delattr(threading, "_register_atexit")
+    assert runpy.run_path(inside.__file__)["Running"]

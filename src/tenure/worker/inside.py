@@ -31,8 +31,10 @@ def _end_all() -> None:
 
 
 # As concurrent.futures does, and before that, because handlers may still use its threads: what is
-# registered last is called first.
-threading._register_atexit(_end_all)  # type: ignore[attr-defined]
+# registered last is called first. What is public comes after that: `atexit`, or a thread that waits
+# for the main one. A Python without this would wait for the worker.
+if _register := getattr(threading, "_register_atexit", None):
+    _register(_end_all)
 
 
 class Running:
