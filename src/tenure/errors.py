@@ -80,7 +80,10 @@ class JobCancelled(TenureError):
     code = "job_cancelled"
 
     def __init__(self, job_id: str, event: str, actor: str | None) -> None:
-        super().__init__(f"job {job_id} was {event} by {actor}: it has no result")
+        why = "it has no result"
+        if event == "skipped":
+            why = f"what it depends on has ended otherwise, `tenure explain {job_id}` names the job"
+        super().__init__(f"job {job_id} was {event} by {actor}: {why}")
         self.job_id, self.event, self.actor = job_id, event, actor
 
 

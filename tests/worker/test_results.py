@@ -26,7 +26,7 @@ from tenure.app.waiting import begin
 from tenure.store import waits
 from tenure.store.reader import Reader
 from tests.support.waiting import wait_until
-from tests.support.workers import running_worker
+from tests.support.workers import running_sweeper, running_worker
 
 UNKNOWN = "0190163d-8694-739b-aea5-966c26f8ad90"
 
@@ -94,6 +94,7 @@ def test_a_result_that_cannot_be_had_says_why(app: Tenure) -> None:
         return "x" * 100_000
 
     cancelled = wrong.options(delay="1h").submit()
+    skipped = wrong.options(depends_on=[cancelled]).submit()
     app.cancel(cancelled.id, actor="ann")
     with running_worker(app):
         handle = fail.submit()
@@ -103,6 +104,11 @@ def test_a_result_that_cannot_be_had_says_why(app: Tenure) -> None:
         assert failed.value.job_id == handle.id
         with pytest.raises(JobCancelled, match="was cancelled by ann"):
             cancelled.result()
+        with (
+            running_sweeper(app),
+            pytest.raises(JobCancelled, match=f"`tenure explain {skipped.id}` names the job"),
+        ):
+            skipped.result("20s")
         with pytest.raises(InvalidInput, match="Expected `int`, got `str`"):
             wrong.submit().result("20s")
         with pytest.raises(ResultTruncated, match="100000 bytes as JSON; the limit is"):
