@@ -180,8 +180,9 @@ class Workflows(Noun):
         - `workflow_id`: the workflow; it may have finished, and then runs again.
         - `actor`: who adds them. Default: the application's actor.
 
-        Up to 100,000 jobs in all. Returns what `Tenure.workflow` returns; the end of the block also
-        raises WorkflowNotFound.
+        Up to 100,000 jobs in all. A handler that runs again adds them again: `JobContext.enqueue`
+        adds jobs once. Returns what `Tenure.workflow` returns; the end of the block also raises
+        WorkflowNotFound.
         """
         return NewWorkflow(self._app, "workflow", None, actor, extends=workflow_id)
 
