@@ -390,6 +390,32 @@ def test_even_an_exit_in_on_failure_costs_no_other_call(app: Tenure) -> None:
     assert sorted(called) == sorted(job.id for job in jobs)
 
 
+def test_a_function_of_two_applications_is_called_once_for_each_failure(app: Tenure) -> None:
+    """Sentry had two events of each failure, if it was installed in both."""
+    other, called = Tenure(app.database), list[str]()
+
+    def note(failure: Failure) -> None:
+        called.append(failure.type)
+
+    for one in (app, other):
+        one.on_failure(note)
+
+    @app.job(max_retries=1)
+    def work() -> None:
+        raise ValueError("no")
+
+    @other.job(max_retries=1)
+    def work_elsewhere() -> None:
+        raise ValueError("no")
+
+    app.core.take_over(other.core)
+    jobs = [work.enqueue(), work_elsewhere.enqueue()]
+    with running_worker(app):
+        for job in jobs:
+            wait_until_failed(app, job)
+    assert sorted(called) == ["work", "work_elsewhere"]
+
+
 def test_a_worker_that_stops_waits_for_slow_on_failure(app: Tenure) -> None:
     """With what its lifespan keeps open, and with its loop; but not for ever."""
     seen: list[str] = []

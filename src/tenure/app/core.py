@@ -174,7 +174,8 @@ class Core:
                 self.handlers.add(handler)
         self.handlers.schedules |= other.handlers.schedules
         self.handlers.hooks.lifespans += other.handlers.hooks.lifespans
-        self.handlers.hooks.on_failure += other.handlers.hooks.on_failure
+        called = self.handlers.hooks.on_failure
+        called += [one for one in other.handlers.hooks.on_failure if one not in called]
 
     def signed(self, actor: str | None) -> str:
         """Return who acts, as the ledger names it: the application itself by default."""
