@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tenure import PerPartition, Tenure
-from tenure.store import refused_claims
+from tenure import NewJob, PerPartition, Tenure
+from tenure.store import lanes, refused_claims
 from tests.contract.other_triggers import add_trigger, drop_trigger
 from tests.support.store import StoreHarness, claim_request, report_completed
 
@@ -77,6 +77,31 @@ def test_more_jobs_than_one_claim_tries(
     others = set(add(app, "oo"))
     add_trigger(harness.url, "BEFORE UPDATE", STARTS)
     assert claimed(harness, 2, 6) == others
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("divided_by", ["queue", "partition"])
+def test_refused_jobs_of_more_lanes_than_are_remembered(
+    harness: StoreHarness, app: Tenure, divided_by: str
+) -> None:
+    """Claims met the same refused jobs again and again, and never what was behind the others."""
+    app.queues.limit("default", per_partition=PerPartition(max_running=50))
+    number = lanes.MAX_KNOWN + 8
+    for type in ("held", "mail"):
+        app.enqueue_many([NewJob(type, {}, {divided_by: f"n{n}"}) for n in range(number)])  # type: ignore[misc]
+    add_trigger(harness.url, "BEFORE UPDATE", STARTS)
+    assert len(claimed(harness, 50, 30)) == number
+
+
+def test_claims_of_one_job_pass_refused_ones_in_many_lanes(
+    harness: StoreHarness, app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a lane of which that was not remembered, each claim met the refused job."""
+    monkeypatch.setattr(lanes, "MAX_KNOWN", 2)
+    for number in range(4):
+        add(app, "xo", queue=f"n{number}")
+    add_trigger(harness.url, "BEFORE UPDATE", STARTS)
+    assert len(claimed(harness, 1, 9)) == 4
 
 
 def test_a_partition_in_order_waits_alone(harness: StoreHarness, app: Tenure) -> None:

@@ -38,6 +38,8 @@ MAX_LANES = 256
 """Heads that a search reads. One queue has fewer: its priorities are -100 to 100."""
 MAX_KNOWN = 512
 """Lanes with due jobs that are remembered."""
+MAX_PLACES = 10_000
+"""Lanes, and partitions of lanes, of which is remembered behind which jobs to look."""
 MAX_SEEN = 2_000
 """Jobs of a lane that one look goes over."""
 MAX_LOOKS = 128
@@ -156,7 +158,7 @@ class LaneView:
     by_age: bool = False  # what the next claim goes by
     tried: set[Lane] = field(default_factory=set)  # in vain, by claims that could not try all
     passed: dict[Lane, _Passed] = field(default_factory=dict)
-    floors: Floors = field(default_factory=lambda: Floors(MAX_KNOWN))
+    floors: Floors = field(default_factory=lambda: Floors(MAX_PLACES))
     turns: dict[Lane, Turn] = field(default_factory=dict)
     busy: bool = False  # another transaction had locked a limited queue at the last claim
 
@@ -213,12 +215,11 @@ class Lanes(Generic[V]):
                 rooms.use(lane[0], len(found))
             if found and not view.by_age:
                 self._last_queue = lane[0]
-            elif not found and limited == "partitions":
+            elif not found and (limited == "partitions" or lane in view.passed):
                 closed.append(lane)
             elif not found:
                 vain.append(lane)
-                if lane not in view.passed:
-                    view.known.pop(lane, None)
+                view.known.pop(lane, None)
             if len(leases) >= request.limit or is_full(leases) or claim.refused.are_many:
                 break
         else:
@@ -326,7 +327,9 @@ def _remember(request: ClaimRequest, view: LaneView, claim: Claim, heads: Sequen
         if serves(request.queues, lane[0]):
             view.known.setdefault(lane, NEWEST)
     if len(view.known) > MAX_KNOWN:
-        kept = nsmallest(MAX_KNOWN, view.known.items(), key=lambda item: (item[0][1], item[1]))
+        kept = nsmallest(
+            MAX_KNOWN, view.known.items(), key=lambda it: (it[0] in view.tried, it[0][1], it[1])
+        )
         view.known = dict(kept)
 
 
@@ -347,7 +350,7 @@ def _look(view: LaneView, claim: Claim, lane: Lane, limit: int) -> tuple[list[Le
             looks, pause = looks + LOOKS_OVER_MANY, WALK_AGAIN
         if mark is not None and passed is not None:
             passed.upto = mark
-        elif mark is not None and len(view.passed) < MAX_KNOWN:
+        elif mark is not None and len(view.passed) < MAX_PLACES:
             view.passed[lane] = _Passed(mark, claim.now + pause)
     return leases, looks
 

@@ -23,7 +23,7 @@ from tenure.jobs.ids import BEFORE_ALL, EPOCH
 from tenure.jobs.limits import NEXT, Open, Turn, has_enough, look_again, quotas
 from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease, is_full
 from tenure.store import lanes
-from tenure.store.lanes import MAX_KNOWN, MAX_LANES, MAX_SEEN, Head, Lane, Limited, Mark
+from tenure.store.lanes import MAX_LANES, MAX_PLACES, MAX_SEEN, Head, Lane, Limited, Mark
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import NOW, to_time, uuids
 from tenure.store.protocol import DROPPED_CHANGE, Database
@@ -316,7 +316,7 @@ class PostgresClaim:
         places = ([time for time, _ in vain.values()], uuids([id for _, id in vain.values()]))
         rows = self._rows(sql.PASSED_IN_TURN, (*lane, self.now, list(vain), *places))
         marks = self._view.marks_in_turn
-        if len(marks) > MAX_KNOWN:
+        if len(marks) > MAX_PLACES:
             marks.clear()
         for name in vain:
             marks.pop((lane, name), None)

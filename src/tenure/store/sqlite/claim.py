@@ -15,7 +15,7 @@ from tenure.errors import WriteRefused
 from tenure.jobs.limits import NEXT, Turn, has_enough, quotas
 from tenure.jobs.names import serves
 from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease, is_full
-from tenure.store.lanes import MAX_KNOWN, MAX_LANES, Head, Lane, LaneView, Limited, Mark
+from tenure.store.lanes import MAX_LANES, MAX_PLACES, Head, Lane, LaneView, Limited, Mark
 from tenure.store.protocol import DROPPED_CHANGE, Database
 from tenure.store.refused_claims import MAX_TRIED, Picked, RefusedClaims
 from tenure.store.sqlite import statements as sql
@@ -159,7 +159,7 @@ class SqliteClaim:
         if not given:
             return [], next_turn
         marks, floors = self._view.marks, self._view.floors
-        if len(marks) > MAX_KNOWN:
+        if len(marks) > MAX_PLACES:
             marks.clear()
         behind = floors.of(lane, list(given), self.now)
         picked = turns.pick(self._db, self._values, given, marks, behind)
