@@ -603,6 +603,18 @@ def test_what_cannot_be_declared(app: Tenure) -> None:
         app.schedule(every=90, time_key="to")(mail)
 
 
+def test_a_worker_of_two_applications_loses_no_schedule() -> None:
+    """That of the first was lost without a word if the second had one of the same name."""
+
+    def report() -> None: ...
+
+    shop, library = Tenure(), Tenure()
+    shop.schedule(every=60, name="nightly")(shop.job(report))
+    library.schedule(every=60, name="nightly")(library.job(name="clean")(report))
+    with pytest.raises(InvalidInput, match="called nightly already"):
+        shop.core.take_over(library.core)
+
+
 def test_several_decide_at_once(app: Tenure, clock: Clock, database_url: str) -> None:
     for number in range(250):
         app.schedules.create(f"s{number}", MAIL, every=60)

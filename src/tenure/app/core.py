@@ -169,13 +169,7 @@ class Core:
         """Also handle, redact and trace what another application does."""
         self.redaction = self.redaction.also(other.redaction.keys)
         self.tracing = self.tracing or other.tracing
-        for handler in map(other.handlers.find, other.handlers.types() or ()):
-            if handler is not None:
-                self.handlers.add(handler)
-        self.handlers.schedules |= other.handlers.schedules
-        self.handlers.hooks.lifespans += other.handlers.hooks.lifespans
-        called = self.handlers.hooks.on_failure
-        called += [one for one in other.handlers.hooks.on_failure if one not in called]
+        self.handlers.take_over(other.handlers)
 
     def signed(self, actor: str | None) -> str:
         """Return who acts, as the ledger names it: the application itself by default."""

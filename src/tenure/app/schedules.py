@@ -100,8 +100,7 @@ def schedule(
         job = NewJob(job.type, {n: v for n, v in job.payload.items() if n != key}, job.options)
         rules = check_rules(job, options)
         own = check_name(name or job_type.name, "schedule", "$.name")
-        if app.core.handlers.schedules.setdefault(own, rules) != rules:
-            raise InvalidInput(f"there is a schedule called {own} already; name= another")
+        app.core.handlers.add_schedule(own, rules)
         return job_type
 
     return declare

@@ -346,6 +346,20 @@ class Handlers:
             )
         self._by_name[handler.name] = handler
 
+    def add_schedule(self, name: str, rules: Rules) -> None:
+        if self.schedules.setdefault(name, rules) != rules:
+            raise InvalidInput(f"there is a schedule called {name} already; name= another")
+
+    def take_over(self, other: Handlers) -> None:
+        """Add what another application handles, declares and is called for."""
+        for handler in other._by_name.values():
+            self.add(handler)
+        for name, rules in other.schedules.items():
+            self.add_schedule(name, rules)
+        self.hooks.lifespans += other.hooks.lifespans
+        called = self.hooks.on_failure
+        called += [one for one in other.hooks.on_failure if one not in called]
+
     def add_for_any(self, make: Callable[[str], Handler]) -> None:
         """Handle every type that has no handler with what `make(type)` returns."""
         self._for_any = make
