@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from psycopg import sql
 from tenure import NewJob, Tenure
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.store import migrate, open_store
+from tenure.store.postgres.doctor import check_postgres
 from tenure.store.postgres.schema import script, upgrade
 from tests.support.postgres import PostgresServer
 from tests.support.store import claim_request, new_job
@@ -254,6 +256,18 @@ def test_no_plan_that_was_made_dear_on_purpose_is_compiled(
     dear = {name: config for name, config in found if "enable_seqscan=off" in (config or ())}
     assert dear
     assert [name for name, config in dear.items() if "jit=off" not in config] == []
+
+
+def test_a_schema_that_was_renamed(postgres_url: str, raw: psycopg.Connection[Any]) -> None:
+    """It was opened, and each write was an outage: its functions look for the old name."""
+    upgrade(postgres_url)
+    raw.execute("ALTER SCHEMA tenure RENAME TO jobs")
+    advice = "renamed.* ALTER SCHEMA jobs RENAME TO tenure"
+    renamed = in_schema(postgres_url, "jobs")
+    with pytest.raises(SchemaMismatch, match=advice):
+        open_store(renamed)
+    (said,) = (one.advice for one in check_postgres(renamed) if one.name == "schema")
+    assert re.search(advice, said)
 
 
 def test_the_doctor_says_that_a_role_has_no_rights(postgres_url: str, role: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
+from tenure.errors import SchemaMismatch
 from tenure.jobs.findings import Check
 from tenure.jobs.names import listed
 from tenure.store import doctor, migrate
@@ -290,6 +291,8 @@ def check_postgres(url: str) -> Iterator[Check]:
                 yield doctor.types(types.every(reader).values(), reader.workers())
                 yield doctor.schedules(reader, reader.clock())
                 yield doctor.limits(reader)
+    except SchemaMismatch as error:
+        yield problem("schema", "renamed", str(error))
     except psycopg.errors.InsufficientPrivilege as error:
         advice = f"{error}: grant this role what docs/how-to/deploy.md says"
         yield problem("database", "this role may not read it", advice)

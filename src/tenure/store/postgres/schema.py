@@ -40,6 +40,13 @@ SAFELY = f"SET LOCAL search_path = {SAFE_PATH}"
 # A transaction of a caller continues with the path that it had.
 REMEMBER = "SELECT pg_catalog.set_config('tenure.path', current_setting('search_path'), true)"
 RETURN = "SELECT set_config('search_path', current_setting('tenure.path'), true)"
+# The functions have the name that the schema was made with.
+VERSION = """
+SELECT max(version), (
+    SELECT substring(prosrc FROM '"(\\w+)"[.]job') FROM pg_catalog.pg_proc
+    WHERE proname = 'locked' AND pronamespace = to_regnamespace(%s))
+FROM {s}.schema_version
+"""
 SHORT = (("claimed", Status.PENDING), ("completed", Status.PROCESSING))
 """The transitions for which a trigger has a shorter way."""
 PLANS = {
@@ -146,10 +153,19 @@ def _connected(address: Address) -> Iterator[psycopg.Connection[Any]]:
 
 
 def version_of(connection: psycopg.Connection[Any], address: Address) -> int:
-    """The schema's version; 0 for a database without Tenure's tables."""
+    """The schema's version; 0 for a database without Tenure's tables.
+
+    Raises SchemaMismatch if it was renamed, and StoreUnavailable if it has no version.
+    """
     if not one(connection, "SELECT to_regclass(%s)", f"{address.quoted}.schema_version"):
         return 0
-    version = one(connection, address.sql("SELECT max(version) FROM {s}.schema_version"))
+    found = connection.execute(address.sql(VERSION), (address.quoted,)).fetchone()
+    version, name = found or (None, None)
+    if name is not None and name != address.schema:
+        raise SchemaMismatch(
+            f"schema {address.schema} was renamed, and its functions look for {name}: ALTER SCHEMA "
+            f"{address.schema} RENAME TO {name}. `tenure move` moves jobs to another schema"
+        )
     if version is None:
         raise StoreUnavailable(
             f"schema {address.schema} shows no version: either it is being restored, or "
