@@ -10,7 +10,7 @@ What the values of a row may be is not from that table: see `row_values`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from tenure import events, lifecycle
 from tenure.lifecycle import SETTLED, Guard, Rule, Status, limit_sql, room_sql
@@ -145,11 +145,14 @@ def is_no_transition(differs: str) -> str:
 def illegal_setting(differs: str) -> str:
     """The condition under which an UPDATE of `set_columns` must be refused for what it sets."""
     refused = [f"NEW.{column} {differs} OLD.{column}" for column in NEVER_CHANGES]
+    unless: dict[str, list[str]] = {}  # the same for several columns
     for column in (*SETTABLE, "snoozes"):
         legal = [is_legal(rule) for rule in lifecycle.TRANSITIONS if _may_set(rule, column)]
         if column in COUNTED:
             legal.append("(OLD.status = 'waiting' AND NEW.status = 'waiting')")
-        refused.append(f"NEW.{column} {differs} OLD.{column} AND NOT ({' OR '.join(legal)})")
+        change = f"NEW.{column} {differs} OLD.{column}"
+        unless.setdefault(" OR ".join(legal), []).append(change)
+    refused += [f"({' OR '.join(them)}) AND NOT ({legal})" for legal, them in unless.items()]
     return "\n        OR ".join(refused)
 
 
@@ -191,14 +194,14 @@ ILLEGAL_DELETE = f"OLD.status NOT IN ({SETTLED_SQL})"
 """Only a settled job may be deleted."""
 
 
-def event_sql(old: str, new: str) -> str:
-    """The event of a legal transition: the row names it, or the statuses decide.
+def event_sql(old: str, new: str, rules: Sequence[Rule]) -> str:
+    """The event of a transition of `rules`: the row names it, or the statuses decide.
 
     Hand-written SQL may leave `event` unchanged. Then the event is that of the first row of the
     table between the two statuses.
     """
     lines = []
-    for source, target in dict.fromkeys((r.source, r.target) for r in lifecycle.TRANSITIONS):
+    for source, target in dict.fromkeys((r.source, r.target) for r in rules):
         first, *others = _events(source, target)
         pair = f"{old}.status = '{source}' AND {new}.status = '{target}'"
         lines += [f"WHEN {pair} AND {new}.event = '{event}' THEN '{event}'" for event in others]
@@ -206,20 +209,25 @@ def event_sql(old: str, new: str) -> str:
     return "CASE " + " ".join(lines) + " END"
 
 
-def ledger_values(old: str, new: str, clock: str, larger: str) -> dict[str, str]:
+def ledger_values(
+    old: str, new: str, clock: str, larger: str, *, rules: Sequence[Rule] = lifecycle.TRANSITIONS
+) -> dict[str, str]:
     """Column -> expression of the ledger entry of a transition, given the names of the two rows.
 
     `clock` reads the store's time, `larger` is the engine's two-argument maximum. Times that the
     transition itself wrote are taken from the row, so that row and ledger agree. Hand-written SQL
     that names neither an event nor a reason does not repeat the reason of the transition before.
+    The transition is one of `rules`.
     """
+    reasoned = [_between(rule) for rule in rules if rule.event in events.REASONED]
+    has_reason = " OR ".join(reasoned).replace("OLD.", f"{old}.").replace("NEW.", f"{new}.")
     return {
         "job_id": f"{new}.id",
         "at": f"CASE {new}.status WHEN 'processing' THEN {new}.started_at"
         f" WHEN 'pending' THEN {clock} WHEN 'waiting' THEN {clock} ELSE {new}.finished_at END",
         "source": f"{old}.status",
         "target": f"{new}.status",
-        "event": event_sql(old, new),
+        "event": event_sql(old, new, rules),
         "attempt": f"{larger}({old}.attempts, {new}.attempts)",
         "token": f"{new}.token",
         "lease_id": f"COALESCE({new}.lease_id, {old}.lease_id)",
@@ -228,5 +236,5 @@ def ledger_values(old: str, new: str, clock: str, larger: str) -> dict[str, str]
         "reason": f"CASE WHEN {new}.reason IS NULL THEN NULL"
         f" WHEN {new}.status <> {old}.status AND {new}.event = {old}.event"
         f" AND {new}.reason = {old}.reason THEN NULL"
-        f" WHEN {event_sql(old, new)} IN ({quoted(*events.REASONED)}) THEN {new}.reason END",
+        f" WHEN {has_reason} THEN {new}.reason END",
     }

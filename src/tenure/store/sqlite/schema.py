@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,9 @@ from tenure import failpoints
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.jobs.durations import YEARS
 from tenure.jobs.findings import Progress, no_progress
+from tenure.lifecycle import TRANSITIONS, Rule
 from tenure.store import migrate
+from tenure.store.constraints import ledger_values
 from tenure.store.row_values import enforced, sqlite_values
 from tenure.store.sqlite.connection import AWAY, NOW, connect, to_millis
 
@@ -75,6 +77,8 @@ def _steps(version: int, progress: Progress = no_progress) -> Iterator[str]:
         **migrate.generated("IS NOT", NOW, "max", "OLD", "NEW", enforced(sqlite_values())),
         **sqlite_values(),
         **migrate.SPELLED["sqlite"],
+        "moved_values": _entry(rule for rule in TRANSITIONS if rule.source is not rule.target),
+        "amended_values": _entry(rule for rule in TRANSITIONS if rule.source is rule.target),
         "buckets": migrate.buckets("INTEGER"),
         "surrogates": ", ".join(f"(x'ed{byte:02x}')" for byte in range(0xA0, 0xC0)),
         "first_time": str(to_millis(datetime(YEARS.start, 1, 1, tzinfo=UTC))),
@@ -83,6 +87,11 @@ def _steps(version: int, progress: Progress = no_progress) -> Iterator[str]:
     for number, step in migrate.pending("sqlite", version, progress):
         yield step.format_map(generated)
         yield f"INSERT INTO tenure_schema (version, applied_at) VALUES ({number}, {NOW});\n"
+
+
+def _entry(rules: Iterable[Rule]) -> str:
+    """Return the values of the ledger entry of a transition that is one of `rules`."""
+    return ",\n        ".join(ledger_values("OLD", "NEW", NOW, "max", rules=[*rules]).values())
 
 
 def _check_encoding(connection: sqlite3.Connection, path: Path) -> None:

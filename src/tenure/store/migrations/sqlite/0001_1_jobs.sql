@@ -155,7 +155,7 @@ CREATE TRIGGER tenure_job_moved AFTER UPDATE OF status ON tenure_job
 WHEN OLD.status <> NEW.status
 BEGIN
     INSERT INTO tenure_transition ({ledger_columns})
-    VALUES ({ledger_values});
+    VALUES ({moved_values});
 END;
 
 -- Beside the other one, because SQLite loads each old value that a trigger may read, also a payload.
@@ -163,7 +163,7 @@ CREATE TRIGGER tenure_job_amended AFTER UPDATE OF {amendable} ON tenure_job
 WHEN {amended}
 BEGIN
     INSERT INTO tenure_transition ({ledger_columns})
-    VALUES ({ledger_values});
+    VALUES ({amended_values});
 END;
 
 CREATE TRIGGER tenure_transition_appends BEFORE INSERT ON tenure_transition
