@@ -530,6 +530,18 @@ def test_declared_in_code(app: Tenure, clock: Clock, database_url: str) -> None:
     assert app.schedules.get("often").when.every == 90
 
 
+def test_a_program_that_takes_the_name_of_a_schedule_says_so(
+    app: Tenure, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The jobs of the other program just stopped coming."""
+    with Tenure(app.database) as other:
+        for one, name in ((app, "report"), (other, "clean")):
+            one.schedule(every=60, name="nightly")(one.job(name=name)(lambda: None))
+            declare(one.core)
+    (said,) = caplog.messages
+    assert said.startswith("schedule nightly added jobs of type report, and adds clean from now on")
+
+
 def test_a_zone_that_is_not_known_here_keeps_no_other_schedule_from_being_declared(
     app: Tenure, clock: Clock, raw: RawSql, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -58,6 +58,10 @@ BATCH = 100
 """Schedules that one transaction decides."""
 TRIM_EVERY = 100
 """Ticks after which old fires of their schedule are looked for."""
+TAKEN = (
+    "schedule %s added jobs of type %s, and adds %s from now on: if another program declares it, "
+    "give one of the two another name"
+)
 MIN_STEP_SECONDS = 60
 """Smaller steps back of the clock are waited for."""
 
@@ -347,6 +351,8 @@ def declare(db: Database, declared: Mapping[str, Rules], actor: str, defaults: D
         if old is None:
             schedules.add(db, new_schedule(name, rules, actor, now, declared=True))
         elif not old.declared or rules_of(old) != rules:
+            if old.template.type != rules.template.type:
+                log.warning(TAKEN, name, old.template.type, rules.template.type)
             try:
                 change(db, old, rules, actor, defaults, declared=True, declared_seen_at=now)
             except InvalidInput as error:  # where its zone is known, its ticks can be decided
