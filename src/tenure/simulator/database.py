@@ -95,7 +95,7 @@ class SimulatedDatabase(SqliteReader):
         self._read = self.start
 
     @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def connected(self) -> Iterator[sqlite3.Connection]:
         yield self.connection
 
     def new_transitions(self) -> Sequence[Transition]:

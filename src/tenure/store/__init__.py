@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -355,7 +355,34 @@ def open_store(url: str, *, make: bool = True, upgrade: bool = False) -> Store:
     If there is none it is made, or StoreUnavailable is raised if `make` is False. An older one is
     upgraded if `upgrade`; otherwise SchemaMismatch is raised, as for one that is too new.
     """
-    version, needed = schema_of(url)
+    if is_sqlite(url):
+        from tenure.store.sqlite import connection as sqlite_connection
+        from tenure.store.sqlite import reader as sqlite_reader
+        from tenure.store.sqlite import schema as sqlite_schema
+        from tenure.store.sqlite import writer as sqlite
+
+        path = sqlite_connection.usable_path_of(url)
+        reading = sqlite_reader.SqliteReader(path)
+        with ExitStack() as unless_opened:
+            unless_opened.callback(reading.close)
+            found = sqlite_schema.found(path, reading.connected())
+            _check_schema(url, found, migrate.newest("sqlite"), make=make, upgrade=upgrade)
+            unless_opened.pop_all()
+        writer = sqlite.Sqlite(path)
+        return Store([writer], reading, direct=writer.beside())
+    _check_schema(url, *schema_of(url), make=make, upgrade=upgrade)
+    from tenure.store.postgres import lanes as postgres_lanes
+    from tenure.store.postgres import reader as postgres_reader
+    from tenure.store.postgres import writer as postgres
+
+    lanes = postgres_lanes.PostgresLanes()
+    reader = postgres_reader.PostgresReader(url)
+    writers = [postgres.Postgres(url, lanes, reader.reconnect) for _ in range(POSTGRES_WRITERS)]
+    return Store(writers, reader, heart=postgres.Postgres(url), direct=writers[-1])
+
+
+def _check_schema(url: str, version: int, needed: int, *, make: bool, upgrade: bool) -> None:
+    """Make, upgrade or refuse the schema at `url`, as `open_store` says."""
     if not version and not make:
         raise StoreUnavailable(
             f"there is no database of Tenure at {without_password(url)}: check the address. "
@@ -365,19 +392,3 @@ def open_store(url: str, *, make: bool = True, upgrade: bool = False) -> Store:
         migrate_store(url)
     else:
         migrate.check(version, needed, without_password(url))
-    if is_sqlite(url):
-        from tenure.store.sqlite import connection as sqlite_connection
-        from tenure.store.sqlite import reader as sqlite_reader
-        from tenure.store.sqlite import writer as sqlite
-
-        path = sqlite_connection.path_of(url)
-        writer = sqlite.Sqlite(path)
-        return Store([writer], sqlite_reader.SqliteReader(path), direct=writer.beside())
-    from tenure.store.postgres import lanes as postgres_lanes
-    from tenure.store.postgres import reader as postgres_reader
-    from tenure.store.postgres import writer as postgres
-
-    lanes = postgres_lanes.PostgresLanes()
-    reader = postgres_reader.PostgresReader(url)
-    writers = [postgres.Postgres(url, lanes, reader.reconnect) for _ in range(POSTGRES_WRITERS)]
-    return Store(writers, reader, heart=postgres.Postgres(url), direct=writers[-1])

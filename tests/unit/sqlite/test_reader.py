@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-from tenure.store import migrate_store
+import pytest
+
+from tenure.errors import SchemaMismatch
+from tenure.store import migrate_store, open_store
+from tenure.store.sqlite.connection import _open as connections
 from tenure.store.sqlite.reader import MAX_IDLE, SqliteReader
 
 
@@ -23,8 +27,24 @@ def test_a_crowd_of_readers_leaves_few_connections_behind(tmp_path: Path) -> Non
     migrate_store(f"sqlite:///{tmp_path}/jobs.db")
     reader = SqliteReader(tmp_path / "jobs.db")
     with ExitStack() as crowd:
-        opened = [crowd.enter_context(reader._connection()) for _ in range(3 * MAX_IDLE)]
+        opened = [crowd.enter_context(reader.connected()) for _ in range(3 * MAX_IDLE)]
     assert sum(map(is_open, opened)) == MAX_IDLE
-    with reader._connection() as late:
+    with reader.connected() as late:
         reader.close()
     assert not any(map(is_open, [*opened, late]))
+
+
+def test_the_connection_that_opens_a_store_reads_on(tmp_path: Path) -> None:
+    """Each start made one more, which parses the whole schema."""
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    migrate_store(url)
+    before = len(connections)
+    with closing(open_store(url)) as store:
+        (opened,) = (one for one in connections if one.path == tmp_path / "jobs.db")
+        assert store.read.queues() == []
+        assert [one for one in connections if one.path == opened.path] == [opened]
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as database, database:
+        database.execute("INSERT INTO tenure_schema (version, applied_at) VALUES (99, 0)")
+    with pytest.raises(SchemaMismatch):
+        open_store(url)
+    assert len(connections) == before, "it was closed"

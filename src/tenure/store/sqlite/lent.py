@@ -91,7 +91,7 @@ class LentSqliteReader(SqliteReader):
         self._lent = connection
 
     @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def connected(self) -> Iterator[sqlite3.Connection]:
         yield cast(Any, self._lent)
 
     def violations(

@@ -77,7 +77,7 @@ class SqliteReader(Reader):
         self._attention = sqlite_watch.Attention()
 
     @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def connected(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             connection = self._idle.pop() if self._idle else None
         if connection is None:
@@ -100,7 +100,7 @@ class SqliteReader(Reader):
 
     def _ask(self, statement: str, values: Any, read: Callable[[Iterable[Any]], T]) -> T:
         try:
-            with self._connection() as connection:
+            with self.connected() as connection:
                 try:
                     return read(connection.execute(statement, values))
                 except sqlite3.OperationalError as error:

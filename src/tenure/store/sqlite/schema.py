@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,11 +28,14 @@ def version_of(connection: sqlite3.Connection) -> int:
     return int(version)
 
 
-def found(path: Path) -> int:
-    """The schema's version in a file, which is not made; 0 where there is none."""
+def found(path: Path, read: AbstractContextManager[sqlite3.Connection] | None = None) -> int:
+    """The schema's version in a file, which is not made; 0 where there is none.
+
+    `read` gives the connection that reads it; without it, one is opened for that alone.
+    """
     if not path.exists():
         return 0
-    with _connected(path) as connection:
+    with _connected(path, read) as connection:
         return version_of(connection)
 
 
@@ -105,9 +108,11 @@ def _check_encoding(connection: sqlite3.Connection, path: Path) -> None:
 
 
 @contextmanager
-def _connected(path: Path) -> Iterator[sqlite3.Connection]:
+def _connected(
+    path: Path, connected: AbstractContextManager[sqlite3.Connection] | None = None
+) -> Iterator[sqlite3.Connection]:
     try:
-        with closing(connect(path)) as connection:
+        with connected or closing(connect(path)) as connection:
             _check_encoding(connection, path)
             yield connection
     except AWAY as error:
