@@ -131,6 +131,11 @@ threading.Thread(target=serve, daemon=True).start()
 }
 
 
+def last_line(text: str) -> str:
+    """The end of a last line. What comes before it shows code, from Python 3.13 on, if it can."""
+    return "".join(text.strip(": \n").splitlines()[-1:])[-20:]
+
+
 @pytest.mark.parametrize("code", ENDS.values(), ids=ENDS)
 def test_it_ends_as_an_interpreter_does(code: str) -> None:
     env = {name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"}
@@ -138,7 +143,7 @@ def test_it_ends_as_an_interpreter_does(code: str) -> None:
     command = [sys.executable, "-c", code]
     ended = [each(command, check=False, **how) for each in (run, subprocess.run)]
     forked, anew = (
-        (done.stdout, done.stderr.strip(": \n")[-20:], "Traceback" in done.stderr, done.returncode)
+        (done.stdout, last_line(done.stderr), "Traceback" in done.stderr, done.returncode)
         for done in ended
     )
     assert forked == anew
