@@ -44,7 +44,7 @@ from types import TracebackType
 from typing import IO
 
 from tests.docs.pages import ROOT, Block, Page
-from tests.docs.typed import Typed
+from tests.support.typed import Typed
 from tests.support.programs import Program
 
 SECONDS = 20.0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tenure import failpoints
-from tests.docs.typed import Typed
+from tests.support.typed import Typed
 from tests.support.programs import TENURE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked off")
