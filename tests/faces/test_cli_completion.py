@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ import pytest
 from tenure import Tenure
 from tenure.cli.completing import SHELLS
 from tests.support.cli import PROGRAM, Terminal, clean_environment, output_of, run_cli, run_program
+from tests.support.programs import run
+from tests.support.typed import Typed
 
 PATIENT = """\
 from tenure.cli import completing, main
@@ -25,14 +27,12 @@ main()
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Iterator[Path]:
     """A folder with a `tenure` to call, for a PATH."""
     (tmp_path / "bin").mkdir()
-    (tmp_path / "patient.py").write_text(PATIENT)
-    caller = tmp_path / "bin" / "tenure"
-    caller.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/patient.py "$@"\n')
-    caller.chmod(0o755)
-    return tmp_path
+    (patient := tmp_path / "patient.py").write_text(PATIENT)
+    with Typed(tmp_path / "bin", patient):
+        yield tmp_path
 
 
 def offered(
@@ -40,7 +40,7 @@ def offered(
 ) -> list[str]:
     """What is offered at the end of a command line, as bash asks for it."""
     words = line.split(" ")
-    done = subprocess.run(
+    done = run(
         program,
         check=False,
         capture_output=True,

@@ -24,10 +24,11 @@ STAND_IN = Path(__file__).with_name("stand_in.py")
 class Typed:
     """A program `tenure` in a folder, for the PATH of a shell; as a context manager, it is served.
 
-    What still runs at the end is killed.
+    program: what is run, a Python file. What still runs at the end is killed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: str | Path = TENURE) -> None:
+        self._program = str(program)
         self._asked = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # A socket has at most about 100 characters, and folders of tests have long names.
         self._asked.bind("")
@@ -54,20 +55,20 @@ class Typed:
                 link, _ = self._asked.accept()
             except OSError:  # it was shut down
                 break
-            threads.append(threading.Thread(target=run, args=(link,)))
+            threads.append(threading.Thread(target=run, args=(link, self._program)))
             threads[-1].start()
         for thread in threads:
             thread.join()
 
 
-def run(link: socket.socket) -> None:
+def run(link: socket.socket, program: str) -> None:
     """Run the process that a stand-in asks for, to its end or to that of the stand-in."""
     with link:
         asked, streams, _, _ = socket.recv_fds(link, MAX_REQUEST_BYTES, 3)
         folder, count, *rest = asked.decode().split("\0")
         arguments, variables = rest[: int(count)], rest[int(count) :]
         process = Program(
-            [sys.executable, TENURE, *arguments],
+            [sys.executable, program, *arguments],
             cwd=folder,
             env=dict(variable.split("=", 1) for variable in variables),
             stdin=streams[0],
