@@ -44,8 +44,8 @@ from types import TracebackType
 from typing import IO
 
 from tests.docs.pages import ROOT, Block, Page
-from tests.support.typed import Typed
 from tests.support.programs import Program
+from tests.support.typed import Typed
 
 SECONDS = 20.0
 """How long it may take until something is shown."""

@@ -23,18 +23,16 @@ MOST_LINES = 10
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
-    """The programs of a new environment, with nothing but pip, which is that of the Python below.
-
-    To unpack and compile a pip of its own took as long as all that it installs.
-    """
+    """The programs of a new environment; its pip is uv, which takes a tenth of the time."""
     try:
         python = find_python((3, 12))
     except Unavailable as error:
         pytest.skip(str(error))
     folder = tmp_path / "environment"
     subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True)
+    uv = Path(sys.executable).with_name("uv")
     pip = folder / "bin" / "pip"
-    pip.write_text(f'#!/bin/sh\nexec "{python}" -m pip --python "{folder}" "$@"\n')
+    pip.write_text(f'#!/bin/sh\nexec "{uv}" pip "$@" --system-certs --python "{folder}"\n')
     pip.chmod(0o755)
     return folder / "bin"
 
@@ -50,12 +48,12 @@ def wheel(tmp_path: Path) -> Path:
 def test_the_page_does_what_it_says(
     programs: Path, wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.docs.stage.COMMAND_SECONDS", 300)  # pip installs from the network
+    monkeypatch.setattr("tests.docs.stage.COMMAND_SECONDS", 300)  # it installs from the network
     (folder := tmp_path / "project").mkdir()
-    command = [programs / "pip", "download", "--quiet", "--dest", tmp_path, "asgiref"]
+    command = [programs / "pip", "install", "--quiet", "--dry-run", "asgiref"]
     if subprocess.run(command, check=False).returncode != 0:
         pytest.skip("nothing can be installed here")
-    text = PAGE.text.replace(f"'tenure{EXTRAS}'", f"--quiet --no-compile '{wheel}{EXTRAS}'")
+    text = PAGE.text.replace(f"'tenure{EXTRAS}'", f"--quiet '{wheel}{EXTRAS}'")
     with Stage(folder, programs=programs) as stage:
         stage.run(Page(PAGE.path, text))
         stage.check_last()

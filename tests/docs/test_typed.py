@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tenure import failpoints
-from tests.support.typed import Typed
 from tests.support.programs import TENURE
+from tests.support.typed import Typed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked off")
 PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
