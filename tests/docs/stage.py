@@ -47,7 +47,7 @@ from tests.docs.pages import ROOT, Block, Page
 from tests.support.programs import Program
 from tests.support.typed import Typed
 
-SECONDS = 20.0
+SECONDS = 60.0
 """How long it may take until something is shown."""
 COMMAND_SECONDS = 60.0
 """How long one command, or one block, may take."""
