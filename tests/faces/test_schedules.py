@@ -85,6 +85,18 @@ def test_a_schedule_is_made_shown_replaced_and_deleted(app: Tenure, api: TestCli
     assert_problem(api.get("/schedules/nightly"), 404, "schedule_not_found")
 
 
+def test_a_time_key_has_the_bounds_that_are_described(api: TestClient) -> None:
+    """An empty one was valid by the description, and then refused."""
+    described = api.get("/openapi.json").json()["components"]["schemas"]["ScheduleRequest"]
+    (key, _) = described["properties"]["time_key"]["anyOf"]
+    assert (key["minLength"], key["maxLength"]) == (1, 128)
+    for name in ("k", "k" * 128):
+        assert put(api, time_key=name)["time_key"] == name
+    for name in ("", "k" * 129):
+        refused = api.put("/schedules/nightly", json={**NIGHTLY, "time_key": name})
+        assert assert_problem(refused, 400, "invalid_input")["path"] == "$.time_key"
+
+
 def test_a_change_names_the_edition_that_it_is_made_for(api: TestClient) -> None:
     put(api)
     put(api, overlap="skip")

@@ -29,6 +29,7 @@ Overlap = Literal["allow_all", "skip", "buffer_one", "buffer_all", "cancel_other
 
 MAX_FIRES = 10_000
 """Ticks that one decision, or one backfill, makes into jobs."""
+MAX_TIME_KEY_LENGTH = 128
 
 
 class FireOutcome(StrEnum):
@@ -151,8 +152,11 @@ def check_rules(job: NewJob, options: ScheduleOptions) -> Rules:
     check_kind(job, NewJob, "what new_job(...) returned", "$.job")
     check_kind(job.options, Mapping, OPTIONS_BY_NAME, "$.job.options")
     time_key = given.get("time_key")
-    if time_key is not None and not (isinstance(time_key, str) and 0 < len(time_key) <= 128):
-        raise InvalidInput("name a field of the payload, 1 to 128 characters", path="$.time_key")
+    if time_key is not None and not (
+        isinstance(time_key, str) and 0 < len(time_key) <= MAX_TIME_KEY_LENGTH
+    ):
+        said = f"name a field of the payload, 1 to {MAX_TIME_KEY_LENGTH} characters"
+        raise InvalidInput(said, path="$.time_key")
     for name, values in (("missed", Missed), ("overlap", Overlap)):
         if name in given:
             check_choice(given[name], values, f"$.{name}")

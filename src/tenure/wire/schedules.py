@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType, defstruct, field, json, structs
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.schedule_times import When
-from tenure.jobs.schedules import MAX_FIRES, Missed, Overlap, Schedule
+from tenure.jobs.schedules import MAX_FIRES, MAX_TIME_KEY_LENGTH, Missed, Overlap, Schedule
 from tenure.wire import requests
 from tenure.wire.requests import JsonObject, Name, Request, RunAt, Seconds, Timeout
 
@@ -37,11 +37,14 @@ class WhenRequest(Request):
     ends_at: RunAt | None = None
 
 
+TimeKey = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": MAX_TIME_KEY_LENGTH})]
+
+
 class ScheduleRequest(WhenRequest, kw_only=True):
     """A whole schedule: a new one, or one that replaces the old."""
 
     job: ScheduledJob
-    time_key: str | None = None
+    time_key: TimeKey | None = None
     jitter: Seconds = 0.0
     missed: Missed = "one"
     grace: Seconds = 60.0
