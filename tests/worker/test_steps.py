@@ -210,13 +210,6 @@ def bare(context: JobContext) -> str:
     return "never"
 
 
-def returns_in_finally(context: JobContext) -> str:
-    try:
-        context.sleep(60)
-    finally:
-        return "done"  # noqa: B012
-
-
 def suppressed(context: JobContext) -> str:
     with contextlib.suppress(BaseException):
         context.sleep(60)
@@ -239,7 +232,7 @@ def completes_all_the_same(context: JobContext) -> None:
 
 
 FORMS = (
-    *(bare, returns_in_finally, suppressed, bare_on_the_loop, completes_all_the_same),
+    *(bare, suppressed, bare_on_the_loop, completes_all_the_same),
     children.swallow_parking.handler.function,
 )
 

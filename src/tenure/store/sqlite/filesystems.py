@@ -12,6 +12,7 @@ fs.protected_symlinks is 1, which not every system sets.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -90,7 +91,7 @@ def refuse_planted(path: Path) -> None:
     while waiting and followed < MAX_LINKS:
         way = waiting.pop()
         for step in (*reversed(way.parents), way):
-            if not step.is_symlink():
+            if not _is_link(step):
                 continue
             followed += 1
             if is_planted(step.lstat(), step.parent.stat(), os.geteuid()):
@@ -99,6 +100,16 @@ def refuse_planted(path: Path) -> None:
                     "every user may make files: put the database into a folder that is yours"
                 )
             waiting.append(step.parent / step.readlink())
+
+
+def _is_link(path: Path) -> bool:
+    """Whether there is a link. Path.is_symlink says no for every OSError, from Python 3.14 on."""
+    try:
+        return stat.S_ISLNK(path.lstat().st_mode)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
 
 
 def is_planted(link: os.stat_result, folder: os.stat_result, user: int) -> bool:
