@@ -368,7 +368,7 @@ def _whole(value: object, kind: Any) -> object:
     return {
         name: int(item)
         if type(item) is float and name in whole and item.is_integer()
-        else _whole(item, inner.get(name))
+        else (_whole(item, inner[name]) if name in inner else item)
         for name, item in value.items()
     }
 
