@@ -2,8 +2,8 @@
 
 To copy a database and to drop it takes a fifth of a short test's time, and the first audit in it as
 much again. So a test that leaves the schema as it was gives its database to the next one. All rows
-are deleted in between. The sessions that the test has closed go to the next one (`sessions.py`),
-and others are ended. A database whose schema was touched is dropped.
+are deleted in between, and the sessions of the test are ended. A database whose schema was touched
+is dropped.
 
 In these databases the triggers fire in every session but those that replay what another server has
 done: only so can rows be deleted which the triggers keep. Tenure's own schema has them fire in
@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import psycopg
 
 from tenure.store.postgres.reader import PostgresReader
-from tests.support import sessions
 from tests.support.clock import STOPPED, Clock
 from tests.support.postgres import PostgresServer
 from tests.support.waiting import wait_until
@@ -55,7 +54,7 @@ RELATIONS = (
 OTHERS = (
     "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    f" AND backend_type = 'client backend' AND application_name <> '{sessions.PARKED}'"
+    " AND backend_type = 'client backend'"
 )
 
 
@@ -124,9 +123,7 @@ class Keeper:
         """Return the URL of a database with the schema and no rows."""
         if not self._free:
             name = f"tenure_test_{uuid.uuid4().hex}"
-            url = self._server.create_database(name, self._template)
-            self._free.append(Kept(name, url))
-            sessions.keep(url)
+            self._free.append(Kept(name, self._server.create_database(name, self._template)))
         kept = self._free.pop()
         LENT[kept.url] = kept
         if self._stopped:
@@ -154,7 +151,6 @@ class Keeper:
         self._server.drop_database(self._template)
 
     def _drop(self, kept: Kept) -> None:
-        sessions.drop(kept.url)
         kept.connection.close()
         self._server.drop_database(kept.name)
 

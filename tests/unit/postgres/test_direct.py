@@ -87,7 +87,6 @@ def test_a_caller_who_waits_for_a_lock_keeps_no_announcement_back(
         thread.join(30)
 
 
-@pytest.mark.own_database
 def test_a_connection_that_callers_use_no_longer_is_closed(
     app: Tenure, raw: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -222,7 +222,6 @@ def test_a_job_that_has_to_be_skipped_stays_on_the_list(raw: Connection, graph: 
     assert graph.numbers("revisit", "job_id") == [1]
 
 
-@pytest.mark.own_database
 @pytest.mark.parametrize("gated", [False, True])
 def test_only_the_last_parent_takes_the_longer_way(
     raw: Connection, graph: Graph, gated: bool

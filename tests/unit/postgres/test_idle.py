@@ -20,8 +20,6 @@ from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper, running_worker, wait_until_completed
 from tests.unit.postgres.connections import Connection, end_sessions, in_thread, sessions
 
-pytestmark = pytest.mark.own_database  # others have sessions that nobody uses
-
 
 @pytest.fixture
 def store(url: str) -> Iterator[Store]:

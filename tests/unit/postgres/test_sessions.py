@@ -227,7 +227,6 @@ def test_callers_do_not_notice_a_session_that_died_while_idle(url: str, raw: Con
         store.close()
 
 
-@pytest.mark.own_database
 def test_a_server_that_became_read_only_is_left_for_a_new_connection(
     url: str, raw: Connection
 ) -> None:
