@@ -409,9 +409,8 @@ def test_a_function_of_two_applications_is_called_once_for_each_failure(app: Ten
         raise ValueError("no")
 
     app.core.take_over(other.core)
-    jobs = [work.enqueue(), work_elsewhere.enqueue()]
-    with running_worker(app):
-        for job in jobs:
+    with other, running_worker(app):
+        for job in (work.enqueue(), work_elsewhere.enqueue()):
             wait_until_failed(app, job)
     assert sorted(called) == ["work", "work_elsewhere"]
 
