@@ -69,6 +69,6 @@ def test_a_failing_handler(url: str, request: pytest.FixtureRequest) -> None:
     # Of the claim that the report brings along, of the heartbeat and the maintenance, which come at
     # times, and of the enqueue, which may still return.
     modules -= {"store/lanes.py", "store/refused_claims.py"}
-    modules -= {"worker/heartbeat.py", "store/__init__.py", "store/direct.py"}
+    modules -= {"worker/heartbeat.py", "store/__init__.py", "store/direct.py", "store/notify.py"}
     assert {"lifecycle.py", "retry.py", "worker/attempts.py"} <= modules
     assert len(modules) <= MAX_MODULES_OF_A_FAILURE, " ".join(sorted(modules))
