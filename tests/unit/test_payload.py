@@ -315,13 +315,13 @@ STEP = re.compile(r"""\.(?P<word>\w+)|\[(?P<literal>\d+|'.*?'|".*?")\]""")
 def test_a_flaw_anywhere_is_found_where_it_is(payload: Any, flaw: object, data: Any) -> None:
     """The path of the error, followed step by step, leads to the flaw."""
     assume(payload)
-    holder: Any = {"payload": payload}
-    key: Any = "payload"
-    while key == "payload" or (holder[key] and isinstance(holder[key], dict | list)):
-        holder = holder[key]
+    inner: Any = payload
+    while inner and isinstance(inner, dict | list):
+        holder: Any = inner
         key = data.draw(st.sampled_from(range(len(holder)) if type(holder) is list else [*holder]))
         if data.draw(st.booleans()):
             break
+        inner = holder[key]
     holder[key] = flaw
     error = refusal(lambda: canonical(payload))
     assume("…" not in error.path)
