@@ -183,7 +183,7 @@ def test_over_http_the_answer_of_the_database_is_awaited(app: Tenure) -> None:
     for path, body in (("/jobs", {"type": "send"}), ("/jobs/batch", [{"type": "send"}])):
         asked: list[Future[OptionsByType]] = []
 
-        def ask(asked: list[Future[OptionsByType]] = asked) -> Future[OptionsByType]:
+        def ask(_: bool, asked: list[Future[OptionsByType]] = asked) -> Future[OptionsByType]:
             asked.append(Future())
             return asked[0]
 
@@ -368,9 +368,9 @@ def test_no_event_loop_waits_for_the_options_of_a_type(
         defaults, asked = app.core.defaults, []
         ask, look_up = defaults._ask, defaults.look_up
 
-        def count() -> Future[OptionsByType]:
+        def count(waits: bool) -> Future[OptionsByType]:
             asked.append(1)
-            return ask()
+            return ask(waits)
 
         async def look_up_and_grow_old(types: Any) -> None:
             await look_up(types)

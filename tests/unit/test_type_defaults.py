@@ -32,7 +32,7 @@ class Elsewhere:
         app = handlers or Tenure("sqlite:///never-opened.db")
         self.defaults = TypeDefaults(app.core.handlers, self.ask, lambda: self.now)
 
-    def ask(self) -> Future[OptionsByType]:
+    def ask(self, _: bool = False) -> Future[OptionsByType]:
         self.asked += 1
         if self.types is None:
             raise StoreUnavailable("away")
@@ -69,7 +69,7 @@ def test_a_coroutine_awaits_the_answer() -> None:
     elsewhere = Elsewhere()
     answer: Future[OptionsByType] = Future()
     app = Tenure("sqlite:///never-opened.db")
-    defaults = TypeDefaults(app.core.handlers, lambda: answer, lambda: elsewhere.now)
+    defaults = TypeDefaults(app.core.handlers, lambda _: answer, lambda: elsewhere.now)
 
     async def enqueue() -> TypeOptions:
         asking = asyncio.create_task(defaults.look_up(["send"]))
@@ -118,7 +118,7 @@ def test_one_slow_answer_holds_up_only_who_knows_nothing_yet() -> None:
     elsewhere = Elsewhere()
     asked, may_answer = threading.Semaphore(0), threading.Event()
 
-    def ask() -> Future[OptionsByType]:
+    def ask(_: bool) -> Future[OptionsByType]:
         elsewhere.asked += 1
         asked.release()
         assert may_answer.wait(30)
@@ -146,7 +146,7 @@ def test_a_signal_handler_may_enqueue_while_the_database_is_asked() -> None:
     asked: list[TypeOptions] = []
     depth = 0
 
-    def ask() -> Future[OptionsByType]:
+    def ask(_: bool) -> Future[OptionsByType]:
         nonlocal depth
         depth += 1
         if depth == 1:
@@ -161,7 +161,7 @@ def test_a_signal_handler_may_enqueue_while_the_database_is_asked() -> None:
 def test_an_interrupt_while_the_database_is_asked_does_no_harm() -> None:
     ends = [KeyboardInterrupt(), None]
 
-    def ask() -> Future[OptionsByType]:
+    def ask(_: bool) -> Future[OptionsByType]:
         if end := ends.pop(0):
             raise end
         return answered({"send": MAIL})

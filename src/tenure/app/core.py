@@ -69,7 +69,9 @@ class Core:
         self.tracing = tracing
         self.queues: Patterns | None = None
         """The only queues that its verbs show and change; None: every queue."""
-        self.defaults = TypeDefaults(self.handlers, lambda: known_types(self.store))
+        self.defaults = TypeDefaults(
+            self.handlers, lambda waits: known_types(self.store, waits=waits)
+        )
         self._whole: Core | None = None  # what this one is a limited view of
         self._opened: Store | None = None
         self._stays_open = False

@@ -41,10 +41,13 @@ DeclaredByType = Mapping[str, DeclaredType]
 log = logging.getLogger(__name__)
 
 
-def known_types(store: Store) -> Future[OptionsByType]:
-    """Read the types on the connection that enqueues use: who only enqueues has no other."""
+def known_types(store: Store, *, waits: bool) -> Future[OptionsByType]:
+    """Read the types on the connection that enqueues use: who only enqueues has no other.
+
+    A caller who `waits` uses that on which callers add a job themselves.
+    """
     read = partial(types.every, columns=types.PLAIN)
-    return store.write("operator", read, brings=nothing, jobs=())
+    return store.read_as_writer("operator", read, waits=waits)
 
 
 def declare(store: Store, options: DeclaredByType, queues: Patterns | None) -> None:
@@ -89,10 +92,10 @@ class TypeDefaults:
     def __init__(
         self,
         handlers: Handlers,
-        ask: Callable[[], Future[OptionsByType]],
+        ask: Callable[[bool], Future[OptionsByType]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`ask` asks the database. `clock` is in seconds."""
+        """`ask` asks the database, and gets if its caller waits. `clock` is in seconds."""
         self._handlers = handlers
         self._ask = ask
         self._clock = clock
@@ -125,13 +128,13 @@ class TypeDefaults:
         """Ask the database if the options are due; raises StoreUnavailable if it never answered."""
         if self._clock() >= self._due_at:
             with self._asking():
-                self._found = self._ask().result()
+                self._found = self._ask(True).result()
 
     async def look_up(self, types: Iterable[str]) -> None:
         """Await what `of` of these types would wait for."""
         if self.are_due(types):
             with self._asking():
-                self._found = await answer_of(self._ask())
+                self._found = await answer_of(self._ask(False))
 
     def forget(self) -> None:
         """Begin again, perhaps with another database."""

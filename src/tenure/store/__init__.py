@@ -85,7 +85,7 @@ class Store:
         If the caller `waits` for that, one job may be added before this returns.
         The future raises KeyConflict, QueueFull or StoreUnavailable.
         """
-        submit = self._committer.add if waits else self._committer.submit
+        submit = self._committer.do if waits else self._committer.submit
         return submit(EnqueueWork(checked_jobs)).future
 
     def wake(self) -> None:
@@ -123,9 +123,7 @@ class Store:
         """Return the regular duties that there is work for."""
         if self._reader.spares_writer:
             return look(self.read)
-        work = CallWork("look", look, brings=nothing, job_ids=(), reads=True)
-        found: frozenset[Duty] = self._committer.submit(work).future.result()
-        return found
+        return self.read_as_writer("look", look).result()
 
     def sweep(self, limit: int = 500) -> Future[list[transitions.Steps]]:
         """End up to `limit` leases that have run out. The result is the steps of each job."""
@@ -229,6 +227,14 @@ class Store:
         """
         work = CallWork(name, act, brings=brings, job_ids=jobs, limits=limits)
         return self._committer.submit(work).future
+
+    def read_as_writer(
+        self, name: str, act: Callable[[Database], T], *, waits: bool = False
+    ) -> Future[T]:
+        """Call `act`, which reads with one statement, on a connection that writes; see `write`."""
+        work = CallWork(name, act, brings=nothing, job_ids=(), reads=True)
+        submit = self._committer.do if waits else self._committer.submit
+        return submit(work).future
 
     # --- reads
 

@@ -121,14 +121,14 @@ class Committer:
                 raise StoreUnavailable("the store was closed meanwhile")
         return work
 
-    def add(self, work: EnqueueWork) -> EnqueueWork:
-        """Add jobs for a caller who waits: one job perhaps on this thread, else queue them."""
+    def do(self, work: W) -> W:
+        """Do work for a caller who waits: one job or read perhaps on this thread, else queue it."""
         self.refuse_copies()
-        if work.size == 1 and self._direct.use(partial(self._add_here, work)):
+        if work.size == 1 and self._direct.use(partial(self._do_here, work)):
             return work
         return self.submit(work)
 
-    def _add_here(self, work: EnqueueWork, db: Database) -> bool:
+    def _do_here(self, work: Work, db: Database) -> bool:
         if self._commit_alone(db, [work]):
             return False
         if db.alone is not None and self._announcements.pause() == 0:

@@ -10,7 +10,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.jobs.enqueue import TypeOptions
-from tenure.store import Store, commit, open_store
+from tenure.store import Store, commit, direct, open_store
 from tenure.store.notify import WORK
 from tenure.store.postgres import reader
 from tenure.store.postgres.session import PostgresSession
@@ -81,13 +81,19 @@ def test_to_wake_workers_takes_no_new_connection(store: Store, raw: Connection) 
     assert raw.execute(begun).fetchall() == before
 
 
-def test_so_has_who_enqueues_by_name(url: str, raw: Connection) -> None:
-    """What the database knows of the type is read on the same connection."""
+def test_so_has_who_enqueues_by_name(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the database knows of the type is read on the same connection, soon or later."""
     with Tenure(url) as app:
         app.core.declare({"mail": TypeOptions(queue="letters")})
         app.close()
-        assert app.enqueue("mail").queue == "letters"
-        wait_until(lambda: sessions(raw) == 1, "the connection of before to be gone")
+        wait_until(lambda: sessions(raw) == 0, "the connections of before to be gone")
+        for seconds in [direct.CALM_SECONDS, 0.0, 0.0]:
+            monkeypatch.setattr(direct, "CALM_SECONDS", seconds)
+            app.core.defaults.forget()
+            assert app.enqueue("mail").queue == "letters"
+            assert sessions(raw) == 1
 
 
 def test_a_second_writer_comes_with_load_and_goes_with_it(

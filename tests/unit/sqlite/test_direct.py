@@ -69,7 +69,7 @@ class Counted:
         """Add jobs; return on whose thread: "caller" or "committer"."""
         jobs = [CheckedJob(id=new_id(), type="t") for _ in range(count)]
         added = Noted()
-        self.committer.add(EnqueueWork(jobs, added)).future.result()
+        self.committer.do(EnqueueWork(jobs, added)).future.result()
         return "caller" if added.thread == threading.get_ident() else "committer"
 
     def call(self) -> None:
