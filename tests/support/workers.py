@@ -18,7 +18,10 @@ from tests.support.waiting import WAIT_SECONDS, wait_until
 
 @contextlib.contextmanager
 def running_worker(
-    app: Tenure, source: WorkSource | None = None, **options: Any
+    app: Tenure,
+    source: WorkSource | None = None,
+    max_idle_seconds: float | None = None,
+    **options: Any,
 ) -> Iterator[Worker]:
     """Run a worker for the handlers of `app` in the block; drain it at the end."""
     started = threading.Event()
@@ -28,7 +31,7 @@ def running_worker(
     async def work() -> None:
         workers.append(Worker(source or app.core, app.core.handlers, **options))
         started.set()
-        await workers[0].run()
+        await workers[0].run(max_idle_seconds)
 
     def run() -> None:
         try:

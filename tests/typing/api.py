@@ -141,7 +141,7 @@ def options() -> None:
     assert_type(later.enqueue("a@example.com"), Job)
     plain.options(run_at=datetime.now(UTC), queue="bulk", max_retries=1, timeout=None).enqueue("a")
     app.enqueue("resize", {"path": "cat.png"}, backoff=RetryPolicy(), timeout=timedelta(hours=1))
-    app.run_worker(queues=["mail"], concurrency=16, lease="30s", grace=10)
+    app.run_worker(queues=["mail"], concurrency=16, lease="30s", grace=10, max_idle="10s")
 
 
 def reading() -> None:

@@ -25,6 +25,7 @@ def run_worker(
     grace: Duration = 30,
     keep: Mapping[str, Duration] | None = None,
     webhooks_private: bool = False,
+    max_idle: Duration | None = None,
 ) -> None:
     """Run this application's handlers until SIGTERM or SIGINT; return when all have ended.
 
@@ -42,6 +43,8 @@ def run_worker(
       `{"completed": "7d", "failed": "90d"}`. Default: None, delete nothing.
     - `webhooks_private`: deliver to webhooks at addresses that are not public, too. Default:
       False.
+    - `max_idle`: a duration above 0. Return also once there was no job to run for so long; jobs
+      that are due later stay in the queue. Default: None, wait for jobs until a signal.
 
     Also ends the leases of dead workers, adds up statistics, continues bulk actions and
     delivers to webhooks, as a server does. It starts, and waits, also while the database does
@@ -49,7 +52,9 @@ def run_worker(
     """
     from tenure.worker.process import run_worker
 
-    run_worker(app, _settings(queues, concurrency, lease, grace, keep, webhooks_private))
+    settings = _settings(queues, concurrency, lease, grace, keep, webhooks_private)
+    seconds = None if max_idle is None else positive(max_idle, "$.max_idle")
+    run_worker(app, settings, max_idle_seconds=seconds)
 
 
 def running(
@@ -69,8 +74,9 @@ def running(
     event loop of the program and share its connections. With `with`, they run on a loop in a
     thread.
 
-    Takes what `run_worker` takes, and does the same beside the jobs. Returns the block. At its
-    begin it raises StoreUnavailable or SchemaMismatch, at its end what has ended the worker early.
+    Takes what `run_worker` takes except `max_idle`, and does the same beside the jobs. Returns the
+    block. At its begin it raises StoreUnavailable or SchemaMismatch, at its end what has ended the
+    worker early.
     """
     from tenure.worker.inside import Running
 

@@ -125,6 +125,11 @@ def serve(**flags: Any) -> None:
     "Answer GET /live and /ready there; HOST is 127.0.0.1 if not given.",
     type=HostAndPort(),
 )
+@option(
+    "--max-idle",
+    "TIME",
+    "End once there was no job to run for so long; jobs due later stay.",
+)
 @flag(
     "--reload",
     "Start again when a Python file below this folder changes; "
@@ -132,14 +137,19 @@ def serve(**flags: Any) -> None:
 )
 @work_options
 def worker(
-    server: str | None, prune: bool, health: tuple[str, int] | None, reload: bool, **flags: Any
+    server: str | None,
+    prune: bool,
+    health: tuple[str, int] | None,
+    max_idle: str | None,
+    reload: bool,
+    **flags: Any,
 ) -> None:
     """Run jobs until SIGTERM or Ctrl-C.
 
     At the signal, running jobs get the time of --grace to finish. Jobs that have not started go to
     other workers. A second signal ends the worker at once.
     """
-    from tenure.jobs.durations import seconds
+    from tenure.jobs.durations import positive, seconds
     from tenure.telemetry import logs
     from tenure.worker.process import end_process, run_worker
 
@@ -149,6 +159,7 @@ def worker(
         )
     if prune and server is not None:
         raise InvalidInput("the server deletes settled jobs, not this worker", path="--prune")
+    max_idle_seconds = None if max_idle is None else positive(max_idle, "--max-idle")
     if reload:
         # As it was started, by `tenure` or by a program that has its commands.
         arguments = [argument for argument in sys.orig_argv[1:] if argument != "--reload"]
@@ -176,7 +187,7 @@ def worker(
         names = "any type" if types is None else ", ".join(types)
         where = _address(server or app.database)
         logs.announce(f"Tenure worker runs jobs of {names} from {where}")
-        run_worker(app, settings, source=remote, health=health)
+        run_worker(app, settings, source=remote, health=health, max_idle_seconds=max_idle_seconds)
     end_process()
 
 

@@ -208,6 +208,11 @@ class LeaseBook:
         return len(self._ended)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to run, to wait for or to report."""
+        return not (self._arrived or self._held or self._running)
+
+    @property
     def is_closed(self) -> bool:
         """Whether no further attempt is started."""
         return self._slots == 0

@@ -79,13 +79,15 @@ def run_worker(
     *,
     source: WorkSource | None = None,
     health: tuple[str, int] | None = None,
+    max_idle_seconds: float | None = None,
 ) -> None:
     """Run the handlers of `app` until a signal asks to stop; return when they have finished.
 
     Call this on the main thread, because Python handles signals there. Jobs come from `source`, by
     default from the database of `app`, which is then `maintained` here. `health` is the host and
-    port where supervisors may ask. Raises SchemaMismatch, InvalidInput if the port is taken, and
-    RuntimeError on another thread.
+    port where supervisors may ask. Returns also once there was no job to run for
+    `max_idle_seconds`. Raises SchemaMismatch, InvalidInput if the port is taken, and RuntimeError
+    on another thread.
     """
     refuse_children()
     if threading.current_thread() is not threading.main_thread():
@@ -108,13 +110,13 @@ def run_worker(
             running.enter_context(declared(lambda: source.declare(handlers.options())))
         running.enter_context(tuned_for_jobs())
         running.enter_context(stopped_by_signals(lambda: [stop() for stop in stops]))
-        run_loop(worker.run() if source else work(app, worker))
+        run_loop(worker.run(max_idle_seconds) if source else work(app, worker, max_idle_seconds))
 
 
-async def work(app: Tenure, worker: Worker) -> None:
+async def work(app: Tenure, worker: Worker, max_idle_seconds: float | None = None) -> None:
     """Run a worker of the jobs of `app`, on whose loop no wait for one of them may block."""
     with worker_on_this_loop(app):
-        await worker.run()
+        await worker.run(max_idle_seconds)
 
 
 def refuse_children() -> None:

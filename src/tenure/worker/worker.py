@@ -71,6 +71,7 @@ class Worker:
         self._grace_seconds = grace_seconds
         self._source = source
         self._stop_asked = threading.Event()
+        self._busy_at = 0.0  # when it had a job last, or did not know, by the monotonic clock
         self._wakeup = Wakeup()
         self._leases = LeaseBook(concurrency, self.id, source.database)
         self._lifespans = handlers.hooks.lifespans
@@ -120,10 +121,11 @@ class Worker:
             return ["it is stopping"]
         return [*self._exchanges.troubles(), *self._attempts.fitness.troubles()]
 
-    async def run(self) -> None:
+    async def run(self, max_idle_seconds: float | None = None) -> None:
         """Work until `request_stop`, then let running handlers finish and report everything.
 
-        Raises StoreMoved, after the handlers were stopped, if the jobs are in another database now.
+        Stops also once there was no job to run for `max_idle_seconds`; None: never. Raises
+        StoreMoved, after the handlers were stopped, if the jobs are in another database now.
         """
         self._wakeup.attach()
         async with AsyncExitStack() as stack:
@@ -131,17 +133,21 @@ class Worker:
                 await enter(stack, make())
             self.failures.start()
             try:
-                await self._work()
+                await self._work(max_idle_seconds)
             finally:
                 await self.failures.finish()
 
-    async def _work(self) -> None:
+    async def _work(self, max_idle_seconds: float | None) -> None:
+        self._busy_at = time.monotonic()
         stop_listening = self._listen()
         self._heart.start()
         try:
             while not self._stop_asked.is_set() and not self._exchanges.moved:
                 self._exchanges.step()
-                await self._wakeup.wait(self._exchanges.pause())
+                pause = self._exchanges.pause()
+                if max_idle_seconds is not None:
+                    pause = min(pause, self._idle_time_left(max_idle_seconds))
+                await self._wakeup.wait(pause)
             if self._exchanges.moved:
                 await self._abandon(self._exchanges.moved)
             await self._drain()
@@ -152,6 +158,17 @@ class Worker:
             self._attempts.close()
             self._exchanges.cancel()
             self._heart.join(5)
+
+    def _idle_time_left(self, max_idle_seconds: float) -> float:
+        """Return how long it may still be without a job; if it was for too long, ask it to stop."""
+        now = time.monotonic()
+        if not self._leases.is_empty or self._exchanges.troubles():  # then jobs may be waiting
+            self._busy_at = now
+        left = self._busy_at + max_idle_seconds - now
+        if left <= 0:
+            log.info("stopping: there was no job to run for %g s", max_idle_seconds)
+            self.request_stop()
+        return max(left, 0)
 
     def _listen(self) -> Callable[[], None]:
         """Listen for work and cancels; a source that does not answer is no reason not to start."""
