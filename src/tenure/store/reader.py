@@ -21,7 +21,7 @@ from tenure.jobs.names import check_kind
 from tenure.jobs.queries import Query
 from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.stats import EVERY_QUEUE, QueueQuery, QueueState, WorkerState
-from tenure.lifecycle import Job, Status
+from tenure.lifecycle import Job
 from tenure.store import audit_query, limit_audit
 from tenure.store.dialect import Dialect
 from tenure.store.notify import Notify
@@ -140,11 +140,6 @@ class Reader(ABC):
     @abstractmethod
     def listing(what: str, query: Query) -> Statement:
         """Select `what` of the jobs of a query, in its order."""
-
-    @staticmethod
-    @abstractmethod
-    def gathered(status: Status) -> str:
-        """Return the table of jobs, to be read by the index of a status that few of them have."""
 
     # --- jobs
 

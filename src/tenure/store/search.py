@@ -97,11 +97,11 @@ def edge(read: Reader, query: Query, rows: int) -> Statement:
 
 def waiting(read: Reader, query: Query, most: int) -> Statement:
     """Count the jobs, up to `most`, in the status of a query, and in its queue if pending."""
-    status = Status(query.status or "")
-    where, values = f"status = {quoted(status)}", list[Any]()
-    if status is Status.PENDING and query.queue is not None:
-        where, values = f"{where} AND queue = {read.dialect.value}", [query.queue]
-    some = f"SELECT 1 FROM {read.gathered(status)} WHERE {where} LIMIT {int(most)}"
+    d, values = read.dialect, list[Any]()
+    place = d.pending if query.status == Status.PENDING else d.processing
+    if query.status == Status.PENDING and query.queue is not None:
+        place, values = f"{place} WHERE queue = {d.value}", [query.queue]
+    some = f"SELECT 1 FROM {place} LIMIT {int(most)}"
     return f"SELECT count(*) FROM ({some}) AS waiting", values
 
 

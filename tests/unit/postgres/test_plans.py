@@ -213,6 +213,7 @@ def check_search(url: str, raw: Connection, last: str) -> None:
                 found = plan(raw, url, statement, *values, begin=SEARCHING)
                 assert f"using {index}" in found
                 assert "Seq Scan" not in found
+                assert not re.search("(Hash|Merge) Join", found)  # which reads every job
 
 
 def check_numbers(url: str, raw: Connection) -> None:

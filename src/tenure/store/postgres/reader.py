@@ -113,6 +113,7 @@ WITH RECURSIVE head AS (
 
 BY_INDEX = """
 SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off;
+SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off;
 SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL jit = off
 """
 
