@@ -309,6 +309,11 @@ def test_how_far_it_has_been_measured(harness: StoreHarness) -> None:
     harness.claim()
     harness.clock.advance(100)
     assert harness.store.read.stats.until() == job.created_at
+    end, behind = harness.store.stats_reach()
+    assert (".".join(map(str, end)), behind.total_seconds()) == (
+        harness.store.read.ledger_end(),
+        200,
+    )
 
 
 def test_only_what_was_measured_is_deleted(
@@ -370,6 +375,8 @@ def test_transactions_are_measured_in_the_order_of_their_numbers(
     harness.sql.drop_triggers()
     for job, number in zip(jobs, (9, 10), strict=True):
         harness.sql.run(f"UPDATE {{transition}} SET xid = '{number}' WHERE job_id = '{job.id}'")
+    ((end, _), _) = harness.store.stats_reach()
+    assert end == "10"
     assert harness.store.update_stats() == 2
     assert harness.sql.value("SELECT xid::text FROM tenure.measured") == "10"
     assert harness.store.update_stats() == 0

@@ -37,8 +37,9 @@ def set_right(db: Database, limit: int) -> list[Steps]:
         return []
     job, end = d.table("job"), d.later(MAX_LEFT_SECONDS)
     lasting = (
-        f"SELECT {d.id('id')} FROM {job} WHERE status = 'processing' AND lease_expires_at > {end}"
-        f" ORDER BY id LIMIT {d.value} OFFSET {d.value} {d.skip_locked}"
+        f"SELECT {d.id('id')} FROM {job} AS job"
+        f" WHERE status = 'processing' AND lease_expires_at > {end}"
+        f" ORDER BY job.id LIMIT {d.value} OFFSET {d.value} {d.skip_locked}"
     )
 
     def shorten(ids: Sequence[str]) -> int:

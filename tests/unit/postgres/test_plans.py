@@ -223,6 +223,7 @@ def check_numbers(url: str, raw: Connection) -> None:
         (stats_sql.counts(DIALECT), ()),
         (stats_sql.is_far(DIALECT), ()),
         (stats_sql.until(DIALECT), ()),
+        (stats_sql.end(DIALECT), ()),
         (stats_sql.batch_end(DIALECT), ("3", 0, 100)),
         (stats_sql.sums(DIALECT), between),
         (stats_sql.failures(DIALECT), between),
@@ -232,6 +233,7 @@ def check_numbers(url: str, raw: Connection) -> None:
         assert not re.search("Seq Scan on (job|transition)", found)
         assert "Hash Join" not in found
         assert "Merge Join" not in found
+    assert "Sort" not in plan(raw, url, stats_sql.end(DIALECT), begin=SEARCHING)
     place = {"queue": "default", "priority": 9, "run_at": datetime.now(UTC), "id": new_ids(1)[0]}
     found = plan(raw, url, AHEAD, place, begin=SEARCHING)
     assert found.count("using ready_pkey") == 4

@@ -9,7 +9,10 @@ import psycopg
 import pytest
 
 from tenure.store.postgres import statements as sql
+from tenure.store.postgres.writer import Postgres
+from tenure.store.tables import flow
 from tests.support.effort import MANY_ROWS
+from tests.unit.postgres.connections import ask_in_store_session
 from tests.unit.postgres.plans import plan
 
 Connection = psycopg.Connection[Any]
@@ -59,3 +62,34 @@ def test_the_pairs_are_found_without_reading_what_is_kept(kept: Connection, url:
     ).fetchall()
     hit = next(line for (line,) in buffers if "Buffers" in line)
     assert sum(int(part.split("=")[1]) for part in hit.split() if "=" in part) < 100, hit
+
+
+@pytest.mark.parametrize("statistics", ["missing", "right"])
+def test_a_workflow_is_deleted_without_reading_the_others(
+    db: Postgres, raw: Connection, statistics: str
+) -> None:
+    """With 100,000 that were old enough, each step looked at all of them, and deleted one."""
+    many, now = MANY_ROWS // 50, datetime.now(UTC)
+    raw.execute(
+        "ALTER TABLE tenure.workflow SET (autovacuum_enabled = false), DISABLE TRIGGER USER"
+    )
+    raw.execute(
+        "INSERT INTO tenure.workflow (id, statuses, created_at, created_by, finished_at)"
+        " SELECT gen_random_uuid(), (ARRAY['completed', 'failed'])[1 + n %% 2], now(), 'me',"
+        " now() - n / 10 * interval '1 minute' FROM generate_series(1, %s) AS n",
+        (many,),
+    )
+    if statistics == "right":
+        raw.execute("ANALYZE tenure.workflow, tenure.job")
+    ends = dict.fromkeys(("completed", "failed", "cancelled"), now)
+    read = (
+        "SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))"
+        " FROM pg_stat_xact_user_tables WHERE relname IN ('workflow', 'job')"
+    )
+    db.begin()
+    flow.prune(db, ends, (0, 0), 500)
+    ((rows,),) = ask_in_store_session(db, read)
+    db.commit()
+    ((left,),) = raw.execute("SELECT count(*) FROM tenure.workflow").fetchall()
+    assert left == many - 1
+    assert rows < 100

@@ -331,7 +331,7 @@ CREATE TABLE {of}workflow (
     settled_to {id}
 ) {by_key};
 CREATE INDEX {ix}workflow_open ON {of}workflow (id) WHERE finished_at IS NULL;
-CREATE INDEX {ix}workflow_finished ON {of}workflow (statuses, finished_at) WHERE finished_at IS NOT NULL;
+CREATE INDEX {ix}workflow_finished ON {of}workflow (statuses, finished_at, id) WHERE finished_at IS NOT NULL;
 
 -- Jobs at rest whose followers behind `after` are not counted yet.
 CREATE TABLE {of}overdue (

@@ -223,8 +223,10 @@ class Source(Side):
     def job_ids(self, after: str, limit: int) -> list[str]:
         """Return the next ids of jobs after one, in order."""
         d = self.d
-        where = f"WHERE id > {d.id_value} ORDER BY id LIMIT {d.value}"
-        found = self.rows(f"SELECT {d.id('id')} FROM {d.table('job')} {where}", (after, limit))
+        where = f"WHERE id > {d.id_value} ORDER BY job.id LIMIT {d.value}"
+        found = self.rows(
+            f"SELECT {d.id('id')} FROM {d.table('job')} AS job {where}", (after, limit)
+        )
         return [id for (id,) in found]
 
     def open_jobs(self, queue: str) -> list[str]:

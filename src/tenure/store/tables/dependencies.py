@@ -51,7 +51,7 @@ def page(db: Reads, job_id: str, call: ReadParents) -> Parents:
     )
     rows = db.rows(
         f"SELECT {d.id('parent')}, meets, name, {', '.join(names)}, error, found"
-        f" FROM ({counted}) AS one WHERE before < {PAGE_LENGTH} ORDER BY parent",
+        f" FROM ({counted}) AS one WHERE before < {PAGE_LENGTH} ORDER BY one.parent",
         (job_id, call.after or BEFORE_ALL, *([] if call.name is None else [call.name])),
     )
     for row in rows:

@@ -85,8 +85,8 @@ def last_open(db: Reads, workflow: str, before: str) -> str | None:
     """Return the last job of a workflow before an id that is not settled; None if all are."""
     d = db.dialect
     found = db.rows(
-        f"SELECT {d.id('id')} FROM {d.table('job')} WHERE workflow = {d.id_value}"
-        f" AND id < {d.id_value} AND finished_at IS NULL ORDER BY id DESC LIMIT 1",
+        f"SELECT {d.id('id')} FROM {d.table('job')} AS job WHERE workflow = {d.id_value}"
+        f" AND id < {d.id_value} AND finished_at IS NULL ORDER BY job.id DESC LIMIT 1",
         (workflow, before),
     )
     return found[0][0] if found else None
@@ -176,18 +176,33 @@ def prune(
     its = f"FROM {job} AS job WHERE workflow = one.id"
     for time in sorted(set(before.values())):
         words = tuple(word for word in SETS if _time_of(word, before) == time)
+        if not words:
+            continue
         mark = db.passed.get(words)
         if mark and not mark.since <= db.now() < mark.since + PASSED_FOR:
             mark = None
         behind = f" AND (finished_at, id) > ({d.value}, {d.id_value})" if mark else ""
-        found = words and db.rows(
-            f"SELECT {d.id('id')}, finished_at FROM {table} AS one"
-            f" WHERE statuses IN ({d.values(len(words))}) AND finished_at < {d.value}{behind}"
-            f" AND (NOT EXISTS (SELECT 1 {its}) OR EXISTS (SELECT 1 {its} AND {_is_unneeded(d)}))"
-            f" ORDER BY finished_at, id LIMIT 1 {d.skip_locked}",
+        # The index has the oldest of each set of statuses first. Of several sets all would be read,
+        # and so would all jobs for the plan that a condition with EXISTS may get.
+        in_order = "ORDER BY one.finished_at, one.id LIMIT 1"
+        oldest = (
+            f"SELECT {d.id('one.id')} FROM {table} AS one WHERE statuses = word.word"
+            f" AND finished_at < {d.value}{behind} AND ((SELECT 1 {its} LIMIT 1) IS NULL"
+            f" OR (SELECT 1 {its} AND {_is_unneeded(d)} LIMIT 1) IS NOT NULL) {in_order}"
+        )
+        sets = f"WITH word (word) AS (VALUES {', '.join([f'({d.value})'] * len(words))})"
+        rows = db.rows(
+            f"{sets} SELECT ({oldest}) FROM word",
             (*words, d.to_bound(time), *(mark[1:] if mark else ()), *place),
         )
-        for id, finished_at in found or ():
+        if not (ids := [id for (id,) in rows if id is not None]):
+            continue
+        found = db.rows(
+            f"SELECT {d.id('id')}, finished_at FROM {table} AS one WHERE id IN ({d.ids(len(ids))})"
+            f" {in_order} {d.skip_locked}",
+            ids,
+        )
+        for id, finished_at in found:
             rows = _unneeded(db, f"workflow = {d.id_value}", [id], place, limit)
             gone, refused = delete(db, rows)
             if refused:
@@ -235,7 +250,7 @@ def _unneeded(
     d = db.dialect
     return db.rows(
         f"SELECT {d.id('id')}, status, queue, type FROM {d.table('job')} AS job WHERE {where}"
-        f" AND {_is_unneeded(d)} ORDER BY id DESC LIMIT {d.value} {d.skip_locked}",
+        f" AND {_is_unneeded(d)} ORDER BY job.id DESC LIMIT {d.value} {d.skip_locked}",
         (*values, *place, limit),
     )
 

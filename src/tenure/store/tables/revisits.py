@@ -50,7 +50,8 @@ def _count_on(db: Database) -> tuple[bool, Refused]:
     """Count for more followers of jobs with overdue ones; return if there was such a job."""
     d = db.dialect
     some_of = f"LIMIT {AT_ONCE} OFFSET {db.left.of('overdue')}"
-    named = f"SELECT {d.id('parent')} FROM {d.table('overdue')} ORDER BY parent {some_of}"
+    overdue = f"{d.table('overdue')} AS one"
+    named = f"SELECT {d.id('parent')} FROM {overdue} ORDER BY one.parent {some_of}"
     parents = [id for (id,) in db.rows(named)]
     refused: Refused = []
     for some in [parents] * bool(parents) if d.engine == "sqlite" else [[id] for id in parents]:
@@ -79,7 +80,8 @@ def decide_some(db: Database) -> tuple[list[str], Refused]:
     """
     d = db.dialect
     some_of = f"LIMIT {AT_ONCE} OFFSET {db.left.of('revisit')}"
-    named = f"SELECT {d.id('job_id')} FROM {d.table('revisit')} ORDER BY job_id {some_of}"
+    revisit = f"{d.table('revisit')} AS one"
+    named = f"SELECT {d.id('job_id')} FROM {revisit} ORDER BY one.job_id {some_of}"
     ids = [id for (id,) in db.rows(named)]
     decided, refused = unless_refused(db, partial(_decide, db), ids) if ids else ([], [])
     for id, _ in [*refused]:

@@ -131,8 +131,7 @@ def add_next(
 def reach(db: Database) -> tuple[Place, timedelta]:
     """Return the last place of the ledger, and how far the statistics are behind if they are."""
     d = db.dialect
-    newest = ", ".join(f"{column} DESC" for column in d.order)
-    (end,) = db.rows(f"SELECT {d.place} FROM {d.table('transition')} ORDER BY {newest} LIMIT 1")
+    (end,) = db.rows(sql.end(d))
     *_, millis = _measured(d, db.rows)
     return tuple(end), db.now() - EPOCH - timedelta(milliseconds=millis)
 

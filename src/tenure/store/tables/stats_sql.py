@@ -40,6 +40,12 @@ def cells(columns: Sequence[str]) -> str:
 # --- from the ledger
 
 
+def end(d: Dialect) -> str:
+    """The last place of the ledger."""
+    newest = ", ".join(f"t.{column} DESC" for column in d.order)
+    return f"SELECT {d.place} FROM {d.table('transition')} AS t ORDER BY {newest} LIMIT 1"
+
+
 def batch_end(d: Dialect) -> str:
     """Where the next batch ends: its last entry, how many there are, and their latest time."""
     order = ", ".join(d.order)

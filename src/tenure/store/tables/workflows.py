@@ -73,15 +73,15 @@ def listed(
         allowed, more = d.in_queues("queue", queues)
         conditions.append(
             f"EXISTS (SELECT 1 FROM (SELECT queue FROM {d.table('job')} WHERE workflow = "
-            f"{d.table('workflow')}.id ORDER BY id LIMIT {MAX_EXAMINED}) AS one WHERE {allowed})"
+            f"flow.id ORDER BY id LIMIT {MAX_EXAMINED}) AS one WHERE {allowed})"
         )
         values += more
-    rest = f"WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT {limit}"
+    rest = f"WHERE {' AND '.join(conditions)} ORDER BY flow.id DESC LIMIT {limit}"
     return [_workflow(fields, None) for fields in _read(db, rest, values)]
 
 
 def _read(db: Reads, rest: str, values: Sequence[Any]) -> list[dict[str, Any]]:
-    return read_rows(db, COLUMNS, f"{db.dialect.table('workflow')} {rest}", values)
+    return read_rows(db, COLUMNS, f"{db.dialect.table('workflow')} AS flow {rest}", values)
 
 
 def _workflow(fields: Mapping[str, Any], jobs: Mapping[str, int] | None) -> Workflow:
@@ -98,8 +98,8 @@ def graph(
     allowed, of = d.in_queues("queue", queues)
     begin, first = (f" AND id > {d.id_value}", [after]) if after is not None else ("", [])
     rows = db.rows(
-        f"SELECT {d.id('id')}, type, queue, status, needs FROM {d.table('job')}"
-        f" WHERE workflow = {d.id_value} AND {allowed}{begin} ORDER BY id LIMIT {limit + 1}",
+        f"SELECT {d.id('id')}, type, queue, status, needs FROM {d.table('job')} AS job"
+        f" WHERE workflow = {d.id_value} AND {allowed}{begin} ORDER BY job.id LIMIT {limit + 1}",
         (workflow, *of, *first),
     )
     jobs = [GraphJob(*row) for row in rows[:limit]]
@@ -157,8 +157,8 @@ def members(
     allowed, values = d.in_queues("queue", queues)
     jobs, of = d.table("job"), f"workflow = {d.id_value} AND {allowed}"
     found = db.rows(
-        f"SELECT {d.id('id')}, type, status, needs FROM {jobs} WHERE {of}"
-        f" ORDER BY id LIMIT {MAX_MEMBERS + 1}",
+        f"SELECT {d.id('id')}, type, status, needs FROM {jobs} AS job WHERE {of}"
+        f" ORDER BY job.id LIMIT {MAX_MEMBERS + 1}",
         (workflow, *values),
     )
     if len(found) > MAX_MEMBERS:
