@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 
 from tenure.jobs.ids import EPOCH
 from tenure.jobs.queries import MAX_AHEAD, Query
+from tenure.jobs.workflows import WorkflowStatus
 from tenure.lifecycle import Status
 from tenure.store import duties, migrate_store, search
 from tenure.store.lanes import MAX_SEEN
@@ -23,7 +25,7 @@ from tenure.store.sqlite.claim import SqliteClaim
 from tenure.store.sqlite.connection import connect
 from tenure.store.sqlite.reader import AHEAD, GATHERED_BY, SqliteReader
 from tenure.store.sqlite.statements import DIALECT, PADDING, SHAPES, OverRows, calls
-from tenure.store.tables import queues, stats_sql
+from tenure.store.tables import queues, stats_sql, workflows
 from tests.support.effort import MANY_ROWS
 from tests.support.store import claim_request
 
@@ -300,3 +302,27 @@ def test_no_check_makes_a_table_of_a_list(full: sqlite3.Connection) -> None:
     lists = re.findall(r"\bIN \(([^)]*)\)", table)
     assert lists
     assert max(len(values.split(",")) for values in lists) == 2
+
+
+def test_a_page_of_completed_workflows_reads_what_it_shows(tmp_path: Path) -> None:
+    """An index has them by time: 400,000 were read and sorted for each page."""
+    page, many, path = 50, 5_000, tmp_path / "jobs.db"
+    migrate_store(f"sqlite:///{path}")
+    reading = SqliteReader(path)
+    steps = itertools.count()
+    with reading.connected() as connection:
+        connection.set_progress_handler(lambda: next(steps) < 0, 1)
+    connection.execute(
+        "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n LIMIT ?)"
+        " INSERT INTO tenure_workflow (id, created_at, created_by, finished_at, statuses)"
+        " SELECT format('%036d', n), n, 'me', n, 'completed' FROM n",
+        (many,),
+    )
+    before = next(steps)
+    found = workflows.listed(
+        reading, None, status=WorkflowStatus.COMPLETED, name=None, limit=page, before=None
+    )
+    connection.set_progress_handler(None, 0)
+    reading.close()
+    assert len(found) == page
+    assert next(steps) - before < many

@@ -62,7 +62,10 @@ def listed(
         conditions.append("finished_at IS NULL")
     elif status is not None:
         values += (endings := endings_of(status))
-        conditions.append(f"finished_at IS NOT NULL AND statuses IN ({d.values(len(endings))})")
+        # SQLite would sort all that have completed, as an index has them in the order of time.
+        is_common = d.engine == "sqlite" and status is WorkflowStatus.COMPLETED
+        statuses = "+statuses" if is_common else "statuses"
+        conditions.append(f"finished_at IS NOT NULL AND {statuses} IN ({d.values(len(endings))})")
     if name is not None:
         conditions.append(f"name = {d.value}")
         values.append(name)
