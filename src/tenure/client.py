@@ -172,11 +172,19 @@ class AsyncClient(_Client):
                 return jobs
 
     async def history(self, job_id: str) -> list[Transition]:
-        """Return the transitions of a job, oldest first; raises JobNotFound."""
-        entries = await self._to.ask(
-            "GET", f"{_path_of(job_id)}/history", list[responses.TransitionBody]
-        )
-        return [Transition(**structs.asdict(entry)) for entry in entries]
+        """Return the transitions of a job, oldest first; raises JobNotFound.
+
+        Several requests are made if needed.
+        """
+        path, query = f"{_path_of(job_id)}/history", dict[str, str]()
+        entries: list[responses.TransitionBody] = []
+        while True:
+            response = await self._to.request("GET", path, query=query)
+            entries[:0] = self._to.read(response, path, list[responses.TransitionBody])
+            cursor = _cursor_in(response.links)
+            if cursor is None:
+                return [Transition(**structs.asdict(entry)) for entry in entries]
+            query = {"cursor": cursor}
 
     async def explain(self, job_id: str) -> Explanation:
         """Return why a job is not running; raises JobNotFound."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -61,9 +62,15 @@ def test_the_history_of_a_job_is_its_whole_path(harness: StoreHarness) -> None:
         ("pending", "processing", "claimed", 2, 2, "w2", None, two),
         ("processing", "failed", "failed", 2, 2, "w2", "second", two),
     ]
-    times = [entry.at for entry in harness.history(lease.id)]
+    whole = harness.history(lease.id)
+    times = [entry.at for entry in whole]
     assert times == sorted(times)
     assert times[-1] == harness.clock.now
+    part = partial(harness.store.read.history, lease.id)
+    assert part(last=2) == whole[-2:]
+    assert part(last=2, before=whole[-2].position) == whole[-4:-2]
+    assert part(before=whole[1].position) == whole[:1]
+    assert part(last=9) == whole
 
 
 def test_the_ledger_of_all_jobs_is_complete_and_resumable(harness: StoreHarness) -> None:

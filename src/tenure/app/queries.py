@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Unpack
 
 from tenure.app.shown import progress_shown, steps_shown
 from tenure.app.signals import waited_for
+from tenure.jobs.enqueue import whole
 from tenure.jobs.explain import ELSEWHERE, RATE_MINUTES, Explanation, Facts, rate
 from tenure.jobs.explain import explain as explanation
-from tenure.jobs.ledger import Transition
+from tenure.jobs.ledger import MAX_LAST, Transition
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Counted, Fields, Filter, checked_query
 from tenure.jobs.queue_rights import includes
@@ -84,10 +85,20 @@ def count(app: Tenure, *, at_most: int = 10_000, **filter: Unpack[Fields]) -> Co
     return app.core.count(Filter(**filter), at_most=at_most)
 
 
-def history(app: Tenure, job_id: str) -> list[Transition]:
-    """Return every transition of a job, oldest first. Raises JobNotFound."""
+def history(
+    app: Tenure, job_id: str, *, last: int | None = None, before: str | None = None
+) -> list[Transition]:
+    """Return the transitions of a job, oldest first.
+
+    - `last`: only so many of the newest, 1 to 1,000,000. Default: None, all.
+    - `before`: a `position`: only of the transitions before that one. Default: None, of all.
+
+    A job that was snoozed each minute for a month has 86,000. Raises JobNotFound and InvalidInput.
+    """
     app.core.get(job_id)
-    return app.core.limited_store.read.history(job_id)
+    if last is not None:
+        whole(last, 1, MAX_LAST, "$.last")
+    return app.core.limited_store.read.history(job_id, last=last, before=before)
 
 
 def explain(app: Tenure, job_id: str) -> Explanation:

@@ -30,6 +30,7 @@ PAGE = 50
 MAX_SELECTED = 500
 MAX_TYPES = 200
 MAX_SIGNALS = 50
+MAX_TRANSITIONS = 200
 MAX_RELATIVES = 20
 """Parents and followers on the page of a job; a link leads to all of them."""
 SINCE = {
@@ -202,7 +203,8 @@ def show(request: PageRequest) -> Response:
     """Show everything about a job."""
     job = request.app.get(request.path("id"))
     explanation = request.app.explain(job.id)
-    transitions = transitions_shown(request.app.history(job.id), job, request.redaction)
+    history = request.app.history(job.id, last=MAX_TRANSITIONS + 1)
+    transitions = transitions_shown(history[-MAX_TRANSITIONS:], job, request.redaction)
     shown = request.redaction.job(job)
     return request.page(
         "job.html",
@@ -215,6 +217,7 @@ def show(request: PageRequest) -> Response:
         kept=steps_shown(request.app.core, job, request.redaction),
         legal=explanation.legal_events,
         transitions=transitions,
+        has_older=len(history) > len(transitions),
         titles=timeline.TITLES,
         attempts=timeline.attempts(transitions),
         periods=timeline.periods(transitions, request.now),

@@ -13,6 +13,9 @@ from msgspec.structs import replace
 from tenure.jobs.hiding import MARK
 from tenure.jobs.queue_rights import Patterns
 
+MAX_LAST = 1_000_000
+"""The newest transitions of a job, at most, that are asked for by number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Transition:

@@ -223,17 +223,22 @@ class Reader(ABC):
         """The position before every entry of the ledger."""
         return ".".join(["0"] * len(self.dialect.order))
 
-    def numbers(self, position: str) -> tuple[int, ...]:
+    def numbers(self, position: str, path: str = "$.after") -> tuple[int, ...]:
         """Return the numbers of a position, of `start` if it is empty. Raises InvalidInput."""
-        check_kind(position or "", str, "the position of a page", "$.after")
+        check_kind(position or "", str, "the position of a page", path)
         numbers = (position or self.start).split(".")
         if len(numbers) != len(self.dialect.order) or not all(map(_is_number, numbers)):
-            raise InvalidInput("no position in this ledger", path="$.after")
+            raise InvalidInput("no position in this ledger", path=path)
         return tuple(map(int, numbers))
 
-    def history(self, job_id: str) -> list[Transition]:
-        """Return the transitions of one job, oldest first, with MAX_DETAILS of their errors."""
-        d = self.dialect
+    def history(
+        self, job_id: str, *, last: int | None = None, before: str | None = None
+    ) -> list[Transition]:
+        """Return the transitions of one job, oldest first, with MAX_DETAILS of their errors.
+
+        Of those before a position, or of all, the `last` so many.
+        """
+        d, values = self.dialect, list[Any]([job_id])
         if not d.is_id(job_id):
             return []
         others = dict.fromkeys(("seq", *d.order, *ENTRY, "lease_id"))
@@ -244,7 +249,12 @@ class Reader(ABC):
             f" WHEN detail IS NOT NULL THEN '{LEFT_OUT}' END AS detail"
             f" FROM {d.table('transition')} WHERE job_id = {d.id_value}"
         )
-        rows = self.rows(f"SELECT {self._entry} FROM ({own}) AS t ORDER BY t.seq", (job_id,))
+        if before is not None:
+            own += f" AND seq < {d.value}"
+            values.append(self.numbers(before, "$.before")[-1])
+        if last is not None:
+            own += f" ORDER BY seq DESC LIMIT {int(last)}"
+        rows = self.rows(f"SELECT {self._entry} FROM ({own}) AS t ORDER BY t.seq", values)
         return [self._transition(row) for row in rows]
 
     def histories(self, job_ids: Sequence[str]) -> dict[str, list[Transition]]:

@@ -28,6 +28,10 @@ from tenure.telemetry import tracing
 from tenure.wire import requests, responses
 from tenure.wire.kept import steps_body
 
+MAX_TRANSITIONS = 1_000
+MAX_POSITION = 50
+"""Characters of the position of a transition."""
+
 
 class FilterQuery(requests.FilterForm):
     """Which jobs are meant: a job must match every given field."""
@@ -40,6 +44,13 @@ class WaitQuery(Struct, kw_only=True):
     """How many seconds to wait until the job is settled."""
 
     wait: Annotated[float, Meta(ge=0, le=requests.MAX_JOB_WAIT_SECONDS)] = 0.0
+
+
+class HistoryQuery(Struct, kw_only=True):
+    """How many transitions to show at most, and before which."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_TRANSITIONS)] = MAX_TRANSITIONS
+    cursor: Annotated[str, Meta(min_length=1, max_length=MAX_POSITION)] | UnsetType = UNSET
 
 
 class ListQuery(FilterQuery, kw_only=True):
@@ -145,10 +156,17 @@ async def show_job(call: Call) -> Response:
 
 
 def show_history(call: Call) -> Response:
-    """Show every transition of a job, oldest first."""
-    job, transitions = call.app.get(call.path["id"]), call.app.history(call.path["id"])
+    """Show the last transitions of a job, oldest first; the next page has those before them."""
+    query: HistoryQuery = call.query
+    job, before = call.app.get(call.path["id"]), query.cursor or None
+    call.app.core.limited_store.read.numbers(before or "", "query cursor")
+    found = call.app.history(job.id, last=query.limit + 1, before=before)
+    transitions = found[-query.limit :]
+    more = len(found) > len(transitions)
+    headers = next_page(call, f"/jobs/{job.id}/history", transitions[0].position if more else None)
     shown = transitions_shown(transitions, job, call.redaction)
-    return answer([responses.TransitionBody.of(transition) for transition in shown])
+    bodies = [responses.TransitionBody.of(transition) for transition in shown]
+    return answer(bodies, headers=headers)
 
 
 def show_steps(call: Call) -> Response:

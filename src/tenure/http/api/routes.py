@@ -119,7 +119,11 @@ CANCELLED = Reply(Job, "The job, cancelled.")
 UNBLOCKED = Reply(Job, "The job, pending.")
 AMENDED = Reply(Job, "The job, changed.")
 RETRIED = Reply(Job, "The job, pending again.")
-HISTORY = Reply(list[responses.TransitionBody], "The job's transitions.")
+HISTORY = Reply(
+    list[responses.TransitionBody],
+    "The job's last transitions; `Link` names the page of those before.",
+    headers=("Link",),
+)
 FOUND = Reply(kept.FoundBody, "The signal, if it is there.")
 SIGNALLED = Reply(responses.SignalBody, "The signal.")
 SIGNALS = Reply(list[responses.SignalBody], "The signals.")
@@ -186,7 +190,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/jobs", READ, jobs.list_jobs, JOB_PAGE, query=jobs.ListQuery),
     Route("GET", "/jobs/count", READ, jobs.count_jobs, COUNTED, query=jobs.CountQuery),
     Route("GET", "/jobs/{id}", READ, jobs.show_job, JOB, query=jobs.WaitQuery),
-    Route("GET", "/jobs/{id}/history", READ, jobs.show_history, HISTORY),
+    Route("GET", "/jobs/{id}/history", READ, jobs.show_history, HISTORY, query=jobs.HistoryQuery),
     Route("GET", "/jobs/{id}/steps", READ, jobs.show_steps, STEPS),
     Route("GET", "/jobs/{id}/explain", READ, jobs.explain_job, EXPLANATION),
     Route("PATCH", "/jobs/{id}", ADMIN, jobs.amend_job, AMENDED, body=AMEND),
