@@ -218,13 +218,17 @@ SELECT id::text FROM asked JOIN {s}.job USING (id) WHERE id NOT IN (SELECT id FR
 MAX_ARRIVALS = 10_000
 """Jobs whose arrival one look of the sweep or of retention goes over, about."""
 LOOK = f"""
-DELETE FROM {{s}}.arrival WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM (
-        SELECT ctid, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM (
-            SELECT ctid, (pg_column_size(ids) - 20) / 16 AS size FROM {{s}}.arrival
-            WHERE status = 'processing' AND at <= {NOW} + interval '1 second'
-            ORDER BY status, at LIMIT {MAX_ARRIVALS} FOR UPDATE SKIP LOCKED) AS old
-    ) AS old WHERE before < {MAX_ARRIVALS}))
+WITH looked AS (
+    DELETE FROM {{s}}.arrival WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM (
+            SELECT ctid, sum(size) OVER (ROWS UNBOUNDED PRECEDING) - size AS before FROM (
+                SELECT ctid, (pg_column_size(ids) - 20) / 16 AS size FROM {{s}}.arrival
+                WHERE status = 'processing' AND at <= {NOW} + interval '1 second'
+                ORDER BY status, at LIMIT {MAX_ARRIVALS} FOR UPDATE SKIP LOCKED) AS old
+        ) AS old WHERE before < {MAX_ARRIVALS}))
+    RETURNING (pg_column_size(ids) - 20) / 16 AS size
+)
+SELECT coalesce(sum(size), 0) FROM looked
 """
 LOOK_AT_WAITING = LOOK.replace("'processing'", "'waiting'")
 LOCK_LATE = f"""

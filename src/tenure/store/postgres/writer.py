@@ -46,7 +46,7 @@ T = TypeVar("T")
 KEPT_MILLIS = 60_000
 """How much later than a job settled its row of `kept` is due, at most."""
 MAX_LOOKS = 20
-"""Looks in a row of which each found nothing to delete."""
+"""Looks in a row: of retention, if each found nothing to delete, and of a sweep."""
 
 _added_values = attrgetter(*sql.NEW[:-1])
 _changed_values = attrgetter(*map(field_of, CHANGED))
@@ -223,12 +223,23 @@ class Postgres(PostgresSession):
         rows = self.rows(sql.BUSY, (uuids([id for id in job_ids if is_uuid(id)]),))
         return {id for (id,) in rows}
 
+    def _look(self, statement: str) -> None:
+        """Go over the arrivals that are old enough: the sweep reads all that are left each time.
+
+        A worker may claim more jobs in a second than one look goes over. With one for each sweep,
+        a sweep took 6 s after 30 s of that.
+        """
+        for _ in range(MAX_LOOKS):
+            ((looked,),) = self.rows(statement)
+            if looked < sql.MAX_ARRIVALS:
+                return
+
     def lock_expired(self, limit: int, after: int = 0) -> list[Job]:
-        self.changed(sql.LOOK)
+        self._look(sql.LOOK)
         return [job_of(row, to_time) for row in self.rows(sql.LOCK_EXPIRED, (limit, after))]
 
     def lock_late(self, limit: int, after: int = 0) -> list[Job]:
-        self.changed(sql.LOOK_AT_WAITING)
+        self._look(sql.LOOK_AT_WAITING)
         values = (limit + after, limit, after)
         return [job_of(row, to_time) for row in self.rows(sql.LOCK_LATE, values)]
 
