@@ -93,3 +93,28 @@ def test_a_workflow_is_deleted_without_reading_the_others(
     ((left,),) = raw.execute("SELECT count(*) FROM tenure.workflow").fetchall()
     assert left == many - 1
     assert rows < 100
+
+
+def test_a_workflow_that_runs_again_meanwhile_is_left(
+    db: Postgres, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was chosen, and then one of its jobs was retried before it was locked."""
+    raw.execute("ALTER TABLE tenure.workflow DISABLE TRIGGER USER")
+    raw.execute(
+        "INSERT INTO tenure.workflow (id, statuses, created_at, created_by, finished_at)"
+        " VALUES (gen_random_uuid(), 'failed', now(), 'me', now() - interval '1 hour')"
+    )
+    rows = db.rows
+
+    def rows_and_retry(statement: str, values: Any = ()) -> Any:
+        found = rows(statement, values)
+        if statement.startswith("WITH word"):
+            assert found
+            raw.execute("UPDATE tenure.workflow SET statuses = NULL, finished_at = NULL")
+        return found
+
+    monkeypatch.setattr(db, "rows", rows_and_retry)
+    db.begin()
+    flow.prune(db, {"failed": datetime.now(UTC)}, (0, 0), 500)
+    db.commit()
+    assert raw.execute("SELECT finished_at FROM tenure.workflow").fetchall() == [(None,)]

@@ -9,7 +9,7 @@ import pytest
 
 from tenure.store.postgres.statements import MAX_ARRIVALS
 from tenure.store.postgres.writer import MAX_LOOKS, Postgres
-from tests.unit.postgres.connections import committed
+from tests.unit.postgres.connections import committed, take
 
 Connection = psycopg.Connection[Any]
 AT_ONCE = 1_000
@@ -48,3 +48,19 @@ def test_a_sweep_takes_a_bounded_time(db: Postgres, raw: Connection) -> None:
     with committed(db):
         assert db.lock_expired(500) == []
     assert left(raw) == MAX_ARRIVALS // AT_ONCE
+
+
+def test_while_many_leases_have_run_out_each_sweep_looks_once(
+    db: Postgres, raw: Connection
+) -> None:
+    """They enter again at each look, so that a look finds no end."""
+    take(db, 2)
+    raw.execute("UPDATE tenure.job SET lease_expires_at = now() - interval '1 hour'")
+    for looks in (3, 1):
+        raw.execute("DELETE FROM tenure.arrival")
+        arrive(raw, "processing", 3 * MAX_ARRIVALS // AT_ONCE)
+        before = left(raw)
+        with committed(db):
+            assert len(db.lock_expired(1)) == 1
+        assert before - left(raw) >= looks * MAX_ARRIVALS // AT_ONCE - 1
+        assert (left(raw) > MAX_ARRIVALS // AT_ONCE) is (looks == 1)

@@ -73,6 +73,7 @@ class Postgres(PostgresSession):
         self.stats = StatsWriter(self)
         self.passed: dict[Sequence[str], Passed] = {}
         self.left = Left()
+        self._crowded = set[str]()  # looks after which there was more to lock than a sweep may
 
     # --- adding
 
@@ -223,25 +224,27 @@ class Postgres(PostgresSession):
         rows = self.rows(sql.BUSY, (uuids([id for id in job_ids if is_uuid(id)]),))
         return {id for (id,) in rows}
 
-    def _look(self, statement: str) -> None:
-        """Go over the arrivals that are old enough: the sweep reads all that are left each time.
-
-        A worker may claim more jobs in a second than one look goes over. With one for each sweep,
-        a sweep took 6 s after 30 s of that.
-        """
-        for _ in range(MAX_LOOKS):
-            ((looked,),) = self.rows(statement)
-            if looked < sql.MAX_ARRIVALS:
-                return
-
     def lock_expired(self, limit: int, after: int = 0) -> list[Job]:
-        self._look(sql.LOOK)
-        return [job_of(row, to_time) for row in self.rows(sql.LOCK_EXPIRED, (limit, after))]
+        return self._swept(sql.LOOK, sql.LOCK_EXPIRED, (limit, after), limit)
 
     def lock_late(self, limit: int, after: int = 0) -> list[Job]:
-        self._look(sql.LOOK_AT_WAITING)
         values = (limit + after, limit, after)
-        return [job_of(row, to_time) for row in self.rows(sql.LOCK_LATE, values)]
+        return self._swept(sql.LOOK_AT_WAITING, sql.LOCK_LATE, values, limit)
+
+    def _swept(self, look: str, lock: str, values: Sequence[int], limit: int) -> list[Job]:
+        """Go over the arrivals that are old enough, and lock what has run out: it reads all left.
+
+        A worker may claim more jobs in a second than one look goes over. With one for each sweep,
+        a sweep took 6 s after 30 s of that. While there is more to lock than `limit`, one has to
+        do: what has run out enters again at each look.
+        """
+        for _ in range(1 if look in self._crowded else MAX_LOOKS):
+            ((looked,),) = self.rows(look)
+            if looked < sql.MAX_ARRIVALS:
+                break
+        jobs = [job_of(row, to_time) for row in self.rows(lock, values)]
+        (self._crowded.add if len(jobs) >= limit else self._crowded.discard)(look)
+        return jobs
 
     def save(self, changes: Sequence[tuple[Job, Job]], more: Sequence[str] = ()) -> int:
         if not changes:

@@ -197,10 +197,11 @@ def prune(
         )
         if not (ids := [id for (id,) in rows if id is not None]):
             continue
-        found = db.rows(
+        found = db.rows(  # again as above: one may run again by now
             f"SELECT {d.id('id')}, finished_at FROM {table} AS one WHERE id IN ({d.ids(len(ids))})"
+            f" AND statuses IN ({d.values(len(words))}) AND finished_at < {d.value}"
             f" {in_order} {d.skip_locked}",
-            ids,
+            (*ids, *words, d.to_bound(time)),
         )
         for id, finished_at in found:
             rows = _unneeded(db, f"workflow = {d.id_value}", [id], place, limit)
