@@ -13,7 +13,8 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from tenure.app import forks
+from tenure import forks
+from tenure.app import children
 from tenure.app.type_defaults import DeclaredByType, TypeDefaults, declare, known_types
 from tenure.errors import Forbidden, InvalidInput, JobNotFound
 from tenure.jobs import ids
@@ -76,7 +77,7 @@ class Core:
         self._opened: Store | None = None
         self._stays_open = False
         self._opening = threading.Lock()
-        forks.watch(self)
+        children.watch(self)
 
     @property
     def database(self) -> str:
@@ -98,7 +99,7 @@ class Core:
         """
         if self._whole is not None:
             raise Forbidden("this needs a token for every queue, one that was made without --queue")
-        return self._opened or self.open()
+        return self.open()
 
     @property
     def limited_store(self) -> Store:
@@ -121,6 +122,7 @@ class Core:
 
     def open(self, *, make: bool = True) -> Store:
         """Open the database; without `make`, refuse one that has no schema of Tenure."""
+        forks.notice()
         if self._opened is None:
             with self._opening:  # two first users at once must not open two stores
                 if self._opened is None:
@@ -146,6 +148,7 @@ class Core:
 
     def close(self) -> None:
         """Commit what is waiting and close the database."""
+        forks.notice()
         if self._opened is not None and not self._stays_open:
             self._opened.close()
             self._opened = None
@@ -187,6 +190,7 @@ class Core:
 
     def wake(self) -> None:
         """Notify workers that there may be work, if the database is open."""
+        forks.notice()
         if self._opened is not None:
             self._opened.wake()
 

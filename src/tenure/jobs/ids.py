@@ -20,6 +20,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from tenure import forks
 from tenure.errors import InvalidInput
 
 ID_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
@@ -109,6 +110,7 @@ def _stamps(count: int, seed: bytes) -> int:
 def _chance(count: int) -> bytes:
     """Return `count` random bytes, each used once."""
     global _block  # noqa: PLW0603
+    forks.notice()
     with _lock:
         if len(_block) < count:
             _block = os.urandom(max(BLOCK_BYTES, count))
@@ -123,5 +125,4 @@ def _part_from_parent() -> None:
     _block = b""
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_part_from_parent)
+forks.in_child(_part_from_parent)

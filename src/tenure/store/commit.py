@@ -10,7 +10,6 @@ come from load, never from timers: an idle store commits at once. `direct` has t
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from tenure import failpoints
+from tenure import failpoints, forks
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.work import Exchange, adds_jobs
 from tenure.store import enqueue, follow_ups, transitions
@@ -86,7 +85,7 @@ class Committer:
         # middle of `submit`, on the same thread.
         self._lock = threading.RLock()
         self._closed = False
-        self._pid = os.getpid()
+        self._pid = forks.pid
         self._sightings = workers.Sightings(clock)
         self._announcements = Announcements(clock)
         self._direct = Direct(direct, clock)
@@ -96,14 +95,15 @@ class Committer:
     @property
     def is_copy(self) -> bool:
         """Whether this process was forked from the one whose threads and connections these are."""
-        return os.getpid() != self._pid
+        return forks.pid != self._pid
 
     def refuse_copies(self) -> None:
         """Raise StoreUnavailable in the child of a fork."""
         if self.is_copy:
             raise StoreUnavailable(
                 "this database was opened before a fork: close it before, or open it in the child; "
-                "for gunicorn --preload: def pre_fork(server, worker): app.close()"
+                "for gunicorn --preload: def pre_fork(server, worker): app.close(); for uWSGI: "
+                "lazy-apps = true"
             )
 
     def submit(self, work: W) -> W:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 import threading
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import psycopg
 
+from tenure import forks
 from tenure.store.postgres.connection import Address, connect
 
 log = logging.getLogger(__name__)
@@ -172,5 +172,4 @@ class _Watch:
 
 
 _watch = _Watch()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_watch.begin)
+forks.in_child(_watch.begin)

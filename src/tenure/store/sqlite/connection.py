@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tenure import failpoints
+from tenure import failpoints, forks
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.redaction import without_password
 from tenure.store.sqlite import filesystems
@@ -127,8 +127,7 @@ def _inherit() -> None:
     _inherited.update(_open.values())
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_inherit)
+forks.in_child(_inherit)
 
 
 def connect(path: Path) -> Connection:

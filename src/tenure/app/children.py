@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 from weakref import WeakSet
+
+from tenure import forks
 
 if TYPE_CHECKING:
     from tenure.app.core import Core
@@ -15,13 +16,12 @@ _of_parent: list[object] = []
 
 
 def watch(core: Core) -> None:
-    """Let a core forget its parent in each forked child."""
+    """Let a core forget its parent in each child of a fork."""
     _cores.add(core)
 
 
-def _begin_child() -> None:
+def _begin() -> None:
     _of_parent.extend(core.forget_parent() for core in _cores)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_child)
+forks.in_child(_begin)

@@ -1,0 +1,46 @@
+"""What a process does first after a fork, also after one by C code.
+
+Python calls functions for that, but not in a child that C code has forked, as uWSGI does by
+default. So code that uses what a fork breaks calls `notice` first.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+pid = os.getpid()
+"""The process that did so; in a child that did not yet, its parent."""
+_beginnings: list[Callable[[], None]] = []
+_lock = threading.Lock()
+
+
+def in_child(begin: Callable[[], None]) -> None:
+    """Call a function in each child, before it uses what the function is about."""
+    _beginnings.append(begin)
+
+
+def notice() -> None:
+    """Do it, if this is a child that did not yet."""
+    if os.getpid() != pid:
+        with _lock:  # another thread may be in the middle of it
+            if os.getpid() != pid:
+                _begin()
+
+
+def _begin() -> None:
+    global pid  # noqa: PLW0603 - it is the process's
+    for begin in _beginnings:
+        begin()
+    pid = os.getpid()
+
+
+def _after_fork() -> None:
+    global _lock  # noqa: PLW0603 - a thread of the parent may hold it
+    _lock = threading.Lock()
+    _begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
