@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -14,7 +13,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from tenure import forks
-from tenure.app import children
+from tenure.app import lifetime
 from tenure.app.type_defaults import DeclaredByType, TypeDefaults, declare, known_types
 from tenure.errors import Forbidden, InvalidInput, JobNotFound
 from tenure.jobs import ids
@@ -39,8 +38,6 @@ from tenure.store.work import nothing
 from tenure.telemetry.tracing import Tracing
 from tenure.tokens.sessions import SESSION_SECONDS
 from tenure.webhooks import deliveries
-
-log = logging.getLogger(__name__)
 
 MAX_COUNTED = 1_000_000
 
@@ -77,7 +74,7 @@ class Core:
         self._opened: Store | None = None
         self._stays_open = False
         self._opening = threading.Lock()
-        children.watch(self)
+        lifetime.watch(self)
 
     @property
     def database(self) -> str:
@@ -127,7 +124,8 @@ class Core:
             with self._opening:  # two first users at once must not open two stores
                 if self._opened is None:
                     make, upgrade = make and self.migrate != "never", self.migrate == "auto"
-                    self._opened = open_store(self.database, make=make, upgrade=upgrade)
+                    store = open_store(self.database, make=make, upgrade=upgrade)
+                    self._opened = lifetime.tied(self, store)
         return self._opened
 
     def forget_parent(self) -> Store | None:
