@@ -57,3 +57,18 @@ def test_a_handle_keeps_its_application_open(database_url: str) -> None:
     handle = submit()
     gc.collect()
     assert handle.progress() is None
+
+
+def test_an_application_that_was_closed_needs_no_thread_for_that() -> None:
+    def use() -> None:
+        with Tenure("sqlite:///closed.db") as app:
+            app.enqueue("mail")
+
+    use()
+    closing: list[object] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tenure.app.lifetime._close", closing.append)
+        for _ in range(2):
+            use()
+        gc.collect()
+    assert closing == []

@@ -150,6 +150,7 @@ class Core:
         if self._opened is not None and not self._stays_open:
             self._opened.close()
             self._opened = None
+            lifetime.untie(self)
         self.defaults.forget()
 
     @contextmanager

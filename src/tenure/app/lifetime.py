@@ -30,11 +30,16 @@ def tied(core: Core, store: Store) -> Store:
 
     Otherwise its threads would keep it and its connections as long as the process runs.
     """
-    if (older := _ends.pop(core, None)) is not None:
-        older.detach()
+    untie(core)
     _ends[core] = end = finalize(core, _close, store)
     end.atexit = False
     return store
+
+
+def untie(core: Core) -> None:
+    """Forget the store of a core that is closed in order."""
+    if (end := _ends.pop(core, None)) is not None:
+        end.detach()
 
 
 def _close(store: Store) -> None:
