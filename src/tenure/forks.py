@@ -1,7 +1,7 @@
 """What a process does first after a fork, also after one by C code.
 
 Python calls functions for that, but not in a child that C code has forked, as uWSGI does by
-default. So code that uses what a fork breaks calls `notice` first.
+default. So code that uses what a fork breaks looks at `pid` first, and calls `notice`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ def in_child(begin: Callable[[], None]) -> None:
 
 
 def notice() -> None:
-    """Do it, if this is a child that did not yet."""
-    if os.getpid() != pid:
-        with _lock:  # another thread may be in the middle of it
-            if os.getpid() != pid:
-                _begin()
+    """Do it, if this is a child that did not yet: if `pid` is not that of the process."""
+    with _lock:  # another thread may be in the middle of it
+        if os.getpid() != pid:
+            _begin()
 
 
 def _begin() -> None:

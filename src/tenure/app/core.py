@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -96,7 +97,7 @@ class Core:
         """
         if self._whole is not None:
             raise Forbidden("this needs a token for every queue, one that was made without --queue")
-        return self.open()
+        return (os.getpid() == forks.pid and self._opened) or self.open()
 
     @property
     def limited_store(self) -> Store:
@@ -217,8 +218,7 @@ class Core:
     def page(self, filter: Filter, *, limit: int = 50, before: str | None = None) -> Page:
         """Return jobs of a filter, newest first, after looking at a bounded number of rows.
 
-        Where matching jobs are rare, a page has fewer than `limit`, or none, and still a `next`:
-        the `before` of the next page.
+        Where few jobs match, a page may have none, and still a `next`: the `before` of the next.
         """
         query = checked_query(self.limited(filter), limit, before)
         return search.page(self.limited_store.read, query)

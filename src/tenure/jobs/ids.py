@@ -110,7 +110,8 @@ def _stamps(count: int, seed: bytes) -> int:
 def _chance(count: int) -> bytes:
     """Return `count` random bytes, each used once."""
     global _block  # noqa: PLW0603
-    forks.notice()
+    if os.getpid() != forks.pid:
+        forks.notice()
     with _lock:
         if len(_block) < count:
             _block = os.urandom(max(BLOCK_BYTES, count))
