@@ -37,6 +37,8 @@ OWN_LOOKS = 150
 process. If that is the caller's, it cannot end meanwhile. A busy machine gets longer."""
 OWNER_SECONDS = 0.1
 """Pause between two questions who holds the file."""
+WRITER_CACHE_KIB = 65_536
+"""A connection that reads has the 2 MB of SQLite: each commit elsewhere empties its cache."""
 LOG_BYTES = 64 * 1024 * 1024
 """Size to which a log that grew during a long read is cut, once it can start from its beginning."""
 CHECKPOINT_PAGES = 2_000
@@ -163,7 +165,6 @@ def connect(path: Path) -> Connection:
         # While another starter is writing its first transaction, SQLite refuses that at once.
         when_free(lambda: connection.execute("PRAGMA journal_mode = WAL"), 0.01)
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA cache_size = -65536")
         connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         if resets_wal_unsafely(sqlite3.sqlite_version_info):
             connection.execute("PRAGMA wal_autocheckpoint = 0")
@@ -177,6 +178,7 @@ def connect_writer(path: Path) -> Connection:
     """A connection for `begin_writing` and `when_free`."""
     connection = connect(path)
     connection.execute("PRAGMA busy_timeout = 0")
+    connection.execute(f"PRAGMA cache_size = {-WRITER_CACHE_KIB}")
     # What a statement or savepoint may have to undo is kept in memory, not in a separate file;
     # the log, which a crash is undone by, stays where it is.
     connection.execute("PRAGMA temp_store = MEMORY")
