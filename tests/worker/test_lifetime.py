@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -72,3 +74,39 @@ def test_an_application_that_was_closed_needs_no_thread_for_that() -> None:
             use()
         gc.collect()
     assert closing == []
+
+
+DROPPING = """
+import ctypes, gc, os, sys, threading, time, warnings
+import psycopg
+from tenure import Tenure
+
+warnings.simplefilter("ignore")  # newer Pythons warn about forking beside threads: the point here
+SESSIONS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+app = Tenure(sys.argv[1])
+app.enqueue("mail")
+app.find()
+with psycopg.connect(sys.argv[1]) as other:
+    before = set(other.execute(SESSIONS).fetchall())
+    if not (child := ctypes.PyDLL(None).fork()):
+        store = app.core.__dict__["_opened"]
+        closed = threading.Event()
+        close = type(store).close
+        type(store).close = lambda store: (close(store), closed.set())
+        del app, store
+        gc.collect()
+        os._exit(0 if closed.wait(30) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    app.enqueue("mail")
+    app.find()
+    other.rollback()
+    assert set(other.execute(SESSIONS).fetchall()) == before
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_a_child_that_drops_an_application_leaves_that_of_its_parent(postgres_url: str) -> None:
+    """Also where C code has forked, as in uWSGI, and the child uses Tenure for nothing else."""
+    command = [sys.executable, "-c", DROPPING, postgres_url]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

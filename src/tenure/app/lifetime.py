@@ -47,9 +47,14 @@ def _close(store: Store) -> None:
 
     `Thread.start` waits for its thread, which waits for a lock that this one may have.
     """
-    closing = threading.Thread(target=store.close, name="tenure-close", daemon=True)
+    closing = threading.Thread(target=_end, args=[store], name="tenure-close", daemon=True)
     with suppress(RuntimeError):  # the interpreter ends, or a limit of the machine
         start_new_thread(closing.start, ())
+
+
+def _end(store: Store) -> None:
+    forks.notice()  # a child leaves alone what its parent has opened
+    store.close()
 
 
 def _begin() -> None:
