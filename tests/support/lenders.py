@@ -18,6 +18,8 @@ import asyncpg
 import pg8000.dbapi
 import psycopg
 import psycopg2
+import psycopg2.extensions
+import psycopg2.extras
 import pytest
 import sqlalchemy
 from psycopg.conninfo import conninfo_to_dict
@@ -132,6 +134,22 @@ def _pg8000(url: str, **_: Any) -> Any:
     )
 
 
+class _Executing(psycopg2.extensions.connection):
+    """With `execute`, as connections of the other drivers have it."""
+
+    def execute(self, statement: str) -> psycopg2.extensions.cursor:
+        cursor = self.cursor()
+        cursor.execute(statement)
+        return cursor
+
+
+def _psycopg2(url: str, *, autocommit: bool = False) -> Any:
+    factory = psycopg2.extras.DictCursor  # rows that are no tuples
+    made = psycopg2.connect(url, connection_factory=_Executing, cursor_factory=factory)
+    made.autocommit = autocommit
+    return made
+
+
 async def _asyncpg(url: str) -> Any:
     at = given(url)
     at["database"] = at.pop("dbname")
@@ -191,6 +209,8 @@ POSTGRES = [
         psycopg.AsyncConnection.connect,
         alone=partial(psycopg.AsyncConnection.connect, autocommit=True),
     ),
+    Kind("psycopg2", _psycopg2, alone=partial(_psycopg2, autocommit=True)),
+    Kind("psycopg2 autocommit", partial(_psycopg2, autocommit=True), begin="BEGIN"),
     Kind("asyncpg", _asyncpg, begin="BEGIN", alone=_asyncpg),
     Kind("asyncpg from a pool", _pooled_asyncpg, begin="BEGIN", alone=_pooled_asyncpg),
     Kind(
@@ -299,7 +319,7 @@ KINDS = [
     *(pytest.param(kind, id=kind.name, marks=pytest.mark.postgres) for kind in POSTGRES),
 ]
 NAMES = {
-    *("psycopg", "asyncpg", "sqlite3", "aiosqlite"),
+    *("psycopg", "psycopg2", "asyncpg", "sqlite3", "aiosqlite"),
     *("sqlalchemy psycopg2 scoped_session", "sqlalchemy pg8000 Session"),
 }
 DRIVERS = [kind for kind in KINDS if kind.id in NAMES]

@@ -145,9 +145,10 @@ def within(app: Tenure, connection: Any, *, wake: Wake = "later") -> Within:
     """Return what adds jobs in the transaction that is open on your connection.
 
     - `connection`: a connection to the database of the jobs: `Connection` or `AsyncConnection` of
-      psycopg, `Connection` of asyncpg, sqlite3 or aiosqlite; `Connection`, `Session`,
-      `scoped_session` and their asynchronous forms of SQLAlchemy; `connections[alias]` of Django,
-      on which a call is a transaction if none is open. Others must not be in autocommit.
+      psycopg, `connection` of psycopg2, `Connection` of asyncpg, sqlite3 or aiosqlite;
+      `Connection`, `Session`, `scoped_session` and their asynchronous forms of SQLAlchemy;
+      `connections[alias]` of Django, on which a call is a transaction if none is open. Others must
+      not be in autocommit.
     - `wake`: `later` (default) notifies no worker. Workers find the job at once on SQLite, and on
       PostgreSQL when they look next, at most two seconds after your commit, or when you call
       `wake()`. `commit` notifies them at your commit. PostgreSQL lets the commits that notify wait

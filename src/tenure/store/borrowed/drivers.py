@@ -96,6 +96,20 @@ class PsycopgAsync(Psycopg):
             return _rows(await cursor.fetchall() if cursor.description else ())
 
 
+class Psycopg2(Driver):
+    """`psycopg2.extensions.connection`. Its own cursor factory is not used."""
+
+    def autocommits(self) -> bool:
+        idle = self.connection.get_transaction_status() == 0  # TRANSACTION_STATUS_IDLE
+        return bool(self.connection.autocommit and idle)
+
+    def execute(self, statement: str, value: str | None) -> Rows:
+        factory = sys.modules["psycopg2"].extensions.cursor
+        with self.connection.cursor(cursor_factory=factory) as cursor:
+            cursor.execute(statement, _values(value) or None)
+            return _rows(cursor.fetchall() if cursor.description else ())
+
+
 class Asyncpg(Driver):
     """`asyncpg.Connection`, also as a pool lends it."""
 
@@ -224,6 +238,7 @@ class Django(Driver):
 DRIVERS: Mapping[str, Callable[[Any], Driver]] = {
     "psycopg.Connection": Psycopg,
     "psycopg.AsyncConnection": PsycopgAsync,
+    "psycopg2.connection": Psycopg2,
     "asyncpg.Connection": Asyncpg,
     "asyncpg.PoolConnectionProxy": Asyncpg,
     "sqlite3.Connection": Sqlite3,
