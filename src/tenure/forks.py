@@ -13,7 +13,7 @@ from collections.abc import Callable
 pid = os.getpid()
 """The process that did so; in a child that did not yet, its parent."""
 _beginnings: list[Callable[[], None]] = []
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may enqueue in the middle of it
 
 
 def in_child(begin: Callable[[], None]) -> None:
@@ -23,9 +23,10 @@ def in_child(begin: Callable[[], None]) -> None:
 
 def notice() -> None:
     """Do it, if this is a child that did not yet: if `pid` is not that of the process."""
-    with _lock:  # another thread may be in the middle of it
-        if os.getpid() != pid:
-            _begin()
+    if os.getpid() != pid:
+        with _lock:  # another thread may be in the middle of it
+            if os.getpid() != pid:
+                _begin()
 
 
 def _begin() -> None:
@@ -37,7 +38,7 @@ def _begin() -> None:
 
 def _after_fork() -> None:
     global _lock  # noqa: PLW0603 - a thread of the parent may hold it
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _begin()
 
 

@@ -69,7 +69,7 @@ def test_an_application_that_was_closed_needs_no_thread_for_that() -> None:
     use()
     closing: list[object] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tenure.app.lifetime._close", closing.append)
+        patch.setattr("tenure.app.lifetime._close", lambda *what: closing.append(what))
         for _ in range(2):
             use()
         gc.collect()
@@ -80,6 +80,7 @@ DROPPING = """
 import ctypes, gc, os, sys, threading, time, warnings
 import psycopg
 from tenure import Tenure
+from tenure.app import lifetime
 
 warnings.simplefilter("ignore")  # newer Pythons warn about forking beside threads: the point here
 SESSIONS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
@@ -89,13 +90,16 @@ app.find()
 with psycopg.connect(sys.argv[1]) as other:
     before = set(other.execute(SESSIONS).fetchall())
     if not (child := ctypes.PyDLL(None).fork()):
-        store = app.core.__dict__["_opened"]
-        closed = threading.Event()
-        close = type(store).close
-        type(store).close = lambda store: (close(store), closed.set())
-        del app, store
+        ended, end = threading.Event(), lifetime._end
+        lifetime._end = lambda *what: (end(*what), ended.set())
+        del app
         gc.collect()
-        os._exit(0 if closed.wait(30) else 1)
+        if not ended.wait(30):
+            os._exit(1)
+        while any(thread.name == "tenure-close" for thread in threading.enumerate()):
+            time.sleep(0.001)
+        gc.collect()  # what is left of a connection would speak here
+        os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     app.enqueue("mail")
     app.find()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from _thread import start_new_thread
 from contextlib import suppress
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from tenure.store import Store
 
 _cores: WeakSet[Core] = WeakSet()
-_ends: WeakKeyDictionary[Core, finalize[[Store], Core]] = WeakKeyDictionary()
+_ends: WeakKeyDictionary[Core, finalize[[Store, int], Core]] = WeakKeyDictionary()
 _of_parent: list[object] = []
 """Kept for ever: if one were collected in the child, it might speak on its parent's connections."""
 
@@ -31,7 +32,7 @@ def tied(core: Core, store: Store) -> Store:
     Otherwise its threads would keep it and its connections as long as the process runs.
     """
     untie(core)
-    _ends[core] = end = finalize(core, _close, store)
+    _ends[core] = end = finalize(core, _close, store, forks.pid)
     end.atexit = False
     return store
 
@@ -42,19 +43,21 @@ def untie(core: Core) -> None:
         end.detach()
 
 
-def _close(store: Store) -> None:
+def _close(store: Store, pid: int) -> None:
     """Close on another thread, because the garbage collector may call this in the middle of any.
 
     `Thread.start` waits for its thread, which waits for a lock that this one may have.
     """
-    closing = threading.Thread(target=_end, args=[store], name="tenure-close", daemon=True)
+    closing = threading.Thread(target=_end, args=[store, pid], name="tenure-close", daemon=True)
     with suppress(RuntimeError):  # the interpreter ends, or a limit of the machine
         start_new_thread(closing.start, ())
 
 
-def _end(store: Store) -> None:
-    forks.notice()  # a child leaves alone what its parent has opened
-    store.close()
+def _end(store: Store, pid: int) -> None:
+    if os.getpid() == pid:
+        store.close()
+    else:
+        _of_parent.append(store)
 
 
 def _begin() -> None:
