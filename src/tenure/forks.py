@@ -12,6 +12,10 @@ from collections.abc import Callable
 
 pid = os.getpid()
 """The process that did so; in a child that did not yet, its parent."""
+ADVICE = (
+    "for gunicorn --preload: def pre_fork(server, worker): app.close(); for uWSGI: lazy-apps = true"
+)
+"""How a program closes a file before its server forks, or opens it only afterwards."""
 _beginnings: list[Callable[[], None]] = []
 _lock = threading.RLock()  # a signal handler may enqueue in the middle of it
 

@@ -76,8 +76,8 @@ def test_an_application_that_was_closed_needs_no_thread_for_that() -> None:
     assert closing == []
 
 
-DROPPING = """
-import ctypes, gc, os, sys, threading, time, warnings
+IN_CHILD = """
+import ctypes, gc, os, sys, threading, warnings
 import psycopg
 from tenure import Tenure
 from tenure.app import lifetime
@@ -90,14 +90,21 @@ app.find()
 with psycopg.connect(sys.argv[1]) as other:
     before = set(other.execute(SESSIONS).fetchall())
     if not (child := ctypes.PyDLL(None).fork()):
+        if sys.argv[2] == "wake":
+            app.wake()  # nobody, as this process has opened nothing yet
+            os._exit(0 if app.core._opened is None else 2)
+        if sys.argv[2] == "close":
+            app.close()
+            os._exit(0)
         ended, end = threading.Event(), lifetime._end
         lifetime._end = lambda *what: (end(*what), ended.set())
         del app
         gc.collect()
         if not ended.wait(30):
             os._exit(1)
-        while any(thread.name == "tenure-close" for thread in threading.enumerate()):
-            time.sleep(0.001)
+        for thread in threading.enumerate():
+            if thread.name == "tenure-close":
+                thread.join()
         gc.collect()  # what is left of a connection would speak here
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -109,8 +116,9 @@ with psycopg.connect(sys.argv[1]) as other:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
-def test_a_child_that_drops_an_application_leaves_that_of_its_parent(postgres_url: str) -> None:
-    """Also where C code has forked, as in uWSGI, and the child uses Tenure for nothing else."""
-    command = [sys.executable, "-c", DROPPING, postgres_url]
+@pytest.mark.parametrize("what", ["drop", "close", "wake"])
+def test_a_child_leaves_what_its_parent_has_opened(postgres_url: str, what: str) -> None:
+    """Also where C code has forked, as in uWSGI, and the child uses Tenure for nothing before."""
+    command = [sys.executable, "-c", IN_CHILD, postgres_url, what]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")

@@ -218,7 +218,8 @@ class Core:
     def page(self, filter: Filter, *, limit: int = 50, before: str | None = None) -> Page:
         """Return jobs of a filter, newest first, after looking at a bounded number of rows.
 
-        Where few jobs match, a page may have none, and still a `next`: the `before` of the next.
+        Where matching jobs are rare, a page has fewer than `limit`, or none, and still a `next`:
+        the `before` of the next page.
         """
         query = checked_query(self.limited(filter), limit, before)
         return search.page(self.limited_store.read, query)

@@ -102,8 +102,7 @@ class Committer:
         if self.is_copy:
             raise StoreUnavailable(
                 "this database was opened before a fork: close it before, or open it in the child; "
-                "for gunicorn --preload: def pre_fork(server, worker): app.close(); for uWSGI: "
-                "lazy-apps = true"
+                + forks.ADVICE
             )
 
     def submit(self, work: W) -> W:

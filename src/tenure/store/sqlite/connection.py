@@ -38,7 +38,8 @@ process. If that is the caller's, it cannot end meanwhile. A busy machine gets l
 OWNER_SECONDS = 0.1
 """Pause between two questions who holds the file."""
 WRITER_CACHE_KIB = 65_536
-"""A connection that reads has the 2 MB of SQLite: each commit elsewhere empties its cache."""
+"""Memory for pages of the file. A connection that only reads has the 2 MB that SQLite gives it,
+because each commit of another connection empties its cache."""
 LOG_BYTES = 64 * 1024 * 1024
 """Size to which a log that grew during a long read is cut, once it can start from its beginning."""
 CHECKPOINT_PAGES = 2_000
@@ -147,8 +148,7 @@ def connect(path: Path) -> Connection:
     if file in _inherited:
         raise StoreUnavailable(
             f"{path} was open when this process was forked, and SQLite does not lock it here: "
-            "close it before the fork, or open it only after it; "
-            "for gunicorn --preload: def pre_fork(server, worker): app.close()"
+            f"close it before the fork, or open it only after it; {forks.ADVICE}"
         )
     connection = sqlite3.connect(
         path,
