@@ -115,7 +115,7 @@ def test_a_kill_at_the_commit_leaves_all_or_nothing(database_url: str, tmp_path:
         "before the commit": KILLED,
         "after the commit": ONCE,
     }
-    script = WorkerScript(tmp_path / "worker", database_url, MOMENTS, concurrency=1, lease=2.0)
+    script = WorkerScript(tmp_path / "worker", database_url, MOMENTS, concurrency=1, lease=5.0)
     with Tenure(database_url) as app, script, running_sweeper(app):
         make_effects(database_url)
         jobs = {}
