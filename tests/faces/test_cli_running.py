@@ -306,6 +306,7 @@ def test_a_worker_deletes_nothing_unless_told(sqlite_url: str) -> None:
     ("arguments", "reason"),
     [
         ([], "nothing to run"),
+        (["shop.jobs:app"], "shop.jobs:app is no option; an application is given as --app"),
         (["--app", "shop.jobs"], "write module:name"),
         (["--app", ":app"], "write module:name"),
         (["--app", "nowhere:app"], "no module 'nowhere'"),

@@ -82,6 +82,18 @@ work_options = together(
 """The options that `serve` and `worker` share."""
 
 
+class Running(click.Command):
+    """A command with `--app`, which says so to those who give an application without it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse what is not an option."""
+        ctx.allow_extra_args = True
+        extra = super().parse_args(ctx, args)
+        if extra:
+            ctx.fail(f"{extra[0]} is no option; an application is given as --app MODULE:NAME")
+        return extra
+
+
 class HostAndPort(click.ParamType):  # type: ignore[type-arg]
     """`[HOST:]PORT` as (host, port)."""
 
@@ -97,7 +109,7 @@ class HostAndPort(click.ParamType):  # type: ignore[type-arg]
         return host or "127.0.0.1", int(port)
 
 
-@click.command()
+@click.command(cls=Running)
 @option("--host", "NAME", "Address to listen on.  [default: 127.0.0.1]")
 @option("--port", "N", "Port to listen on; also TENURE_PORT or PORT.  [default: 8080]")
 @work_options
@@ -114,7 +126,7 @@ def serve(**flags: Any) -> None:
     end_process()
 
 
-@click.command()
+@click.command(cls=Running)
 @option(
     "--server", "URL", "Get jobs from this server instead of a database; the token is TENURE_TOKEN."
 )
