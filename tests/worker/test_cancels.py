@@ -136,14 +136,17 @@ def test_what_was_claimed_ahead_does_not_start_after_a_cancel(
 
 
 class SlowAnswers:
-    """The application as a source of work; claims are answered when the test lets them."""
+    """The application as a source of work; claims are answered when the test lets them.
+
+    With `holds_caller`, also the call that asks returns only then.
+    """
 
     waits = False
     exchanges = 1
     database = None
 
-    def __init__(self, app: Tenure) -> None:
-        self._app = app
+    def __init__(self, app: Tenure, *, holds_caller: bool) -> None:
+        self._app, self._holds_caller = app, holds_caller
         self.claimed, self.let_through = threading.Event(), threading.Event()
         self.declare, self.heartbeat = app.core.declare, app.core.heartbeat
         self.on_work, self.on_end = app.core.on_work, app.core.on_end
@@ -159,12 +162,16 @@ class SlowAnswers:
             self.let_through.wait(WAIT_SECONDS)
             held.set_result(real.result())
 
-        threading.Thread(target=answer, daemon=True).start()
+        answering = threading.Thread(target=answer, daemon=True)
+        answering.start()
+        if self._holds_caller:
+            answering.join()
         return held
 
 
+@pytest.mark.parametrize("holds_caller", [False, True])
 def test_a_job_that_is_cancelled_while_its_claim_is_answered_is_stopped(
-    app_on_each_engine: Tenure,
+    app_on_each_engine: Tenure, holds_caller: bool
 ) -> None:
     app = app_on_each_engine
     ran = threading.Event()
@@ -176,7 +183,7 @@ def test_a_job_that_is_cancelled_while_its_claim_is_answered_is_stopped(
         finally:
             ran.set()
 
-    source = SlowAnswers(app)
+    source = SlowAnswers(app, holds_caller=holds_caller)
     with running_worker(app, source, lease_seconds=LEASE) as worker:
         job = work.enqueue()
         assert source.claimed.wait(WAIT_SECONDS)

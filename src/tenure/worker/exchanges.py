@@ -283,8 +283,9 @@ class Exchanges:
         try:
             if flight.attempts:
                 failpoints.hit("worker.before_report")
+            began = time.monotonic()  # before: it may be answered before the call returns
             future = self._source.exchange(reports_of(flight.attempts), flight.claim)
-            future.add_done_callback(partial(self._arrive, time.monotonic()))
+            future.add_done_callback(partial(self._arrive, began))
             exchange = await asyncio.wrap_future(future)
         except Exception as error:
             self._failed(flight.attempts, error)
