@@ -41,6 +41,21 @@ def test_twins_answer_and_raise_what_their_verbs_do(app: Tenure) -> None:
     asyncio.run(use())
 
 
+def test_nothing_is_added_that_another_event_loop_could_not_wait_for(app: Tenure) -> None:
+    """On Trio, the job was stored and its caller got "no running event loop"."""
+
+    @app.job
+    def work() -> None: ...
+
+    with app:  # open, so that nothing has to wait for that
+        for verb in (work.enqueue_async(), work.submit_async(), app.enqueue_many_async([])):
+            with pytest.raises(RuntimeError, match=r"asyncio .* without _async"):
+                verb.send(None)
+        with pytest.raises(RuntimeError, match=r"asyncio .* without _async"):
+            app.find_async().send(None)
+        assert app.find() == []
+
+
 def test_the_first_enqueue_opens_the_database_off_the_loop(sqlite_url: str) -> None:
     """A newcomer's loop stood still while the database was opened."""
     app = Tenure(sqlite_url)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 from tenure.app import adding
-from tenure.app.twins import answer_of
+from tenure.app.twins import answer_of, check_loop
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import MAX_RETRIES, NewJob, Options, TypeOptions, Wake, listed
 from tenure.jobs.names import check_name
@@ -135,6 +135,7 @@ def enqueue_many(app: Tenure, new_jobs: Iterable[NewJob]) -> list[Job]:
 
 async def enqueue_many_async(app: Tenure, new_jobs: Iterable[NewJob]) -> list[Job]:
     """Add many jobs like `enqueue_many`, without blocking the event loop."""
+    check_loop()
     jobs = listed(new_jobs)
     await app.core.opened()
     await app.core.defaults.look_up(new_job.type for new_job in jobs)

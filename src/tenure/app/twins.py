@@ -15,6 +15,11 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
+NO_LOOP = (
+    "no event loop of asyncio runs here: call the method without _async, in a thread if another"
+    " loop runs, as by trio.to_thread.run_sync"
+)
+
 
 def twin(verb: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Return the `_async` twin of a verb, a coroutine function that runs it in a thread."""
@@ -23,11 +28,22 @@ def twin(verb: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
     async def run(*args: P.args, **kwargs: P.kwargs) -> R:
         import asyncio
 
+        check_loop()
         return await asyncio.to_thread(verb, *args, **kwargs)
 
     run.__name__ = run.__qualname__ = f"{verb.__name__}_async"
     run.__doc__ = f"Do what `{verb.__name__}` does, without blocking the event loop."
     return run
+
+
+def check_loop() -> None:
+    """Raise RuntimeError unless asyncio runs here: nothing may be done that cannot be awaited."""
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(NO_LOOP) from None
 
 
 async def answer_of(future: Future[R]) -> R:

@@ -83,7 +83,7 @@ work_options = together(
 
 
 class Running(click.Command):
-    """A command with `--app`, which says so to those who give an application without it."""
+    """A command that says how an application is given to it: by `--app`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse what is not an option."""
