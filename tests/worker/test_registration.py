@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -64,6 +65,13 @@ def test_an_annotation_that_cannot_be_resolved_is_refused(app: Tenure) -> None:
     assert "Missing" in refused(app, unknown_attribute)
     assert "an annotation of no_type" in refused(app, no_type)
     assert "SyntaxError" in refused(app, no_syntax)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="Python evaluates annotations at once")
+def test_so_is_an_annotation_that_is_evaluated_late(app: Tenure) -> None:
+    names: dict[str, Any] = {}
+    exec(compile("def late(x: Missing): ...", "late.py", "exec", dont_inherit=True), names)  # noqa: S102
+    assert refused(app, names["late"]).endswith("; import it outside of `if TYPE_CHECKING`")
 
 
 def a_class(x: Plain) -> None: ...

@@ -202,8 +202,8 @@ def describe(
     _check_kind(function, name, in_process=process)
     if not process and (max_jobs, max_memory) != (None, None):
         raise InvalidInput("max_jobs and max_memory are limits of child processes: process=True")
+    hints = _hints(function, name)  # first: from Python 3.14 on, the signature evaluates them too
     signature = inspect.signature(function)
-    hints = _hints(function, name)
     parameters = list(signature.parameters.values())
     wants_context = bool(parameters) and hints.get(parameters[0].name) is JobContext
     named_context = wants_context and _own_context(name, parameters)
