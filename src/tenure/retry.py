@@ -27,7 +27,8 @@ class RetryPolicy:
     - `base`: seconds after the first failure, 0 to 315,360,000 (10 years); 0 means no wait after
       any failure. Default: 5.
     - `factor`: what the wait is multiplied by after each further failure, 1 to 1,000. Default: 3.
-    - `cap`: the longest wait in seconds, 0 to 315,360,000. Default: 3600, one hour.
+    - `cap`: the longest wait in seconds, 0 to 315,360,000; `base` if that is longer. Default: 3600,
+      one hour.
     - `delays`: up to 20 waits in seconds, each 0 to 315,360,000, in place of the other three; the
       last one repeats. Default: `()`, exponential backoff.
 
@@ -56,6 +57,7 @@ class RetryPolicy:
             _check(name, value, 0.0, MAX_DELAY_SECONDS)
         _check("factor", self.factor, 1.0, MAX_FACTOR)
         object.__setattr__(self, "factor", float(self.factor))
+        object.__setattr__(self, "cap", max(self.cap, self.base))
 
 
 def _check(name: str, value: object, low: float, high: float) -> None:

@@ -56,6 +56,14 @@ def test_a_list_gives_each_wait_and_repeats_the_last(
     assert wait == delay(RetryPolicy(delays=policy.delays), job_id, attempt)
 
 
+def test_a_first_wait_is_never_cut_short() -> None:
+    """`backoff="4d"` waited an hour, the default of the cap."""
+    assert RetryPolicy(base=7200).cap == 7200
+    assert RetryPolicy(base=9, cap=3).cap == 9
+    assert RetryPolicy(base=9).cap == 3600
+    assert delay(RetryPolicy(base=4 * 86_400), "1", 1) > 0.9 * 4 * 86_400
+
+
 def test_a_list_has_jitter_too() -> None:
     policy = RetryPolicy(delays=(10, 60, 600))
     assert [delay(policy, JOB, attempt) for attempt in (1, 2, 3, 4)] == [
