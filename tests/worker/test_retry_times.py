@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
+from email.utils import formatdate
 from itertools import product
 from typing import Any
 
@@ -71,6 +73,18 @@ def test_retry_after_sets_the_time_and_is_charged(app_on_each_engine: Tenure, ki
     assert wait_of(app, job) == pytest.approx(3600, abs=2)
     assert (after.attempts, after.snoozes) == (1, 0)
     assert "RetryAfter: the service is busy" in (after.last_error or "")
+
+
+def test_a_date_as_http_writes_it_is_a_delay() -> None:
+    """RFC 9110 section 10.2.3: `Retry-After` is a number of seconds or a date."""
+    now = time.time()
+    for kind in (RetryAfter, Snooze, RateLimited):
+        date = formatdate(now + 100, usegmt=True)
+        assert kind(date).seconds == pytest.approx(100, abs=30)
+        assert kind("Wed, 29 Nov 2000 07:28:00 GMT").seconds == 1
+        for wrong in ("soon GMT", "Wed, 29 Nov 2000 07:28:00", "Wed, 29 Nov 2199 07:28:00 GMT"):
+            with pytest.raises(InvalidInput, match=r"\$\.delay"):
+                kind(wrong)
 
 
 def test_retry_after_the_last_attempt_is_a_failure(app_on_each_engine: Tenure) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from typing import Literal, get_args
 
 from tenure.errors import InvalidInput, TenureError
@@ -16,15 +18,28 @@ class _Postponed(TenureError):
     """What both have in common: a delay."""
 
     def __init__(self, delay: float | timedelta | str, message: str = "") -> None:
-        self.seconds = durations.seconds(delay, "$.delay")
+        self.seconds = _until_date(delay) or durations.seconds(delay, "$.delay")
         super().__init__(message or f"again in {delay}")
+
+
+def _until_date(delay: object) -> float:
+    """Return the seconds until a date as HTTP writes it; 0 if it is none, or 1 if it is over."""
+    if not isinstance(delay, str) or not delay.endswith(" GMT"):
+        return 0.0
+    try:
+        date = parsedate_to_datetime(delay)
+    except ValueError:
+        return 0.0
+    now = time.time()  # noqa: TID251 - the date is one of another machine, not of the store
+    return durations.seconds(max(date.timestamp() - now, 1.0), "$.delay")
 
 
 class RetryAfter(_Postponed):
     """Raise this in a handler to fail the attempt and to set when it is tried again.
 
     - `delay`: until the next attempt, in place of what the policy of the job says: seconds, a
-      timedelta or text such as `30s`; 0 to 10 years. A server's `Retry-After` belongs here.
+      timedelta or text such as `30s`; 0 to 10 years. A server's `Retry-After` belongs here, also
+      one that is a date.
     - `message`: why, for `last_error`. Default: when it is tried again.
 
     The attempt counts: without attempts left the job has failed for good. Raises InvalidInput.
@@ -49,7 +64,8 @@ class Snooze(_Postponed):
 class RateLimited(Snooze):
     """Raise this in a handler that met a rate limit outside, such as HTTP 429: a `Snooze` for all.
 
-    - `delay`: until the job runs again, as that of `Snooze`. A server's `Retry-After` belongs here.
+    - `delay`: until the job runs again, as that of `Snooze`. A server's `Retry-After` belongs here,
+      also one that is a date.
     - `pause`: what starts no job until then: `partition` (default), that of the job, or `queue`, or
       None for neither. In a queue that is not divided by partitions, `partition` is the queue too.
       A job without a partition stands for all of its queue that have none.
