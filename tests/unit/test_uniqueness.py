@@ -13,7 +13,7 @@ from tenure import InvalidInput, NewJob, Unique
 from tenure.errors import DuplicateJob
 from tenure.jobs.enqueue import CheckedJob, TypeOptions, check_job
 from tenure.jobs.ids import new_id
-from tenure.jobs.uniqueness import Seen, Throttled, plan, uniqueness
+from tenure.jobs.uniqueness import Seen, Throttled, checked_for, plan, uniqueness
 from tenure.lifecycle import Job, Status
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -116,6 +116,25 @@ def test_a_rule_that_puts_off_says_for_how_long() -> None:
     assert checked(unique=rule, delay=5).delay == 3
     with pytest.raises(InvalidInput, match=r"\$\.unique\.max_wait"):
         checked(unique=rule, run_at=NOW)
+
+
+@pytest.mark.parametrize(
+    ("by", "flaw"),
+    [
+        ("customer", r"one key for all jobs; for the value of customer, give \('customer',\)"),
+        (("custmer",), "sync has no parameter custmer"),
+        (("order.id", "customer"), "sync has no parameter order.id"),
+    ],
+)
+def test_the_rule_of_a_type_names_its_parameters(by: Any, flaw: str) -> None:
+    with pytest.raises(InvalidInput, match=flaw):
+        checked_for("sync", {"by": by}, ["customer"])
+    assert checked_for("sync", {"by": by}, None).by == Unique(by).by
+
+
+def test_a_rule_of_a_type_can_be_a_text() -> None:
+    for by in ("nightly", ("customer.id",), (), None):
+        assert checked_for("sync", Unique(by), ["customer"]) == Unique(by)
 
 
 def test_a_rule_can_be_an_object_of_its_fields() -> None:

@@ -27,7 +27,7 @@ from tenure.jobs.hooks import Around, Hooks, Lifespan
 from tenure.jobs.partitions import By, partitioner
 from tenure.jobs.retention import DeclaredType
 from tenure.jobs.schedules import Rules
-from tenure.jobs.uniqueness import Unique, unique_of
+from tenure.jobs.uniqueness import Unique, checked_for
 
 _PLAIN_OPTIONS = TypeOptions()
 Errors = tuple[type[BaseException], ...]
@@ -212,11 +212,12 @@ def describe(
         others = hints.get(parameters.pop().name, Any)
     annotated = {parameter.name: hints.get(parameter.name, Any) for parameter in parameters}
     fields = [_field(name, each, annotated[each.name]) for each in parameters]
+    names = annotated if others is None else None
     if partition_by is not None:
-        by = _partitioner(name, partition_by, parameters, annotated if others is None else None)
+        by = _partitioner(name, partition_by, parameters, names)
         defaults = _with(defaults, partition_by=by)
     if unique is not None:
-        defaults = _with(defaults, unique=unique_of(unique))
+        defaults = _with(defaults, unique=checked_for(name, unique, names))
     takes_any = not fields and others in (Any, object) and not named_context
     return Handler(
         name=name,

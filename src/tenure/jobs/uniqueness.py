@@ -7,7 +7,7 @@ Jobs are the same if their unique keys are. One of them at a time holds the key,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -125,6 +125,24 @@ def unique_of(given: Any) -> Unique:
     if unknown := given.keys() - Unique.__dataclass_fields__.keys():
         raise InvalidInput(f"no such field: {', '.join(map(str, unknown))}", path="$.unique")
     return Unique(**given)
+
+
+def checked_for(type: str, given: Any, names: Collection[str] | None) -> Unique:
+    """Return the rule of a type whose payloads have these values, None for any.
+
+    Raises InvalidInput for other names, and for a text that is one of them: it would be a single
+    key of all jobs.
+    """
+    rule, at = unique_of(given), "$.unique.by"
+    if names is None or rule.by is None:
+        return rule
+    if isinstance(rule.by, str) and rule.by in names:
+        what = f"a text is one key for all jobs; for the value of {rule.by}, give ({rule.by!r},)"
+        raise InvalidInput(what, path=at)
+    wanted = () if isinstance(rule.by, str) else rule.by
+    if unknown := [name for name in wanted if name.partition(".")[0] not in names]:
+        raise InvalidInput(f"{type} has no parameter {', '.join(unknown)}", path=at)
+    return rule
 
 
 class Uniqueness(msgspec.Struct, frozen=True, gc=False):
