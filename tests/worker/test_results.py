@@ -15,6 +15,7 @@ import pytest
 from tenure import (
     InvalidInput,
     JobCancelled,
+    JobContext,
     JobFailed,
     JobNotFound,
     ResultGone,
@@ -114,6 +115,27 @@ def test_a_result_that_cannot_be_had_says_why(app: Tenure) -> None:
         with pytest.raises(ResultTruncated, match="100000 bytes as JSON; the limit is"):
             long.submit().result("20s")
         assert app.wait(handle.id).status == "failed"  # `wait` raises for no outcome
+
+
+def test_a_parent_without_a_whole_result_is_no_reason_to_try_again(
+    app_on_each_engine: Tenure,
+) -> None:
+    app = app_on_each_engine
+
+    @app.job
+    def long() -> str:
+        return "x" * 100_000
+
+    @app.job(max_retries=5, backoff=0)
+    def read(context: JobContext) -> None:
+        assert context.results["long"]
+
+    parent = long.enqueue()
+    child = read.options(depends_on={"long": parent}).enqueue()
+    with running_worker(app):
+        ended = app.wait(child.id, "20s")
+    assert (ended.status, ended.attempts) == ("failed", 1)
+    assert "ResultTruncated" in (ended.last_error or "")
 
 
 @pytest.mark.parametrize("id", [UNKNOWN, "celery"])

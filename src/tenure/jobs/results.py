@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 
 import msgspec
 
-from tenure.errors import InvalidInput, PayloadTooLarge, PermanentFailure
+from tenure.errors import InvalidInput, PayloadTooLarge, PermanentFailure, ResultTruncated
 from tenure.jobs import json_types
 from tenure.jobs.handlers import Handler, PlainFailure
 from tenure.jobs.hooks import WITHIN
@@ -131,7 +131,7 @@ def _is_postponed(error: BaseException) -> TypeGuard[RetryAfter | Snooze]:
 def _is_permanent(error: BaseException, handler: Handler | None) -> bool:
     """Whether trying again cannot help; one such part of a group is enough, it would come again."""
     kind = type(error)
-    if issubclass(kind, PermanentFailure):
+    if issubclass(kind, PermanentFailure | ResultTruncated):  # that stays as it is
         return True
     if handler is None or issubclass(kind, RetryAfter | Snooze):
         return False
