@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tenure.app.app import Tenure
-from tenure.errors import InvalidInput, StoreUnavailable, Unauthorized
+from tenure.errors import Forbidden, InvalidInput, StoreUnavailable, Unauthorized
 from tenure.http.refusals import REASONS, Refusals
 from tenure.http.token_cache import TokenCache
 from tenure.jobs.names import check_name
@@ -159,7 +159,7 @@ class AccessGuard:
             scope[CALLER] = caller = await self.caller_of(scope)
             if ADMITTED in scope and caller is not NO_CALLER:
                 scope[ADMITTED]()
-        except (Refusal, Unauthorized, StoreUnavailable) as error:
+        except (Refusal, Unauthorized, Forbidden, StoreUnavailable) as error:
             response = self._refuse(scope, error)
             if isinstance(error, StoreUnavailable):
                 request_id = response.headers[REQUEST_ID]

@@ -17,6 +17,7 @@ from django.core.handlers.asgi import ASGIRequest
 from django.db import close_old_connections
 
 from tenure.contrib.django import app
+from tenure.errors import Forbidden
 from tenure.server import build
 
 Application = Callable[..., Any]
@@ -59,6 +60,9 @@ def asgi(
             request.session = sessions(request.COOKIES.get(settings.SESSION_COOKIE_NAME))
             user = get_user(request)
             may = user.is_authenticated and allow(user)
+            if user.is_authenticated and not may and b"authorization" not in dict(scope["headers"]):
+                # The login of the admin would send back who is signed in already.
+                raise Forbidden("you may do nothing here: sign in as somebody else, or ask for it")
             return (_name_of(user), ("admin",) if may is True else may) if may else None
         finally:
             close_old_connections()
