@@ -328,6 +328,6 @@ def test_the_rate_is_of_attempts_of_the_queue_that_ended(job: Job) -> None:
             "cancelled",
         )
     ]
-    assert rate(transitions, "default", now) == 160 / 240
-    assert rate(transitions, "default", now + timedelta(seconds=59)) == 160 / 299
+    assert rate(transitions, "default", now) == 120 / 240
+    assert rate(transitions, "default", now + timedelta(seconds=59)) == 120 / 299
     assert rate(transitions, "none", now) == 0

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from msgspec import Struct
 
-from tenure.events import Retried
+from tenure.events import LeaseExpired, Retried
 from tenure.jobs.explain_limits import LimitFacts, limit_reason, stays_closed
 from tenure.jobs.graph import is_met
 from tenure.jobs.names import RESERVED
@@ -91,8 +91,9 @@ def _no_retry(job: Job, facts: Facts) -> str | None:
 
 
 def rate(activity: Iterable[Activity], queue: str, now: datetime) -> float:
-    """Attempts of a queue that ended per second, in the last `RATE_MINUTES` of `activity`."""
-    ended = sum(m.transitions for m in activity if m.queue == queue and m.event in ATTEMPT_ENDS)
+    """Attempts of a queue that workers ended per second, in the last `RATE_MINUTES`."""
+    ends = {*ATTEMPT_ENDS} - {LeaseExpired.name}  # a dead worker has no speed
+    ended = sum(m.transitions for m in activity if m.queue == queue and m.event in ends)
     start = now.replace(second=0, microsecond=0) - timedelta(minutes=RATE_MINUTES - 1)
     return ended / (now - start).total_seconds()
 
