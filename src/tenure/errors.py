@@ -34,16 +34,22 @@ class PayloadTooLarge(InvalidInput):
     code = "payload_too_large"
 
 
+ID_LENGTH = 36
+
+
 class JobNotFound(TenureError):
     """No job has this id."""
 
     code = "job_not_found"
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(
-            f"no job {job_id}: the id is wrong, the transaction that adds it is not committed, or "
-            "retention removed the job after it settled"
+        why = (
+            "the id is wrong, the transaction that adds it is not committed, or retention removed "
+            "the job after it settled"
         )
+        if len(job_id) != ID_LENGTH:
+            why = f"that is no whole id, which has {ID_LENGTH} characters"
+        super().__init__(f"no job {job_id}: {why}")
         self.job_id = job_id
 
 

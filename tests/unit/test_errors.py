@@ -37,6 +37,11 @@ def test_a_copy_of_an_error_is_like_it(error: errors.TenureError) -> None:
         assert (str(made), vars(made)) == (str(error), vars(error))
 
 
+def test_an_id_that_was_cut_is_called_so() -> None:
+    assert "no whole id, which has 36 characters" in str(errors.JobNotFound("01a2254e-69fb"))
+    assert "the id is wrong" in str(errors.JobNotFound("01a2254e-69fb-7000-8000-000000000000"))
+
+
 def test_an_error_does_not_break_a_pool_of_processes() -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         with pytest.raises(errors.QueueFull, match="limit of pending jobs is 3") as raised:

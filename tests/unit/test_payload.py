@@ -252,7 +252,7 @@ REFUSED_VALUES: list[tuple[object, str, str]] = [
     (Colour.RED, "Colour", "value.value"),
     (Level.HIGH, "Level", "value.value"),
     (Word.YES, "Word", "value.value"),
-    (Text("x"), "Text", "str(value)"),
+    (Text("x"), "Text", 'value + ""'),
     (Number(1), "Number", "int(value)"),
     (Real(1), "Real", "float(value)"),
     (OrderedDict(a=1), "OrderedDict", "dict(value)"),

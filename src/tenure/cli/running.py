@@ -82,7 +82,7 @@ work_options = together(
 """The options that `serve` and `worker` share."""
 
 
-class Running(click.Command):
+class WorkCommand(click.Command):
     """A command that says how an application is given to it: by `--app`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -109,7 +109,7 @@ class HostAndPort(click.ParamType):  # type: ignore[type-arg]
         return host or "127.0.0.1", int(port)
 
 
-@click.command(cls=Running)
+@click.command(cls=WorkCommand)
 @option("--host", "NAME", "Address to listen on.  [default: 127.0.0.1]")
 @option("--port", "N", "Port to listen on; also TENURE_PORT or PORT.  [default: 8080]")
 @work_options
@@ -126,7 +126,7 @@ def serve(**flags: Any) -> None:
     end_process()
 
 
-@click.command(cls=Running)
+@click.command(cls=WorkCommand)
 @option(
     "--server", "URL", "Get jobs from this server instead of a database; the token is TENURE_TOKEN."
 )

@@ -281,7 +281,8 @@ _ADVICE: tuple[tuple[type | tuple[type, ...], str], ...] = (
     ((set, frozenset), "pass sorted(value)"),
     (dict, "pass dict(value)"),
     (msgspec.Struct, "pass msgspec.to_builtins(value), and annotate the parameter with it"),
-    ((str, os.PathLike), "pass str(value)"),
+    (str, 'pass value + "", which is a plain str'),
+    (os.PathLike, "pass str(value)"),
     (int, "pass int(value)"),
     (float, "pass float(value)"),
 )

@@ -16,6 +16,7 @@ from tenure.jobs.progress import MAX_MESSAGE
 from tenure.jobs.results import error_text
 from tenure.jobs.steps import Notes, StepCall
 from tenure.jobs.work import Lease, WorkSource
+from tenure.telemetry.repeats import Repeats
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class NoteWriter:
         self._writing: Noted = {}
         self._asked = threading.Event()
         self._end = threading.Event()
+        self._repeats = Repeats()
 
     def note(self, lease: Lease, notes: Notes) -> None:
         """Keep the notes of an attempt. Handlers call this at any rate, from any thread."""
@@ -70,7 +72,8 @@ class NoteWriter:
             try:
                 self._write(noted)
             except Exception as error:
-                log.info("notes could not be written, trying again: %s", error)
+                if self._repeats.is_due(error):
+                    log.info("notes could not be written, trying again: %s", error)
                 with self._lock:
                     for lease, (id, before) in self._writing.items():
                         _, after = self._latest.get(lease, ("", NOTHING))
