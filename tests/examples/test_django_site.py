@@ -77,7 +77,7 @@ def test_the_dashboard_is_for_the_superusers_of_the_site(web: httpx2.Client, fil
         connection.execute("UPDATE auth_user SET is_superuser = false")
     assert web.get("/jobs/jobs").status_code == 403
     page = web.get("/jobs/")  # the login of the admin would send them back here, for ever
-    assert (page.status_code, "sign in as somebody else" in page.text) == (403, True)
+    assert (page.status_code, "sign in with another name" in page.text) == (403, True)
     token = {"Authorization": "Bearer wrong"}
     assert web.get("/jobs/jobs", headers=token).status_code == 401
 

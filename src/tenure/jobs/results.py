@@ -131,7 +131,7 @@ def _is_postponed(error: BaseException) -> TypeGuard[RetryAfter | Snooze]:
 def _is_permanent(error: BaseException, handler: Handler | None) -> bool:
     """Whether trying again cannot help; one such part of a group is enough, it would come again."""
     kind = type(error)
-    if issubclass(kind, PermanentFailure | ResultTruncated):  # that stays as it is
+    if issubclass(kind, PermanentFailure | ResultTruncated):  # it never changes
         return True
     if handler is None or issubclass(kind, RetryAfter | Snooze):
         return False

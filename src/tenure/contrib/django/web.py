@@ -62,7 +62,7 @@ def asgi(
             may = user.is_authenticated and allow(user)
             if user.is_authenticated and not may and b"authorization" not in dict(scope["headers"]):
                 # The login of the admin would send back who is signed in already.
-                raise Forbidden("you may do nothing here: sign in as somebody else, or ask for it")
+                raise Forbidden("you may do nothing here: sign in with another name, or ask for it")
             return (_name_of(user), ("admin",) if may is True else may) if may else None
         finally:
             close_old_connections()
