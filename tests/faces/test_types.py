@@ -329,7 +329,7 @@ def works(app: Tenure, *queues: str, types: tuple[str, ...] | None = ("send",)) 
     app.core.claim(claim)
 
 
-def test_b4_doctor_warns_of_a_type_in_a_queue_that_none_of_its_workers_takes(
+def test_b4_doctor_warns_of_due_jobs_that_no_worker_takes(
     app: Tenure, caplog: pytest.LogCaptureFixture
 ) -> None:
     def check() -> tuple[CheckResult, str]:
@@ -337,14 +337,17 @@ def test_b4_doctor_warns_of_a_type_in_a_queue_that_none_of_its_workers_takes(
         assert found.found == "1 known"
         return found.health, found.advice
 
-    assert check() == (CheckResult.OK, "")  # no worker is alive, which is another matter
-    works(app, "other", types=("another",))
-    assert check() == (CheckResult.OK, "")
     works(app, "letters")
+    app.enqueue("send", TO, delay=60)
+    assert check() == (CheckResult.OK, "")  # nothing is due
+    app.enqueue("send", TO)
     health, advice = check()
     assert health is CheckResult.WARNING
-    assert "send goes to queue mail and is run from letters only" in advice
-    assert "send goes to queue mail" in " ".join(run_cli("doctor").stdout.split())
+    assert "send in queue mail, which is run from letters only" in advice
+    assert "send in queue mail" in " ".join(run_cli("doctor").stdout.split())
+    app.enqueue("sned", TO, queue="mial")  # of these nobody knows
+    assert "send in queue mail, which is run from letters only; sned in queue mial." in check()[1]
+    app.cancel(app.find(type="sned")[0].id)
     caplog.clear()
     process.log_checks(app).join()
     assert "send" not in caplog.text  # at the start of a fleet, the other workers are to come

@@ -7,20 +7,26 @@ and change nothing: a database that does not exist yet, or has an older schema, 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 
+from tenure.jobs.explain import is_live
 from tenure.jobs.findings import Check, CheckResult
 from tenure.jobs.names import listed
-from tenure.jobs.stats import TypeState, WorkerState, queues_instead
+from tenure.jobs.queries import Query, State
+from tenure.jobs.stats import TypeState, queues_instead
+from tenure.lifecycle import Status
 from tenure.store import migrate
 from tenure.store.dialect import Reads
+from tenure.store.reader import Reader
 from tenure.store.tables import limits as limit_tables
 from tenure.store.tables import schedules as tables
 
 Settings = Mapping[str, tuple[Collection[str], str]]
 """Setting -> the values with which the promises hold, and what to do about another one."""
 MAX_LATE_SECONDS = 60
+MAX_WAITING = 20
+"""Types in queues that are looked for at most, without a worker."""
 MAX_CLOCK_DIFFERENCE = 1.0
 """Seconds; a smaller difference between callers' clocks and the store's does not matter."""
 
@@ -100,17 +106,23 @@ def latest_entry(seconds_ahead: float) -> Check:
     return warning("time", found, advice)
 
 
-def types(known: Collection[TypeState], workers: Sequence[WorkerState]) -> Check:
-    """Whether the workers that run a type take from the queue that its jobs go to."""
-    waiting = [
-        f"{type.name} goes to queue {type.queue} and is run from {', '.join(queues)} only"
-        for type in known
-        if (queues := queues_instead(type.name, type.queue, workers))
-    ]
+def types(reader: Reader, known: Collection[TypeState]) -> Check:
+    """Whether a live worker runs the type of each due job and takes from its queue."""
+    now = reader.clock()
+    live = [worker for worker in reader.workers() if is_live(worker, now)]
+    waiting: list[str] = []
+    for count in reader.stats.counts():
+        type, queue = count.type, count.queue
+        if count.status != Status.PENDING or any(w.serves(queue) and w.runs(type) for w in live):
+            continue
+        due = Query(status=Status.PENDING, state=State.READY, type=type, queue=queue, limit=1)
+        if len(waiting) < MAX_WAITING and reader.find(due):
+            elsewhere = ", ".join(queues_instead(type, queue, live))
+            only = f", which is run from {elsewhere} only" if elsewhere else ""
+            waiting.append(f"{type} in queue {queue}{only}")
     advice = (
-        "jobs wait in queues that no worker of their type takes from: "
-        f"{'; '.join(listed(waiting))}. Start a worker for that queue, or correct `queue=` in "
-        "@app.job and start its workers again"
+        f"jobs are due that no live worker takes: {'; '.join(listed(waiting))}. Start a worker "
+        "with a handler of the type for that queue, or correct the type or queue of the jobs"
     )
     return warning("types", f"{len(known)} known", advice if waiting else "")
 

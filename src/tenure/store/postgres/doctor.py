@@ -288,7 +288,7 @@ def check_postgres(url: str) -> Iterator[Check]:
             yield doctor.clock(now, before, after)
         if found == migrate.newest("postgres"):
             with closing(PostgresReader(url)) as reader:
-                yield doctor.types(types.every(reader).values(), reader.workers())
+                yield doctor.types(reader, types.every(reader).values())
                 yield doctor.schedules(reader, reader.clock())
                 yield doctor.limits(reader)
     except SchemaMismatch as error:

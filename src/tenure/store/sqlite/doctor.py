@@ -154,7 +154,7 @@ def check_sqlite(url: str) -> Iterator[Check]:
             yield _write_lock(connection, path)
         if version == migrate.newest("sqlite"):
             with closing(SqliteReader(path)) as reader:
-                yield doctor.types(types.every(reader).values(), reader.workers())
+                yield doctor.types(reader, types.every(reader).values())
                 yield doctor.schedules(reader, reader.clock())
                 yield doctor.limits(reader)
     except AWAY as error:  # the folder may be gone by now
