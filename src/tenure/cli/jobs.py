@@ -283,7 +283,10 @@ def cancel(ids: Sequence[str], **given: Any) -> None:
 @click.argument("ids", nargs=-1, required=True, shell_complete=completing.job_ids("waiting"))
 @answer_options
 def unblock(ids: Sequence[str], as_json: bool) -> None:
-    """Let waiting jobs run now, whatever they wait for."""
+    """Let waiting jobs run now, whatever they wait for.
+
+    A job that waits for a signal runs its handler, which then waits for the signal again.
+    """
     with existing() as app:
         _each(app, app.unblock, ids, as_json)
 
