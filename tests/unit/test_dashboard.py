@@ -89,6 +89,18 @@ def test_the_health_line_says_the_worst(
     assert text in found.text
 
 
+def test_all_is_not_well_while_most_attempts_fail() -> None:
+    """Against a service that is away, no job had failed for good yet, and all was well."""
+    found = health(NOW, 1, 2, [queue(max_pending=1)], [WORKER], attempts=(0, 1_301))
+    assert (found.level, found.text) == (
+        "watch",
+        "1,301 of 1,301 attempts in the last 10 minutes failed.",
+    )
+    assert len(found.also) == 2
+    for few in ((10, 10), (0, 9)):
+        assert health(NOW, 1, 0, [], [WORKER], attempts=few).level == "well"
+
+
 def test_a_worker_that_fell_silent_takes_nothing() -> None:
     silent = WorkerState("w", "host:1", None, None, ago(61), 0, NOW)
     assert "no live worker" in health(NOW, 1, 0, [queue(waits=90)], [silent]).text

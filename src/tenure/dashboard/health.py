@@ -14,6 +14,9 @@ from tenure.jobs.text import length, quantity
 
 LATE = timedelta(seconds=60)
 """A queue is late if a job has been due for longer."""
+RECENT_MINUTES = 10
+MIN_FAILURES = 10
+"""Failed attempts in that time from which on their share counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,13 @@ def health(
     running: int = 0,
     trouble: str | None = None,
     paused: Sequence[tuple[TypeState, int]] = (),
+    attempts: tuple[int, int] = (0, 0),
 ) -> HealthLine:
     """Return how the queues are at `now`; `failed` jobs have not been looked at.
 
     `queues` are in the order of `attention`. `trouble` says why the store cannot commit. `paused`
-    are the paused types with the number of their pending jobs.
+    are the paused types with the number of their pending jobs, `attempts` how many completed and
+    failed in the last `RECENT_MINUTES`.
     """
     alive = [worker for worker in workers if is_live(worker, now)]
     live = [worker for worker in alive if not worker.runs_own]
@@ -48,7 +53,11 @@ def health(
     if next_tick and now - next_tick >= LATE:
         due = length(int((now - next_tick).total_seconds()))
         late.append(f"A tick of a schedule has been due for {due}, and no process decides it.")
+    completed, failures = attempts
     watch = [*_paused_types(now, paused), *_watch(now, failed, queues, live)]
+    if failures >= MIN_FAILURES and failures > completed:
+        ended = f"{failures:,} of {failures + completed:,} attempts"
+        watch.insert(0, f"{ended} in the last {RECENT_MINUTES} minutes failed.")
     if late:
         return HealthLine("late", late[0], [*late[1:], *watch])
     if watch:

@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse, Response
 from tenure.app.shown import failures_shown
 from tenure.dashboard import charts
 from tenure.dashboard import machine as machines
-from tenure.dashboard.health import health
+from tenure.dashboard.health import RECENT_MINUTES, health
 from tenure.dashboard.request import SEEN, PageRequest
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.explain import is_live
@@ -47,6 +47,9 @@ def show(request: PageRequest) -> Response:
         pending[group.type] += group.jobs if group.status == Status.PENDING else 0
     paused = [(type, pending[type.name]) for type in cache.types() if type.paused_at is not None]
     by_age = sorted(queues, key=lambda q: (q.oldest_due_at is None, q.oldest_due_at, -q.pending))
+    throughput = charts.throughput(activity, now)
+    recent = {name: line[-RECENT_MINUTES:] for name, line in throughput.lines.items()}
+    completions, failures = (sum(filter(None, recent[name])) for name in ("completed", "failed"))
     response = request.page(
         "overview.html",
         health=health(
@@ -59,13 +62,14 @@ def show(request: PageRequest) -> Response:
             running,
             cache.trouble(),
             paused,
+            (int(completions), int(failures)),
         ),
         jobs=jobs,
         by_status=by_status,
         sparks={
             s: charts.sparkline(activity, now, ENTERED_BY.get(s, s)) for s in map(Status, by_status)
         },
-        throughput=charts.throughput(activity, now),
+        throughput=throughput,
         latency=charts.latency(activity, now),
         queues=by_age[:MAX_ROWS],
         number=number,
