@@ -18,6 +18,7 @@ import pytest
 
 from tenure import InvalidInput, JobContext, KeyConflict, Tenure
 from tenure.jobs import json_types
+from tests.support.workers import running_worker
 
 Anything = TypeVar("Anything")
 
@@ -65,6 +66,19 @@ def test_an_annotation_that_cannot_be_resolved_is_refused(app: Tenure) -> None:
     assert "Missing" in refused(app, unknown_attribute)
     assert "an annotation of no_type" in refused(app, no_type)
     assert "SyntaxError" in refused(app, no_syntax)
+
+
+def test_a_handler_can_have_two_names(app: Tenure) -> None:
+    """As after a renaming: a coroutine was returned to the worker, and not run."""
+
+    @app.job(queue="mail")
+    async def send_email(to: str) -> str:
+        return to
+
+    old = app.job(name="email")(send_email)
+    assert (old.name, send_email.name, old.handler.is_async) == ("email", "send_email", True)
+    with running_worker(app):
+        assert [each.submit("a").result("20s") for each in (old, send_email)] == ["a", "a"]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="Python evaluates annotations at once")

@@ -78,6 +78,8 @@ class Register:
     @overload
     def __call__(self, function: Callable[P, R]) -> JobType[P, R]: ...
     def __call__(self, function: Callable[..., Any]) -> Any:
+        if isinstance(function, JobType):  # its handler gets another name, for jobs that have it
+            function = function.handler.function
         if not hasattr(function, "__name__"):
             raise InvalidInput(f"a handler is a function, as def makes it, not {function!r}")
         if (given := self._name or function.__name__) == "<lambda>":
