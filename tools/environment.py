@@ -95,6 +95,8 @@ def create_environment() -> None:
     Scripts contain the full path of their interpreter, so an environment that was moved or copied
     is created again.
     """
+    if VENV.is_symlink():  # what it leads to would be emptied
+        raise SetupError("it is a link; remove it, so that this folder gets an environment")
     made_here = VENV / "root.stamp"
     if PYTHON.exists() and read(made_here) == str(ROOT):
         return

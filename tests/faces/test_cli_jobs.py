@@ -296,6 +296,28 @@ def test_one_refusal_stops_no_other_and_the_first_sets_the_code(app: Tenure) -> 
 # --- queues, stats ----------------------------------------------------------------------------
 
 
+def test_what_was_not_paused_is_not_called_resumed(app: Tenure) -> None:
+    """A misspelt name left the real queue paused, and the answer said that it was resumed."""
+    app.enqueue("send", queue="billing")
+    assert output_of("queues", "pause", "billing") == "queue billing is paused"
+    assert output_of("queues", "pause", "biling") == "queue biling is paused; it has no jobs"
+    assert output_of("queues", "resume", "bling") == "queue bling was not paused"
+    for said in ("is resumed", "was not paused"):
+        assert output_of("queues", "resume", "billing") == f"queue billing {said}"
+    app.types.pause("send")
+    assert output_of("types", "resume", "sned") == "type sned was not paused"
+    for said in ("is resumed", "was not paused"):
+        assert output_of("types", "resume", "send") == f"type send {said}"
+
+
+def test_an_id_is_taken_as_it_was_copied(app: Tenure) -> None:
+    job = app.enqueue("send")
+    for copied in (f" {job.id} ", f"{job.id.upper()},", f'"{job.id}"\n'):
+        assert job.id in output_of("jobs", "show", copied)
+    output_of("jobs", "cancel", f"{job.id},")
+    assert app.get(job.id).status == "cancelled"
+
+
 def test_a_paused_queue_hands_out_nothing_until_it_is_resumed(app: Tenure) -> None:
     app.enqueue("email", queue="mail")
     request = ClaimRequest(worker="w", limit=1, lease_seconds=30, label="w")

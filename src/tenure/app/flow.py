@@ -199,7 +199,9 @@ class NewWorkflow:
         )
         jobs, key = adding.checked_jobs, self._key
         if key is not None and any(job.unique for job in jobs):
-            raise InvalidInput("a workflow with a key cannot have unique jobs", path="$.key")
+            raise InvalidInput(
+                "a workflow with a key cannot have unique jobs: give them unique=None", path="$.key"
+            )
         fingerprint = None if key is None else fingerprint_of(self._name, self._jobs, jobs)
         if key is not None and self._own_keys:
             fingerprint = _digest(fingerprint, self._actor)

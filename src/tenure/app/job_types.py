@@ -64,7 +64,9 @@ class Register:
 
     def __init__(self, app: Tenure, options: JobOptions) -> None:
         if unknown := options.keys() - JobOptions.__annotations__.keys():
-            raise TypeError(f"@app.job has no option {', '.join(sorted(unknown))}")
+            known = ", ".join(sorted(JobOptions.__annotations__))
+            wrong = ", ".join(sorted(unknown))
+            raise TypeError(f"@app.job has no option {wrong}; it has {known}")
         self._app = app
         self._name = options.get("name")
         self._defaults = defaults_of(options, TypeOptions())

@@ -21,6 +21,7 @@ from tenure.cli.new_job import (
     unique_options,
 )
 from tenure.cli.options import (
+    Id,
     answer_options,
     flag,
     option,
@@ -156,7 +157,7 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
 
 
 @jobs.command()
-@click.argument("id", shell_complete=completing.job_ids())
+@click.argument("id", type=Id(), shell_complete=completing.job_ids())
 @reading_options
 def show(id: str, as_json: bool) -> None:
     """Show a job, its history, and why it is not running."""
@@ -224,7 +225,7 @@ def _time_line(history: Sequence[Transition]) -> None:
 
 
 @click.command()
-@click.argument("id", shell_complete=completing.job_ids())
+@click.argument("id", type=Id(), shell_complete=completing.job_ids())
 @answer_options
 def explain(id: str, as_json: bool) -> None:
     """Say why a job is not running, and what you can do."""
@@ -257,7 +258,9 @@ bulk_options = together(
 
 
 @jobs.command()
-@click.argument("ids", nargs=-1, metavar="[ID...]", shell_complete=completing.job_ids("failed"))
+@click.argument(
+    "ids", type=Id(), nargs=-1, metavar="[ID...]", shell_complete=completing.job_ids("failed")
+)
 @option("--more", None, "Attempts to add to the limit.", type=int, default=1)
 @flag("--from-scratch", "Delete its steps, checkpoint and signals; only by id.")
 @bulk_options
@@ -271,7 +274,11 @@ def retry(ids: Sequence[str], more: int, *, from_scratch: bool, **given: Any) ->
 
 @jobs.command()
 @click.argument(
-    "ids", nargs=-1, metavar="[ID...]", shell_complete=completing.job_ids("pending", "processing")
+    "ids",
+    type=Id(),
+    nargs=-1,
+    metavar="[ID...]",
+    shell_complete=completing.job_ids("pending", "processing"),
 )
 @bulk_options
 def cancel(ids: Sequence[str], **given: Any) -> None:
@@ -280,7 +287,9 @@ def cancel(ids: Sequence[str], **given: Any) -> None:
 
 
 @jobs.command()
-@click.argument("ids", nargs=-1, required=True, shell_complete=completing.job_ids("waiting"))
+@click.argument(
+    "ids", type=Id(), nargs=-1, required=True, shell_complete=completing.job_ids("waiting")
+)
 @answer_options
 def unblock(ids: Sequence[str], as_json: bool) -> None:
     """Let waiting jobs run now, whatever they wait for.
@@ -292,7 +301,9 @@ def unblock(ids: Sequence[str], as_json: bool) -> None:
 
 
 @jobs.command()
-@click.argument("ids", nargs=-1, metavar="[ID...]", shell_complete=completing.job_ids("pending"))
+@click.argument(
+    "ids", type=Id(), nargs=-1, metavar="[ID...]", shell_complete=completing.job_ids("pending")
+)
 @bulk_options
 def run_now(ids: Sequence[str], **given: Any) -> None:
     """Run pending jobs that are not due: by id, or all that match."""
@@ -300,7 +311,7 @@ def run_now(ids: Sequence[str], **given: Any) -> None:
 
 
 @jobs.command()
-@click.argument("id", shell_complete=completing.job_ids("pending"))
+@click.argument("id", type=Id(), shell_complete=completing.job_ids("pending"))
 @option("--payload", "JSON", "A new payload, before the first attempt; `-` reads it.")
 @click.option("--priority", type=int, help="Smaller runs first, -100 to 100.")
 @click.option("--max-retries", type=int, help="Attempts in all, with the first.")
@@ -320,7 +331,7 @@ def amend(id: str, reason: str | None, as_json: bool, **given: Any) -> None:
 
 
 @jobs.command()
-@click.argument("id", shell_complete=completing.job_ids())
+@click.argument("id", type=Id(), shell_complete=completing.job_ids())
 @option("--payload", "JSON", "Another payload; `-` reads it.  [default: that of the job]")
 @option("--queue", "NAME", "Another queue.", completing.queue_names)
 @option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")

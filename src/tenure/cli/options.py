@@ -8,11 +8,24 @@ from typing import Any
 
 import click
 
+from tenure.jobs.ids import is_id
+
 DATABASE = "tenure.database"
 APPLICATION = "tenure.application"
 """Where a program that has these commands puts its `Tenure`, in the `meta` of its context."""
 WIDE = "tenure.wide"
 Decorator = Callable[[Any], Any]
+
+
+class Id(click.ParamType):  # type: ignore[type-arg]
+    """An id as people copy it: with spaces or quotes around it, or in capitals."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the id as Tenure writes it."""
+        tidy = str(value).strip(" \t\r\n,;'\"").lower()
+        return tidy if is_id(tidy) else str(value)
 
 
 def option(

@@ -8,7 +8,7 @@ import click
 
 from tenure.cli import completing, terminal
 from tenure.cli.command import existing
-from tenure.cli.options import answer_options, option
+from tenure.cli.options import Id, answer_options, option
 from tenure.jobs.text import first_line, visible
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ TIME_OVER = 5
 
 
 @click.command()
-@click.argument("id", shell_complete=completing.job_ids())
+@click.argument("id", type=Id(), shell_complete=completing.job_ids())
 @option("--timeout", "TIME", "Longest time to wait: 30s, 5m.  [default: as long as it takes]")
 @answer_options
 def wait(id: str, timeout: str | None, as_json: bool) -> None:

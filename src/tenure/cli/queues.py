@@ -24,7 +24,8 @@ from tenure.jobs.names import check_pause_reason
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from tenure.jobs.stats import WorkerState
+    from tenure import Tenure
+    from tenure.jobs.stats import QueueState, WorkerState
 
 queues = Group("queues", help="List, pause, resume and limit queues.")
 
@@ -54,8 +55,9 @@ def list_queues(as_json: bool) -> None:
 def pause(name: str, reason: str | None) -> None:
     """Stop starting jobs of a queue; running jobs continue."""
     with application() as app:
+        is_new = _state_of(app, name) is None
         app.queues.pause(name, reason=reason)
-    click.echo(f"queue {name} is paused")
+    click.echo(f"queue {name} is paused{'; it has no jobs' * is_new}")
 
 
 @queues.command()
@@ -63,9 +65,17 @@ def pause(name: str, reason: str | None) -> None:
 @database_option
 def resume(name: str) -> None:
     """Start jobs of a paused queue again."""
+    from tenure.jobs.stats import rest_of
+
     with application() as app:
+        queue = _state_of(app, name)
+        held = queue is not None and (queue.paused_at or rest_of(queue, app.core.clock()))
         app.queues.resume(name)
-    click.echo(f"queue {name} is resumed")
+    click.echo(f"queue {name} {'is resumed' if held else 'was not paused'}")
+
+
+def _state_of(app: Tenure, name: str) -> QueueState | None:
+    return next((each for each in app.queues.list(search=name) if each.name == name), None)
 
 
 LIMITS = together(
@@ -211,8 +221,9 @@ def pause_type(name: str, reason: str | None) -> None:
 def resume_type(name: str) -> None:
     """Start jobs of a paused type again."""
     with application() as app:
+        paused = {type.name for type in app.types.list() if type.paused_at is not None}
         app.types.resume(name)
-    click.echo(f"type {name} is resumed")
+    click.echo(f"type {name} {'is resumed' if name in paused else 'was not paused'}")
 
 
 def _seconds(timeout: float | None) -> str:

@@ -7,14 +7,16 @@ import click
 from tenure.cli import completing
 from tenure.cli.command import Group, existing
 from tenure.cli.new_job import options_given
-from tenure.cli.options import answer_options, option, reading_options
+from tenure.cli.options import Id, answer_options, option, reading_options
 from tenure.cli.terminal import print_json, table
 
 signals = Group("signals", help="Send signals to jobs that wait for them.")
 
 
 @signals.command()
-@click.argument("id", shell_complete=completing.job_ids("waiting", "pending", "processing"))
+@click.argument(
+    "id", type=Id(), shell_complete=completing.job_ids("waiting", "pending", "processing")
+)
 @click.argument("name")
 @click.argument("payload", required=False)
 @option("--key", "TEXT", "Idempotency key: using it again sends nothing.")
@@ -39,7 +41,7 @@ def send(id: str, name: str, payload: str | None, key: str | None, as_json: bool
 
 
 @signals.command("list")
-@click.argument("id", shell_complete=completing.job_ids())
+@click.argument("id", type=Id(), shell_complete=completing.job_ids())
 @reading_options
 def list_signals(id: str, as_json: bool) -> None:
     """List the signals of a job, oldest first."""
