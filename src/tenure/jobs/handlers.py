@@ -214,8 +214,7 @@ def describe(
     fields = [_field(name, each, annotated[each.name]) for each in parameters]
     names = annotated if others is None else None
     if partition_by is not None:
-        by = _partitioner(name, partition_by, parameters, names)
-        defaults = _with(defaults, partition_by=by)
+        defaults = _with(defaults, partition_by=_partitioner(name, partition_by, parameters, names))
     if unique is not None:
         defaults = _with(defaults, unique=checked_for(name, unique, names))
     takes_any = not fields and others in (Any, object) and not named_context

@@ -264,9 +264,8 @@ class Exchanges:
         return replace(self._request, types=self._handlers.types())
 
     def _start(self, claim: ClaimRequest | None, *, report: bool) -> None:
-        attempts = []
-        if report:
-            attempts = self._leases.take_reports(1 if self._suspects else MAX_REPORTS)
+        most = 1 if self._suspects else MAX_REPORTS
+        attempts = self._leases.take_reports(most) if report else []
         if claim is not None:
             self._present_until = time.monotonic() + PRESENT_SECONDS
             if claim.limit:
