@@ -26,7 +26,7 @@ Settings = Mapping[str, tuple[Collection[str], str]]
 """Setting -> the values with which the promises hold, and what to do about another one."""
 MAX_LATE_SECONDS = 60
 MAX_WAITING = 20
-"""Types in queues that are looked for at most, without a worker."""
+"""Types in queues, without a worker, whose jobs are looked at: each look may read many jobs."""
 MAX_CLOCK_DIFFERENCE = 1.0
 """Seconds; a smaller difference between callers' clocks and the store's does not matter."""
 
@@ -110,13 +110,18 @@ def types(reader: Reader, known: Collection[TypeState]) -> Check:
     """Whether a live worker runs the type of each due job and takes from its queue."""
     now = reader.clock()
     live = [worker for worker in reader.workers() if is_live(worker, now)]
-    waiting: list[str] = []
-    for count in reader.stats.counts():
-        type, queue = count.type, count.queue
-        if count.status != Status.PENDING or any(w.serves(queue) and w.runs(type) for w in live):
-            continue
-        due = Query(status=Status.PENDING, state=State.READY, type=type, queue=queue, limit=1)
-        if len(waiting) < MAX_WAITING and reader.find(due):
+    due = {queue.name for queue in reader.queues() if queue.oldest_due_at is not None}
+    not_taken = [
+        (count.type, count.queue)
+        for count in reader.stats.counts()
+        if count.status == Status.PENDING
+        and count.queue in due
+        and not any(each.serves(count.queue) and each.runs(count.type) for each in live)
+    ]
+    waiting = []
+    for type, queue in not_taken[:MAX_WAITING]:
+        ready = Query(status=Status.PENDING, state=State.READY, type=type, queue=queue, limit=1)
+        if reader.find(ready):
             elsewhere = ", ".join(queues_instead(type, queue, live))
             only = f", which is run from {elsewhere} only" if elsewhere else ""
             waiting.append(f"{type} in queue {queue}{only}")

@@ -40,8 +40,9 @@ def asgi(
 ) -> Application:
     """Return an ASGI application that serves the dashboard and the API below a path, and Django.
 
-    Users are those of Django's sessions; the history of jobs names them. Others are sent to
-    `LOGIN_URL`; programs can send a token of `tenure tokens create`.
+    Users are those of Django's sessions; the history of jobs names them. Who is not signed in is
+    sent to `LOGIN_URL`, and a user who may do nothing gets the status 403. Programs can send a
+    token of `tenure tokens create`.
 
     - `application`: that of `get_asgi_application()`. It gets every other request.
     - `prefix`: the path, which begins with a slash and does not end with one.
