@@ -224,13 +224,13 @@ def test_it_waits_though_all_workers_have_long_been_busy(harness: StoreHarness, 
 
 
 def test_waiting_with_an_estimate(harness: StoreHarness, why: Why) -> None:
-    harness.clock.set(harness.clock.now.replace(second=30, microsecond=0))
+    harness.clock.set(harness.clock.now.replace(second=40, microsecond=0))
     for _ in range(3):
         harness.report(
             report_completed(harness.take()), report_failed(harness.take(), retryable=False)
         )
     harness.measure()
-    harness.clock.advance(30)  # a window of 4 minutes and no second
+    harness.clock.advance(20)  # a window of 4 minutes and no second
     *_, last = [harness.add() for _ in range(13)]
     text = "12 jobs of its queue go first; at 1.5 a minute its turn comes in about 8m."
     assert why(last.id).text == text

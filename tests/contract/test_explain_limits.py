@@ -139,10 +139,10 @@ def test_a_rate_limit_outside_names_the_job_that_met_it(app: Tenure, clock: Cloc
         (lease,) = take(app)
         (other,) = [job for job in jobs if job.id != lease.id]
         clock.advance(11)  # the other one has come back
-        report = Report(lease.id, lease.lease_id, Outcome.SNOOZED, delay=10, pause=pause)
+        report = Report(lease.id, lease.lease_id, Outcome.SNOOZED, delay=5, pause=pause)
         app.core.exchange([report], None).result()
-        check(app, other, reason, named, "for 10", f"job {lease.id} met a rate limit")
-        clock.advance(11)
+        check(app, other, reason, named, "for 5", f"job {lease.id} met a rate limit")
+        clock.advance(6)
 
 
 def test_the_place_is_counted_in_the_partition(app: Tenure) -> None:

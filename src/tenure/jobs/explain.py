@@ -26,7 +26,7 @@ MAX_NAMED = 3
 """Other jobs that a sentence names."""
 RATE_MINUTES = 5
 """Minutes, the current one included, over which the speed of a queue is computed."""
-WORKER_IS_LIVE = timedelta(seconds=60)
+WORKER_IS_LIVE = timedelta(seconds=30)
 """A worker that holds no lease counts as dead after this long without a claim."""
 SWEEP_IS_LATE = timedelta(seconds=10)
 """How long after its end a lease is swept at the latest, if a worker or a server is alive."""
