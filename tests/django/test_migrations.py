@@ -34,7 +34,7 @@ def test_migrate_makes_the_schema_once(project: Project) -> None:
     assert "schema 1" in by_tenure[1]
     assert "No migrations to apply" in again[1]
     assert undone[0] == 1
-    assert "not reversible" in undone[1]
+    assert "not reversible, because that would delete the jobs" in undone[1]
     with project.jobs as jobs:
         jobs.enqueue("mail")
         assert jobs.verify() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db.migrations.exceptions import IrreversibleError
 from django.db.migrations.operations.base import Operation
 
 
@@ -14,7 +15,6 @@ class RunTenure(Operation):
     jobs. It cannot be reversed, because that would delete jobs.
     """
 
-    reversible = False
     elidable = False
 
     def state_forwards(self, app_label: str, state: Any) -> None:
@@ -30,6 +30,15 @@ class RunTenure(Operation):
             schema_editor.collected_sql += migration_sql(schema_editor.connection)
         else:
             migrate(schema_editor.connection)
+
+    def database_backwards(
+        self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any
+    ) -> None:
+        """Raise IrreversibleError: nothing but a person deletes jobs."""
+        raise IrreversibleError(
+            "this migration is not reversible, because that would delete the jobs. To remove "
+            "Tenure, run `migrate tenure zero --fake`, and delete its tables or its schema"
+        )
 
     def describe(self) -> str:
         """Return what it does, for `sqlmigrate` and `migrate --plan`."""
