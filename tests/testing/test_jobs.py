@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from unittest import mock
 from uuid import UUID, uuid4
 
@@ -284,8 +284,11 @@ def test_the_clock_travels(enter: Enter, shop: Shop) -> None:
     after = jobs.travel("2h")
     assert timedelta(hours=2) <= after - before < timedelta(hours=2, minutes=1)
     assert shop.app.get(late.id).event == "expired"
-    with pytest.raises(InvalidInput):
-        jobs.travel(0)
+    month_end = after.replace(day=28) + timedelta(days=40)
+    assert timedelta() <= jobs.travel(month_end) - month_end < timedelta(minutes=1)
+    for wrong in (0, after, datetime(2100, 1, 1)):  # noqa: DTZ001 - without its zone
+        with pytest.raises(InvalidInput, match=r"\$\.by"):
+            jobs.travel(wrong)
 
 
 def test_jobs_are_found_by_times_after_a_travel(enter: Enter, shop: Shop) -> None:

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
+from tenure.errors import InvalidInput
 from tenure.jobs.context import JobContext
 from tenure.jobs.durations import positive
 from tenure.jobs.enqueue import Duration
@@ -131,13 +132,17 @@ class Jobs:
         """
         return await self._runs.drive_async(self._runs.due(**options), children=real_processes)
 
-    def travel(self, by: Duration) -> datetime:
+    def travel(self, by: datetime | Duration) -> datetime:
         """Put the store's clock forward, and do what then falls due beside jobs; return its time.
 
-        - `by`: a duration above 0. The clock continues from there.
+        - `by`: a duration above 0, or a later time with its zone. The clock continues from there.
 
         It is the clock of this database alone, also for other processes. Raises InvalidInput.
         """
+        if isinstance(by, datetime):
+            if by.utcoffset() is None:
+                raise InvalidInput("a time without its zone", path="$.by")
+            by -= self._app.core.clock()
         self._runs.travel(timedelta(seconds=positive(by, "$.by")))
         self._runs.maintain()
         return self._app.core.clock()
