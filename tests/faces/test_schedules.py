@@ -261,7 +261,10 @@ def test_did_the_nightly_job_run(app: Tenure, clock: Clock) -> None:
     paused = output_of("schedules", "pause", "nightly", "--reason", "broken", **here)
     assert paused == "schedule nightly is paused"
     assert "    broken" in output_of("schedules", "list", **here)
+    none = "none of these ticks adds a job"
+    assert none in output_of("schedules", "show", "nightly", **here)
     output_of("schedules", "resume", "nightly", "--catch-up", **here)
+    assert none not in output_of("schedules", "show", "nightly", **here)
     job = output_of("schedules", "trigger", "nightly", "--overlap", "allow_all", **here)
     assert app.get(job).type == "report"
     assert output_of("schedules", "trigger", "nightly", "--overlap", "skip", **here) == "overlapped"
@@ -326,7 +329,9 @@ def test_buttons(app: Tenure, api: TestClient) -> None:
     paused = app.schedules.get("nightly")
     assert (paused.pause_reason, paused.paused_by) == ("broken", "dashboard")
     assert "broken" in api.get("/ui/schedules/nightly").text
+    assert "None of these adds a job" in api.get("/ui/schedules/nightly").text
     post_form(api, "/ui/schedules/nightly/resume")
+    assert "None of these adds a job" not in api.get("/ui/schedules/nightly").text
     assert app.schedules.get("nightly").paused_at is None
 
 

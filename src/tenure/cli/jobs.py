@@ -117,7 +117,7 @@ filter_options = together(
         "--created-after", "WHEN", "Only jobs added at or after this time.", callback=time_given
     ),
     option("--created-before", "WHEN", "Only jobs added before this time.", callback=time_given),
-    option("--error", "TEXT", "Only jobs with this text in their last error."),
+    option("--error", "TEXT", "Only jobs with this text in their last error or its traceback."),
     option("--text", "TEXT", "Only jobs with this text in their payload."),
 )
 """The options that select jobs."""
@@ -358,7 +358,7 @@ def _change(
     how = {**how, "reason": reason}
     chosen = {name: value for name, value in filters.items() if value is not None}
     if bool(ids) == bool(chosen):
-        raise click.UsageError("name jobs by their ids, or by options such as --status and --type")
+        raise click.UsageError("name jobs by their ids or by options such as --status, not by both")
     if ids and dry_run:
         raise click.UsageError("--dry-run is for jobs that match options, not for ids")
     matching = filter_of(**chosen)

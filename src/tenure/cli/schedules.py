@@ -264,6 +264,8 @@ def _print(app: Tenure, schedule: Schedule, as_json: bool, count: int = 5) -> No
             text = when(value) if isinstance(value, datetime) else value
             text = text if isinstance(text, str) else msgspec.json.encode(text).decode()
             click.echo(f"{field + ':':<17} {visible(text)}")
+    if schedule.paused_at is not None:
+        click.echo("It is paused: none of these ticks adds a job until it is resumed.")
     _print_times(preview(schedule.when, app.core.clock(), count))
 
 
