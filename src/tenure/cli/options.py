@@ -8,8 +8,6 @@ from typing import Any
 
 import click
 
-from tenure.jobs.ids import is_id
-
 DATABASE = "tenure.database"
 APPLICATION = "tenure.application"
 """Where a program that has these commands puts its `Tenure`, in the `meta` of its context."""
@@ -24,6 +22,8 @@ class Id(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the id as Tenure writes it."""
+        from tenure.jobs.ids import is_id
+
         tidy = str(value).strip(" \t\r\n,;'\"").lower()
         return tidy if is_id(tidy) else str(value)
 
