@@ -355,7 +355,9 @@ def test_a_limit_is_a_whole_number(app: Tenure, number: str) -> None:
 
 @pytest.mark.parametrize("command", ["pause", "resume"])
 def test_a_queue_must_have_a_name(app: Tenure, command: str) -> None:
-    assert run_cli("queues", command, "no name").exit_code == 2
+    for name in ("no name", "café"):
+        refused = run_cli("queues", command, name)
+        assert (refused.exit_code, "$.queue: not a name" in refused.stderr) == (2, True)
 
 
 def test_stats_count_by_queue_type_and_status(app: Tenure) -> None:

@@ -156,11 +156,11 @@ def test_the_api_stays_as_it_is(web: TestClient) -> None:
 def test_pages_work_below_a_root_path(app: Tenure) -> None:
     from tenure.server import build
 
-    with TestClient(build(app), base_url="http://localhost", root_path="/work", client=HERE) as web:
-        page = web.get("/work/ui/jobs").text
+    with TestClient(build(app), base_url="http://localhost", root_path="/desk", client=HERE) as web:
+        page = web.get("/desk/ui/jobs").text
         links = re.findall(r'(?:href|src|action|data-live)="(/[^"]*)"', page)
         assert links
-        assert [link for link in links if not link.startswith("/work/")] == []
+        assert [link for link in links if not link.startswith("/desk/")] == []
 
 
 def test_a_list_goes_on_where_it_ended(app: Tenure, web: TestClient) -> None:

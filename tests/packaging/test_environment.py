@@ -72,3 +72,18 @@ def test_it_builds_once_and_again_only_for_a_reason(tmp_path: Path) -> None:
 
     moved = clone.rename(tmp_path / "moved")
     assert "Ready" in set_up(moved)
+
+
+def test_what_a_link_leads_to_is_not_emptied(tmp_path: Path) -> None:
+    """In a worktree with such a link, the environment of the other folder was gone."""
+    other, clone = tmp_path / "other", tmp_path / "clone"
+    other.mkdir()
+    (other / "kept").touch()
+    shutil.copytree(ROOT / "tools", clone / "tools")
+    for name in READ_BY_IT:
+        shutil.copy(ROOT / name, clone)
+    (clone / ".venv").symlink_to(other)
+    command = [sys.executable, str(clone / "tools" / "environment.py"), "runtime"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, "it is a link" in done.stderr) == (1, True)
+    assert (other / "kept").exists()

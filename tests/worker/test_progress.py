@@ -183,8 +183,9 @@ def test_calls_at_any_rate_cost_one_write_a_second(
 
 
 def test_a_store_that_is_away_loses_no_progress(
-    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
+    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "tenure")
     app, go = app_on_each_engine, threading.Event()
     record: Callable[[Any], int] = app.core.record_progress
     away = iter([True, True, False])
@@ -206,6 +207,7 @@ def test_a_store_that_is_away_loses_no_progress(
         wait_until(lambda: said(app, job.id) == (5, None, ""), "the progress")
         go.set()
         wait_until_completed(app, job)
+    assert caplog.text.count("notes could not be written") == 1  # and no second line for 30 s
 
 
 def test_an_interrupted_attempt_keeps_what_it_said_last(

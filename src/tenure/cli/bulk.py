@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenure.cli.command import Group, existing
-from tenure.cli.options import option, reading_options
+from tenure.cli.options import Id, option, reading_options
 from tenure.cli.terminal import print_json, progress_bar, table
 from tenure.errors import InvalidInput
 from tenure.jobs.text import first_line, quantity
@@ -97,7 +97,7 @@ def list_bulks(limit: int, as_json: bool) -> None:
 
 
 @bulk.command()
-@click.argument("id")
+@click.argument("id", type=Id())
 @reading_options
 def show(id: str, as_json: bool) -> None:
     """Show a bulk action and its progress."""
@@ -106,7 +106,7 @@ def show(id: str, as_json: bool) -> None:
 
 
 @bulk.command()
-@click.argument("id")
+@click.argument("id", type=Id())
 @reading_options
 def stop(id: str, as_json: bool) -> None:
     """Stop a bulk action; jobs that it has changed stay changed."""

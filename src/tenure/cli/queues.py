@@ -19,7 +19,7 @@ from tenure.cli.options import (
 )
 from tenure.cli.terminal import Cell, print_json, table
 from tenure.errors import InvalidInput
-from tenure.jobs.names import check_pause_reason
+from tenure.jobs.names import check_name, check_pause_reason
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -75,6 +75,7 @@ def resume(name: str) -> None:
 
 
 def _state_of(app: Tenure, name: str) -> QueueState | None:
+    check_name(name, "queue", "$.queue")
     return next((each for each in app.queues.list(search=name) if each.name == name), None)
 
 

@@ -11,7 +11,7 @@ import click
 from tenure.cli.bulk import finish
 from tenure.cli.command import Group, existing
 from tenure.cli.completing import words
-from tenure.cli.options import answer_options, flag, option, reading_options, reason_option
+from tenure.cli.options import Id, answer_options, flag, option, reading_options, reason_option
 from tenure.cli.terminal import print_json, table, when
 from tenure.jobs.text import visible
 
@@ -23,7 +23,7 @@ ARROWS = {"completed": "-->", "settled": "-. settled .->", "failed": "-. failed 
 
 workflows = Group("workflows", help="Show, cancel and retry workflows, and draw their graphs.")
 
-an_id = click.argument("id")
+an_id = click.argument("id", type=Id())
 
 
 @workflows.command("list")
