@@ -310,6 +310,15 @@ def test_what_was_not_paused_is_not_called_resumed(app: Tenure) -> None:
         assert output_of("types", "resume", "send") == f"type send {said}"
 
 
+def test_a_queue_that_met_a_rate_limit_outside_is_resumed(app: Tenure) -> None:
+    app.enqueue("send", queue="mail")
+    (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+    limited = Report(lease.id, lease.lease_id, Outcome.SNOOZED, delay=60, pause="queue")
+    app.core.exchange([limited], None).result()
+    assert output_of("queues", "resume", "mail") == "queue mail is resumed"
+    assert output_of("queues", "resume", "mail") == "queue mail was not paused"
+
+
 def test_an_id_is_taken_as_it_was_copied(app: Tenure) -> None:
     job = app.enqueue("send")
     for copied in (f" {job.id} ", f"{job.id.upper()},", f'"{job.id}"\n'):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -396,6 +397,30 @@ def test_sample_jobs_are_offered_where_a_worker_pretends(app: Tenure, web: TestC
     assert "Add sample jobs" in web.get("/").text
     assert post_form(web, "/ui/samples").status_code == 303
     assert len(app.find()) == 16
+
+
+def test_all_is_not_well_while_most_attempts_fail(app: Tenure, web: TestClient) -> None:
+    for _ in range(10):
+        fail(app)
+    said = "data-announce>10 of 10 attempts in the last 10 minutes failed."
+    wait_until(lambda: said in web.get("/").text, "the first line")
+
+
+def test_jobs_that_are_tried_again_are_behind_the_link_of_their_failures(
+    app: Tenure, web: TestClient
+) -> None:
+    """The link led to jobs that had failed for good, of which there were none."""
+    job = app.enqueue("email", max_retries=9, backoff="1h")
+    (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+    app.core.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error="away")])
+    while app.core.measure():
+        pass
+    page = wait_until(lambda: re.search('href="(/ui/jobs[?][^"]*)"', failures(web)), "the link")
+    assert job.id in web.get(html.unescape(page[1])).text
+
+
+def failures(web: TestClient) -> str:
+    return web.get("/ui/failures").text.partition("<tbody>")[2]
 
 
 # --- what jobs hold -------------------------------------------------------------------------------

@@ -339,6 +339,7 @@ def test_b4_doctor_warns_of_due_jobs_that_no_worker_takes(
 
     works(app, "letters")
     app.enqueue("send", TO, delay=60)
+    app.enqueue("later", TO, queue="mail", delay=60)
     assert check() == (CheckResult.OK, "")  # nothing is due
     app.enqueue("send", TO)
     health, advice = check()
@@ -347,6 +348,7 @@ def test_b4_doctor_warns_of_due_jobs_that_no_worker_takes(
     assert "send in queue mail" in " ".join(run_cli("doctor").stdout.split())
     app.enqueue("sned", TO, queue="mial")  # of these nobody knows
     assert "send in queue mail, which is run from letters only; sned in queue mial." in check()[1]
+    assert "later" not in check()[1]
     app.cancel(app.find(type="sned")[0].id)
     caplog.clear()
     process.log_checks(app).join()

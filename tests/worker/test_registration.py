@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 import pytest
 
-from tenure import InvalidInput, JobContext, KeyConflict, Tenure
+from tenure import InvalidInput, JobContext, KeyConflict, Tenure, Unique
 from tenure.jobs import json_types
 from tests.support.workers import running_worker
 
@@ -66,6 +66,16 @@ def test_an_annotation_that_cannot_be_resolved_is_refused(app: Tenure) -> None:
     assert "Missing" in refused(app, unknown_attribute)
     assert "an annotation of no_type" in refused(app, no_type)
     assert "SyntaxError" in refused(app, no_syntax)
+
+
+def test_a_unique_rule_names_parameters(app: Tenure) -> None:
+    def sync(context: JobContext, customer: int) -> None: ...
+    def anything(**others: object) -> None: ...
+
+    for by in ("customer", ("custmer",), ("context",)):
+        assert "$.unique.by" in refused(app, sync, unique=Unique(by=by))
+    app.job(unique=Unique(by=("customer",)))(sync)
+    app.job(unique=Unique(by=("other",)))(anything)
 
 
 def test_a_handler_can_have_two_names(app: Tenure) -> None:
