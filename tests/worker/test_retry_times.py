@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -85,6 +87,12 @@ def test_a_date_as_http_writes_it_is_a_delay() -> None:
         for wrong in ("soon GMT", "Wed, 29 Nov 2000 07:28:00", "Wed, 29 Nov 2199 07:28:00 GMT"):
             with pytest.raises(InvalidInput, match=r"\$\.delay"):
                 kind(wrong)
+
+
+def test_only_a_date_imports_what_reads_dates() -> None:
+    code = "import sys, tenure; tenure.RateLimited('30s'); print('email.utils' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert said.stdout == "False\n"
 
 
 def test_retry_after_the_last_attempt_is_a_failure(app_on_each_engine: Tenure) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from email.utils import parsedate_to_datetime
 from typing import Literal, get_args
 
 from tenure.errors import InvalidInput, TenureError
@@ -26,6 +25,8 @@ def _until_date(delay: object) -> float:
     """Return the seconds until a date as HTTP writes it; 0 if it is none, or 1 if it is over."""
     if not isinstance(delay, str) or not delay.endswith(" GMT"):
         return 0.0
+    from email.utils import parsedate_to_datetime  # it takes milliseconds to import
+
     try:
         date = parsedate_to_datetime(delay)
     except ValueError:
