@@ -186,7 +186,8 @@ JOB_TYPE = (
 WITHIN = (
     *("enqueue", "enqueue_async", "enqueue_many", "enqueue_many_async"),
     *("get", "get_async", "cancel", "cancel_async", "retry", "retry_async"),
-    *("signal", "signal_async", "workflow"),
+    *("signal", "signal_async", "workflow", "chain", "chain_async"),
+    *("group", "group_async", "batch", "batch_async"),
 )
 JOBS = (
     *("enqueued", "assert_enqueued", "assert_none_enqueued"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from typing import Any
@@ -60,6 +61,44 @@ def test_a_workflow_exists_with_the_commit(app: Tenure, lender: Lender) -> None:
     assert app.workflows.get(kept.id).jobs == {"pending": 1, "waiting": 1}
     (edge,) = app.workflows.graph(kept.id).dependencies
     assert (edge.parent, edge.child) == (kept.nodes[0].id, kept.nodes[1].id)
+
+
+SHAPES: Mapping[str, tuple[Any, dict[str, Any], set[tuple[str, str, str]]]] = {
+    "chain": (["a", "b", "c"], {}, {("a", "b", "completed"), ("b", "c", "completed")}),
+    "group": (["a", "b"], {"then": "c"}, {("a", "c", "completed"), ("b", "c", "completed")}),
+    "batch": (
+        ["a"],
+        {"on_success": "good", "on_failure": "bad", "on_end": "end"},
+        {("a", "good", "completed"), ("a", "bad", "failed"), ("a", "end", "settled")},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DRIVERS, indirect=True)
+def test_chains_groups_and_batches_exist_with_the_commit(app: Tenure, lender: Lender) -> None:
+    for verb, (first, others, edges) in SHAPES.items():
+        new_jobs = [NewJob(name, {}, {}) for name in first]
+        ends = {at: NewJob(name, {}, {}) for at, name in others.items()}
+
+        lender.begin()
+        gone = lender.call(app, verb, new_jobs, **ends)
+        lender.rollback()
+        with pytest.raises(WorkflowNotFound):
+            app.workflows.get(gone.id)
+        assert app.count(workflow=gone.id).jobs == 0
+
+        lender.begin()
+        kept = lender.call(app, verb, iter(new_jobs), **ends, key=verb)
+        again = lender.call(app, verb, new_jobs, **ends, key=verb)
+        lender.commit()
+        assert (kept.created, again.created, again.id) == (True, False, kept.id)
+        assert (found := app.workflows.get(kept.id)).name == verb
+        assert sum((found.jobs or {}).values()) == len(first) + len(others)
+        stored = app.workflows.graph(kept.id)
+        types = {job.id: job.type for job in stored.jobs}
+        assert [types[node.id] for node in kept.nodes] == [*first, *others.values()]
+        links = {(types[e.parent], types[e.child], e.meets) for e in stored.dependencies}
+        assert links == edges
 
 
 @pytest.mark.parametrize("kind", DRIVERS, indirect=True)

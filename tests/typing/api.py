@@ -15,6 +15,7 @@ from tenure import (
     Job,
     JobContext,
     JobType,
+    NewWorkflow,
     PermanentFailure,
     RetryPolicy,
     Status,
@@ -176,6 +177,10 @@ async def transactions_keep_the_types(connection: sqlite3.Connection) -> None:
     assert_type(app.within(connection), Within)
     assert_type(app.within(connection).enqueue("resize", {"path": "cat.png"}), Job)
     assert_type(await app.within(connection).enqueue_many_async([plain.new_job("a")]), list[Job])
+    assert_type(app.within(connection).chain([plain.new_job("a")], key="a"), NewWorkflow)
+    assert_type(
+        await app.within(connection).batch_async([], on_end=plain.new_job("a")), NewWorkflow
+    )
     plain.within(connection).enqueue(5)  # type: ignore[arg-type]
     plain.within()  # type: ignore[call-arg]
     plain.within(connection, wake="never")  # type: ignore[arg-type]

@@ -84,8 +84,9 @@ NOUNS = {
 INTERNAL = {"core"}
 JOB_TYPE = "enqueue enqueue_async handler name new_job options submit submit_async within"
 WITHIN = """
-    cancel cancel_async enqueue enqueue_async enqueue_many enqueue_many_async get get_async
-    retry retry_async signal signal_async workflow
+    batch batch_async cancel cancel_async chain chain_async enqueue enqueue_async enqueue_many
+    enqueue_many_async get get_async group group_async retry retry_async
+    signal signal_async workflow
 """
 
 

@@ -155,9 +155,9 @@ def within(app: Tenure, connection: Any, *, wake: Wake = "later") -> Within:
       `wake()`. `commit` notifies them at your commit. PostgreSQL lets the commits that notify wait
       for one another, so that is for few transactions.
 
-    Returns a `Within`: `enqueue`, `enqueue_many`, `get`, `cancel`, `retry` and `signal`, each with
-    an `_async` form for asynchronous connections, and `workflow`. Opens no connection. Raises
-    InvalidInput.
+    Returns a `Within`: `enqueue`, `enqueue_many`, `get`, `cancel`, `retry`, `signal`, `chain`,
+    `group` and `batch`, each with an `_async` form for asynchronous connections, and `workflow`.
+    Opens no connection. Raises InvalidInput.
     """
     from tenure.app.within import Within
 

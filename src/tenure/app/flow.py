@@ -1,4 +1,7 @@
-"""Adding workflows: `app.workflow`, and `chain`, `group` and `batch`, which are made of it."""
+"""Adding workflows: `app.workflow`, and `chain`, `group` and `batch`, which are made of it.
+
+Those three are verbs of `Within`, too, whose workflows are stored in the caller's transaction.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from tenure.store.tables import flow
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
+    from tenure.app.within import Within
     from tenure.jobs.workflows import Workflow
 
 R = TypeVar("R")
@@ -249,7 +253,7 @@ def workflow(
 
 
 def chain(
-    app: Tenure, new_jobs: Iterable[NewJob], *, name: str = "chain", key: str | None = None
+    app: Tenure | Within, new_jobs: Iterable[NewJob], *, name: str = "chain", key: str | None = None
 ) -> NewWorkflow:
     """Add jobs that run one after the other, each when the one before has completed.
 
@@ -257,14 +261,19 @@ def chain(
 
     Returns the workflow; `nodes` are its jobs. Raises what `enqueue_many` raises, and KeyConflict.
     """
-    with workflow(app, name, key=key) as flow:
-        for new_job in listed(new_jobs):
-            flow.add(new_job, depends_on=flow.nodes[-1:])
+    with app.workflow(name, key=key) as flow:
+        add_chain(flow, new_jobs)
     return flow
 
 
+def add_chain(flow: NewWorkflow, new_jobs: Iterable[NewJob]) -> None:
+    """Add the jobs of a `chain` to a workflow."""
+    for new_job in listed(new_jobs):
+        flow.add(new_job, depends_on=flow.nodes[-1:])
+
+
 def group(
-    app: Tenure,
+    app: Tenure | Within,
     new_jobs: Iterable[NewJob],
     *,
     then: NewJob | None = None,
@@ -282,7 +291,7 @@ def group(
 
 
 def batch(
-    app: Tenure,
+    app: Tenure | Within,
     new_jobs: Iterable[NewJob],
     *,
     on_success: NewJob | None = None,
@@ -302,15 +311,26 @@ def batch(
     Returns the workflow; `nodes` has the jobs, then these three in this order. Raises what `chain`
     raises.
     """
-    with workflow(app, name, key=key) as flow:
-        nodes = [flow.add(new_job) for new_job in listed(new_jobs)]
-        if on_success is not None:
-            flow.add(on_success, depends_on=nodes)
-        if on_failure is not None and nodes:
-            flow.add(on_failure, depends_on=[node.failed for node in nodes], needs="any")
-        if on_end is not None:
-            flow.add(on_end, depends_on=[node.settled for node in nodes])
+    with app.workflow(name, key=key) as flow:
+        add_batch(flow, new_jobs, on_success, on_failure, on_end)
     return flow
+
+
+def add_batch(
+    flow: NewWorkflow,
+    new_jobs: Iterable[NewJob],
+    on_success: NewJob | None,
+    on_failure: NewJob | None,
+    on_end: NewJob | None,
+) -> None:
+    """Add the jobs of a `batch` to a workflow."""
+    nodes = [flow.add(new_job) for new_job in listed(new_jobs)]
+    if on_success is not None:
+        flow.add(on_success, depends_on=nodes)
+    if on_failure is not None and nodes:
+        flow.add(on_failure, depends_on=[node.failed for node in nodes], needs="any")
+    if on_end is not None:
+        flow.add(on_end, depends_on=[node.settled for node in nodes])
 
 
 chain_async, group_async, batch_async = twin(chain), twin(group), twin(batch)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
-from tenure.app import enqueueing
+from tenure.app import enqueueing, flow
 from tenure.app.adding import Adding
 from tenure.app.flow import NewWorkflow
 from tenure.app.signals import new_signal
@@ -102,6 +102,44 @@ class Within:
         was added and the transaction can continue. Wait for it after your commit.
         """
         return _Workflow(self._app, name, key, actor, self._borrowed, self._notifies)
+
+    chain = flow.chain
+    group = flow.group
+    batch = flow.batch
+
+    async def chain_async(
+        self, new_jobs: Iterable[NewJob], *, name: str = "chain", key: str | None = None
+    ) -> NewWorkflow:
+        """Add jobs like `chain`, on an asynchronous connection."""
+        async with self.workflow(name, key=key) as made:
+            flow.add_chain(made, new_jobs)
+        return made
+
+    async def group_async(
+        self,
+        new_jobs: Iterable[NewJob],
+        *,
+        then: NewJob | None = None,
+        name: str = "group",
+        key: str | None = None,
+    ) -> NewWorkflow:
+        """Add jobs like `group`, on an asynchronous connection."""
+        return await self.batch_async(new_jobs, on_success=then, name=name, key=key)
+
+    async def batch_async(
+        self,
+        new_jobs: Iterable[NewJob],
+        *,
+        on_success: NewJob | None = None,
+        on_failure: NewJob | None = None,
+        on_end: NewJob | None = None,
+        name: str = "batch",
+        key: str | None = None,
+    ) -> NewWorkflow:
+        """Add jobs like `batch`, on an asynchronous connection."""
+        async with self.workflow(name, key=key) as made:
+            flow.add_batch(made, new_jobs, on_success, on_failure, on_end)
+        return made
 
     def get(self, job_id: str) -> Job:
         """Return the job with this id, as your transaction sees it. Raises JobNotFound."""
