@@ -15,7 +15,8 @@ import pytest
 from tenure import Failure, JobContext, JobFailed, SignalTimeout, Tenure, testing
 from tenure.jobs.queries import Filter
 from tenure.jobs.work import ClaimRequest
-from tenure.store.tables import workers
+from tenure.store.tables import bulk, workers
+from tenure.worker import maintenance
 from tenure.worker.maintenance import MaintenanceThread
 from tests.testing.conftest import Enter, transaction
 
@@ -138,6 +139,48 @@ def test_what_ends_beside_the_jobs_is_followed_too(enter: Enter, nowhere: Tenure
     nowhere.bulk.start("cancel", Filter(tag="many"))
     assert jobs.drain().left == 0
     assert nowhere.get(after_many.id).event == "skipped"
+
+
+def test_what_was_cancelled_in_bulk_does_not_run(enter: Enter, nowhere: Tenure) -> None:
+    """A worker carries it out beside the jobs; a drain ran the jobs first."""
+    ran: list[int] = []
+
+    @nowhere.job
+    def work(number: int) -> None:
+        ran.append(number)
+
+    jobs = enter(nowhere)
+    with nowhere.workflow() as flow:
+        first = flow.add(work.new_job(1))
+        flow.add(work.new_job(2), depends_on=[first])
+    work.options(tags=["many"]).enqueue(3)
+    work.enqueue(4)
+    nowhere.workflows.cancel(flow.id)
+    nowhere.bulk.start("cancel", Filter(tag="many"))
+    assert jobs.drain().completed == 1
+    assert ran == [4]
+    assert flow.status() == {"cancelled": 2}
+
+
+def test_a_handler_cancels_in_bulk_what_is_due_later(
+    enter: Enter, nowhere: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it before time passes, also where a worker would need several seconds."""
+    monkeypatch.setattr(bulk, "BATCH", 1)
+    monkeypatch.setattr(maintenance, "BULK_SHARE", 0.0)
+
+    @nowhere.job
+    def stop() -> None:
+        nowhere.bulk.start("cancel", Filter(tag="many"))
+
+    @nowhere.job
+    def work() -> None: ...
+
+    jobs = enter(nowhere)
+    for _ in range(4):
+        work.options(tags=["many"], delay="1h").enqueue()
+    stop.enqueue()
+    assert [run.job.type for run in jobs.drain(until="2h").runs] == ["stop"]
 
 
 def test_a_test_in_a_loop_may_drain_without_await(nowhere: Tenure) -> None:

@@ -102,9 +102,9 @@ class Jobs:
     def drain(self, *, real_processes: bool = False, **options: Unpack[DrainOptions]) -> Drained:
         """Run the jobs that are due, and the jobs that they add, one after the other.
 
-        It does what workers and servers do beside them: fires schedules, ends waits and leases,
-        expires jobs. It never waits: where time has to pass, the store's clock travels. Coroutines
-        run on a loop for them alone.
+        It does what workers and servers do beside them: first bulk actions, such as the cancel of a
+        workflow; fires schedules, ends waits and leases, expires jobs. It never waits: where time
+        has to pass, the store's clock travels. Coroutines run on a loop for them alone.
 
         - `until`: also run what falls due until then: an aware time, or a duration from now. The
           clock is there afterwards. Default: None, only what is due.

@@ -12,6 +12,7 @@ from functools import partial
 from typing import NamedTuple, TypeAlias, TypedDict, TypeVar
 
 from tenure.app.app import Tenure
+from tenure.app.bulk import run_batches
 from tenure.app.evaluation import declare as declare_schedules
 from tenure.errors import IllegalTransition, InvalidInput, JobFailed
 from tenure.jobs import durations
@@ -232,6 +233,7 @@ class Runs:
             types=core.handlers.types() if types is None else tuple(map(name_of, types)),
             traces=core.tracing is not None,
         )
+        self._act_in_bulk()
         runs: list[Run] = []
         idle_at: datetime | None = None
         claimed: Lease | None = None
@@ -294,9 +296,15 @@ class Runs:
     def maintain(self) -> None:
         """Do what a server does beside the jobs: a duty may leave jobs for another one."""
         self._declare()
+        self._act_in_bulk()
         self._maintenance.do_once()
         if Duty.DEPENDENCIES in self._app.core.look():
             self._maintenance.do_once()
+
+    def _act_in_bulk(self) -> None:
+        """Carry out the bulk actions that were started, before a job runs that they cancel."""
+        while run_batches(self._app.core):
+            pass
 
     def _declare(self) -> None:
         if not self._has_declared:
