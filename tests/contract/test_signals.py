@@ -417,5 +417,5 @@ def test_a_signal_of_plain_sql_may_have_no_payload(harness: StoreHarness) -> Non
     harness.sql.run(
         f"INSERT INTO {{signal}} (job_id, name, number, at) VALUES ('{job.id}', 'paid', 1, {{now}})"
     )
-    asked = FindSignal("paid", 1)
-    assert signals.find(harness.store.read, job.id, asked) == FoundSignal("null")
+    found = FoundSignal("null", harness.clock.now)
+    assert signals.find(harness.store.read, job.id, FindSignal("paid", 1)) == found

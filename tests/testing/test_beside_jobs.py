@@ -105,6 +105,28 @@ def test_a_wait_for_a_signal_ends_in_time(enter: Enter, nowhere: Tenure) -> None
     assert nowhere.get(job.id).result == "no answer"
 
 
+def test_a_signal_after_the_end_of_a_wait_does_not_count(enter: Enter, nowhere: Tenure) -> None:
+    """Nothing ran between the end and the signal, as when all workers are away."""
+
+    @nowhere.job
+    def asks(context: JobContext) -> str:
+        try:
+            return str(context.wait_for_signal("answer", timeout="1d"))
+        except SignalTimeout:
+            return "no answer"
+
+    jobs = enter(nowhere)
+    job, other = asks.enqueue(), asks.enqueue()
+    jobs.drain()
+    jobs.travel("23h")
+    nowhere.signal(other.id, "answer", "yes")
+    jobs.travel("61m")
+    nowhere.signal(job.id, "answer", "yes")
+    jobs.drain()
+    assert nowhere.get(job.id).result == "no answer"
+    assert nowhere.get(other.id).result == "yes"
+
+
 def test_a_lease_that_a_dead_worker_left_runs_out(enter: Enter, nowhere: Tenure) -> None:
     @nowhere.job
     def work() -> int:

@@ -22,7 +22,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tenure import JobContext, NewJob, PermanentFailure, RateLimited, RetryAfter, Snooze, Tenure
+from tenure import (
+    JobContext,
+    NewJob,
+    PermanentFailure,
+    RateLimited,
+    RetryAfter,
+    SignalTimeout,
+    Snooze,
+    Tenure,
+)
 from tenure.jobs.enqueue import Options
 from tenure.worker.child import PROGRESS_SECONDS
 
@@ -111,6 +120,15 @@ def ask(context: JobContext) -> Any:
     """Make a one-use token in a step, and wait for what it says."""
     context.step("ask", context.signal_token, "answer", {"ok": True})
     return context.wait_for_signal("answer")
+
+
+@app.job
+def order_in_time(context: JobContext) -> list[str]:
+    """Wait for a signal for an hour, then for ever."""
+    try:
+        return ["in time", context.wait_for_signal("approved", "1h")]
+    except SignalTimeout:
+        return ["too late", context.wait_for_signal("approved")]
 
 
 @app.job(timeout=0.3, max_retries=2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -131,6 +133,44 @@ def test_a_wait_that_times_out_takes_no_signal(app: Tenure, clock: Clock) -> Non
         done = wait_until_completed(app, job)
     assert done.result == "yes late"
     assert (done.attempts, runs) == (2, ["approved"] * 3)
+
+
+async def order_in_time_async(context: JobContext) -> list[str]:
+    try:
+        return ["in time", await context.wait_for_signal_async("approved", "1h")]
+    except SignalTimeout:
+        return ["too late", await context.wait_for_signal_async("approved")]
+
+
+@pytest.mark.parametrize("kind", ["thread", "coroutine", "process", "http"])
+def test_what_was_sent_after_the_deadline_does_not_count(
+    app: Tenure, clock: Clock, kind: str
+) -> None:
+    """No worker saw it pass: a link that was used four minutes late was taken for an approval.
+
+    Nor is a signal lost that was sent in time, however late a worker comes.
+    """
+    plain: Any = children.order_in_time.handler.function
+    handler = order_in_time_async if kind == "coroutine" else plain
+    app.job(name="order", max_retries=1, process=kind == "process")(handler)
+    sent = {3_599.999: "in time", 3_600.0: "too late", 3_840.0: "too late"}
+    jobs = {seconds: app.enqueue("order") for seconds in sent}
+    with ExitStack() as stack:
+        client = None
+        if kind == "http":
+            served = stack.enter_context(ServerProcess(app.database))
+            client = stack.enter_context(Client(served.url))
+        with running_worker(app, client):
+            for job in jobs.values():
+                wait_until_suspended(app, job.id)
+        started = clock.now
+        for seconds, job in jobs.items():
+            clock.set(started + timedelta(seconds=seconds))
+            app.signal(job, "approved", "yes")
+        clock.advance(DAY)
+        with running_worker(app, client):
+            for seconds, job in jobs.items():
+                assert wait_until_completed(app, job).result == [sent[seconds], "yes"]
 
 
 def test_a_wait_does_not_count_those_for_a_longer_name(app: Tenure) -> None:

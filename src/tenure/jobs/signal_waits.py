@@ -41,7 +41,9 @@ class SignalContext:
 
         - `name`: of the signal: 1 to 100 of `A-Z a-z 0-9 _ : - .`.
         - `timeout`: how long to wait, from the first time that the handler comes here: seconds, a
-          timedelta or text such as `7d`; 0 to 10 years. Default: None, as long as it takes.
+          timedelta or text such as `7d`; 0 to 10 years. A signal that was sent later does not
+          count; one that was sent in time does, however late a worker sees it. Default: None, as
+          long as it takes.
         - `type`: what the payload is, as an annotation. Default: any JSON.
 
         If the signal is not there, the handler ends here and runs again from its begin when it has
@@ -126,16 +128,18 @@ def _received(
     if ends[-1] in steps:
         return None
     number = place - sum(end in steps for end in ends)
+    limit = None if seconds is None else kept
+    is_over = limit is not None and book.left(limit) <= 0  # before it looks: nothing is missed
     found: FoundSignal | None = yield from book.ask(FindSignal(name, number))
-    if found is not None:
+    if found is not None and (limit is None or found.at < limit.until):
         return found.payload
-    expires_at = None
-    if seconds is not None:
-        step: Step = kept or (yield from book.record(book.new(f"wait:{name}:{place}", seconds)))
-        if book.left(step) <= 0:
-            yield from book.begin(ends[-1], reserved=True)
-            with book.doing(ends[-1]):
-                yield from book.record(book.new(ends[-1], None))
-            return None
-        expires_at = step.at + timedelta(seconds=float(step.result))
-    book.park(Parked(f"it waits for the signal {name}", wait=Wait(name, number, expires_at)))
+    if seconds is not None and limit is None:
+        limit = yield from book.record(book.new(f"wait:{name}:{place}", seconds))
+        is_over = book.left(limit) <= 0
+    if found is None and not is_over:
+        wait = Wait(name, number, None if limit is None else limit.until)
+        book.park(Parked(f"it waits for the signal {name}", wait=wait))
+    yield from book.begin(ends[-1], reserved=True)
+    with book.doing(ends[-1]):
+        yield from book.record(book.new(ends[-1], None))
+    return None

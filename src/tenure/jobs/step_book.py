@@ -126,15 +126,11 @@ class StepBook:
         return self._steps
 
     def left(self, step: Step) -> float:
-        """Return the seconds until a time that a step keeps, as seconds from when it was recorded.
-
-        By the clock of the store.
-        """
-        left = float(step.result or 0)
+        """Return the seconds until what a step keeps the end of, by the clock of the store."""
         if self._loaded is None or step.token == self._token:
-            return left
-        passed = (self._loaded.now - step.at).total_seconds()
-        return left - passed - (time.monotonic() - self._loaded_at)
+            return float(step.result)
+        passed = time.monotonic() - self._loaded_at
+        return (step.until - self._loaded.now).total_seconds() - passed
 
     # --- steps
 

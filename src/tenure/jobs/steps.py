@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
@@ -48,6 +48,11 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     def result(self) -> Any:
         """What the step returned, as JSON values."""
         return _decoded(self.result_json)
+
+    @property
+    def until(self) -> datetime:
+        """When the sleep or the wait ends of which the step keeps the seconds."""
+        return self.at + timedelta(seconds=float(self.result))
 
 
 class JobSteps(msgspec.Struct, frozen=True, gc=False):
@@ -117,9 +122,10 @@ class Recorded(msgspec.Struct, frozen=True, gc=False, tag=True):
 
 
 class FoundSignal(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """A signal that is there, and what it says as JSON text."""
+    """A signal that is there: what it says as JSON text, and when it was sent."""
 
     payload: str
+    at: datetime
 
 
 class ReadParents(msgspec.Struct, frozen=True, gc=False, tag=True):

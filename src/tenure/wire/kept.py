@@ -46,20 +46,23 @@ class KeptBody(Answered, frozen=True):
 
 
 class FoundBody(Answered, frozen=True):
-    """What a signal says, if it is there."""
+    """What a signal says and when it was sent, if it is there."""
 
     found: bool
     payload: Annotated[Raw, AnyJson]
+    at: Time | None
 
 
 def found_body(signal: FoundSignal | None) -> FoundBody:
     """Return the answer for a signal that was found, or for none."""
-    return FoundBody(signal is not None, embedded(None if signal is None else signal.payload))
+    if signal is None:
+        return FoundBody(False, embedded(None), None)
+    return FoundBody(True, embedded(signal.payload), signal.at)
 
 
 def found_of(body: FoundBody) -> FoundSignal | None:
     """Read what an answer shows."""
-    return FoundSignal(bytes(body.payload).decode()) if body.found else None
+    return None if body.at is None else FoundSignal(bytes(body.payload).decode(), body.at)
 
 
 def token_of(request: TokenRequest) -> KeepToken:

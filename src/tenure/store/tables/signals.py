@@ -56,11 +56,11 @@ def find(db: Reads, job_id: str, wanted: FindSignal) -> FoundSignal | None:
     """Return a signal to a job, if it is there."""
     d = db.dialect
     rows = db.rows(
-        f"SELECT payload FROM {d.table('signal')}"
+        f"SELECT payload, {d.time('at')} FROM {d.table('signal')}"
         f" WHERE job_id = {d.id_value} AND name = {d.value} AND number = {d.value}",
         (job_id, wanted.name, wanted.number),
     )
-    return next((FoundSignal(payload or "null") for (payload,) in rows), None)
+    return next((FoundSignal(text or "null", d.to_time(at)) for text, at in rows), None)
 
 
 # --- suspensions
