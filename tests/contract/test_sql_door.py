@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from tenure import KeyConflict, Tenure, TenureError
-from tenure.jobs.enqueue import Options
+from tenure.jobs.enqueue import Options, TypeOptions
 from tests.support.http import JSON, api_client
 from tests.support.sql_door import SqlDoor, code_of
 
@@ -130,6 +130,19 @@ def test_sql_takes_the_options_of_the_type(app: Tenure, door: SqlDoor) -> None:
     assert (usual.queue, usual.max_retries, usual.timeout) == ("slow", 2, 30)
     assert usual.backoff.delays == (7, 60)
     assert (given.queue, given.max_retries, given.timeout) == ("fast", 1, 30)
+
+
+def test_sql_takes_the_options_of_a_type_in_the_queues_they_are_for(
+    app: Tenure, door: SqlDoor
+) -> None:
+    own = app.core.limited_to(("a_b", "post.*", "x"))
+    own.declare({"parcel": TypeOptions(queue="post.a", max_retries=2)})
+    door.enqueue("parcel", "{}")
+    theirs, others = ("a_b", "post.z", "x"), ("acb", "post", "b", "a_b.x")
+    for queue in (*theirs, *others):
+        door.enqueue("parcel", "{}", queue=queue)
+    found = {job.queue: job.max_retries for job in app.find()}
+    assert found == dict.fromkeys(["post.a", *theirs], 2) | dict.fromkeys(others, 10)
 
 
 def test_a_key_means_the_same_to_sql_and_python(app: Tenure, door: SqlDoor) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
+from tenure.app.queues import Types
 from tenure.errors import Forbidden
-from tenure.jobs.enqueue import TypeOptions
+from tenure.jobs.enqueue import NewJob, TypeOptions
 from tenure.jobs.stats import TypeState
 from tenure.retry import RetryPolicy
 from tenure.store.tables import types
@@ -128,11 +129,57 @@ def test_a_type_that_changes_its_queue_is_warned_of(
     assert warning.startswith("jobs of type send went to queue mail, and go to letters from now on")
 
 
+OWN = ("mail", "post.*")
+
+
 def test_a_caller_for_some_queues_declares_their_types_only(harness: StoreHarness) -> None:
-    declare(harness, send=MAIL, bill=TypeOptions(queue="billing"))
-    declare(harness, ("mail", "post.*"), send=TypeOptions(queue="post.a"))
+    declare(harness, OWN, send=MAIL)
+    declare(harness, bill=TypeOptions(queue="billing"))
+    declare(harness, OWN, send=TypeOptions(queue="post.a"))
     for other in ({"send": TypeOptions(queue="billing")}, {"bill": TypeOptions(queue="mail")}):
         with pytest.raises(Forbidden):
-            declare(harness, ("mail", "post.*"), **other)
-    assert known(harness)["send"].queue == "post.a"
-    assert known(harness)["bill"].queue == "billing"
+            declare(harness, OWN, **other)
+    assert (known(harness)["send"].queue, known(harness)["send"].queues) == ("post.a", OWN)
+    assert (known(harness)["bill"].queue, known(harness)["bill"].queues) == ("billing", None)
+
+
+def test_a_caller_for_some_queues_changes_no_type_of_more_queues(harness: StoreHarness) -> None:
+    """A tenant could give a timeout of 10 ms to jobs of another one, or of everybody."""
+    hostile = TypeOptions(queue="mail", timeout=0.01)
+    declare(harness, send=MAIL)
+    declare(harness, OWN, send=MAIL)  # which changes nothing
+    with pytest.raises(Forbidden, match="has declared this type"):
+        declare(harness, OWN, send=hostile)
+    assert (known(harness)["send"].timeout, known(harness)["send"].queues) == (2.5, None)
+
+    declare(harness, OWN, other=MAIL)
+    with pytest.raises(Forbidden):
+        declare(harness, ("mail",), other=hostile)
+    declare(harness, ("mail", "post.*", "z"), other=hostile)  # has the right to all of them
+    assert known(harness)["other"].queues == ("mail", "post.*", "z")
+    declare(harness, other=hostile)
+    assert known(harness)["other"].queues is None
+
+
+def test_options_count_in_the_queues_of_the_token_that_declared_them(
+    harness: StoreHarness,
+) -> None:
+    declare(harness, OWN, send=MAIL)
+    declare(harness, OWN, plain=TypeOptions(queue="post.b", timeout=3.0))
+    timeouts = {None: 2.5, "mail": 2.5, "post.a": 2.5, "post": None, "mails": None}
+    with Tenure(harness.url) as app:
+        for queue, timeout in timeouts.items():
+            options: Any = {"queue": queue} if queue else {}
+            assert app.enqueue("send", **options).timeout == timeout, queue
+        several = [NewJob("send", {}, {"queue": queue}) for queue in ("mail", "billing")]
+        assert [job.timeout for job in app.enqueue_many(several)] == [2.5, None]
+        foreign = app.enqueue("send", queue="billing")
+        assert (foreign.priority, foreign.max_retries, foreign.backoff) == (0, 10, RetryPolicy())
+
+
+def test_a_list_for_some_queues_names_no_pattern_of_others(harness: StoreHarness) -> None:
+    declare(harness, ("mail", "secret.*"), send=MAIL)
+    with Tenure(harness.url) as app:
+        (send,) = Types(app.core.limited_to(("mail",))).list()
+        assert (send.name, send.queues) == ("send", ("mail",))
+        assert app.types.list()[0].queues == ("mail", "secret.*")

@@ -163,7 +163,7 @@ def test_an_addition_that_is_refused_fails_the_attempt(place: Place) -> None:
 def test_types_limits_and_keys_count_as_in_an_enqueue(place: Place) -> None:
     """Options are those of the type, its handler here or not; a full queue holds nothing back."""
     app = place.app
-    app.core.declare({"far": TypeOptions(queue="away", max_retries=7)})
+    app.core.limited_to(("away",)).declare({"far": TypeOptions(queue="away", max_retries=7)})
     app.queues.limit("away", max_pending=1)
     app.enqueue("far")
     known = app.enqueue("part", {"n": 1}, idempotency_key="once")
@@ -187,7 +187,7 @@ def test_types_limits_and_keys_count_as_in_an_enqueue(place: Place) -> None:
         far, other, once, first, second = wait_until_completed(app, job).result
     found = {one.id: one for one in app.find()}
     assert (found[far].queue, found[far].max_retries) == ("away", 7)
-    assert (found[other].queue, found[other].max_retries) == ("default", 7)
+    assert (found[other].queue, found[other].max_retries) == ("default", 10)
     assert (found[first].queue, found[first].partition) == ("near", "acme")
     assert {once, second}.isdisjoint(found)
     assert app.find(type="part") == [app.get(known.id)]

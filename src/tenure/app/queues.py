@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any, TypeVar, get_args
 
 from msgspec import UnsetType
+from msgspec.structs import replace
 
 from tenure.app.core import Noun
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import whole
 from tenure.jobs.limits import KEEP, Ordered, PerPartition, check_running, check_weight
 from tenure.jobs.names import MAX_NAME_LENGTH, check_name, check_open, check_partition, check_reason
-from tenure.jobs.queue_rights import includes, require
+from tenure.jobs.queue_rights import Patterns, includes, require
 from tenure.jobs.stats import (
     PartitionState,
     QueueOrder,
@@ -252,8 +253,11 @@ class Types(Noun):
 
     def list(self) -> list[TypeState]:
         """Return the types, by name: at most 2,000, those seen last."""
+        own = self._core.queues
         found = types.every(self._core.limited_store.read).values()
-        return [type for type in found if includes(self._core.queues, type.queue)]
+        if own is None:
+            return list(found)
+        return [_for_own(type, own) for type in found if includes(own, type.queue)]
 
     def pause(self, type: str, *, actor: str | None = None, reason: str | None = None) -> None:
         """Stop giving jobs of a type to workers, as `app.queues.pause` does for a queue.
@@ -277,6 +281,12 @@ class Types(Noun):
         name, by = check_open(type, "job type", "$.type"), self._core.signed(actor)
         set_paused = partial(types.set_paused, name=name, actor=by, **change)
         self._core.store.write("queue", set_paused).result()
+
+
+def _for_own(type: TypeState, own: Patterns) -> TypeState:
+    """Leave out patterns of queues that another token may use and this one may not."""
+    queues = type.queues and tuple(pattern for pattern in type.queues if includes(own, pattern))
+    return replace(type, queues=queues)
 
 
 def part_of_name(given: Any, path: str) -> str | None:

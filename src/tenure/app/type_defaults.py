@@ -14,10 +14,10 @@ from math import inf
 from msgspec.structs import asdict
 
 from tenure.app.twins import answer_of
-from tenure.errors import StoreUnavailable
-from tenure.jobs.enqueue import TypeOptions
+from tenure.errors import Forbidden, StoreUnavailable
+from tenure.jobs.enqueue import PLAIN_OPTIONS, TypeOptions
 from tenure.jobs.handlers import Handlers
-from tenure.jobs.queue_rights import Patterns, require
+from tenure.jobs.queue_rights import Patterns, covers, require
 from tenure.jobs.retention import DeclaredType
 from tenure.jobs.stats import TypeState
 from tenure.store import Store
@@ -33,7 +33,11 @@ MOVED = (
     "jobs of type %s went to queue %s, and go to %s from now on where no queue is given: see that "
     "workers take from both. If an old program says so, update it"
 )
-PLAIN_OPTIONS = TypeOptions()
+
+ANOTHERS = (
+    "a token for other queues, or for all, has declared this type: its options stay. Jobs that are "
+    "added without the handler get them only in those queues; give another name to your type"
+)
 
 OptionsByType = Mapping[str, TypeOptions]
 DeclaredByType = Mapping[str, DeclaredType]
@@ -55,8 +59,9 @@ def declare(store: Store, options: DeclaredByType, queues: Patterns | None) -> N
 
     How long the jobs of the types are kept belongs to them.
 
-    Logs a warning for each type whose jobs go to another queue from now on. Raises Forbidden if
-    one goes to a queue that is not among `queues`, or did.
+    The options count for jobs in `queues`. Logs a warning for each type whose jobs go to another
+    queue from now on. Raises Forbidden if one goes to a queue that is not among `queues`, or if
+    the known options of one count in others.
     """
     save = partial(_save_news, options=options, queues=queues)
     store.write("operator", save, brings=nothing).result()
@@ -67,16 +72,19 @@ def _save_news(db: Database, options: DeclaredByType, queues: Patterns | None) -
     news, keeps = {}, dict[str, Mapping[str, float]]()
     for name, new in options.items():
         old = known.get(name)
-        require(queues, [new.queue] if old is None else [old.queue, new.queue])
+        require(queues, [new.queue])
         said = asdict(new)
         keeps[name] = said.pop("keep", {})
         same = old and TypeState(**{**asdict(old), **said}) == old
-        if not old or not same or now - old.seen_at > SEEN_AGAIN:
+        if old and not covers(queues, old.queues):
+            if not same:
+                raise Forbidden(ANOTHERS)
+        elif not (old and same and old.queues == queues) or now - old.seen_at > SEEN_AGAIN:
             news[name] = new
         if old and old.queue != new.queue:
             log.warning(MOVED, name, old.queue, new.queue)
     if news:
-        types.save(db, news)
+        types.save(db, news, queues)
     if queues is None:  # a rule of a type is for its jobs in every queue
         retention.declare(db, keeps)
 

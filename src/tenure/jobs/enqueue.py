@@ -21,6 +21,7 @@ from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, names, payload
 from tenure.jobs.graph import DependsOn, Links, links_of
 from tenure.jobs.names import check_key, check_label, check_open, check_partition, check_tags
+from tenure.jobs.queue_rights import Patterns, includes
 from tenure.jobs.uniqueness import Unique, Uniqueness, unique_of, uniqueness
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
@@ -110,6 +111,19 @@ class KnownType(TypeOptions, frozen=True, kw_only=True, gc=False):
     """What a type says about its jobs: options, and the JSON schema of its payloads, as text."""
 
     schema: str | None = None
+
+
+class StoredType(KnownType, frozen=True, kw_only=True, gc=False):
+    """What the database knows of a type. It counts in the queues of the token that declared it."""
+
+    queues: Patterns | None = None  # None: in every queue
+
+    def is_for(self, queue: str | None) -> bool:
+        """Whether it counts for a job that names this queue, or none."""
+        return queue is None or includes(self.queues, queue)
+
+
+PLAIN_OPTIONS = TypeOptions()
 
 
 class HandlerOptions(TypeOptions, frozen=True, kw_only=True):
@@ -224,6 +238,8 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
     by = rule = links = tags = partition = None
     if type(defaults) is HandlerOptions:  # most types have no such rules
         by, rule = defaults.partition_by, defaults.unique
+    elif isinstance(defaults, StoredType) and not defaults.is_for(options.get("queue")):
+        defaults = PLAIN_OPTIONS
     if options:  # most jobs have none
         if unknown := options.keys() - _OPTIONS:
             raise InvalidInput(NO_OPTION.format(", ".join(sorted(map(str, unknown)))), path="$")

@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tenure.errors import InvalidInput
-from tenure.jobs.enqueue import CheckedJob, NewJob, TypeOptions, check_job
+from tenure.jobs.enqueue import PLAIN_OPTIONS, CheckedJob, NewJob, TypeOptions, check_job
 from tenure.jobs.ids import new_id
 from tenure.jobs.payload import MAX_PAYLOAD_BYTES, JsonText, load
 
@@ -23,7 +23,6 @@ EDGE_BYTES = 100
 UNKNOWN = "unknown"
 """The actor until the run ends."""
 TOO_LATE = "this run has completed its job already: enqueue before"
-PLAIN_OPTIONS = TypeOptions()
 
 Defaults = Callable[[str], TypeOptions | None]
 """Returns the options of a type, None if they are not known here."""

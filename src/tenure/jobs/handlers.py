@@ -22,14 +22,20 @@ from tenure.errors import InvalidInput
 from tenure.jobs import json_types
 from tenure.jobs import payload as payloads
 from tenure.jobs.context import JobContext
-from tenure.jobs.enqueue import HandlerOptions, Options, PartitionBy, TypeOptions, whole
+from tenure.jobs.enqueue import (
+    PLAIN_OPTIONS,
+    HandlerOptions,
+    Options,
+    PartitionBy,
+    TypeOptions,
+    whole,
+)
 from tenure.jobs.hooks import Around, Hooks, Lifespan
 from tenure.jobs.partitions import By, partitioner
 from tenure.jobs.retention import DeclaredType
 from tenure.jobs.schedules import Rules
 from tenure.jobs.uniqueness import Unique, checked_for
 
-_PLAIN_OPTIONS = TypeOptions()
 Errors = tuple[type[BaseException], ...]
 OnInterrupt = Literal["again", "fail"]
 """What becomes of a job whose handler still runs when its worker has to stop."""
@@ -53,7 +59,7 @@ class Handler:
 
     name: str
     function: Callable[..., Any]
-    defaults: TypeOptions = _PLAIN_OPTIONS
+    defaults: TypeOptions = PLAIN_OPTIONS
     in_process: bool = False  # run in a child process
     on_interrupt: OnInterrupt = "again"
     permanent: Errors = ()
@@ -183,7 +189,7 @@ _BY_PLACE_OR_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
 def describe(
     function: Callable[..., Any],
     name: str,
-    defaults: TypeOptions = _PLAIN_OPTIONS,
+    defaults: TypeOptions = PLAIN_OPTIONS,
     *,
     hooks: Hooks | None = None,
     process: bool = False,

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from tenure.jobs.enqueue import KnownType
+from tenure.jobs.enqueue import StoredType
 from tenure.jobs.limits import Limits
 from tenure.jobs.names import RESERVED, may_list, serves
 from tenure.jobs.queue_rights import Patterns
@@ -199,12 +199,13 @@ class WorkerState(Struct, frozen=True):
         return bool(self.types) and all(name.startswith(RESERVED) for name in self.types or ())
 
 
-class TypeState(KnownType, frozen=True, kw_only=True):
+class TypeState(StoredType, frozen=True, kw_only=True):
     """The options that a worker or a server with the handler of a type has stored.
 
-    They apply to enqueues that do not give them, in programs without the handler. `seen_at` is when
-    a worker or a server that has the handler started last, to the day. `schema` is the JSON schema
-    of payloads, as text.
+    They apply to enqueues that do not give them, in programs without the handler: to jobs in every
+    queue, or only to those in `queues` if a token for these declared the type. `seen_at` is when a
+    worker or a server that has the handler started last, to the day. `schema` is the JSON schema of
+    payloads, as text.
     """
 
     name: str

@@ -13,7 +13,7 @@ from typing import Any
 
 from tenure.errors import DuplicateJob, JobNotFound, KeyConflict, LeaseLost, QueueFull, TenureError
 from tenure.events import Event, Retried
-from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob, TypeOptions
+from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob, StoredType
 from tenure.jobs.uniqueness import plan
 from tenure.lifecycle import Job, Status, follow
 from tenure.store.borrowed import links, unique_keys
@@ -281,7 +281,7 @@ def _save(engine: str, values: dict[str, Any]) -> Ask:
     return Ask(SAVE.replace("{set}", changes), written(values))
 
 
-def options_of_types(engine: str) -> Steps[dict[str, TypeOptions]]:
+def options_of_types(engine: str) -> Steps[dict[str, StoredType]]:
     """Return the options of types that the database knows, by name."""
     rows = yield ask(engine, TYPES)
     return types.read(json.loads(rows[0][0] or "[]"))

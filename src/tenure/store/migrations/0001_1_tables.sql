@@ -152,6 +152,7 @@ CREATE TABLE {of}type (
     max_retries integer NOT NULL,
     timeout {real},
     backoff text,
+    queues text,  -- in which the options count; NULL: in every queue
     schema text,
     seen_at {time} NOT NULL,
     paused_at {time},

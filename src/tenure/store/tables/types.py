@@ -6,39 +6,45 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from msgspec.structs import asdict
+
 from tenure.errors import InvalidInput
-from tenure.jobs.enqueue import TypeOptions, defaults_of
+from tenure.jobs.enqueue import StoredType, TypeOptions, defaults_of
+from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.stats import TypeState
 from tenure.store.dialect import Reads, Statements
-from tenure.store.rows import read_policy, read_rows, write_policy
+from tenure.store.rows import read_names, read_policy, read_rows, write_names, write_policy
 
 MAX_TYPES = 2_000
 """Types that are kept, those seen last."""
 OPTIONS = TypeOptions.__struct_fields__
-NAMED = ("name", *OPTIONS)
+NAMED = ("name", *OPTIONS, "queues")
 PLAIN = (*NAMED, "seen_at", "paused_at", "paused_by", "pause_reason")
 COLUMNS = (*PLAIN, "schema")
 
 
-def save(db: Statements, types: Mapping[str, TypeOptions]) -> None:
-    """Store the options of types, by name."""
+def save(db: Statements, types: Mapping[str, TypeOptions], queues: Patterns | None) -> None:
+    """Store the options of types, by name. They count for jobs in these queues, None for all."""
     table = db.dialect.table("type")
-    changes = ", ".join(f"{name} = excluded.{name}" for name in (*OPTIONS, "schema", "seen_at"))
+    changes = ", ".join(f"{name} = excluded.{name}" for name in (*NAMED[1:], "schema", "seen_at"))
     for name, options in sorted(types.items()):  # in one order, so that no two wait in a circle
-        _add(db, name, options, f"UPDATE SET {changes}")
+        _add(db, name, options, queues, f"UPDATE SET {changes}")
     others = f"SELECT name FROM {table} WHERE paused_at IS NULL"
     others += f" ORDER BY seen_at DESC LIMIT {MAX_TYPES} OFFSET {MAX_TYPES}"
     some = f"SELECT name FROM {table} WHERE name IN ({others}) {db.dialect.skip_locked}"
     db.changed(f"DELETE FROM {table} WHERE name IN ({some})")
 
 
-def _add(db: Statements, name: str, options: TypeOptions, on_conflict: str) -> None:
+def _add(
+    db: Statements, name: str, options: TypeOptions, queues: Patterns | None, on_conflict: str
+) -> None:
     d = db.dialect
     values = [getattr(options, option) for option in OPTIONS[:-1]]
+    values += [write_policy(options.backoff), write_names(queues)]
     db.changed(
         f"INSERT INTO {d.table('type')} ({', '.join(NAMED)}, schema, seen_at)"
         f" VALUES ({d.values(len(NAMED) + 1)}, {d.now}) ON CONFLICT (name) DO {on_conflict}",
-        (name, *values, write_policy(options.backoff), getattr(options, "schema", None)),
+        (name, *values, getattr(options, "schema", None)),
     )
 
 
@@ -47,7 +53,7 @@ def set_paused(
 ) -> None:
     """Pause or resume a type, whether it is known or not."""
     d = db.dialect
-    _add(db, name, TypeOptions(), "NOTHING")
+    _add(db, name, TypeOptions(), None, "NOTHING")
     db.changed(
         f"UPDATE {d.table('type')} SET paused_at = CASE WHEN {d.value} THEN {d.now} END,"
         f" paused_by = {d.value}, pause_reason = {d.value} WHERE name = {d.value}"
@@ -63,19 +69,21 @@ def every(db: Reads, columns: Sequence[str] = COLUMNS) -> dict[str, TypeState]:
     """
     found = {}
     for fields in read_rows(db, columns, f"{db.dialect.table('type')} ORDER BY name"):
-        state = TypeState(**{**fields, "backoff": read_policy(fields["backoff"])})
+        fields["backoff"] = read_policy(fields["backoff"])
+        state = TypeState(**{**fields, "queues": read_names(fields["queues"])})
         with suppress(InvalidInput):
             defaults_of({name: fields[name] for name in OPTIONS[:-1]}, state)
             found[state.name] = state
     return found
 
 
-def read(rows: Iterable[Sequence[Any]]) -> dict[str, TypeOptions]:
+def read(rows: Iterable[Sequence[Any]]) -> dict[str, StoredType]:
     """Return the options of rows of NAMED, by the name of the type, as `every` does."""
     found = {}
-    for name, *values in rows:
+    for name, *values, queues in rows:
         options = dict(zip(OPTIONS, values, strict=True))
         with suppress(InvalidInput):
             policy = read_policy(options["backoff"])
-            found[name] = defaults_of({**options, "backoff": policy}, TypeOptions())
+            valid = defaults_of({**options, "backoff": policy}, TypeOptions())
+            found[name] = StoredType(**asdict(valid), queues=read_names(queues))
     return found
