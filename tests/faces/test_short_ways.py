@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import threading
@@ -49,10 +50,11 @@ def test_a_failing_handler(url: str, request: pytest.FixtureRequest) -> None:
         way = stack.enter_context(way_of_a_call())
         app = stack.enter_context(Tenure(database))
         recording = contextlib.ExitStack()
-        raised = threading.Event()
+        added, raised = threading.Event(), threading.Event()
 
         @app.job(max_retries=9, backoff=60)
         async def fail(number: int) -> None:
+            await asyncio.to_thread(added.wait, WAIT_SECONDS)
             if number:
                 recording.enter_context(way.recorded())
             raised.set()
@@ -60,14 +62,16 @@ def test_a_failing_handler(url: str, request: pytest.FixtureRequest) -> None:
 
         with running_worker(app) as worker:
             for number in range(2):  # the first one fills the caches
+                added.clear()
                 raised.clear()
                 fail.enqueue(number)
+                added.set()
                 assert raised.wait(WAIT_SECONDS)
                 wait_until(lambda: not worker._leases.to_renew())
                 recording.close()
     modules = {re.sub("^store/(sqlite|postgres)/.*", r"store/\1", path) for path in way.modules}
-    # Of the claim that the report brings along, of the heartbeat and the maintenance, which come at
-    # times, and of the enqueue, which may still return.
+    # Of the claim that the report brings along, of the heartbeat, the maintenance and the wake-ups,
+    # which come at times.
     modules -= {"store/lanes.py", "store/refused_claims.py"}
     modules -= {"worker/heartbeat.py", "store/__init__.py", "store/direct.py", "store/notify.py"}
     assert {"lifecycle.py", "retry.py", "worker/attempts.py"} <= modules
