@@ -17,6 +17,7 @@ from tenure import (
     Tenure,
     Unique,
 )
+from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.parking import Wait
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store import rows
@@ -92,6 +93,18 @@ def test_what_is_added_is_what_is_read(app: Tenure, lender: Lender) -> None:
     for each in (job, later, many[0], many[-1], child):
         assert app.get(each.id) == each
     assert app.history(job.id)[0].actor == "ann"
+
+
+def test_options_of_a_type_count_in_the_queues_they_are_for(app: Tenure, lender: Lender) -> None:
+    app.core.limited_to(("mail",)).declare({"send": TypeOptions(queue="mail", timeout=2.5)})
+    lender.begin()
+    usual, other = (
+        lender.call(app, "enqueue", "send"),
+        lender.call(app, "enqueue", "send", queue="billing"),
+    )
+    lender.commit()
+    assert (usual.queue, usual.timeout) == ("mail", 2.5)
+    assert (other.queue, other.timeout) == ("billing", None)
 
 
 def test_a_signal_comes_if_and_only_if_the_transaction_commits(app: Tenure, lender: Lender) -> None:

@@ -21,7 +21,6 @@ from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, names, payload
 from tenure.jobs.graph import DependsOn, Links, links_of
 from tenure.jobs.names import check_key, check_label, check_open, check_partition, check_tags
-from tenure.jobs.queue_rights import Patterns, includes
 from tenure.jobs.uniqueness import Unique, Uniqueness, unique_of, uniqueness
 from tenure.lifecycle import DEFAULT_MAX_RETRIES, Job
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
@@ -106,21 +105,9 @@ class TypeOptions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     timeout: float | None = None
     backoff: RetryPolicy = DEFAULT_POLICY
 
-
-class KnownType(TypeOptions, frozen=True, kw_only=True, gc=False):
-    """What a type says about its jobs: options, and the JSON schema of its payloads, as text."""
-
-    schema: str | None = None
-
-
-class StoredType(KnownType, frozen=True, kw_only=True, gc=False):
-    """What the database knows of a type. It counts in the queues of the token that declared it."""
-
-    queues: Patterns | None = None  # None: in every queue
-
     def is_for(self, queue: str | None) -> bool:
-        """Whether it counts for a job that names this queue, or none."""
-        return queue is None or includes(self.queues, queue)
+        """Whether they count for a job that names this queue, or none."""
+        return True
 
 
 PLAIN_OPTIONS = TypeOptions()
@@ -234,11 +221,10 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
     run_at: Any = None
     start_by: datetime | None = None
     start_within: float | None = None
-    key: Any = None
-    by = rule = links = tags = partition = None
+    key = by = rule = links = tags = partition = None
     if type(defaults) is HandlerOptions:  # most types have no such rules
         by, rule = defaults.partition_by, defaults.unique
-    elif isinstance(defaults, StoredType) and not defaults.is_for(options.get("queue")):
+    elif type(defaults) is not TypeOptions and not defaults.is_for(options.get("queue")):
         defaults = PLAIN_OPTIONS
     if options:  # most jobs have none
         if unknown := options.keys() - _OPTIONS:
@@ -298,8 +284,7 @@ def _with_more(
         job = with_unique_key(job, rule)
     if links is None:
         return job
-    edges, needs = links
-    return linked(job, edges=edges, needs=needs)
+    return linked(job, edges=links[0], needs=links[1])
 
 
 def with_unique_key(job: CheckedJob, rule: Unique) -> CheckedJob:

@@ -16,7 +16,7 @@ import msgspec
 
 from tenure.errors import InvalidInput
 from tenure.jobs import durations
-from tenure.jobs.enqueue import KnownType
+from tenure.jobs.stats import KnownType
 from tenure.lifecycle import SETTLED
 
 FOREVER = "forever"

@@ -12,10 +12,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from tenure.jobs.enqueue import StoredType
+from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.limits import Limits
 from tenure.jobs.names import RESERVED, may_list, serves
-from tenure.jobs.queue_rights import Patterns
+from tenure.jobs.queue_rights import Patterns, includes
 from tenure.jobs.text import length
 from tenure.lifecycle import Status
 
@@ -197,6 +197,21 @@ class WorkerState(Struct, frozen=True):
     def runs_own(self) -> bool:
         """Whether it runs only jobs of Tenure's own types: it delivers to webhooks."""
         return bool(self.types) and all(name.startswith(RESERVED) for name in self.types or ())
+
+
+class KnownType(TypeOptions, frozen=True, kw_only=True, gc=False):
+    """What a type says about its jobs: options, and the JSON schema of its payloads, as text."""
+
+    schema: str | None = None
+
+
+class StoredType(KnownType, frozen=True, kw_only=True, gc=False):
+    """What the database knows of a type. It counts in the queues of the token that declared it."""
+
+    queues: Patterns | None = None  # None: in every queue
+
+    def is_for(self, queue: str | None) -> bool:
+        return queue is None or includes(self.queues, queue)
 
 
 class TypeState(StoredType, frozen=True, kw_only=True):

@@ -13,7 +13,8 @@ from typing import Any
 
 from tenure.errors import DuplicateJob, JobNotFound, KeyConflict, LeaseLost, QueueFull, TenureError
 from tenure.events import Event, Retried
-from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob, StoredType
+from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob
+from tenure.jobs.stats import StoredType
 from tenure.jobs.uniqueness import plan
 from tenure.lifecycle import Job, Status, follow
 from tenure.store.borrowed import links, unique_keys

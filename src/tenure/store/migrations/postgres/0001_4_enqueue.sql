@@ -129,7 +129,7 @@ BEGIN
     SELECT * INTO usual FROM {schema}.type AS t WHERE t.name = enqueue.type
         AND (t.queues IS NULL OR enqueue.queue IS NULL OR EXISTS (
             SELECT FROM unnest(string_to_array(t.queues, ',')) AS own
-            WHERE own = enqueue.queue OR (right(own, 1) = '*' AND starts_with(enqueue.queue, left(own, -1)))));
+            WHERE own IN (enqueue.queue, left(enqueue.queue, length(own) - 1) || '*')));
     queue := coalesce(queue, usual.queue, 'default');
     request := json_build_object(
         'id', id, 'type', type, 'queue', queue, 'payload', payload::text,

@@ -36,8 +36,7 @@ BEGIN
         FROM tenure_now LEFT JOIN tenure_type AS usual ON usual.name = NEW.type
             AND (usual.queues IS NULL OR NEW.queue IS NULL OR EXISTS (
                 SELECT 1 FROM json_each('[' || replace(json_quote(usual.queues), ',', '","') || ']') AS own
-                WHERE own.value = NEW.queue OR (substr(own.value, -1) = '*'
-                    AND substr(NEW.queue, 1, length(own.value) - 1) = rtrim(own.value, '*'))))
+                WHERE own.value IN (NEW.queue, substr(NEW.queue, 1, length(own.value) - 1) || '*')))
     ) AS asked
     WHERE CASE
         WHEN typeof(type) <> 'text' OR NOT ({type_is_a_name})
