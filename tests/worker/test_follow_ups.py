@@ -400,6 +400,46 @@ def test_ids_of_reports_rise_and_no_job_has_one_twice(app: Tenure) -> None:
     assert app.get(job.id).status == "completed"
 
 
+def test_an_id_that_another_job_has_fails_the_attempt(app_on_each_engine: Tenure) -> None:
+    """The job completed, and its new job was nowhere: the worker was told that it is there."""
+    app, unique = app_on_each_engine, {"by": "one"}
+    done = app.enqueue("part", {"of": "others"}, unique=unique)
+    waits = app.enqueue("part", {"of": "others"}, idempotency_key="k")
+    own = app.enqueue("send", max_retries=100, backoff=0)
+    keyed = {"idempotency_key": "k", "payload": {"of": "others"}}
+    options: list[dict[str, Any]] = [{}, {"unique": {"by": "two"}}, {"depends_on": [done.id]}]
+    taken = [{"id": one.id} | more for one in (done, waits, own) for more in options]
+    taken += [{"id": done.id, "unique": unique}, {"id": waits.id} | keyed]
+    with api_client(app) as api:
+
+        def report(*new: Any) -> dict[str, Any]:
+            (lease,) = claim_jobs(api, types=["send"])
+            jobs = [{"type": "part"} | one for one in new]
+            body = [{"lease_id": lease["lease_id"], "outcome": "completed", "jobs": jobs}]
+            first, again = (api.post("/reports", json=body).json()[0] for _ in range(2))
+            assert again["answer"] != "recorded"
+            assert (again["answer"] == "already_recorded") == (first["answer"] == "recorded")
+            return dict(first)
+
+        for new in taken:
+            verdict = report(new, {"id": new_id()})
+            assert (verdict["answer"], verdict["recorded"]) == ("conflict", "failed"), new
+            assert "has this id already" in verdict["error"]
+            assert "has this id already" in str(app.get(own.id).last_error)
+        assert {one.id for one in app.find(type="part")} == {done.id, waits.id}
+        assert app.get(done.id).payload == {"of": "others"}
+
+        assert report(first := {"id": new_id()}, {"id": new_id()} | keyed)["answer"] == "recorded"
+        assert {one.id for one in app.find(type="part")} == {done.id, waits.id, first["id"]}
+        for _ in range(2):
+            app.enqueue("send", max_retries=1)
+        leases = [one["lease_id"] for one in claim_jobs(api, 2, types=["send"])]
+        both = {"outcome": "completed", "jobs": [{"type": "part", "id": new_id()}]}
+        told = api.post("/reports", json=[{"lease_id": one} | both for one in leases]).json()
+        assert [one["answer"] for one in told] == ["recorded", "conflict"]
+    assert app.verify() == []
+
+
 @pytest.mark.parametrize("kind", ["thread", "child"])
 def test_they_depend_on_each_other_and_on_the_job_that_adds_them(place: Place, kind: str) -> None:
     app = place.app

@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tenure.errors import KeyConflict, QueueFull, TenureError, WriteRefused
+from tenure.errors import InvalidInput, KeyConflict, QueueFull, TenureError, WriteRefused
 from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob
 from tenure.jobs.uniqueness import Plan, plan
 from tenure.lifecycle import Job
@@ -22,6 +22,9 @@ from tenure.store import transitions
 from tenure.store.protocol import DROPPED, Database
 from tenure.store.rows import UNIQUE
 from tenure.store.work import EnqueueWork, Work, undoing
+
+Known = Mapping[str, tuple[Job, str | None]]
+"""By the id of a job to add: the job that has its id or its key, and that one's fingerprint."""
 
 
 def add(
@@ -31,6 +34,17 @@ def add(
 
     Unique keys must be free. `more` are columns that only jobs with one have.
     """
+    made, known = _insert(db, checked_jobs, more)
+    return [
+        Enqueued(made[a.id], created=True) if a.id in made else answer_known(a, *known[a.id])
+        for a in checked_jobs
+    ]
+
+
+def _insert(
+    db: Database, checked_jobs: Sequence[CheckedJob], more: Sequence[str]
+) -> tuple[Mapping[str, Job], Known]:
+    """Insert jobs; return the new ones, and what is there in place of the others, by id."""
     made = dict(db.insert(checked_jobs, more))
     others = [a for a in checked_jobs if a.id not in made]
     known = db.known(others) if others else {}
@@ -41,10 +55,7 @@ def add(
     traced = [(a.id, a.traceparent) for a in checked_jobs if a.traceparent and a.id in made]
     if traced:
         db.keep_traces(traced)
-    return [
-        Enqueued(made[a.id], created=True) if a.id in made else answer_known(a, *known[a.id])
-        for a in checked_jobs
-    ]
+    return made, known
 
 
 def add_each(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | TenureError]:
@@ -86,13 +97,39 @@ def add_follow_ups(db: Database, checked_jobs: Sequence[CheckedJob]) -> None:
     If one is refused, raise its error: the caller undoes all.
     """
     if any(type(checked_job) is LinkedJob for checked_job in checked_jobs):
+        _check_new(db.known(checked_jobs))
         add_linked(db, checked_jobs, limited=False)
         return
     unique = any(checked_job.unique for checked_job in checked_jobs)
-    answers = _add_unique(db, checked_jobs, add) if unique else add(db, checked_jobs)
-    for answer in answers:
+    answers = _add_unique(db, checked_jobs, _add_new) if unique else _add_new(db, checked_jobs)
+    for checked_job, answer in zip(checked_jobs, answers, strict=True):
         if isinstance(answer, TenureError):
             raise answer
+        if not answer.created:
+            _check_new({checked_job.id: (answer.job, None)})
+
+
+def _add_new(
+    db: Database, checked_jobs: Sequence[CheckedJob], more: Sequence[str] = ()
+) -> list[Enqueued | TenureError]:
+    """Insert jobs like `add`; raises InvalidInput if another one has the id of one of them.
+
+    An enqueue makes its ids, so what has one of them is its own job, stored before the answer got
+    lost. A report brings its ids, and is answered before this if it is repeated.
+    """
+    made, known = _insert(db, checked_jobs, more)
+    _check_new(known)
+    return [
+        Enqueued(made[a.id], created=True) if a.id in made else answer_known(a, *known[a.id])
+        for a in checked_jobs
+    ]
+
+
+def _check_new(known: Known) -> None:
+    if any(job.id == id for id, (job, _) in known.items()):
+        raise InvalidInput(
+            "another job has this id already: leave ids out, or use new ones", path="$.id"
+        )
 
 
 def add_linked(
