@@ -67,6 +67,19 @@ def test_a_key_makes_one_job_of_two_requests_to_run_one_again(app: Tenure, web: 
     assert app.run_again(first.id, **key).id == answers[0].json()["id"]
 
 
+def test_run_again_depends_on_the_same_jobs(app: Tenure, web: TestClient) -> None:
+    first = app.enqueue("mail")
+    job = app.enqueue("mail", depends_on={"first": first.settled})
+    again = web.post(f"/jobs/{job.id}/run-again").json()
+    assert again["status"] == "waiting"
+    assert cli_json("jobs", "run-again", job.id)["status"] == "waiting"
+    (parent,) = app.workflows.parents(again["id"]).jobs
+    assert (parent.id, parent.meets, parent.name) == (first.id, "settled", "first")
+    assert web.post(f"/jobs/{job.id}/run-again", json={"depends_on": []}).json()["status"] == (
+        "pending"
+    )
+
+
 def test_as_commands(app: Tenure) -> None:
     args = ("mail", '{"n": 1}', "--delay", "1h", "--tag", "b", "--tag", "a")
     job = cli_json("enqueue", *args)

@@ -14,7 +14,7 @@ from tenure.jobs.steps import ReadParents
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store.tables import dependencies
 from tests.support.http import ServerProcess
-from tests.support.workers import running_worker, wait_until_completed
+from tests.support.workers import running_sweeper, running_worker, wait_until_completed
 from tests.worker import children
 
 
@@ -146,6 +146,60 @@ def test_what_did_not_complete_has_no_result(app: Tenure) -> None:
         "late": JobUnsettled,
         "nobody": KeyError,
     }
+
+
+def test_a_job_that_runs_again_has_the_same_parents(app: Tenure) -> None:
+    """It completed with the sum of nothing."""
+
+    @app.job(max_retries=1)
+    def look(context: JobContext) -> tuple[int, list[str]]:
+        return sum(context.results(int)), sorted(one.status for one in context.parents)
+
+    chunks = [new(app, "chunk", n=n) for n in (1, 2)]
+    late = NewJob("chunk", {"n": 0}, {"delay": "1h"})
+    chain = app.chain([chunks[1], look.new_job()])
+    group = app.group(chunks, then=look.new_job())
+    more = [*chunks, new(app, "chunk", n=-1)]
+    ends = {at: look.new_job() for at in ("on_success", "on_failure", "on_end")}
+    batch = app.batch(more, **ends)
+    with app.workflow() as flow:
+        first = flow.add(chunks[1], name="first")
+        named = flow.add(new(app, "add_up_in_thread"), depends_on=[first])
+        some = flow.add(look.new_job(), depends_on=[first, flow.add(late)], needs="any")
+        waits = flow.add(look.new_job(), depends_on=flow.nodes[2:3])
+    mixed = ["completed", "completed", "failed"]
+    expected = {
+        chain.nodes[1]: [2, ["completed"]],
+        group.nodes[2]: [3, mixed[:2]],
+        batch.nodes[3]: [3, mixed],  # it was skipped
+        batch.nodes[4]: [3, mixed],
+        batch.nodes[5]: [3, mixed],
+        named: [2, 2, 1],
+        some: [2, ["completed", "pending"]],
+    }
+    with running_worker(app), running_sweeper(app):
+        for made in (chain, group, batch):
+            made.wait("30s")
+        some.result("30s")
+        named.result("30s")
+        for node, result in expected.items():
+            again = app.run_again(node.id)
+            assert wait_until_completed(app, again).result == result
+            assert again.again_of == node.id
+        assert wait_until_completed(app, app.run_again(some.id, depends_on=[])).result == [0, []]
+        assert app.run_again(waits.id).status == "waiting"
+    assert app.verify() == []
+
+
+def test_a_token_for_some_queues_runs_nothing_again_without_its_parents(app: Tenure) -> None:
+    parent = app.enqueue("work", queue="other")
+    job = app.enqueue("work", queue="mine", depends_on=[parent.settled])
+    mine = limited_to(app, ("mine",))
+    with pytest.raises(Forbidden, match="depends_on") as error:
+        mine.run_again(job.id)
+    assert parent.id not in str(error.value)
+    assert mine.run_again(job.id, depends_on=[]).status == "pending"
+    assert app.run_again(job.id).status == "waiting"
 
 
 def test_without_an_attempt_there_are_no_parents() -> None:

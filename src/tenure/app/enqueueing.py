@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from tenure.app import adding
 from tenure.app.twins import answer_of, check_loop
-from tenure.errors import InvalidInput
+from tenure.errors import Forbidden, InvalidInput
 from tenure.jobs.enqueue import MAX_RETRIES, NewJob, Options, TypeOptions, Wake, listed
+from tenure.jobs.graph import depends_again
 from tenure.jobs.names import check_name
 from tenure.jobs.payload import JsonText
+from tenure.jobs.queue_rights import includes
 from tenure.lifecycle import Job
+from tenure.store.tables import dependencies
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
+    from tenure.app.core import Core
     from tenure.app.within import Within
 
 
@@ -91,11 +95,12 @@ def run_again(
     - `job_id`: the other job, which does not change.
     - `payload`: the handler's arguments by name. Default: those of the other job.
     - `options`: those of `enqueue`. Default: queue, priority, `max_retries`, timeout, backoff,
-      tags and partition of the other job. It depends on no other job.
+      tags, partition, `depends_on` and `needs` of the other job. So it finds the same results. No
+      job that has settled keeps it from running. `depends_on=[]`: it depends on no other job.
 
     Returns the new job, whose `again_of` is `job_id`. Raises JobNotFound, and what `enqueue` does.
     """
-    new_job = again(app.core.get(job_id), payload, options)
+    new_job = again(app.core, job_id, payload, options)
     return adding.add(app.core, [new_job]).result()[0].job
 
 
@@ -103,12 +108,24 @@ AGAIN = ("tags", "partition")
 """What a job that runs another one again takes from it, beside the options of a type."""
 
 
-def again(old: Job, payload: Mapping[str, Any] | None, options: Options) -> NewJob:
-    """Return what does again what a job does or did."""
+def again(core: Core, job_id: str, payload: Mapping[str, Any] | None, options: Options) -> NewJob:
+    """Return what does again what a job does or did; raises JobNotFound or Forbidden."""
+    old = core.get(job_id)
     kept: Any = {name: getattr(old, name) for name in (*AGAIN, *TypeOptions.__struct_fields__)}
     kept["max_retries"] = min(old.max_retries, MAX_RETRIES)  # retries may have raised it
+    if "depends_on" not in options:
+        kept |= _parents_again(core, job_id)
     given = JsonText(old.payload_json) if payload is None else payload
     return NewJob(old.type, given, {**kept, **options}, old.id)
+
+
+def _parents_again(core: Core, job_id: str) -> dict[str, Any]:
+    found, needs = dependencies.ties(core.limited_store.read, job_id)
+    if not all(includes(core.queues, parent.queue) for parent in found):
+        raise Forbidden(
+            "the job depends on a job of another queue: give depends_on, with [] for no job"
+        )
+    return depends_again(found, needs) if found else {}
 
 
 async def enqueue_async(

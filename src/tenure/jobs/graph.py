@@ -89,6 +89,29 @@ def needs_of(given: Any, parents: int) -> int | None:
     return None if needs == parents else needs
 
 
+class ParentEdge(NamedTuple):
+    """A stored dependency, from the side of the job that depends."""
+
+    parent: str
+    queue: str  # of the parent, as what follows
+    status: str
+    rests: bool
+    meets: Meets
+    name: str | None
+
+
+def depends_again(ties: Sequence[ParentEdge], needs: int | None) -> dict[str, Any]:
+    """Return the options by which a job depends on what another one does.
+
+    No parent that has settled keeps it from running: its ending counts, whichever it was.
+    """
+    depends_on = []
+    for tie in ties:
+        missed = tie.rests and not is_met(tie.meets, tie.status)
+        depends_on.append(Dependency(tie.parent, "settled" if missed else tie.meets, tie.name))
+    return {"depends_on": depends_on, "needs": min(needs or len(ties), len(ties))}
+
+
 # --- counting -------------------------------------------------------------------------------------
 
 
