@@ -381,6 +381,27 @@ def test_over_http_they_need_the_scope_and_the_queues_of_a_token(app: Tenure) ->
     assert app.verify() == []
 
 
+def test_to_run_a_job_again_a_report_needs_a_token_for_every_queue(app: Tenure) -> None:
+    """It named a job of another tenant, which then had a link to the new one."""
+    foreign, scopes = app.enqueue("secret", queue="billing"), ("work", "enqueue")
+    own = [app.enqueue("send", queue="mail", max_retries=1) for _ in range(3)]
+    verdicts = []
+    for queues, again_of in ((["mail"], foreign), (["mail"], own[1]), (None, foreign)):
+        token, _ = app.tokens.create(f"t{len(verdicts)}", scopes, queues=queues)
+        with api_client(app) as api:
+            api.headers["Authorization"] = f"Bearer {token}"
+            (lease,) = claim_jobs(api, types=["send"])
+            new = {"type": "part", "queue": "mail", "again_of": again_of.id}
+            body = [{"lease_id": lease["lease_id"], "outcome": "completed", "jobs": [new]}]
+            verdicts += api.post("/reports", json=body).json()
+    assert [one["answer"] for one in verdicts] == ["conflict", "conflict", "recorded"]
+    for one in verdicts[:2]:
+        assert "again_of" in one["error"]
+        assert "token for every queue" in one["error"]
+        assert foreign.id not in one["error"]
+    assert [one.again_of for one in app.find(type="part")] == [foreign.id]
+
+
 def test_ids_of_reports_rise_and_no_job_has_one_twice(app: Tenure) -> None:
     first, second = new_ids(2)
     job = app.enqueue("send", max_retries=2, backoff=0)

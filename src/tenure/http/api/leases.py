@@ -143,6 +143,8 @@ def _adding(call: Call, entry: reports.ReportEntry) -> Report:
         if not call.caller.may(frozenset({Scope.ENQUEUE})):
             raise Forbidden("a report that adds jobs needs a token with the scope enqueue, too")
         for job in entry.jobs or ():
+            if job.again_of and core.queues is not None:  # it may be a job of others
+                raise Forbidden("a new job with again_of needs a token for every queue")
             add(job, jobs, call.caller.name)
         own_keys = bool(call.redaction)
         signed = jobs.signed(call.caller.name, parent)
