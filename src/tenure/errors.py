@@ -250,6 +250,12 @@ class QueueFull(TenureError):
         self.queue, self.max_pending = queue, max_pending
 
 
+class LimitConflict(TenureError):
+    """A partition needs turns to be paused or limited, and turns stay while one is paused."""
+
+    code = "limit_conflict"
+
+
 class StoreUnavailable(TenureError):
     """The database did not answer, so the outcome may be unknown: ask again, it is safe."""
 

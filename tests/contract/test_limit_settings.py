@@ -10,7 +10,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.app.app import limited_to
-from tenure.errors import Forbidden, InvalidInput
+from tenure.errors import Forbidden, InvalidInput, LimitConflict
 from tenure.jobs.limits import Limits, PerPartition
 from tenure.jobs.stats import QueueState
 from tests.support.clock import Clock
@@ -128,6 +128,7 @@ def test_a_limit_of_a_partition_needs_a_valid_name_and_number(app: Tenure) -> No
 
 def test_partitions_are_limited_paused_and_resumed(app: Tenure, raw: RawSql) -> None:
     columns = "SELECT max_running, weight, paused_by, pause_reason, paused_at IS NULL"
+    app.queues.limit("sync", per_partition=PerPartition())
     read = columns + " FROM {partition_limit} WHERE queue = 'sync' AND partition = ?"
     app.queues.limit_partition("sync", "acme", weight=4)
     app.queues.limit_partition("sync", "acme", max_running=0)
@@ -147,6 +148,44 @@ def test_partitions_are_limited_paused_and_resumed(app: Tenure, raw: RawSql) -> 
     assert (*row[:4], bool(row[4])) == (0, None, "bob", None, True)
 
 
+def test_where_partitions_take_no_turns_none_is_paused_or_limited(app: Tenure, raw: RawSql) -> None:
+    """It was taken, listed as paused, and its jobs ran."""
+    queues = app.queues
+    for others in ({}, {"max_running": 1}):
+        queues.limit("sync", **others)
+        for call in (
+            lambda: queues.pause_partition("sync", "acme"),
+            lambda: queues.limit_partition("sync", "acme", max_running=0),
+            lambda: queues.limit_partition("sync", "", weight=4),
+        ):
+            with pytest.raises(LimitConflict, match="take no turns"):
+                call()
+        queues.limit_partition("sync", "acme", weight=None, max_running=None)
+        queues.resume_partition("sync", "acme")  # what SQL has paused can be put right
+        queues.resume_partition("sync", "never-was")
+    app.core.store.set_times_right().result()
+    assert raw.value(PARTITIONS) == 0
+
+
+@pytest.mark.parametrize("turns", [{"per_partition": PerPartition()}, {"ordered": "pass"}])
+def test_turns_stay_while_a_partition_is_paused(app: Tenure, turns: Any) -> None:
+    """Also one that was misspelt, and has no jobs: the refusal names it."""
+    queues, none = app.queues, {"per_partition": None, "ordered": None}
+    queues.limit("sync", **turns)
+    before = state(app).limits
+    for name, said in (("acmee", "partition 'acmee'"), ("", "jobs without a partition")):
+        queues.pause_partition("sync", name)
+        for others in ({}, {"max_running": 3}):
+            with pytest.raises(LimitConflict, match=said):
+                queues.limit("sync", **none, **others)
+        assert state(app).limits == before
+        queues.limit("sync", per_partition=PerPartition(max_running=2))
+        queues.limit("sync", **{"per_partition": None, **turns})
+        queues.resume_partition("sync", name)
+    queues.limit("sync", **none)
+    assert state(app).limits is None
+
+
 def test_with_rights_for_some_queues_the_limits_of_others_are_out_of_reach(app: Tenure) -> None:
     app.queues.limit("sync", max_running=1)
     mine = limited_to(app, ("mail",)).queues
@@ -160,7 +199,7 @@ def test_with_rights_for_some_queues_the_limits_of_others_are_out_of_reach(app: 
     ):
         with pytest.raises(Forbidden):
             call()
-    mine.limit("mail", max_running=2)
+    mine.limit("mail", max_running=2, per_partition=PerPartition())
     mine.limit_partition("mail", "a", weight=2)
     assert [each.partition for each in mine.partitions("mail")] == ["a"]
     assert [each.name for each in mine.list()] == ["mail"]
@@ -204,6 +243,7 @@ def test_rows_that_limit_nothing_are_deleted(app: Tenure, clock: Clock, raw: Raw
     tidy()
     assert raw.value(PARTITIONS) == 3
     assert raw.value(ROWS) == 1
+    app.queues.resume_partition("sync", "paused")
     app.queues.limit("sync", per_partition=None)
     assert raw.value(PARTITIONS) == 3
 

@@ -39,6 +39,7 @@ EXAMPLES = [
     errors.KeyConflict("k", "j"),
     errors.DuplicateJob("j"),
     errors.QueueFull("mail", 0),
+    errors.LimitConflict("a partition is paused: resume it first"),
 ]
 
 

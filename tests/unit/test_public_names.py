@@ -38,8 +38,8 @@ PACKAGE = """
 ERRORS = """
     BulkNotFound DuplicateJob DuplicateStep Forbidden IllegalEdition IllegalTransition InvalidInput
     JobCancelled JobFailed
-    JobNotFound JobUnsettled KeyConflict LeaseLost MoveRefused PayloadTooLarge PermanentFailure
-    QueueFull StoreMoved
+    JobNotFound JobUnsettled KeyConflict LeaseLost LimitConflict MoveRefused PayloadTooLarge
+    PermanentFailure QueueFull StoreMoved
     ResultGone ResultTruncated ScheduleNotFound SchemaMismatch StoreUnavailable TenureError
     SignalTimeout SignalTokenNotFound Unauthorized WorkflowNotFound WriteRefused
 """

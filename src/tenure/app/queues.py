@@ -128,7 +128,8 @@ class Queues(Noun):
           `per_partition=None`.
         - `actor`: who sets it. Default: the application's actor.
 
-        Raises InvalidInput if the name or a limit is not valid.
+        Raises InvalidInput if the name or a limit is not valid, and LimitConflict if partitions
+        would take no turns any more while one of them is paused: resume it before.
         """
         pending: int | None = None
         if max_pending is not KEEP:
@@ -153,15 +154,14 @@ class Queues(Noun):
     ) -> None:
         """Change what differs for a partition of a queue. What you omit stays.
 
-        It has an effect while the partitions of the queue take turns; see `limit`.
-
         - `queue`, `partition`: their names; `""` for the jobs without a partition.
         - `max_running`: how many of its jobs may be processing at once, 0 to 2,147,483,647. None:
           as many as of any other partition.
         - `weight`: how many jobs its turn has, 1 to 1,000. None: 1.
         - `actor`: who sets it. Default: the application's actor.
 
-        Raises InvalidInput if a name or a number is not valid.
+        Raises InvalidInput if a name or a number is not valid, and LimitConflict if the partitions
+        of the queue take no turns; see `limit`.
         """
         given = {
             name: check(value, f"$.{name}")
@@ -178,10 +178,12 @@ class Queues(Noun):
     ) -> None:
         """Stop giving jobs of a partition to workers, as `pause` does for a queue.
 
-        It has an effect while the partitions of the queue take turns; see `limit`.
+        - `queue`, `partition`: their names; `""` for the jobs without a partition. A partition need
+          not have jobs, so look at its name in `partitions` first.
+        - `actor`, `reason`: as in `pause`.
 
-        - `queue`, `partition`: their names; `""` for the jobs without a partition.
-        - `actor`, `reason`: as in `pause`. Raises InvalidInput.
+        Raises InvalidInput, and LimitConflict if the partitions of the queue take no turns; see
+        `limit`.
         """
         reason = check_reason(reason)
         self._change_partition(queue, partition, actor, paused=True, reason=reason)

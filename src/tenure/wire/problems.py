@@ -83,6 +83,7 @@ KINDS: tuple[Kind, ...] = (
         {"queue": "queue", "max_pending": "max_pending"},
         "the queue has as many pending jobs as its limit allows; try again later",
     ),
+    Kind(errors.LimitConflict, 409, "The limits of the queue do not allow this"),
     Kind(
         errors.WriteRefused,
         409,

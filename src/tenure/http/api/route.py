@@ -20,6 +20,7 @@ SCHEDULE = "/schedules/{name}"
 TO_JOB = "/jobs/{id}/signals/{signal}"
 LINK = f"{LINK_PATH}{{token}}"
 OF_LEASE = "/leases/{lease}"
+OF_LIMITS = ("/queues/{name}/limit", "/queues/{name}/partition")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,8 @@ class Route:
             return (409,)
         if self.path == TO_JOB:
             return (404, 409, 422)
+        if self.path in OF_LIMITS:
+            return (409,)
         if self.path.startswith(SCHEDULE):
             return (404, 409) if self.method == "PUT" else (404,)
         return ()

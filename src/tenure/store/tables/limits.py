@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from tenure.errors import LimitConflict
 from tenure.jobs.explain_limits import LimitFacts, Part
 from tenure.jobs.limits import Limits, PerPartition, Rate, merged, parse_rate
 from tenure.jobs.queries import MAX_AHEAD
@@ -25,6 +26,10 @@ WAITS_NOT = "resume_at = NULL, paused_for = NULL"
 PARTITION = (
     *("partition", "pending", "running", "max_running", "weight"),
     *("paused_at", "paused_by", "pause_reason", "resume_at"),
+)
+NO_TURNS = (
+    "the partitions of the queue take no turns, so this would have no effect: give the queue a"
+    " limit per partition first, or only turns"
 )
 MAX_DELETED = 1_000
 SPARE_MICROS = 2_000_000
@@ -64,9 +69,10 @@ def _limits(row: Mapping[str, Any]) -> Limits:
 
 
 def change(db: Statements, name: str, given: Mapping[str, Any]) -> None:
-    """Change the given limits of a queue; raises InvalidInput. Without any, it has no row.
+    """Change the given limits of a queue; without any, it has no row.
 
-    The transaction was started as one that sets limits: others that do wait for it.
+    The transaction was started as one that sets limits: others that do wait for it. Raises
+    InvalidInput, or LimitConflict after it has written.
     """
     d, table = db.dialect, db.dialect.table("queue_limit")
     old, _, waits_until = read(db, [name]).get(name, (Limits(), 0, None))
@@ -77,15 +83,28 @@ def change(db: Statements, name: str, given: Mapping[str, Any]) -> None:
         _hold(db, d.hold_jobs)
     if new == Limits() and waits_until is None:
         db.changed(f"DELETE FROM {table} WHERE queue = {d.value}", (name,))
-        return
-    per = new.per_partition or PerPartition()
-    values = (*_settings(new), _is_divided(new), *_settings(per), new.ordered)
-    changes = ", ".join(f"{name} = excluded.{name}" for name in SETTINGS)
-    db.changed(
-        f"INSERT INTO {table} (queue, {', '.join(SETTINGS)})"
-        f" VALUES ({d.values(1 + len(SETTINGS))}) ON CONFLICT (queue) DO UPDATE SET {changes}",
-        (name, *values),
-    )
+    else:
+        per = new.per_partition or PerPartition()
+        values = (*_settings(new), _is_divided(new), *_settings(per), new.ordered)
+        changes = ", ".join(f"{name} = excluded.{name}" for name in SETTINGS)
+        db.changed(
+            f"INSERT INTO {table} (queue, {', '.join(SETTINGS)})"
+            f" VALUES ({d.values(1 + len(SETTINGS))}) ON CONFLICT (queue) DO UPDATE SET {changes}",
+            (name, *values),
+        )
+    if _is_divided(old) and not _is_divided(new):  # now no other transaction pauses a partition
+        _check_none_paused(db, name)
+
+
+def _check_none_paused(db: Statements, queue: str) -> None:
+    d = db.dialect
+    for (partition,) in db.rows(
+        f"SELECT partition FROM {d.table('partition_limit')} WHERE queue = {d.value}"
+        " AND paused_at IS NOT NULL ORDER BY partition LIMIT 1",
+        (queue,),
+    ):
+        which = f"partition {partition!r} is" if partition else "the jobs without a partition are"
+        raise LimitConflict(f"{which} paused, which needs turns: resume it before turns end")
 
 
 def _is_divided(limits: Limits) -> bool:
@@ -108,6 +127,13 @@ def _settings(of: Limits | PerPartition) -> tuple[int | float | None, ...]:
     return (of.max_running, *values)
 
 
+def _check_turns(db: Statements, queue: str) -> None:
+    d = db.dialect
+    divided = f"SELECT 1 FROM {d.table('queue_limit')} WHERE queue = {d.value} AND partitioned"
+    if not db.rows(divided, (queue,)):
+        raise LimitConflict(NO_TURNS)
+
+
 def change_partition(
     db: Statements,
     name: str,
@@ -118,10 +144,15 @@ def change_partition(
     paused: bool | None = None,
     reason: str | None = None,
 ) -> None:
-    """Set columns of a partition, and pause or resume it (None: leave it)."""
+    """Set columns of a partition, and pause or resume it (None: leave it).
+
+    Raises LimitConflict for what has an effect only if partitions take turns, and they do not.
+    """
     d = db.dialect
     table, v, place = d.table("partition_limit"), d.value, (name, partition)
     _hold(db, d.hold_starts)  # before the row is locked: a start may wait for it
+    if paused or any(value is not None for value in (given or {}).values()):
+        _check_turns(db, name)
     db.changed(
         f"INSERT INTO {table} (queue, partition) VALUES ({v}, {v}) ON CONFLICT DO NOTHING", place
     )
