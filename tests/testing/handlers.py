@@ -22,3 +22,9 @@ def process() -> int:
 @app.job
 def plain() -> int:
     return os.getpid()
+
+
+@app.job(process=True, max_retries=1)
+def waits_there(database: str, job_id: str) -> None:
+    with Tenure(database) as here:
+        here.wait(job_id)

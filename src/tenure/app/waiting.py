@@ -6,11 +6,12 @@ import concurrent.futures
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tenure.app.core import Core
 from tenure.dependency import Parent
-from tenure.errors import JobCancelled, JobFailed, JobNotFound, ResultTruncated
+from tenure.errors import JobCancelled, JobFailed, JobNotFound, ResultTruncated, TenureError
 from tenure.jobs import durations, ids
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.names import check_kind
@@ -18,6 +19,7 @@ from tenure.jobs.progress import JobProgress
 from tenure.jobs.results import read_result
 from tenure.jobs.text import UNSTORABLE
 from tenure.lifecycle import Job, Status, at_rest
+from tenure.telemetry.logs import LOG_FIELDS
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -29,6 +31,13 @@ BLOCKED_SECONDS = 1.0
 BLOCKED = (
     "this wait blocks the event loop on which a worker of these jobs runs, so that no job can run: "
     "await wait_async(...) or the handle, and write async for"
+)
+ONE_BY_ONE = "testing-"
+"""The ids of workers that run one job after the other, in tests, begin so."""
+STUCK = (
+    "job {} ({}) cannot run while this handler waits for it: a test runs one job after the other. "
+    "Let a job that depends on it do the rest (depends_on, a workflow), or run it before, with "
+    "jobs.run(job)"
 )
 HANDLES = "handles, as submit(...) returned them"
 _loops: list[tuple[object, str]] = []
@@ -69,10 +78,11 @@ def wait(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
 
     In a handler, this holds one of the worker's slots, and the job may wait for that very slot.
 
-    Raises RuntimeError where it blocks the event loop of a worker for a second. Raises
-    JobNotFound; TimeoutError if the job is not settled in time (the job continues);
-    ResultGone if it was deleted meanwhile; StoreUnavailable if the first look fails. An outage of
-    the database after that does not end the wait.
+    Raises RuntimeError where it blocks the event loop of a worker for a second, and in a handler
+    that a test runs, if no worker runs the job within a second. Raises JobNotFound; TimeoutError if
+    the job is not settled in time (the job continues); ResultGone if it was deleted meanwhile;
+    StoreUnavailable if the first look fails. An outage of the database after that does not end the
+    wait.
     """
     job_id, seconds = _asked(job, timeout)
     if seconds == 0:
@@ -110,7 +120,25 @@ def begin(core: Core, job_id: str) -> Future[Job]:
     """Return a future of the job once it is settled, as `Waits.add` does, at once."""
     if not ids.is_id(job_id):
         raise JobNotFound(job_id)
-    return core.store.wait(job_id)
+    fields = LOG_FIELDS.get()
+    if fields is None or not _is_one_by_one(fields()["worker"]):
+        return core.store.wait(job_id)
+    return core.store.wait(job_id, partial(_stuck, core, job_id, fields()["job"]))
+
+
+def _is_one_by_one(worker: str | None) -> bool:
+    return worker is not None and worker.startswith(ONE_BY_ONE)
+
+
+def _stuck(core: Core, job_id: str, waiter: str) -> RuntimeError | None:
+    """Return why the job `waiter` of a test waits in vain, None if others may run its job."""
+    try:
+        core.get(waiter)  # not found: the test does not run the jobs of this database
+        job = core.get(job_id)
+    except TenureError:  # the next look says what that means
+        return None
+    is_elsewhere = job.status is Status.PROCESSING and not _is_one_by_one(job.worker)
+    return None if is_elsewhere or at_rest(job) else RuntimeError(STUCK.format(job.id, job.type))
 
 
 def _asked(job: Job | str, timeout: Duration | None) -> tuple[str, float | None]:
@@ -249,7 +277,10 @@ class AsCompleted(Generic[R]):
 async def _end(handle: Handle[R], future: Future[Job]) -> tuple[Handle[R], Future[Job]]:
     import asyncio
 
-    await asyncio.wait([asyncio.wrap_future(future)])
+    answer = asyncio.wrap_future(future)
+    await asyncio.wait([answer])
+    if not answer.cancelled():
+        answer.exception()  # asyncio would log it as not retrieved: the handle raises it
     return handle, future
 
 

@@ -33,7 +33,7 @@ from tenure.store.protocol import Database
 from tenure.store.reader import Reader
 from tenure.store.tables import progress, revisits, steps, unique_keys
 from tenure.store.tables.stats import Place, add_next, reach
-from tenure.store.waits import Waits
+from tenure.store.waits import Doubt, Waits
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, nothing
 
 T = TypeVar("T")
@@ -262,10 +262,10 @@ class Store:
         self._committer.refuse_copies()
         return self._notifier.subscribe(notify, worker)
 
-    def wait(self, job_id: str) -> Future[Job]:
+    def wait(self, job_id: str, doubt: Doubt | None = None) -> Future[Job]:
         """Return a future of the settled job, as `Waits.add` does."""
         self._committer.refuse_copies()
-        return self._waits.add(job_id)
+        return self._waits.add(job_id, doubt)
 
     def close(self) -> None:
         """Commit what is waiting, then disconnect. Do nothing in the child of a fork."""

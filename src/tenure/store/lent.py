@@ -20,6 +20,7 @@ from tenure.store.commit import Committer
 from tenure.store.postgres.address import DEFAULT_SCHEMA, split_schema
 from tenure.store.protocol import Database
 from tenure.store.reader import Reader
+from tenure.store.waits import Doubt
 from tenure.store.work import EnqueueWork, W
 
 UNSETTLED = (
@@ -40,7 +41,7 @@ class LentStore(Store):
         self.url = url
         LENT[url] = self.lent = Lent(connection)
 
-    def wait(self, job_id: str) -> Future[Job]:
+    def wait(self, job_id: str, doubt: Doubt | None = None) -> Future[Job]:
         future, job = Future[Job](), self.read.get(job_id)
         if job is None:
             raise JobNotFound(job_id)

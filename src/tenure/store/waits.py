@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from copy import copy
 from math import inf
-from typing import Any
+from typing import Any, TypeAlias
 
 from tenure.errors import JobNotFound, ResultGone, StoreUnavailable, TenureError
 from tenure.lifecycle import Job
@@ -23,11 +23,15 @@ from tenure.store.work import Work, touched_jobs
 
 FIRST_LOOK_SECONDS = 0.005
 MAX_PAUSE_SECONDS = 0.25
+DOUBT_SECONDS = 0.75
 SHARE = 1 / 8
 """The pause between looks, as a share of the time waited."""
 WOKEN_SHARE = 1 / 64
 """The same where commits of any process wake: they may come by the thousand per second."""
 JOBS_AT_ONCE = 500
+
+Doubt: TypeAlias = Callable[[], Exception | None]
+"""Returns why a job will never be settled while its caller waits, None if it may be."""
 
 
 class Pending:
@@ -36,9 +40,10 @@ class Pending:
     Libraries that freeze time in tests give callers another one.
     """
 
-    def __init__(self, job_id: str) -> None:
+    def __init__(self, job_id: str, doubt: Doubt | None = None) -> None:
         self.future: Future[Job] = Future()
         self.job_id = job_id
+        self.doubt = doubt
         self.began = inf  # until the first look
         self.looked = self.due = 0.0
         self.seen = False
@@ -66,13 +71,14 @@ class Waits:
         self._running = False
         self._closed = False
 
-    def add(self, job_id: str) -> Future[Job]:
+    def add(self, job_id: str, doubt: Doubt | None = None) -> Future[Job]:
         """Return a future of the settled job. Cancel the future to stop waiting.
 
         It raises JobNotFound if there is no such job, ResultGone if the job is deleted meanwhile,
-        and StoreUnavailable if the first look fails or the store is closed.
+        StoreUnavailable if the first look fails or the store is closed, and after a while what
+        `doubt` returns.
         """
-        wait = Pending(job_id)
+        wait = Pending(job_id, doubt)
         with self._changed:
             if self._closed:
                 raise StoreUnavailable("the store is closed")
@@ -155,6 +161,8 @@ class Waits:
                 _answer(wait, (ResultGone if wait.seen else JobNotFound)(wait.job_id))
             elif job := settled[wait.job_id]:
                 _answer(wait, job)
+            elif wait.doubt is not None and wait.looked - wait.began >= DOUBT_SECONDS:
+                _answer(wait, wait.doubt())
             wait.seen = True
 
 
@@ -167,8 +175,8 @@ def _another(error: Exception) -> Exception:
     return made
 
 
-def _answer(wait: Pending, answer: Job | Exception) -> None:
-    if wait.future.set_running_or_notify_cancel():
+def _answer(wait: Pending, answer: Job | Exception | None) -> None:
+    if answer is not None and wait.future.set_running_or_notify_cancel():
         if isinstance(answer, Job):
             wait.future.set_result(answer)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from uuid import uuid4
 
+from tenure.app.waiting import ONE_BY_ONE
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
 from tenure.events import Amended, Cancelled, Claimed
 from tenure.jobs.ids import EPOCH
@@ -16,7 +17,7 @@ from tenure.store.protocol import Database
 from tenure.store.tables import workers
 
 ACTOR = "testing"
-"""Who acts, in the ledger; the ids of the workers of tests begin with it."""
+"""Who acts, in the ledger."""
 LEASE_SECONDS = 86_400.0
 
 CLOCK = {
@@ -118,7 +119,7 @@ def next_times(db: Database) -> list[datetime]:
 def clear(db: Database, *, force: bool) -> None:
     """Cancel what is not settled, then delete all jobs and what belongs to them and to queues."""
     d = db.dialect
-    others = [one for one in workers.seen(db, None) if not one.id.startswith(ACTOR)]
+    others = [one for one in workers.seen(db, None) if not one.id.startswith(ONE_BY_ONE)]
     if others and not force:
         raise InvalidInput(
             f"worker {others[0].label or others[0].id} asked for jobs here in the last ten "

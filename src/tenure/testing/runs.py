@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias, TypedDict, TypeVar
 from tenure.app.app import Tenure
 from tenure.app.bulk import run_batches
 from tenure.app.evaluation import declare as declare_schedules
+from tenure.app.waiting import ONE_BY_ONE
 from tenure.errors import IllegalTransition, InvalidInput, JobFailed
 from tenure.jobs import durations
 from tenure.jobs.enqueue import Duration
@@ -108,7 +109,7 @@ class Runs:
         check_kind(app, Tenure, "a Tenure application", "$.app")
         self._app = app
         self.store = app.core.limited_store  # not one that `inline` puts before it
-        self._worker = f"{changes.ACTOR}-{secrets.token_hex(8)}"
+        self._worker = f"{ONE_BY_ONE}{secrets.token_hex(8)}"
         self._ahead = timedelta()
         self._maintenance = MaintenanceThread(app)
         self._has_declared = False
