@@ -48,9 +48,10 @@ class Direct:
                 db = self._free.pop()
                 break
             except IndexError:
-                if not self._is_lent:
+                # Lent for some microseconds, or given back since: that comes before the mark goes.
+                if not (self._is_lent or self._free):
                     return False
-                time.sleep(0)  # it is lent for some microseconds
+                time.sleep(0)
         committed = False
         try:
             if db.alone is not None or self._commits < MAX_COMMITS:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import psycopg
 import pytest
 
 from tenure import NewJob, StoreUnavailable, Tenure
-from tenure.store import commit
+from tenure.store import commit, direct
+from tenure.store.protocol import Database
 from tests.support.no_threads import no_new_threads
 from tests.support.store import new_job
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -145,6 +147,47 @@ def test_where_there_is_work_for_two_threads_callers_queue(
 
     wait_until(lambda: threads() == 1, "the second thread to end")
     wait_until(lambda: committer._direct.use(lambda db: True), "callers to have it again")
+
+
+class _Gap(list[Any]):
+    """The connection of callers, with a step of the test after a look that did not find it."""
+
+    def __init__(self, free: list[Any], step: Callable[[], None]) -> None:
+        super().__init__(free)
+        self._step = step
+
+    def pop(self, *at: Any) -> Any:
+        try:
+            return super().pop(*at)
+        except IndexError:
+            self._step()
+            raise
+
+
+@pytest.mark.usefixtures("never_late")
+def test_who_looks_while_the_connection_is_given_back_takes_no_other_one(
+    app: Tenure, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look for it and the question whether it is lent, it was lent no more."""
+    monkeypatch.setattr(direct, "CALM_SECONDS", 0.0)
+    app.enqueue("mail")
+    lent, ends = threading.Event(), threading.Event()
+    shared = app.core.store._committer._direct
+
+    def give_back() -> None:
+        ends.set()
+        lender.join(WAIT_SECONDS)
+
+    def hold(db: Database) -> None:
+        lent.set()
+        ends.wait(WAIT_SECONDS)
+
+    shared._free = _Gap(shared._free, give_back)
+    lender = in_thread(lambda: shared.lend(hold))
+    assert lent.wait(WAIT_SECONDS)
+    app.enqueue("mail")
+    assert ends.is_set()
+    assert sessions(raw) == 1
 
 
 def test_without_a_second_thread_work_waits_for_the_first_and_callers_go_on(app: Tenure) -> None:
