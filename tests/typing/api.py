@@ -202,11 +202,13 @@ def with_steps(context: JobContext) -> None:
     context.enqueue(plain.new_job("a"))
     context.step("measure", plain, 5)  # type: ignore[arg-type]
     assert_type(context.wait_for_signal("answer", type=int), int)
+    context.sleep("1d", name="trial")
 
 
 async def with_signals(context: JobContext) -> None:
     assert_type(await context.wait_for_signal_async("answer", "7d", type=int), int)
     assert_type(await context.wait_for_signal_async("answer"), Any)
+    await context.sleep_async("1d", name="trial")
     context.enqueue(plain)  # type: ignore[arg-type]
 
 

@@ -162,6 +162,58 @@ def test_sleep_takes_no_slot_and_no_attempt(
     ]
 
 
+@pytest.mark.parametrize("kind", ["thread", "coroutine"])
+def test_a_sleep_with_a_name_keeps_its_time_when_a_deploy_removes_another(
+    app_on_each_engine: Tenure, clock: Clock, kind: str
+) -> None:
+    """By its number it was the one that was removed, whose time is over: it did not sleep on."""
+    app = app_on_each_engine
+    sleeps = {"trial": "7d", "cooling": "2d"}
+
+    def nap(context: JobContext) -> None:
+        for name, length in sleeps.items():
+            context.sleep(length, name=name)
+
+    async def nap_async(context: JobContext) -> None:
+        for name, length in sleeps.items():
+            await context.sleep_async(length, name=name)
+
+    app.job(name="nap", max_retries=1)(nap_async if kind == "coroutine" else nap)
+    job = app.enqueue("nap")
+    for snoozes, seconds in ((1, 7 * 86_400), (2, 86_400), (3, 86_400)):
+        with running_worker(app):
+            wait_until(lambda n=snoozes: app.get(job.id).snoozes == n, "the job to sleep")
+        clock.advance(seconds)
+        if snoozes == 2:
+            sleeps.pop("trial")
+            app.amend(job.id, delay=0)
+    with running_worker(app):
+        wait_until_completed(app, job)
+    assert [step.name for step in app.steps(job.id).steps] == ["sleep:trial", "sleep:cooling"]
+
+
+def test_sleeps_with_and_without_a_name(app: Tenure) -> None:
+    """Those without one have the same numbers whatever others are called."""
+
+    @app.job(max_retries=1)
+    def nap(context: JobContext) -> None:
+        context.sleep(0)
+        context.sleep(0, name="n" * 100)
+        context.sleep(0)
+        with pytest.raises(DuplicateStep, match="sleep:n"):
+            context.sleep(0, name="n" * 100)
+        for name in ("7", "a b", "", "n" * 101, 7):
+            with pytest.raises(InvalidInput, match=r"^name: "):
+                context.sleep(0, name=name)  # type: ignore[arg-type]
+        context.sleep(0, name="day:7")
+
+    with running_worker(app):
+        job = wait_until_completed(app, nap.enqueue())
+    names = [step.name for step in app.steps(job.id).steps]
+    assert names == ["sleep:1", f"sleep:{'n' * 100}", "sleep:2", "sleep:day:7"]
+    nap(JobContext("1", "nap", "default", 1, 1, 1, None))
+
+
 def test_an_attempt_that_died_in_its_sleep_sleeps_the_rest(
     app_on_each_engine: Tenure, clock: Clock
 ) -> None:

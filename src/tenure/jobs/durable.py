@@ -126,23 +126,25 @@ class DurableContext:
         value: R = book.value(step, returns)
         return value
 
-    def sleep(self, duration: Duration) -> None:
+    def sleep(self, duration: Duration, *, name: str | None = None) -> None:
         """Sleep as long, also if the worker is restarted meanwhile; without a slot, and at no cost.
 
         - `duration`: seconds, a timedelta or text such as `3d`; 0 to 10 years.
+        - `name`: by which later runs know this sleep, unique in the job: 1 to 100 characters, as a
+          job type, and not a number. Default: None, the n-th sleep without a name in a run is that
+          of the runs before. So if a deploy removes or adds one, those after it get other times.
 
         From 5 seconds on, the handler ends here and runs again from its begin afterwards, when
-        the n-th sleep of a run is over if that of an earlier run was. No attempt is charged, and
-        the time counts for no timeout. `finally` blocks run at each such end: it is a
-        BaseException, which has to get through. Counts as a step and, from 5 seconds on, as a
-        snooze, of which a job has 10,000. In a handler that is called as a function it returns at
-        once. Raises InvalidInput, and what `step` raises.
+        this sleep is over. No attempt is charged, and the time counts for no timeout. `finally`
+        blocks run at each such end: it is a BaseException, which has to get through. Counts as a
+        step and, from 5 seconds on, as a snooze, of which a job has 10,000. In a handler that is
+        called as a function it returns at once. Raises InvalidInput, and what `step` raises.
         """
-        waited(self._steps().sleep(durations.seconds(duration, "$.duration")))
+        waited(self._steps().sleep(durations.seconds(duration, "$.duration"), name))
 
-    async def sleep_async(self, duration: Duration) -> None:
+    async def sleep_async(self, duration: Duration, *, name: str | None = None) -> None:
         """Sleep like `sleep`, without blocking the event loop."""
-        await awaited(self._steps().sleep(durations.seconds(duration, "$.duration")))
+        await awaited(self._steps().sleep(durations.seconds(duration, "$.duration"), name))
 
     def state(self, default: Any = None) -> Any:
         """Return what `checkpoint` was given last, in this attempt or an earlier one, as JSON.

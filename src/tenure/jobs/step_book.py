@@ -47,6 +47,8 @@ NOW = datetime.fromtimestamp(0, UTC)
 """The time of a step of this attempt, which nothing reads."""
 SLEEP_HERE_SECONDS = 5.0
 """A shorter sleep keeps its slot."""
+MAX_SLEEP_NAME = 100
+"""Characters of the name of a sleep, to which that of its step adds some."""
 RETAKE = "; catch InvalidInput and wait again, which takes the next signal"
 REFIT = (
     "; let the annotation accept what is on record, or give the step another name, "
@@ -232,9 +234,10 @@ class StepBook:
 
     # --- sleep and state
 
-    def sleep(self, seconds: float) -> Waiting[None]:
-        """Sleep, without a slot if it takes a while."""
-        name = f"sleep:{self.next_place('sleep:')}"
+    def sleep(self, seconds: float, name: str | None) -> Waiting[None]:
+        """Sleep, without a slot if it takes a while; without a name, as the next one by number."""
+        own = self.next_place("sleep:") if name is None else check_sleep_name(name)
+        name = f"sleep:{own}"
         step = yield from self.begin(name, reserved=True)
         if step is None:
             with self.doing(name):
@@ -281,6 +284,19 @@ class StepBook:
             yield from self.ask(state)
         elif self._source is not None:
             self._source.note(Notes(state=state))
+
+
+def check_sleep_name(name: object) -> str:
+    """Return the name of a sleep; raises InvalidInput if it cannot be one."""
+    checked = check_name(name, "sleep", "name")
+    if len(checked) > MAX_SLEEP_NAME:
+        raise InvalidInput(f"give at most {MAX_SLEEP_NAME} characters", path="name")
+    if checked.isdigit():
+        raise InvalidInput(
+            f"sleeps without a name have numbers: give a name that is none, such as n:{checked}",
+            path="name",
+        )
+    return checked
 
 
 def kept(value: object, what: str) -> str:
