@@ -10,7 +10,7 @@ import pytest
 
 from tenure import Tenure, Unique
 from tenure.app.app import limited_to
-from tenure.events import Cancelled
+from tenure.events import Amended, Cancelled
 from tenure.jobs.explain import (
     RATE_MINUTES,
     SWEEP_IS_LATE,
@@ -22,6 +22,7 @@ from tenure.jobs.explain import (
 )
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.stats import BUCKETS, Activity, WorkerState
+from tenure.jobs.steps import Record
 from tenure.jobs.work import ClaimRequest
 from tenure.lifecycle import ATTEMPT_ENDS, Job
 from tenure.webhooks.deliveries import WEBHOOK, queue_of
@@ -31,6 +32,7 @@ from tests.support.store import (
     new_job,
     report_completed,
     report_failed,
+    report_snoozed,
     report_suspended,
 )
 
@@ -171,6 +173,44 @@ def test_not_due_after_an_attempt_failed(harness: StoreHarness, why: Why) -> Non
     again = f"{harness.get(lease.id).run_at:%Y-%m-%d %H:%M:%S} UTC"
     told = (f"It is tried again at {again}, in", "as attempt 2 of 2. Attempt 1 failed: no such")
     check(why(lease.id), "not_due", *told)
+
+
+def test_sleeping(harness: StoreHarness, why: Why) -> None:
+    """A job that sleeps was called not due, and running it now was offered, which wakes no job."""
+    lease = harness.take(max_retries=2)
+
+    def begin(name: str, result: str | None) -> None:
+        call = Record(name, 1, result)
+        harness.store.ask(lease.id, lease.lease_id, call).result()
+        harness.clock.advance(1)
+
+    begin("sleep:old", "600000")  # a deploy has removed it
+    begin("Sleep:other", "1")
+    begin("sleep:1", "90")
+    until = f"until {harness.clock.now + timedelta(seconds=89):%Y-%m-%d %H:%M:%S} UTC, in 1m 29s"
+    harness.report(report_snoozed(lease, delay=89.0))
+    check(why(lease.id), "sleeping", "It sleeps", until, "To run it now does not wake it")
+    harness.store.apply(lease.id, Amended(changes={"priority": 1})).result()
+    check(why(lease.id), "sleeping", until)
+    harness.set_queue(harness.get(lease.id).queue, paused=True)
+    assert why(lease.id).reason == "queue_paused"
+    harness.set_queue(harness.get(lease.id).queue, paused=False)
+    harness.clock.advance(89)
+    (lease,) = harness.claim()
+    harness.report(report_snoozed(lease, delay=60.0))  # by `raise Snooze`: its sleep is over
+    assert why(lease.id).reason == "not_due"
+    harness.clock.advance(60)
+    (lease,) = harness.claim()
+    begin("sleep:2", "4")
+    harness.report(report_failed(lease, delay=2.0))
+    assert why(lease.id).reason == "not_due"  # its process died in a short sleep
+    harness.clock.advance(2)
+    for number, wrong in enumerate((None, '"abc"', "1e300", "[]")):
+        (lease,) = harness.claim()
+        begin(f"sleep:wrong:{number}", wrong)  # by a worker of another kind
+        harness.report(report_snoozed(lease, delay=9.0))
+        assert why(lease.id).reason == "not_due"
+        harness.clock.advance(9)
 
 
 def test_no_worker_at_all(harness: StoreHarness, why: Why) -> None:

@@ -8,8 +8,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import Tenure
+from tenure.jobs.steps import Record
 from tests.support.cli import cli_json, output_of
 from tests.support.http import api_client
+from tests.support.store import claim_request, report_snoozed
 
 
 @pytest.fixture
@@ -99,3 +101,18 @@ def test_as_commands(app: Tenure) -> None:
     assert "not needed" in shown
     again = cli_json("jobs", "run-again", later[0].id, "--payload", '{"n": 3}')
     assert (again["again_of"], again["payload"]) == (later[0].id, {"n": 3})
+
+
+def test_to_run_a_job_now_is_not_offered_while_it_sleeps(app: Tenure, web: TestClient) -> None:
+    """It would not wake it: the handler would come to the same sleep, and sleep the rest."""
+    (later, asleep) = app.enqueue("late", delay=3600), app.enqueue("nap")
+    (lease,) = app.core.claim(claim_request(limit=1)).leases
+    app.core.ask(lease.id, lease.lease_id, Record("sleep:1", 1, "3600")).result()
+    app.core.report([report_snoozed(lease, delay=3600)])
+    for job, offered in ((later, True), (asleep, False)):
+        page = web.get(f"/ui/jobs/{job.id}").text
+        assert ("Run now" in page) is offered
+        assert "Change…" in page
+        assert ("run-now" in output_of("explain", job.id)) is offered
+    assert "It sleeps until" in page
+    assert web.get(f"/jobs/{asleep.id}/explain").json()["reason"] == "sleeping"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from tenure.app.shown import progress_shown, steps_shown
 from tenure.app.signals import waited_for
+from tenure.events import Amended, Snoozed
 from tenure.jobs.enqueue import whole
 from tenure.jobs.explain import ELSEWHERE, RATE_MINUTES, Explanation, Facts, rate
 from tenure.jobs.explain import explain as explanation
@@ -18,10 +19,16 @@ from tenure.jobs.steps import JobSteps
 from tenure.lifecycle import Job, Status
 from tenure.store import search
 from tenure.store.tables import dependencies, limits, schedules, types, unique_keys
+from tenure.store.tables import steps as stored_steps
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from tenure.app.app import Tenure
     from tenure.app.core import Core
+
+ASLEEP = (Snoozed.name, Amended.name)
+"""The last events of a job that may be asleep: one that was changed sleeps on."""
 
 
 def get(app: Tenure, job_id: str) -> Job:
@@ -110,6 +117,17 @@ def explain(app: Tenure, job_id: str) -> Explanation:
     return explanation(job, _facts(app.core, job))
 
 
+def _asleep_until(core: Core, job: Job) -> datetime | None:
+    """Return when the sleep ends that a job began last; None if it cannot be asleep."""
+    if job.status is not Status.PENDING or job.event not in ASLEEP:
+        return None
+    step = stored_steps.last_sleep(core.limited_store.read, job.id)
+    try:
+        return None if step is None else step.until
+    except (TypeError, ValueError, OverflowError):  # a worker over HTTP may record anything
+        return None
+
+
 def _facts(core: Core, job: Job) -> Facts:
     read = core.limited_store.read
     now = read.clock()
@@ -136,6 +154,7 @@ def _facts(core: Core, job: Job) -> Facts:
             for id, queue, status, meets in (dependencies.parents(read, job.id) if linked else ())
         ],
         wait=waited_for(core, job),
+        asleep_until=None if due else _asleep_until(core, job),
         holder=holder,
         limits=limits.facts(read, job) if due else None,
     )

@@ -216,6 +216,7 @@ def show(request: PageRequest) -> Response:
         explanation=request.redaction.text(explanation.text, job),
         kept=steps_shown(request.app.core, job, request.redaction),
         legal=explanation.legal_events,
+        asleep=explanation.reason == "sleeping",
         transitions=transitions,
         has_older=len(history) > len(transitions),
         titles=timeline.TITLES,

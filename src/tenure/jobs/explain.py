@@ -48,6 +48,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     fire: Fire | None = None  # of the schedule that added it
     parents: Sequence[Parent] = ()  # the jobs that it depends on, if it waits or was skipped
     wait: Wait | None = None  # if it is suspended
+    asleep_until: datetime | None = None  # the end of the sleep that it began last
     holder: str | None = None  # the job that has its unique key, if it failed or was skipped
     limits: LimitFacts | None = None  # of its queue, if it is due
 
@@ -186,6 +187,8 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
     if facts.type is not None and facts.type.paused_at is not None:
         return "type_paused", _paused(f"Type {job.type}", facts.type)
     if job.run_at > facts.now:
+        if facts.asleep_until is not None and facts.asleep_until > facts.now:
+            return "sleeping", _asleep(max(facts.asleep_until, job.run_at), facts.now)
         wait = length((job.run_at - facts.now).total_seconds())
         if job.event == Retried.name:
             return "not_due", (
@@ -225,6 +228,11 @@ def _pending(job: Job, facts: Facts) -> tuple[str, str]:
     if facts.ahead == 0 or (facts.limits is not None and facts.limits.partition is not None):
         return "next", f"It is next in queue {job.queue}: {_room(takers)}."
     return "behind_others", _place_in_queue(facts)
+
+
+def _asleep(until: datetime, now: datetime) -> str:
+    wait = length((until - now).total_seconds())
+    return f"It sleeps until {_at(until)}, in {wait}. To run it now does not wake it."
 
 
 def _undelivered(job: Job, delivers: bool) -> tuple[str, str]:

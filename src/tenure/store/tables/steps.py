@@ -55,6 +55,7 @@ SELECT job.id, job.token, CAST(doc ->> 'number' AS integer), {{now}}, doc ->> 's
     at = excluded.at, state = excluded.state
 WHERE (old.token, old.number) < (excluded.token, excluded.number) RETURNING token"""
 TOO_MANY = f"this job has {MAX_STEPS} steps on record, the limit: keep a state, or add more jobs"
+IN_ORDER = "true ORDER BY number, name"
 KEPT = ("step", "checkpoint", "signal", "signal_token")
 """The tables that a retry from scratch empties."""
 
@@ -88,8 +89,8 @@ def answer(db: Statements, job_id: str, lease_id: str, call: StepCall) -> StepAn
     for token, at in _written(db, RECORD, job_id, lease_id, call):
         return Recorded(Step(call.name, call.number, token, d.to_time(at), call.result))
     _now(db, job_id, lease_id)
-    for step in _steps(db, job_id, call.name):  # the answer before this one got lost
-        return Recorded(step)
+    for step in _steps(db, job_id, f"name = {d.value}", call.name):
+        return Recorded(step)  # the answer before this one got lost
     if len(_steps(db, job_id)) >= MAX_STEPS:
         raise InvalidInput(TOO_MANY)
     raise job_locked(job_id)
@@ -123,6 +124,12 @@ def of(db: Reads, job_id: str) -> JobSteps:
     )
     state, at = rows[0] if rows else (None, None)
     return JobSteps(tuple(_steps(db, job_id)), state, d.time_or_none(at))
+
+
+def last_sleep(db: Reads, job_id: str) -> Step | None:
+    """Return the sleep that started last in a job."""
+    last = "name >= 'sleep:' AND name < 'sleep;' ORDER BY at DESC, number DESC LIMIT 1"
+    return next(iter(_steps(db, job_id, last)), None)
 
 
 def forget(db: Statements, job_id: str) -> None:
@@ -172,13 +179,12 @@ def _now(db: Reads, job_id: str, lease_id: str) -> datetime:
     raise LeaseLost(job_id)
 
 
-def _steps(db: Reads, job_id: str, name: str | None = None) -> list[Step]:
+def _steps(db: Reads, job_id: str, which: str = IN_ORDER, *values: str) -> list[Step]:
     d = db.dialect
-    named = "" if name is None else f" AND name = {d.value}"
     rows = db.rows(
         f"SELECT name, number, token, {d.time('at')}, result FROM {d.table('step')}"
-        f" WHERE job_id = {d.id_value}{named} ORDER BY number, name",
-        (job_id,) if name is None else (job_id, name),
+        f" WHERE job_id = {d.id_value} AND {which}",
+        (job_id, *values),
     )
     return [
         Step(name, number, token, d.to_time(at), result) for name, number, token, at, result in rows
