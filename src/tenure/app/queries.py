@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
+from msgspec.structs import replace
+
 from tenure.app.shown import progress_shown, steps_shown
 from tenure.app.signals import waited_for
 from tenure.events import Amended, Snoozed
 from tenure.jobs.enqueue import whole
-from tenure.jobs.explain import ELSEWHERE, RATE_MINUTES, Explanation, Facts, rate
+from tenure.jobs.explain import (
+    ELSEWHERE,
+    MAY_BE_LOCKED,
+    RATE_MINUTES,
+    Explanation,
+    Facts,
+    rate,
+)
 from tenure.jobs.explain import explain as explanation
 from tenure.jobs.ledger import MAX_LAST, Transition
 from tenure.jobs.progress import JobProgress
@@ -114,7 +123,14 @@ def explain(app: Tenure, job_id: str) -> Explanation:
     Returns an `Explanation`, with a sentence for people. Raises JobNotFound.
     """
     job = app.core.get(job_id)
-    return explanation(job, _facts(app.core, job))
+    facts = _facts(app.core, job)
+    explained = explanation(job, facts)
+    if explained.reason not in MAY_BE_LOCKED:
+        return explained
+    holders = app.core.limited_store.read.lock_holders(job.id)
+    if not holders:
+        return explained
+    return explanation(job, replace(facts, locked=holders if app.core.queues is None else ()))
 
 
 def _asleep_until(core: Core, job: Job) -> datetime | None:

@@ -23,6 +23,7 @@ REMEDIES = {
     "halted": "pass over that job: tenure queues partition {queue} {partition} --pass-over",
     "queue_full": "change its limit: tenure queues limit {queue} --max-running N",
     "queue_rate": "change its rate: tenure queues limit {queue} --rate N/TIME",
+    "locked": "see which transactions may have jobs locked: tenure doctor",
     "partition_full": (
         "change its limit: tenure queues partition {queue} {partition} --max-running N"
     ),

@@ -10,6 +10,7 @@ from msgspec import Struct
 from tenure.events import LeaseExpired, Retried
 from tenure.jobs.explain_limits import LimitFacts, limit_reason, stays_closed
 from tenure.jobs.graph import is_met
+from tenure.jobs.lock_holders import LockHolder, locked_text
 from tenure.jobs.names import RESERVED
 from tenure.jobs.parking import Wait
 from tenure.jobs.queries import MAX_AHEAD
@@ -31,6 +32,8 @@ WORKER_IS_LIVE = timedelta(seconds=30)
 SWEEP_IS_LATE = timedelta(seconds=10)
 """How long after its end a lease is swept at the latest, if a worker or a server is alive."""
 NO_SWEEP = "No process sweeps; start `tenure worker` or `tenure serve`."
+MAY_BE_LOCKED = {"next", "behind_others", "lease_ran_out", "will_expire"}
+"""The reasons of jobs that a worker or a sweep takes soon, unless a transaction has them locked."""
 COUNTED_SOON = timedelta(seconds=10)
 """How far the statistics may be behind, and count as up to date."""
 
@@ -51,6 +54,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     asleep_until: datetime | None = None  # the end of the sleep that it began last
     holder: str | None = None  # the job that has its unique key, if it failed or was skipped
     limits: LimitFacts | None = None  # of its queue, if it is due
+    locked: Sequence[LockHolder] | None = None  # by whom, if so; empty for who may not see that
 
 
 class Explanation(Struct, frozen=True):
@@ -63,7 +67,9 @@ class Explanation(Struct, frozen=True):
 
 def explain(job: Job, facts: Facts) -> Explanation:
     """Return why `job` is not running, or what it is doing, and the events that it can take."""
-    if job.start_by is None or job.status not in (Status.PENDING, Status.WAITING):
+    if facts.locked is not None:
+        reason, text = "locked", locked_text(facts.locked)
+    elif job.start_by is None or job.status not in (Status.PENDING, Status.WAITING):
         reason, text = _reason(job, facts)
     elif job.start_by <= facts.now:
         reason, text = "will_expire", f"It had to {_start(job)} before {_at(job.start_by)}. "

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from tenure.errors import InvalidInput
 from tenure.jobs.findings import Progress, no_note, no_progress
 from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
+from tenure.jobs.lock_holders import LockHolder
 from tenure.jobs.names import check_kind
 from tenure.jobs.queries import Query
 from tenure.jobs.queue_rights import Patterns
@@ -215,6 +216,10 @@ class Reader(ABC):
         place = {"queue": job.queue, "priority": job.priority, "id": job.id}
         place["run_at"] = self.dialect.to_bound(job.run_at)
         return int(self.rows_by_index(self.ahead_sql, place)[0][0])
+
+    def lock_holders(self, job_id: str) -> Sequence[LockHolder]:
+        """Return the transactions of other programs that have a job locked, if that can be."""
+        return ()
 
     # --- the ledger
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 from tenure.errors import SchemaMismatch
 from tenure.jobs.findings import Check
+from tenure.jobs.lock_holders import LockHolder, named
 from tenure.jobs.names import listed
+from tenure.jobs.text import quantity
 from tenure.store import doctor, migrate
 from tenure.store.doctor import ok, problem, warning
 from tenure.store.postgres import schema as postgres_schema
 from tenure.store.postgres.connection import (
     OLDEST_SERVER,
+    Address,
     address_of,
     connect,
     name_safely,
     one,
     route_of,
 )
+from tenure.store.postgres.lock_holders import FOR_LONG, lock_holder
 from tenure.store.postgres.pooler import pools_transactions
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.tables import types
@@ -136,6 +140,8 @@ SELECT format('the prepared transaction %%L of %%s has the table %%I locked sinc
     WHERE locked.pid IS NULL AND own.pid IS NULL AND own.granted
 """
 
+USE_SECONDS = 10.0
+"""How long a transaction may use the table of jobs: Tenure's end long before that."""
 LOCK_SECONDS = 2.0
 """A lock that ends sooner is no problem: setting limits and migrations take some."""
 LONG_SECONDS = 300.0
@@ -209,6 +215,18 @@ def locks(holder: str | None) -> Check:
     return problem("locks", "a table is locked", advice)
 
 
+def transactions(holders: Sequence[LockHolder]) -> Check:
+    """Whether transactions that may have jobs locked are open for longer than Tenure's are."""
+    found = quantity(len(holders), "transaction")
+    if not holders:
+        return ok("transactions", "none uses the table of jobs for long")
+    advice = (
+        "no worker takes the jobs that such a transaction has locked, and commands on them wait "
+        f"until it ends: {named(holders)}"
+    )
+    return warning("transactions", f"{found} may have had jobs locked for long", advice)
+
+
 def logged(unlogged: Collection[str]) -> Check:
     """Whether every table survives a crash of the server."""
     if not unlogged:
@@ -272,6 +290,7 @@ def check_postgres(url: str) -> Iterator[Check]:
             found = postgres_schema.version_of(connection, address)
             yield doctor.schema(found, migrate.newest("postgres"))
             if found:
+                yield transactions(long_users(connection, address))
                 yield doctor.guards(one(connection, TRIGGERS, address.schema), "postgres")
                 table = f"{address.quoted}.transition"
                 of_ledger = connection.execute(LEDGER_RIGHTS, (table,)).fetchone() or (1, 0)
@@ -324,9 +343,31 @@ def locked(connection: psycopg.Connection[Any], schema: str) -> str | None:
     def look() -> set[str]:
         return {text for (text,) in connection.execute(LOCKED, (schema,))}
 
+    return ". ".join(sorted(_lasting(look))) or None
+
+
+def long_users(connection: psycopg.Connection[Any], address: Address) -> list[LockHolder]:
+    """Which transactions may have had jobs locked for more than `USE_SECONDS`, oldest first.
+
+    Those of which this role may not read since when they are open are looked at for `LOCK_SECONDS`.
+    Raises psycopg's errors.
+    """
+
+    def look() -> dict[str, LockHolder]:
+        rows = connection.execute(address.sql(FOR_LONG), (USE_SECONDS,))
+        return {row[0]: lock_holder(row) for row in rows}
+
+    found = look()
+    unknown = {key for key, one in found.items() if one.since is None}
+    lasting = _lasting(lambda: unknown & look().keys()) if unknown else set()
+    return [one for key, one in found.items() if one.since is not None or key in lasting]
+
+
+def _lasting(look: Callable[[], set[str]]) -> set[str]:
+    """What each look finds that is taken within `LOCK_SECONDS`."""
     until = time.monotonic() + LOCK_SECONDS
     lasting = look()
     while lasting and time.monotonic() < until:
         time.sleep(0.1)
         lasting &= look()
-    return ". ".join(sorted(lasting)) or None
+    return lasting

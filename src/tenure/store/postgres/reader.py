@@ -16,12 +16,14 @@ import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from tenure.errors import InvalidInput, StoreUnavailable
+from tenure.jobs.lock_holders import LockHolder
 from tenure.jobs.queries import MAX_AHEAD, Query
 from tenure.jobs.work import MAX_BYTES
 from tenure.lifecycle import Job, Status
 from tenure.store import audit, dependency_audit
 from tenure.store.constraints import quoted
 from tenure.store.notify import WORK, Notify
+from tenure.store.postgres import lock_holders
 from tenure.store.postgres.connection import (
     CONNECTED,
     HANGING,
@@ -221,6 +223,10 @@ class PostgresReader(Reader):
             raise error
         if hanging:
             raise StoreUnavailable("commits wait for a synchronous standby")
+
+    def lock_holders(self, job_id: str) -> Sequence[LockHolder]:
+        values = (job_id, lock_holders.SHORT_SECONDS)
+        return [lock_holders.lock_holder(row) for row in self.rows(lock_holders.OF_JOB, values)]
 
     def some(self, query: Query) -> tuple[list[Job], bool]:
         # The length of a text that is stored apart is known without reading it.

@@ -1,0 +1,264 @@
+"""What operators read of jobs that a transaction of another program has locked."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import psycopg
+import pytest
+
+from tenure import Tenure
+from tenure.app.app import limited_to
+from tenure.jobs.explain import Facts, explain
+from tenure.jobs.findings import Check, CheckResult
+from tenure.jobs.lock_holders import LockHolder
+from tenure.store.postgres import doctor, lock_holders
+from tests.support.store import claim_request
+from tests.unit.postgres.connections import Connection
+
+LOCK_JOBS = "SELECT FROM tenure.job FOR UPDATE"
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def with_option(url: str, option: str) -> str:
+    return f"{url}{'&' if '?' in url else '?'}{option}"
+
+
+@pytest.fixture
+def role_url(url: str, raw: Connection) -> Iterator[str]:
+    """The URL for a role that uses the tables, and may not look into sessions of others."""
+    role = f"tenure_{uuid.uuid4().hex}"
+    try:
+        raw.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'guest'".encode())
+    except psycopg.errors.InsufficientPrivilege as error:
+        pytest.skip(f"the server of TENURE_TEST_DATABASE_URL: {error}")
+    raw.execute(f"GRANT USAGE ON SCHEMA tenure TO {role}".encode())
+    raw.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA tenure TO {role}".encode())
+    yield with_option(url, f"user={role}&password=guest")
+    raw.execute("ROLLBACK")
+    raw.execute(f"DROP OWNED BY {role}".encode())
+    raw.execute(f"DROP ROLE {role}".encode())
+
+
+# --- doctor
+
+
+def transactions(url: str) -> Check:
+    return next(check for check in Tenure(url).check() if check.name == "transactions")
+
+
+def test_a_transaction_that_has_jobs_locked_for_long_is_named(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert transactions(url).health is CheckResult.OK
+    raw.execute("SET application_name = 'repair'")
+    for uses in (LOCK_JOBS, "UPDATE tenure.job SET priority = priority WHERE false"):
+        raw.execute("BEGIN")
+        raw.execute(uses.encode())
+        assert transactions(url).health is CheckResult.OK, "it is open for less than 10 s"
+        with monkeypatch.context() as patched:
+            patched.setattr(doctor, "USE_SECONDS", 0.0)
+            check = transactions(url)
+        raw.execute("ROLLBACK")
+        pid = raw.info.backend_pid
+        assert check.health is CheckResult.WARNING
+        assert check.found == "1 transaction may have had jobs locked for long"
+        assert f"session {pid} of " in check.advice
+        assert "(repair), idle in transaction since 20" in check.advice
+        assert check.advice.endswith(f", end it with SELECT pg_terminate_backend({pid})")
+
+
+def test_who_only_reads_or_uses_other_tables_locks_no_job(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "USE_SECONDS", 0.0)
+    raw.execute("BEGIN")
+    raw.execute("SELECT FROM tenure.job")
+    raw.execute("SELECT FROM tenure.queue FOR UPDATE")
+    assert transactions(url).health is CheckResult.OK
+
+
+def test_a_session_that_the_role_may_not_look_into_is_named_if_it_stays(
+    url: str, raw: Connection, role_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The role of an application is not to read when the transactions of others began."""
+    monkeypatch.setattr(doctor, "LOCK_SECONDS", 0.2)
+    raw.execute("BEGIN")
+    raw.execute(LOCK_JOBS)
+    check = transactions(role_url)
+    assert f"session {raw.info.backend_pid} of " in check.advice
+    assert ", of which this role may see no more, end it with SELECT" in check.advice
+
+    def another(_: float) -> None:
+        for statement in ("END", "BEGIN", LOCK_JOBS):
+            raw.execute(statement.encode())
+
+    monkeypatch.setattr(doctor.time, "sleep", another)
+    assert transactions(role_url).health is CheckResult.OK, "another one each time"
+
+
+def test_no_more_than_three_transactions_are_named() -> None:
+    one = LockHolder(pid=7, user="u" * 200, name="\x1b[2J", state=None, since=NOON)
+    check = doctor.transactions([one] * 5)
+    assert check.advice.count("session 7 of ") == 3
+    assert check.advice.endswith("; and 2 more")
+    assert f"of {'u' * 64}… (\\x1b[2J), open since 2026-01-31 12:00:00 UTC, end" in check.advice
+    prepared = LockHolder(pid=None, user="u", name="it's", state=None, since=NOON)
+    assert str(prepared) == "the prepared transaction it's of u, open since 2026-01-31 12:00:00 UTC"
+    assert prepared.end == "ROLLBACK PREPARED 'it''s'"
+
+
+# --- explain
+
+
+@pytest.fixture
+def app(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
+    """An application that counts each transaction, however short."""
+    monkeypatch.setattr(lock_holders, "SHORT_SECONDS", 0.0)
+    with Tenure(url) as app:
+        yield app
+
+
+@pytest.fixture
+def foreign(url: str) -> Iterator[Connection]:
+    """Another session that locks rows."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        yield connection
+
+
+def look_for_work(app: Tenure) -> None:
+    """Ask for a job, as a worker does that is alive."""
+    assert app.core.claim(claim_request(10)).leases == []
+
+
+def in_transaction(session: Connection, *statements: str) -> None:
+    for statement in ("BEGIN", *statements):
+        session.execute(statement.encode())
+
+
+ONE_LOCK = {
+    "for update": (LOCK_JOBS,),
+    "for share": ("SELECT FROM tenure.job FOR SHARE",),
+    "update": ("UPDATE tenure.job SET priority = 5",),
+    "savepoint": ("SAVEPOINT one", LOCK_JOBS),
+}
+
+
+@pytest.mark.parametrize("kind", ONE_LOCK)
+def test_a_due_job_that_a_transaction_has_locked_is_explained_by_it(
+    app: Tenure, foreign: Connection, raw: Connection, kind: str
+) -> None:
+    """It was said to be next, for as long as the transaction was open."""
+    id = app.enqueue("mail").id
+    in_transaction(
+        raw, "SELECT FROM tenure.queue FOR UPDATE", "UPDATE tenure.job SET priority = 1 WHERE false"
+    )
+    in_transaction(foreign, *ONE_LOCK[kind])
+    look_for_work(app)
+    told, pid = app.explain(id), foreign.info.backend_pid
+    assert told.reason == "locked"
+    assert told.text.startswith(
+        "Another transaction has it locked, so no worker or sweep takes it, and changes of it wait:"
+        f" session {pid} of "
+    )
+    assert ", idle in transaction since 20" in told.text
+    assert told.text.endswith(f" UTC, end it with SELECT pg_terminate_backend({pid}).")
+    assert "cancelled" in told.legal_events
+    assert str(raw.info.backend_pid) not in told.text
+    foreign.execute("ROLLBACK")
+    assert app.explain(id).reason == "next"
+
+
+def test_several_transactions_that_share_a_job_are_named(
+    app: Tenure, foreign: Connection, raw: Connection
+) -> None:
+    """A foreign key that refers to a job locks it so."""
+    id = app.enqueue("mail").id
+    for session_of in (foreign, raw):
+        in_transaction(session_of, "SELECT FROM tenure.job FOR KEY SHARE")
+    look_for_work(app)
+    told = app.explain(id)
+    assert told.reason == "locked"
+    for session_of in (foreign, raw):
+        assert f"session {session_of.info.backend_pid} of " in told.text
+    foreign.execute("COMMIT")
+    told = app.explain(id)
+    assert f"session {foreign.info.backend_pid} of " not in told.text
+    assert f"session {raw.info.backend_pid} of " in told.text
+
+
+def test_a_lock_of_a_savepoint_that_was_released_is_of_one_of_those_that_use_the_table(
+    app: Tenure, foreign: Connection
+) -> None:
+    """As in nested blocks of Django. The number of the savepoint is that of no session then."""
+    id = app.enqueue("mail").id
+    in_transaction(foreign, "SAVEPOINT one", LOCK_JOBS, "RELEASE one")
+    look_for_work(app)
+    told = app.explain(id)
+    assert told.reason == "locked"
+    assert f"It is one of these: session {foreign.info.backend_pid} of " in told.text
+
+
+def test_an_open_transaction_that_has_other_jobs_locked_explains_nothing(
+    app: Tenure, foreign: Connection
+) -> None:
+    id = app.enqueue("mail").id
+    in_transaction(foreign, "SELECT FROM tenure.job WHERE false FOR UPDATE")
+    app.amend(id, priority=-1)  # its row has the number of a transaction that has ended
+    foreign.execute("SELECT FROM tenure.job WHERE id <> %s FOR UPDATE", (id,))
+    app.core.claim(claim_request(0))
+    assert app.explain(id).reason == "next"
+
+
+def test_short_transactions_and_other_reasons_are_no_lock(
+    app: Tenure, foreign: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id, later = app.enqueue("mail").id, app.enqueue("mail", delay="1h").id
+    in_transaction(foreign, LOCK_JOBS)
+    assert app.explain(id).reason == "no_worker"
+    look_for_work(app)
+    assert app.explain(later).reason == "not_due"
+    assert app.explain(id).reason == "locked"
+    monkeypatch.setattr(lock_holders, "SHORT_SECONDS", 3600.0)
+    assert app.explain(id).reason == "next"
+
+
+def test_who_may_see_some_queues_only_reads_no_session(app: Tenure, foreign: Connection) -> None:
+    id = app.enqueue("mail").id
+    in_transaction(foreign, LOCK_JOBS)
+    look_for_work(app)
+    told = limited_to(app, ("default",)).explain(id)
+    assert told.reason == "locked"
+    assert told.text == (
+        "Another transaction of the database has it locked: no worker or sweep takes it, and"
+        " changes of it wait until that ends."
+    )
+
+
+def test_a_role_that_may_not_look_into_sessions_is_given_their_numbers(
+    app: Tenure, role_url: str, foreign: Connection
+) -> None:
+    id = app.enqueue("mail").id
+    in_transaction(foreign, LOCK_JOBS)
+    look_for_work(app)
+    with Tenure(role_url, migrate=False) as reading:
+        told = reading.explain(id)
+    assert told.reason == "locked"
+    assert f"session {foreign.info.backend_pid} of " in told.text
+    assert ", of which this role may see no more, end it with SELECT" in told.text
+
+
+def test_a_prepared_transaction_is_named(app: Tenure) -> None:
+    id = app.enqueue("mail").id
+    holders = [LockHolder(pid=None, user="u", name="x-1", state=None, since=NOON)]
+    job, now = app.get(id), app.core.clock()
+    told = explain(
+        job, Facts(now=now, queue=None, type=None, workers=[], ahead=0, rate=0.0, locked=holders)
+    )
+    assert told.text == (
+        "Another transaction has it locked, so no worker or sweep takes it, and changes of it wait:"
+        " the prepared transaction x-1 of u, open since 2026-01-31 12:00:00 UTC, end it with"
+        " ROLLBACK PREPARED 'x-1'."
+    )
