@@ -46,6 +46,13 @@ DROPPED_CHANGE = (
     "a trigger that is not from Tenure dropped a change of a job, so nothing was written: let it "
     "pass such changes, or raise an error, which says why"
 )
+LOCKED = "another transaction has locked what this has to change, so nothing was written"
+WHO_LOCKED = (
+    "`tenure doctor` lists the transactions that use the table of jobs for long, and `tenure "
+    "explain ID` names who has a job locked"
+)
+LOCK_TIMEOUT, CANCELED = "55P03", "57014"
+"""The SQLSTATEs of PostgreSQL for a lock, and a statement, that took longer than allowed."""
 ELSEWHERE = "tenure: the jobs are elsewhere: "
 """How the message begins with which a database refuses every write after `tenure move`."""
 
@@ -60,8 +67,16 @@ def answer_to(trouble: Trouble, error: BaseException) -> TenureError:
     if trouble is Trouble.REFUSED:  # what follows the first line may quote the row
         text = str(error).partition("\n")[0]
         return WriteRefused(f"the database refused this, so nothing was written: {text}")
-    why = str(error) or type(error).__name__  # as of a MemoryError
-    answer = StoreUnavailable(f"the database failed: {why}")
+    code = getattr(error, "sqlstate", None)
+    if code == LOCK_TIMEOUT and trouble is Trouble.RETRY:
+        answer = StoreUnavailable(f"{LOCKED}: {WHO_LOCKED}")
+        answer._known = f"{LOCKED}; send it again later"
+        return answer
+    # What a server adds to its message quotes statements and functions.
+    said = getattr(getattr(error, "diag", None), "message_primary", None) or str(error)
+    why = said or type(error).__name__  # as of a MemoryError
+    hint = f". If it waited for a lock: {WHO_LOCKED}" if code == CANCELED else ""
+    answer = StoreUnavailable(f"the database failed: {why}{hint}")
     if trouble is Trouble.FULL:
         answer._known = FULL
     answer._held_here = getattr(error, "held_here", False)

@@ -11,10 +11,11 @@ import pytest
 
 from tenure import Tenure
 from tenure.app.app import limited_to
+from tenure.errors import StoreUnavailable
 from tenure.jobs.explain import Facts, explain
 from tenure.jobs.findings import Check, CheckResult
 from tenure.jobs.lock_holders import LockHolder
-from tenure.store.postgres import doctor, lock_holders
+from tenure.store.postgres import doctor, lock_holders, session
 from tests.support.store import claim_request
 from tests.unit.postgres.connections import Connection
 
@@ -40,6 +41,52 @@ def role_url(url: str, raw: Connection) -> Iterator[str]:
     raw.execute("ROLLBACK")
     raw.execute(f"DROP OWNED BY {role}".encode())
     raw.execute(f"DROP ROLE {role}".encode())
+
+
+@pytest.fixture
+def locked_job(url: str, raw: Connection) -> str:
+    """A job that is due, locked by the session `raw`."""
+    with Tenure(url) as app:
+        id = app.enqueue("mail").id
+    raw.execute("BEGIN")
+    raw.execute(LOCK_JOBS)
+    return id
+
+
+# --- errors of calls that wait for it
+
+
+def test_a_call_that_waited_for_a_lock_says_where_to_look_and_quotes_no_function(
+    url: str, locked_job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It quoted the CONTEXT of PostgreSQL: a function's name and line, and its statement."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    with Tenure(url) as app:
+        for change in (app.cancel, lambda id: app.amend(id, priority=1)):
+            with pytest.raises(StoreUnavailable) as caught:
+                change(locked_job)
+            said = str(caught.value)
+            assert said.startswith("another transaction has locked what this has to change")
+            assert "`tenure doctor` lists the transactions" in said
+            assert "`tenure explain ID`" in said
+            assert "CONTEXT" not in said
+            assert "PL/pgSQL" not in said
+            assert caught.value._known.startswith("another transaction")
+            assert "tenure" not in caught.value._known  # who calls over HTTP has no such command
+
+
+def test_a_statement_that_took_too_long_may_have_waited_for_a_lock(
+    url: str, locked_job: str
+) -> None:
+    """A role may allow less time for a statement than a lock is waited for."""
+    impatient = Tenure(with_option(url, "options=-c%20statement_timeout%3D50"))
+    with impatient as app, pytest.raises(StoreUnavailable) as caught:
+        app.cancel(locked_job)
+    said = str(caught.value)
+    assert said.startswith("the database failed: canceling statement due to statement timeout. ")
+    assert "`tenure doctor` lists the transactions" in said
+    assert "CONTEXT" not in said
+    assert caught.value._known == ""  # whether it was written is not known
 
 
 # --- doctor
