@@ -103,6 +103,7 @@ def test_who_has_the_key_of_a_job_that_was_skipped(harness: StoreHarness, elsewh
     who = "a job of another queue" if elsewhere else f"job {holder.id}"
     check(told, "skipped", f"It cannot wait again: {who} holds its unique key.")
     assert (holder.id in told.text) is not elsewhere
+    assert told.jobs == ((parent.id,) if elsewhere else (parent.id, holder.id))
 
 
 def test_failed(harness: StoreHarness, why: Why) -> None:

@@ -244,7 +244,7 @@ def explain(id: str, as_json: bool) -> None:
     if traceback:
         click.echo(terminal.excerpt(traceback))
     for line in advice(job, reason):
-        click.echo(line)
+        click.echo(visible(line))
 
 
 bulk_options = together(

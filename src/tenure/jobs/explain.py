@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from msgspec import Struct
 
 from tenure.events import LeaseExpired, Retried
-from tenure.jobs.explain_limits import LimitFacts, limit_reason, stays_closed
+from tenure.jobs.explain_limits import LimitFacts, limit_reason, limiting_jobs, stays_closed
 from tenure.jobs.graph import is_met
 from tenure.jobs.lock_holders import LockHolder, locked_text
 from tenure.jobs.names import RESERVED
@@ -58,11 +58,17 @@ class Facts(Struct, frozen=True, kw_only=True):
 
 
 class Explanation(Struct, frozen=True):
-    """A stable `reason` for programs, a sentence for people, and the events that are legal now."""
+    """A stable `reason` for programs, a sentence for people, and the events that are legal now.
+
+    `jobs` are ids of other jobs of which `text` says that they keep it from running, three at most,
+    and `signal` is the name of the one that it waits for.
+    """
 
     reason: str
     text: str
     legal_events: tuple[str, ...]
+    jobs: tuple[str, ...] = ()
+    signal: str | None = None
 
 
 def explain(job: Job, facts: Facts) -> Explanation:
@@ -85,7 +91,21 @@ def explain(job: Job, facts: Facts) -> Explanation:
         act = "be retried" if job.status is Status.FAILED else "wait again"
         text += f" It cannot {act}: {refused}."
         legal = tuple(event for event in legal if event != Retried.name)
-    return Explanation(reason, text, legal)
+    signal = facts.wait.name if reason == "suspended" and facts.wait is not None else None
+    return Explanation(reason, text, legal, _others(facts, reason), signal)
+
+
+def _others(facts: Facts, reason: str) -> tuple[str, ...]:
+    """Return the jobs to look at next."""
+    if reason == "blocked":
+        found = [id for id, *_ in _open(facts)]
+    elif reason in ("will_be_skipped", "skipped"):
+        found = [id for id, *_ in _missed(facts)]
+    else:
+        found = limiting_jobs(reason, facts.limits) if facts.limits else []
+    if facts.holder is not None:
+        found.append(facts.holder)
+    return tuple(dict.fromkeys(id for id in found if id != ELSEWHERE))[:MAX_NAMED]
 
 
 def _no_retry(job: Job, facts: Facts) -> str | None:
@@ -114,7 +134,7 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
                 start = f"{_start(job)} before {_at(job.start_by)}"
                 return "expired", f"It was cancelled: it had to {start}."
             if job.event == "skipped":
-                return "skipped", f"It was skipped at {_at(job.finished_at)}{_missed(facts)}."
+                return "skipped", f"It was skipped at {_at(job.finished_at)}{_why_missed(facts)}."
             given = job.reason if job.event == "cancelled" else None  # SQL may name no event
             why = f": {given}" if given else "."
             return "cancelled", f"{job.actor} cancelled it at {_at(job.finished_at)}{why}"
@@ -136,8 +156,8 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
 
 def _blocked(job: Job, facts: Facts) -> tuple[str, str]:
     if job.spare is not None and job.spare < 0:
-        return "will_be_skipped", f"It will be skipped{_missed(facts)}."
-    open_jobs = [one for one in facts.parents if one[1] not in SETTLED]
+        return "will_be_skipped", f"It will be skipped{_why_missed(facts)}."
+    open_jobs = _open(facts)
     if not open_jobs:
         return "blocked", f"It waits for {job.need} more before it can run."
     some = f" It needs {job.need} of them." if job.spare and len(facts.parents) <= 256 else ""
@@ -146,9 +166,17 @@ def _blocked(job: Job, facts: Facts) -> tuple[str, str]:
     return "blocked", said + some
 
 
-def _missed(facts: Facts) -> str:
+def _open(facts: Facts) -> list[Parent]:
+    return [one for one in facts.parents if one[1] not in SETTLED]
+
+
+def _missed(facts: Facts) -> list[Parent]:
+    return [one for one in facts.parents if one[1] in SETTLED and not is_met(one[2], one[1])]
+
+
+def _why_missed(facts: Facts) -> str:
     """Why a job cannot run: what it depends on has ended in another way."""
-    missed = [p for p in facts.parents if p[1] in SETTLED and not is_met(p[2], p[1])]
+    missed = _missed(facts)
     return f": what it depends on has ended otherwise: {_named(missed)}" if missed else ""
 
 

@@ -53,6 +53,8 @@ class LimitFacts(Struct, frozen=True, kw_only=True):
 OF_QUEUE = ("queue_waits", "queue_full", "queue_rate")
 OF_PARTITION = ("partition_waits", "partition_full", "partition_rate")
 """What keeps a job from starting: a rest after a rate limit outside, its limit, its rate."""
+IN_ORDER = ("behind_in_order", "halted")
+"""What keeps a job of an ordered queue from starting: another one of its partition."""
 
 
 def limit_reason(queue: str, facts: LimitFacts, now: datetime) -> tuple[str, str] | None:
@@ -72,6 +74,18 @@ def limit_reason(queue: str, facts: LimitFacts, now: datetime) -> tuple[str, str
         return _in_order(part, *facts.before)
     rate = parse_rate(per.rate, per.burst, "$") if per else None
     return _closed(OF_PARTITION, part, facts.partition, rate, now)
+
+
+def limiting_jobs(reason: str, facts: LimitFacts) -> list[str]:
+    """Return the job to look at next, if `limit_reason` gives this reason and names one."""
+    part = facts.queue if reason in OF_QUEUE else facts.partition
+    if reason in IN_ORDER and facts.before is not None:
+        return [facts.before[0]]
+    if part is None or reason not in (*OF_QUEUE, *OF_PARTITION):
+        return []
+    if reason.endswith("_full") and part.max_running and part.oldest is not None:
+        return [part.oldest[0]]
+    return [part.paused_for] if reason.endswith("_waits") and part.paused_for else []
 
 
 def stays_closed(reason: str, facts: LimitFacts, now: datetime) -> bool:
