@@ -20,6 +20,8 @@ DAY = 86_400
 MAIL = TypeOptions(
     queue="mail", priority=-3, max_retries=5, timeout=2.5, backoff=RetryPolicy(base=0.25, cap=60)
 )
+OWN = ("mail", "post.*")
+"""What a token is for."""
 
 
 def declare(harness: StoreHarness, queues: tuple[str, ...] | None = None, **named: Any) -> None:
@@ -91,6 +93,20 @@ def test_the_types_seen_last_are_kept(
     assert list(known(harness)) == ["b", "c"]
 
 
+def test_one_tenant_pushes_out_no_type_of_others(
+    harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs of those that are added by name would get the usual options."""
+    monkeypatch.setattr(types, "MAX_TYPES", 4)
+    monkeypatch.setattr(types, "MAX_OF_QUEUES", 2)
+    declare(harness, everybodys=MAIL)
+    declare(harness, ("mail",), theirs=MAIL)
+    for number in range(5):
+        harness.clock.advance(1)
+        declare(harness, OWN, **{f"own{number}": MAIL})
+    assert list(known(harness)) == ["everybodys", "own3", "own4", "theirs"]
+
+
 NOT_ALLOWED = {
     "letter": "queue = 'no name'",
     "hook": "queue = 'tenure.webhook.x'",
@@ -127,9 +143,6 @@ def test_a_type_that_changes_its_queue_is_warned_of(
         declare(harness, send=TypeOptions(queue="letters"))
     (warning,) = caplog.messages
     assert warning.startswith("jobs of type send went to queue mail, and go to letters from now on")
-
-
-OWN = ("mail", "post.*")
 
 
 def test_a_caller_for_some_queues_declares_their_types_only(harness: StoreHarness) -> None:

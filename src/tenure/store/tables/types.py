@@ -17,6 +17,8 @@ from tenure.store.rows import read_names, read_policy, read_rows, write_names, w
 
 MAX_TYPES = 2_000
 """Types that are kept, those seen last."""
+MAX_OF_QUEUES = MAX_TYPES // 4
+"""The same of those that count in certain queues: one tenant pushes out no others."""
 OPTIONS = TypeOptions.__struct_fields__
 NAMED = ("name", *OPTIONS, "queues")
 PLAIN = (*NAMED, "seen_at", "paused_at", "paused_by", "pause_reason")
@@ -25,14 +27,21 @@ COLUMNS = (*PLAIN, "schema")
 
 def save(db: Statements, types: Mapping[str, TypeOptions], queues: Patterns | None) -> None:
     """Store the options of types, by name. They count for jobs in these queues, None for all."""
-    table = db.dialect.table("type")
     changes = ", ".join(f"{name} = excluded.{name}" for name in (*NAMED[1:], "schema", "seen_at"))
     for name, options in sorted(types.items()):  # in one order, so that no two wait in a circle
         _add(db, name, options, queues, f"UPDATE SET {changes}")
-    others = f"SELECT name FROM {table} WHERE paused_at IS NULL"
-    others += f" ORDER BY seen_at DESC LIMIT {MAX_TYPES} OFFSET {MAX_TYPES}"
+    if queues is not None:
+        _keep(db, MAX_OF_QUEUES, f"AND queues = {db.dialect.value}", [write_names(queues)])
+    _keep(db, MAX_TYPES)
+
+
+def _keep(db: Statements, most: int, of: str = "", values: Sequence[Any] = ()) -> None:
+    """Delete the types beyond so many, except those that are paused."""
+    table = db.dialect.table("type")
+    others = f"SELECT name FROM {table} WHERE paused_at IS NULL {of}"
+    others += f" ORDER BY seen_at DESC LIMIT {MAX_TYPES} OFFSET {most}"
     some = f"SELECT name FROM {table} WHERE name IN ({others}) {db.dialect.skip_locked}"
-    db.changed(f"DELETE FROM {table} WHERE name IN ({some})")
+    db.changed(f"DELETE FROM {table} WHERE name IN ({some})", values)
 
 
 def _add(
