@@ -16,8 +16,8 @@ from tenure.jobs.limits import Limits
 from tenure.jobs.stats import PartitionState, QueueState
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.settings import Settings
-from tests.support.cli import output_of
-from tests.support.http import api_client, post_form
+from tests.support.cli import output_of, run_cli
+from tests.support.http import api_client, assert_problem, post_form
 from tests.support.waiting import wait_until
 
 HOSTILE = "<script>alert(1)</script>\"'>&\u202e"
@@ -140,6 +140,31 @@ def test_a_partition_is_paused_weighted_and_resumed(app: Tenure, web: TestClient
         send(web, "resume", name)
         assert partition(app, name).paused_at is None
     assert "The partition of jobs without one is open." in send(web, "resume", "")
+
+
+def test_every_door_says_why_a_partition_is_not_paused(app: Tenure, web: TestClient) -> None:
+    app.enqueue("email", queue="llm", partition="acme")
+    pause = {"partition": "acme", "paused": True}
+    command = ("queues", "partition", "llm", "acme", "--pause")
+    environ = {"TENURE_DATABASE": app.database}
+
+    refused = assert_problem(web.put("/queues/llm/partition", json=pause), 409, "limit_conflict")
+    assert "take no turns" in refused["detail"]
+    said = post_form(web, f"{PAGE}/partition/pause", {"partition": "acme"})
+    assert (said.status_code, "take no turns" in said.text) == (409, True)
+    done = run_cli(*command, **environ)
+    assert (done.exit_code, "take no turns" in done.output) == (1, True)
+
+    app.queues.limit("llm", per_partition=PerPartition())
+    output_of(*command, **environ)
+    refused = assert_problem(
+        web.put("/queues/llm/limit", json={"per_partition": None}), 409, "limit_conflict"
+    )
+    assert "acme" in refused["detail"]
+    assert "acme" in limit(web, per_partition="")
+    done = run_cli("queues", "limit", "llm", "--per-partition", "none", **environ)
+    assert (done.exit_code, "'acme' is paused" in done.output) == (1, True)
+    assert queue(app).limits == Limits(per_partition=PerPartition())
 
 
 def test_the_job_that_halts_a_partition_is_named_and_passed_over(

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from tenure import PerPartition, Tenure
+from tenure.errors import LimitConflict
 from tenure.jobs.limits import Limits
 from tests.support.raw_sql import RawSql
 from tests.support.waiting import wait_until
@@ -158,6 +159,36 @@ def test_limits_that_were_removed_meanwhile_are_set_with_no_job_changing(
         with pytest.raises(psycopg.errors.LockNotAvailable):
             raw.execute("BEGIN; LOCK TABLE tenure.job IN ROW EXCLUSIVE MODE NOWAIT")
         raw.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize(
+    ("statement", "act"),
+    [
+        (
+            "INSERT INTO tenure.partition_limit (queue, partition, paused_at)"
+            " VALUES ('q', 'a', now())",
+            lambda app: app.queues.limit("q", per_partition=None),
+        ),
+        (
+            "UPDATE tenure.queue_limit SET partitioned = false",
+            lambda app: app.queues.pause_partition("q", "a"),
+        ),
+    ],
+    ids=["a pause comes first", "the end of turns comes first"],
+)
+def test_turns_end_and_a_partition_is_paused_at_once(
+    app: Tenure, raw: Connection, statement: str, act: Act
+) -> None:
+    """Neither saw the other one."""
+    app.queues.limit("q", max_running=3, per_partition=PerPartition())
+    raw.execute("BEGIN")
+    raw.execute(statement)
+    with ThreadPoolExecutor(1) as pool:
+        operator = pool.submit(act, app)
+        wait_until_it_waits(app)
+        raw.execute("COMMIT")
+        with pytest.raises(LimitConflict):
+            operator.result(30)
 
 
 def test_plain_sql_that_changed_a_job_meets_an_operator(app: Tenure, raw: Connection) -> None:
