@@ -21,6 +21,7 @@ from tenure.jobs.explain import (
     rate,
 )
 from tenure.jobs.queries import MAX_AHEAD
+from tenure.jobs.results import result_text
 from tenure.jobs.stats import BUCKETS, Activity, WorkerState
 from tenure.jobs.steps import Record
 from tenure.jobs.work import ClaimRequest
@@ -58,6 +59,31 @@ def test_completed(harness: StoreHarness, why: Why) -> None:
     told = why(lease.id)
     check(told, "completed", f"{harness.clock.now:%Y-%m-%d %H:%M:%S} UTC", "attempt 1")
     assert told.legal_events == ()
+
+
+def test_a_result_that_was_not_stored_whole_is_said(harness: StoreHarness, why: Why) -> None:
+    """The job was said to have completed, and its result is only a note."""
+    lease = harness.take()
+    harness.report(report_completed(lease, result_text("x" * 70_000)))
+    told = why(lease.id)
+    kept = "Its result was not stored whole: PayloadTooLarge: $.result: at least 70000 bytes"
+    check(told, "completed", kept, "the limit is 65536 bytes", "keep large data elsewhere")
+    assert told.text.endswith(".")
+
+
+def test_a_result_that_looks_like_such_a_note_is_no_mistake(
+    harness: StoreHarness, why: Why
+) -> None:
+    for result in (
+        '{"tenure:unstorable":1}',
+        '{"tenure:unstorable":1,"reason":[]}',
+        '"tenure:unstorable"',
+    ):
+        lease = harness.take()
+        harness.report(report_completed(lease, result))
+        told = why(lease.id)
+        check(told, "completed")
+        assert told.text.endswith(", attempt 1.")
 
 
 def test_cancelled(harness: StoreHarness, why: Why) -> None:

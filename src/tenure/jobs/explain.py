@@ -16,7 +16,7 @@ from tenure.jobs.parking import Wait
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.schedules import Fire
 from tenure.jobs.stats import Activity, QueueState, TypeState, WorkerState
-from tenure.jobs.text import first_line, length, quantity
+from tenure.jobs.text import UNSTORABLE, first_line, length, quantity, shortened
 from tenure.lifecycle import ATTEMPT_ENDS, SETTLED, Job, Status, legal_events
 
 Parent = tuple[str, str, str]
@@ -25,6 +25,8 @@ ELSEWHERE = "a job of another queue"
 """In place of an id, for a caller who may not see that queue."""
 MAX_NAMED = 3
 """Other jobs that a sentence names."""
+MAX_FLAW = 300
+"""Characters of the reason why a result was not stored whole."""
 RATE_MINUTES = 5
 """Minutes, the current one included, over which the speed of a queue is computed."""
 WORKER_IS_LIVE = timedelta(seconds=30)
@@ -128,7 +130,8 @@ def rate(activity: Iterable[Activity], queue: str, now: datetime) -> float:
 def _reason(job: Job, facts: Facts) -> tuple[str, str]:
     match job.status:
         case Status.COMPLETED:
-            return "completed", f"It completed at {_at(job.finished_at)}, attempt {job.attempts}."
+            said = f"It completed at {_at(job.finished_at)}, attempt {job.attempts}."
+            return "completed", said + _flaw(job)
         case Status.CANCELLED:
             if job.event == "expired":
                 start = f"{_start(job)} before {_at(job.start_by)}"
@@ -152,6 +155,16 @@ def _reason(job: Job, facts: Facts) -> tuple[str, str]:
             return _processing(job, facts)
         case Status.PENDING:
             return _pending(job, facts)
+
+
+def _flaw(job: Job) -> str:
+    """Say why the result is only a note, if it is: it was too large, or JSON has no form for it."""
+    if not (job.result_json or "").startswith(f'{{"{UNSTORABLE}":'):
+        return ""
+    reason = job.result.get("reason")  # SQL may write anything
+    if not isinstance(reason, str):
+        return ""
+    return f" Its result was not stored whole: {shortened(first_line(reason), MAX_FLAW)}."
 
 
 def _blocked(job: Job, facts: Facts) -> tuple[str, str]:
