@@ -307,17 +307,20 @@ def test_a_token_for_some_queues_sees_and_declares_their_types_only(app: Tenure)
     declare(app.database, bill=TypeOptions(queue="billing"))
     secret, _ = app.tokens.create("shop", ["work", "read"], queues=["mail", "post"])
     with ServerProcess(app.database) as server, Client(server.url, secret) as client:
-        client.declare(
-            {"bill": SEND, "send": TypeOptions(queue="post"), "new": TypeOptions(queue="billing")}
-        )
+        post, billing = TypeOptions(queue="post"), TypeOptions(queue="billing")
+        client.declare({"bill": SEND, "send": post, "parcel": post, "new": billing})
         headers = {"Authorization": f"Bearer {secret}"}
         seen = httpx2.get(f"{server.url}/types", headers=headers).json()
         refused = httpx2.put(f"{server.url}/types/bill", json={"queue": "mail"}, headers=headers)
-    assert [(each["name"], each["queue"]) for each in seen] == [("send", "post")]
+    assert [(each["name"], each["queue"]) for each in seen] == [
+        ("parcel", "post"),
+        ("send", "mail"),
+    ]
     assert_problem(refused, 403, "forbidden")
     assert {each.name: each.queue for each in app.types.list()} == {
         "bill": "billing",
-        "send": "post",
+        "parcel": "post",
+        "send": "mail",  # known for every queue, so this token does not change it
     }
 
 
