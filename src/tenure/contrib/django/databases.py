@@ -14,6 +14,7 @@ from django.db import connections, router
 from tenure import Tenure
 from tenure.app import upkeep
 from tenure.contrib.django._api import task_backends
+from tenure.contrib.django.joining import SiteTenure
 
 IN_MEMORY = "sqlite:///:memory:"
 """No worker can open it, but jobs can be added and run on Django's connection."""
@@ -38,11 +39,18 @@ def _tenure_of(database: str, schema: str) -> Tenure:
 
     here = [one for one in backends() if (one.database, one.schema) == (database, schema)]
     redact = [key for one in here for key in one.options.get("redact", ())]
-    app = Tenure(IN_MEMORY, migrate="never", actor="django", redact=redact)
+    wakes = {one.options.get("wake", "commit") for one in here}
+    app = SiteTenure(
+        database,
+        partial(url_of, database, schema),
+        wake="later" if wakes == {"later"} else "commit",
+        database=IN_MEMORY,
+        migrate="never",
+        actor="django",
+        redact=redact,
+    )
     app.around(partial(around, app))
     app.on_failure(send_failed)
-    # Asked each time: tests give a database another name.
-    app.core.database = partial(url_of, database, schema)
     return app
 
 
