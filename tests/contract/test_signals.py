@@ -23,7 +23,7 @@ from tenure.errors import (
 )
 from tenure.events import Cancelled
 from tenure.jobs.queries import Filter
-from tenure.jobs.signals import NewSignal, new_token, token_digest
+from tenure.jobs.signals import NewSignal, TokenSignal, new_token, token_digest
 from tenure.jobs.steps import FindSignal, FoundSignal, KeepToken
 from tenure.jobs.work import Answer, ClaimRequest, Duty, Lease, Verdict
 from tenure.store import transitions
@@ -31,6 +31,7 @@ from tenure.store.borrowed import signals as sending
 from tenure.store.borrowed.opened import opened
 from tenure.store.protocol import Database
 from tenure.store.tables import signals
+from tests.support.raw_sql import Refused
 from tests.support.store import (
     ALREADY,
     RECORDED,
@@ -330,14 +331,18 @@ def do_both(harness: StoreHarness, app: Tenure, first: str, second: str) -> None
 
 
 def token_of(
-    harness: StoreHarness, lease: Lease, payload: str | None = None, token: str | None = None
+    harness: StoreHarness,
+    lease: Lease,
+    payload: str | None = None,
+    token: str | None = None,
+    label: str | None = None,
 ) -> str:
     token = token or new_token()
     digest = str(token_digest(token))
     harness.store.write(
         "signal",
         lambda db: signals.keep_token(
-            db, lease.id, lease.lease_id, KeepToken(digest, "approved", payload)
+            db, lease.id, lease.lease_id, KeepToken(digest, "approved", payload, label)
         ),
     ).result()
     return token
@@ -351,7 +356,10 @@ def test_a_token_works_once_and_takes_the_others_along(harness: StoreHarness, ap
     stored = harness.sql.run("SELECT digest FROM {signal_token}")
     assert all(yes not in digest and no not in digest for (digest,) in stored)
     harness.report(report_suspended(lease))
-    assert of_token(app.core, yes)[1:] == ("approved", "true")
+    assert of_token(app.core, yes) == (
+        harness.get(lease.id),
+        TokenSignal(lease.id, "approved", "true", None),
+    )
     with pytest.raises(InvalidInput):
         by_token(app.core, yes, "1")
     assert by_token(app.core, yes, None).payload is True
@@ -368,8 +376,21 @@ def test_a_token_works_once_and_takes_the_others_along(harness: StoreHarness, ap
     assert by_token(app.core, open_token, '{"n": 1}').payload == {"n": 1}
     late = token_of(harness, again)
     harness.report(report_completed(again))
-    with pytest.raises(IllegalTransition):
+    with pytest.raises(IllegalTransition, match="it is settled"):
         by_token(app.core, late, None)
+    with pytest.raises(IllegalTransition, match="it is settled"):
+        of_token(app.core, late)
+
+
+def test_a_label_is_stored_as_it_was_given(harness: StoreHarness, app: Tenure) -> None:
+    lease = harness.take()
+    for label in (" Genehmigen \N{HEAVY CHECK MARK}  ", "<b>", "\N{EN SPACE}", "x" * 100, None):
+        token = token_of(harness, lease, label=label)
+        assert of_token(app.core, token)[1].label == label
+    for wrong in ("''", f"'{'x' * 101}'"):
+        with pytest.raises(Refused):
+            harness.sql.run(f"UPDATE {{signal_token}} SET label = {wrong}")
+    harness.report(report_completed(lease))
 
 
 def test_whose_tokens_are_kept(

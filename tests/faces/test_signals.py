@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import Tenure
+from tenure.app.signals import of_token
 from tenure.http import protocol
 from tenure.http.api import signals as endpoints
 from tenure.jobs.parking import Wait
@@ -18,6 +20,7 @@ from tenure.jobs.steps import KeepToken
 from tenure.jobs.work import Lease, Outcome, Report
 from tenure.settings import Settings
 from tenure.store.tables import signals
+from tenure.wire.reports import join_lease
 from tests.support.http import UNKNOWN_ID, api_client, assert_problem, post_form
 from tests.support.store import claim_request, report_completed
 
@@ -53,13 +56,19 @@ def taken(app: Tenure, type: str = "order") -> Lease:
     return lease
 
 
-def token_of(app: Tenure, lease: Lease, payload: str | None = None, name: str = "ok") -> str:
+def token_of(
+    app: Tenure,
+    lease: Lease,
+    payload: str | None = None,
+    name: str = "ok",
+    label: str | None = None,
+) -> str:
     token = new_token()
     digest = str(token_digest(token))
     app.core.store.write(
         "signal",
         lambda db: signals.keep_token(
-            db, lease.id, lease.lease_id, KeepToken(digest, name, payload)
+            db, lease.id, lease.lease_id, KeepToken(digest, name, payload, label)
         ),
     ).result()
     return token
@@ -153,8 +162,65 @@ def test_a_program_outside(app: Tenure, api: TestClient) -> None:
     assert_problem(api.post(f"/signals/{fixed}", json="x" * 65_536), 413, "payload_too_large")
     app.core.report([report_completed(lease)])
     assert_problem(api.post(f"/signals/{fixed}"), 409, "illegal_transition")
-    page = api.post(f"/signals/{fixed}", content=b"", headers=FORM)
-    assert (page.status_code, lease.id in page.text) == (409, False)
+    assert_problem(api.get(f"/signals/{fixed}"), 409, "illegal_transition")
+
+
+def test_the_page_of_a_job_that_is_settled_has_no_button(app: Tenure, api: TestClient) -> None:
+    """It offered the button, and then said that the link was used or wrong."""
+    lease = taken(app)
+    token = token_of(app, lease, "true", label="Approve")
+    app.core.report([report_completed(lease)])
+    for method, headers in (("GET", FROM_MAIL), ("POST", FORM)):
+        page = api.request(method, f"/signals/{token}", headers=headers)
+        assert page.status_code == 409
+        assert "<h1>Nothing is left to answer</h1>" in page.text
+        assert "Its job is completed." in page.text
+        assert "<button" not in page.text
+        assert lease.id not in page.text
+
+
+def test_links_are_told_apart_by_their_labels(app: Tenure, api: TestClient) -> None:
+    """Approve and refuse looked alike: both pages said the name of the signal."""
+    lease = taken(app)
+    given = {
+        "Approve <17> & pay": "Approve &lt;17&gt; &amp; pay",
+        "Refuse\N{RIGHT-TO-LEFT OVERRIDE}": "Refuse\\u202e",
+        "   ": "ok",
+        None: "ok",
+    }
+    for label, shown in given.items():
+        token = token_of(app, lease, "true", label=label)
+        page = api.get(f"/signals/{token}", headers=FROM_MAIL).text
+        assert f"<title>{shown}</title>" in page
+        assert f"<h1>{shown}</h1>" in page
+        assert f"<button>{shown}</button>" in page
+    first = token_of(app, lease, "true", label="Approve")
+    done = api.post(f"/signals/{first}", content=b"", headers=FORM)
+    assert "<h1>Approve: sent</h1>" in done.text
+    app.core.report([report_completed(lease)])
+
+
+def test_a_label_over_http_is_what_the_description_allows(app: Tenure, api: TestClient) -> None:
+    """A label that the description allows is stored as it is, and another one is refused."""
+    lease = taken(app)
+    schemas = api.get("/openapi.json").json()["components"]["schemas"]
+    described = schemas["TokenRequest"]["properties"]["label"]["anyOf"][0]
+    path = f"/leases/{join_lease(lease.id, lease.lease_id)}/signal-tokens"
+    most = described["maxLength"]
+    texts = ["", " ", "\t", "a\n", "a\rb", "\0", "\x7f", "\x85", "\xa0", "\u2028", "\u200b", "é ✓"]
+    for label in (*texts, "x" * most, "x" * (most + 1), "\N{PILE OF POO}" * most):
+        allowed = described["minLength"] <= len(label) <= most and re.search(
+            described["pattern"].replace("$", r"\Z"), label
+        )
+        token = new_token()
+        body = {"digest": token_digest(token), "name": "ok", "label": label}
+        answer = api.post(path, json=body)
+        assert answer.status_code == (200 if allowed else 400), label
+        if allowed:
+            assert of_token(app.core, token)[1].label == label
+        else:
+            assert answer.json()["path"] == "$.label"
+    app.core.report([report_completed(lease)])
 
 
 def test_guesses_cost_little(app: Tenure, api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

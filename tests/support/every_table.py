@@ -99,7 +99,11 @@ def _work(app: Tenure) -> list[Lease]:
     first, last = leases[0], leases[-1]
     digest = token_digest(new_token())
     assert digest
-    for call in (Record("charge", 1, '"é"'), KeepState(1, "{}"), KeepToken(digest, "go", None)):
+    for call in (
+        Record("charge", 1, '"é"'),
+        KeepState(1, "{}"),
+        KeepToken(digest, "go", None, "Go"),
+    ):
         store.ask(first.id, first.lease_id, call).result()
     store.record_progress([(first.id, first.lease_id, JobProgress(0.5, 1.0, "half", FAR))])
     app.signal(first.id, "go", {"n": 1}, key="once")

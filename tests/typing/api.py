@@ -203,6 +203,7 @@ def with_steps(context: JobContext) -> None:
     context.step("measure", plain, 5)  # type: ignore[arg-type]
     assert_type(context.wait_for_signal("answer", type=int), int)
     context.sleep("1d", name="trial")
+    assert_type(context.signal_token("answer", True, label="Yes"), str)
 
 
 async def with_signals(context: JobContext) -> None:

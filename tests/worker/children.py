@@ -118,7 +118,7 @@ def order(context: JobContext) -> list[Any]:
 @app.job
 def ask(context: JobContext) -> Any:
     """Make a one-use token in a step, and wait for what it says."""
-    context.step("ask", context.signal_token, "answer", {"ok": True})
+    context.step("ask", context.signal_token, "answer", {"ok": True}, label="Yes ✓")
     return context.wait_for_signal("answer")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tenure import IllegalTransition, InvalidInput, JobContext, SignalTimeout, Tenure
-from tenure.app.signals import by_token
+from tenure.app.signals import by_token, of_token
 from tenure.client import Client
 from tenure.errors import StoreUnavailable
 from tenure.jobs.steps import FindSignal, Record, StepCall
@@ -245,7 +245,7 @@ def test_a_token_for_somebody_outside(app: Tenure, kind: str) -> None:
     sent: list[str] = []
 
     def ask(context: JobContext) -> str:
-        token = context.signal_token("answer", {"ok": True})
+        token = context.signal_token("answer", {"ok": True}, label="Yes ✓")
         sent.append(token)
         return token
 
@@ -254,7 +254,7 @@ def test_a_token_for_somebody_outside(app: Tenure, kind: str) -> None:
         return context.wait_for_signal("answer")
 
     async def ask_async(context: JobContext) -> str:
-        sent.append(await context.signal_token_async("answer", {"ok": True}))
+        sent.append(await context.signal_token_async("answer", {"ok": True}, label="Yes ✓"))
         return sent[-1]
 
     async def order_async(context: JobContext) -> Any:
@@ -270,9 +270,21 @@ def test_a_token_for_somebody_outside(app: Tenure, kind: str) -> None:
         wait_until_suspended(app, job.id)
         kept = steps.of(app.core.store.read, job.id).steps
         (step,) = [one for one in kept if one.name == "ask"]
+        assert of_token(app.core, step.result)[1].label == "Yes ✓"
         assert by_token(app.core, step.result, None).name == "answer"
         assert wait_until_completed(app, job).result == {"ok": True}
     assert len(sent) == (0 if kind == "process" else 1)
+
+
+def test_what_a_label_may_be(app: Tenure) -> None:
+    @app.job(max_retries=1)
+    def order(context: JobContext) -> None:
+        for label in ("", "a\nb", "\x7f", "x" * 101, "\ud800", 7):
+            with pytest.raises(InvalidInput, match=r"^label: "):
+                context.signal_token("answer", label=label)  # type: ignore[arg-type]
+
+    with running_worker(app):
+        wait_until_completed(app, order.enqueue())
 
 
 def test_a_worker_on_another_machine(app: Tenure, clock: Clock) -> None:
@@ -282,7 +294,7 @@ def test_a_worker_on_another_machine(app: Tenure, clock: Clock) -> None:
         try:
             context.wait_for_signal("early", timeout="1d")
         except SignalTimeout:
-            context.step("ask", context.signal_token, "answer", {"ok": True})
+            context.step("ask", context.signal_token, "answer", {"ok": True}, label="Yes ✓")
         return context.wait_for_signal("answer")
 
     app.job(name="order", max_retries=1)(order)
@@ -296,6 +308,7 @@ def test_a_worker_on_another_machine(app: Tenure, clock: Clock) -> None:
             wait_until_suspended(app, job.id, 2)
             kept = steps.of(app.core.store.read, job.id).steps
             (token,) = [one.result for one in kept if one.name == "ask"]
+            assert of_token(app.core, token)[1].label == "Yes ✓"
             by_token(app.core, token, None)
             assert wait_until_completed(app, job).result == {"ok": True}
         with pytest.raises(IllegalTransition):

@@ -10,7 +10,15 @@ from tenure.errors import SignalTokenNotFound
 from tenure.jobs.ids import id_of
 from tenure.jobs.names import check_key
 from tenure.jobs.parking import Wait
-from tenure.jobs.signals import NewSignal, Signal, check_signal_name, signal_text, token_digest
+from tenure.jobs.signals import (
+    NewSignal,
+    Signal,
+    TokenSignal,
+    check_signal_name,
+    check_takes,
+    signal_text,
+    token_digest,
+)
 from tenure.lifecycle import Job, Status
 from tenure.store.tables import signals as stored
 
@@ -83,10 +91,15 @@ def by_token(core: Core, token: str, payload: str | None) -> Signal:
     return sent(core, lambda db: stored.send_by_token(db, digest, payload, LINK), None)
 
 
-def of_token(core: Core, token: str) -> tuple[Job, str, str | None]:
-    """Return what a one-use token is for: the job, the name and the payload, if it has one."""
-    job_id, name, payload = stored.of_token(core.limited_store.read, _digest(token))
-    return core.get(job_id), name, payload
+def of_token(core: Core, token: str) -> tuple[Job, TokenSignal]:
+    """Return the job of a one-use token, and what it sends.
+
+    Raises SignalTokenNotFound; IllegalTransition if the job is settled, and takes no signal.
+    """
+    found = stored.of_token(core.limited_store.read, _digest(token))
+    job = core.get(found.job_id)
+    check_takes(job)
+    return job, found
 
 
 def waited_for(core: Core, job: Job) -> Wait | None:

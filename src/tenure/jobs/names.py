@@ -34,12 +34,12 @@ and metric labels, so there is no slash and no space, and a dot only between oth
 KEY_PATTERN = "^[!-~]+$"
 """Idempotency keys and tags: visible ASCII, as a pattern of JSON Schema."""
 
-PARTITION_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f]*$"
-"""Partitions: text without control characters, as a pattern of JSON Schema."""
+TEXT_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+"""Partitions and labels of links: text without control characters, as a pattern of JSON Schema."""
 
 _is_name = functools.lru_cache(1024)(re.compile(NAME_PATTERN.strip("^$")).fullmatch)
 _is_key = re.compile(KEY_PATTERN.strip("^$")).fullmatch
-_is_partition = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+").fullmatch
+_is_text = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+").fullmatch
 
 
 def check_choice(value: object, choices: Any, path: str) -> None:
@@ -132,12 +132,14 @@ def check_tags(values: Iterable[str], path: str = "$.tags") -> tuple[str, ...]:
 
 def check_partition(value: object, path: str = "$.partition") -> str:
     """Return `value` if it can be the partition of a job; raises InvalidInput otherwise."""
-    if isinstance(value, str) and len(value) <= MAX_PARTITION_LENGTH and _is_partition(value):
+    return check_text(value, "a partition", MAX_PARTITION_LENGTH, path)
+
+
+def check_text(value: object, what: str, most: int, path: str) -> str:
+    """Return `value` if it is text without control characters; raises InvalidInput otherwise."""
+    if isinstance(value, str) and len(value) <= most and _is_text(value):
         return str.__str__(value)
-    raise InvalidInput(
-        f"not a partition; use 1 to {MAX_PARTITION_LENGTH} characters, no control characters",
-        path=path,
-    )
+    raise InvalidInput(f"not {what}; use 1 to {most} characters, no control characters", path=path)
 
 
 def check_reason(value: object, path: str = "$.reason") -> str | None:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from tenure.errors import InvalidInput, SignalTimeout
 from tenure.jobs import durations
 from tenure.jobs.parking import Parked, Wait
-from tenure.jobs.signals import check_signal_name, new_token, signal_text, token_digest
+from tenure.jobs.signals import (
+    check_link_label,
+    check_signal_name,
+    new_token,
+    signal_text,
+    token_digest,
+)
 from tenure.jobs.steps import FindSignal, FoundSignal, KeepToken, Step, Waiting, awaited, waited
 
 if TYPE_CHECKING:
@@ -73,12 +79,14 @@ class SignalContext:
         book = self._steps()
         return book.said(await awaited(receive(book, name, timeout)), type, name)
 
-    def signal_token(self, name: str, payload: Any = None) -> str:
+    def signal_token(self, name: str, payload: Any = None, *, label: str | None = None) -> str:
         """Return a new token, whose holder can send one signal to this job and do nothing else.
 
         - `name`: of the signal, as of `wait_for_signal`.
         - `payload`: what the signal says, as plain JSON of at most 64 KiB. Default: None, what its
           sender gives.
+        - `label`: what the page of its address and the button there say, such as `Approve`: plain
+          text of 1 to 100 characters, no control characters. Default: None, the name.
 
         The token is the last part of an address of your server: `/signals/{token}`. A POST to it
         sends the signal, and people who open it get a page with one button that does. It works
@@ -86,21 +94,24 @@ class SignalContext:
         stored. Each call makes another one, at most 1,000 of a job, so make it in the step that
         sends it. Raises InvalidInput and what `step` raises.
         """
-        token, keep = _new_token(name, payload)
+        token, keep = _new_token(name, payload, label)
         waited(self._steps().ask(keep))
         return token
 
-    async def signal_token_async(self, name: str, payload: Any = None) -> str:
+    async def signal_token_async(
+        self, name: str, payload: Any = None, *, label: str | None = None
+    ) -> str:
         """Return a token like `signal_token`, without blocking the event loop."""
-        token, keep = _new_token(name, payload)
+        token, keep = _new_token(name, payload, label)
         await awaited(self._steps().ask(keep))
         return token
 
 
-def _new_token(name: str, payload: Any) -> tuple[str, KeepToken]:
+def _new_token(name: str, payload: Any, label: str | None) -> tuple[str, KeepToken]:
     token = new_token()
     text = None if payload is None else signal_text(payload)
-    return token, KeepToken(str(token_digest(token)), check_signal_name(name), text)
+    said = check_link_label(label, "label")
+    return token, KeepToken(str(token_digest(token)), check_signal_name(name), text, said)
 
 
 def receive(book: StepBook, name: str, timeout: Duration | None) -> Waiting[str]:

@@ -11,14 +11,17 @@ from typing import Any
 
 import msgspec
 
-from tenure.errors import InvalidInput
-from tenure.jobs.names import check_name
+from tenure.errors import IllegalTransition, InvalidInput
+from tenure.jobs.names import check_name, check_text
 from tenure.jobs.payload import MAX_DEPTH, JsonText, too_large, walk
+from tenure.lifecycle import SETTLED, Job, legal_events
 
 MAX_SIGNAL_BYTES = 64 * 1024
 """Largest payload of a signal as compact JSON in UTF-8."""
 MAX_SIGNAL_NAME = 100
 """Characters of the name of a signal: those of a step that keeps a deadline have the name, too."""
+MAX_LINK_LABEL = 100
+"""Characters of what the page of a one-use token and its button say."""
 MAX_SIGNALS = 1_000
 """Signals that one job gets, of all names."""
 MAX_SIGNALS_BYTES = 8 * 1024 * 1024
@@ -64,6 +67,15 @@ class NewSignal(msgspec.Struct, frozen=True):
     token: str | None = None  # the digest of the one-use token that it is sent with
 
 
+class TokenSignal(msgspec.Struct, frozen=True):
+    """What a one-use token sends: the payload is None if its sender gives one."""
+
+    job_id: str
+    name: str
+    payload: str | None
+    label: str | None
+
+
 def check_signal_name(name: object, path: str = "$.name") -> str:
     """Return the name of a signal; raises InvalidInput if it cannot be one."""
     checked = check_name(name, "signal", path)
@@ -81,6 +93,18 @@ def signal_text(payload: object, path: str = "$.payload") -> str:
     if len(text) > MAX_SIGNAL_BYTES:
         raise too_large(f"{len(text)} bytes as JSON", MAX_SIGNAL_BYTES, path)
     return text.decode()
+
+
+def check_link_label(value: object, path: str = "$.label") -> str | None:
+    """Return the label of a one-use token, None for none; raises InvalidInput."""
+    return None if value is None else check_text(value, "a label", MAX_LINK_LABEL, path)
+
+
+def check_takes(job: Job) -> None:
+    """Raise IllegalTransition if a job is settled, and so takes no signal."""
+    if job.status in SETTLED:
+        legal = legal_events(job.status, job.event)
+        raise IllegalTransition(job.id, job.status, "signalled", legal, "it is settled")
 
 
 def new_token() -> str:

@@ -105,6 +105,7 @@ class KeepToken(msgspec.Struct, frozen=True, gc=False, tag=True):
     digest: str
     name: str
     payload: str | None
+    label: str | None = None
 
 
 class Loaded(msgspec.Struct, frozen=True, gc=False, tag=True):

@@ -22,6 +22,7 @@ from tenure.jobs.findings import Progress, no_progress
 from tenure.jobs.graph import met_sql
 from tenure.jobs.names import MAX_REASON_LENGTH, MAX_TAG_LENGTH
 from tenure.jobs.results import MAX_RESULT_BYTES
+from tenure.jobs.signals import MAX_LINK_LABEL
 from tenure.jobs.stats import BUCKETS
 from tenure.lifecycle import AMENDABLE, DEFAULT_MAX_RETRIES, FIRST_EVENT, holds_sql, rest_sql
 from tenure.store import constraints as guards
@@ -131,6 +132,7 @@ def generated(
         "max_payload": str(payload.MAX_PAYLOAD_BYTES),
         "max_result": str(MAX_RESULT_BYTES),
         "max_label": str(MAX_LABEL_STORED),
+        "max_link_label": str(MAX_LINK_LABEL),
         "max_depth": str(payload.MAX_DEPTH),
         "max_priority": str(enqueue.MAX_PRIORITY),
         "max_retries": str(enqueue.MAX_RETRIES),

@@ -8,7 +8,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, structs
 
 from tenure.jobs.names import check_name
 from tenure.jobs.results import storable_result
-from tenure.jobs.signals import signal_text
+from tenure.jobs.signals import check_link_label, signal_text
 from tenure.jobs.stats import Time
 from tenure.jobs.steps import (
     FoundSignal,
@@ -68,7 +68,7 @@ def found_of(body: FoundBody) -> FoundSignal | None:
 def token_of(request: TokenRequest) -> KeepToken:
     """Return the one-use token that a worker made; raises InvalidInput, PayloadTooLarge."""
     payload = None if request.payload is None else signal_text(request.payload)
-    return KeepToken(request.digest, request.name, payload)
+    return KeepToken(request.digest, request.name, payload, check_link_label(request.label))
 
 
 class StepsBody(Answered, frozen=True):

@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import UNSET, Meta, UnsetType
 
 from tenure.jobs.limits import MAX_RUNNING, MAX_STARTS, MAX_WEIGHT, Ordered
-from tenure.jobs.names import MAX_PARTITION_LENGTH, PARTITION_PATTERN
+from tenure.jobs.names import MAX_PARTITION_LENGTH, TEXT_PATTERN
 from tenure.wire.requests import Reason, Request
 
 
@@ -44,9 +44,7 @@ class LimitRequest(Request):
 class PartitionRequest(Request):
     """A partition of a queue; empty for the jobs without one."""
 
-    partition: Annotated[
-        str, _schema(maxLength=MAX_PARTITION_LENGTH, pattern=PARTITION_PATTERN)
-    ] = ""
+    partition: Annotated[str, _schema(maxLength=MAX_PARTITION_LENGTH, pattern=TEXT_PATTERN)] = ""
 
 
 class PartitionSettings(PartitionRequest, kw_only=True):

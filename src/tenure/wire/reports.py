@@ -23,7 +23,7 @@ from tenure.jobs.signals import MAX_SIGNAL_NAME, MAX_SIGNALS
 from tenure.jobs.steps import MAX_STEPS, KeepState, Notes
 from tenure.jobs.work import Outcome, Report
 from tenure.wire.new_jobs import FollowUpRequests, entries
-from tenure.wire.requests import LINE, Label, Name, Request, RunAt, embedded
+from tenure.wire.requests import LINE, Label, LinkLabel, Name, Request, RunAt, embedded
 
 MAX_LEASED = 1_000
 MAX_WORKER_LENGTH = 120
@@ -131,11 +131,15 @@ class SignalQuery(Request):
 
 
 class TokenRequest(Request):
-    """A one-use token of a signal: its hexadecimal SHA-256, and what the signal is to say."""
+    """A one-use token of a signal: its hexadecimal SHA-256, and what the signal is to say.
+
+    `label` is what the page of its address and the button there say, instead of the name.
+    """
 
     digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     name: SignalName
     payload: Any = None
+    label: LinkLabel | None = None
 
 
 class StateRequest(Request):

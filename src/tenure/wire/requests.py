@@ -20,6 +20,7 @@ from tenure.jobs.json_types import MAX_SCHEMA_LENGTH
 from tenure.jobs.payload import JsonText, canonical
 from tenure.jobs.queries import MAX_SEARCHED_FOR, Action, State
 from tenure.jobs.retention import FOREVER_SECONDS
+from tenure.jobs.signals import MAX_LINK_LABEL
 from tenure.jobs.uniqueness import OnConflict, Until
 from tenure.lifecycle import Status
 from tenure.retry import MAX_DELAYS
@@ -51,7 +52,10 @@ Tag = Annotated[
 ]
 Tags = Annotated[list[Tag], _schema(maxItems=names.MAX_TAGS)]
 Partition = Annotated[
-    str, _schema(minLength=1, maxLength=names.MAX_PARTITION_LENGTH, pattern=names.PARTITION_PATTERN)
+    str, _schema(minLength=1, maxLength=names.MAX_PARTITION_LENGTH, pattern=names.TEXT_PATTERN)
+]
+LinkLabel = Annotated[
+    str, _schema(minLength=1, maxLength=MAX_LINK_LABEL, pattern=names.TEXT_PATTERN)
 ]
 Id = Annotated[str, _schema(pattern=ids.ID_PATTERN)]
 Reason = Annotated[str, _schema(maxLength=names.MAX_REASON_LENGTH, pattern=r"^[^\u0000]*$")]

@@ -167,7 +167,9 @@ class WorkerCalls:
             )
         if isinstance(call, KeepToken):
             payload = None if call.payload is None else embedded(call.payload)
-            token = TokenRequest(digest=call.digest, name=call.name, payload=payload)
+            token = TokenRequest(
+                digest=call.digest, name=call.name, payload=payload, label=call.label
+            )
             self._ask("POST", f"{path}/signal-tokens", responses.RecordedBody, token)
             return None
         if isinstance(call, ReadParents):

@@ -77,7 +77,7 @@ class Route:
         if self.path.startswith(("/jobs", "/workflows")) and 201 in self.answers:
             return (404, 409, 422, 429)
         if self.path == LINK:
-            return (404, 409, 429) if self.body else (404, 429)
+            return (404, 409, 429)
         if "{id}" in self.path and self.path != TO_JOB:
             changes_a_job = self.path.startswith("/jobs/") and self.method != "GET"
             return (404, 409) if changes_a_job else (404,)

@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from tenure.app import signals
-from tenure.errors import TenureError
+from tenure.errors import IllegalTransition, TenureError
 from tenure.http.api.call import Call, answer, failed
 from tenure.http.signal_page import HEADERS, page
 from tenure.jobs.payload import JsonText
 from tenure.jobs.redaction import Redaction
-from tenure.jobs.signals import Signal, signal_text
+from tenure.jobs.signals import Signal, TokenSignal, signal_text
 from tenure.wire import responses
 from tenure.wire.problems import RETRY_LATER, Refusal
 
@@ -56,10 +56,12 @@ async def use_signal_token(call: Call) -> Response:
     payload = None if call.body is None else JsonText(signal_text(call.body, "$"))
 
     def send() -> Response:
-        sent = signals.by_token(call.app.core, call.path["token"], payload)
-        if _is_for_people(call.request):
-            return _page(f"{sent.name}: sent", "You can close this page.")
-        return answer(shown(sent, call.redaction))
+        core, token = call.app.core, call.path["token"]
+        if not _is_for_people(call.request):
+            return answer(shown(signals.by_token(core, token, payload), call.redaction))
+        _, link = signals.of_token(core, token)
+        signals.by_token(core, token, payload)
+        return _page(f"{_title(link)}: sent", "You can close this page.")
 
     return await _looked_up(call, send)
 
@@ -68,11 +70,17 @@ async def show_signal_token(call: Call) -> Response:
     """Show people what a one-use token is for, with a button that uses it."""
 
     def look() -> Response:
-        job, name, payload = signals.of_token(call.app.core, call.path["token"])
-        says = None if payload is None else call.redaction.document(payload)
-        return _page(name, f"Send this to the job {job.type}:", says=says, button=name)
+        job, link = signals.of_token(call.app.core, call.path["token"])
+        says = None if link.payload is None else call.redaction.document(link.payload)
+        title = _title(link)
+        return _page(title, f"Send this to the job {job.type}:", says=says, button=title)
 
     return await _looked_up(call, look)
+
+
+def _title(link: TokenSignal) -> str:
+    """Return what people read of a link; a label may be blank."""
+    return link.name if link.label is None or link.label.isspace() else link.label
 
 
 async def _looked_up(call: Call, look: Callable[[], Response]) -> Response:
@@ -87,8 +95,10 @@ async def _looked_up(call: Call, look: Callable[[], Response]) -> Response:
         if status in (429, 503):
             text = "The server cannot look at this link now."
             return _page("Try it again in a moment", text, status=status)
+        if isinstance(error, IllegalTransition):
+            return _page("Nothing is left to answer", f"Its job is {error.status}.", status=status)
         title = "This link does not work (any more)"
-        text = "It was used already, it is wrong, or its job no longer waits for an answer."
+        text = "It was used already, or another link of the same question was, or it is wrong."
         return _page(title, text, status=status)
 
 

@@ -14,17 +14,18 @@ from typing import Any
 from msgspec.structs import replace
 
 from tenure import failpoints
-from tenure.errors import (
-    IllegalTransition,
-    InvalidInput,
-    KeyConflict,
-    PayloadTooLarge,
-    SignalTokenNotFound,
-)
+from tenure.errors import InvalidInput, KeyConflict, PayloadTooLarge, SignalTokenNotFound
 from tenure.events import Unblocked
 from tenure.jobs.payload import JsonText
-from tenure.jobs.signals import MAX_SIGNALS, MAX_SIGNALS_BYTES, NewSignal, Signal
-from tenure.lifecycle import SETTLED, Job, Status, decide, legal_events
+from tenure.jobs.signals import (
+    MAX_SIGNALS,
+    MAX_SIGNALS_BYTES,
+    NewSignal,
+    Signal,
+    TokenSignal,
+    check_takes,
+)
+from tenure.lifecycle import Job, Status, decide
 from tenure.store.borrowed import jobs
 from tenure.store.borrowed.drivers import Ask, Steps
 from tenure.store.borrowed.json_jobs import ask, millis, time_in, written
@@ -55,8 +56,9 @@ USE_TOKENS = f"""
 WHERE job_id = (SELECT {ID} FROM asked) AND name = (SELECT r ->> 'name' FROM asked) RETURNING 1
 """
 OF_DIGEST = """
-SELECT CAST({object}('job_id', CAST(job_id AS text), 'name', name, 'payload', payload) AS {text})
-FROM {s}signal_token WHERE digest = {p}
+SELECT CAST({object}(
+    'job_id', CAST(job_id AS text), 'name', name, 'payload', payload, 'label', label
+) AS {text}) FROM {s}signal_token WHERE digest = {p}
 """
 
 
@@ -98,9 +100,7 @@ def _known(engine: str, job_id: str, signal: NewSignal, known: dict[str, Any]) -
 
 
 def _check(job: Job, found: dict[str, Any], signal: NewSignal) -> None:
-    if job.status in SETTLED:
-        legal = legal_events(job.status, job.event)
-        raise IllegalTransition(job.id, job.status, "signalled", legal, "it is settled")
+    check_takes(job)
     if (found["size"] or 0) + len(signal.payload) > MAX_SIGNALS_BYTES:
         raise PayloadTooLarge(
             f"the signals of a job have {MAX_SIGNALS_BYTES} characters at most", path="$.payload"
@@ -127,12 +127,11 @@ def _release(engine: str, after: Job) -> Steps[None]:
     yield ask(engine, jobs.END_WAIT, after.id)
 
 
-def of_token(engine: str, digest: str) -> Steps[tuple[str, str, str | None]]:
-    """Return job id, name and payload of a one-use token; raises SignalTokenNotFound."""
+def of_token(engine: str, digest: str) -> Steps[TokenSignal]:
+    """Return what a one-use token sends; raises SignalTokenNotFound."""
     rows = yield ask(engine, OF_DIGEST, digest)
     for (text,) in rows:
-        found = json.loads(text)
-        return found["job_id"], found["name"], found["payload"]
+        return TokenSignal(**json.loads(text))
     raise SignalTokenNotFound()
 
 
@@ -141,8 +140,8 @@ def send_by_token(engine: str, digest: str, payload: str | None, actor: str) -> 
 
     `payload` is for a token that has none. Raises what `of_token` and `send` raise, InvalidInput.
     """
-    job_id, name, own = yield from of_token(engine, digest)
-    if own is not None and payload is not None:
+    one = yield from of_token(engine, digest)
+    if one.payload is not None and payload is not None:
         raise InvalidInput("this token has a payload, so send no other", path="$")
-    text = JsonText(own or payload or "null")
-    return (yield from send(engine, job_id, NewSignal(name, text, None, actor, digest)))
+    text = JsonText(one.payload or payload or "null")
+    return (yield from send(engine, one.job_id, NewSignal(one.name, text, None, actor, digest)))

@@ -387,12 +387,14 @@ CREATE TABLE {of}wait (
 ) {by_key};
 CREATE INDEX {ix}wait_expires ON {of}wait (expires_at) WHERE expires_at IS NOT NULL;
 
--- Secrets that allow one signal each, for addresses that people outside can use.
+-- Secrets that allow one signal each, for addresses that people outside can use. `label` is what the page
+-- of the address says of it.
 CREATE TABLE {of}signal_token (
     digest {word} PRIMARY KEY NOT NULL,
     job_id {id} NOT NULL,
     name {word} NOT NULL CHECK (length(name) BETWEEN 1 AND {max_name}),
     payload text CHECK ({octets_of_payload} <= {max_payload}),
+    label text CHECK (length(label) BETWEEN 1 AND {max_link_label}),
     at {time} NOT NULL
 ) {by_key};
 CREATE INDEX {ix}signal_token_job ON {of}signal_token (job_id, name);

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tenure.errors import InvalidInput, LeaseLost
 from tenure.jobs.parking import Wait
-from tenure.jobs.signals import MAX_SIGNAL_TOKENS, NewSignal, Signal
+from tenure.jobs.signals import MAX_SIGNAL_TOKENS, NewSignal, Signal, TokenSignal
 from tenure.jobs.steps import FindSignal, FoundSignal, KeepToken
 from tenure.lifecycle import Job, Status
 from tenure.store.dialect import Reads, Statements
@@ -132,8 +132,8 @@ def lock_expired(db: Database, limit: int, after: int = 0) -> list[Job]:
 # --- one-use tokens
 
 
-def of_token(db: Reads, digest: str) -> tuple[str, str, str | None]:
-    """Return job id, name and payload of a token; raises SignalTokenNotFound."""
+def of_token(db: Reads, digest: str) -> TokenSignal:
+    """Return what a token sends; raises SignalTokenNotFound."""
     from tenure.store.borrowed import signals, unique_keys
 
     return unique_keys.run(db, signals.of_token(db.dialect.engine, digest))
@@ -162,10 +162,10 @@ def keep_token(db: Statements, job_id: str, lease_id: str, token: KeepToken) -> 
             path="$.name",
         )
     added = db.changed(
-        f"INSERT INTO {table} (digest, job_id, name, payload, at)"
-        f" SELECT {d.value}, id, {d.value}, {d.value}, {d.now} FROM {d.table('job')}"
+        f"INSERT INTO {table} (digest, job_id, name, payload, label, at)"
+        f" SELECT {d.value}, id, {d.values(3)}, {d.now} FROM {d.table('job')}"
         f" WHERE id = {d.id_value} AND lease_id = {d.id_value} ON CONFLICT (digest) DO NOTHING",
-        (token.digest, token.name, token.payload, job_id, lease_id),
+        (token.digest, token.name, token.payload, token.label, job_id, lease_id),
     )
     if not added:
         raise LeaseLost(job_id)
