@@ -220,10 +220,10 @@ class AsyncClient(_Client):
         return await self._to.job("POST", f"{_path_of(job_id)}/unblock")
 
     async def signal(
-        self, job_id: str, name: str, payload: object = None, key: str | None = None
+        self, job: Job | str, name: str, payload: object = None, key: str | None = None
     ) -> Signal:
         """Send a signal to a job. Arguments and errors are those of `Tenure.signal`."""
-        path = f"{_path_of(job_id)}/signals/{check_signal_name(name)}"
+        path = f"{_path_of(ids.id_of(job))}/signals/{check_signal_name(name)}"
         headers = {} if key is None else {"Idempotency-Key": check_key(key, "$.key")}
         body = None if payload is None else requests.embedded(signal_text(payload))
         kind = responses.SignalBody

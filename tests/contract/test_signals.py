@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -157,7 +158,7 @@ def test_a_key_sends_once(harness: StoreHarness, app: Tenure) -> None:
     with pytest.raises(KeyConflict):
         app.signal(lease.id, "approved", {"a": 2}, key="k")
     assert app.signal(lease.id, "other", {"a": 2}, key="k").number == 1
-    assert app.signal(lease.id, "approved", {"a": 1}).number == 2
+    assert asyncio.run(app.signal_async(harness.get(lease.id), "approved", {"a": 1})).number == 2
     harness.report(report_completed(harness.claim()[0]))
     assert app.signal(lease.id, "approved", {"a": 1}, key="k") == sent
     with pytest.raises(IllegalTransition, match="cannot be signalled"):

@@ -119,7 +119,7 @@ def test_a_signal_comes_if_and_only_if_the_transaction_commits(app: Tenure, lend
     lender.rollback()
     assert (app.get(job.id).status, app.signals.list(job.id)) == ("waiting", [])
     lender.begin()
-    sent = lender.call(app, "signal", job.id, "ok", {"text": TEXT}, key="k", actor="ann")
+    sent = lender.call(app, "signal", job, "ok", {"text": TEXT}, key="k", actor="ann")
     assert lender.call(app, "signal", job.id, "ok", {"text": TEXT}, key="k") == sent
     with pytest.raises(KeyConflict):
         lender.call(app, "signal", job.id, "ok", None, key="k")

@@ -117,6 +117,8 @@ async def test_verbs_are_awaited(server: ServerProcess, client: Client) -> None:
     async with AsyncClient(server.url, TOKEN) as aio:
         job = await aio.enqueue("coroutine", {"n": 1}, delay="1h")
         assert await aio.get(job.id) == job == (await aio.find(type="coroutine"))[0]
+        assert (await aio.signal(job, "go")).job_id == job.id
+        assert client.signal(job, "go").number == 2
         waiting = [asyncio.create_task(aio.wait(job.id, timeout="20s")) for _ in range(5)]
         await asyncio.sleep(0)
         assert (await aio.cancel(job.id)).status == "cancelled"

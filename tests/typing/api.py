@@ -105,6 +105,8 @@ def clients_have_the_types_of_their_verbs() -> None:
         assert_type(client.wait("id", timeout="5s"), Job)
         assert_type(client.find(type="resize"), list[Job])
         client.wait("id", timeout=[5])  # type: ignore[arg-type]
+        assert_type(client.signal(client.get("id"), "go").number, int)
+        client.signal(5, "go")  # type: ignore[arg-type]
 
 
 async def asynchronous_clients_too() -> None:

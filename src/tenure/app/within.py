@@ -204,7 +204,7 @@ class Within:
 
     def signal(
         self,
-        job_id: str,
+        job: Job | str,
         name: str,
         payload: object = None,
         key: str | None = None,
@@ -216,11 +216,12 @@ class Within:
         Until then the job stays locked. Arguments and errors are those of `Tenure.signal`.
         """
         new = new_signal(self._core, name, payload, key, actor)
-        return self._borrowed.call(partial(self._signal, job_id, new), verb="signal")
+        send = partial(self._signal, ids.id_of(job), new)
+        return self._borrowed.call(send, verb="signal")
 
     async def signal_async(
         self,
-        job_id: str,
+        job: Job | str,
         name: str,
         payload: object = None,
         key: str | None = None,
@@ -229,7 +230,8 @@ class Within:
     ) -> Signal:
         """Send a signal like `signal`, on an asynchronous connection."""
         new = new_signal(self._core, name, payload, key, actor)
-        return await self._borrowed.call_async(partial(self._signal, job_id, new), verb="signal")
+        send = partial(self._signal, ids.id_of(job), new)
+        return await self._borrowed.call_async(send, verb="signal")
 
     def _signal(self, job_id: str, new: NewSignal, engine: str) -> Steps[Signal]:
         yield from self._get(job_id, engine)
