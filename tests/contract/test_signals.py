@@ -32,6 +32,7 @@ from tenure.store.borrowed import signals as sending
 from tenure.store.borrowed.opened import opened
 from tenure.store.protocol import Database
 from tenure.store.tables import signals
+from tests.support.clock import TICK
 from tests.support.raw_sql import Refused
 from tests.support.store import (
     ALREADY,
@@ -109,6 +110,17 @@ def test_a_signal_releases_the_job_that_waits(harness: StoreHarness, app: Tenure
     assert (again.id, again.attempts, again.token) == (lease.id, 1, 2)
     assert harness.report(report_completed(again)) == [RECORDED]
     app.cancel(other.id)
+
+
+def test_signals_of_one_time_are_listed_by_name(harness: StoreHarness, app: Tenure) -> None:
+    """A test that sent two in a millisecond expected the order of sending, and failed at times."""
+    job = harness.add()
+    for name in ("b", "a", "b", "a"):
+        app.signal(job.id, name)
+    harness.clock.advance(TICK)
+    app.signal(job.id, "a")
+    listed = [(one.name, one.number) for one in app.signals.list(job.id)]
+    assert listed == [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("a", 3)]
 
 
 def test_a_signal_that_came_before(harness: StoreHarness, app: Tenure) -> None:

@@ -93,8 +93,8 @@ def test_send_and_list(app: Tenure, api: TestClient) -> None:
     assert_problem(api.post(f"{path}/approved", json=1, headers=key), 422, "idempotency_key_reused")
     assert api.post(f"{path}/approved").json()["payload"] is None
     for payload in ([1, [2]], "text", 1.5, False):
-        assert api.post(f"{path}/a.b:c-d", json=payload).json()["payload"] == payload
-    listed = api.get(path).json()
+        assert api.post(f"{path}/b.c:d-e", json=payload).json()["payload"] == payload
+    listed = api.get(path).json()  # those of one millisecond by name
     assert [one["number"] for one in listed] == [1, 2, 1, 2, 3, 4]
     stored = [one.payload for one in app.signals.list(job.id)]
     assert stored[:2] == [{"by": "ada", "card": 4711}, None]

@@ -80,7 +80,11 @@ class Signals(Noun):
     """The signals of jobs. `Tenure.signal` sends one."""
 
     def list(self, job_id: str) -> list[Signal]:
-        """Return the signals of a job, in the order in which they came. Raises JobNotFound."""
+        """Return the signals of a job, in the order in which they came.
+
+        Those of one time, in milliseconds on SQLite, are in the order of their names, and those of
+        one name in that of their numbers. Raises JobNotFound.
+        """
         self._core.get(job_id)
         return stored.of_job(self._core.limited_store.read, job_id)
 

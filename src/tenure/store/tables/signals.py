@@ -39,7 +39,7 @@ def send_by_token(db: Database, digest: str, payload: str | None, actor: str) ->
 
 
 def of_job(db: Reads, job_id: str) -> list[Signal]:
-    """Return the signals of a job in the order in which they came."""
+    """Return the signals of a job in the order in which they came; those of one time by name."""
     d = db.dialect
     of = f"{d.table('signal')} AS one WHERE one.job_id = {d.id_value}"
     found = read_rows(db, COLUMNS, f"{of} ORDER BY one.at, one.name, one.number", (job_id,), "one")
