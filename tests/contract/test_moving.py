@@ -14,7 +14,7 @@ import pytest
 
 from tenure import InvalidInput, NewJob, PerPartition, Tenure, failpoints, testing
 from tenure.app import moving
-from tenure.errors import MoveRefused, StoreMoved
+from tenure.errors import MoveRefused, StoreMoved, StoreUnavailable
 from tenure.store.moving import checks, mover, tables
 from tenure.store.moving.checks import opened
 from tenure.store.moving.postgres import PostgresSource
@@ -198,11 +198,19 @@ def test_it_goes_on_where_it_was_stopped(
     stop_at(monkeypatch, place, meanwhile)
     with pytest.raises(Interrupted):
         move(app.database, target_url)
-    with Tenure(target_url) as early, pytest.raises(StoreMoved):
-        early.enqueue("plain", {"number": 1})
+    with Tenure(target_url) as early:
+        with pytest.raises(StoreMoved):
+            early.enqueue("plain", {"number": 1})
+        with pytest.raises(StoreUnavailable, match="in another database"):
+            early.core.check_store()
+    if place != "move.after_switch":
+        app.core.check_store()
     notes = move(app.database, target_url)
+    with pytest.raises(StoreUnavailable, match="in another database"):
+        app.core.check_store()
     assert notes[-1].startswith("the jobs are in postgresql://")
     with Tenure(target_url) as after:
+        after.core.check_store()
         assert after.verify() == []
         assert ids(target_url) == ids(app.database)
         if place not in ("move.in_switch", "move.after_switch"):

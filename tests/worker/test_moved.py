@@ -86,3 +86,16 @@ def test_commands_and_requests_are_told(app: Tenure) -> None:
         assert answer.headers["retry-after"] == "1"
         assert "postgresql" not in body["detail"]
         assert api.get("/jobs").status_code == 200
+
+
+def test_a_server_is_not_ready(app: Tenure) -> None:
+    """It was, so that a load balancer sent it every job, which it refused."""
+    with api_client(app) as api:
+        assert api.get("/ready").status_code == 200
+        hand_over(app)
+        unready = api.get("/ready")
+        body = assert_problem(unready, 503, "store_unavailable")
+        assert "in another database" in body["detail"]
+        assert "postgresql" not in unready.text
+        assert "in another database" in api.get("/", headers={"Accept": "text/html"}).text
+        assert api.get("/health").status_code == 200

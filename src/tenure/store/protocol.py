@@ -57,6 +57,16 @@ ELSEWHERE = "tenure: the jobs are elsewhere: "
 """How the message begins with which a database refuses every write after `tenure move`."""
 
 
+def check_moved(moved: bool) -> None:
+    """Raise StoreUnavailable if `tenure move` lets nothing be written here."""
+    if moved:
+        error = StoreUnavailable(
+            "the jobs are in another database, as `tenure move` has noted here"
+        )
+        error._known = str(error)
+        raise error
+
+
 def answer_to(trouble: Trouble, error: BaseException) -> TenureError:
     """Return a new exception for a caller whose work an exception of the database has ended.
 

@@ -26,6 +26,7 @@ from tenure.lifecycle import Job
 from tenure.store import audit_query, limit_audit
 from tenure.store.dialect import Dialect
 from tenure.store.notify import Notify
+from tenure.store.protocol import check_moved
 from tenure.store.rows import COLUMNS, job_of, read_tags, selected
 from tenure.store.search import Statement
 from tenure.store.tables import queues, schedules, workers
@@ -150,7 +151,8 @@ class Reader(ABC):
 
     def check(self) -> None:
         """Raise StoreUnavailable if the store does not answer or, as far as is known, commit."""
-        self.clock()
+        ((moved,),) = self.rows_soon(f"SELECT {self.dialect.moved}")
+        check_moved(moved)
 
     def get(self, job_id: str) -> Job | None:
         """Return the job with an id, None if there is none."""

@@ -41,6 +41,7 @@ from tenure.store.postgres.pooler import pools_transactions
 from tenure.store.postgres.session import AWAY
 from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.watchdog import ANSWER_SECONDS, answering
+from tenure.store.protocol import check_moved
 from tenure.store.reader import Reader
 from tenure.store.rows import job_of
 from tenure.store.search import ENDED, Statement, between, others
@@ -215,8 +216,10 @@ class PostgresReader(Reader):
             return ask(connection)
 
     def check(self) -> None:
-        statement = f"SELECT {HANGING}, current_setting('transaction_read_only')"
-        ((hanging, reads_only),) = self.rows(statement, (MAX_HANG_SECONDS,))
+        moved = self.dialect.moved
+        statement = f"SELECT {HANGING}, current_setting('transaction_read_only'), {moved}"
+        ((hanging, reads_only, moved),) = self.rows(statement, (MAX_HANG_SECONDS,))
+        check_moved(moved)
         if reads_only == "on":
             error = StoreUnavailable("the database can only be read, as that of a standby")
             error._known = str(error)
