@@ -409,6 +409,33 @@ async def test_streams_are_counted(app: Tenure, monkeypatch: Any) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_token_for_some_queues_has_a_quarter_of_the_streams(
+    app: Tenure, monkeypatch: Any
+) -> None:
+    """One tenant opened them all, and nobody else got one."""
+    monkeypatch.setattr(streams, "MAX_STREAMS", 8)
+    tokens = {
+        name: {"Authorization": f"Bearer {app.tokens.create(name, ['read'], queues=queues)[0]}"}
+        for name, queues in (("one", ["a*"]), ("two", ["b"]), ("all", None))
+    }
+    built = build(app)
+    async with contextlib.AsyncExitStack() as crowd:
+
+        async def asked(name: str) -> tuple[int, bytes]:
+            one = Exchange(built, "GET", "/events", headers=tokens[name])
+            await crowd.enter_async_context(one)
+            await one.wait_for(b"t")
+            return one.status, one.answered
+
+        said = [await asked("one") for _ in range(3)]
+        assert [status for status, _ in said] == [200, 200, 503]
+        assert b"too_many_streams" in said[-1][1]
+        assert b"2 event streams are open with this token" in said[-1][1]
+        for name, statuses in (("two", [200] * 2), ("all", [200] * 4 + [503]), ("two", [503])):
+            assert [(await asked(name))[0] for _ in statuses] == statuses
+
+
+@pytest.mark.anyio
 async def test_streams_of_workers_are_counted_apart(app: Tenure, monkeypatch: Any) -> None:
     monkeypatch.setattr(leases, "MAX_END_STREAMS", 1)
     built, query = build(app), "worker=w"

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from tenure.errors import StoreUnavailable, Unauthorized
 from tenure.http.guard import check_again
 from tenure.jobs.work import WorkSource
+from tenure.tokens.scopes import CALLER, Caller
 from tenure.wire.problems import RETRY_LATER, Refusal
 
 T = TypeVar("T")
@@ -172,6 +173,7 @@ class EventStream(StreamingResponse):
             headers={"X-Accel-Buffering": "no"},
         )
         self._streams = streams
+        self.caller: str = scope[CALLER].name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":  # the head alone, without waiting for an end
@@ -187,13 +189,25 @@ class EventStream(StreamingResponse):
 def check_room(streams: set[EventStream], most: int) -> None:
     """Raise Refusal if as many streams are open as there may be."""
     if len(streams) >= most:
-        raise Refusal(
-            503,
-            "too_many_streams",
-            "Too many event streams",
-            f"{most} event streams are open, which is the limit; try again later",
-            RETRY_LATER,
-        )
+        raise _too_many(f"{most} event streams are open, which is the limit")
+
+
+def check_share(streams: set[EventStream], most: int, caller: Caller) -> None:
+    """Raise Refusal like `check_room`, and if a token for some queues has a quarter of the room.
+
+    So no tenant takes the streams of all others.
+    """
+    check_room(streams, most)
+    if caller.queues is None:
+        return
+    share = most // 4
+    if sum(stream.caller == caller.name for stream in streams) >= share:
+        raise _too_many(f"{share} event streams are open with this token, which is its share")
+
+
+def _too_many(said: str) -> Refusal:
+    title = "Too many event streams"
+    return Refusal(503, "too_many_streams", title, f"{said}; try again later", RETRY_LATER)
 
 
 async def _checked(scope: Scope, source: Source) -> AsyncIterator[bytes]:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from tenure.app.shown import progress_shown
 from tenure.errors import InvalidInput, JobNotFound, TenureError
 from tenure.http.api.call import Call
-from tenure.http.waiting import LOOK_SECONDS, EventStream, Source, check_room
+from tenure.http.waiting import LOOK_SECONDS, EventStream, Source, check_share
 from tenure.jobs import ids
 from tenure.jobs.ledger import EventFilter, LedgerEvent
 from tenure.jobs.names import check_name
@@ -45,7 +45,7 @@ class EventsQuery(Struct, kw_only=True):
 async def stream_events(call: Call) -> Response:
     """Stream every transition of every job as server-sent events, resumable by `Last-Event-ID`."""
     call.check_running()
-    check_room(call.notifier.streams, MAX_STREAMS)
+    check_share(call.notifier.streams, MAX_STREAMS, call.caller)
     after = call.header("Last-Event-ID")
     if after is None and call.query.after is not UNSET:
         after = call.query.after
@@ -53,7 +53,9 @@ async def stream_events(call: Call) -> Response:
     if after is None:  # begin with what happens next
         after = await call.notifier.read(call.app.events.end)
     first = await call.notifier.read(_page, call, after, wanted)
-    check_room(call.notifier.streams, MAX_STREAMS)  # again: others may have started meanwhile
+    check_share(
+        call.notifier.streams, MAX_STREAMS, call.caller
+    )  # again: others may have started meanwhile
     return EventStream(
         call.request.scope, _events(call, after, first, wanted), call.notifier.streams
     )
