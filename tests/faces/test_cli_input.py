@@ -169,6 +169,8 @@ def test_questions_that_make_no_sense(app: Tenure, arguments: list[str]) -> None
     ("option", "given"),
     [
         ("--created-after", "soon"),
+        ("--created-after", "2026"),
+        ("--created-before", "2h30"),
         ("--created-before", "2026-01-31T12:00:00"),
         ("--status", "done"),
         ("--type", "a b"),

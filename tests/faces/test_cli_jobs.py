@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -462,3 +463,26 @@ def test_verify_says_the_largest_number_that_ran_at_once(app: Tenure) -> None:
     app.core.claim(ClaimRequest(worker="w", limit=5, lease_seconds=30))
     assert output_of("verify").splitlines()[1:] == ["largest seen: queue mail: 2 of 2 at once"]
     assert cli_json("verify") == []
+
+
+def test_a_filter_takes_how_long_ago_a_job_was_added(app: Tenure) -> None:
+    """By the clock of the store, which added them."""
+    now = datetime.now(UTC).replace(microsecond=0)  # ids have the time of this machine
+    with closing(Clock(app.database, now)) as clock:
+        old = app.enqueue("mail")
+        clock.advance(60)
+        new = app.enqueue("mail")
+
+        def found(*options: str) -> set[str]:
+            return {job["id"] for job in cli_json("jobs", "list", *options)}
+
+        assert found("--created-after", "30s") == {new.id}
+        assert found("--created-after", "1m") == found("--created-after", "P1D") == {old.id, new.id}
+        assert found("--created-before", "30s") == {old.id}
+        assert found("--created-after", "1s", "--created-before", "now") == set(), "not now"
+        assert found("--created-after", f"{new.created_at:%Y-%m-%dT%H:%M:%SZ}") == {new.id}
+        for command in ("retry", "cancel", "run-now"):
+            looked = run_cli("jobs", command, "--created-before", "30s", "--dry-run")
+            assert looked.exit_code == 0, looked.stderr
+        output_of("jobs", "cancel", "--created-before", "30s", "--yes")
+        assert (app.get(old.id).status, app.get(new.id).status) == ("cancelled", "pending")

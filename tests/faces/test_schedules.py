@@ -235,6 +235,23 @@ def test_a_newcomer_on_the_command_line(app: Tenure, clock: Clock) -> None:
     assert run_cli("schedules", "create", "s", "t", "--cron", "x", **here).exit_code == 2
 
 
+def test_the_ends_of_a_backfill_may_be_how_long_ago_they_are(app: Tenure, clock: Clock) -> None:
+    here = {"TENURE_DATABASE": app.database}
+    app.schedules.create("hourly", NewJob("report", {}, {}), cron="0 * * * *")
+    clock.advance(DAY.total_seconds())
+    for start, end, ticks in (("1d", "now", 24), ("3h", "1h", 2), ("PT2H", "now", 2)):
+        planned = output_of("schedules", "backfill", "hourly", start, end, "--dry-run", **here)
+        assert planned.count("backfill") == ticks, (start, end)
+    output_of("schedules", "backfill", "hourly", "2h", "now", **here)
+    for before, rows in (("now", 2), ("90m", 1), ("1d", 0)):
+        found = output_of("schedules", "fires", "hourly", "--before", before, **here)
+        assert found.count("backfill") == rows, before
+    for wrong in ("3", "3 days", "-1d", "today", ""):
+        said = run_cli("schedules", "backfill", "hourly", "--", wrong, "now", **here)
+        assert (said.exit_code, "start: not a time" in said.stderr) == (2, True), wrong
+        assert "or how long ago, such as 2h or 3d, or now" in said.stderr
+
+
 DAYS = ("Thu", "Fri", "Sat", "Sun", "Mon")
 
 

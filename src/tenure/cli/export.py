@@ -15,6 +15,7 @@ from tenure.cli.command import NO_ROOM, existing
 from tenure.cli.jobs import filter_options
 from tenure.cli.options import answer_options, flag, option
 from tenure.cli.terminal import print_json
+from tenure.cli.times import all_at, known_before
 from tenure.errors import InvalidInput
 from tenure.jobs.text import quantity
 
@@ -81,9 +82,10 @@ def export(
     from tenure.app.export import export as export_jobs
     from tenure.jobs.redaction import NOTHING_HIDDEN
 
-    matching = filter_of(**filters)
+    filter_of(**known_before(filters))  # names the option that is wrong
     found: list[ExportedFile] = []
     with existing() as app, _a_folder_for_files(), _answer_of_some(found, as_json):
+        matching = filter_of(**all_at(app, filters))
         redaction = NOTHING_HIDDEN if raw else app.core.redaction
         for file in export_jobs(
             app.core,

@@ -17,7 +17,6 @@ from tenure.cli.new_job import (
     job_options,
     options_given,
     parent_options,
-    time_given,
     unique_options,
 )
 from tenure.cli.options import (
@@ -30,6 +29,7 @@ from tenure.cli.options import (
     together,
 )
 from tenure.cli.outcomes import finish
+from tenure.cli.times import all_at, known_before, past_option, time_given
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.text import ago, first_line, visible
 
@@ -113,10 +113,8 @@ filter_options = together(
     option("--tag", "TAG", "Only jobs with this tag."),
     option("--partition", "TEXT", "Only jobs of this partition."),
     option("--workflow", "ID", "Only jobs of this workflow."),
-    option(
-        "--created-after", "WHEN", "Only jobs added at or after this time.", callback=time_given
-    ),
-    option("--created-before", "WHEN", "Only jobs added before this time.", callback=time_given),
+    past_option("--created-after", "Only jobs added at or after this time"),
+    past_option("--created-before", "Only jobs added before this time"),
     option("--error", "TEXT", "Only jobs with this text in their last error or its traceback."),
     option("--text", "TEXT", "Only jobs with this text in their payload."),
 )
@@ -135,9 +133,9 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
     """List jobs, newest first."""
     from tenure.wire import responses
 
-    filter_of(**filters)  # names the option that is wrong
+    filter_of(**known_before(filters))  # names the option that is wrong
     with existing() as app:
-        jobs = app.find(limit=limit, before=before, **filters)
+        jobs = app.find(limit=limit, before=before, **all_at(app, filters))
         found, now = [app.core.redaction.job(job) for job in jobs], app.core.clock()
     if as_json:
         terminal.print_json([responses.job_body(job) for job in found])
@@ -361,8 +359,9 @@ def _change(
         raise click.UsageError("name jobs by their ids or by options such as --status, not by both")
     if ids and dry_run:
         raise click.UsageError("--dry-run is for jobs that match options, not for ids")
-    matching = filter_of(**chosen)
+    filter_of(**known_before(chosen))
     with existing() as app:
+        matching = filter_of(**all_at(app, chosen))
         if ids:
             verbs = {"retry": app.retry, "cancel": app.cancel}
             change: Any = verbs.get(action, partial(app.amend, delay=0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime
 from typing import Any
 
 import click
@@ -11,17 +10,6 @@ import click
 from tenure.cli import completing
 from tenure.cli.options import option, repeated, together
 from tenure.errors import InvalidInput
-
-
-def time_given(_: click.Context, given: click.Parameter, text: str | None) -> datetime | None:
-    """Read a time; the callback of an option."""
-    try:
-        return None if text is None else datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidInput(
-            "not a time; write it with a zone, such as 2026-01-31T12:00:00Z", path=given.opts[0]
-        ) from None
-
 
 job_options = together(
     option(

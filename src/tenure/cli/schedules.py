@@ -10,7 +10,7 @@ import click
 
 from tenure.cli import completing
 from tenure.cli.command import Group, application, existing
-from tenure.cli.new_job import job_options, options_given, time_given
+from tenure.cli.new_job import job_options, options_given
 from tenure.cli.options import (
     Decorator,
     answer_options,
@@ -22,6 +22,7 @@ from tenure.cli.options import (
     together,
 )
 from tenure.cli.terminal import print_json, table, when
+from tenure.cli.times import Past, at, past_given, past_option, time_given
 from tenure.jobs.text import visible
 
 if TYPE_CHECKING:
@@ -189,17 +190,18 @@ def trigger(name: str, overlap: Any, as_json: bool) -> None:
 
 @schedules.command()
 @a_name
-@click.argument("start", callback=time_given)
-@click.argument("end", callback=time_given)
+@click.argument("start", callback=past_given)
+@click.argument("end", callback=past_given)
 @overlap_option("buffer_all")
 @option("--queue", "NAME", "Another queue for these jobs.", completing.queue_names)
 @click.option("--priority", type=int, help="Another priority for these jobs.")
 @flag("--dry-run", "Only list the ticks.")
 @reading_options
-def backfill(name: str, start: datetime, end: datetime, as_json: bool, **given: Any) -> None:
+def backfill(name: str, start: Past, end: Past, as_json: bool, **given: Any) -> None:
     """Add the jobs of past ticks that have none, and list them.
 
-    The ticks are those from START, before END. A time without a zone is in that of the schedule.
+    The ticks are those from START, before END: times, how long ago they are (3d), or `now`. A time
+    without a zone is in that of the schedule.
     """
     options = {option: value for option, value in given.items() if value is not None}
     with existing() as app:
@@ -215,16 +217,16 @@ def backfill(name: str, start: datetime, end: datetime, as_json: bool, **given: 
 @schedules.command()
 @a_name
 @click.option("--limit", default=50, help="Most fires to list, up to 500.", show_default=True)
-@option("--before", "WHEN", "Only ticks before this time: 2026-01-31.", callback=time_given)
+@past_option("--before", "Only ticks before this time")
 @reading_options
-def fires(name: str, limit: int, before: datetime | None, as_json: bool) -> None:
+def fires(name: str, limit: int, before: Past | None, as_json: bool) -> None:
     """List the past ticks of a schedule and their outcomes.
 
     A time without a zone is in that of the schedule.
     """
     with existing() as app:
-        before = before and _zoned(app, name, before)
-        _print_fires(app, name, app.schedules.fires(name, limit=limit, before=before), as_json)
+        until = None if before is None else _zoned(app, name, before)
+        _print_fires(app, name, app.schedules.fires(name, limit=limit, before=until), as_json)
 
 
 def _arguments(type: str | None, payload: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -237,9 +239,10 @@ def _arguments(type: str | None, payload: str, given: dict[str, Any]) -> dict[st
     return options if type is None else {"job": NewJob(type, payload, of_the_job), **options}
 
 
-def _zoned(app: Tenure, name: str, time: datetime) -> datetime:
+def _zoned(app: Tenure, name: str, given: Past) -> datetime:
     from tenure.jobs.schedule_times import zone_of
 
+    time = at(app, given)
     zone = zone_of(app.schedules.get(name).when.zone)
     return time if time.tzinfo else time.replace(tzinfo=zone)
 
