@@ -26,6 +26,7 @@ from tenure.jobs.queries import MAX_LISTED
 from tenure.jobs.stats import PartitionState, QueueState, TypeState, WorkerState
 from tenure.jobs.work import Answer, Outcome
 from tenure.lifecycle import FIRST_EVENT, MAX_RETURNS, TRANSITIONS, Status
+from tenure.webhooks import deliveries
 from tenure.wire import problems, queues, reports, requests, responses
 from tenure.wire.reports import MAX_LEASED
 from tests.docs.monitoring import metrics_with_labels
@@ -225,6 +226,17 @@ def test_the_defaults_are_those_of_the_code() -> None:
         assert field.default is not MISSING, field.name
         shown = bare(setting_rows()[field.name][1])
         assert field.default in words.get(shown, (shown,)) or shown == f"{field.default:g}", shown
+
+
+def test_the_waits_of_a_delivery_are_those_of_the_code() -> None:
+    page = " ".join((DOCS / "how-to" / "webhooks.md").read_text().split())
+    policy = deliveries.BACKOFF
+    assert (deliveries.MAX_RETRIES, policy.base, policy.factor, policy.cap) == (10, 5, 3, 3_600)
+    assert "ten attempts: the first retry comes after about 5 seconds" in page
+    assert "each later wait is three times as long, an hour at most" in page
+    waits = [min(policy.base * policy.factor**n, policy.cap) for n in range(9)]
+    assert round(sum(waits) / 3_600, 1) == 3.5
+    assert "gives up after about three and a half hours" in page
 
 
 def test_a_setting_can_be_given_in_every_way_that_the_page_names(tmp_path: Path) -> None:
