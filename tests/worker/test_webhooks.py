@@ -294,6 +294,32 @@ def test_what_is_left_for_a_removed_webhook_is_dropped(
         assert receiver.requests == []
 
 
+def test_a_secret_is_changed_by_a_second_webhook_that_takes_over(
+    app_on_each_engine: Tenure,
+) -> None:
+    """As the page says: each event is sent twice meanwhile, and one position tells that."""
+    app = app_on_each_engine
+    with receiving() as receiver, delivering(app):
+        hook_on(app, f"{receiver.url}/old")
+        before = app.enqueue("mail")
+        wait_until(lambda: len(receiver.requests) == 1, "what was before")
+        app.webhooks.create("shop-2", f"{receiver.url}/new", ["enqueued"])
+        meanwhile = app.enqueue("mail")
+        wait_until(lambda: len(receiver.requests) == 3, "both")
+        app.webhooks.remove("shop")
+        after = app.enqueue("mail")
+        wait_until(lambda: len(receiver.requests) == 4, "what came after")
+    got = [
+        (path, message["data"]["job_id"], message["data"]["position"], headers["webhook-id"])
+        for (path, headers, _), message in zip(receiver.requests, receiver.messages, strict=True)
+    ]
+    assert Counter((path, job_id) for path, job_id, *_ in got) == Counter(
+        [("/old", before.id), ("/old", meanwhile.id), ("/new", meanwhile.id), ("/new", after.id)]
+    )
+    twice = [(position, id) for _, job_id, position, id in got if job_id == meanwhile.id]
+    assert (len({place for place, _ in twice}), len({id for _, id in twice})) == (1, 2)
+
+
 def test_a_receiver_that_is_gone_is_not_asked_again(app_on_each_engine: Tenure) -> None:
     with receiving(b"HTTP/1.1 410 Gone\r\n\r\n") as receiver:
         hook_on(app_on_each_engine, receiver.url)
