@@ -60,7 +60,7 @@ def sessions(raw: Connection) -> int:
     query = (
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        f" AND application_name <> '{KEEPING}'"
+        f" AND application_name <> '{KEEPING}' AND backend_type = 'client backend'"
     )
     ((count,),) = raw.execute(query)
     return int(count)
