@@ -20,7 +20,14 @@ from tenure.client import Client
 from tenure.jobs.hiding import MARK
 from tenure.jobs.queries import Filter
 from tenure.jobs.redaction import Redaction
-from tenure.telemetry.logs import MAX_FIELD, JobFields, JsonLines, TextLines, configure
+from tenure.telemetry.logs import (
+    MAX_FIELD,
+    JobFields,
+    JsonLines,
+    TextLines,
+    configure,
+    log_transition,
+)
 from tenure.worker import log as worker_log
 from tests.support.http import ServerProcess
 from tests.support.waiting import wait_until
@@ -364,6 +371,10 @@ def test_a_final_failure_brings_its_exception_to_other_programs(
             wait_until(lambda: len(seen.kept) == 2)
     assert sorted(map(repr, seen.kept)) == ["None", repr(error)]
     (text,) = (text for text in seen.texts if "Traceback" in text)
+    assert text.startswith(f"job_failed job={jobs[0].id} type=send queue=default attempt=2 worker=")
+    (other,) = (text for text in seen.texts if "Traceback" not in text)
+    assert other.startswith(f"job_failed job={jobs[1].id} type=hang ")
+    assert ' error="timed out' in other
     assert ".send\n" in text
     assert "canary" not in text
     assert MARK in text
@@ -416,6 +427,22 @@ def test_fields_are_values_whatever_they_hold() -> None:
     assert json.loads(line)["attempt"] == str(10**30)
     record = logging.makeLogRecord({"msg": "m", "error": "x" * 10**6})
     assert len(JsonLines().format(record)) < MAX_FIELD + 200
+
+
+@pytest.mark.requirement("C13")
+def test_other_formatters_get_the_fields_of_a_job_in_the_message(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An embedded worker whose program sets up no logging, or its own, said `job_failed` alone."""
+    fields = {"attempt": 2, "job": "j", "error": HOSTILE}
+    log_transition(logging.getLogger("shop"), "failed", fields, logging.WARNING)
+    (record,) = caplog.records
+    for text in (logging.Formatter().format(record), str(record.args)):
+        assert text.isprintable()
+        assert " job=j attempt=2 error=" in text
+    assert record.getMessage().startswith("job_failed job=j ")
+    assert TextLines().format(record).count(" job=j attempt=2 ") == 1
+    assert json.loads(JsonLines().format(record))["message"] == "job_failed"
 
 
 @pytest.mark.requirement("C12", "C13")

@@ -1,6 +1,7 @@
 """How a process writes its log: one event per line, on standard error, as text or as JSON.
 
-The line of a transition has the message `job_` and the event, with fields of the job. A line that a
+The line of a transition has the message `job_` and the event, with fields of the job. Formatters of
+other programs know no such fields, so the message that they get ends with them. A line that a
 handler logs gets the fields of its job. In JSON it also has the fields of `extra`. Texts in a log
 come from jobs and requests, so control characters are written as escapes. No stored text can then
 forge a second line or send an escape sequence to the terminal.
@@ -36,6 +37,8 @@ is the time until the job may run again, `pause` what waits with it. `others` is
 were without a line."""
 NOT_EXTRA = {*logging.makeLogRecord({}).__dict__, *FIELDS, "asctime", "message", "color_message"}
 """The attributes of a record that are no `extra`, or only repeat the message of uvicorn."""
+TRANSITION = "job_%s%s"
+"""The message of a transition: its event, and its fields for formatters that do not know them."""
 MAX_EXTRA = 50
 """Most fields by `extra` in a line."""
 MAX_FIELD = 1_000
@@ -83,7 +86,7 @@ def log_transition(
     log: logging.Logger, event: str, fields: Mapping[str, Any], level: int = logging.INFO
 ) -> None:
     """Log one transition, as the message `job_` and its event."""
-    log.log(level, "job_%s", event, extra=fields)
+    log.log(level, TRANSITION, event, _InWords(fields), extra=fields)
 
 
 def log_failure(
@@ -101,7 +104,8 @@ def log_failure(
     if not log.isEnabledFor(level):
         return
     info = None if exception is None else (type(exception), exception, traceback_of(exception))
-    record = log.makeRecord(log.name, level, __file__, 0, "job_%s", (event,), info, None, fields)
+    said = (event, _InWords(fields))
+    record = log.makeRecord(log.name, level, __file__, 0, TRANSITION, said, info, None, fields)
     if info or "\n" in error:
         record.exc_text = error
     log.handle(record)
@@ -203,10 +207,9 @@ class TextLines(logging.Formatter):
     """`2026-01-31T12:00:00.000Z WARNING tenure.worker: …`; a traceback follows, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = visible(shortened(record.getMessage(), MAX_MESSAGE))
+        message = visible(shortened(_message(record), MAX_MESSAGE))
         line = f"{_time(record)} {record.levelname} {visible(record.name)}: {message}"
-        for name, value in _fields(record):
-            line += f" {name}={_word(value)}"
+        line += str(_InWords(record.__dict__))
         for text in (_trace(self, record), record.stack_info or ""):
             line += "".join(f"\n    {visible(part)}" for part in text.splitlines())
         return line
@@ -225,17 +228,36 @@ class JsonLines(logging.Formatter):
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _text(shortened(record.getMessage(), MAX_MESSAGE)),
-            **dict(_fields(record)),
+            "message": _text(shortened(_message(record), MAX_MESSAGE)),
+            **dict(_fields(record.__dict__)),
         }
         if trace := _trace(self, record):
             event["traceback"] = _text(trace)
         return printable_json(msgspec.json.encode(event).decode())
 
 
-def _fields(record: logging.LogRecord) -> list[tuple[str, Any]]:
-    """Return the job fields of a record; a value that a handler set is written as text."""
-    found = ((name, record.__dict__.get(name)) for name in FIELDS)
+class _InWords:
+    """The job fields among some values, as a text that is made only where it is asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __str__(self) -> str:
+        return "".join(f" {name}={_word(value)}" for name, value in _fields(self._values))
+
+    __repr__ = __str__
+
+
+def _message(record: logging.LogRecord) -> str:
+    """Return the message of a record, without the fields of a transition."""
+    if record.msg is TRANSITION and isinstance(record.args, tuple):
+        return f"job_{record.args[0]}"
+    return record.getMessage()
+
+
+def _fields(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the job fields among some values; one that a handler set is written as text."""
+    found = ((name, values.get(name)) for name in FIELDS)
     return [
         (name, value if _is_number(value) else _text(shortened(str(value), MAX_FIELD)))
         for name, value in found

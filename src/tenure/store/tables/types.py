@@ -18,7 +18,7 @@ from tenure.store.rows import read_names, read_policy, read_rows, write_names, w
 MAX_TYPES = 2_000
 """Types that are kept, those seen last."""
 MAX_OF_QUEUES = MAX_TYPES // 4
-"""The same of those that count in certain queues: one tenant pushes out no others."""
+"""The same of types that count in certain queues: one tenant pushes out no others."""
 OPTIONS = TypeOptions.__struct_fields__
 NAMED = ("name", *OPTIONS, "queues")
 PLAIN = (*NAMED, "seen_at", "paused_at", "paused_by", "pause_reason")
@@ -36,7 +36,7 @@ def save(db: Statements, types: Mapping[str, TypeOptions], queues: Patterns | No
 
 
 def _keep(db: Statements, most: int, of: str = "", values: Sequence[Any] = ()) -> None:
-    """Delete the types beyond so many, except those that are paused."""
+    """Delete the types beyond so many, except paused ones."""
     table = db.dialect.table("type")
     others = f"SELECT name FROM {table} WHERE paused_at IS NULL {of}"
     others += f" ORDER BY seen_at DESC LIMIT {MAX_TYPES} OFFSET {most}"
