@@ -100,7 +100,7 @@ def run_again(
 
     Returns the new job, whose `again_of` is `job_id`. Raises JobNotFound, and what `enqueue` does.
     """
-    new_job = again(app.core, job_id, payload, options)
+    new_job = again(app.core, app.core.get(job_id), payload, options)
     return adding.add(app.core, [new_job]).result()[0].job
 
 
@@ -108,13 +108,12 @@ AGAIN = ("tags", "partition")
 """What a job that runs another one again takes from it, beside the options of a type."""
 
 
-def again(core: Core, job_id: str, payload: Mapping[str, Any] | None, options: Options) -> NewJob:
-    """Return what does again what a job does or did; raises JobNotFound or Forbidden."""
-    old = core.get(job_id)
+def again(core: Core, old: Job, payload: Mapping[str, Any] | None, options: Options) -> NewJob:
+    """Return what does again what a job does or did; raises Forbidden."""
     kept: Any = {name: getattr(old, name) for name in (*AGAIN, *TypeOptions.__struct_fields__)}
     kept["max_retries"] = min(old.max_retries, MAX_RETRIES)  # retries may have raised it
     if "depends_on" not in options:
-        kept |= _parents_again(core, job_id)
+        kept |= _parents_again(core, old.id)
     given = JsonText(old.payload_json) if payload is None else payload
     return NewJob(old.type, given, {**kept, **options}, old.id)
 

@@ -94,7 +94,7 @@ class SiteTenure(Tenure):
         """Do what `Tenure.run_again` does, in the transaction of Django if one is open."""
         if (joined := self.joined()) is None:
             return super().run_again(job_id, payload, **options)
-        return joined.enqueue_many([again(joined.get(job_id), payload, options)])[0]
+        return joined.enqueue_many([again(self.core, joined.get(job_id), payload, options)])[0]
 
     run_again_async = _joins_async(Tenure.run_again_async)
 
