@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from django.db import connections
 from django.utils import timezone
 
-from tenure import Tenure
+from tenure import NewJob, Tenure
 from tenure.contrib.django._api import BaseTaskBackend, InvalidTask, base, normalize_json, signals
 from tenure.contrib.django.databases import tenure_of
 from tenure.contrib.django.results import read_result, result_of
@@ -76,26 +76,31 @@ class TenureBackend(BaseTaskBackend):
         self, task: base.Task[..., Any], args: Any, kwargs: Any
     ) -> Result:
         """Add a job for a task; raises InvalidTask, and what `Tenure.enqueue` does."""
-        self.validate_task(task)
-        if task.module_path not in declared:
-            said = f"no worker would know {task.module_path}: write @task(backend={self.alias!r})"
-            raise InvalidTask(said)
-        payload = {"args": normalize_json(list(args)), "kwargs": normalize_json(dict(kwargs))}
-        options: dict[str, Any] = {"queue": task.queue_name, "priority": -int(task.priority)}
-        for name in OF_JOBS:
-            if (value := self.option(task, name)) is not None:
-                options[name] = value
-        if (at := task.run_after) is not None:
-            options["run_at"] = at if timezone.is_aware(at) else timezone.make_aware(at)
+        new_job = self.new_job(task, args, kwargs)
         within = self.app.within(
             connections[self.database], wake=self.options.get("wake", "commit")
         )
-        job = within.enqueue(type_of(task.module_path, self.alias), payload, **options)
+        (job,) = within.enqueue_many([new_job])
         fresh = job.token == 0 and job.finished_at is None
         facts = (task, job.id, job.payload, job.created_at)
         result = result_of(*facts) if fresh else self.get_result(job.id)
         signals.task_enqueued.send(type(self), task_result=result)
         return result
+
+    def new_job(self, task: base.Task[..., Any], args: Any, kwargs: Any) -> NewJob:
+        """Return the job that `enqueue` adds, not added; raises InvalidTask."""
+        self.validate_task(task)
+        if task.module_path not in declared:
+            said = f"no worker would know {task.module_path}: write @task(backend={self.alias!r})"
+            raise InvalidTask(said)
+        payload = {"args": normalize_json(list(args)), "kwargs": normalize_json(dict(kwargs))}
+        options: Any = {"queue": task.queue_name, "priority": -int(task.priority)}
+        for name in OF_JOBS:
+            if (value := self.option(task, name)) is not None:
+                options[name] = value
+        if (at := task.run_after) is not None:
+            options["run_at"] = at if timezone.is_aware(at) else timezone.make_aware(at)
+        return NewJob(type_of(task.module_path, self.alias), payload, options)
 
     def get_result(self, result_id: str) -> Result:
         """Return a task's result by the id of its job; raises TaskResultDoesNotExist."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from tenure import JobContext, Unique
-from tenure.contrib.django._api import base, task_backends
+from tenure import JobContext, NewJob, Unique
+from tenure.contrib.django._api import InvalidTask, base, task_backends
 from tenure.jobs.enqueue import Backoff, Duration
 
 OF_JOBS = (
@@ -76,6 +76,21 @@ class TenureTask(base.Task):  # type: ignore[type-arg]
     def job_type(self) -> str:
         """The type of its jobs, as `tenure.testing` asks for it."""
         return type_of(self.module_path, self.backend)
+
+    def new_job(self, *args: Any, **kwargs: Any) -> NewJob:
+        """Return the job that `enqueue` would add, for `enqueue_many` and workflows of an `app`.
+
+        - `args`, `kwargs`: the arguments of the task.
+
+        A workflow takes none with an `idempotency_key`. Django sends no signal that it is added.
+        Raises InvalidTask, also if the backend of the task is not Tenure's.
+        """
+        from tenure.contrib.django.backend import TenureBackend
+
+        backend = self.get_backend()
+        if not isinstance(backend, TenureBackend):
+            raise InvalidTask(f"the backend {self.backend!r} is none of Tenure's: it has no jobs")
+        return backend.new_job(self, args, kwargs)
 
     def using(self, **changes: Any) -> Self:
         """Return the task with other options: those of Django, and any field of this class."""

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import psycopg
 import pytest
 from asgiref.sync import async_to_sync
+from django.conf import settings
 from django.db import connection, transaction
 from django.test import override_settings
 from psycopg.conninfo import conninfo_to_dict
@@ -32,6 +33,7 @@ from tenure.store.postgres.address import split_schema
 InvalidTask, TaskResultDoesNotExist = task_api.InvalidTask, task_api.TaskResultDoesNotExist
 pytestmark = pytest.mark.usefixtures("cleared")
 BACKEND = "tenure.contrib.django.TenureBackend"
+DUMMY = f"{task_api.task.__module__.rpartition('.')[0]}.backends.dummy.DummyBackend"
 
 
 def job_of(result: Any) -> Any:
@@ -187,6 +189,30 @@ def test_a_task_is_added_with_signals_and_from_coroutines() -> None:
     finally:
         task_api.task_enqueued.disconnect(note)
     assert seen == [(TenureBackend, result)]
+
+
+@pytest.mark.django_db
+def test_tasks_are_added_with_others_and_in_workflows() -> None:
+    Order.objects.create(number=1)
+    with testing.within(app, connection) as jobs:
+        with app.workflow("orders") as flow:
+            first = flow.add(ship.new_job(1, by=2))
+            flow.add(count_orders.new_job(least=2), depends_on=[first])
+        slow = ship.using(backend="slow", queue_name="slow", priority=7)
+        made, added = app.enqueue_many([slow.new_job(1), count_orders.new_job(1)])
+        assert jobs.drain().completed == 4
+    assert ship.get_result(first.id).return_value == {"shipped": 3}
+    assert added.type == "count_orders"
+    usual = job_of(slow.enqueue(1))
+    for name in ("type", "payload", "queue", "priority", "max_retries", "backoff"):
+        assert getattr(made, name) == getattr(usual, name)
+
+
+def test_a_task_of_another_backend_is_no_job() -> None:
+    tasks = {**settings.TASKS, "dummy": {"BACKEND": DUMMY}}
+    refused = pytest.raises(InvalidTask, match="'dummy' is none of Tenure's")
+    with override_settings(TASKS=tasks), refused:
+        ship.using(backend="dummy").new_job(1)
 
 
 @pytest.mark.django_db(transaction=True)
