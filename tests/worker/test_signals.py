@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ from tenure import IllegalTransition, InvalidInput, JobContext, SignalTimeout, T
 from tenure.app.signals import by_token, of_token
 from tenure.client import Client
 from tenure.errors import StoreUnavailable
-from tenure.jobs.steps import FindSignal, Record, StepCall
+from tenure.jobs import step_book
+from tenure.jobs.steps import FindSignal, Load, Record, StepCall
 from tenure.store.tables import steps
 from tests.support.clock import Clock
 from tests.support.http import ServerProcess
@@ -207,6 +210,33 @@ def test_a_wait_that_an_outage_ended_is_made_again(
         wait_until_suspended(app, job.id)
         app.signal(job, "paid", "yes")
         assert wait_until_completed(app, job).result == "yes"
+
+
+def test_an_outage_takes_no_time_from_a_wait(
+    app: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the 10 seconds that were left, the outage had taken 20, before the time was read."""
+    answer, passed = steps.answer, [0.0]
+
+    def answer_after_an_outage(*args: Any, call: StepCall, **kwargs: Any) -> Any:
+        if isinstance(call, Load) and not passed[0]:
+            passed[0] = 20.0
+            raise StoreUnavailable("the database failed")
+        return answer(*args, call=call, **kwargs)
+
+    monkeypatch.setattr(steps, "answer", answer_after_an_outage)
+    watch = SimpleNamespace(monotonic=lambda: time.monotonic() + passed[0])
+    monkeypatch.setattr(step_book, "time", watch)
+    app.job(name="hurried", max_retries=1)(hurried)
+    with running_worker(app):
+        job = app.enqueue("hurried")
+        wait_until_suspended(app, job.id)
+        clock.advance(50)
+        app.unblock(job.id)
+        wait_until_suspended(app, job.id, 2)
+        app.signal(job, "approved")
+        wait_until_completed(app, job)
+    assert passed == [20.0]
 
 
 def test_a_timeout_that_nobody_catches_fails_the_attempt(app: Tenure, clock: Clock) -> None:

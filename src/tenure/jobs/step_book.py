@@ -119,11 +119,10 @@ class StepBook:
     def steps(self) -> Waiting[dict[str, Step]]:
         """Return the steps on record by name, read at the first use."""
         if self._steps is None:
-            began = time.monotonic()
             loaded: Loaded = yield from self.ask(Load())
             with self._lock:
                 if self._steps is None:
-                    self._loaded, self._loaded_at = loaded, began
+                    self._loaded, self._loaded_at = loaded, time.monotonic()
                     self._steps = {step.name: step for step in loaded.steps}
         return self._steps
 
