@@ -24,6 +24,7 @@ from tenure.http.api.route import Route
 from tenure.http.api.routes import ROUTES
 from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.queries import Filter
+from tenure.jobs.retention import DeclaredType
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.server import build
 from tenure.tokens.scopes import Scope
@@ -513,6 +514,23 @@ def test_a_remote_worker_with_such_a_token(app_on_each_engine: Tenure) -> None:
         with running_worker(app, client):
             assert wait_until_completed(app, job).result_json == "42"
     assert app.get(foreign.id).status == "pending"
+
+
+def test_a_remote_worker_says_which_types_the_server_did_not_take(
+    app_on_each_engine: Tenure, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another tenant's came first, or the queue is not its own: nothing was said."""
+    app = app_on_each_engine
+    app.core.declare({"taken": DeclaredType(queue="billing")})
+    secret, _ = app.tokens.create("shop", ["work"], queues=["shop.*"])
+    mine = {name: DeclaredType(queue="shop.orders") for name in ("own", "taken")}
+    with ServerProcess(app.database) as server, Client(server.url, secret) as client:
+        client.declare({**mine, "elsewhere": DeclaredType()})
+        client.declare({"own": mine["own"]})
+    (said,) = [one.getMessage() for one in caplog.records if one.name.startswith("tenure.wire")]
+    assert said.startswith("2 types could not be made known to the server: elsewhere, taken;")
+    known = {type.name: type.queue for type in app.types.list()}
+    assert known == {"own": "shop.orders", "taken": "billing"}
 
 
 def test_one_server_holds_each_token_to_its_queues(tenants: Tenants) -> None:

@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from msgspec import UNSET, structs
@@ -49,6 +48,13 @@ log = logging.getLogger(__name__)
 ENDS = "/leases/ended"
 SILENT_SECONDS = 40.0  # after which that stream is broken: a sign of life comes every 15 s
 RECONNECT_SECONDS = 1.0
+MAX_LOGGED = 20
+UNKNOWN = (
+    "%s could not be made known to the server: %s; the token is not for their queues, or another"
+    " program was first, with queues that it is not for. Programs without the handlers do not use"
+    " their options"
+)
+"""Of types: how many, and the first `MAX_LOGGED`."""
 
 
 class WorkerCalls:
@@ -114,11 +120,18 @@ class WorkerCalls:
     def declare(self, options: Mapping[str, DeclaredType]) -> None:
         """Make the options of types known to the server, by name; called by workers.
 
-        Leaves out types with a queue that the token is not for.
+        Leaves out types with a queue that the token is not for, and logs which these are.
         """
+        refused = []
         for name, each in options.items():
-            with suppress(Forbidden):
+            try:
                 self._ask("PUT", f"/types/{name}", TypeState, each)
+            except Forbidden:
+                refused.append(name)
+        if refused:
+            named = ", ".join(sorted(refused)[:MAX_LOGGED])
+            more = ", …" if len(refused) > MAX_LOGGED else ""
+            log.warning(UNKNOWN, quantity(len(refused), "type"), named + more)
 
     def heartbeat(self, leases: HeldLeases, lease_seconds: float) -> Mapping[str, str]:
         """Extend (job id, lease id) leases; returns by lease id which event ended the others."""
