@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -16,6 +16,7 @@ from tenure.jobs.explain import Facts, explain
 from tenure.jobs.findings import Check, CheckResult
 from tenure.jobs.lock_holders import LockHolder
 from tenure.store.postgres import doctor, lock_holders, session
+from tests.support.clock import Clock
 from tests.support.store import claim_request
 from tests.unit.postgres.connections import Connection
 
@@ -270,6 +271,25 @@ def test_short_transactions_and_other_reasons_are_no_lock(
     assert app.explain(id).reason == "locked"
     monkeypatch.setattr(lock_holders, "SHORT_SECONDS", 3600.0)
     assert app.explain(id).reason == "next"
+
+
+def test_what_no_sweep_ends_and_what_others_go_before_is_explained_by_the_lock(
+    app: Tenure, foreign: Connection
+) -> None:
+    """It was said that no process sweeps, while one passed over the job."""
+    clock = Clock(app.database)
+    first = app.enqueue("mail").id
+    app.core.claim(claim_request(1))
+    ids = [app.enqueue("mail").id for _ in range(2)]
+    clock.advance(3600)
+    late = app.enqueue("mail", start_by=clock.now + timedelta(seconds=1)).id
+    clock.advance(3600)
+    app.core.claim(claim_request(0, worker="w2"))
+    reasons = {first: "lease_ran_out", late: "will_expire", ids[1]: "behind_others"}
+    assert {id: app.explain(id).reason for id in reasons} == reasons
+    in_transaction(foreign, LOCK_JOBS)
+    assert {app.explain(id).reason for id in reasons} == {"locked"}
+    clock.close()
 
 
 def test_who_may_see_some_queues_only_reads_no_session(app: Tenure, foreign: Connection) -> None:
