@@ -301,14 +301,61 @@ def test_what_was_not_paused_is_not_called_resumed(app: Tenure) -> None:
     """A misspelt name left the real queue paused, and the answer said that it was resumed."""
     app.enqueue("send", queue="billing")
     assert output_of("queues", "pause", "billing") == "queue billing is paused"
-    assert output_of("queues", "pause", "biling") == "queue biling is paused; it has no jobs"
-    assert output_of("queues", "resume", "bling") == "queue bling was not paused"
+    doubt = "; no job, type or worker names this queue yet, the nearest is billing"
+    for again in (True, False):  # its settings make it no better known
+        assert output_of("queues", "pause", "biling") == f"queue biling is paused{doubt}", again
+    assert output_of("queues", "resume", "bling") == f"queue bling was not paused{doubt}"
     for said in ("is resumed", "was not paused"):
         assert output_of("queues", "resume", "billing") == f"queue billing {said}"
     app.types.pause("send")
-    assert output_of("types", "resume", "sned") == "type sned was not paused"
+    doubt = "; no job, handler or worker has this type yet, the nearest is send"
+    assert output_of("types", "resume", "sned") == f"type sned was not paused{doubt}"
     for said in ("is resumed", "was not paused"):
         assert output_of("types", "resume", "send") == f"type send {said}"
+
+
+def test_a_setting_of_a_name_that_is_not_known_is_doubted(app: Tenure) -> None:
+    """It was taken in silence, and the queue that was meant kept its limits."""
+    app.queues.limit("billing", per_partition=PerPartition())
+    app.enqueue("send", queue="billing", partition="acme")
+    near, none = ", the nearest is billing", ""
+    doubt = "; no job, type or worker names this queue yet"
+    for name, said in (("biling", doubt + near), ("x", doubt + none), ("billing", "")):
+        limited = output_of("queues", "limit", name, "--max-running", "3")
+        assert limited == f"queue {name}: max running 3{said}"
+        assert output_of("retention", "set", "--queue", name, "--failed", "1d").endswith(
+            f" {name} is changed{said}"
+        )
+    doubt = "; no job, handler or worker has this type yet, the nearest is send"
+    assert output_of("types", "pause", "sendd") == f"type sendd is paused{doubt}"
+    for name, said in (("sedn", doubt), ("send", "")):
+        kept = output_of("retention", "set", "--type", name, "--failed", "1d")
+        assert kept == f"type {name} is changed{said}"
+    doubt = "; no job of the queue has this partition yet, the nearest is acme"
+    for name, said in (("akme", doubt), ("acme", ""), ("", "")):
+        for change in ("--pause", "--resume"):
+            changed = output_of("queues", "partition", "billing", name, change)
+            assert changed == f"partition {name} of queue billing is changed{said}"
+    unknown = output_of("queues", "partition", "biling", "acme", "--weight", "2")
+    assert unknown.endswith("; no job, type or worker names this queue yet, the nearest is billing")
+
+
+def test_a_name_that_a_program_has_is_known_before_its_first_job(app: Tenure) -> None:
+    @app.job(queue="of-type")
+    def report() -> None: ...
+
+    app.core.declare(app.core.handlers.options())
+    request = ClaimRequest(
+        worker="w", limit=0, lease_seconds=60, queues=("of-worker", "many*"), types=("claimed",)
+    )
+    app.core.claim(request)
+    for queue in ("of-type", "of-worker", "many-1"):
+        assert output_of("queues", "pause", queue) == f"queue {queue} is paused"
+    for type in ("report", "claimed"):
+        assert output_of("types", "pause", type) == f"type {type} is paused"
+    settled = app.enqueue("other", queue="done")
+    app.cancel(settled.id)
+    assert output_of("queues", "pause", "done") == "queue done is paused"
 
 
 def test_a_queue_that_met_a_rate_limit_outside_is_resumed(app: Tenure) -> None:

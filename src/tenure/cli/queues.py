@@ -9,6 +9,7 @@ import click
 
 from tenure.cli import completing
 from tenure.cli.command import Group, application, existing
+from tenure.cli.known import partition_doubt, queue_doubt, type_doubt
 from tenure.cli.options import (
     database_option,
     flag,
@@ -55,9 +56,9 @@ def list_queues(as_json: bool) -> None:
 def pause(name: str, reason: str | None) -> None:
     """Stop starting jobs of a queue; running jobs continue."""
     with application() as app:
-        is_new = _state_of(app, name) is None
+        doubt = queue_doubt(app, name)
         app.queues.pause(name, reason=reason)
-    click.echo(f"queue {name} is paused{'; it has no jobs' * is_new}")
+    click.echo(f"queue {name} is paused{doubt}")
 
 
 @queues.command()
@@ -70,8 +71,9 @@ def resume(name: str) -> None:
     with application() as app:
         queue = _state_of(app, name)
         held = queue is not None and (queue.paused_at or rest_of(queue, app.core.clock()))
+        doubt = queue_doubt(app, name)
         app.queues.resume(name)
-    click.echo(f"queue {name} {'is resumed' if held else 'was not paused'}")
+    click.echo(f"queue {name} {'is resumed' if held else 'was not paused'}{doubt}")
 
 
 def _state_of(app: Tenure, name: str) -> QueueState | None:
@@ -102,9 +104,10 @@ def limit(name: str, **given: str | None) -> None:
     if not (wanted := {key: _limit(key, text) for key, text in given.items() if text}):
         raise InvalidInput("give a limit: --help lists them", path="NAME")
     with application() as app:
+        doubt = queue_doubt(app, name)
         app.queues.limit(name, **wanted)
     said = ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in given.items() if text)
-    click.echo(f"queue {name}: {said}")
+    click.echo(f"queue {name}: {said}{doubt}")
 
 
 def _limit(key: str, text: str) -> Any:
@@ -170,6 +173,7 @@ def partition(
         raise InvalidInput("say what to change: --help lists it", path="PARTITION")
     check_pause_reason(reason, pauses=pause, path="--reason", option="--pause")
     with application() as app:
+        doubt = partition_doubt(app, name, partition)
         if wanted:
             app.queues.limit_partition(name, partition, **wanted)
         if pause:
@@ -177,7 +181,7 @@ def partition(
         if resume:
             app.queues.resume_partition(name, partition)
         passed = app.queues.pass_over(name, partition) if pass_over else None
-    click.echo(f"partition {partition} of queue {name} is changed")
+    click.echo(f"partition {partition} of queue {name} is changed{doubt}")
     if pass_over:
         click.echo(f"passed over {passed}" if passed else "no failed job halts it")
 
@@ -212,8 +216,9 @@ def list_types(as_json: bool) -> None:
 def pause_type(name: str, reason: str | None) -> None:
     """Stop starting jobs of a type; running jobs continue."""
     with application() as app:
+        doubt = type_doubt(app, name)
         app.types.pause(name, reason=reason)
-    click.echo(f"type {name} is paused")
+    click.echo(f"type {name} is paused{doubt}")
 
 
 @types.command("resume")
@@ -223,8 +228,9 @@ def resume_type(name: str) -> None:
     """Start jobs of a paused type again."""
     with application() as app:
         paused = {type.name for type in app.types.list() if type.paused_at is not None}
+        doubt = type_doubt(app, name)
         app.types.resume(name)
-    click.echo(f"type {name} {'is resumed' if name in paused else 'was not paused'}")
+    click.echo(f"type {name} {'is resumed' if name in paused else 'was not paused'}{doubt}")
 
 
 def _seconds(timeout: float | None) -> str:

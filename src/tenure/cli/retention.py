@@ -8,6 +8,7 @@ import click
 
 from tenure.cli import completing
 from tenure.cli.command import Group, application, existing
+from tenure.cli.known import queue_doubt, type_doubt
 from tenure.cli.options import database_option, option, reading_options
 from tenure.cli.terminal import print_json, table
 from tenure.errors import InvalidInput
@@ -54,4 +55,5 @@ def set_rule(type: str | None, queue: str | None, **ages: str | None) -> None:
         raise InvalidInput("say how long to keep them: --help lists the options")
     with application() as app:
         rule = app.retention.set(type=type, queue=queue, **given)
-    click.echo(f"{rule.subject} {rule.name} is changed")
+        doubt = type_doubt(app, type) if type else queue_doubt(app, rule.name)
+    click.echo(f"{rule.subject} {rule.name} is changed{doubt}")
