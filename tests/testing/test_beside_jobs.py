@@ -88,6 +88,41 @@ def test_schedules_fire_in_a_database_that_was_new(enter: Enter, nowhere: Tenure
     jobs.assert_enqueued(report, count=1)
 
 
+def test_overlap_looks_at_the_job_of_the_schedule_not_at_the_workflow_that_it_starts(
+    enter: Enter, nowhere: Tenure
+) -> None:
+    """As the page says, with the way to count the workflow too."""
+
+    @nowhere.job
+    def part() -> None: ...
+
+    def begin(context: JobContext) -> str:
+        with nowhere.workflow(context.type, key=context.id) as flow:
+            flow.add(part.options(delay="90m").new_job())
+        return flow.id
+
+    @nowhere.schedule(every="1h", overlap="skip")
+    @nowhere.job
+    def returns(context: JobContext) -> None:
+        begin(context)
+
+    @nowhere.schedule(every="1h", overlap="skip")
+    @nowhere.job
+    def sleeps(context: JobContext) -> None:
+        flow_id = begin(context)
+        while nowhere.workflows.get(flow_id).finished_at is None:
+            context.sleep("1m")
+
+    jobs = enter(nowhere)
+    jobs.drain(until="3h")
+    for name, outcomes, flows in [
+        ("returns", ["fired", "fired", "fired"], 3),
+        ("sleeps", ["fired", "overlapped", "fired"], 2),
+    ]:
+        assert [fire.outcome for fire in nowhere.schedules.fires(name)] == outcomes
+        assert len(nowhere.workflows.list(name=name).workflows) == flows
+
+
 def test_a_wait_for_a_signal_ends_in_time(enter: Enter, nowhere: Tenure) -> None:
     @nowhere.job
     def asks(context: JobContext) -> str:
