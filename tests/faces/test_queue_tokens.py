@@ -533,6 +533,41 @@ def test_a_remote_worker_says_which_types_the_server_did_not_take(
     assert known == {"own": "shop.orders", "taken": "billing"}
 
 
+def test_what_tenants_share_is_as_the_page_says(app: Tenure) -> None:
+    tokens = {
+        name: {"Authorization": f"Bearer {app.tokens.create(name, scopes, queues=queues)[0]}"}
+        for name, scopes, queues in (
+            ("a", ["work", "enqueue"], ["a"]),
+            ("b", ["work"], ["b"]),
+            ("all", ["enqueue"], None),
+        )
+    }
+    with api_client(app) as api:
+
+        def put(who: str, queue: str) -> int:
+            body = {"queue": queue, "priority": 7}
+            return api.put("/types/email", json=body, headers=tokens[who]).status_code
+
+        assert (put("a", "a"), put("b", "b"), put("a", "a")) == (200, 403, 200)
+
+        def add(who: str, **more: Any) -> str:
+            job = {"type": "email", "queue": "a"} | more
+            return str(api.post("/jobs", json=job, headers=tokens[who]).json()["id"])
+
+        unique = {"unique": {"by": "one"}}
+        for same in ({"idempotency_key": "k"}, unique):
+            first = add("a", **same)
+            assert add("a", **same) == first
+            assert add("all", **same) != first
+        assert add("all", unique={"by": "one", "across_queues": False}) == first
+
+        lease = {"worker": "w", "limit": 1}
+        (leased,) = api.post("/leases", json=lease, headers=tokens["a"]).json()
+        report = {"lease_id": leased["lease_id"], "outcome": "completed"}
+        (verdict,) = api.post("/reports", json=[report], headers=tokens["b"]).json()
+        assert verdict["answer"] == "recorded"
+
+
 def test_one_server_holds_each_token_to_its_queues(tenants: Tenants) -> None:
     secret, _ = tenants.app.tokens.create("billing", ["read"], queues=["billing"])
     headers = {"Authorization": f"Bearer {secret}"}
