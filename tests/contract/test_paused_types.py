@@ -77,7 +77,8 @@ def test_it_stays_paused_whatever_workers_declare(
 
 @pytest.mark.postgres
 def test_a_pause_keeps_what_a_worker_declares_meanwhile(postgres_url: str) -> None:
-    declare = "INSERT INTO tenure.type VALUES ('mail', 'slow', 0, 3, NULL, NULL, NULL, now())"
+    columns = "name, queue, priority, max_retries, seen_at"
+    declare = f"INSERT INTO tenure.type ({columns}) VALUES ('mail', 'slow', 0, 3, now())"
     waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
     with Tenure(postgres_url) as app, psycopg.connect(postgres_url) as worker:
         app.open()
