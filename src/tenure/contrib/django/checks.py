@@ -11,8 +11,10 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error, Info, Warning
 from django.db import connections
 from django.db.migrations.recorder import MigrationRecorder
+from django.utils.module_loading import import_string
 
 from tenure.app import upkeep
+from tenure.contrib.django._api import base
 from tenure.contrib.django.databases import ENGINES, backends
 from tenure.contrib.django.tasks import OF_TASKS
 
@@ -58,6 +60,11 @@ def check_settings(backend: TenureBackend) -> Iterator[CheckMessage]:
     for name in sorted(unknown.union(*({*one}.difference(OF_TASKS) for one in of_tasks))):
         said = f"OPTIONS of TASKS[{backend.alias!r}] has something unknown: {name!r}."
         yield Error(said, f"Known are {', '.join((*OPTIONS, *OF_TASKS))}.", id="tenure.E004")
+    for path in backend.options.get("tasks", {}):
+        if why := _no_task(path):
+            said = f"OPTIONS['tasks'] of TASKS[{backend.alias!r}] has no task {path!r}: {why}."
+            hint = "Its options count for no task. Name a task as 'shop.tasks.welcome'."
+            yield Warning(said, hint, id="tenure.W006")
     if alias not in connections.settings or connections[alias].vendor not in ENGINES:
         hint = "OPTIONS['database'] is the alias of a database on SQLite or PostgreSQL."
         yield Error(f"Jobs cannot be kept in database {alias!r}.", hint, id="tenure.E002")
@@ -84,6 +91,17 @@ def check_settings(backend: TenureBackend) -> Iterator[CheckMessage]:
         said = f"A worker keeps up to {CONCURRENCY} connections to {alias!r} until it ends."
         hint = "Set CONN_MAX_AGE to a number of seconds, and CONN_HEALTH_CHECKS to True."
         yield Warning(said, hint, id="tenure.W005")
+
+
+def _no_task(path: str) -> str:
+    """Return why a path names no task; empty for one that does."""
+    try:
+        found = import_string(path)
+    except Exception as error:  # `migrate` runs the checks, and needs no task
+        return str(error)
+    if not isinstance(found, base.Task):
+        return "it is something else"
+    return "" if found.module_path == path else f"its path is {found.module_path!r}"
 
 
 def _database(backend: TenureBackend, connection: Any) -> Iterator[CheckMessage]:

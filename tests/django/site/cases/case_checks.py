@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from django.core import checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections
 from django.test import override_settings
+from shop.tasks import ship
 
 from tenure.contrib.django.databases import migrate, url_of
 
+another_name = ship
 BACKEND = "tenure.contrib.django.TenureBackend"
 
 
@@ -43,12 +46,27 @@ def test_a_careful_site_is_quiet() -> None:
 
 def test_what_is_missing_is_an_error() -> None:
     assert found(database="nowhere") == {"tenure.E002"}
-    assert found(max_retires=1) == found(tasks={"a.b": {"wake": "later"}}) == {"tenure.E004"}
+    of_task = {"shop.tasks.ship": {"wake": "later"}}
+    assert found(max_retires=1) == found(tasks=of_task) == {"tenure.E004"}
     with unsupported():
         assert found(database="unsupported") == {"tenure.E002"}
     others = [name for name in settings.INSTALLED_APPS if name != "tenure.contrib.django"]
     with override_settings(INSTALLED_APPS=others):
         assert "tenure.E001" in found()
+
+
+def test_options_for_what_is_no_task_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A misspelled path was silent, and its task ran without its options."""
+    (tmp_path / "that_raises.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    for path in (
+        *("shop.tasks.shipp", "shop.task.ship", "ship", "shop.tasks.Order"),
+        *("cases.case_checks.another_name", "that_raises.task"),
+    ):
+        assert found(tasks={path: {"atomic": True}}) == {"tenure.W006"}, path
+    assert found(tasks={"shop.tasks.ship": {"atomic": True}}) == set()
 
 
 def test_a_database_that_tenure_does_not_know_is_named() -> None:
