@@ -51,7 +51,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def until(self) -> datetime:
-        """When the sleep or the wait ends of which the step keeps the seconds."""
+        """When the sleep or wait ends whose seconds this step keeps, by the clock of the store."""
         return self.at + timedelta(seconds=float(self.result))
 
 

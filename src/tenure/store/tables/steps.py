@@ -55,7 +55,6 @@ SELECT job.id, job.token, CAST(doc ->> 'number' AS integer), {{now}}, doc ->> 's
     at = excluded.at, state = excluded.state
 WHERE (old.token, old.number) < (excluded.token, excluded.number) RETURNING token"""
 TOO_MANY = f"this job has {MAX_STEPS} steps on record, the limit: keep a state, or add more jobs"
-IN_ORDER = "true ORDER BY number, name"
 KEPT = ("step", "checkpoint", "signal", "signal_token")
 """The tables that a retry from scratch empties."""
 
@@ -89,7 +88,7 @@ def answer(db: Statements, job_id: str, lease_id: str, call: StepCall) -> StepAn
     for token, at in _written(db, RECORD, job_id, lease_id, call):
         return Recorded(Step(call.name, call.number, token, d.to_time(at), call.result))
     _now(db, job_id, lease_id)
-    for step in _steps(db, job_id, f"name = {d.value}", call.name):
+    for step in _steps(db, job_id, f"AND name = {d.value}", call.name):
         return Recorded(step)  # the answer before this one got lost
     if len(_steps(db, job_id)) >= MAX_STEPS:
         raise InvalidInput(TOO_MANY)
@@ -128,7 +127,7 @@ def of(db: Reads, job_id: str) -> JobSteps:
 
 def last_sleep(db: Reads, job_id: str) -> Step | None:
     """Return the sleep that started last in a job."""
-    last = "name >= 'sleep:' AND name < 'sleep;' ORDER BY at DESC, number DESC LIMIT 1"
+    last = "AND name >= 'sleep:' AND name < 'sleep;' ORDER BY at DESC, number DESC LIMIT 1"
     return next(iter(_steps(db, job_id, last)), None)
 
 
@@ -179,11 +178,11 @@ def _now(db: Reads, job_id: str, lease_id: str) -> datetime:
     raise LeaseLost(job_id)
 
 
-def _steps(db: Reads, job_id: str, which: str = IN_ORDER, *values: str) -> list[Step]:
+def _steps(db: Reads, job_id: str, rest: str = "ORDER BY number, name", *values: str) -> list[Step]:
     d = db.dialect
     rows = db.rows(
         f"SELECT name, number, token, {d.time('at')}, result FROM {d.table('step')}"
-        f" WHERE job_id = {d.id_value} AND {which}",
+        f" WHERE job_id = {d.id_value} {rest}",
         (job_id, *values),
     )
     return [
