@@ -207,6 +207,9 @@ def answer_of(folder: Path, *arguments: str) -> tuple[int, str, str]:
 def test_flask_has_the_commands_with_the_database_of_its_configuration(tmp_path: Path) -> None:
     code, said, _ = answer_of(tmp_path, "enqueue", "greet", '{"name": "ann"}')
     assert code == 0
+    _, explained, _ = answer_of(tmp_path, "explain", said.split()[0])
+    assert "flask tenure worker\n" in explained
+    assert "--app MODULE:NAME" not in explained
     worker = flask(tmp_path, "worker", "--reload")
     queue = Tenure(Flask("other", instance_path=str(tmp_path / "instance")))
     queue.database = f"sqlite:///{tmp_path}/instance/jobs.db"

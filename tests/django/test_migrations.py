@@ -17,6 +17,27 @@ def project(database_url: str) -> Project:
     return Project(database_url)
 
 
+def test_advice_names_the_commands_as_they_are_called_here(project: Project) -> None:
+    """It named `tenure ...`, which would have looked in another database."""
+    project.manage("migrate", "tenure")
+    with project.jobs as jobs:
+        job = jobs.enqueue("mail")
+        jobs.queues.limit("closed", max_running=0)
+    here, at_slow, check, refused = project.answers(
+        f"tenure explain {job.id}",
+        f"tenure --backend slow explain {job.id}",
+        "tenure doctor",
+        "tenure schedules show nightly",
+    )
+    called = "manage.py tenure"
+    assert f"You can start a worker: {called} worker\n" in here[1]
+    assert f"You can cancel it: {called} jobs cancel {job.id}\n" in here[1]
+    assert f"`{called} queues limit`" in " ".join(check[1].split())
+    assert f"see `{called} schedules list`" in refused[1]
+    called = "manage.py tenure --backend slow"
+    assert f"You can cancel it: {called} jobs cancel {job.id}\n" in at_slow[1]
+
+
 def test_migrate_makes_the_schema_once(project: Project) -> None:
     """A program of Django never does: a web server must not run DDL."""
     refused, made, models, by_tenure, again, undone = project.answers(
@@ -28,7 +49,7 @@ def test_migrate_makes_the_schema_once(project: Project) -> None:
         "migrate tenure zero",
     )
     assert refused[0] == 4
-    assert "`tenure migrate` makes it" in refused[1]
+    assert "`manage.py tenure migrate` makes it" in refused[1]
     assert "Applying tenure.0001_initial... OK" in made[1]
     assert models == (0, "No changes detected\n")
     assert "schema 1" in by_tenure[1]

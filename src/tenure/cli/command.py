@@ -12,7 +12,7 @@ import click
 
 import tenure
 from tenure import errors
-from tenure.cli.options import APPLICATION, DATABASE
+from tenure.cli.options import APPLICATION, DATABASE, PROGRAM
 from tenure.jobs.text import visible
 
 REFUSED = 1
@@ -76,9 +76,9 @@ def _output(ctx: click.Context) -> Iterator[None]:
 
 def complain(error: errors.TenureError) -> int:
     """Print an error to standard error, and return its exit code."""
-    click.echo(f"Error: {visible(' '.join(str(error).split()))}", err=True)
+    click.echo(f"Error: {as_called(visible(' '.join(str(error).split())))}", err=True)
     if isinstance(error, errors.StoreUnavailable):
-        click.echo("`tenure doctor` says what is wrong with a database.", err=True)
+        click.echo(as_called("`tenure doctor` says what is wrong with a database."), err=True)
     return exit_code(error)
 
 
@@ -92,6 +92,23 @@ def chosen_database() -> str | None:
     value: str | None = click.get_current_context().meta.get(DATABASE)
     host = application_of_host()
     return host.database if value is None and host is not None else value
+
+
+def lend(context: click.Context, app: tenure.Tenure) -> None:
+    """Let the commands of a context use the application of the program that has them."""
+    context.meta[APPLICATION] = app
+    context.meta[PROGRAM] = context.command_path
+
+
+def program() -> str:
+    """Return how these commands are called here: `tenure`, or for example `flask tenure`."""
+    found: str = click.get_current_context().meta.get(PROGRAM, "tenure")
+    return found
+
+
+def as_called(text: str) -> str:
+    """Return a text in which advised commands begin with what calls them here."""
+    return text.replace("`tenure ", f"`{program()} ")
 
 
 def application_of_host() -> tenure.Tenure | None:

@@ -12,7 +12,7 @@ import click
 
 from tenure.cli import completing, outcomes, terminal
 from tenure.cli.bulk import change_all, filter_of, preview
-from tenure.cli.command import Group, application, complain, existing
+from tenure.cli.command import Group, application, as_called, complain, existing
 from tenure.cli.new_job import (
     job_options,
     options_given,
@@ -238,7 +238,7 @@ def explain(id: str, as_json: bool) -> None:
         terminal.print_json(reason)
         return
     sentence, _, traceback = reason.text.partition("\n")
-    click.echo(click.wrap_text(visible(sentence), width=terminal.room()))
+    click.echo(click.wrap_text(as_called(visible(sentence)), width=terminal.room()))
     if traceback:
         click.echo(terminal.excerpt(traceback))
     for line in advice(job, reason):

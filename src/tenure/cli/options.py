@@ -11,6 +11,8 @@ import click
 DATABASE = "tenure.database"
 APPLICATION = "tenure.application"
 """Where a program that has these commands puts its `Tenure`, in the `meta` of its context."""
+PROGRAM = "tenure.program"
+"""Where it puts how the commands are called there, such as `flask tenure`."""
 WIDE = "tenure.wide"
 Decorator = Callable[[Any], Any]
 

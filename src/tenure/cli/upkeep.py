@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 import tenure
-from tenure.cli.command import REFUSED, application, existing
+from tenure.cli.command import REFUSED, application, as_called, existing, program
 from tenure.cli.options import database_option, flag, json_option, option, reading_options
 from tenure.cli.terminal import print_json, progress_bar, table
 from tenure.errors import InvalidInput
@@ -95,7 +95,7 @@ def print_checks(found: Sequence[Check], as_json: bool = False) -> None:
 
 
 def _advise(subject: str, advice: str) -> None:
-    text = f"{subject}: {visible(advice)}"
+    text = f"{subject}: {as_called(visible(advice))}"
     click.echo("\n" + click.wrap_text(text, width=78, subsequent_indent="    "))
 
 
@@ -147,7 +147,7 @@ def _show_simulated(played: SimulationResult) -> None:
     click.echo("\nWhat happened just before:")
     for line in violation.lines:
         click.echo(f"  {visible(line)}")
-    again = f"tenure simulate --seed {violation.seed} --hours {violation.hours:g}"
+    again = f"{program()} simulate --seed {violation.seed} --hours {violation.hours:g}"
     click.echo(f"\nTo play it again: {again}")
 
 

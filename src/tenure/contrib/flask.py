@@ -13,8 +13,7 @@ from flask import Flask
 import tenure
 from tenure import InvalidInput, JobContext
 from tenure.cli import COMMANDS
-from tenure.cli.command import Group
-from tenure.cli.options import APPLICATION
+from tenure.cli.command import Group, lend
 from tenure.jobs.names import check_kind
 from tenure.settings import database_url
 
@@ -68,7 +67,7 @@ class Tenure(tenure.Tenure):
         @click.pass_context
         def commands(context: click.Context) -> None:
             """Run jobs, and look after them, in the database of this application."""
-            context.meta[APPLICATION] = self
+            lend(context, self)
 
     def _in_context(self, _: JobContext) -> AbstractContextManager[Any]:
         if self.flask is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import REMAINDER, ArgumentParser
 from typing import Any
 
@@ -9,8 +10,7 @@ import click
 from django.core.management.base import BaseCommand, CommandError
 
 from tenure.cli import COMMANDS
-from tenure.cli.command import Group
-from tenure.cli.options import APPLICATION
+from tenure.cli.command import Group, lend
 from tenure.contrib.django.children import import_worker_first
 
 
@@ -31,8 +31,11 @@ class Command(BaseCommand):
         if (app := app_of(backend)) is None:
             raise CommandError(f"TASKS has no backend {backend!r} that is a TenureBackend")
         import_worker_first()
+        name = "manage.py tenure"
+        if backend != "default":
+            name += f" --backend {shlex.quote(backend)}"
         try:
-            _commands.main(args or ("--help",), prog_name="manage.py tenure", obj=app)
+            _commands.main(args or ("--help",), prog_name=name, obj=app)
         except SystemExit as end:
             if end.code:
                 raise
@@ -42,4 +45,4 @@ class Command(BaseCommand):
 @click.pass_context
 def _commands(context: click.Context) -> None:
     """Run jobs, and look after them, in the database of this project."""
-    context.meta[APPLICATION] = context.obj
+    lend(context, context.obj)
