@@ -120,6 +120,11 @@ class SiteTenure(Tenure):
         """Do what `Tenure.workflow` does; it is stored in the transaction that its end finds."""
         return SiteWorkflow(self, name, key, actor)
 
+    # `chain`, `group` and `batch` call `workflow`.
+    chain_async = _joins_async(Tenure.chain_async)
+    group_async = _joins_async(Tenure.group_async)
+    batch_async = _joins_async(Tenure.batch_async)
+
 
 class SiteWorkflow(NewWorkflow):
     """A workflow that is stored in the transaction of Django, if one is open at its end."""

@@ -90,6 +90,10 @@ async def id_of(job: Awaitable[Any]) -> str:
     return str((await job).id)
 
 
+async def node_of(flow: Awaitable[Any]) -> str:
+    return str((await flow).nodes[0].id)
+
+
 async def first_id_of(jobs: Awaitable[list[Any]]) -> str:
     return str((await jobs)[0].id)
 
@@ -110,6 +114,12 @@ VERBS: dict[str, tuple[Callable[[], str], Callable[[str], Any], str, str]] = {
     "run_again_async": (pending, lambda id: id_of(app.run_again_async(id)), GONE, FRESH),
     "workflow": (pending, in_workflow, GONE, FRESH),
     "workflow, async": (pending, in_workflow_async, GONE, FRESH),
+    "chain": (pending, lambda _: app.chain(2 * NEW).nodes[0].id, GONE, FRESH),
+    "chain_async": (pending, lambda _: node_of(app.chain_async(NEW)), GONE, FRESH),
+    "group": (pending, lambda _: app.group(NEW, then=NEW[0]).nodes[0].id, GONE, FRESH),
+    "group_async": (pending, lambda _: node_of(app.group_async(NEW)), GONE, FRESH),
+    "batch": (pending, lambda _: app.batch(NEW, on_end=NEW[0]).nodes[0].id, GONE, FRESH),
+    "batch_async": (pending, lambda _: node_of(app.batch_async(NEW)), GONE, FRESH),
     "cancel": (pending, lambda id: app.cancel(id).id, FRESH, "cancelled, 0 signals"),
     "cancel_async": (
         *(pending, lambda id: id_of(app.cancel_async(id, reason="no"))),
