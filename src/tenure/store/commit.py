@@ -23,7 +23,7 @@ from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.work import Exchange, adds_jobs
 from tenure.store import enqueue, follow_ups, transitions
 from tenure.store.direct import Direct
-from tenure.store.protocol import Database, Trouble, answer_to
+from tenure.store.protocol import Database, Trouble, answer_to, waited_for_a_lock
 from tenure.store.tables import workers
 from tenure.store.work import (
     CallWork,
@@ -292,7 +292,9 @@ class Committer:
         self, db: Database, batch: Sequence[Work], tries: int, error: Exception, trouble: Trouble
     ) -> None:
         if trouble is Trouble.RETRY and tries < MAX_TRIES:
-            self.commit(db, batch, tries + 1)
+            alone = waited_for_a_lock(error)  # others do not fail with the one that is locked
+            for part in [[work] for work in batch] if alone else [batch]:
+                self.commit(db, part, tries + 1)
         elif trouble in (Trouble.BUG, Trouble.REFUSED) and len(batch) > 1:
             for work in batch:  # only the one that cannot succeed fails
                 self.commit(db, [work])

@@ -67,6 +67,11 @@ def check_moved(moved: bool) -> None:
         raise error
 
 
+def waited_for_a_lock(error: BaseException) -> bool:
+    """Whether the database gave up because another transaction has something locked."""
+    return getattr(error, "sqlstate", None) == LOCK_TIMEOUT
+
+
 def answer_to(trouble: Trouble, error: BaseException) -> TenureError:
     """Return a new exception for a caller whose work an exception of the database has ended.
 
@@ -78,7 +83,7 @@ def answer_to(trouble: Trouble, error: BaseException) -> TenureError:
         text = str(error).partition("\n")[0]
         return WriteRefused(f"the database refused this, so nothing was written: {text}")
     code = getattr(error, "sqlstate", None)
-    if code == LOCK_TIMEOUT and trouble is Trouble.RETRY:
+    if waited_for_a_lock(error) and trouble is Trouble.RETRY:
         answer = StoreUnavailable(f"{LOCKED}: {WHO_LOCKED}")
         answer._known = f"{LOCKED}; send it again later"
         return answer

@@ -16,8 +16,9 @@ from tenure.jobs.explain import Facts, explain
 from tenure.jobs.findings import Check, CheckResult
 from tenure.jobs.lock_holders import LockHolder
 from tenure.store.postgres import doctor, lock_holders, session
+from tenure.store.work import CallWork, EnqueueWork
 from tests.support.clock import Clock
-from tests.support.store import claim_request
+from tests.support.store import claim_request, new_job
 from tests.unit.postgres.connections import Connection
 
 LOCK_JOBS = "SELECT FROM tenure.job FOR UPDATE"
@@ -74,6 +75,23 @@ def test_a_call_that_waited_for_a_lock_says_where_to_look_and_quotes_no_function
             assert "PL/pgSQL" not in said
             assert caught.value._known.startswith("another transaction")
             assert "tenure" not in caught.value._known  # who calls over HTTP has no such command
+
+
+def test_a_locked_job_fails_no_other_work_of_its_transaction(
+    url: str, locked_job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Callers that have nothing to do with it were refused as well, after four waits."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    with Tenure(url) as app:
+        app.count()
+        committer = app.core.store._committer
+        before, after = (EnqueueWork([new_job()]) for _ in range(2))
+        locked = CallWork("cancel", lambda db: db.lock([locked_job]), job_ids=[locked_job])
+        committer.commit(committer._databases[0], [before, locked, after])
+        assert before.future.result()[0].created
+        assert after.future.result()[0].created
+        with pytest.raises(StoreUnavailable, match="another transaction has locked"):
+            locked.future.result()
 
 
 def test_a_statement_that_took_too_long_may_have_waited_for_a_lock(
