@@ -289,6 +289,8 @@ def test_the_clock_travels(enter: Enter, shop: Shop) -> None:
     for wrong in (0, after, datetime(2100, 1, 1)):  # noqa: DTZ001 - without its zone
         with pytest.raises(InvalidInput, match=r"\$\.by"):
             jobs.travel(wrong)
+    with pytest.raises(InvalidInput, match=r"\$\.until"):
+        jobs.drain(until=datetime(2100, 1, 1))  # noqa: DTZ001
 
 
 def test_jobs_are_found_by_times_after_a_travel(enter: Enter, shop: Shop) -> None:

@@ -222,7 +222,9 @@ class Runs:
     ) -> Running[Drained]:
         """Run what is due, as `Jobs.drain` says."""
         core = self._app.core
-        if until is not None and not isinstance(until, datetime):
+        if isinstance(until, datetime):
+            until = durations.check_time(until, "$.until")
+        elif until is not None:
             seconds = durations.seconds(until, path="$.until")
             until = core.clock() + timedelta(seconds=seconds)
         request = ClaimRequest(
