@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from msgspec.structs import replace
 
@@ -203,7 +204,8 @@ def test_who_holds_the_unique_key_is_named_in_a_command(app: Tenure) -> None:
 def test_no_command_ends_the_wait_for_a_receiver_of_deliveries(app: Tenure) -> None:
     delivery = replace(app.enqueue("mail"), type=WEBHOOK)
     told = Explanation("queue_waits", "", ())
-    assert [*advice(delivery, told)] == ["You can see the webhooks: tenure webhooks list"]
+    with click.Context(click.Command("tenure")):
+        assert [*advice(delivery, told)] == ["You can see the webhooks: tenure webhooks list"]
     output_of("webhooks", "list")
 
 

@@ -336,7 +336,7 @@ def test_a_setting_of_a_name_that_is_not_known_is_doubted(app: Tenure) -> None:
         for change in ("--pause", "--resume"):
             changed = output_of("queues", "partition", "billing", name, change)
             assert changed == f"partition {name} of queue billing is changed{said}"
-    unknown = output_of("queues", "partition", "biling", "acme", "--weight", "2")
+    unknown = output_of("queues", "partition", "biling", "acme", "--resume")
     assert unknown.endswith("; no job, type or worker names this queue yet, the nearest is billing")
 
 
