@@ -38,6 +38,16 @@ def test_advice_names_the_commands_as_they_are_called_here(project: Project) -> 
     assert f"You can cancel it: {called} jobs cancel {job.id}\n" in at_slow[1]
 
 
+def test_a_process_finds_the_task_of_a_result_that_it_has_not_imported(project: Project) -> None:
+    project.manage("migrate", "tenure")
+    with project.jobs as jobs:
+        job = jobs.enqueue("shop.tasks.ship", {"args": [1]})
+    read = f"print(task_backends['default'].get_result('{job.id}').task.module_path)"
+    imported = "from tenure.contrib.django._api import task_backends"
+    said = project.manage("shell", "--command", f"{imported}; {read}")
+    assert said.endswith("shop.tasks.ship\n")
+
+
 def test_migrate_makes_the_schema_once(project: Project) -> None:
     """A program of Django never does: a web server must not run DDL."""
     refused, made, models, by_tenure, again, undone = project.answers(

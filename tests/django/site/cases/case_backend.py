@@ -25,6 +25,7 @@ from shop.tasks import count_orders, fail, ship, ship_async, ship_once
 from tenure import DuplicateJob, InvalidInput, KeyConflict, Unique, testing
 from tenure.contrib.django import TenureBackend, WorkerLost, app
 from tenure.contrib.django.databases import url_of
+from tenure.contrib.django.results import result_of
 from tenure.jobs.redaction import without_password
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store.borrowed.drivers import driver_of
@@ -206,6 +207,25 @@ def test_tasks_are_added_with_others_and_in_workflows() -> None:
     usual = job_of(slow.enqueue(1))
     for name in ("type", "payload", "queue", "priority", "max_retries", "backoff"):
         assert getattr(made, name) == getattr(usual, name)
+
+
+@pytest.mark.parametrize(
+    ("detail", "exception", "traceback"),
+    [
+        (None, Exception, ""),
+        ("len", Exception, "len"),  # a name of `builtins`, and no class
+        ("ValueError\nOrder: 1", ValueError, "ValueError\nOrder: 1"),
+        (
+            "ValueError: 1\nTraceback (most recent call last):\n  line 1\n\n",
+            *(ValueError, "Traceback (most recent call last):\n  line 1\nValueError: 1\n"),
+        ),
+    ],
+)
+def test_what_a_job_says_of_an_exception(detail: Any, exception: type, traceback: str) -> None:
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    history = [("failed", "w", at, "failed", detail, None)]
+    (error,) = result_of(ship, "id", {}, at, "failed", at, history).errors
+    assert (error.exception_class, error.traceback) == (exception, traceback)
 
 
 def test_a_task_of_another_backend_is_no_job() -> None:
