@@ -53,9 +53,8 @@ async def stream_events(call: Call) -> Response:
     if after is None:  # begin with what happens next
         after = await call.notifier.read(call.app.events.end)
     first = await call.notifier.read(_page, call, after, wanted)
-    check_share(
-        call.notifier.streams, MAX_STREAMS, call.caller
-    )  # again: others may have started meanwhile
+    # Again, because others may have started meanwhile.
+    check_share(call.notifier.streams, MAX_STREAMS, call.caller)
     return EventStream(
         call.request.scope, _events(call, after, first, wanted), call.notifier.streams
     )
