@@ -86,6 +86,20 @@ def test_a_result_that_looks_like_such_a_note_is_no_mistake(
         assert told.text.endswith(", attempt 1.")
 
 
+@pytest.mark.parametrize("broken", ['{"tenure:unstorable":', '{"tenure:unstorable":1} x'])
+def test_a_result_that_is_no_json_is_explained(
+    unaudited_harness: StoreHarness, broken: str
+) -> None:
+    """SQL without the checks of the tables had written it, and the call raised a DecodeError."""
+    lease = unaudited_harness.take()
+    unaudited_harness.report(report_completed(lease))
+    sql = unaudited_harness.sql
+    sql.drop_checks()
+    sql.without_triggers("UPDATE {job} SET result = ? WHERE id = ?", broken, lease.id)
+    with Tenure(unaudited_harness.url) as app:
+        check(app.explain(lease.id), "completed", ", attempt 1.")
+
+
 def test_cancelled(harness: StoreHarness, why: Why) -> None:
     job = harness.add()
     harness.store.apply(job.id, Cancelled(actor="alice")).result()

@@ -161,7 +161,10 @@ def _flaw(job: Job) -> str:
     """Say why the result is only a note, if it is: it was too large, or JSON has no form for it."""
     if not (job.result_json or "").startswith(f'{{"{UNSTORABLE}":'):
         return ""
-    reason = job.result.get("reason")  # SQL may write anything
+    try:
+        reason = job.result.get("reason")
+    except (ValueError, RecursionError):  # SQL may write anything
+        return ""
     if not isinstance(reason, str):
         return ""
     return f" Its result was not stored whole: {shortened(first_line(reason), MAX_FLAW)}."
