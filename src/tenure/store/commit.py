@@ -291,10 +291,11 @@ class Committer:
     def _after_failure(
         self, db: Database, batch: Sequence[Work], tries: int, error: Exception, trouble: Trouble
     ) -> None:
-        if trouble is Trouble.RETRY and tries < MAX_TRIES:
-            alone = waited_for_a_lock(error)  # others do not fail with the one that is locked
-            for part in [[work] for work in batch] if alone else [batch]:
-                self.commit(db, part, tries + 1)
+        again = trouble is Trouble.RETRY and tries < MAX_TRIES
+        if again and len(batch) > 1 and waited_for_a_lock(error):
+            self._commit_each(db, batch, tries)
+        elif again:
+            self.commit(db, batch, tries + 1)
         elif trouble in (Trouble.BUG, Trouble.REFUSED) and len(batch) > 1:
             for work in batch:  # only the one that cannot succeed fails
                 self.commit(db, [work])
@@ -305,6 +306,16 @@ class Committer:
                 work.future.set_exception(answer_to(trouble, error))
         else:
             batch[0].future.set_exception(error)
+
+    def _commit_each(self, db: Database, batch: Sequence[Work], tries: int) -> None:
+        """Do each work alone, once: others do not fail with the one that is locked.
+
+        Where several wait in vain, perhaps the table is locked: the rest has one try together.
+        """
+        while batch:
+            some, batch = (batch[:1], batch[1:]) if tries < MAX_TRIES else (batch, ())
+            self.commit(db, some, MAX_TRIES)
+            tries += isinstance(some[0].future.exception(), StoreUnavailable)
 
     def _apply(self, db: Database, batch: Sequence[Work]) -> list[tuple[Work, Any]]:
         exchanges = [work for work in batch if isinstance(work, ExchangeWork)]

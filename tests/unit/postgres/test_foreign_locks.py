@@ -15,6 +15,7 @@ from tenure.errors import StoreUnavailable
 from tenure.jobs.explain import Facts, explain
 from tenure.jobs.findings import Check, CheckResult
 from tenure.jobs.lock_holders import LockHolder
+from tenure.store.commit import MAX_TRIES
 from tenure.store.postgres import doctor, lock_holders, session
 from tenure.store.work import CallWork, EnqueueWork
 from tests.support.clock import Clock
@@ -92,6 +93,26 @@ def test_a_locked_job_fails_no_other_work_of_its_transaction(
         assert after.future.result()[0].created
         with pytest.raises(StoreUnavailable, match="another transaction has locked"):
             locked.future.result()
+
+
+def test_a_locked_table_does_not_keep_each_work_of_a_transaction_by_itself(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of a thousand waited for half a minute, one after the other."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    with Tenure(url) as app:
+        id = app.enqueue("mail").id
+        committer = app.core.store._committer
+        begins: list[None] = []
+        (db, *_) = committer._databases
+        begin = db.begin
+        monkeypatch.setattr(db, "begin", lambda **limits: (begins.append(None), begin(**limits)))
+        raw.execute("BEGIN")
+        raw.execute("LOCK tenure.job IN EXCLUSIVE MODE")
+        works = [CallWork("cancel", lambda db: db.lock([id])) for _ in range(10)]
+        committer.commit(db, works)
+        assert {type(work.future.exception()) for work in works} == {StoreUnavailable}
+        assert len(begins) <= 2 + MAX_TRIES
 
 
 def test_a_statement_that_took_too_long_may_have_waited_for_a_lock(
