@@ -196,3 +196,13 @@ def test_a_list_for_some_queues_names_no_pattern_of_others(harness: StoreHarness
         (send,) = Types(app.core.limited_to(("mail",))).list()
         assert (send.name, send.queues) == ("send", ("mail",))
         assert app.types.list()[0].queues == ("mail", "secret.*")
+
+
+def test_a_list_for_some_of_the_queues_of_a_type_names_these(harness: StoreHarness) -> None:
+    """It named none, as if the options counted in no queue of the token."""
+    declare(harness, OWN, send=MAIL, parcel=TypeOptions(queue="post.b"))
+    with Tenure(harness.url) as app:
+        own = Types(app.core.limited_to(("mail", "post.b", "z"))).list()
+        assert {type.name: type.queues for type in own} == dict.fromkeys(
+            ("parcel", "send"), ("mail", "post.b")
+        )

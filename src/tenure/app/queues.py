@@ -286,9 +286,12 @@ class Types(Noun):
 
 
 def _for_own(type: TypeState, own: Patterns) -> TypeState:
-    """Leave out patterns of queues that another token may use and this one may not."""
-    queues = type.queues and tuple(pattern for pattern in type.queues if includes(own, pattern))
-    return replace(type, queues=queues)
+    """Name no pattern of queues that another token may use and this one may not."""
+    of = type.queues
+    if of is None:
+        return type
+    shared = {one for one in of if includes(own, one)} | {one for one in own if includes(of, one)}
+    return replace(type, queues=tuple(sorted(shared)))
 
 
 def part_of_name(given: Any, path: str) -> str | None:
