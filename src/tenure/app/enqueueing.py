@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from tenure.app import adding
 from tenure.app.twins import answer_of, check_loop
 from tenure.errors import Forbidden, InvalidInput
 from tenure.jobs.enqueue import MAX_RETRIES, NewJob, Options, TypeOptions, Wake, listed
-from tenure.jobs.graph import depends_again
+from tenure.jobs.graph import ParentEdge, Ties, depends_again
 from tenure.jobs.names import check_name
 from tenure.jobs.payload import JsonText
 from tenure.jobs.queue_rights import includes
@@ -108,18 +109,27 @@ AGAIN = ("tags", "partition")
 """What a job that runs another one again takes from it, beside the options of a type."""
 
 
-def again(core: Core, old: Job, payload: Mapping[str, Any] | None, options: Options) -> NewJob:
-    """Return what does again what a job does or did; raises Forbidden."""
+def again(
+    core: Core,
+    old: Job,
+    payload: Mapping[str, Any] | None,
+    options: Options,
+    ties: Callable[[str], Ties] | None = None,
+) -> NewJob:
+    """Return what does again what a job does or did; raises Forbidden.
+
+    `ties` reads what a job depends on, where it is not committed yet.
+    """
     kept: Any = {name: getattr(old, name) for name in (*AGAIN, *TypeOptions.__struct_fields__)}
     kept["max_retries"] = min(old.max_retries, MAX_RETRIES)  # retries may have raised it
     if "depends_on" not in options:
-        kept |= _parents_again(core, old.id)
+        read = ties or partial(dependencies.ties, core.limited_store.read)
+        kept |= _parents_again(core, *read(old.id))
     given = JsonText(old.payload_json) if payload is None else payload
     return NewJob(old.type, given, {**kept, **options}, old.id)
 
 
-def _parents_again(core: Core, job_id: str) -> dict[str, Any]:
-    found, needs = dependencies.ties(core.limited_store.read, job_id)
+def _parents_again(core: Core, found: list[ParentEdge], needs: int | None) -> dict[str, Any]:
     if not all(includes(core.queues, parent.queue) for parent in found):
         raise Forbidden(
             "the job depends on a job of another queue: give depends_on, with [] for no job"

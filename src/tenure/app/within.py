@@ -23,11 +23,12 @@ from tenure.jobs.enqueue import (
     listed,
     whole,
 )
+from tenure.jobs.graph import Ties
 from tenure.jobs.names import check_reason
 from tenure.jobs.queue_rights import includes
 from tenure.jobs.signals import NewSignal, Signal
 from tenure.lifecycle import Job
-from tenure.store.borrowed import jobs, signals, workflows
+from tenure.store.borrowed import jobs, links, signals, workflows
 from tenure.store.borrowed.dispatch import Borrowed, borrow
 from tenure.store.borrowed.drivers import Steps
 
@@ -148,6 +149,9 @@ class Within:
     async def get_async(self, job_id: str) -> Job:
         """Return a job like `get`, on an asynchronous connection."""
         return await self._borrowed.call_async(partial(self._get, job_id), verb="get")
+
+    def _ties(self, job_id: str) -> Ties:
+        return self._borrowed.call(partial(links.ties, job_id=job_id), verb="get")
 
     def _get(self, job_id: str, engine: str) -> Steps[Job]:
         if not ids.is_id(job_id):

@@ -100,6 +100,10 @@ class ParentEdge(NamedTuple):
     name: str | None
 
 
+Ties = tuple[list[ParentEdge], int | None]
+"""What a job depends on, and how many of these it needs; None for all."""
+
+
 def depends_again(ties: Sequence[ParentEdge], needs: int | None) -> dict[str, Any]:
     """Return the options by which a job depends on what another one does.
 

@@ -94,7 +94,8 @@ class SiteTenure(Tenure):
         """Do what `Tenure.run_again` does, in the transaction of Django if one is open."""
         if (joined := self.joined()) is None:
             return super().run_again(job_id, payload, **options)
-        return joined.enqueue_many([again(self.core, joined.get(job_id), payload, options)])[0]
+        new_job = again(self.core, joined.get(job_id), payload, options, joined._ties)
+        return joined.enqueue_many([new_job])[0]
 
     run_again_async = _joins_async(Tenure.run_again_async)
 

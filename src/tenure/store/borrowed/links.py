@@ -14,13 +14,24 @@ from msgspec.structs import replace
 
 from tenure.errors import InvalidInput, JobNotFound, WriteRefused
 from tenure.jobs.enqueue import CheckedJob, LinkedJob
-from tenure.jobs.graph import MAX_LINKS, Edge, Numbers, Tally, counted, gate_of, is_met
+from tenure.jobs.graph import (
+    MAX_LINKS,
+    Edge,
+    Numbers,
+    ParentEdge,
+    Tally,
+    Ties,
+    counted,
+    gate_of,
+    is_met,
+)
 from tenure.jobs.queue_rights import includes
 from tenure.lifecycle import Job, Status, rest_sql
 from tenure.store.borrowed.drivers import Ask, Steps
 from tenure.store.borrowed.json_jobs import (
     SQLITE_JOB,
     SQLITE_OBJECTS,
+    ask,
     document,
     job_in,
     millis,
@@ -76,6 +87,13 @@ SELECT CAST(json_group_object(parent, after) AS BLOB) FROM tenure_overdue
 WHERE parent IN (SELECT value FROM json_each({p}))
 """,
 }
+TIES = f"""
+SELECT CAST({{array}}(tie.parent, job.queue, job.status, {rest_sql("job.")}, tie.meets, tie.name,
+    own.needs) AS {{text}})
+FROM {{s}}job AS own JOIN {{s}}dependency AS tie ON tie.child = own.id
+    JOIN {{s}}job AS job ON job.id = tie.parent
+WHERE own.id = {{id}} AND tie.meets <> 'past' ORDER BY tie.parent
+"""
 FULL = {
     "postgres": """
 SELECT CAST(json_agg(json_build_array(name, max_pending, (SELECT count(*) FROM (
@@ -287,3 +305,9 @@ def _tie(
         yield from insert(engine, "gate", ("child", "gate", "need", "spare"), gates)
     if followed:
         yield Ask(FOLLOWED[engine], written(followed))
+
+
+def ties(engine: str, job_id: str) -> Steps[Ties]:
+    """Return what a job depends on, as the transaction sees it."""
+    rows = [json.loads(text) for (text,) in (yield ask(engine, TIES, job_id))]
+    return [ParentEdge(*row[:-1]) for row in rows], rows[0][-1] if rows else None

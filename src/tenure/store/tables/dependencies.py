@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from tenure.errors import Forbidden
-from tenure.jobs.graph import ParentEdge
+from tenure.jobs.graph import Ties
 from tenure.jobs.ids import BEFORE_ALL
 from tenure.jobs.queue_rights import includes
 from tenure.jobs.steps import ParentJob, Parents, ReadParents
-from tenure.lifecycle import rest_sql
+from tenure.store.borrowed import links, unique_keys
 from tenure.store.dialect import Reads
 
 PAGE = 500
@@ -30,18 +30,9 @@ def parents(db: Reads, job_id: str) -> list[tuple[str, str, str, str]]:
     return [(id, queue, status, meets) for id, queue, status, meets in found]
 
 
-def ties(db: Reads, job_id: str) -> tuple[list[ParentEdge], int | None]:
-    """Return what a job depends on, and how many of these it needs; None for all."""
-    d = db.dialect
-    rows = db.rows(
-        f"SELECT {d.id('job.id')}, job.queue, job.status, {rest_sql('job.')}, tie.meets, tie.name,"
-        f" own.needs"
-        f" FROM {d.table('job')} AS own JOIN {d.table('dependency')} AS tie ON tie.child = own.id"
-        f" JOIN {d.table('job')} AS job ON job.id = tie.parent"
-        f" WHERE own.id = {d.id_value} AND tie.meets <> 'past' ORDER BY tie.parent",
-        (job_id,),
-    )
-    return [ParentEdge(*row[:-1]) for row in rows], rows[0][-1] if rows else None
+def ties(db: Reads, job_id: str) -> Ties:
+    """Return what `links.ties` returns, on a connection of the store."""
+    return unique_keys.run(db, links.ties(db.dialect.engine, job_id))
 
 
 def page(db: Reads, job_id: str, call: ReadParents) -> Parents:

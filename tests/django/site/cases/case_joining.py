@@ -23,6 +23,7 @@ from tenure.contrib.django import app
 from tenure.contrib.django._api import task_backends
 from tenure.contrib.django.databases import _tenure_of
 from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.store.tables import dependencies
 
 pytestmark = pytest.mark.usefixtures("cleared")
 committing = pytest.mark.django_db(transaction=True, databases=["default", "archive"])
@@ -180,6 +181,16 @@ def test_the_transaction_sees_its_own_jobs() -> None:
         assert (again.again_of, again.payload) == (job.id, {"least": 1})
     with pytest.raises(JobNotFound):
         app.get(job.id)
+
+
+@committing
+def test_what_runs_again_depends_on_jobs_of_the_transaction() -> None:
+    """It asked a connection of its own, to which a job that is not committed depends on none."""
+    with transaction.atomic():
+        first, second = app.chain(2 * NEW).nodes
+        again = app.run_again(second.id)
+        assert again.status == "waiting"
+    assert [id for id, *_ in dependencies.parents(app.core.store.read, again.id)] == [first.id]
 
 
 @committing

@@ -15,6 +15,7 @@ class InTransaction(TestCase):
     def test_what_it_adds_is_gone_at_the_end(self) -> None:
         job = count_orders.enqueue(least=1)
         assert app.get(job.id) == job
+        assert app.run_again(job.id).again_of == job.id
 
     @skipIf(connection.vendor == "sqlite", "Tenure cannot open a file that is locked")
     def test_what_is_read_is_what_is_committed(self) -> None:
