@@ -21,8 +21,8 @@ from tenure.webhooks.deliveries import WEBHOOK
 from tests.support.cli import cli_json, output_of
 
 HTTP = Path(__file__).parents[2] / "docs" / "reference" / "http.md"
-ODD = "o'neill & co"
-"""A partition that a shell would take apart."""
+ODD = "-o'neill & co"
+"""A partition that a shell would take apart, and that begins as an option."""
 
 
 @pytest.fixture

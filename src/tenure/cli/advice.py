@@ -22,14 +22,14 @@ REMEDIES = {
     "behind_others": "start another worker: {program} worker{app} --queue {queue}",
     "queue_paused": "resume the queue: {program} queues resume {queue}",
     "type_paused": "resume the type: {program} types resume {type}",
-    "partition_paused": "resume it: {program} queues partition {queue} {partition} --resume",
-    "halted": "pass over that job: {program} queues partition {queue} {partition} --pass-over",
+    "partition_paused": "resume it: {program} queues partition --resume {queue} {partition}",
+    "halted": "pass over that job: {program} queues partition --pass-over {queue} {partition}",
     "queue_waits": "end the wait: {program} queues resume {queue}",
-    "partition_waits": "end the wait: {program} queues partition {queue} {partition} --resume",
+    "partition_waits": "end the wait: {program} queues partition --resume {queue} {partition}",
     "queue_full": "change its limit: {program} queues limit {queue} --max-running N",
     "queue_rate": "change its rate: {program} queues limit {queue} --rate N/TIME",
     "partition_full": (
-        "change its limit: {program} queues partition {queue} {partition} --max-running N"
+        "change its limit: {program} queues partition --max-running N {queue} {partition}"
     ),
     "partition_rate": (
         "change what each partition may do: {program} queues limit {queue} --per-partition "
@@ -51,6 +51,8 @@ def advice(job: Job, explanation: Explanation) -> Iterator[str]:
     where = {"id": job.id, "queue": job.queue, "type": job.type, "partition": job.partition or ""}
     where["signal"] = explanation.signal or ""
     quoted = {name: shlex.quote(value) for name, value in where.items()}
+    if where["partition"].startswith("-"):
+        quoted["partition"] = f"-- {quoted['partition']}"  # else it is an option
     quoted["program"] = program()
     quoted["app"] = "" if application_of_host() else " --app MODULE:NAME"
     remedy = REMEDIES.get(explanation.reason)
