@@ -7,7 +7,6 @@ from tenure.jobs.graph import Ties
 from tenure.jobs.ids import BEFORE_ALL
 from tenure.jobs.queue_rights import includes
 from tenure.jobs.steps import ParentJob, Parents, ReadParents
-from tenure.store.borrowed import links, unique_keys
 from tenure.store.dialect import Reads
 
 PAGE = 500
@@ -32,6 +31,8 @@ def parents(db: Reads, job_id: str) -> list[tuple[str, str, str, str]]:
 
 def ties(db: Reads, job_id: str) -> Ties:
     """Return what `links.ties` returns, on a connection of the store."""
+    from tenure.store.borrowed import links, unique_keys  # they come with the drivers of callers
+
     return unique_keys.run(db, links.ties(db.dialect.engine, job_id))
 
 
