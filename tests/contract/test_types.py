@@ -174,6 +174,16 @@ def test_a_caller_for_some_queues_changes_no_type_of_more_queues(harness: StoreH
     assert known(harness)["other"].queues is None
 
 
+def test_a_type_that_is_paused_before_it_is_declared_is_nobodys(harness: StoreHarness) -> None:
+    """No token for some queues could ever declare it, as if one for all had."""
+    with Tenure(harness.url) as app:
+        app.types.pause("send")
+        assert app.enqueue("send").queue == "default"
+        declare(harness, OWN, send=MAIL)
+        send = known(harness)["send"]
+        assert (send.timeout, send.queues, send.paused_at is None) == (2.5, OWN, False)
+
+
 def test_options_count_in_the_queues_of_the_token_that_declared_them(
     harness: StoreHarness,
 ) -> None:

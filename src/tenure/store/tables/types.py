@@ -62,7 +62,7 @@ def set_paused(
 ) -> None:
     """Pause or resume a type, whether it is known or not."""
     d = db.dialect
-    _add(db, name, TypeOptions(), None, "NOTHING")
+    _add(db, name, TypeOptions(), (), "NOTHING")  # of no queue: any token may declare it
     db.changed(
         f"UPDATE {d.table('type')} SET paused_at = CASE WHEN {d.value} THEN {d.now} END,"
         f" paused_by = {d.value}, pause_reason = {d.value} WHERE name = {d.value}"
