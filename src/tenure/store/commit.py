@@ -308,14 +308,16 @@ class Committer:
             batch[0].future.set_exception(error)
 
     def _commit_each(self, db: Database, batch: Sequence[Work], tries: int) -> None:
-        """Do each work alone, once: others do not fail with the one that is locked.
+        """Do each work alone, in two tries: others do not fail with the one that is locked.
 
         Where several wait in vain, perhaps the table is locked: the rest has one try together.
         """
-        while batch:
-            some, batch = (batch[:1], batch[1:]) if tries < MAX_TRIES else (batch, ())
-            self.commit(db, some, MAX_TRIES)
-            tries += isinstance(some[0].future.exception(), StoreUnavailable)
+        while batch and tries < MAX_TRIES:
+            work, *batch = batch
+            self.commit(db, [work], MAX_TRIES - 1)
+            tries += isinstance(work.future.exception(), StoreUnavailable)
+        if batch:
+            self.commit(db, batch, MAX_TRIES)
 
     def _apply(self, db: Database, batch: Sequence[Work]) -> list[tuple[Work, Any]]:
         exchanges = [work for work in batch if isinstance(work, ExchangeWork)]
