@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Unpack
 
 from msgspec.structs import replace
 
 from tenure.app.shown import progress_shown, steps_shown
 from tenure.app.signals import waited_for
+from tenure.errors import StoreUnavailable
 from tenure.events import Amended, Snoozed
 from tenure.jobs.enqueue import whole
 from tenure.jobs.explain import (
@@ -31,10 +33,12 @@ from tenure.store.tables import dependencies, limits, schedules, types, unique_k
 from tenure.store.tables import steps as stored_steps
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from tenure.app.app import Tenure
     from tenure.app.core import Core
+    from tenure.jobs.lock_holders import LockHolder
 
 ASLEEP = (Snoozed.name, Amended.name)
 """The last events of a job that may be asleep: one that was changed sleeps on."""
@@ -127,7 +131,9 @@ def explain(app: Tenure, job_id: str) -> Explanation:
     explained = explanation(job, facts)
     if explained.reason not in MAY_BE_LOCKED:
         return explained
-    holders = app.core.limited_store.read.lock_holders(job.id)
+    holders: Sequence[LockHolder] = ()
+    with suppress(StoreUnavailable):  # a role may lack rights to look at locks
+        holders = app.core.limited_store.read.lock_holders(job.id)
     if not holders:
         return explained
     return explanation(job, replace(facts, locked=holders if app.core.queues is None else ()))

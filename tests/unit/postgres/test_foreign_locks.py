@@ -356,6 +356,20 @@ def test_a_role_that_may_not_look_into_sessions_is_given_their_numbers(
     assert ", of which this role may see no more, end it with SELECT" in told.text
 
 
+def test_a_role_that_may_not_look_at_locks_gets_the_rest(
+    app: Tenure, role_url: str, foreign: Connection
+) -> None:
+    """It got StoreUnavailable."""
+    look_for_work(app)
+    id = app.enqueue("mail").id
+    foreign.execute("REVOKE EXECUTE ON FUNCTION pg_get_multixact_members(xid) FROM PUBLIC")
+    try:
+        with Tenure(role_url, migrate=False) as reading:
+            assert reading.explain(id).reason == "next"
+    finally:
+        foreign.execute("GRANT EXECUTE ON FUNCTION pg_get_multixact_members(xid) TO PUBLIC")
+
+
 def test_a_prepared_transaction_is_named(app: Tenure) -> None:
     id = app.enqueue("mail").id
     holders = [LockHolder(pid=None, user="u", name="x-1", state=None, since=NOON)]
