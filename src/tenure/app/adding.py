@@ -24,6 +24,7 @@ from tenure.jobs.enqueue import (
 )
 from tenure.jobs.follow_ups import FollowUp
 from tenure.jobs.queue_rights import Patterns, own_key, require
+from tenure.lifecycle import FIRST_EVENT
 from tenure.telemetry import logs
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _log_added(added: Future[list[Enqueued]]) -> None:
     if not added.cancelled() and added.exception() is None:
         for one in added.result():
             if one.created:
-                log.debug("job_enqueued", extra=logs.fields_of(one.job))
+                logs.log_transition(log, FIRST_EVENT, logs.fields_of(one.job), logging.DEBUG)
 
 
 class Adding:
