@@ -28,26 +28,19 @@ Known = Mapping[str, tuple[Job, str | None]]
 
 
 def add(
-    db: Database, checked_jobs: Sequence[CheckedJob], more: Sequence[str] = ()
+    db: Database, checked_jobs: Sequence[CheckedJob], more: Sequence[str] = (), *, new: bool = False
 ) -> list[Enqueued | TenureError]:
     """Insert jobs; the answer of a refused job is its error, and nothing of it is stored.
 
-    Unique keys must be free. `more` are columns that only jobs with one have.
+    Unique keys must be free. `more` are columns that only jobs with one have. With `new`, raise
+    InvalidInput if another job has the id of one of them: a report brings its ids. An enqueue makes
+    them, so what has one is its own job, stored before the answer got lost.
     """
-    made, known = _insert(db, checked_jobs, more)
-    return [
-        Enqueued(made[a.id], created=True) if a.id in made else answer_known(a, *known[a.id])
-        for a in checked_jobs
-    ]
-
-
-def _insert(
-    db: Database, checked_jobs: Sequence[CheckedJob], more: Sequence[str]
-) -> tuple[Mapping[str, Job], Known]:
-    """Insert jobs; return the new ones, and what is there in place of the others, by id."""
     made = dict(db.insert(checked_jobs, more))
     others = [a for a in checked_jobs if a.id not in made]
     known = db.known(others) if others else {}
+    if new:
+        _check_new(known)
     if gone := [a for a in others if a.id not in known]:  # deleted since the insert met it
         made.update(db.insert(gone, more))
         if any(a.id not in made for a in gone):
@@ -55,7 +48,10 @@ def _insert(
     traced = [(a.id, a.traceparent) for a in checked_jobs if a.traceparent and a.id in made]
     if traced:
         db.keep_traces(traced)
-    return made, known
+    return [
+        Enqueued(made[a.id], created=True) if a.id in made else answer_known(a, *known[a.id])
+        for a in checked_jobs
+    ]
 
 
 def add_each(db: Database, checked_jobs: Sequence[CheckedJob]) -> list[Enqueued | TenureError]:
@@ -101,28 +97,13 @@ def add_follow_ups(db: Database, checked_jobs: Sequence[CheckedJob]) -> None:
         add_linked(db, checked_jobs, limited=False)
         return
     unique = any(checked_job.unique for checked_job in checked_jobs)
-    answers = _add_unique(db, checked_jobs, _add_new) if unique else _add_new(db, checked_jobs)
+    add_new = partial(add, new=True)
+    answers = _add_unique(db, checked_jobs, add_new) if unique else add_new(db, checked_jobs)
     for checked_job, answer in zip(checked_jobs, answers, strict=True):
         if isinstance(answer, TenureError):
             raise answer
         if not answer.created:
             _check_new({checked_job.id: (answer.job, None)})
-
-
-def _add_new(
-    db: Database, checked_jobs: Sequence[CheckedJob], more: Sequence[str] = ()
-) -> list[Enqueued | TenureError]:
-    """Insert jobs like `add`; raises InvalidInput if another one has the id of one of them.
-
-    An enqueue makes its ids, so what has one of them is its own job, stored before the answer got
-    lost. A report brings its ids, and is answered before this if it is repeated.
-    """
-    made, known = _insert(db, checked_jobs, more)
-    _check_new(known)
-    return [
-        Enqueued(made[a.id], created=True) if a.id in made else answer_known(a, *known[a.id])
-        for a in checked_jobs
-    ]
 
 
 def _check_new(known: Known) -> None:

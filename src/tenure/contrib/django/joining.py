@@ -17,8 +17,6 @@ from tenure import Job, Tenure
 from tenure.app.enqueueing import again
 from tenure.app.flow import NewWorkflow
 from tenure.jobs.enqueue import Options, Wake
-from tenure.jobs.ids import id_of
-from tenure.jobs.signals import Signal
 
 if TYPE_CHECKING:
     from tenure.app.within import Within
@@ -99,20 +97,7 @@ class SiteTenure(Tenure):
 
     run_again_async = _joins_async(Tenure.run_again_async)
 
-    def signal(
-        self,
-        job: Job | str,
-        name: str,
-        payload: object = None,
-        key: str | None = None,
-        *,
-        actor: str | None = None,
-    ) -> Signal:
-        """Do what `Tenure.signal` does, in the transaction of Django if one is open."""
-        if (joined := self.joined()) is None:
-            return super().signal(job, name, payload, key, actor=actor)
-        return joined.signal(id_of(job), name, payload, key, actor=actor)
-
+    signal = _joins(Tenure.signal)
     signal_async = _joins_async(Tenure.signal_async)
 
     def workflow(
