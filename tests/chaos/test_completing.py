@@ -91,7 +91,7 @@ def thank(order: str): ...
 @app.job(backoff=0)
 def ship(context: JobContext, moment: str):
     def reach(here):
-        if (here, context.attempt) == (moment, 1):
+        if here == moment and "DIES" in os.environ:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with own_connection(app.database) as connection:
@@ -104,28 +104,30 @@ def ship(context: JobContext, moment: str):
     reach("after the commit")
 """
 ONCE = ["enqueued", "claimed", "completed"]
-KILLED = ["enqueued", "claimed", "lease_expired", "retried", "claimed", "completed"]
+LOST = " lease_expired retried claimed"
 
 
 @pytest.mark.scenario(110)
 @pytest.mark.each_engine
 def test_a_kill_at_the_commit_leaves_all_or_nothing(database_url: str, tmp_path: Path) -> None:
-    ends = {
-        "before the completion": KILLED,
-        "before the commit": KILLED,
-        "after the commit": ONCE,
-    }
+    """The first worker dies at its moment; the second one completes what is left, if anything.
+
+    A machine that stood still for the five seconds of a lease ends it, and a busy one may start a
+    child too late. So a job may be claimed more often.
+    """
+    ends = {"before the completion": True, "before the commit": True, "after the commit": False}
     script = WorkerScript(tmp_path / "worker", database_url, MOMENTS, concurrency=1, lease=5.0)
     with Tenure(database_url) as app, script, running_sweeper(app):
         make_effects(database_url)
         jobs = {}
-        for moment, events in ends.items():
+        for moment, runs_again in ends.items():
             job = jobs[moment] = app.enqueue("ship", {"moment": moment})
-            wait_for_exit(script.start(PYTHONPATH=str(ROOT)))
+            wait_for_exit(script.start(PYTHONPATH=str(ROOT), DIES="yes"))
             other = script.start(PYTHONPATH=str(ROOT))
             wait_until_completed(app, job)
-            history = " ".join(transitions(app, job))  # a busy machine may start a child too late
-            assert history.replace(" released claimed", "").split() == events
+            history = " ".join(transitions(app, job)).replace(" released claimed", "")
+            assert history.replace(LOST, "").split() == ONCE
+            assert not runs_again or LOST in history
             other.kill()
             wait_for_exit(other)  # or it takes the next job with it
         followed = Counter(job.payload["order"] for job in app.find(type="thank"))
