@@ -23,12 +23,13 @@ from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.work import Exchange, adds_jobs
 from tenure.store import enqueue, follow_ups, transitions
 from tenure.store.direct import Direct
-from tenure.store.protocol import Database, Trouble, answer_to, waited_for_a_lock
+from tenure.store.protocol import Database, Trouble, answer_to
 from tenure.store.tables import workers
 from tenure.store.work import (
     CallWork,
     EnqueueWork,
     ExchangeWork,
+    LockedJobs,
     W,
     Work,
     done_alone,
@@ -48,13 +49,11 @@ MAX_ITEMS = 1_000
 """Jobs and reports after which a transaction takes no further work. So no caller waits behind a
 huge one, and the next can be prepared, or go through another connection, in the meantime."""
 MAX_TRIES = 4
-IDLE_SECONDS = 30.0
-"""How long a connection stays open without use, and a thread that the others can do without."""
+IDLE_SECONDS = 30.0  # how long connections stay open without use, and threads that can be spared
 ANNOUNCE_SECONDS = 0.005
 """Other processes are notified of new jobs at once, but not more often than this."""
 LATE_SECONDS = 0.1  # then a thread uses another connection than that of callers
-MOMENT = 0.001
-"""Seconds later, a caller that commits has made the announcement, if there is one."""
+MOMENT = 0.001  # seconds later, a caller that commits has made the announcement, if there is one
 
 
 class Committer:
@@ -87,6 +86,7 @@ class Committer:
         self._closed = False
         self._pid = forks.pid
         self._sightings = workers.Sightings(clock)
+        self._locked = LockedJobs()
         self._announcements = Announcements(clock)
         self._direct = Direct(direct, clock)
         self._lent = direct  # belongs to callers while no thread has it
@@ -245,7 +245,7 @@ class Committer:
         """
         asked_to_commit = committed = False
         try:
-            batch = self._commit_alone(db, batch)
+            batch = self._commit_alone(db, self._locked.pass_over(db, batch))
             if not batch:
                 return
             db.begin(limits=sets_limits(batch))
@@ -292,7 +292,7 @@ class Committer:
         self, db: Database, batch: Sequence[Work], tries: int, error: Exception, trouble: Trouble
     ) -> None:
         again = trouble is Trouble.RETRY and tries < MAX_TRIES
-        if again and len(batch) > 1 and waited_for_a_lock(error):
+        if again and self._locked.note(batch, error) and len(batch) > 1:
             self._commit_each(db, batch, tries)
         elif again:
             self.commit(db, batch, tries + 1)

@@ -23,7 +23,7 @@ from tenure.jobs.work import (
     Verdict,
     adds_jobs,
 )
-from tenure.store.protocol import Database, Trouble
+from tenure.store.protocol import Database, Trouble, waited_for_a_lock
 
 
 class EnqueueWork(Struct):
@@ -71,6 +71,8 @@ class CallWork(Struct):
     reads: bool = False  # with one statement, and writes nothing
     limits: bool = False  # whether it sets limits of queues
 
+
+BUSY = Verdict(Answer.BUSY)
 
 Work = EnqueueWork | ExchangeWork | CallWork
 W = TypeVar("W", EnqueueWork, ExchangeWork, CallWork)
@@ -165,12 +167,55 @@ def rest_of(
         if (error := future.exception()) and not leases:
             work.future.set_exception(error)
             return
-        found = Exchange([Verdict(Answer.BUSY) for _ in late], []) if error else future.result()
+        found = Exchange([BUSY for _ in late], []) if error else future.result()
         left = iter(found.verdicts)
         verdicts = [RECORDED if r.lease_id in done else next(left) for r in work.reports]
         if leases is not None:
             found = replace(found, leases=leases)
         work.future.set_result(replace(found, verdicts=verdicts))
+
+    rest.future.add_done_callback(answer)
+    return rest
+
+
+class LockedJobs:
+    """Jobs that other transactions have locked: what others report is recorded without them."""
+
+    def __init__(self) -> None:
+        self._ids: set[str] = set()
+
+    def note(self, batch: Sequence[Work], error: BaseException) -> bool:
+        """Return whether work has waited for a lock in vain, perhaps for that of a reported job."""
+        if waited := waited_for_a_lock(error):
+            exchanges = [work for work in batch if isinstance(work, ExchangeWork)]
+            self._ids |= {report.job_id for work in exchanges for report in work.reports}
+        return waited
+
+    def pass_over(self, db: Database, batch: Sequence[Work]) -> Sequence[Work]:
+        """Return a batch without the reports that would wait: their senders repeat them."""
+        if not self._ids:
+            return batch
+        exchanges = [work for work in batch if isinstance(work, ExchangeWork)]
+        asked = {report.job_id for work in exchanges for report in work.reports} & self._ids
+        busy = db.busy(sorted(asked)) if asked else set()
+        self._ids -= asked - busy
+        return [_without(w, busy) if isinstance(w, ExchangeWork) else w for w in batch]
+
+
+def _without(work: ExchangeWork, busy: Collection[str]) -> ExchangeWork:
+    """Return an exchange without the reports on some jobs; its answer completes that of `work`."""
+    left = [report for report in work.reports if report.job_id not in busy]
+    if len(left) == len(work.reports):
+        return work
+    rest = ExchangeWork(left, work.claim, wary=work.wary)
+
+    def answer(future: Future[Exchange]) -> None:
+        if error := future.exception():
+            work.future.set_exception(error)
+            return
+        found = iter(future.result().verdicts)
+        verdicts = [BUSY if r.job_id in busy else next(found) for r in work.reports]
+        work.future.set_result(replace(future.result(), verdicts=verdicts))
 
     rest.future.add_done_callback(answer)
     return rest

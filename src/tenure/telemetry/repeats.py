@@ -14,8 +14,9 @@ class Repeats:
     def __init__(self) -> None:
         self._said: dict[str, float] = {}  # by the monotonic clock
 
-    def is_due(self, error: BaseException) -> bool:
-        """Whether to log an error now. Call it once for each."""
-        now, text = time.monotonic(), f"{type(error).__name__}: {error}"
+    def is_due(self, error: BaseException | str) -> bool:
+        """Whether to log an error, or what a text names, now. Call it once for each."""
+        now = time.monotonic()
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
         self._said = {it: at for it, at in self._said.items() if now - at < REPEAT_SECONDS}
         return self._said.setdefault(text, now) == now

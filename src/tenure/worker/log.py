@@ -24,6 +24,7 @@ from tenure.jobs.handlers import PlainFailure
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
 from tenure.telemetry.logs import log_failure, log_transition
+from tenure.telemetry.repeats import Repeats
 from tenure.worker.failures import FailureCalls
 from tenure.worker.leases import BUSY, Attempt, log_fields
 
@@ -34,6 +35,10 @@ SHOWN_SECONDS = 1.0
 MAX_FAILURES = 100
 """Failures of one type that have lines in that time although they are tried again."""
 UNSTORABLE = "the result of job %s (%s) cannot be stored, a note is kept instead: %s"
+LOCKED = (
+    "the outcome of job %s (%s) cannot be recorded: another transaction has the job locked. It is"
+    " sent again until that ends; `tenure explain %s` says who it is"
+)
 
 NOT_COMMITTED = "the transaction in which the handler completed this job was not committed"
 """The error of an attempt that returned after that. The store has the answer whether it is true."""
@@ -53,6 +58,7 @@ class WorkLog:
         self._failures = failures
         self._worker = worker
         self._redaction = redaction
+        self._locked = Repeats()
         self._others = 0  # completions without a line
         self._last: Attempt | None = None  # of these
         self._shown_at = -SHOWN_SECONDS
@@ -79,6 +85,8 @@ class WorkLog:
             report = attempt.report
             assert report is not None
             if verdict.answer is BUSY:
+                if not report.uncertain and self._locked.is_due(report.job_id):
+                    log.warning(LOCKED, report.job_id, attempt.lease.type, report.job_id)
                 continue
             if report.uncertain and verdict == _COMMITTED:
                 if report.error != NOT_COMMITTED:

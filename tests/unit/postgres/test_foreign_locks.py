@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,11 +16,16 @@ from tenure.errors import StoreUnavailable
 from tenure.jobs.explain import Facts, explain
 from tenure.jobs.findings import Check, CheckResult
 from tenure.jobs.lock_holders import LockHolder
+from tenure.jobs.work import Answer, ClaimRequest, Exchange, Outcome, Report
 from tenure.store.commit import MAX_TRIES
 from tenure.store.postgres import doctor, lock_holders, session
-from tenure.store.work import CallWork, EnqueueWork
+from tenure.store.work import CallWork, EnqueueWork, ExchangeWork
+from tenure.worker import exchanges
 from tests.support.clock import Clock
+from tests.support.http import api_client, claim_jobs, report
 from tests.support.store import claim_request, new_job
+from tests.support.waiting import WAIT_SECONDS, wait_until
+from tests.support.workers import running_worker, wait_until_completed
 from tests.unit.postgres.connections import Connection
 
 LOCK_JOBS = "SELECT FROM tenure.job FOR UPDATE"
@@ -54,6 +60,12 @@ def locked_job(url: str, raw: Connection) -> str:
     raw.execute("BEGIN")
     raw.execute(LOCK_JOBS)
     return id
+
+
+def lock(raw: Connection, job_id: str) -> None:
+    """Lock a job in a transaction that does not end."""
+    raw.execute("BEGIN")
+    raw.execute(f"SELECT FROM tenure.job WHERE id = '{job_id}' FOR UPDATE".encode())
 
 
 # --- errors of calls that wait for it
@@ -93,6 +105,89 @@ def test_a_locked_job_fails_no_other_work_of_its_transaction(
         assert after.future.result()[0].created
         with pytest.raises(StoreUnavailable, match="another transaction has locked"):
             locked.future.result()
+
+
+def test_a_locked_job_holds_up_no_report_on_another_one(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every outcome of its worker was recorded once that lock ended, here never."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    with Tenure(url) as app:
+        locked, *others = [app.enqueue("mail").id for _ in range(4)]
+        committer = app.core.store._committer
+        (db, *_) = committer._databases
+
+        def exchange(reports: list[Report], claim: ClaimRequest | None = None) -> Exchange:
+            work = ExchangeWork(reports, claim)
+            committer.commit(db, [work])
+            return work.future.result()
+
+        def answers(*outcomes: tuple[str, Outcome]) -> list[Answer]:
+            reports = [Report(id, leases[id], outcome) for id, outcome in outcomes]
+            return [verdict.answer for verdict in exchange(reports).verdicts]
+
+        leases = {one.id: one.lease_id for one in exchange([], claim_request(4)).leases}
+        begins: list[None] = []
+        begin = db.begin
+        monkeypatch.setattr(db, "begin", lambda **limits: (begins.append(None), begin(**limits)))
+        lock(raw, locked)
+        done, failed = Outcome.COMPLETED, Outcome.FAILED
+        assert answers((others[0], failed), (locked, failed)) == [Answer.RECORDED, Answer.BUSY]
+        begins.clear()
+        assert answers((locked, done), (others[1], done)) == [Answer.BUSY, Answer.RECORDED]
+        assert answers((others[2], failed), (locked, failed)) == [Answer.RECORDED, Answer.BUSY]
+        assert len(begins) == 1, "the lock that is known was waited for again"
+        raw.execute("ROLLBACK")
+        assert answers((locked, done)) == [Answer.RECORDED]
+        assert app.get(locked).status == "completed"
+        assert committer._locked._ids == set()
+        assert app.verify() == []
+
+
+def test_a_worker_goes_on_while_one_of_its_jobs_is_locked(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    monkeypatch.setattr(exchanges, "BUSY_SECONDS", 0.001)
+    locked = threading.Event()
+    with Tenure(url) as app:
+
+        @app.job()
+        def mail(waits: bool) -> None:
+            assert not waits or locked.wait(WAIT_SECONDS)
+
+        with running_worker(app, concurrency=2):
+            held = mail.enqueue(True)
+            wait_until(lambda: app.get(held.id).status == "processing", "the first job to run")
+            lock(raw, held.id)
+            locked.set()
+            said = f"the outcome of job {held.id} (mail) cannot be recorded: another transaction"
+            wait_until(lambda: said in caplog.text, "the worker to name the job")
+            for _ in range(10):
+                wait_until_completed(app, mail.enqueue(False))
+            assert app.get(held.id).status == "processing"
+            raw.execute("ROLLBACK")
+            wait_until_completed(app, held)
+        assert app.get(held.id).attempts == 1
+        assert caplog.text.count(said) == 1
+        assert app.verify() == []
+
+
+def test_who_reports_over_http_is_asked_to_send_it_again(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was answered 503 after 40 s, with every other report of the request."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    with Tenure(url) as app, api_client(app) as api:
+        locked, other = (app.enqueue("mail") for _ in range(2))
+        (lease, another) = claim_jobs(api, 2)
+        assert lease["id"] == locked.id
+        lock(raw, locked.id)
+        assert report(api, lease, "failed", error="no answer") == "busy"
+        assert report(api, another, "completed") == "recorded"
+        raw.execute("ROLLBACK")
+        assert report(api, lease, "failed", error="no answer") == "recorded"
+        assert app.get(other.id).status == "completed"
 
 
 def test_a_locked_table_does_not_keep_each_work_of_a_transaction_by_itself(
