@@ -197,7 +197,11 @@ class LockedJobs:
             return batch
         exchanges = [work for work in batch if isinstance(work, ExchangeWork)]
         asked = {report.job_id for work in exchanges for report in work.reports} & self._ids
-        busy = db.busy(sorted(asked)) if asked else set()
+        if not asked:
+            return batch
+        db.begin()  # which connects, and limits the wait for a locked table
+        busy = db.busy(sorted(asked))
+        db.rollback()
         self._ids -= asked - busy
         return [_without(w, busy) if isinstance(w, ExchangeWork) else w for w in batch]
 

@@ -136,12 +136,55 @@ def test_a_locked_job_holds_up_no_report_on_another_one(
         begins.clear()
         assert answers((locked, done), (others[1], done)) == [Answer.BUSY, Answer.RECORDED]
         assert answers((others[2], failed), (locked, failed)) == [Answer.RECORDED, Answer.BUSY]
-        assert len(begins) == 1, "the lock that is known was waited for again"
+        assert len(begins) == 1 + 2, "two looks at the lock that is known, and one transaction"
         raw.execute("ROLLBACK")
         assert answers((locked, done)) == [Answer.RECORDED]
         assert app.get(locked).status == "completed"
         assert committer._locked._ids == set()
         assert app.verify() == []
+
+
+def test_the_locks_of_known_jobs_are_looked_at_after_the_session_was_lost(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look did not connect, so each try failed, also after the lock was gone."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    with Tenure(url) as app:
+        app.enqueue("mail")
+        committer = app.core.store._committer
+        (db, *_) = committer._databases
+        claim = ExchangeWork([], claim_request(1))
+        committer.commit(db, [claim])
+        (lease,) = claim.future.result().leases
+        lock(raw, lease.id)
+        for end, answer in ((None, Answer.BUSY), ("ROLLBACK", Answer.RECORDED)):
+            if end:
+                raw.execute(end.encode())
+            work = ExchangeWork([Report(lease.id, lease.lease_id, Outcome.COMPLETED)], None)
+            committer.commit(db, [work])
+            assert [verdict.answer for verdict in work.future.result().verdicts] == [answer]
+            db.close()
+
+
+def test_a_locked_table_is_waited_for_where_a_job_was_locked_before(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look at the job had no limit of time: it waited for the table until that was free."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    monkeypatch.setattr(session, "ANSWER_SECONDS", 5.0)
+    with Tenure(url) as app:
+        app.enqueue("mail")
+        committer = app.core.store._committer
+        (db, *_) = committer._databases
+        claim = ExchangeWork([], claim_request(1))
+        committer.commit(db, [claim])
+        (lease,) = claim.future.result().leases
+        raw.execute("BEGIN")
+        raw.execute("LOCK tenure.job IN EXCLUSIVE MODE")
+        work = ExchangeWork([Report(lease.id, lease.lease_id, Outcome.FAILED)], None)
+        committer.commit(db, [work])
+        with pytest.raises(StoreUnavailable, match="another transaction has locked"):
+            work.future.result()
 
 
 def test_a_worker_goes_on_while_one_of_its_jobs_is_locked(
