@@ -21,7 +21,13 @@ from tenure.jobs.queries import Filter, Query, State, check_filter, query_of
 from tenure.lifecycle import Job, Status
 from tenure.store import search
 from tests.support.clock import START
-from tests.support.store import StoreHarness, new_job, report_completed, report_failed
+from tests.support.store import (
+    StoreHarness,
+    new_job,
+    report_completed,
+    report_failed,
+    report_snoozed,
+)
 
 WORDS = ["Ümlaut", "ümlaut", "100%_done", "100x_done", "back\\slash", "it's", "STRASSE", "straße"]
 HOUR = timedelta(hours=1)
@@ -75,7 +81,13 @@ def fill(harness: StoreHarness) -> list[Job]:
                 harness.claim(queues=(checked_job.queue,), types=(checked_job.type,))
             case 5 if checked_job.max_retries == 2:
                 (lease,) = harness.claim(queues=(checked_job.queue,), types=(checked_job.type,))
-                harness.report(report_failed(lease, f"Boom {word}", delay=200.0 * 3600))
+                again = number % 24 == 17  # it snoozes in its next attempt
+                harness.report(
+                    report_failed(lease, f"Boom {word}", delay=0.0 if again else 200.0 * 3600)
+                )
+                if again:
+                    (lease,) = harness.claim(queues=(checked_job.queue,), types=(checked_job.type,))
+                    harness.report(report_snoozed(lease, delay=200.0 * 3600))
     return sorted((harness.get(id) for id in made), key=lambda job: job.id, reverse=True)
 
 
@@ -87,11 +99,14 @@ def lower(text: str | None) -> str:
 def plainly(job: Job, wanted: Filter, now: datetime) -> bool:
     """Whether a job fits, said as plainly as can be."""
     longer = timedelta(seconds=wanted.running_longer_than or 0)
+    put_off = job.event == "snoozed"
     states = {
         None: True,
-        "scheduled": job.status == "pending" and job.run_at > now and not job.last_error,
+        "scheduled": job.status == "pending"
+        and (job.run_at > now and not job.last_error and not put_off),
         "ready": job.status == "pending" and job.run_at <= now,
-        "retrying": job.status == "pending" and bool(job.last_error),
+        "retrying": job.status == "pending" and bool(job.last_error) and not put_off,
+        "snoozed": job.status == "pending" and job.run_at > now and put_off,
         "blocked": job.status == "waiting",
     }
     checks = [
@@ -156,6 +171,8 @@ def test_every_filter_finds_what_looking_at_each_job_finds(
     )
     @given(FILTERS, st.integers(1, 7), st.integers(3, 20), st.booleans())
     @example(SECOND_PAGE, 1, 3, False)
+    @example(check_filter(Filter(state="retrying")), 7, 20, False)
+    @example(check_filter(Filter(state="snoozed")), 7, 20, False)
     def check(wanted: Filter, limit: int, rows: int, oldest_first: bool) -> None:
         monkeypatch.setattr(search, "MAX_ROWS", rows)
         monkeypatch.setattr(search, "MAX_TEXTS", rows)

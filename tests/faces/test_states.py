@@ -1,4 +1,4 @@
-"""Filters as people say them: scheduled, ready, retrying, blocked, running longer than."""
+"""Filters as people say them: scheduled, ready, retrying, snoozed, and others."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def ids(app_on_each_engine: Tenure, clock: Clock) -> Ids:
     retrying = app.enqueue("a", backoff="1h").id
     (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
     app.core.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error="away")])
+    snoozed = app.enqueue("a", backoff=1).id
+    for outcome in (Outcome.FAILED, Outcome.SNOOZED):  # not tried again: it has got further
+        (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
+        assert lease.id == snoozed
+        error = "away" if outcome is Outcome.FAILED else ""
+        delay = 0.0 if error else 3600.0
+        app.core.report([Report(lease.id, lease.lease_id, outcome, error=error, delay=delay)])
     running = app.enqueue("a").id
     app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=9_000))
     clock.advance(301)
@@ -40,6 +47,7 @@ def ids(app_on_each_engine: Tenure, clock: Clock) -> Ids:
         "retrying": retrying,
         "ready": ready,
         "scheduled": scheduled,
+        "snoozed": snoozed,
         "blocked": BLOCKED,
         "5m": running,
     }
@@ -117,6 +125,16 @@ def test_an_action_changes_what_is_so_when_it_comes_by(
     assert app.bulk.step(scheduled.id).changed == 0  # it is ready by now
     assert app.bulk.step(running.id).changed == 1
     assert app.get(ids["5m"]).status == "cancelled"
+
+
+def test_what_has_snoozed_is_ready_when_its_time_has_come(
+    app_on_each_engine: Tenure, clock: Clock, ids: Ids
+) -> None:
+    clock.advance(3600)
+    with by_find(app_on_each_engine) as find:
+        assert find(state="snoozed") == []
+        assert ids["snoozed"] in find(state="ready")
+        assert find(state="retrying") == [ids["retrying"]]
 
 
 @pytest.fixture

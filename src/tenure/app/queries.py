@@ -78,7 +78,8 @@ def find(
 
     - `status`: `waiting`, `pending`, `processing`, `completed`, `failed` or `cancelled`.
     - `state`: `scheduled` (pending, with a time to come, and never failed), `ready` (pending and
-      due), `retrying` (pending after a failure) or `blocked` (waiting).
+      due), `retrying` (pending after a failure), `snoozed` (pending, with a time to come that its
+      handler chose: by `context.sleep`, `Snooze` or `RateLimited`) or `blocked` (waiting).
     - `running_longer_than`: a duration above 0 since the job was claimed; it is processing.
     - `type`, `queue`, `tag`, `partition`: the whole name. `workflow`: its id.
     - `created_after`, `created_before`: aware datetimes, by the store's clock. A job created at

@@ -105,7 +105,9 @@ def _warn_if_nowhere(app: Tenure, job: Job) -> None:
 filter_options = together(
     option("--status", "STATUS", "Only jobs with this status.", completing.statuses),
     option(
-        "--state", "STATE", "Only jobs scheduled, ready, retrying or blocked.", completing.states
+        *("--state", "STATE"),
+        "Only jobs scheduled, ready, retrying, snoozed or blocked.",
+        completing.states,
     ),
     option("--running-longer-than", "TIME", "Only jobs claimed more than so long ago: 5m."),
     option("--type", "TYPE", "Only jobs of this type.", completing.types),

@@ -33,6 +33,7 @@ class State(StrEnum):
     SCHEDULED = "scheduled"
     READY = "ready"
     RETRYING = "retrying"
+    SNOOZED = "snoozed"
     BLOCKED = "blocked"
 
     @property

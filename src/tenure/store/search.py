@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from tenure.events import Snoozed
 from tenure.jobs import ids
 from tenure.jobs.queries import Counted, Filter, Page, Query, State
 from tenure.jobs.queue_rights import includes
@@ -45,9 +46,10 @@ ENDED = (Status.FAILED, Status.CANCELLED)
 """What the index `job_ended` holds, in the order of its condition."""
 
 STATES: Mapping[str, str] = {
-    State.SCHEDULED: "attempts = 0 AND run_at > {now}",
+    State.SCHEDULED: "attempts = 0 AND run_at > {now} AND event <> 'snoozed'",
     State.READY: "run_at <= {now}",
-    State.RETRYING: "attempts > 0",
+    State.RETRYING: "attempts > 0 AND event <> 'snoozed'",
+    State.SNOOZED: "run_at > {now} AND event = 'snoozed'",
     State.BLOCKED: "need > 0",
 }
 """What is true of the jobs of a state, beside their status."""
@@ -139,9 +141,14 @@ def others(d: Dialect, query: Query) -> Iterator[Statement]:
 
 def fits(filter: Filter, job: Job, now: datetime) -> bool:
     """Whether a job matches at a time. Texts are compared in the form that is shown."""
-    due, tried, least = job.run_at <= now, job.attempts > 0, filter.running_longer_than
-    so = {State.SCHEDULED: not (due or tried), State.READY: due, State.RETRYING: tried}
-    state = filter.state and State(filter.state)
+    due, tried, put_off = job.run_at <= now, job.attempts > 0, job.event == Snoozed.name
+    so = {
+        State.SCHEDULED: not (due or tried or put_off),
+        State.READY: due,
+        State.RETRYING: tried and not put_off,
+        State.SNOOZED: put_off and not due,
+    }
+    state, least = filter.state and State(filter.state), filter.running_longer_than
     lasts = now - job.started_at if job.started_at and job.status is Status.PROCESSING else None
     shown = Redaction(filter.hidden).job(job) if filter.error or filter.text else job
     return (
