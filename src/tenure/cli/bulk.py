@@ -8,15 +8,55 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tenure.cli import completing
 from tenure.cli.command import Group, existing
-from tenure.cli.options import Id, option, reading_options
+from tenure.cli.options import (
+    Id,
+    answer_options,
+    flag,
+    option,
+    reading_options,
+    reason_option,
+    together,
+)
 from tenure.cli.terminal import print_json, progress_bar, table
+from tenure.cli.times import past_option
 from tenure.errors import InvalidInput
 from tenure.jobs.text import first_line, quantity
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
     from tenure.jobs.queries import Bulk, Counted, Filter
+
+
+filter_options = together(
+    option("--status", "STATUS", "Only jobs with this status.", completing.statuses),
+    option(
+        *("--state", "STATE"),
+        "Only jobs scheduled, ready, retrying, snoozed or blocked.",
+        completing.states,
+    ),
+    option("--running-longer-than", "TIME", "Only jobs claimed more than so long ago: 5m."),
+    option("--type", "TYPE", "Only jobs of this type.", completing.types),
+    option("--queue", "NAME", "Only jobs of this queue.", completing.queue_names),
+    option("--tag", "TAG", "Only jobs with this tag."),
+    option("--partition", "TEXT", "Only jobs of this partition."),
+    option("--workflow", "ID", "Only jobs of this workflow."),
+    past_option("--created-after", "Only jobs added at or after this time"),
+    past_option("--created-before", "Only jobs added before this time"),
+    option("--error", "TEXT", "Only jobs with this text in their last error or its traceback."),
+    option("--text", "TEXT", "Only jobs with this text in their payload."),
+)
+"""The options that select jobs."""
+
+bulk_options = together(
+    filter_options,
+    reason_option,
+    flag("--dry-run", "Only print how many jobs match, and a few of them; not with ids."),
+    flag("--yes", "Do not ask for confirmation."),
+    answer_options,
+)
+"""The options of a command that can change many jobs."""
 
 
 def filter_of(**given: Any) -> Filter:

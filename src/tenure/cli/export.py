@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenure.cli import completing
-from tenure.cli.bulk import filter_of
+from tenure.cli.bulk import filter_of, filter_options
 from tenure.cli.command import NO_ROOM, existing
-from tenure.cli.jobs import filter_options
 from tenure.cli.options import answer_options, flag, option
 from tenure.cli.terminal import print_json
 from tenure.cli.times import all_at, known_before

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenure.cli import completing, outcomes, terminal
-from tenure.cli.bulk import change_all, filter_of, preview
+from tenure.cli.bulk import bulk_options, change_all, filter_of, filter_options, preview
 from tenure.cli.command import Group, application, as_called, complain, existing
 from tenure.cli.new_job import (
     job_options,
@@ -19,17 +19,9 @@ from tenure.cli.new_job import (
     parent_options,
     unique_options,
 )
-from tenure.cli.options import (
-    Id,
-    answer_options,
-    flag,
-    option,
-    reading_options,
-    reason_option,
-    together,
-)
+from tenure.cli.options import Id, answer_options, flag, option, reading_options, reason_option
 from tenure.cli.outcomes import finish
-from tenure.cli.times import all_at, known_before, past_option, time_given
+from tenure.cli.times import all_at, known_before, time_given
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.jobs.text import ago, first_line, visible
 
@@ -100,27 +92,6 @@ def _warn_if_nowhere(app: Tenure, job: Job) -> None:
                 f" is in {job.queue}. Give --queue, or start a worker for {job.queue}",
                 err=True,
             )
-
-
-filter_options = together(
-    option("--status", "STATUS", "Only jobs with this status.", completing.statuses),
-    option(
-        *("--state", "STATE"),
-        "Only jobs scheduled, ready, retrying, snoozed or blocked.",
-        completing.states,
-    ),
-    option("--running-longer-than", "TIME", "Only jobs claimed more than so long ago: 5m."),
-    option("--type", "TYPE", "Only jobs of this type.", completing.types),
-    option("--queue", "NAME", "Only jobs of this queue.", completing.queue_names),
-    option("--tag", "TAG", "Only jobs with this tag."),
-    option("--partition", "TEXT", "Only jobs of this partition."),
-    option("--workflow", "ID", "Only jobs of this workflow."),
-    past_option("--created-after", "Only jobs added at or after this time"),
-    past_option("--created-before", "Only jobs added before this time"),
-    option("--error", "TEXT", "Only jobs with this text in their last error or its traceback."),
-    option("--text", "TEXT", "Only jobs with this text in their payload."),
-)
-"""The options that select jobs."""
 
 
 jobs = Group("jobs", help="List, show, retry and cancel jobs.")
@@ -245,16 +216,6 @@ def explain(id: str, as_json: bool) -> None:
         click.echo(terminal.excerpt(traceback))
     for line in advice(job, reason):
         click.echo(visible(line))
-
-
-bulk_options = together(
-    filter_options,
-    reason_option,
-    flag("--dry-run", "Only print how many jobs match, and a few of them; not with ids."),
-    flag("--yes", "Do not ask for confirmation."),
-    answer_options,
-)
-"""The options of a command that can change many jobs."""
 
 
 @jobs.command()
