@@ -12,7 +12,8 @@ from tenure import Tenure
 from tenure.errors import IllegalTransition, InvalidInput
 from tenure.jobs.queries import Filter
 from tenure.retry import RetryPolicy
-from tests.support.store import StoreHarness, report_completed, report_failed
+from tenure.store.tables import bulk as bulks
+from tests.support.store import StoreHarness, report_completed, report_failed, report_snoozed
 
 
 @pytest.fixture
@@ -104,6 +105,38 @@ def test_jobs_that_are_not_due_run_now(harness: StoreHarness, app: Tenure) -> No
     assert harness.get(due.id) == due
     claimed = harness.ids(harness.claim(limit=9))
     assert sorted(claimed) == sorted(job.id for job in (*later, other, due))
+
+
+def test_jobs_that_are_snoozed_run_now_only_if_asked_for(
+    harness: StoreHarness, app: Tenure
+) -> None:
+    """Their handlers chose the time: a bulk action made them run early."""
+    later = harness.add(delay=3600, type="later")
+    snoozed = harness.take()
+    harness.report(report_snoozed(snoozed, delay=3600.0))
+    for wanted, changed in ((Filter(), later.id), (Filter(state="snoozed"), snoozed.id)):
+        (job,) = app.bulk.sample(wanted, "run_now")
+        assert job.id == changed
+        assert app.core.count(wanted, action="run_now").jobs == 1
+        bulk = app.bulk.step(app.bulk.start("run_now", wanted).id)
+        assert (bulk.changed, bulk.refused) == (1, 0)
+        assert harness.ids(harness.claim(limit=9)) == [changed]
+
+
+def test_a_job_that_snoozes_between_the_look_and_the_change_is_left(
+    harness: StoreHarness, app: Tenure
+) -> None:
+    job = harness.add(delay=5)
+    bulk = app.bulk.start("run_now", Filter())
+    ids, cursor = bulks.next_ids(harness.store.read, bulk)
+    assert list(ids) == [job.id]
+    harness.clock.advance(5)
+    (lease,) = harness.claim()
+    harness.report(report_snoozed(lease, delay=3600.0))
+    before = harness.get(job.id)
+    harness.store.write("bulk", lambda db: bulks.batch(db, bulk, ids, cursor)).result()
+    assert harness.get(job.id) == before
+    assert app.bulk.get(bulk.id).refused == 1
 
 
 def test_a_job_runs_again_as_a_new_job(harness: StoreHarness, app: Tenure) -> None:

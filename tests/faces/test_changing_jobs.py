@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from tenure import Tenure
 from tenure.jobs.steps import Record
-from tests.support.cli import cli_json, output_of
+from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.http import api_client
 from tests.support.store import claim_request, report_snoozed
 
@@ -101,6 +101,28 @@ def test_as_commands(app: Tenure) -> None:
     assert "not needed" in shown
     again = cli_json("jobs", "run-again", later[0].id, "--payload", '{"n": 3}')
     assert (again["again_of"], again["payload"]) == (later[0].id, {"n": 3})
+
+
+def test_who_runs_jobs_now_is_shown_how_many_snooze(app: Tenure, web: TestClient) -> None:
+    """They are left unless the filter names them."""
+    job = app.enqueue("nap", tags=["x"])
+    (lease,) = app.core.claim(claim_request(limit=1)).leases
+    app.core.report([report_snoozed(lease, delay=3600)])
+    dry = ("jobs", "run-now", "--tag", "x", "--dry-run")
+    left = "1 job is snoozed, and left. --state snoozed selects it."
+    assert output_of(*dry).splitlines() == ["This would run_now 0 jobs.", left]
+    assert output_of(*dry[:-1]).splitlines() == ["No job matches that it could run_now.", left]
+    app.enqueue("late", delay=3600, tags=["x"])
+    refused = run_cli(*dry[:-1])
+    assert (refused.exit_code, left in refused.stderr) == (2, True)
+    assert cli_json(*dry)["snoozed"] == {"jobs": 1, "exact": True}
+    assert "snoozed" not in cli_json("jobs", "cancel", *dry[2:])
+    assert left not in output_of(*dry, "--state", "snoozed")
+    page = web.get("/ui/bulk?action=run_now&tag=x").text
+    assert "1 job is snoozed, and left." in page
+    assert "snoozed, and left" not in web.get("/ui/bulk?action=cancel&tag=x").text
+    assert cli_json(*dry[:-1], "--state", "snoozed", "--yes")["changed"] == 1
+    assert app.get(job.id).event == "amended"
 
 
 def test_to_run_a_job_now_is_not_offered_while_it_sleeps(app: Tenure, web: TestClient) -> None:

@@ -38,7 +38,8 @@ class BulkActions(Noun):
     ) -> Bulk:
         """Start to change all jobs that match now; return the action.
 
-        - `action`: `retry`, `cancel`, or `run_now`: pending jobs that are not due run at once.
+        - `action`: `retry`, `cancel`, or `run_now`: pending jobs that are not due run at once;
+          snoozed ones only if the filter has the state `snoozed`.
         - `filter`: which jobs, as a `Filter` from `tenure.jobs.queries`. Jobs whose status does not
           allow the action are left out, and so are jobs that are added or fail from now on.
         - `more_retries`: with `retry`, how much to add to each job's `max_retries`, 1 to 1,000.

@@ -72,9 +72,11 @@ def preview(app: Tenure, action: str, matching: Filter, as_json: bool) -> None:
 
     found = app.core.count(matching, action=action)
     jobs = [app.core.redaction.job(job) for job in app.bulk.sample(matching, action)]
+    snoozed = _snoozed(app, action, matching)
     if as_json:
         bodies = [responses.job_body(job) for job in jobs]
-        print_json({"jobs": found.jobs, "exact": found.exact, "sample": bodies})
+        more = {} if snoozed is None else {"snoozed": snoozed}
+        print_json({"jobs": found.jobs, "exact": found.exact, **more, "sample": bodies})
         return
     click.echo(f"This would {action} {_number(found)}.")
     if jobs:
@@ -82,6 +84,7 @@ def preview(app: Tenure, action: str, matching: Filter, as_json: bool) -> None:
             (job.id, job.type, job.queue, job.status, first_line(job.last_error)) for job in jobs
         ]
         table(("ID", "TYPE", "QUEUE", "STATUS", "LAST ERROR"), rows)
+    _say_left(snoozed)
 
 
 def change_all(
@@ -94,7 +97,10 @@ def change_all(
     found = app.core.count(matching, action=action)
     if found.exact and not found.jobs and not (yes or as_json):
         click.echo(f"No job matches that it could {action}.")
+        _say_left(_snoozed(app, action, matching))
         return
+    if not yes:
+        _say_left(_snoozed(app, action, matching), err=True)
     if not yes and not sys.stdin.isatty():
         raise InvalidInput(
             f"this would {action} {_number(found)}; add --yes, or look with --dry-run",
@@ -118,6 +124,25 @@ def finish(app: Tenure, bulk: Bulk, as_json: bool) -> None:
     else:
         changed = quantity(bulk.changed, "job")
         click.echo(f"{changed} changed, {bulk.refused} refused: bulk action {bulk.id}")
+
+
+def _snoozed(app: Tenure, action: str, matching: Filter) -> Counted | None:
+    """Count the jobs that match, but that the action leaves because they are snoozed."""
+    from msgspec.structs import replace
+
+    from tenure.jobs.queries import State, action_of, leaves_snoozed
+
+    if not leaves_snoozed(action_of(action), matching):
+        return None
+    return app.core.count(replace(matching, state=State.SNOOZED), action=action)
+
+
+def _say_left(snoozed: Counted | None, *, err: bool = False) -> None:
+    if snoozed and (snoozed.jobs or not snoozed.exact):
+        them = "is snoozed, and left. --state snoozed selects it"
+        if snoozed.jobs != 1 or not snoozed.exact:
+            them = "are snoozed, and left. --state snoozed selects them"
+        click.echo(f"{_number(snoozed).capitalize()} {them}.", err=err)
 
 
 def _number(found: Counted) -> str:

@@ -267,7 +267,10 @@ def unblock(ids: Sequence[str], as_json: bool) -> None:
 )
 @bulk_options
 def run_now(ids: Sequence[str], **given: Any) -> None:
-    """Run pending jobs that are not due: by id, or all that match."""
+    """Run pending jobs that are not due: by id, or all that match.
+
+    Of all that match, snoozed jobs run only with --state snoozed.
+    """
     _change("run_now", ids, {}, **given)
 
 

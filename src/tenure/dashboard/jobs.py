@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+from msgspec.structs import replace
 from starlette.responses import PlainTextResponse, Response
 
 from tenure.app import signals
@@ -18,7 +19,16 @@ from tenure.dashboard import timeline
 from tenure.dashboard.request import HEADERS, PageRequest, inside
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
 from tenure.jobs.payload import parse
-from tenure.jobs.queries import Action, Bulk, Filter, State, action_of, check_filter, sources
+from tenure.jobs.queries import (
+    Action,
+    Bulk,
+    Filter,
+    State,
+    action_of,
+    check_filter,
+    leaves_snoozed,
+    sources,
+)
 from tenure.jobs.signals import MAX_SIGNAL_BYTES, Signal
 from tenure.jobs.stats import jobs_by_status, used
 from tenure.jobs.text import length, quantity, visible
@@ -142,12 +152,16 @@ def preview_bulk(request: PageRequest) -> Response:
     options = [
         word for name, value in filters.items() for word in (f"--{name.replace('_', '-')}", value)
     ]
+    snoozed = None
+    if leaves_snoozed(action_of(action), wanted):
+        snoozed = request.app.core.count(replace(wanted, state=State.SNOOZED), action=action)
     return request.page(
         "bulk_preview.html",
         action=action,
         given=filters,
         filter=describe(wanted),
         matching=request.app.core.count(wanted, action=action),
+        snoozed=snoozed,
         command=shlex.join(["tenure", "jobs", action.replace("_", "-"), *options]),
         exact=filters.keys().isdisjoint(("since", "from", "to", "error", "text")),
     )

@@ -144,6 +144,7 @@ class Query(Filter, frozen=True, kw_only=True):
     created_by: datetime | None = None  # inclusive
     settled_by: datetime | None = None  # inclusive
     not_due: bool = False
+    leaves_snoozed: bool = False  # what is not due by its handler's choice
 
     @property
     def is_narrow(self) -> bool:
@@ -191,6 +192,14 @@ def checked_query(filter: Filter, limit: int = 50, before: str | None = None) ->
         ids.check_id(before, "$.before")
     count = whole(limit, 1, MAX_LISTED, "$.limit")
     return query_of(check_filter(filter), limit=count, before=before)
+
+
+def leaves_snoozed(action: Action, filter: Filter) -> bool:
+    """Whether an action leaves snoozed jobs of a filter that does not ask for them.
+
+    Their handlers chose the time. Of the other states, none has such jobs.
+    """
+    return action is Action.RUN_NOW and filter.state is None
 
 
 def sources(action: Action) -> tuple[Status, ...]:

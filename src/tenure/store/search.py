@@ -132,6 +132,8 @@ def others(d: Dialect, query: Query) -> Iterator[Statement]:
         yield f"(need IS NULL OR {needing} OR NOT EXISTS ({ties}))", []
     if query.not_due:
         yield f"run_at > {d.now}", []
+    if query.leaves_snoozed:
+        yield "event <> 'snoozed'", []
     if query.within is not None:
         yield d.in_queues("queue", query.within)
     for column, text in (("last_error", query.error), ("payload", query.text)):

@@ -16,9 +16,18 @@ from msgspec.structs import replace
 
 from tenure import failpoints
 from tenure.errors import IllegalTransition
-from tenure.events import Amended, Cancelled, Event, Retried
+from tenure.events import Amended, Cancelled, Event, Retried, Snoozed
 from tenure.jobs.ids import BEFORE_ALL
-from tenure.jobs.queries import Action, Bulk, Counted, Filter, Query, query_of, sources
+from tenure.jobs.queries import (
+    Action,
+    Bulk,
+    Counted,
+    Filter,
+    Query,
+    leaves_snoozed,
+    query_of,
+    sources,
+)
 from tenure.lifecycle import Job, Status, follow
 from tenure.store import transitions
 from tenure.store.dialect import Reads, Statements
@@ -143,7 +152,8 @@ def about(filter: Filter, action: Action, **more: Any) -> Query:
     if filter.status is None and len(statuses) == 1:
         filter = replace(filter, status=statuses[0])
     among = statuses if filter.status is None else ()
-    return query_of(filter, among=among, not_due=action is Action.RUN_NOW, **more)
+    more |= {"not_due": action is Action.RUN_NOW, "leaves_snoozed": leaves_snoozed(action, filter)}
+    return query_of(filter, among=among, **more)
 
 
 def next_ids(read: Reader, bulk: Bulk) -> tuple[Sequence[str], str | None]:
@@ -178,11 +188,13 @@ def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) 
     now = db.now()
     keys = unique_keys.keys_of(db, list(jobs)) if bulk.action is Action.RETRY else {}
     taken: set[str] = set()
+    spares = leaves_snoozed(bulk.action, bulk.filter)
     changes: list[tuple[Job, transitions.Steps]] = []
     for job in jobs.values():
         try:
             late = job.finished_at is not None and job.finished_at > bulk.created_at
-            if fits(bulk.filter, job, now) and not late:  # if settled, it was so at the start
+            spared = late or (spares and job.event == Snoozed.name)
+            if fits(bulk.filter, job, now) and not spared:  # if settled, it was so at the start
                 steps = follow(job, _event(bulk), now)
                 if bulk.action is Action.RETRY:
                     transitions.check_retry(job, keys, taken, now)
