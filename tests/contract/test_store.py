@@ -10,10 +10,10 @@ from threading import Barrier, Event
 
 import pytest
 
-from tenure import Tenure
+from tenure import Status, Tenure
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.queries import Query
-from tenure.store import migrate_store, open_store
+from tenure.store import migrate_store, open_store, waits
 from tests.support.no_threads import no_new_threads
 from tests.support.programs import run
 from tests.support.raw_sql import RawSql
@@ -237,6 +237,26 @@ def test_a_listener_that_raises_harms_nobody(harness: StoreHarness) -> None:
         stop()
     assert len(harness.store.read.find(Query())) == 5
     assert len(rung) >= 1
+
+
+def test_a_doubt_that_fails_ends_no_other_wait(
+    harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended the thread, and whoever waited, then or later, waited for ever."""
+    monkeypatch.setattr(waits, "DOUBT_SECONDS", 0.0)
+    outage = iter([StoreUnavailable("the database did not answer")])
+
+    def away() -> None:
+        raise next(outage, ZeroDivisionError("a fault"))
+
+    job = harness.add()
+    other = harness.store.wait(job.id)
+    with pytest.raises(ZeroDivisionError, match="a fault"):
+        harness.store.wait(job.id, away).result(WAIT_SECONDS)
+    (lease,) = harness.claim()
+    harness.report(report_completed(lease))
+    assert other.result(WAIT_SECONDS).status is Status.COMPLETED
+    assert harness.store.wait(job.id).result(WAIT_SECONDS).id == job.id
 
 
 def test_first_users_side_by_side_share_one_store(database_url: str) -> None:

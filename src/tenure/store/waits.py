@@ -162,8 +162,18 @@ class Waits:
             elif job := settled[wait.job_id]:
                 _answer(wait, job)
             elif wait.doubt is not None and wait.looked - wait.began >= DOUBT_SECONDS:
-                _answer(wait, wait.doubt())
+                _answer(wait, _reason(wait.doubt))
             wait.seen = True
+
+
+def _reason(doubt: Doubt) -> Exception | None:
+    """Return what a doubt answers, or what it raises; during an outage, nothing."""
+    try:
+        return doubt()
+    except StoreUnavailable:
+        return None
+    except Exception as error:  # the thread serves every other caller too
+        return error
 
 
 def _another(error: Exception) -> Exception:
