@@ -9,6 +9,7 @@ import hmac
 import subprocess
 import threading
 from collections import Counter
+from contextlib import closing
 from typing import Any
 
 import psycopg
@@ -30,10 +31,12 @@ from tenure.lifecycle import EVENTS
 from tenure.webhooks import deliveries as delivery_jobs
 from tenure.webhooks import request as outbound
 from tenure.webhooks.deliveries import WEBHOOK, queue_of
+from tenure.worker import webhook_delivery
 from tenure.worker.webhook_delivery import REMOVED
 from tests.support.cli import PROGRAM, clean_environment, cli_json, output_of, run_cli
 from tests.support.http import api_client, assert_problem, claim_jobs
 from tests.support.programs import Program
+from tests.support.raw_sql import RawSql
 from tests.support.store import claim_request
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import (
@@ -267,6 +270,24 @@ def test_a_limit_of_the_queue_holds_no_delivery_back(app_on_each_engine: Tenure)
             deliveries(app_on_each_engine),
         )[1]
     )
+
+
+def test_a_row_that_cannot_be_read_does_not_hide_later_webhooks(
+    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What looks for new webhooks beside the deliveries ended, without a line in the log."""
+    monkeypatch.setattr(webhook_delivery, "WEBHOOK_CHECK_SECONDS", 0.05)
+    app = app_on_each_engine
+    never = 10**18 if app.database.startswith("sqlite") else "infinity"
+    with closing(RawSql(app.database)) as sql, receiving() as receiver, delivering(app) as delivery:
+        hook_on(app, receiver.url)
+        wait_until(lambda: delivery._worker is not None, "the worker of the deliveries")
+        sql.run("UPDATE {webhook} SET created_at = ?", never)
+        wait_until(lambda: "webhooks failed" in caplog.text, "the failure")
+        sql.run("DELETE FROM {webhook}")
+        app.webhooks.create("late", receiver.url, ["enqueued"])
+        app.enqueue("mail")
+        wait_until(lambda: receiver.requests, "the delivery")
 
 
 @pytest.mark.parametrize("back", [False, True])

@@ -140,15 +140,14 @@ class WebhookDelivery(threading.Thread):
         if isinstance(error, TenureError):
             log.warning("deliveries wait for the database: %s", error)
         else:
-            what = "the worker that delivers to webhooks failed and is started again"
-            log.error(what, exc_info=error)
+            log.error("delivering to webhooks failed and is tried again", exc_info=error)
 
     async def _find_new_queues(self) -> None:
         while True:
             await asyncio.sleep(WEBHOOK_CHECK_SECONDS)
             try:
                 await asyncio.to_thread(self._find_queues)
-            except TenureError as error:
+            except Exception as error:  # the worker beside it would not learn of new queues
                 self._log_failure(error)
 
     async def _run(self, worker: Worker) -> None:
