@@ -32,7 +32,7 @@ except ModuleNotFoundError as error:
 
 from tenure import dashboard
 from tenure.app.app import Tenure
-from tenure.errors import InvalidInput
+from tenure.errors import InvalidInput, StoreMoved
 from tenure.http import guard
 from tenure.http.api.call import Dispatcher
 from tenure.http.api.routes import OPEN_PATHS, ROUTES
@@ -312,7 +312,8 @@ def _run_beside(server: _Server, app: Tenure, worker: Worker) -> None:
     """Run a worker on this thread, with its own event loop, so that no handler delays HTTP."""
     try:
         run_loop(work(app, worker))
-    except BaseException:
-        log.exception("the worker in this process failed, so the server stops")
+    except BaseException as error:
+        info = None if isinstance(error, StoreMoved) else error  # which the worker has logged
+        log.error("the worker in this process failed, so the server stops", exc_info=info)
         server.stop()
         raise

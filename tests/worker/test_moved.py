@@ -14,6 +14,10 @@ from tenure.errors import StoreMoved
 from tenure.store.moving.sides import Destination
 from tenure.store.moving.sqlite import SqliteSource
 from tenure.store.protocol import ELSEWHERE
+from tenure.telemetry import repeats
+from tenure.worker import webhook_delivery
+from tenure.worker.maintenance import MaintenanceThread
+from tenure.worker.webhook_delivery import WebhookDelivery
 from tests.support.cli import PROGRAM, clean_environment, run_cli
 from tests.support.http import api_client, assert_problem
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -88,7 +92,7 @@ def test_commands_and_requests_are_told(app: Tenure) -> None:
         assert api.get("/jobs").status_code == 200
 
 
-def test_a_server_is_not_ready(app: Tenure) -> None:
+def test_a_server_is_not_ready(app: Tenure, caplog: pytest.LogCaptureFixture) -> None:
     """It was, so that a load balancer sent it every job, which it refused."""
     with api_client(app) as api:
         assert api.get("/ready").status_code == 200
@@ -97,5 +101,61 @@ def test_a_server_is_not_ready(app: Tenure) -> None:
         body = assert_problem(unready, 503, "store_unavailable")
         assert "in another database" in body["detail"]
         assert "postgresql" not in unready.text
-        assert "in another database" in api.get("/", headers={"Accept": "text/html"}).text
+        page = api.get("/", headers={"Accept": "text/html"}).text
+        assert "in another database" in page
+        assert "postgresql" not in page
         assert api.get("/health").status_code == 200
+        assert f"not ready, the database does not answer or commit: {MESSAGE}" in caplog.text
+        api.post("/jobs", json={"type": "work", "payload": {}})
+        assert f"{MESSAGE}\n" in caplog.text.partition("POST /jobs")[2]
+
+
+def test_the_sweep_says_once_where_the_jobs_are(
+    app: Tenure, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said for ever that it is tried again."""
+    monkeypatch.setattr(repeats, "REPEAT_SECONDS", 0)
+    app.enqueue("work")
+    hand_over(app)
+    sweeper = MaintenanceThread(app)
+    for _ in range(3):
+        sweeper._try(app.core.measure)
+    assert [one.getMessage() for one in caplog.records] == [
+        f"nothing can be written here any more: {MESSAGE}"
+    ]
+
+
+def test_deliveries_wait_quietly(
+    app: Tenure, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their worker was started and ended again every two seconds, with a line each time."""
+    monkeypatch.setattr(webhook_delivery, "WEBHOOK_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(repeats, "REPEAT_SECONDS", 0)
+    app.webhooks.create("shop", "https://example.com", ["enqueued"])
+    hand_over(app)
+    delivery = WebhookDelivery(app, private=False)
+    delivery.start()
+    try:
+        wait_until(lambda: caplog.text.count("deliveries wait") >= 3, "three looks")
+    finally:
+        delivery.stop()
+    assert f"deliveries wait for the database: {MESSAGE}" in caplog.text
+    assert "this worker ends" not in caplog.text
+
+
+def test_a_server_with_a_worker_ends_without_a_traceback(app: Tenure, tmp_path: Path) -> None:
+    hand_over(app)
+    command = (*PROGRAM, "serve", "--fake-handlers", "--port", "0", "--database", app.database)
+    ended = subprocess.run(
+        command,
+        env=clean_environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        check=False,
+    )
+    assert ended.returncode == 4
+    assert f"Error: {MESSAGE}" in ended.stderr
+    assert "so the server stops" in ended.stderr
+    assert "Traceback" not in ended.stderr

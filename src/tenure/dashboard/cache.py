@@ -147,5 +147,5 @@ def _trouble(app: Tenure) -> str | None:
     try:
         app.core.check_store()
     except StoreUnavailable as error:
-        return str(error)
+        return error._known or str(error)
     return None

@@ -59,7 +59,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     tags: str  # a FROM item after `job`: each of its tags, as `one.value`
     hold: str  # at the end of a SELECT: lock its rows
     packs: bool  # whether many rows are better read as one JSON value
-    moved: str  # whether `tenure move` lets nothing be written here
+    moved: str  # the source of what refuses all writes after `tenure move`, NULL if none does
     broken_value: str  # SQL for the name of a condition on values that a job breaks, or NULL
     hold_jobs: str = ""  # the statement after which no other transaction changes jobs
     hold_starts: str = ""  # the statement after which no other one starts jobs of limited queues

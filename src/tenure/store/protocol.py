@@ -57,13 +57,19 @@ ELSEWHERE = "tenure: the jobs are elsewhere: "
 """How the message begins with which a database refuses every write after `tenure move`."""
 
 
-def check_moved(moved: bool) -> None:
-    """Raise StoreUnavailable if `tenure move` lets nothing be written here."""
-    if moved:
-        error = StoreUnavailable(
-            "the jobs are in another database, as `tenure move` has noted here"
+def check_moved(source: str | None) -> None:
+    """Raise StoreUnavailable if `tenure move` lets nothing be written here.
+
+    `source` is the SQL of what refuses it. The address that it names is for the log, not for who
+    asks over HTTP.
+    """
+    if source is not None:
+        message = source.partition(ELSEWHERE)[2].rpartition("'")[0]
+        error = StoreUnavailable(message.replace("''", "'"))
+        error._known = (
+            "the jobs are in another database, as `tenure move` has noted here: "
+            "the log of this program names it"
         )
-        error._known = str(error)
         raise error
 
 

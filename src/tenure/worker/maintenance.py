@@ -19,7 +19,7 @@ from functools import partial
 from tenure.app.app import Tenure
 from tenure.app.bulk import run_batches
 from tenure.app.evaluation import decide_due, set_right
-from tenure.errors import StoreUnavailable, TenureError
+from tenure.errors import StoreMoved, StoreUnavailable, TenureError
 from tenure.jobs.durations import retention
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.work import Duty
@@ -127,7 +127,7 @@ class MaintenanceThread(threading.Thread):
         self._end = threading.Event()
         self._prune_at = self._times_at = 0.0  # by the monotonic clock
         self._zones_checked = self._behind = False
-        self._workflows_before = ""
+        self._workflows_before = self._moved = ""
         self._stats_share = BUSY_SHARE
         self._ledger_end: object = None
 
@@ -164,7 +164,11 @@ class MaintenanceThread(threading.Thread):
         return True
 
     def _log_failure(self, error: Exception) -> None:
-        if self._repeats.is_due(error):
+        if isinstance(error, StoreMoved):
+            if str(error) != self._moved:
+                log.error("nothing can be written here any more: %s", error)
+            self._moved = str(error)
+        elif self._repeats.is_due(error):
             expected = isinstance(error, TenureError)
             log.log(
                 logging.WARNING if expected else logging.ERROR,

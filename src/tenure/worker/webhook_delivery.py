@@ -120,6 +120,7 @@ class WebhookDelivery(threading.Thread):
         while not self._end.is_set():
             try:
                 if DELIVERING & self._app.core.look():
+                    self._app.core.check_store()  # a worker would end again at once, and say so
                     self._find_queues()
                     self._deliver()
             except Exception as error:

@@ -33,6 +33,7 @@ from tenure.errors import (
     Forbidden,
     InvalidInput,
     SchemaMismatch,
+    StoreMoved,
     StoreUnavailable,
     TenureError,
     WriteRefused,
@@ -212,7 +213,7 @@ def failed(scope: AsgiScope, error: Exception) -> Response:
     response = as_problem(scope, error)
     path = quote(loggable(scope["path"]), errors="replace")
     what = f"{scope['method']} {path}, request {response.headers[REQUEST_ID]}"
-    if isinstance(error, StoreUnavailable | SchemaMismatch | WriteRefused):
+    if isinstance(error, StoreUnavailable | StoreMoved | SchemaMismatch | WriteRefused):
         log.warning("%s: %s", what, error)
     elif not isinstance(error, TenureError | Refusal):
         log.error("%s failed", what, exc_info=error)

@@ -85,7 +85,7 @@ DIALECT = Dialect(
     hold_starts="SELECT pg_advisory_xact_lock({s}.limit_lock())",
     packs=False,
     look=LOOK_FOR_DUTIES,
-    moved="EXISTS (SELECT FROM pg_trigger"
+    moved="(SELECT prosrc FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid"
     " WHERE tgrelid = '{s}.job'::regclass AND tgname = 'elsewhere')",
     broken_value=broken(postgres_values("{{s}}.json_type({})", "{s}") | in_reach()),
 )

@@ -66,7 +66,7 @@ DIALECT = Dialect(
     tags="json_each(CASE WHEN json_valid(job.tags) THEN job.tags END) AS one",
     hold="",
     packs=True,
-    moved="EXISTS (SELECT 1 FROM sqlite_schema"
+    moved="(SELECT sql FROM sqlite_schema"
     " WHERE type = 'trigger' AND name = 'tenure_elsewhere_insert_job')",
     broken_value=broken(sqlite_values()),
 )
