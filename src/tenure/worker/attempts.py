@@ -7,6 +7,7 @@ event loop, except `deliver`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 from collections import deque
@@ -76,6 +77,11 @@ class Attempts:
         self._has_children = children
         self._original = Original()
         self._is_starting = False
+        self._context = contextvars.copy_context()
+
+    def start_in(self, context: contextvars.Context) -> None:
+        """Let coroutines begin with the variables of a context, and so with none of another job."""
+        self._context = context
 
     def close(self) -> None:
         """Release idle threads and child processes."""
@@ -205,7 +211,7 @@ class Attempts:
             function = bound(handler, attempt.context)
         if handler.is_async:
             running = self._run_coroutine(attempt, handler, function, arguments)
-            task = asyncio.get_running_loop().create_task(running)
+            task = self._context.run(asyncio.get_running_loop().create_task, running)
             attempt.task = None if task.done() else task  # an eager one may be
         else:
             call = partial(call_in_thread, handler, function, arguments, attempt)

@@ -6,6 +6,7 @@ event loop starts handlers and exchanges; `Heartbeat` has a thread.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import os
 import secrets
@@ -131,6 +132,7 @@ class Worker:
         async with AsyncExitStack() as stack:
             for make in self._lifespans:
                 await enter(stack, make())
+            self._attempts.start_in(contextvars.copy_context())
             self.failures.start()
             try:
                 await self._work(max_idle_seconds)
