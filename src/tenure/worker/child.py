@@ -96,7 +96,7 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
         signal.signal(number, _ignore)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     runner = asyncio.Runner(loop_factory=new_loop)  # one loop, which clients can be kept on
-    lifespans = Lifespans(runner)
+    lifespans = Lifespans(runner, contextvars.copy_context())
     jobs, leaves = 0, False
     with suppress(EOFError, OSError):
         pipe.send_bytes(encode(READY))
@@ -272,28 +272,42 @@ class RunsCoroutines(Protocol):
 
 
 class Lifespans:
-    """What applications keep open around a worker's life, for handlers that are alone here."""
+    """What applications keep open around a worker's life, for handlers that are alone here.
 
-    def __init__(self, runner: RunsCoroutines) -> None:
+    - `context`: has the variables that they have set.
+    """
+
+    def __init__(self, runner: RunsCoroutines, context: contextvars.Context) -> None:
         self._runner = runner
+        self.context = context
         self._leave = asyncio.Event()
         self._entered: list[Lifespan] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     def enter(self, lifespans: Sequence[Lifespan]) -> None:
+        """Enter each that is not entered yet; raise what it raises."""
+        if any(make not in self._entered for make in lifespans):
+            self._runner.run(self.enter_async(lifespans))
+
+    async def enter_async(self, lifespans: Sequence[Lifespan]) -> None:
+        """Do the same on the running loop."""
         if new := [make for make in lifespans if make not in self._entered]:
-            self._tasks.append(self._runner.run(self._begin(new)))
+            self._tasks.append(await self._begin(new))
             self._entered += new
 
     def leave(self) -> None:
-        self._leave.set()
         if self._tasks:
-            self._runner.run(asyncio.wait(self._tasks))
+            self._runner.run(self.leave_async())
+
+    async def leave_async(self) -> None:
+        """Leave them; raise what they raise."""
+        self._leave.set()
+        await asyncio.gather(*self._tasks)
 
     async def _begin(self, lifespans: Sequence[Lifespan]) -> asyncio.Task[None]:
         """Return the task that holds them open: some can be left only by the task that entered."""
         entered = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._hold(lifespans, entered))
+        task = asyncio.create_task(self._hold(lifespans, entered), context=self.context)
         await asyncio.wait([task, entered], return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             task.result()

@@ -2,21 +2,19 @@
 
 A plain handler runs on the thread of the caller, so that it can use what belongs to that thread: a
 connection in the middle of a transaction. Coroutines run on a loop for them alone, or on that of
-the caller, who awaits.
+the caller, who awaits. Neither sees variables of `contextvars` that the caller has set.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
 from functools import partial
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from tenure.jobs.handlers import Handlers
-from tenure.jobs.hooks import enter
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import Lease, Verdict, WorkSource
 from tenure.telemetry.tracing import Tracing
@@ -61,9 +59,7 @@ class SingleRunner:
         self._failures = FailureCalls(handlers.hooks.on_failure)
         self._log = WorkLog(worker, redaction, self._failures)
         self._loop = _Loop()
-        self._lifespans = Lifespans(self._loop)
-        self._stack = AsyncExitStack()
-        self._started = False
+        self._lifespans = Lifespans(self._loop, contextvars.Context())
 
     def __enter__(self) -> Self:
         return self
@@ -73,16 +69,10 @@ class SingleRunner:
         self._loop.close()
 
     async def __aenter__(self) -> Self:
-        await self._stack.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._stack.__aexit__(kind, error, traceback)
+    async def __aexit__(self, *_: object) -> None:
+        await self._lifespans.leave_async()
 
     def run(self, lease: Lease) -> Attempt:
         """Run the handler of a lease; return its attempt, which has a report."""
@@ -103,10 +93,7 @@ class SingleRunner:
 
     async def run_async(self, lease: Lease) -> Attempt:
         """Do the same on the running loop; a plain handler runs in a thread."""
-        if not self._started:
-            self._started = True
-            for make in self._handlers.hooks.lifespans:
-                await enter(self._stack, make())
+        await self._lifespans.enter_async(self._handlers.hooks.lifespans)
         return await self._run_on_loop(lease)
 
     async def _run_on_loop(self, lease: Lease) -> Attempt:
@@ -130,14 +117,15 @@ class SingleRunner:
 
     def call_failures(self) -> None:
         """Call the functions of `on_failure` for what was reported."""
-        self._failures.call(self._loop.run)
+        contextvars.Context().run(self._failures.call, self._loop.run)
 
     async def call_failures_async(self) -> None:
         """Do the same: coroutines on the running loop, plain functions on a thread."""
         if self._failures:
-            loop = asyncio.get_running_loop()
+            loop, context = asyncio.get_running_loop(), contextvars.Context()
             run = partial(asyncio.run_coroutine_threadsafe, loop=loop)
-            await asyncio.to_thread(self._failures.call, lambda one: run(one).result())
+            call = partial(context.run, self._failures.call, lambda one: run(one).result())
+            await loop.run_in_executor(None, call)
 
     def _attempts(self, threads: type[Threads]) -> tuple[Attempts, LeaseBook, Wakeup]:
         wakeup, book = Wakeup(), LeaseBook(1, self._worker, self._source.database)
@@ -148,6 +136,7 @@ class SingleRunner:
             threads=threads,
             children=self._has_children,
         )
+        attempts.start_in(self._lifespans.context)
         return attempts, book, wakeup
 
 
@@ -158,7 +147,7 @@ class _Loop:
         self._runner = asyncio.Runner()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return _apart(partial(self._runner.run, coroutine))
+        return _apart(partial(self._runner.run, coroutine, context=contextvars.Context()))
 
     def close(self) -> None:
         _apart(self._runner.close)
