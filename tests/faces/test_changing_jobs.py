@@ -69,6 +69,16 @@ def test_a_key_makes_one_job_of_two_requests_to_run_one_again(app: Tenure, web: 
     assert app.run_again(first.id, **key).id == answers[0].json()["id"]
 
 
+def test_the_key_of_a_request_to_run_again_may_be_a_header(app: Tenure, web: TestClient) -> None:
+    """It was ignored there, so that each request that was sent again added another job."""
+    first, key = app.enqueue("mail", {"n": 1}), {"Idempotency-Key": "k"}
+    where = f"/jobs/{first.id}/run-again"
+    answers = [web.post(where, headers=key) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 200]
+    assert {answer.json()["idempotency_key"] for answer in answers} == {"k"}
+    assert web.post(where, headers=key, json={"payload": {"n": 2}}).status_code == 422
+
+
 def test_run_again_depends_on_the_same_jobs(app: Tenure, web: TestClient) -> None:
     first = app.enqueue("mail")
     job = app.enqueue("mail", depends_on={"first": first.settled})

@@ -210,9 +210,8 @@ def run_job_again(call: Call) -> Response:
     call.check_running()
     body: requests.AgainRequest = call.body
     payload = None if body.payload is UNSET else body.payload
-    new_job = again(
-        call.app.core, call.app.core.get(call.path["id"]), payload, _options(call, body)
-    )
+    options = _options(call, body, call.header("Idempotency-Key"))
+    new_job = again(call.app.core, call.app.core.get(call.path["id"]), payload, options)
     (added,) = _hand_over(call, [new_job], batch=False).result()
     headers = {"Location": call.address(f"/jobs/{added.job.id}")}
     return answer(call.shown(added.job), 201 if added.created else 200, headers)

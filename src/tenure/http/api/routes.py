@@ -195,7 +195,9 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/jobs/{id}/explain", READ, jobs.explain_job, EXPLANATION),
     Route("PATCH", "/jobs/{id}", ADMIN, jobs.amend_job, AMENDED, body=AMEND),
     Route(
-        *("POST", "/jobs/{id}/run-again", ADMIN, jobs.run_job_again, NEW_JOB, OLD_JOB), body=AGAIN
+        *("POST", "/jobs/{id}/run-again", ADMIN, jobs.run_job_again, NEW_JOB, OLD_JOB),
+        body=AGAIN,
+        headers=KEY,
     ),
     Route("POST", "/jobs/{id}/cancel", ADMIN, jobs.cancel_job, CANCELLED, body=REASON),
     Route("POST", "/jobs/{id}/retry", ADMIN, jobs.retry_job, RETRIED, body=RETRY),
