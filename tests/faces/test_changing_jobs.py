@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.jobs.steps import Record
 from tests.support.cli import cli_json, output_of, run_cli
-from tests.support.http import api_client
+from tests.support.http import api_client, assert_problem
 from tests.support.store import claim_request, report_snoozed
 
 
@@ -77,6 +77,22 @@ def test_the_key_of_a_request_to_run_again_may_be_a_header(app: Tenure, web: Tes
     assert [answer.status_code for answer in answers] == [201, 200]
     assert {answer.json()["idempotency_key"] for answer in answers} == {"k"}
     assert web.post(where, headers=key, json={"payload": {"n": 2}}).status_code == 422
+
+
+def test_calls_that_add_jobs_ignore_no_key(app: Tenure, web: TestClient) -> None:
+    """They ignored it, so that a client that repeats a request added its jobs twice."""
+    flow = web.post("/workflows", json={"jobs": [{"type": "a"}]}).json()["workflow"]["id"]
+    web.put("/schedules/daily", json={"job": {"type": "a"}, "cron": "1 2 * * *"})
+    before = app.count().jobs
+    for where, body in (
+        ("/jobs/batch", [{"type": "a"}]),
+        (f"/workflows/{flow}/jobs", {"jobs": [{"type": "a"}]}),
+        ("/schedules/daily/trigger", {}),
+    ):
+        refused = web.post(where, headers={"Idempotency-Key": "k"}, json=body)
+        problem = assert_problem(refused, 400, "invalid_input")
+        assert problem["path"] == "Idempotency-Key", where
+    assert app.count().jobs == before
 
 
 def test_run_again_depends_on_the_same_jobs(app: Tenure, web: TestClient) -> None:

@@ -92,6 +92,11 @@ class Call:
             raise InvalidInput("send this header once", path=name)
         return values[0] if values else None
 
+    def take_no_key(self, advice: str) -> None:
+        """Raise InvalidInput for an `Idempotency-Key`: a call that ignored it would add twice."""
+        if self.header("Idempotency-Key") is not None:
+            raise InvalidInput(f"this call takes no such header; {advice}", path="Idempotency-Key")
+
     def check_running(self) -> None:
         """Raise Refusal if the server is shutting down."""
         if self.notifier.stopped:

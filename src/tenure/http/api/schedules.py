@@ -91,6 +91,7 @@ def resume_schedule(call: Call) -> Response:
 
 def trigger_schedule(call: Call) -> Response:
     """Add the job of a schedule now."""
+    call.take_no_key("after a lost answer, see the fires of the schedule before you send it again")
     return answer(call.app.schedules.trigger(**_by(call), overlap=call.body.overlap))
 
 

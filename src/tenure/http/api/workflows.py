@@ -50,6 +50,7 @@ def create_workflow(call: Call) -> Response:
 
 def add_to_workflow(call: Call) -> Response:
     """Add jobs to a workflow, all or none; they can depend on jobs of the workflow."""
+    call.take_no_key("after a lost answer, see the jobs of the workflow before you send it again")
     by = call.caller.name
     return answer(_added(call, call.app.workflows.extend(call.path["id"], actor=by)), 201)
 
