@@ -198,12 +198,13 @@ class KeyConflict(TenureError):
 
     code = "idempotency_key_reused"
 
-    def __init__(self, key: str, job_id: str, what: str = "job") -> None:
+    def __init__(self, key: str, job_id: str = "", workflow_id: str = "") -> None:
+        made = f"workflow {workflow_id}" if workflow_id else f"job {job_id}"
         super().__init__(
-            f"idempotency key {key!r} was used for {what} {job_id} with a different request; "
+            f"idempotency key {key!r} was used for {made} with a different request; "
             "send the first request unchanged, or choose a new key"
         )
-        self.key, self.job_id = key, job_id
+        self.key, self.job_id, self.workflow_id = key, job_id, workflow_id
 
 
 class DuplicateJob(TenureError):

@@ -37,6 +37,7 @@ EXAMPLES = [
     errors.LeaseLost("j"),
     errors.LeaseLost("j", "lease_expired"),
     errors.KeyConflict("k", "j"),
+    errors.KeyConflict("k", workflow_id="w"),
     errors.DuplicateJob("j"),
     errors.QueueFull("mail", 0),
     errors.LimitConflict("a partition is paused: resume it first"),

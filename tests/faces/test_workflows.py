@@ -135,7 +135,9 @@ def test_a_workflow_is_added_once(app: Tenure, api: TestClient) -> None:
     again = api.post("/workflows", json=ADDED, headers=key)
     assert (again.status_code, again.json()["refs"]) == (200, refs)
     other = api.post("/workflows", json=ADDED | {"name": "x"}, headers=key)
-    assert_problem(other, 422, "idempotency_key_reused")
+    problem = assert_problem(other, 422, "idempotency_key_reused")
+    assert problem["workflow_id"] == id
+    assert "job_id" not in problem  # it was there, and was the id of the workflow
     jobs = [
         {"ref": "mail", "type": "mail", "depends_on": [{"job_id": refs["total"]}, "pdf"]},
         {"ref": "pdf", "type": "pdf"},

@@ -18,7 +18,7 @@ ERRORS = (
     errors.JobNotFound("1"),
     errors.JobFailed("1", "no"),
     errors.IllegalTransition("1", "failed", "retried", ("retried",), "why"),
-    errors.KeyConflict("once", "1", "workflow"),
+    errors.KeyConflict("once", workflow_id="1"),
     errors.QueueFull("mail", 3),
     errors.SignalTokenNotFound(),
     errors.StoreUnavailable("the database is away"),

@@ -71,7 +71,7 @@ KINDS: tuple[Kind, ...] = (
         errors.KeyConflict,
         422,
         "The idempotency key was used for another request",
-        {"idempotency_key": "key", "job_id": "job_id"},
+        {"idempotency_key": "key", "job_id": "job_id", "workflow_id": "workflow_id"},
         "this idempotency key was used with a different request; send the first request "
         "unchanged, or choose a new key",
     ),

@@ -60,6 +60,6 @@ def begin(engine: str, new: New, jobs: int) -> Steps[Stored | None]:
         for (text,) in (yield ask(engine, KNOWN, asked)):  # none: deleted since
             id, fingerprint, first = json.loads(text)
             if fingerprint != new.fingerprint:
-                raise KeyConflict(new.key or "", id, "workflow")
+                raise KeyConflict(new.key or "", workflow_id=id)
             return Stored(id, first or [])
     return None
