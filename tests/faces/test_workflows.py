@@ -120,6 +120,17 @@ ADDED: dict[str, Any] = {
 }
 
 
+def test_what_cannot_go_with_a_key_is_named(api: TestClient) -> None:
+    """The place was `$.jobs[1].key`, a field that no job has, of a job that is not unique."""
+    jobs = [{"type": "a", "unique": {"by": "k"}}, {"type": "b"}]
+    key = {"Idempotency-Key": "import-1"}
+    refused = assert_problem(
+        api.post("/workflows", json={"jobs": jobs}, headers=key), 400, "invalid_input"
+    )
+    assert refused["path"] == "$.jobs[0].unique"
+    assert "null" in refused["detail"]
+
+
 def test_a_workflow_is_added_once(app: Tenure, api: TestClient) -> None:
     key = {"Idempotency-Key": "import-1"}
     made = api.post("/workflows", json=ADDED, headers=key)

@@ -202,10 +202,12 @@ class NewWorkflow:
             workflow=self.id,
         )
         jobs, key = adding.checked_jobs, self._key
-        if key is not None and any(job.unique for job in jobs):
-            raise InvalidInput(
-                "a workflow with a key cannot have unique jobs: give them unique=None", path="$.key"
-            )
+        for number, job in enumerate(jobs if key is not None else ()):
+            if job.unique:
+                raise InvalidInput(
+                    "a workflow with a key cannot have unique jobs: give them unique=None, or null",
+                    path=f"$[{number}].unique",
+                )
         fingerprint = None if key is None else fingerprint_of(self._name, self._jobs, jobs)
         if key is not None and self._own_keys:
             fingerprint = _digest(fingerprint, self._actor)
