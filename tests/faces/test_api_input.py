@@ -292,6 +292,32 @@ def test_a_value_that_a_field_cannot_have_is_not_repeated(
     assert "4711" not in response.text
 
 
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/jobs?created_after=2026-11-01T00:00:00+01:00", "%2B"),  # its plus is a space
+        ("/jobs?created_after=2026-11-01", "2026-11-24T15:42:00Z"),
+        ("/jobs?created_after=2026-11-01T00:00:00", "2026-11-24T15:42:00Z"),
+        ("/schedules/a/fires?before=yesterday", "2026-11-24T15:42:00Z"),
+        ("/jobs?cursor=2", "Link"),
+        ("/workflows?cursor=2", "Link"),
+    ],
+)
+def test_a_refusal_of_a_time_or_a_cursor_says_what_to_send(
+    path: str, says: str, api: TestClient
+) -> None:
+    """It was `Invalid RFC3339 encoded datetime`, or a regular expression."""
+    assert says in assert_problem(api.get(path), 400, "invalid_input")["detail"]
+
+
+@pytest.mark.parametrize("time", ["2026-11-24", "2026-11-24T15:42:00", 1800000000, "soon"])
+def test_a_refusal_of_a_time_in_a_body_does_too(time: object, api: TestClient) -> None:
+    job = {"type": "a", "run_at": time}
+    problem = assert_problem(api.post("/jobs", json=job), 400, "invalid_input")
+    assert "2026-11-24T15:42:00Z" in problem["detail"]
+    assert problem["path"] == "$.run_at"
+
+
 def reported(lease: dict[str, Any], name: str, value: str) -> bytes:
     """The body of a report with one more field, as JSON text."""
     outcome = "completed" if name == "result" else "failed"

@@ -24,7 +24,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
 from tenure.errors import InvalidInput, PayloadTooLarge
-from tenure.http.api.choices import choices
+from tenure.http.api.choices import advice
 from tenure.http.guard import NO_CALLER
 from tenure.jobs import payload
 from tenure.jobs.reading import learn
@@ -346,8 +346,7 @@ def convert(value: object, kind: type[T], *, strict: bool = True, root: str = "$
     except msgspec.ValidationError as flaw:
         message, _, path = str(flaw).partition(" - at `$")
         path = path.rstrip("`")
-        if message.startswith("Invalid enum value"):  # a refusal repeats no value
-            message = f"give one of {', '.join(sorted(map(str, choices(kind, path))))}"
+        message = advice(message, kind, path)
         if not root.startswith("$"):
             path = path.lstrip(".")
         raise InvalidInput(message, path=f"{root}{path}") from None

@@ -1,4 +1,4 @@
-"""Which values a field of a request can have, for the refusal of another one."""
+"""What a refusal says of the value of a field: which other ones the field can have."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from msgspec import inspect
+
+A_TIME = "not a time; write it with its zone, such as 2026-11-24T15:42:00Z, in an address %2B for +"
+
+
+def advice(message: str, kind: Any, path: str) -> str:
+    """Return what msgspec says of the value at a path of `kind`, as callers understand it.
+
+    A refusal repeats no value.
+    """
+    if message.startswith("Invalid enum value"):
+        return f"give one of {', '.join(sorted(map(str, choices(kind, path))))}"
+    if "datetime" in message:
+        return A_TIME
+    if "matching regex" in message and path.endswith("cursor"):
+        return "not a cursor; send the address in the `Link` of the page before"
+    return message
 
 
 def choices(kind: Any, path: str) -> set[object]:
