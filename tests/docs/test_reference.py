@@ -162,6 +162,15 @@ def test_the_fields_of_a_new_job_and_of_a_lease_request_stand_in_their_tables() 
     assert set(reports.LeaseRequest.__struct_fields__) <= lease
 
 
+def test_a_report_is_described_where_workers_look() -> None:
+    """`suspended` and `wait` were elsewhere on the page only, with another meaning."""
+    workers = {
+        word for span in in_code(HTTP.section("Workers")) for word in re.findall(r"\w+", span)
+    }
+    fields = {*reports.ReportEntry.__struct_fields__, *reports.WaitForm.__struct_fields__}
+    assert fields | set(Outcome) <= workers
+
+
 def test_every_metric_stands_with_its_labels() -> None:
     rows = table_rows(HTTP.section("Metrics"))
     assert {bare(row[0]): in_code(row[1]) for row in rows} == metrics_with_labels()
