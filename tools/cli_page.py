@@ -58,8 +58,9 @@ Answers go to standard output. Errors and logs go to standard error.
 | 130 | interrupted; but `top`, `tail`, `serve` and `worker` end with 0 |
 
 An error message says what happened, where, and what to do next. Only a bug in Tenure or in the
-application of `--app` prints a traceback. If one of several jobs is refused, the command continues
-with the next; the first error sets the exit code.
+application of `--app` prints a traceback. If one of several ids or names is
+refused, or locked by a transaction, the command continues with the next; the first error sets the
+exit code.
 
 Commands that read or change jobs need an existing database, so that a wrong address does not create
 a file. These commands create the database: `migrate`, `enqueue`, `serve`, `worker`, the settings of

@@ -263,6 +263,8 @@ class StoreUnavailable(TenureError):
     code = "store_unavailable"
     _held_here = False
     """Whether a write transaction of this program holds the SQLite file, perhaps the caller's."""
+    _is_locked = False
+    """Whether a transaction has locked what was to be changed; perhaps not what comes next."""
     _known = ""
     """What is known of it that callers over HTTP may read."""
 

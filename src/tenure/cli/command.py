@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,9 +74,30 @@ def _output(ctx: click.Context) -> Iterator[None]:
         ctx.exit(REFUSED)
 
 
-def complain(error: errors.TenureError) -> int:
+def change_each(names: Sequence[str], change: Callable[[str], None]) -> int:
+    """Change what has these names or ids; return the exit code.
+
+    The first refusal sets it, and the others still change.
+    """
+    code = 0
+    for name in names:
+        try:
+            change(name)
+        except errors.TenureError as error:
+            said = complain(error, name)
+            code = code or said
+            if isinstance(error, errors.StoreUnavailable) and not error._is_locked:
+                code = said  # nor will it answer for the others
+                break
+    return code
+
+
+def complain(error: errors.TenureError, about: str = "") -> int:
     """Print an error to standard error, and return its exit code."""
-    click.echo(f"Error: {as_called(visible(' '.join(str(error).split())))}", err=True)
+    text = " ".join(str(error).split())
+    if about and about not in text:
+        text = f"{about}: {text}"
+    click.echo(f"Error: {as_called(visible(text))}", err=True)
     if isinstance(error, errors.StoreUnavailable):
         click.echo(as_called("`tenure doctor` says what is wrong with a database."), err=True)
     return exit_code(error)

@@ -12,7 +12,7 @@ import click
 
 from tenure.cli import completing, outcomes, terminal
 from tenure.cli.bulk import bulk_options, change_all, filter_of, filter_options, preview
-from tenure.cli.command import Group, application, as_called, complain, existing
+from tenure.cli.command import Group, application, as_called, change_each, existing
 from tenure.cli.new_job import (
     job_options,
     options_given,
@@ -22,7 +22,7 @@ from tenure.cli.new_job import (
 from tenure.cli.options import Id, answer_options, flag, option, reading_options, reason_option
 from tenure.cli.outcomes import finish
 from tenure.cli.times import all_at, known_before, time_given
-from tenure.errors import StoreUnavailable, TenureError
+from tenure.errors import TenureError
 from tenure.jobs.text import ago, first_line, visible
 
 if TYPE_CHECKING:
@@ -339,23 +339,17 @@ def _change(
 
 
 def _each(app: Tenure, change: Callable[[str], Job], ids: Sequence[str], as_json: bool) -> None:
-    """Change each job. The first refusal sets the exit code; the others still run."""
+    """Change each job, print what has changed, and end the command."""
     from tenure.wire import responses
 
     changed: list[Job] = []
-    code = 0
-    for id in ids:
-        try:
-            changed.append(app.core.redaction.job(change(id)))
-        except StoreUnavailable as error:  # nor will it answer for the others
-            code = complain(error)
-            break
-        except TenureError as error:
-            failed = complain(error)
-            code = code or failed
-        else:
-            if not as_json:
-                click.echo(f"{changed[-1].id}  {changed[-1].status}")
+
+    def change_one(id: str) -> None:
+        changed.append(app.core.redaction.job(change(id)))
+        if not as_json:
+            click.echo(f"{changed[-1].id}  {changed[-1].status}")
+
+    code = change_each(ids, change_one)
     if as_json:
         terminal.print_json([responses.job_body(job) for job in changed])
     click.get_current_context().exit(code)

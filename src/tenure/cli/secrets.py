@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenure.cli import completing, options
-from tenure.cli.command import Group, application, existing
+from tenure.cli.command import Group, application, change_each, existing
 from tenure.cli.options import answer_options, database_option, option, reading_options, repeated
 from tenure.cli.terminal import print_json, table
 from tenure.jobs.text import visible
@@ -76,9 +76,12 @@ def list_tokens(as_json: bool) -> None:
 def revoke(names: Sequence[str]) -> None:
     """Revoke tokens; servers refuse them within five seconds."""
     with existing() as app:
-        for name in names:
+
+        def revoke_one(name: str) -> None:
             app.tokens.revoke(name)
             click.echo(f"token {visible(name)} is revoked")
+
+        click.get_current_context().exit(change_each(names, revoke_one))
 
 
 def _shown(token: AccessToken) -> dict[str, Any]:
@@ -139,6 +142,9 @@ def list_webhooks(as_json: bool) -> None:
 def remove(names: Sequence[str]) -> None:
     """Remove webhooks; events that are not delivered yet are dropped."""
     with existing() as app:
-        for name in names:
+
+        def remove_one(name: str) -> None:
             app.webhooks.remove(name)
             click.echo(f"webhook {visible(name)} is removed")
+
+        click.get_current_context().exit(change_each(names, remove_one))

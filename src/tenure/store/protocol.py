@@ -91,6 +91,7 @@ def answer_to(trouble: Trouble, error: BaseException) -> TenureError:
     code = getattr(error, "sqlstate", None)
     if waited_for_a_lock(error) and trouble is Trouble.RETRY:
         answer = StoreUnavailable(f"{LOCKED}: {WHO_LOCKED}")
+        answer._is_locked = True
         answer._known = f"{LOCKED}; send it again later"
         return answer
     # What a server adds to its message quotes statements and functions.

@@ -21,6 +21,7 @@ from tenure.store.commit import MAX_TRIES
 from tenure.store.postgres import doctor, lock_holders, session
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork
 from tenure.worker import exchanges
+from tests.support.cli import run_cli
 from tests.support.clock import Clock
 from tests.support.http import api_client, claim_jobs, report
 from tests.support.store import claim_request, new_job
@@ -88,6 +89,20 @@ def test_a_call_that_waited_for_a_lock_says_where_to_look_and_quotes_no_function
             assert "PL/pgSQL" not in said
             assert caught.value._known.startswith("another transaction")
             assert "tenure" not in caught.value._known  # who calls over HTTP has no such command
+
+
+def test_a_command_goes_on_with_other_jobs_where_one_is_locked(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended there: the jobs after it stayed, and its message did not say which job it was."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    with Tenure(url) as app:
+        jobs = [app.enqueue("mail").id for _ in range(3)]
+    lock(raw, jobs[1])
+    result = run_cli("jobs", "cancel", *jobs, "--database", url)
+    assert result.stdout.splitlines() == [f"{jobs[0]}  cancelled", f"{jobs[2]}  cancelled"]
+    assert f"Error: {jobs[1]}: another transaction has locked" in result.stderr
+    assert result.exit_code == 4
 
 
 def test_a_locked_job_fails_no_other_work_of_its_transaction(
