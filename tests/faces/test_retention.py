@@ -7,6 +7,7 @@ import pytest
 from tenure import Tenure
 from tenure.jobs.retention import FOREVER_SECONDS, RetentionRule
 from tests.support.cli import cli_json, output_of, run_cli
+from tests.support.clock import Clock
 from tests.support.http import api_client, assert_problem
 
 HOUR = 3_600.0
@@ -30,6 +31,28 @@ def test_the_command_line_sets_and_lists_rules(
     assert [rule["name"] for rule in cli_json("retention", "list")] == ["bulk"]
     assert run_cli("retention", "set", "--type", "mail").exit_code == 2
     assert run_cli("retention", "set", "--completed", "1h").exit_code == 2
+
+
+def test_a_rule_that_deletes_jobs_at_once_is_asked_about(
+    app_on_each_engine: Tenure, clock: Clock
+) -> None:
+    app, here = app_on_each_engine, ("--database", app_on_each_engine.database)
+    for queue in ("a", "b"):
+        app.cancel(app.enqueue("mail", queue=queue).id)
+    app.enqueue("mail", queue="a")
+    clock.advance(HOUR)
+    for of, jobs in (("--queue", "1 job that is"), ("--type", "2 jobs that are")):
+        name = "a" if of == "--queue" else "mail"
+        rule = ("retention", "set", of, name, "--cancelled", "59m", "--failed", "0s", *here)
+        refused = run_cli(*rule)
+        assert refused.exit_code == 2
+        assert f"--yes: this would delete {jobs} settled; add --yes" in refused.stderr
+        assert app.retention.list() == []
+    kept = ("retention", "set", "--queue", "a", *here)
+    for ages in (("--cancelled", "61m"), ("--completed", "0s"), ("--cancelled", "forever")):
+        output_of(*kept, *ages)
+    output_of(*kept, "--cancelled", "0s", "--yes")
+    assert app.retention.list() == [RetentionRule("queue", "a", completed=0, cancelled=0)]
 
 
 def test_rules_over_http(app: Tenure) -> None:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Mapping
+from datetime import timedelta
 from functools import partial
 
 from msgspec import UnsetType
 
-from tenure.app.core import Noun
+from tenure.app.core import Core, Noun
 from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import Duration
 from tenure.jobs.limits import KEEP
 from tenure.jobs.names import check_name
+from tenure.jobs.queries import Counted, Query
 from tenure.jobs.queue_rights import includes, require
-from tenure.jobs.retention import RetentionRule, Subject, age
+from tenure.jobs.retention import FOREVER_SECONDS, RetentionRule, Subject, age
+from tenure.store import search
 from tenure.store.tables import retention
+
+MAX_COUNTED = 10_000
+"""Jobs of a status that are counted before a rule deletes them."""
 
 
 class Retention(Noun):
@@ -71,3 +78,23 @@ class Retention(Noun):
         if queues is None:
             return rules
         return [rule for rule in rules if rule.subject == "queue" and includes(queues, rule.name)]
+
+
+def settled_before(
+    core: Core, *, type: str | None, queue: str | None, ages: Mapping[str, Duration | None]
+) -> Counted:
+    """Count the settled jobs that are older than a rule would keep them, within bounds.
+
+    `ages` are by status. It also counts jobs that another rule or a workflow keeps.
+    """
+    read, jobs, exact = core.limited_store.read, 0, True
+    for status, value in ages.items():
+        seconds = FOREVER_SECONDS if value is None else age(value, f"$.{status}")
+        if seconds < FOREVER_SECONDS:
+            before = read.clock() - timedelta(seconds=seconds)
+            query = Query(
+                status=status, type=type, queue=queue, settled_by=before, within=core.queues
+            )
+            found = search.count(read, query, MAX_COUNTED)
+            jobs, exact = jobs + found.jobs, exact and found.exact
+    return Counted(jobs, exact)

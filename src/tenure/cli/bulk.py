@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tenure.cli import completing
-from tenure.cli.command import Group, existing
+from tenure.cli.command import Group, confirm, existing
 from tenure.cli.options import (
     Id,
     answer_options,
@@ -21,7 +20,6 @@ from tenure.cli.options import (
 )
 from tenure.cli.terminal import print_json, progress_bar, table
 from tenure.cli.times import past_option
-from tenure.errors import InvalidInput
 from tenure.jobs.text import first_line, quantity
 
 if TYPE_CHECKING:
@@ -78,7 +76,7 @@ def preview(app: Tenure, action: str, matching: Filter, as_json: bool) -> None:
         more = {} if snoozed is None else {"snoozed": snoozed}
         print_json({"jobs": found.jobs, "exact": found.exact, **more, "sample": bodies})
         return
-    click.echo(f"This would {action} {_number(found)}.")
+    click.echo(f"This would {action} {number(found)}.")
     if jobs:
         rows = [
             (job.id, job.type, job.queue, job.status, first_line(job.last_error)) for job in jobs
@@ -101,13 +99,7 @@ def change_all(
         return
     if not yes:
         _say_left(_snoozed(app, action, matching), err=True)
-    if not yes and not sys.stdin.isatty():
-        raise InvalidInput(
-            f"this would {action} {_number(found)}; add --yes, or look with --dry-run",
-            path="--yes",
-        )
-    if not yes:
-        click.confirm(f"{action.capitalize()} {_number(found)}?", abort=True, err=True)
+    confirm(f"{action} {number(found)}", yes=yes, instead=", or look with --dry-run")
     finish(app, app.bulk.start(action, matching, **how), as_json)
 
 
@@ -142,10 +134,11 @@ def _say_left(snoozed: Counted | None, *, err: bool = False) -> None:
         them = "is snoozed, and left. --state snoozed selects it"
         if snoozed.jobs != 1 or not snoozed.exact:
             them = "are snoozed, and left. --state snoozed selects them"
-        click.echo(f"{_number(snoozed).capitalize()} {them}.", err=err)
+        click.echo(f"{number(snoozed).capitalize()} {them}.", err=err)
 
 
-def _number(found: Counted) -> str:
+def number(found: Counted) -> str:
+    """Say how many jobs were counted."""
     return f"{'' if found.exact else 'at least '}{quantity(found.jobs, 'job')}"
 
 

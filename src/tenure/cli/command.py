@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -72,6 +73,18 @@ def _output(ctx: click.Context) -> Iterator[None]:
             raise
         click.echo(f"Error: the output could not be written: {error.strerror}", err=True)
         ctx.exit(REFUSED)
+
+
+def confirm(would: str, *, yes: bool, instead: str = "") -> None:
+    """Ask before what cannot be undone; raises InvalidInput where no terminal can answer.
+
+    `would` says what it does, and `instead` what else one can do than to add --yes.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise errors.InvalidInput(f"this would {would}; add --yes{instead}", path="--yes")
+    click.confirm(f"{would.capitalize()}?", abort=True, err=True)
 
 
 def change_each(names: Sequence[str], change: Callable[[str], None]) -> int:

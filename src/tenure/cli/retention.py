@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from tenure.cli import completing
-from tenure.cli.command import Group, application, existing
+from tenure.cli.bulk import number
+from tenure.cli.command import Group, application, confirm, existing
 from tenure.cli.known import queue_doubt, type_doubt
-from tenure.cli.options import database_option, option, reading_options
+from tenure.cli.options import database_option, flag, option, reading_options
 from tenure.cli.terminal import print_json, table
 from tenure.errors import InvalidInput
 
@@ -45,15 +46,25 @@ def list_rules(as_json: bool) -> None:
 @option("--completed", "AGE", "How long completed jobs are kept: 1h, 30d, forever, or none.")
 @option("--cancelled", "AGE", "How long cancelled jobs are kept.")
 @option("--failed", "AGE", "How long failed jobs are kept.")
+@flag("--yes", "Do not ask for confirmation.")
 @database_option
-def set_rule(type: str | None, queue: str | None, **ages: str | None) -> None:
-    """Change how long settled jobs are kept; `none` removes a rule."""
+def set_rule(type: str | None, queue: str | None, *, yes: bool, **ages: str | None) -> None:
+    """Change how long settled jobs are kept; `none` removes a rule.
+
+    Asks if jobs have been settled for longer than that already.
+    """
+    from tenure.app.retention import settled_before
+
     given: dict[str, Any] = {
         status: None if text == "none" else text for status, text in ages.items() if text
     }
     if not given:
         raise InvalidInput("say how long to keep them: --help lists the options")
     with application() as app:
+        found = settled_before(app.core, type=type, queue=queue, ages=given)
+        if found.jobs or not found.exact:
+            are = "is" if found.exact and found.jobs == 1 else "are"
+            confirm(f"delete {number(found)} that {are} settled", yes=yes)
         rule = app.retention.set(type=type, queue=queue, **given)
         doubt = type_doubt(app, type) if type else queue_doubt(app, rule.name)
     click.echo(f"{rule.subject} {rule.name} is changed{doubt}")
