@@ -9,7 +9,9 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from logging.handlers import QueueHandler, QueueListener
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -21,11 +23,13 @@ from tenure.jobs.hiding import MARK
 from tenure.jobs.queries import Filter
 from tenure.jobs.redaction import Redaction
 from tenure.telemetry.logs import (
+    LOG_FIELDS,
     MAX_FIELD,
     JobFields,
     JsonLines,
     TextLines,
     configure,
+    log_failure,
     log_transition,
 )
 from tenure.worker import log as worker_log
@@ -443,6 +447,42 @@ def test_other_formatters_get_the_fields_of_a_job_in_the_message(
     assert record.getMessage().startswith("job_failed job=j ")
     assert TextLines().format(record).count(" job=j attempt=2 ") == 1
     assert json.loads(JsonLines().format(record))["message"] == "job_failed"
+
+
+@pytest.mark.requirement("C13")
+@pytest.mark.parametrize(
+    "formatter", [TextLines(), JsonLines(), logging.Formatter("%(levelname)s %(message)s")]
+)
+def test_a_line_through_a_queue_is_the_same(formatter: logging.Formatter) -> None:
+    """`QueueHandler` makes one text of message and arguments: each field was there twice."""
+    waiting: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    direct, queued = (logging.StreamHandler(io.StringIO()) for _ in range(2))
+    first = QueueHandler(waiting)
+    log = logging.getLogger("through.a.queue")
+    for handler in (direct, queued):
+        handler.setFormatter(formatter)
+    for handler in (direct, first):
+        handler.addFilter(JobFields())
+        log.addHandler(handler)
+    listener = QueueListener(waiting, queued)
+    listener.start()
+    of_handler = LOG_FIELDS.set(lambda: {"worker": "w", "queue": "other"})
+    try:
+        fields = {"attempt": 2, "job": "j", "queue": "mail", "error": HOSTILE, "delay": 0.5}
+        log_transition(log, "retried", fields, logging.WARNING)
+        log_transition(log, "enqueued", {}, logging.WARNING)
+        error = ValueError("no such address")
+        log_failure(log, "failed", fields, logging.ERROR, f"{error!r}\nTraceback: line 1", error)
+        log.warning("job_done is the %s of a program", "message", extra={"job": "j"})
+        log.warning("and another")
+    finally:
+        LOG_FIELDS.reset(of_handler)
+        listener.stop()
+        for handler in (direct, first):
+            log.removeHandler(handler)
+    written = queued.stream.getvalue()
+    assert written == direct.stream.getvalue()
+    assert written.count("Traceback") == 1
 
 
 @pytest.mark.requirement("C12", "C13")

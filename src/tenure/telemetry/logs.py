@@ -207,10 +207,11 @@ class TextLines(logging.Formatter):
     """`2026-01-31T12:00:00.000Z WARNING tenure.worker: …`; a traceback follows, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = visible(shortened(_message(record), MAX_MESSAGE))
+        message, behind = _message(record)
+        message = visible(shortened(message, MAX_MESSAGE))
         line = f"{_time(record)} {record.levelname} {visible(record.name)}: {message}"
         line += str(_InWords(record.__dict__))
-        for text in (_trace(self, record), record.stack_info or ""):
+        for text in (_trace(self, record) or behind, record.stack_info or ""):
             line += "".join(f"\n    {visible(part)}" for part in text.splitlines())
         return line
 
@@ -223,15 +224,16 @@ class JsonLines(logging.Formatter):
         self._redaction = redaction
 
     def format(self, record: logging.LogRecord) -> str:
+        message, behind = _message(record)
         event = {
             **_extra(record, self._redaction),
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _text(shortened(_message(record), MAX_MESSAGE)),
+            "message": _text(shortened(message, MAX_MESSAGE)),
             **dict(_fields(record.__dict__)),
         }
-        if trace := _trace(self, record):
+        if trace := _trace(self, record) or behind:
             event["traceback"] = _text(trace)
         return printable_json(msgspec.json.encode(event).decode())
 
@@ -243,16 +245,33 @@ class _InWords:
         self._values = values
 
     def __str__(self) -> str:
-        return "".join(f" {name}={_word(value)}" for name, value in _fields(self._values))
+        return "".join(_in_words(name, value) for name, value in _fields(self._values))
 
     __repr__ = __str__
 
 
-def _message(record: logging.LogRecord) -> str:
-    """Return the message of a record, without the fields of a transition."""
+def _message(record: logging.LogRecord) -> tuple[str, str]:
+    """Return the message of a record, without the fields of a transition, and what is behind them.
+
+    A handler that sends records elsewhere, such as `QueueHandler`, makes one text of the message,
+    its arguments and the traceback.
+    """
     if record.msg is TRANSITION and isinstance(record.args, tuple):
-        return f"job_{record.args[0]}"
-    return record.getMessage()
+        return f"job_{record.args[0]}", ""
+    message = record.getMessage()
+    event = message.partition(" ")[0]
+    if record.args or not event.startswith("job_"):
+        return message, ""
+    behind = message.removeprefix(event)
+    for name, value in _fields(record.__dict__):  # a filter may have added some since
+        behind = behind.removeprefix(_in_words(name, value))
+    if behind and not behind.startswith("\n"):
+        return message, ""
+    return event, behind.removeprefix("\n")
+
+
+def _in_words(name: str, value: Any) -> str:
+    return f" {name}={_word(value)}"
 
 
 def _fields(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
