@@ -138,6 +138,8 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
             "failures",
             "measured_until",
             "late_leases",
+            "oldest_running",
+            "halted_partitions",
             "next_tick",
             "recount",
         ),

@@ -20,6 +20,7 @@ from tenure.jobs.work import Lease
 from tenure.store import open_store
 from tenure.store.lanes import BUSY_AGAIN_SECONDS, LOOKS_OVER_MANY, MAX_LOOKS
 from tenure.store.retention import delete_unchanged
+from tenure.store.tables import limits
 from tests.support.clock import TICK
 from tests.support.raw_sql import RawSql, Refused
 from tests.support.store import (
@@ -470,6 +471,8 @@ def test_a_halted_partition_goes_on_with_the_retry_of_its_job(
     add(harness, 1, "b")
     halts = {part.partition: part.halted_by for part in queues.partitions("q")}
     assert halts == {"a": first, "b": None}
+    assert limits.halted(harness.store.read, "q") == 1
+    assert limits.halted(harness.store.read, "r") == 0
     assert len(harness.claim(9)) == 1  # others go on
     harness.store.apply(first, Retried(more_retries=1, actor="ada")).result()
     (again,) = harness.claim(9)

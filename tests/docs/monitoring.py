@@ -17,6 +17,8 @@ SEEN = MetricsBody(
     by_status={"pending": 1},
     counts=[Count("pending", "mail", "email", 1)],
     queues=[QueueState("mail", None, None, 1, 0, None, limits=Limits(5), running=0)],
+    oldest_running={},
+    halted_partitions={"mail": 0},
     workers=1,
     late_leases=0,
     totals=[

@@ -24,7 +24,9 @@ from tenure.jobs.stats import BUCKETS, Count, Total
 from tenure.jobs.work import ClaimRequest
 from tenure.server import build
 from tenure.wire.responses import MetricsBody
+from tests.support.clock import Clock
 from tests.support.http import HERE, Exchange, api_client, assert_problem, claim_jobs
+from tests.support.store import claim_request, report_failed
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
 
@@ -177,6 +179,29 @@ def test_metrics_in_both_forms_are_the_same(app: Tenure, api: TestClient) -> Non
     assert len(form["bounds"]) == len(form["totals"][0]["buckets"])
 
 
+@pytest.mark.each_engine
+def test_metrics_show_halted_partitions_and_the_longest_attempt(
+    app_on_each_engine: Tenure, clock: Clock
+) -> None:
+    app = app_on_each_engine
+    app.queues.limit("q", ordered="halt")
+    app.queues.limit("r", ordered="halt")
+    jobs = [app.enqueue("a", queue="q", partition=part, max_retries=1) for part in "aab"]
+    (first, other) = app.core.claim(claim_request(2)).leases
+    assert {first.id, other.id} == {jobs[0].id, jobs[2].id}
+    (failed,) = (lease for lease in (first, other) if lease.id == jobs[0].id)
+    app.core.report([report_failed(failed)])
+    clock.advance(90)
+    with api_client(app) as api:
+        form = api.get("/metrics", headers={"Accept": "application/json"}).json()
+        text = api.get("/metrics").text.splitlines()
+    assert form["halted_partitions"] == {"q": 1, "r": 0}
+    assert [*form["oldest_running"]] == ["q"]
+    assert 'tenure_queue_halted_partitions{queue="q"} 1.0' in text
+    assert 'tenure_queue_oldest_running_seconds{queue="q"} 90.0' in text
+    assert 'tenure_queue_oldest_running_seconds{queue="r"} 0.0' in text
+
+
 def test_metrics_count_no_worker_that_only_delivers_webhooks(app: Tenure, api: TestClient) -> None:
     """Every server is one once there is a webhook: the alert on no worker never fired."""
     kinds = {"queues": ("tenure.webhooks.x",), "types": ("tenure.webhook",)}
@@ -196,6 +221,8 @@ def test_histograms_add_up_queues_and_outcomes() -> None:
         by_status={},
         counts=[],
         queues=[],
+        oldest_running={},
+        halted_partitions={},
         workers=0,
         late_leases=0,
         totals=times,

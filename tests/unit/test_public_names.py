@@ -67,7 +67,8 @@ NOUNS = {
     ),
     "stats": (
         Statistics,
-        "activity counts failures late_leases measured_until next_tick recount totals",
+        """activity counts failures halted_partitions late_leases measured_until next_tick
+        oldest_running recount totals""",
     ),
     "tokens": (Tokens, "create list revoke"),
     "types": (Types, "list pause resume"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from msgspec.structs import replace
 
-from tenure.app.core import Noun
+from tenure.app.core import Core, Noun
 from tenure.jobs.enqueue import whole
 from tenure.jobs.ids import check_id
 from tenure.jobs.ledger import EventFilter, LedgerPage
@@ -14,7 +15,7 @@ from tenure.jobs.names import check_kind, check_name, list_of_names
 from tenure.jobs.queries import MAX_LISTED
 from tenure.jobs.queue_rights import includes, require
 from tenure.jobs.stats import Activity, Count, FailureGroup, Total
-from tenure.store.tables import schedules
+from tenure.store.tables import limits, schedules
 from tenure.store.work import nothing
 
 MAX_MINUTES = 24 * 60
@@ -76,6 +77,20 @@ class Statistics(Noun):
         """Return the number of leases that have expired and that no sweep has ended yet."""
         return self._core.limited_store.read.late_leases(self._core.queues)
 
+    def oldest_running(self) -> dict[str, datetime]:
+        """Return by queue when the running attempt started that has run longest.
+
+        At most 10,000 attempts are looked at.
+        """
+        return self._core.limited_store.read.oldest_running(self._core.queues)
+
+    def halted_partitions(self) -> dict[str, int]:
+        """Return by queue how many partitions wait behind a failed job: see `halted_by`.
+
+        For queues that are limited with `ordered="halt"`; of each, 2,000 partitions are looked at.
+        """
+        return halted(self._core, self.counts())
+
     def next_tick(self) -> datetime | None:
         """Return the earliest tick of all schedules that is not decided yet; None if there is none.
 
@@ -94,6 +109,16 @@ class Statistics(Noun):
         """
         recounted = self._core.store.write("measure", lambda db: db.stats.recount(), brings=nothing)
         return recounted.result()
+
+
+def halted(core: Core, counts: Sequence[Count]) -> dict[str, int]:
+    """Return `halted_partitions`, given the numbers of jobs."""
+    read, failed = core.limited_store.read, {one.queue for one in counts if one.status == "failed"}
+    return {
+        queue: limits.halted(read, queue) if queue in failed else 0
+        for queue, (limit, *_) in limits.read(read).items()
+        if limit.ordered == "halt" and includes(core.queues, queue)
+    }
 
 
 class Events(Noun):

@@ -43,6 +43,7 @@ MAX_DETAILS = 4 * 1024 * 1024
 LEFT_OUT = "(left out, as the errors after this one are long)"
 
 MAX_AGAIN = 20
+MAX_RUNNING = 10_000
 """Jobs that are listed as running another one again."""
 
 T = TypeVar("T")
@@ -358,6 +359,14 @@ class Reader(ABC):
             f"{queues.heads(self)} SELECT DISTINCT queue FROM head WHERE {condition}", values
         )
         return [queue for (queue,) in found]
+
+    def oldest_running(self, queues: Patterns | None = None) -> dict[str, datetime]:
+        """Return by queue when the oldest of the attempts began that run, of `MAX_RUNNING`."""
+        d = self.dialect
+        condition, values = d.in_queues("queue", queues)
+        some = f"SELECT queue, started_at FROM {d.processing} WHERE {condition} LIMIT {MAX_RUNNING}"
+        statement = f"SELECT queue, {d.time('min(started_at)')} FROM ({some}) AS job GROUP BY queue"
+        return {queue: d.to_time(at) for queue, at in self.rows(statement, values)}
 
     def late_leases(self, queues: Patterns | None = None) -> int:
         """Return how many leases have run out and were not ended by the sweep yet."""

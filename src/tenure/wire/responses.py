@@ -281,6 +281,8 @@ class MetricsBody(StatsBody, frozen=True, kw_only=True):
     """The values of the Prometheus metrics. `bounds` are in seconds; the last is null: no bound."""
 
     queues: Sequence[QueueState]
+    oldest_running: Mapping[str, Time]  # by queue
+    halted_partitions: Mapping[str, int]  # by queue
     workers: int
     late_leases: int
     totals: Sequence[Total]

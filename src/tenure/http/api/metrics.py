@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from tenure.app.app import Tenure
+from tenure.app.stats import halted
 from tenure.jobs.schedules import Schedule
 from tenure.jobs.stats import BUCKETS, Count, Total
 from tenure.lifecycle import FAILURES, RUN_ENDS
@@ -35,9 +36,12 @@ OTHER = "(other)"
 
 def watched(app: Tenure, refused: Mapping[str, int]) -> MetricsBody:
     """Return the state of everything, with a bounded number of groups, and what was refused."""
+    counts = app.stats.counts()
     return MetricsBody(
-        **structs.asdict(stats_body(bounded(app.stats.counts()))),
+        **structs.asdict(stats_body(bounded(counts))),
         queues=app.queues.list(order="jobs", limit=MAX_QUEUES),
+        oldest_running=app.stats.oldest_running(),
+        halted_partitions=halted(app.core, counts),
         workers=sum(not worker.runs_own for worker in app.workers.list()),
         late_leases=app.stats.late_leases(),
         totals=app.stats.totals(),
@@ -71,26 +75,7 @@ def _families(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
     for count in seen.counts:
         jobs.add_metric([count.status, count.queue, count.type], count.jobs)
     yield jobs
-    waiting = Gauge("tenure_queue_pending", "Jobs waiting, due or not.", labels=["queue"])
-    running = Gauge("tenure_queue_processing", "Jobs leased to workers.", labels=["queue"])
-    oldest = Gauge(
-        "tenure_queue_oldest_due_seconds",
-        "How long the longest-waiting due job has been due; 0 when none is.",
-        labels=["queue"],
-    )
-    slots = Gauge("tenure_queue_running", "Jobs that a queue's limits count.", labels=["queue"])
-    most = Gauge("tenure_queue_max_running", "How many of these may run.", labels=["queue"])
-    paused = Gauge("tenure_queue_paused", "1 when the queue is paused.", labels=["queue"])
-    for queue in seen.queues:
-        waiting.add_metric([queue.name], queue.pending)
-        running.add_metric([queue.name], queue.processing)
-        oldest.add_metric([queue.name], _seconds(queue.oldest_due_at, now))
-        paused.add_metric([queue.name], 0 if queue.paused_at is None else 1)
-        if queue.running is not None:
-            slots.add_metric([queue.name], queue.running)
-        if queue.limits is not None and queue.limits.max_running is not None:
-            most.add_metric([queue.name], queue.limits.max_running)
-    yield from (waiting, running, oldest, paused, slots, most)
+    yield from _of_queues(seen, now)
     yield Gauge("tenure_workers", "Workers that asked for jobs lately.", value=seen.workers)
     late = "Leases that have run out and were not yet ended by a sweep."
     yield Gauge("tenure_late_leases", late, value=seen.late_leases)
@@ -121,6 +106,44 @@ def _families(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
         refused.add_metric([reason], requests)
     yield refused
     yield from _histograms(seen)
+
+
+def _of_queues(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
+    from prometheus_client.core import GaugeMetricFamily as Gauge
+
+    waiting = Gauge("tenure_queue_pending", "Jobs waiting, due or not.", labels=["queue"])
+    running = Gauge("tenure_queue_processing", "Jobs leased to workers.", labels=["queue"])
+    oldest = Gauge(
+        "tenure_queue_oldest_due_seconds",
+        "How long the longest-waiting due job has been due; 0 when none is.",
+        labels=["queue"],
+    )
+    slots = Gauge("tenure_queue_running", "Jobs that a queue's limits count.", labels=["queue"])
+    most = Gauge("tenure_queue_max_running", "How many of these may run.", labels=["queue"])
+    paused = Gauge("tenure_queue_paused", "1 when the queue is paused.", labels=["queue"])
+    longest = Gauge(
+        "tenure_queue_oldest_running_seconds",
+        "How long the longest-running attempt has run; 0 when none does.",
+        labels=["queue"],
+    )
+    halts = Gauge(
+        "tenure_queue_halted_partitions",
+        "Partitions that wait behind a failed job.",
+        labels=["queue"],
+    )
+    for queue in seen.queues:
+        waiting.add_metric([queue.name], queue.pending)
+        running.add_metric([queue.name], queue.processing)
+        oldest.add_metric([queue.name], _seconds(queue.oldest_due_at, now))
+        longest.add_metric([queue.name], _seconds(seen.oldest_running.get(queue.name), now))
+        paused.add_metric([queue.name], 0 if queue.paused_at is None else 1)
+        if queue.name in seen.halted_partitions:
+            halts.add_metric([queue.name], seen.halted_partitions[queue.name])
+        if queue.running is not None:
+            slots.add_metric([queue.name], queue.running)
+        if queue.limits is not None and queue.limits.max_running is not None:
+            most.add_metric([queue.name], queue.limits.max_running)
+    yield from (waiting, running, oldest, longest, paused, slots, most, halts)
 
 
 def _not_failed(totals: Sequence[Total]) -> Iterator[Sequence[str]]:

@@ -32,6 +32,8 @@ NO_TURNS = (
     " limit per partition first, or only turns"
 )
 MAX_DELETED = 1_000
+MAX_PARTITIONS = 2_000
+"""How many partitions of a queue are looked at to count the halted ones: some 20 µs each."""
 SPARE_MICROS = 2_000_000
 """How far ahead of its bound a rate may be before it is set right: the clock was put back."""
 
@@ -235,6 +237,32 @@ ORDER BY pending + running DESC, part.partition""",
     )
     columns_of = (*PARTITION, "halted_by")
     return [PartitionState(**fields_of(d, columns_of, row)) for row in found]
+
+
+def halted(db: Reads, queue: str) -> int:
+    """Return how many partitions of a queue have a failed job first in line.
+
+    Of `MAX_PARTITIONS`, each found by one search in the key of the lines.
+    """
+    d = db.dialect
+    line, v = d.table("line"), d.value
+    ((count,),) = db.rows(
+        f"""
+WITH RECURSIVE part (partition) AS (
+    SELECT min(partition) FROM {line} AS line WHERE queue = {v}
+    UNION ALL
+    SELECT (SELECT min(partition) FROM {line} AS line
+        WHERE queue = {v} AND line.partition > part.partition)
+    FROM part WHERE part.partition IS NOT NULL
+)
+SELECT count(*) FROM (SELECT partition FROM part LIMIT {MAX_PARTITIONS}) AS part
+JOIN {d.table("job")} AS job ON job.id = (
+    SELECT id FROM {line} AS line WHERE queue = {v} AND line.partition = part.partition
+    ORDER BY id LIMIT 1)
+WHERE job.status = 'failed'""",
+        (queue,) * 3,
+    )
+    return int(count)
 
 
 def pass_over(db: Statements, name: str, partition: str, *, actor: str) -> str | None:
