@@ -59,7 +59,8 @@ def enqueue(
     - `tags`: words to find the job by, such as `["customer:17"]`: at most 20, each 1 to 128
       visible ASCII characters. Default: none.
     - `partition`: what divides the queue, such as a tenant: 1 to 128 characters, no control
-      characters. Default: what `partition_by` of `@app.job(...)` says, otherwise none.
+      characters. Default: what `partition_by` of `@app.job(...)` says if this program has the
+      handler, otherwise none.
     - `unique`: a `Unique`, or an object of its fields: with which other jobs this one is the same,
       and what to do if one of them is there, by default return it. None for not unique. Default:
       that of `@app.job(...)`, otherwise None.
