@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 import msgspec
 import pytest
 
-from tenure import JobContext, Tenure
+from tenure import InvalidInput, JobContext, Tenure
+from tenure.jobs.results import read_result
 from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
 from tests.worker import children
 
@@ -89,6 +90,53 @@ VALUES: list[tuple[Any, Any]] = [
     (dict[str, object], {"any": ["thing", 1, None]}),
     (list[object] | None, [{"any": 1}, None]),
 ]
+
+
+class Moment(datetime):
+    """As those of pendulum, and of freezegun while the clock is frozen."""
+
+
+class Day(date):
+    pass
+
+
+def test_times_of_a_subclass_are_stored_as_plain_ones(app: Tenure) -> None:
+    """freezegun lets `datetime.now()` return such times, and a test with them has to run."""
+
+    @app.job
+    def seen(at: datetime, days: list[date], whatever: Any) -> list[Any]:
+        kinds = [type(value).__name__ for value in (at, *days)]
+        return [kinds, Moment.fromtimestamp(0, UTC), {"day": Day(2026, 1, 2)}]
+
+    moment = Moment(2026, 3, 1, 12, 30, 15, 250_000, UTC)
+    job = seen.enqueue(moment, [Day(2026, 2, 28)], {"at": moment.astimezone(EAST)})
+    plain = seen.enqueue(NOON, [date(2026, 2, 28)], {"at": NOON.astimezone(EAST)})
+    assert job.payload_json == plain.payload_json
+    with running_worker(app):
+        result = wait_until_completed(app, job).result
+    assert result == [["datetime", "date"], "1970-01-01T00:00:00Z", {"day": "2026-01-02"}]
+
+
+@dataclass
+class Seen:
+    at: Moment
+    day: Day | None = None
+
+
+def test_times_of_a_subclass_are_read(app: Tenure) -> None:
+    """Annotations that are first read while freezegun has frozen the clock are its classes."""
+
+    @app.job
+    def see(text: str) -> Seen:
+        return Seen(Moment.fromisoformat(text), Day(2026, 1, 2))
+
+    handle = see.submit("2026-03-01T12:30:15Z")
+    with running_worker(app):
+        assert handle.result(timeout="20s") == Seen(
+            Moment(2026, 3, 1, 12, 30, 15, 0, UTC), Day(2026, 1, 2)
+        )
+    with pytest.raises(InvalidInput, match=r"a text that is a Day - at `\$.day`$"):
+        read_result('{"at": "2026-03-01T12:30:15Z", "day": "secret"}', Seen, "it")
 
 
 def test_values_of_every_kind_arrive_as_they_were_given(app: Tenure) -> None:

@@ -9,6 +9,7 @@ import functools
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from datetime import date, time
 from typing import Any
 
 import msgspec
@@ -117,8 +118,15 @@ def _with_lists(value: Any) -> Any:
 
 
 def encoded(value: Any) -> Any:
-    """Return a model as values of JSON types that Pydantic reads back, for msgspec's `enc_hook`."""
+    """Return a model as values of JSON types that Pydantic reads back, for msgspec's `enc_hook`.
+
+    A value of a subclass of datetime, date or time, such as that of freezegun or pendulum, becomes
+    the text of the plain value.
+    """
     kind: Any = type(value)
+    if isinstance(value, date | time):  # a datetime is a date
+        text = value.isoformat()
+        return f"{text[:-6]}Z" if text.endswith("+00:00") else text  # as msgspec writes it
     if not is_model(kind):
         base = next((base.__name__ for base in (str, int, float) if issubclass(kind, base)), None)
         advice = f": pass {base}(value)" if base else ""
@@ -143,10 +151,17 @@ def _has_secrets(kind: Any) -> bool:
 def decoded(kind: Any, value: Any) -> Any:
     """Return the model that a decoded value is, for msgspec's `dec_hook`. Raises ValueError.
 
-    For `object` it is the value. The error does not repeat values, which may be secrets.
+    For `object` it is the value, for a subclass of datetime, date or time one of that: annotations
+    of structs that are first read while freezegun has frozen the clock are such. The error does
+    not repeat values, which may be secrets.
     """
     if kind is object:
         return value
+    if isinstance(kind, type) and issubclass(kind, date | time):
+        try:
+            return kind.fromisoformat(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"expected a text that is a {kind.__name__}") from None
     if not is_model(kind):
         raise TypeError(f"{kind.__name__} has no JSON form")
     try:

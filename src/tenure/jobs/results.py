@@ -11,6 +11,7 @@ import json
 import linecache
 import reprlib
 from collections.abc import Collection, Iterator, Sequence
+from datetime import date, time
 from functools import lru_cache
 from traceback import walk_tb
 from types import CoroutineType, FrameType, TracebackType
@@ -212,8 +213,8 @@ def _members(value: object) -> Collection[Any]:
 
 
 def _without_subclass(value: object) -> object:
-    """Return a model as JSON values, or the plain value of a subclass of str, int or float."""
-    if json_types.is_model(type(value)):
+    """Return a model as JSON values, or the plain value of a subclass of str, int, …"""
+    if json_types.is_model(type(value)) or isinstance(value, date | time):
         return json_types.encoded(value)
     for kind, plain in _PLAIN:
         if isinstance(value, kind):
