@@ -350,6 +350,32 @@ def test_a_receiver_that_is_gone_is_not_asked_again(app_on_each_engine: Tenure) 
         assert len(receiver.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("asked", "at_least", "at_most"),
+    [
+        (b"20", 20, 20),
+        (b"86400", 3600, 3600),  # never longer than other waits
+        (b"1", 4.5, 5.5),  # or a receiver that is away for a minute would use up the attempts
+        (b"Thu, 01 Jan 1970 00:00:00 GMT", 4.5, 5.5),
+        (b"later", 4.5, 5.5),
+    ],
+)
+def test_a_receiver_may_ask_for_a_later_retry(
+    app: Tenure, asked: bytes, at_least: float, at_most: float
+) -> None:
+    """It was asked again after five seconds, whatever it had answered."""
+    with receiving(b"HTTP/1.1 429 Slow Down\r\nretry-AFTER: " + asked + b"\r\n\r\n") as receiver:
+        hook_on(app, receiver.url)
+        app.enqueue("mail")
+        with delivering(app):
+            wait_until(lambda: delivery(app).last_error is not None)
+        history = {one.event: one.at for one in app.history(delivery(app).id)}
+        waits = (delivery(app).run_at - history["failed"]).total_seconds()
+        assert at_least <= waits <= at_most
+        assert delivery(app).last_error == "the receiver answered 429"
+        assert len(receiver.requests) == 1
+
+
 @pytest.mark.parametrize("status", [410, 500])
 def test_a_refused_delivery_is_one_line_of_the_log(
     app: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int

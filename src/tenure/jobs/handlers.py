@@ -45,6 +45,8 @@ class PlainFailure(Exception):
     """A failed attempt whose text says all: no traceback is kept or logged."""
 
     retryable = True
+    delay: float | None = None
+    """Seconds until the next attempt, in place of what the policy says."""
 
 
 class BadArguments(PlainFailure):

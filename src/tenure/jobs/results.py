@@ -15,7 +15,7 @@ from datetime import date, time
 from functools import lru_cache
 from traceback import walk_tb
 from types import CoroutineType, FrameType, TracebackType
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import msgspec
 
@@ -84,8 +84,9 @@ def failure(error: BaseException, handler: Handler | None = None) -> Ending:
         if ours is not None and ours.tb_next is not None:
             within = ours.tb_next.tb_frame.f_code in WITHIN and ours.tb_next.tb_next
             _cut_traceback(error, within or ours.tb_next)
-        if issubclass(kind := type(error), PlainFailure):
-            return Ending(error=str(error), retryable=kind.retryable)
+        if issubclass(type(error), PlainFailure):
+            plain = cast(PlainFailure, error)
+            return Ending(error=str(plain), retryable=plain.retryable, delay=plain.delay)
         text, every = describe_exception(error), _parts(error)
         parts = [part for part in every if type(part) is not Parked]
         if not parts:

@@ -4,7 +4,7 @@ It is signed as Standard Webhooks says
 (https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md).
 A URL must not reach what only this machine can reach: the name is resolved once, each of its
 addresses must be public, and the connection goes to an address that was checked. Redirects are not
-followed. Only the status of the answer is read.
+followed. Of the answer, only the status and `Retry-After` are read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import ssl
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from tenure.errors import InvalidInput
@@ -51,7 +51,15 @@ NOT_PUBLIC = tuple(
 """The networks in IANA's registries of special addresses. The list is here, because `is_global`
 depends on the patch version of Python."""
 
+_retry_after = re.compile(rb"\r\nretry-after:[ \t]*([!-~ ]{1,40})\r\n", re.IGNORECASE).search
 _status = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?\r\n").match
+
+
+class Answered(NamedTuple):
+    """What a receiver answered: a status, and its `Retry-After`, or nothing."""
+
+    status: int
+    retry_after: str
 
 
 class NotSent(Exception):
@@ -101,8 +109,8 @@ def check_url(url: object, path: str) -> str:
     return text
 
 
-async def post(url: str, headers: Mapping[str, str], body: bytes, *, private: bool) -> int:
-    """Send a JSON body; return the status of the answer. Raises NotSent.
+async def post(url: str, headers: Mapping[str, str], body: bytes, *, private: bool) -> Answered:
+    """Send a JSON body; return what the receiver answered. Raises NotSent.
 
     With `private`, also send to addresses that are not public.
     """
@@ -137,7 +145,7 @@ def _request(parts: SplitResult, headers: Mapping[str, str], body: bytes) -> byt
     return "\r\n".join([*lines, "", ""]).encode("ascii") + body
 
 
-async def _exchange(parts: SplitResult, request: bytes, *, private: bool) -> int:
+async def _exchange(parts: SplitResult, request: bytes, *, private: bool) -> Answered:
     host = parts.hostname or ""
     secure = parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
@@ -200,8 +208,8 @@ async def _connect(
     raise failure
 
 
-async def _answer(reader: asyncio.StreamReader) -> int:
-    """Return the final status; skips informational ones such as 100."""
+async def _answer(reader: asyncio.StreamReader) -> Answered:
+    """Return the final answer; skips informational ones such as 100."""
     read = 0
     try:
         while read < MAX_READ:
@@ -211,7 +219,8 @@ async def _answer(reader: asyncio.StreamReader) -> int:
             if match is None:
                 break
             if (status := int(match[1])) >= 200:
-                return status
+                asked = _retry_after(head)
+                return Answered(status, asked[1].decode() if asked else "")
     except asyncio.IncompleteReadError as error:
         raise NotSent("the connection ended before an answer") from error
     except asyncio.LimitOverrunError as error:

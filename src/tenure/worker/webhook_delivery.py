@@ -14,15 +14,17 @@ from typing import Any
 
 import msgspec
 
+from tenure import retry
 from tenure.app.app import Tenure
 from tenure.app.webhooks import queues_of_webhooks, queues_with_deliveries
-from tenure.errors import TenureError
+from tenure.errors import InvalidInput, TenureError
 from tenure.jobs.context import JobContext
 from tenure.jobs.handlers import Handlers, PlainFailure, describe
+from tenure.jobs.postpone import RetryAfter
 from tenure.jobs.work import Duty
 from tenure.telemetry.repeats import Repeats
 from tenure.webhooks import request
-from tenure.webhooks.deliveries import WEBHOOK
+from tenure.webhooks.deliveries import BACKOFF, WEBHOOK
 from tenure.worker.receivers import CONCURRENCY, Receivers
 from tenure.worker.worker import Worker
 
@@ -68,19 +70,36 @@ def add_delivery(handlers: Handlers, app: Tenure, receivers: Receivers, *, priva
             "webhook-signature": request.signature(request.key_of(secret), context.id, now, body),
         }
         try:
-            status = await request.post(url, headers, body, private=private)
+            answered = await request.post(url, headers, body, private=private)
         except request.NotSent as error:
             if isinstance(error, request.TimedOut):
                 receivers.timed_out(context.queue, time.monotonic())
             raise DeliveryFailed(str(error)) from None
         receivers.answered(context.queue)
-        if status == GONE:
-            raise ReceiverGone(f"the receiver answered {GONE}: it wants no more of these messages")
-        if not 200 <= status < 300:
-            raise DeliveryFailed(f"the receiver answered {status}")
-        return f"the receiver answered {status}"
+        text = f"the receiver answered {answered.status}"
+        if answered.status == GONE:
+            raise ReceiverGone(f"{text}: it wants no more of these messages")
+        if not 200 <= answered.status < 300:
+            refused = DeliveryFailed(text)
+            refused.delay = _delay(answered.retry_after, context)
+            raise refused
+        return text
 
     handlers.add(describe(deliver, WEBHOOK))
+
+
+def _delay(asked: str, context: JobContext) -> float | None:
+    """Return the seconds that a receiver asked for, an hour at most; None for the usual wait.
+
+    That is also for a shorter one: ten attempts a second apart would outlast no restart.
+    """
+    if not asked:
+        return None
+    try:
+        seconds = min(RetryAfter(asked).seconds, BACKOFF.cap)
+    except InvalidInput:
+        return None
+    return seconds if seconds > retry.delay(BACKOFF, context.id, context.attempt) else None
 
 
 class WebhookDelivery(threading.Thread):
