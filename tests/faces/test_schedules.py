@@ -112,6 +112,19 @@ def test_a_change_names_the_edition_that_it_is_made_for(api: TestClient) -> None
     assert assert_problem(odd, 400, "invalid_input")["path"] == "If-Match"
 
 
+def test_a_delete_names_the_edition_that_it_is_made_for(api: TestClient) -> None:
+    """It deleted a schedule that another caller had just changed."""
+    api.put("/schedules/nightly", json=NIGHTLY)
+    api.put("/schedules/nightly", json=NIGHTLY)
+    refused = api.delete("/schedules/nightly", headers={"If-Match": '"1"'})
+    assert assert_problem(refused, 409, "illegal_edition")["edition"] == 2
+    odd = api.delete("/schedules/nightly", headers={"If-Match": "2"})
+    assert assert_problem(odd, 400, "invalid_input")["path"] == "If-Match"
+    assert api.get("/schedules/nightly").status_code == 200
+    assert api.delete("/schedules/nightly", headers={"If-Match": '"2"'}).status_code == 200
+    assert api.get("/schedules/nightly").status_code == 404
+
+
 def test_two_make_a_schedule_at_once(
     app: Tenure, api: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,9 +169,7 @@ class Schedules(Noun):
         by, defaults = self._core.signed(actor), self._defaults()
 
         def act(db: Database) -> Schedule:
-            old = schedules.hold(db, name)
-            if edition is not None and edition != old.edition:
-                raise IllegalEdition(name, old.edition, "it was changed since you read it")
+            old = _of_edition(schedules.hold(db, name), edition)
             if old.declared:
                 raise IllegalEdition(name, old.edition, "it is declared in code, change it there")
             return fires.change(db, old, changed_rules(old, job, options), by, defaults)
@@ -282,15 +280,18 @@ class Schedules(Noun):
             made += self._write(partial(act, some=wanted[first : first + BACKFILLED]))
         return made
 
-    def delete(self, name: str) -> Schedule:
+    def delete(self, name: str, *, edition: int | None = None) -> Schedule:
         """Delete a schedule and the record of its fires; return it. Its jobs stay.
 
-        One that is declared in code comes back when a process that declares it starts. Raises
-        ScheduleNotFound.
+        - `name`: the schedule. One that is declared in code comes back when a process that declares
+          it starts.
+        - `edition`: delete it only if it still has this edition. Default: None, whatever it has.
+
+        Raises ScheduleNotFound, and IllegalEdition if the edition is another one.
         """
 
         def act(db: Database) -> Schedule:
-            schedule = schedules.hold(db, name)
+            schedule = _of_edition(schedules.hold(db, name), edition)
             schedules.delete(db, name)
             return schedule
 
@@ -364,3 +365,9 @@ class Schedules(Noun):
             check_name(after, "schedule", "$.after")
         d = read.dialect
         return schedules.read(read, f"WHERE name > {d.value} ORDER BY name LIMIT {most}", (after,))
+
+
+def _of_edition(schedule: Schedule, edition: int | None) -> Schedule:
+    if edition not in (None, schedule.edition):
+        raise IllegalEdition(schedule.name, schedule.edition, "it was changed since you read it")
+    return schedule

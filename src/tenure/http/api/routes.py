@@ -278,7 +278,10 @@ ROUTES: tuple[Route, ...] = (
         body=SCHEDULED,
         headers=MATCH,
     ),
-    Route("DELETE", SCHEDULE, ADMIN, schedules.delete_schedule, ONE_SCHEDULE),
+    Route(
+        *("DELETE", SCHEDULE, ADMIN, schedules.delete_schedule, ONE_SCHEDULE),
+        headers=MATCH,
+    ),
     Route("POST", f"{SCHEDULE}/pause", ADMIN, schedules.pause_schedule, ONE_SCHEDULE, body=REASON),
     Route(
         "POST", f"{SCHEDULE}/resume", ADMIN, schedules.resume_schedule, ONE_SCHEDULE, body=RESUME

@@ -54,11 +54,7 @@ def show_schedule(call: Call) -> Response:
 
 def put_schedule(call: Call) -> Response:
     """Make a schedule, or replace it; with `If-Match`, only the edition that this names."""
-    edition, wanted = None, call.header("If-Match")
-    if wanted is not None:
-        if not (match := _edition_in(wanted)):
-            raise InvalidInput('send the `ETag` of the schedule, such as "3"', path="If-Match")
-        edition = int(match[1])
+    edition = _edition(call)
     schedules, options = call.app.schedules, arguments_of(call.body) | _by(call)
     try:
         return _shown(call, schedules.update(**options, edition=edition))
@@ -75,8 +71,18 @@ def put_schedule(call: Call) -> Response:
 
 
 def delete_schedule(call: Call) -> Response:
-    """Delete a schedule and the record of its fires. Its jobs stay."""
-    return _shown(call, call.app.schedules.delete(call.path["name"]))
+    """Delete a schedule and the record of its fires; with `If-Match`, only that edition."""
+    return _shown(call, call.app.schedules.delete(call.path["name"], edition=_edition(call)))
+
+
+def _edition(call: Call) -> int | None:
+    """Return the edition that the call is for, by its `If-Match`; None for any."""
+    wanted = call.header("If-Match")
+    if wanted is None:
+        return None
+    if not (match := _edition_in(wanted)):
+        raise InvalidInput('send the `ETag` of the schedule, such as "3"', path="If-Match")
+    return int(match[1])
 
 
 def pause_schedule(call: Call) -> Response:
