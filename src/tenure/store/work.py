@@ -24,6 +24,7 @@ from tenure.jobs.work import (
     adds_jobs,
 )
 from tenure.store.protocol import Database, Trouble, waited_for_a_lock
+from tenure.store.tables import dependencies
 
 
 class EnqueueWork(Struct):
@@ -179,7 +180,10 @@ def rest_of(
 
 
 class LockedJobs:
-    """Jobs that other transactions have locked: what others report is recorded without them."""
+    """Jobs that cannot end, as others have locked them or what waits for them.
+
+    What is reported on other jobs is recorded without them.
+    """
 
     def __init__(self) -> None:
         self._ids: set[str] = set()
@@ -200,7 +204,7 @@ class LockedJobs:
         if not asked:
             return batch
         db.begin()  # which connects, and limits the wait for a locked table
-        busy = db.busy(sorted(asked))
+        busy = dependencies.held_up(db, sorted(asked))
         db.rollback()
         self._ids -= asked - busy
         return [_without(w, busy) if isinstance(w, ExchangeWork) else w for w in batch]

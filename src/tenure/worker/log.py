@@ -36,8 +36,9 @@ MAX_FAILURES = 100
 """Failures of one type that have lines in that time although they are tried again."""
 UNSTORABLE = "the result of job %s (%s) cannot be stored, a note is kept instead: %s"
 LOCKED = (
-    "the outcome of job %s (%s) cannot be recorded: another transaction has the job locked. It is"
-    " sent again until that ends; `tenure explain %s` says who it is"
+    "the outcome of job %s (%s) cannot be recorded: another transaction has the job locked, or one"
+    " that waits for it. It is sent again until that ends; `tenure explain %s` or `tenure doctor`"
+    " says who it is"
 )
 
 NOT_COMMITTED = "the transaction in which the handler completed this job was not committed"

@@ -15,6 +15,7 @@ from tenure.app.app import limited_to
 from tenure.errors import StoreUnavailable
 from tenure.jobs.explain import Facts, explain
 from tenure.jobs.findings import Check, CheckResult
+from tenure.jobs.graph import FEW
 from tenure.jobs.lock_holders import LockHolder
 from tenure.jobs.work import Answer, ClaimRequest, Exchange, Outcome, Report
 from tenure.store.commit import MAX_TRIES
@@ -155,6 +156,39 @@ def test_a_locked_job_holds_up_no_report_on_another_one(
         raw.execute("ROLLBACK")
         assert answers((locked, done)) == [Answer.RECORDED]
         assert app.get(locked).status == "completed"
+        assert committer._locked._ids == set()
+        assert app.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("locked", "count"), [("gate", FEW + 1), ("job WHERE need > 0", FEW)], ids=["gate", "job"]
+)
+def test_a_lock_on_what_waits_for_a_job_holds_up_no_report_on_another_one(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch, locked: str, count: int
+) -> None:
+    """All reports of the worker failed with that one, for as long as the lock was held."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    with Tenure(url) as app:
+        other, *parents = (app.enqueue("mail") for _ in range(count + 1))
+        child = app.enqueue("sum", depends_on=[parent.settled for parent in parents])
+        committer = app.core.store._committer
+        (db, *_) = committer._databases
+
+        def exchange(reports: list[Report], claim: ClaimRequest | None = None) -> Exchange:
+            work = ExchangeWork(reports, claim)
+            committer.commit(db, [work])
+            return work.future.result()
+
+        leases = {one.id: one.lease_id for one in exchange([], claim_request(count + 1)).leases}
+        in_transaction(raw, f"SELECT FROM tenure.{locked} FOR UPDATE")
+        ids, final = (parents[0].id, other.id, parents[1].id), Outcome.FAILED
+        reports = [Report(id, leases[id], final, retryable=False) for id in ids]
+        answers = [verdict.answer for verdict in exchange(reports).verdicts]
+        assert answers == [Answer.BUSY, Answer.RECORDED, Answer.BUSY]
+        raw.execute("ROLLBACK")
+        answers = [verdict.answer for verdict in exchange(reports).verdicts]
+        assert answers == [Answer.RECORDED, Answer.ALREADY_RECORDED, Answer.RECORDED]
+        assert app.get(child.id).status == "waiting"
         assert committer._locked._ids == set()
         assert app.verify() == []
 

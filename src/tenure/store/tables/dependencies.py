@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tenure.errors import Forbidden
 from tenure.jobs.graph import Ties
 from tenure.jobs.ids import BEFORE_ALL
 from tenure.jobs.queue_rights import includes
 from tenure.jobs.steps import ParentJob, Parents, ReadParents
 from tenure.store.dialect import Reads
+from tenure.store.protocol import Database
 
 PAGE = 500
 PAGE_LENGTH = 1024 * 1024
 """Characters of results, after which a page ends."""
 MAX_ERROR = 1_000
 """Characters of an error that are read."""
+MAX_EDGES = 10_000
+"""Dependencies that one look goes over."""
 
 
 def parents(db: Reads, job_id: str) -> list[tuple[str, str, str, str]]:
@@ -67,3 +72,30 @@ def page(db: Reads, job_id: str, call: ReadParents) -> Parents:
             raise Forbidden(f"this token is not for queue {row[4]}, where job {row[0]} is")
     found = [ParentJob(*row[:-1]) for row in rows]
     return Parents(found, bool(rows) and (rows[0][-1] == PAGE or len(rows) < rows[0][-1]))
+
+
+def held_up(db: Database, job_ids: Sequence[str]) -> set[str]:
+    """Return the jobs that cannot end, because another transaction has locked what that changes.
+
+    That is the job, a job that waits for it, or its gate. Locks the others, without waiting.
+    """
+    d = db.dialect
+    busy = db.busy(job_ids)
+    if not (ids := [id for id in job_ids if d.is_id(id)]):
+        return busy
+    edges = db.rows(
+        f"SELECT {d.id('parent')}, {d.id('child')}, gate FROM {d.table('dependency')}"
+        f" WHERE parent IN ({d.ids(len(ids))}) AND meets <> 'past' LIMIT {MAX_EDGES}",
+        ids,
+    )
+    if not (children := sorted({child for _, child, _ in edges})):
+        return busy
+    waiting = db.busy(children)
+    gates = f"FROM {d.table('gate')} WHERE child IN ({d.ids(len(children))})"
+    locked = db.rows(
+        f"WITH free AS (SELECT child, gate {gates} {d.skip_locked})"
+        f" SELECT {d.id('child')}, gate {gates} AND (child, gate) NOT IN (SELECT * FROM free)",
+        [*children, *children],
+    )
+    shut = set(locked)
+    return busy | {id for id, child, gate in edges if child in waiting or (child, gate) in shut}
