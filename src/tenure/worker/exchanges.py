@@ -50,7 +50,7 @@ MAX_AHEAD_SECONDS = 1.0
 """A job claimed ahead that has not started by then is handed back for other workers."""
 LEAVE_SECONDS = 1.0
 BUSY_SECONDS = 1.0
-"""After which a report is sent again where a transaction of the handler has the job locked."""
+"""After which a report is sent again where a transaction has the job locked."""
 SILENT_SECONDS = 5.0
 """How long an exchange may take before the source counts as silent; more than a long poll takes."""
 PRESENT_SECONDS = 10.0
@@ -108,7 +108,7 @@ class Exchanges:
         self._has_answered = False
         self._took = 0.0  # seconds of the last exchange
         self._present_until = 0.0  # by the monotonic clock; then it has to say that it is there
-        self._busy = 0  # how many reports wait, since transactions of handlers lock their jobs
+        self._busy = 0  # how many reports wait, since transactions have their jobs locked
         self.moved: StoreMoved | None = None
         """Set once the source has said that its jobs are elsewhere: nothing can be reported."""
         self._repeats = Repeats()

@@ -208,6 +208,12 @@ class LeaseBook:
         return len(self._ended)
 
     @property
+    def unrecorded(self) -> int:
+        """How many outcomes the source has not answered, sent or not."""
+        with self._lock:
+            return sum(attempt.state is ENDED for attempt in self._held.values())
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is nothing to run, to wait for or to report."""
         return not (self._arrived or self._held or self._running)

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 CANCEL_SECONDS = 1.0
 """How long handlers that were stopped at the end of the grace period may take to return."""
 FINAL_REPORT_SECONDS = 5.0
+UNRECORDED = (
+    "stopping: the store has not recorded %s in time: such jobs may run again after the lease"
+)
 TURN_SECONDS = 1.0
 PROGRESS_SECONDS = 5.0
 """How often a worker that stops logs how many jobs still run."""
@@ -213,8 +216,8 @@ class Worker:
         deadline = time.monotonic() + FINAL_REPORT_SECONDS
         while (self._leases.ready or self._is_reporting()) and time.monotonic() < deadline:
             await self._drain_step(deadline)
-        if self._leases.unreported:
-            log.error("%s could not be reported", quantity(self._leases.unreported, "outcome"))
+        if unrecorded := self._leases.unrecorded:
+            log.error(UNRECORDED, quantity(unrecorded, "outcome"))
         await self._exchanges.leave()
 
     async def _drain_running(self) -> None:

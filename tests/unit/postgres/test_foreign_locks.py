@@ -12,7 +12,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.app.app import limited_to
-from tenure.errors import StoreUnavailable
+from tenure.errors import PermanentFailure, StoreUnavailable
 from tenure.jobs.explain import Facts, explain
 from tenure.jobs.findings import Check, CheckResult
 from tenure.jobs.graph import FEW
@@ -21,7 +21,7 @@ from tenure.jobs.work import Answer, ClaimRequest, Exchange, Outcome, Report
 from tenure.store.commit import MAX_TRIES
 from tenure.store.postgres import doctor, lock_holders, session
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork
-from tenure.worker import exchanges
+from tenure.worker import exchanges, worker
 from tests.support.cli import run_cli
 from tests.support.clock import Clock
 from tests.support.http import api_client, claim_jobs, report
@@ -263,6 +263,29 @@ def test_a_worker_goes_on_while_one_of_its_jobs_is_locked(
         assert app.get(held.id).attempts == 1
         assert caplog.text.count(said) == 1
         assert app.verify() == []
+
+
+def test_a_worker_that_stops_says_how_many_outcomes_a_lock_keeps_from_the_record(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ended without a word, and the job ran again when its lease was over."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    monkeypatch.setattr(worker, "FINAL_REPORT_SECONDS", 0.2)
+    locked = threading.Event()
+    with Tenure(url) as app:
+
+        @app.job(max_retries=1)
+        def mail() -> None:
+            assert locked.wait(WAIT_SECONDS)
+            raise PermanentFailure
+
+        with running_worker(app):
+            held = mail.enqueue()
+            wait_until(lambda: app.get(held.id).status == "processing", "the job to run")
+            lock(raw, held.id)
+            locked.set()
+            wait_until(lambda: "cannot be recorded" in caplog.text, "the worker to meet the lock")
+    assert "the store has not recorded 1 outcome in time" in caplog.text
 
 
 def test_who_reports_over_http_is_asked_to_send_it_again(
