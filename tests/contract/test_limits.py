@@ -471,8 +471,8 @@ def test_a_halted_partition_goes_on_with_the_retry_of_its_job(
     add(harness, 1, "b")
     halts = {part.partition: part.halted_by for part in queues.partitions("q")}
     assert halts == {"a": first, "b": None}
-    assert limits.halted(harness.store.read, "q") == 1
-    assert limits.halted(harness.store.read, "r") == 0
+    assert [limits.halted(harness.store.read, "q", most) for most in (0, 1, 2)] == [0, 1, 1]
+    assert limits.halted(harness.store.read, "r", 9) == 0
     assert len(harness.claim(9)) == 1  # others go on
     harness.store.apply(first, Retried(more_retries=1, actor="ada")).result()
     (again,) = harness.claim(9)

@@ -18,6 +18,8 @@ from tenure.jobs.stats import Activity, Count, FailureGroup, Total
 from tenure.store.tables import limits, schedules
 from tenure.store.work import nothing
 
+MAX_HALTING = 100
+"""Queues in which halted partitions are counted."""
 MAX_MINUTES = 24 * 60
 MAX_BACK = 10_000
 MAX_READ = 10_000
@@ -87,7 +89,8 @@ class Statistics(Noun):
     def halted_partitions(self) -> dict[str, int]:
         """Return by queue how many partitions wait behind a failed job: see `halted_by`.
 
-        For queues that are limited with `ordered="halt"`; of each, 2,000 partitions are looked at.
+        For queues that are limited with `ordered="halt"`. At most 10,000 partitions are looked at,
+        as many of each queue in which jobs have failed, and 100 such queues.
         """
         return halted(self._core, self.counts())
 
@@ -114,11 +117,14 @@ class Statistics(Noun):
 def halted(core: Core, counts: Sequence[Count]) -> dict[str, int]:
     """Return `halted_partitions`, given the numbers of jobs."""
     read, failed = core.limited_store.read, {one.queue for one in counts if one.status == "failed"}
-    return {
-        queue: limits.halted(read, queue) if queue in failed else 0
+    halting = [
+        queue
         for queue, (limit, *_) in limits.read(read).items()
         if limit.ordered == "halt" and includes(core.queues, queue)
-    }
+    ]
+    looked_at = [queue for queue in halting if queue in failed][:MAX_HALTING]
+    most = limits.MAX_PARTITIONS // max(len(looked_at), 1)
+    return dict.fromkeys(halting, 0) | {one: limits.halted(read, one, most) for one in looked_at}
 
 
 class Events(Noun):

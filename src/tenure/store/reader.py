@@ -43,8 +43,9 @@ MAX_DETAILS = 4 * 1024 * 1024
 LEFT_OUT = "(left out, as the errors after this one are long)"
 
 MAX_AGAIN = 20
-MAX_RUNNING = 10_000
 """Jobs that are listed as running another one again."""
+MAX_RUNNING = 10_000
+"""Attempts that are looked at for the oldest one of each queue."""
 
 T = TypeVar("T")
 

@@ -32,8 +32,8 @@ NO_TURNS = (
     " limit per partition first, or only turns"
 )
 MAX_DELETED = 1_000
-MAX_PARTITIONS = 2_000
-"""How many partitions of a queue are looked at to count the halted ones: some 20 µs each."""
+MAX_PARTITIONS = 10_000
+"""How many partitions of all queues are looked at to count the halted ones: some 10 µs each."""
 SPARE_MICROS = 2_000_000
 """How far ahead of its bound a rate may be before it is set right: the clock was put back."""
 
@@ -239,10 +239,10 @@ ORDER BY pending + running DESC, part.partition""",
     return [PartitionState(**fields_of(d, columns_of, row)) for row in found]
 
 
-def halted(db: Reads, queue: str) -> int:
+def halted(db: Reads, queue: str, most: int) -> int:
     """Return how many partitions of a queue have a failed job first in line.
 
-    Of `MAX_PARTITIONS`, each found by one search in the key of the lines.
+    At most so many partitions are looked at. One search in the key of the lines finds each.
     """
     d = db.dialect
     line, v = d.table("line"), d.value
@@ -255,7 +255,7 @@ WITH RECURSIVE part (partition) AS (
         WHERE queue = {v} AND line.partition > part.partition)
     FROM part WHERE part.partition IS NOT NULL
 )
-SELECT count(*) FROM (SELECT partition FROM part LIMIT {MAX_PARTITIONS}) AS part
+SELECT count(*) FROM (SELECT partition FROM part LIMIT {most:d}) AS part
 JOIN {d.table("job")} AS job ON job.id = (
     SELECT id FROM {line} AS line WHERE queue = {v} AND line.partition = part.partition
     ORDER BY id LIMIT 1)
