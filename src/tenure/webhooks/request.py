@@ -55,7 +55,7 @@ _retry_after = re.compile(rb"\r\nretry-after:[ \t]*([!-~ ]{1,40})\r\n", re.IGNOR
 _status = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: [^\r\n]*)?\r\n").match
 
 
-class Answered(NamedTuple):
+class ReceiverAnswer(NamedTuple):
     """What a receiver answered: a status, and its `Retry-After`, or nothing."""
 
     status: int
@@ -109,7 +109,9 @@ def check_url(url: object, path: str) -> str:
     return text
 
 
-async def post(url: str, headers: Mapping[str, str], body: bytes, *, private: bool) -> Answered:
+async def post(
+    url: str, headers: Mapping[str, str], body: bytes, *, private: bool
+) -> ReceiverAnswer:
     """Send a JSON body; return what the receiver answered. Raises NotSent.
 
     With `private`, also send to addresses that are not public.
@@ -145,7 +147,7 @@ def _request(parts: SplitResult, headers: Mapping[str, str], body: bytes) -> byt
     return "\r\n".join([*lines, "", ""]).encode("ascii") + body
 
 
-async def _exchange(parts: SplitResult, request: bytes, *, private: bool) -> Answered:
+async def _exchange(parts: SplitResult, request: bytes, *, private: bool) -> ReceiverAnswer:
     host = parts.hostname or ""
     secure = parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
@@ -208,7 +210,7 @@ async def _connect(
     raise failure
 
 
-async def _answer(reader: asyncio.StreamReader) -> Answered:
+async def _answer(reader: asyncio.StreamReader) -> ReceiverAnswer:
     """Return the final answer; skips informational ones such as 100."""
     read = 0
     try:
@@ -220,7 +222,7 @@ async def _answer(reader: asyncio.StreamReader) -> Answered:
                 break
             if (status := int(match[1])) >= 200:
                 asked = _retry_after(head)
-                return Answered(status, asked[1].decode() if asked else "")
+                return ReceiverAnswer(status, asked[1].decode() if asked else "")
     except asyncio.IncompleteReadError as error:
         raise NotSent("the connection ended before an answer") from error
     except asyncio.LimitOverrunError as error:
