@@ -61,8 +61,25 @@ def test_arguments_are_those_of_the_function(app: Tenure, jobs: testing.Jobs) ->
     assert jobs.enqueued(takes_any, to="ada") == []
     with pytest.raises(TypeError, match=r"'copies' is no filter of find\(\), and no argument of o"):
         jobs.enqueued(one, copies=2)
+    with pytest.raises(TypeError, match="; with the name of a type, give its arguments as a dic"):
+        jobs.enqueued("one", to="ada")
     with pytest.raises(InvalidInput, match=r"\$\.payload: "):
         jobs.enqueued(payload=["ada"])  # type: ignore[arg-type]
+
+
+def test_an_argument_is_never_taken_for_a_filter(app: Tenure, jobs: testing.Jobs) -> None:
+    """Else `assert_none_enqueued(ship, queue="north")` would hold while the job is there."""
+
+    @app.job
+    def ship(queue: str) -> None: ...
+
+    ship.enqueue("north")
+    for look in (jobs.enqueued, jobs.assert_enqueued, jobs.assert_none_enqueued):
+        with pytest.raises(TypeError, match="'queue' is a filter of find"):
+            look(ship, queue="north")
+    jobs.assert_enqueued(ship, {"queue": "north"})
+    jobs.assert_enqueued("ship", queue="default")
+    jobs.assert_none_enqueued("ship", queue="north")
 
 
 @pytest.mark.parametrize("more", [0, 1])

@@ -47,7 +47,7 @@ class Jobs:
         - `filter`: filters of `Tenure.find`; with `status` or `state`, not only jobs that are to
           run. After a job type, also arguments of its function: `enqueued(send_email, to="a@b.c")`.
 
-        Raises InvalidInput, and TypeError for a keyword that is neither.
+        Raises InvalidInput, and TypeError for a keyword that is neither, or both.
         """
         wanted = Wanted(type, payload, filter)
         return [job for job in wanted.candidates(self._app) if not wanted.misses(job)]

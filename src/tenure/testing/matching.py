@@ -27,6 +27,11 @@ Named: TypeAlias = JobType[..., Any] | HasJobType | str
 Type: TypeAlias = Named | None
 MAX_SHOWN = 10
 TO_RUN = ("waiting", "pending")
+BY_NAME = "; with the name of a type, give its arguments as a dictionary"
+BOTH = (
+    "{0!r} is a filter of find() and an argument of {1}: give the argument in a dictionary, "
+    "{{{0!r}: …}}, or the filter with the name of the type, {1!r}"
+)
 
 
 def name_of(type: Named) -> str:
@@ -49,10 +54,13 @@ class Wanted:
         handler = type.handler if isinstance(type, JobType) else None
         takes_more = handler is not None and handler.others is not None
         fields = handler.fields if handler is not None else ()
-        for name in arguments:
-            if not takes_more and name not in fields:
+        for name in filter:
+            if handler is not None and name in fields and name not in arguments:
+                raise TypeError(BOTH.format(name, handler.name))
+            if name in arguments and not takes_more and name not in fields:
                 of = "" if handler is None else f", and no argument of {handler.name}"
-                raise TypeError(f"{name!r} is no filter of find(){of}")
+                how = BY_NAME if isinstance(type, str) else ""
+                raise TypeError(f"{name!r} is no filter of find(){of}{how}")
         check_kind(payload, Mapping | None, "what the payload contains, by name", "$.payload")
         self.type = None if type is None else name_of(type)
         self.payload = {n: _plain(value) for n, value in {**(payload or {}), **arguments}.items()}
