@@ -90,6 +90,14 @@ def test_references_lead_somewhere(schema: OpenApiSchema) -> None:
     assert names <= set(schema.raw_schema["components"]["schemas"])
 
 
+def test_each_time_is_described_as_one(schema: OpenApiSchema) -> None:
+    """Generated clients took those of workflows, schedules and progress for any text."""
+    for name, each in schema.raw_schema["components"]["schemas"].items():
+        for field, described in each.get("properties", {}).items():
+            if field in ("at", "times") or field.endswith("_at"):
+                assert '"date-time"' in json.dumps(described), (name, field)
+
+
 def test_no_schema_contains_itself(schema: OpenApiSchema) -> None:
     """openapi-python-client 0.29 left out each call with such a schema, `POST /jobs` among them."""
     schemas = schema.raw_schema["components"]["schemas"]

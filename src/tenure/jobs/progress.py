@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
 
@@ -10,6 +11,9 @@ MAX_MESSAGE = 500
 """Characters of a message that are kept."""
 MAX_PROGRESS = 2.0**53 - 1
 """Up to here doubles are exact: an integer of JSON beyond it would be changed before it is seen."""
+
+
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class JobProgress(msgspec.Struct, frozen=True):
@@ -21,7 +25,7 @@ class JobProgress(msgspec.Struct, frozen=True):
     done: float
     total: float | None = None
     message: str = ""
-    at: datetime | None = None  # when the store recorded it
+    at: Time | None = None  # when the store recorded it
 
     def __post_init__(self) -> None:
         if not (abs(self.done) <= MAX_PROGRESS and abs(self.total or 0) <= MAX_PROGRESS):

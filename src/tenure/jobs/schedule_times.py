@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from tenure.errors import InvalidInput
 from tenure.jobs.durations import check_time, seconds
@@ -49,22 +49,25 @@ _ALIASES = {
 _zone_name = re.compile("[A-Z][A-Za-z0-9_+/-]{0,63}").fullmatch
 
 
+Time = Annotated[datetime, Meta(tz=True)]
+
+
 class When(Struct, frozen=True, kw_only=True):
     """When a schedule fires: `cron`, `every` or `at` says it. Made by `check_when`."""
 
     cron: str | None = None
     every: float | None = None  # seconds: at its multiples since 1970 in UTC, plus `offset`
     offset: float = 0.0
-    at: datetime | None = None
+    at: Time | None = None
     zone: str = "UTC"  # the IANA name of the zone whose clocks `cron` means
-    starts_at: datetime | None = None  # inclusive, as `ends_at`
-    ends_at: datetime | None = None
+    starts_at: Time | None = None  # inclusive, as `ends_at`
+    ends_at: Time | None = None
 
 
 class Preview(Struct, frozen=True):
     """What a schedule is going to do: its next times, and days on which clocks change them."""
 
-    times: tuple[datetime, ...]  # with the offset of its zone
+    times: tuple[Time, ...]  # with the offset of its zone
     in_words: str
     unusual_days: tuple[str, ...]  # of a year, each with its date
 

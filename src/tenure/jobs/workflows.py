@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from enum import StrEnum
 from itertools import combinations
 
@@ -14,6 +13,7 @@ from msgspec.structs import replace
 
 from tenure.dependency import Meets
 from tenure.jobs.enqueue import CheckedJob, LinkedJob, NewJob, fingerprint
+from tenure.jobs.stats import Time
 
 ENDINGS = ("cancelled", "completed", "failed", "skipped")
 """How jobs of a workflow end. `skipped`: it was cancelled because it could no longer run."""
@@ -59,9 +59,9 @@ class Workflow(Struct, frozen=True, kw_only=True):
     key: str | None
     status: WorkflowStatus
     jobs: Mapping[str, int] | None
-    created_at: datetime
+    created_at: Time
     created_by: str
-    finished_at: datetime | None
+    finished_at: Time | None
 
 
 class WorkflowPage(Struct, frozen=True):
