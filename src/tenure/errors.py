@@ -49,6 +49,8 @@ class JobNotFound(TenureError):
         )
         if len(job_id) != ID_LENGTH:
             why = f"that is no whole id, which has {ID_LENGTH} characters"
+        elif job_id != job_id.lower():
+            why = "ids are in lower case"
         super().__init__(f"no job {job_id}: {why}")
         self.job_id = job_id
 

@@ -42,6 +42,12 @@ def test_an_id_that_was_cut_is_called_so() -> None:
     assert "the id is wrong" in str(errors.JobNotFound("01a2254e-69fb-7000-8000-000000000000"))
 
 
+def test_an_id_in_upper_case_is_called_so() -> None:
+    """As `UUID.uuidString` of Swift writes what it has read."""
+    said = str(errors.JobNotFound("01A2254E-69FB-7000-8000-000000000000"))
+    assert "ids are in lower case" in said
+
+
 def test_an_error_does_not_break_a_pool_of_processes() -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         with pytest.raises(errors.QueueFull, match="limit of pending jobs is 3") as raised:
