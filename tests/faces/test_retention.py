@@ -58,6 +58,9 @@ def test_a_rule_that_deletes_jobs_at_once_is_asked_about(
 def test_rules_over_http(app: Tenure) -> None:
     with api_client(app) as api:
         rule = api.put("/types/mail/retention", json={"completed": "1h", "failed": "forever"})
+        shown = {name: rule.json()[name] for name in ("completed", "cancelled", "failed")}
+        again = api.put("/types/mail/retention", json=shown)  # `forever` was shown as refused
+        assert again.json() == rule.json()
         assert rule.json()["failed"] == FOREVER_SECONDS
         assert api.put("/queues/bulk/retention", json={"failed": 60}).status_code == 200
         assert api.put("/types/mail/retention", json={"failed": None}).json()["completed"] == HOUR

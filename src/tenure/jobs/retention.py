@@ -51,8 +51,8 @@ class RetentionRule(msgspec.Struct, frozen=True):
 
 
 def age(value: Any, path: str) -> float:
-    """Return how many seconds a duration or `forever` is; raises InvalidInput at `path`."""
-    if value == FOREVER:
+    """Return how many seconds a duration, `forever` or 1e12 is; raises InvalidInput at `path`."""
+    if value in (FOREVER, FOREVER_SECONDS):
         return FOREVER_SECONDS
     try:
         return durations.seconds(value, path=path)

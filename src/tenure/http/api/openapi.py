@@ -19,6 +19,7 @@ from tenure.http.api.bodies import JSON
 from tenure.jobs import durations, ids, uniqueness
 from tenure.jobs.graph import MAX_PARENTS
 from tenure.jobs.names import KEY_PATTERN, MAX_KEY_LENGTH, MAX_NAME_LENGTH, NAME_PATTERN
+from tenure.jobs.retention import FOREVER_SECONDS
 from tenure.jobs.signals import MAX_SIGNAL_NAME
 from tenure.tokens.scopes import Scope
 from tenure.wire import problems
@@ -55,7 +56,11 @@ HAND_WRITTEN: Mapping[str, Any] = {
     "Duration": _duration("Seconds, or text: `30s`, `1h30m`, `250ms`, `PT5M`.", 0),
     "Age": {
         "description": "How long settled jobs are kept.",
-        "anyOf": [{"$ref": "#/components/schemas/Duration"}, {"const": "forever"}],
+        "anyOf": [
+            {"$ref": "#/components/schemas/Duration"},
+            {"const": "forever"},
+            {"type": "number", "minimum": FOREVER_SECONDS, "maximum": FOREVER_SECONDS},
+        ],
     },
     "StartBy": {
         "description": "A time, or the time from now: a job not started by then is cancelled.",
