@@ -399,6 +399,16 @@ def test_what_no_stream_can_tell_is_refused(api: TestClient, subtests: pytest.Su
             assert_problem(api.get(f"/events?{query}"), 400, "invalid_input")
 
 
+def test_a_position_that_is_none_is_named_where_it_was_given(api: TestClient) -> None:
+    """The place was `$.after`, as if the call had a body."""
+    for query, headers, place in (
+        ("?after=x", {}, "query after"),
+        ("?after=", {"Last-Event-ID": "x"}, "Last-Event-ID"),
+    ):
+        refused = api.get(f"/events{query}", headers=headers)
+        assert assert_problem(refused, 400, "invalid_input")["path"] == place
+
+
 @pytest.mark.anyio
 async def test_a_quiet_stream_is_kept_alive(app: Tenure, monkeypatch: Any) -> None:
     monkeypatch.setattr(waiting, "PING_SECONDS", 0.0)

@@ -110,6 +110,13 @@ def test_what_cannot_be_searched_for_is_refused(api: TestClient, query: str) -> 
     )
 
 
+def test_a_refused_filter_is_named_where_it_is_in_the_body(api: TestClient) -> None:
+    """The place was `$.error`, which is no field of the body."""
+    wanted = {"action": "retry", "filter": {"error": ""}}
+    refused = assert_problem(api.post("/bulk", json=wanted), 400, "invalid_input")
+    assert refused["path"] == "$.filter.error"
+
+
 def test_the_command_line_previews_asks_and_sees_it_through(app: Tenure) -> None:
     here = {"TENURE_DATABASE": app.database}
     preview = output_of("jobs", "cancel", "--type", "mail", "--dry-run", **here)

@@ -46,9 +46,10 @@ async def stream_events(call: Call) -> Response:
     """Stream every transition of every job as server-sent events, resumable by `Last-Event-ID`."""
     call.check_running()
     check_share(call.notifier.streams, MAX_STREAMS, call.caller)
-    after = call.header("Last-Event-ID")
+    after, place = call.header("Last-Event-ID"), "Last-Event-ID"
     if after is None and call.query.after is not UNSET:
-        after = call.query.after
+        after, place = call.query.after, "query after"
+    call.app.core.limited_store.read.numbers(after or "", place)
     wanted = _wanted(call.query)
     if after is None:  # begin with what happens next
         after = await call.notifier.read(call.app.events.end)

@@ -14,7 +14,7 @@ from tenure.http.api import metrics
 from tenure.http.api.bodies import JSON
 from tenure.http.api.call import Call, answer
 from tenure.http.guard import GUARD, AccessGuard
-from tenure.jobs.queries import MAX_LISTED, Bulk, Filter
+from tenure.jobs.queries import MAX_LISTED, Bulk, Filter, check_filter
 from tenure.tokens.scopes import Scope
 from tenure.wire import requests, responses
 
@@ -55,9 +55,10 @@ def start_bulk(call: Call) -> Response:
     """Start to retry or cancel all jobs that match now; the server continues in the background."""
     call.check_running()
     body: requests.BulkRequest = call.body
+    wanted = Filter(**requests.given(body.filter), hidden=call.redaction.keys)
     bulk = call.app.bulk.start(
         body.action,
-        Filter(**requests.given(body.filter), hidden=call.redaction.keys),
+        check_filter(wanted, at="$.filter."),
         more_retries=body.more_retries,
         actor=call.caller.name,
         reason=body.reason,
