@@ -373,6 +373,15 @@ def test_backfill(app: Tenure, clock: Clock) -> None:
     assert len(complete(app, 100)) == 1
 
 
+def test_a_backfill_whose_end_is_before_its_start_is_refused(app: Tenure) -> None:
+    """It answered that no tick was without a job."""
+    app.schedules.create("s", MAIL, every=60)
+    for dry_run in (True, False):
+        with pytest.raises(InvalidInput, match="before the start") as refused:
+            app.schedules.backfill("s", START, START - timedelta(hours=1), dry_run=dry_run)
+        assert refused.value.path == "$.end"
+
+
 def test_backfill_beside_allow_all(app: Tenure, clock: Clock) -> None:
     app.schedules.create("s", MAIL, every=60)
     start = START - timedelta(minutes=1_100)

@@ -265,6 +265,18 @@ def test_the_ends_of_a_backfill_may_be_how_long_ago_they_are(app: Tenure, clock:
         assert "or how long ago, such as 2h or 3d, or now" in said.stderr
 
 
+def test_the_ends_of_a_backfill_in_the_wrong_order_are_refused(
+    app: Tenure, api: TestClient, clock: Clock
+) -> None:
+    app.schedules.create("hourly", NewJob("report", {}, {}), cron="0 * * * *")
+    clock.advance(DAY.total_seconds())
+    said = run_cli("schedules", "backfill", "hourly", "now", "3d", "--database", app.database)
+    assert (said.exit_code, "end: it is before the start" in said.stderr) == (2, True)
+    ends = {"start": "2026-02-01T00:00:00Z", "end": "2026-01-01T00:00:00Z"}
+    refused = api.post("/schedules/hourly/backfill", json=ends)
+    assert assert_problem(refused, 400, "invalid_input")["path"] == "$.end"
+
+
 DAYS = ("Thu", "Fri", "Sat", "Sun", "Mon")
 
 
@@ -278,7 +290,7 @@ def test_did_the_nightly_job_run(app: Tenure, clock: Clock) -> None:
     assert planned.count("backfill") == 2
     output_of("schedules", "backfill", "nightly", "2026-01-01", "2026-01-03", **here)
     again = output_of("schedules", "backfill", "nightly", "2026-01-01", "2026-01-03", **here)
-    assert again == "no tick in that time is without a job"
+    assert again == "no past tick in that time is without a job"
     heads, *rows = output_of(
         "schedules", "fires", "nightly", "--before", "2026-01-03", **here
     ).splitlines()

@@ -244,7 +244,8 @@ class Schedules(Noun):
         Repeating it adds nothing twice. Also ticks that are on record without a job get one.
 
         - `name`: the schedule.
-        - `start`, `end`: aware datetimes; ticks to come are left out. At most 10,000 ticks.
+        - `start`, `end`: aware datetimes, `end` not before `start`; ticks to come are left out. At
+          most 10,000 ticks.
         - `overlap`: as of a schedule; there may be more than 100 jobs that wait. Default:
           `buffer_all`.
         - `queue`, `priority`: of the jobs. Default: None, as the schedule says.
@@ -259,8 +260,10 @@ class Schedules(Noun):
         options = {option: value for option, value in given.items() if value is not None}
         defaults_of(options, defaults(""))
         now = self._core.clock()
-        until = min(check_time(end, "$.end") - INSTANT, now)
-        due = times(self.get(name).when, check_time(start, "$.start") - INSTANT, until)
+        start, end = check_time(start, "$.start"), check_time(end, "$.end")
+        if end < start:
+            raise InvalidInput("it is before the start: swap the two", path="$.end")
+        due = times(self.get(name).when, start - INSTANT, min(end - INSTANT, now))
         wanted = list(islice(due, MAX_FIRES + 1))
         if len(wanted) > MAX_FIRES:
             raise InvalidInput(f"more than {MAX_FIRES} ticks: make it shorter", path="$.end")

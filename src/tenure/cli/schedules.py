@@ -211,7 +211,7 @@ def backfill(name: str, start: Past, end: Past, as_json: bool, **given: Any) -> 
         if made or as_json:
             _print_fires(app, name, made, as_json)
         else:
-            click.echo("no tick in that time is without a job")
+            click.echo("no past tick in that time is without a job")
 
 
 @schedules.command()
