@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
@@ -302,6 +303,31 @@ async def test_events_arrive_as_they_happen(app: Tenure) -> None:
         (job.id, "enqueued"),
         (job.id, "cancelled"),
     ]
+
+
+@pytest.mark.anyio
+async def test_an_outage_is_one_line_however_many_streams_there_are(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the tables were away, as during a restore, each stream logged four lines a second."""
+    with Tenure(postgres_url) as app, psycopg.connect(postgres_url, autocommit=True) as admin:
+        built = build(app)
+        async with (
+            Exchange(built, "GET", "/events") as one,
+            Exchange(built, "GET", "/events") as two,
+            Exchange(built, "GET", "/ui/live") as page,
+        ):
+            for stream in (one, two, page):
+                await stream.wait_for(b"retry: ")
+            admin.execute("ALTER SCHEMA tenure RENAME TO away")
+            said = ("event stream cannot", "dashboard cannot")
+            await asyncio.to_thread(wait_until, lambda: all(what in caplog.text for what in said))
+            await asyncio.sleep(1.5)  # meanwhile they look again
+            assert [caplog.text.count(what) for what in said] == [1, 1]
+            admin.execute("ALTER SCHEMA away RENAME TO tenure")
+            job = await app.enqueue_async("a")
+            await one.wait_for(job.id.encode())
+            await page.wait_for(job.id.encode())
 
 
 @pytest.mark.anyio

@@ -24,6 +24,7 @@ from tenure.app.app import Tenure
 from tenure.errors import TenureError
 from tenure.http.waiting import PING, EventStream, Source
 from tenure.jobs.ledger import Transition
+from tenure.telemetry.repeats import Repeats
 from tenure.wire.problems import RETRY_LATER
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ SAMPLE = 400
 MAX_NAMED = 50
 """Jobs that a note names. If there are more, every page counts as concerned."""
 MAX_VIEWERS = 200
+UNREAD = "the dashboard cannot read the ledger, trying again"
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +84,7 @@ class Follower:
         self._viewers: set[_Viewer] = set()
         self._following: asyncio.Task[None] | None = None
         self._position: str | None = None  # None until it follows
+        self._repeats = Repeats()
 
     def stream(self, request: Request) -> Response:
         """Return the stream of one viewer; a refusal if there are too many viewers."""
@@ -115,10 +118,11 @@ class Follower:
         while self._viewers and not self._stopped():
             try:
                 await self._read()
-            except TenureError as error:
-                log.warning("the dashboard cannot read the ledger, trying again: %s", error)
-            except Exception:  # without this task, viewers would wait for ever
-                log.exception("the dashboard cannot read the ledger, trying again")
+            except Exception as error:  # without this task, viewers would wait for ever
+                if self._repeats.is_due(error):
+                    expected = isinstance(error, TenureError)
+                    level = logging.WARNING if expected else logging.ERROR
+                    log.log(level, "%s: %s", UNREAD, error, exc_info=None if expected else error)
             await asyncio.sleep(NOTIFY_SECONDS)
 
     async def _read(self) -> None:

@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from tenure.errors import StoreUnavailable, Unauthorized
 from tenure.http.guard import check_again
 from tenure.jobs.work import WorkSource
+from tenure.telemetry.repeats import Repeats
 from tenure.tokens.scopes import CALLER, Caller
 from tenure.wire.problems import RETRY_LATER, Refusal
 
@@ -50,6 +51,7 @@ class WorkNotifier:
         self._mounted = mounted
         self._waiters: set[Waiter] = set()
         self._stopped = False
+        self.repeats = Repeats()  # what the streams of events have logged
         self.streams: set[EventStream] = set()  # the open streams of events
         self.end_streams: set[EventStream] = set()  # those of workers
         self._thread = ThreadPoolExecutor(1, "tenure-streams")

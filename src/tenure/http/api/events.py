@@ -135,7 +135,8 @@ async def _events(call: Call, position: str, page: _Page, wanted: EventFilter) -
                 page = await call.notifier.read(_page, call, page.position, wanted, page.progress)
             except TenureError as error:
                 page = _Page(b"", page.position, more=False, progress=page.progress)
-                log.warning("the event stream cannot read the ledger, trying again: %s", error)
+                if call.notifier.repeats.is_due(error):
+                    log.warning("the event stream cannot read the ledger, trying again: %s", error)
 
 
 def _event(event: LedgerEvent, *, without_errors: bool) -> bytes:
