@@ -104,6 +104,7 @@ def test_a_server_is_not_ready(app: Tenure, caplog: pytest.LogCaptureFixture) ->
         page = api.get("/", headers={"Accept": "text/html"}).text
         assert "in another database" in page
         assert "postgresql" not in page
+        assert f"says that nothing can be stored: {MESSAGE}" in caplog.text
         assert api.get("/health").status_code == 200
         assert f"not ready, the database does not answer or commit: {MESSAGE}" in caplog.text
         api.post("/jobs", json={"type": "work", "payload": {}})

@@ -9,6 +9,7 @@ action clears everything but the counts, so that its effect is seen.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,9 @@ from tenure.app.app import Tenure
 from tenure.app.shown import queues_shown
 from tenure.errors import StoreUnavailable
 from tenure.jobs.stats import PartitionState
+from tenure.telemetry.repeats import Repeats
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -82,7 +86,7 @@ class ReadCache:
         self.types = partial(self.once, "types", app.types.list)
         self.activity = partial(self.once, "activity", app.stats.activity)
         self.next_tick = partial(self.once, "next_tick", app.stats.next_tick)
-        self.trouble = partial(self.once, "trouble", partial(_trouble, app))
+        self.trouble = partial(self.once, "trouble", partial(_trouble, app, Repeats()))
         self.failures = partial(self.once, "failures", app.stats.failures)
         self.measured_until = partial(self.once, "measured_until", app.stats.measured_until)
 
@@ -142,10 +146,12 @@ def _wait(entry: _Entry) -> float | None:
     return OLD_WAIT_SECONDS if is_old else WAIT_SECONDS
 
 
-def _trouble(app: Tenure) -> str | None:
-    """Return why the store cannot commit, as far as this process knows; None if it can."""
+def _trouble(app: Tenure, repeats: Repeats) -> str | None:
+    """Return, and log, why the store cannot commit, as far as is known; None if it can."""
     try:
         app.core.check_store()
     except StoreUnavailable as error:
+        if repeats.is_due(error):
+            log.warning("the dashboard says that nothing can be stored: %s", error)
         return error._known or str(error)
     return None
