@@ -24,8 +24,8 @@ from tenure.jobs import durations, ids
 from tenure.jobs.enqueue import Duration, NewJob, Options, listed, whole
 from tenure.jobs.explain import Explanation
 from tenure.jobs.ledger import Transition
-from tenure.jobs.names import check_key
-from tenure.jobs.queries import MAX_LISTED, Fields
+from tenure.jobs.names import check_choice, check_key
+from tenure.jobs.queries import MAX_LISTED, Fields, Order
 from tenure.jobs.signals import Signal, check_signal_name, signal_text
 from tenure.jobs.stats import Count
 from tenure.lifecycle import Job
@@ -141,12 +141,20 @@ class AsyncClient(_Client):
                 raise TimeoutError(f"job {job_id} is not settled after {limit:g} s; it continues")
 
     async def find(
-        self, *, limit: int = 50, before: str | None = None, **filter: Unpack[Fields]
+        self,
+        *,
+        limit: int = 50,
+        before: str | None = None,
+        after: str | None = None,
+        order: Order = "newest",
+        **filter: Unpack[Fields],
     ) -> list[Job]:
         """Return the jobs that match a filter, newest first.
 
         - `limit`: most jobs to return, 1 to 500. Default: 50. Several requests are made if needed.
         - `before`: id of the last job of the page before. Default: begin with the newest.
+        - `after`: the same where the oldest come first. Default: begin with the oldest.
+        - `order`: which come first, `newest` or `oldest`. Default: `newest`.
         - `filter`: that of `Tenure.find`, except `hidden`.
 
         Raises InvalidInput.
@@ -158,11 +166,16 @@ class AsyncClient(_Client):
             for name, value in filter.items()
             if value is not None
         }
-        cursor = before and ids.check_id(before, "$.before").replace("-", "")
+        check_choice(order, Order, "$.order")
+        if (other := after if order == "newest" else before) is not None:
+            where = "$.after" if other is after else "$.before"
+            raise InvalidInput("before is for newest first, after for oldest first", path=where)
+        name, last = ("before", before) if order == "newest" else ("after", after)
+        cursor = last and ids.check_id(last, f"$.{name}").replace("-", "")
         whole(limit, 1, MAX_LISTED, "$.limit")
         jobs: list[Job] = []
         while True:
-            page = {**query, "limit": str(limit - len(jobs))}
+            page = {**query, "order": order, "limit": str(limit - len(jobs))}
             if cursor:
                 page["cursor"] = cursor
             response = await self._to.request("GET", "/jobs", query=page)

@@ -23,7 +23,7 @@ from tenure.jobs.enqueue import Duration, whole
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.ledger import EventFilter, Transition
 from tenure.jobs.names import check_label
-from tenure.jobs.queries import Counted, Filter, Page, action_of, check_filter, checked_query
+from tenure.jobs.queries import Counted, Filter, Order, Page, action_of, check_filter, checked_query
 from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, require
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.steps import ReadParents, StepAnswer, StepCall
@@ -215,13 +215,13 @@ class Core:
             raise JobNotFound(job_id)
         return job
 
-    def page(self, filter: Filter, *, limit: int = 50, before: str | None = None) -> Page:
-        """Return jobs of a filter, newest first, after looking at a bounded number of rows.
+    def page(self, filter: Filter, limit: int, cursor: str | None, order: Order = "newest") -> Page:
+        """Return jobs of a filter after looking at a bounded number of rows.
 
-        Where matching jobs are rare, a page has fewer than `limit`, or none, and still a `next`:
-        the `before` of the next page.
+        Where matching jobs are rare, a page has fewer than `limit`, or none, and still a `next`.
         """
-        query = checked_query(self.limited(filter), limit, before)
+        before, after = (cursor, None) if order == "newest" else (None, cursor)
+        query = checked_query(self.limited(filter), limit, before=before, after=after, order=order)
         return search.page(self.limited_store.read, query)
 
     def newest_ids(self, filter: Filter, at_most: int) -> tuple[list[str], bool]:

@@ -23,7 +23,7 @@ from tenure.jobs.explain import (
 from tenure.jobs.explain import explain as explanation
 from tenure.jobs.ledger import MAX_LAST, Transition
 from tenure.jobs.progress import JobProgress
-from tenure.jobs.queries import Counted, Fields, Filter, checked_query
+from tenure.jobs.queries import Counted, Fields, Filter, Order, checked_query
 from tenure.jobs.queue_rights import includes
 from tenure.jobs.stats import QueueQuery
 from tenure.jobs.steps import JobSteps
@@ -67,12 +67,20 @@ def steps(app: Tenure, job_id: str) -> JobSteps:
 
 
 def find(
-    app: Tenure, *, limit: int = 50, before: str | None = None, **filter: Unpack[Fields]
+    app: Tenure,
+    *,
+    limit: int = 50,
+    before: str | None = None,
+    after: str | None = None,
+    order: Order = "newest",
+    **filter: Unpack[Fields],
 ) -> list[Job]:
     """Return jobs that match every filter given, newest first.
 
     - `limit`: at most this many jobs, 1 to 500. Default: 50.
     - `before`: only jobs older than the one with this id, for the next page. Default: None.
+    - `after`: only jobs newer than that, for the next page where the oldest come first.
+    - `order`: which come first, `newest` or `oldest`. Default: `newest`.
 
     Filters, all by keyword:
 
@@ -91,7 +99,8 @@ def find(
     Looks at as many rows as it takes to find `limit` jobs. Raises InvalidInput.
     """
     wanted = app.core.limited(Filter(**filter))
-    return search.all_of(app.core.limited_store.read, checked_query(wanted, limit, before))
+    query = checked_query(wanted, limit, before=before, after=after, order=order)
+    return search.all_of(app.core.limited_store.read, query)
 
 
 def count(app: Tenure, *, at_most: int = 10_000, **filter: Unpack[Fields]) -> Counted:

@@ -28,6 +28,7 @@ from tenure.jobs.text import ago, first_line, visible
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
     from tenure.jobs.ledger import Transition
+    from tenure.jobs.queries import Order
     from tenure.lifecycle import Job
 
 SHOWN = (
@@ -94,6 +95,8 @@ def _warn_if_nowhere(app: Tenure, job: Job) -> None:
             )
 
 
+ORDER = click.Choice(["newest", "oldest"])
+
 jobs = Group("jobs", help="List, show, retry and cancel jobs.")
 
 
@@ -101,14 +104,17 @@ jobs = Group("jobs", help="List, show, retry and cancel jobs.")
 @filter_options
 @option("--limit", None, "Most jobs to list, up to 500.", type=int, default=50)
 @option("--before", "ID", "Only jobs older than this job: the next page.", completing.job_ids())
+@option("--after", "ID", "Only jobs newer than this job.", completing.job_ids())
+@option("--order", None, "Which jobs come first.", type=ORDER, default="newest")
 @reading_options
-def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> None:
+def list_jobs(limit: int, order: Order, as_json: bool, **given: Any) -> None:
     """List jobs, newest first."""
     from tenure.wire import responses
 
-    filter_of(**known_before(filters))  # names the option that is wrong
+    place = {name: given.pop(name) for name in ("before", "after")}
+    filter_of(**known_before(given))  # names the option that is wrong
     with existing() as app:
-        jobs = app.find(limit=limit, before=before, **all_at(app, filters))
+        jobs = app.find(limit=limit, order=order, **place, **all_at(app, given))
         found, now = [app.core.redaction.job(job) for job in jobs], app.core.clock()
     if as_json:
         terminal.print_json([responses.job_body(job) for job in found])
@@ -124,7 +130,8 @@ def list_jobs(limit: int, before: str | None, as_json: bool, **filters: Any) -> 
     heads = ("ID", "TYPE", "QUEUE", "STATUS", "TRIES", "CREATED", "LAST ERROR")
     terminal.table(heads, rows, now=now, spare=("QUEUE", "CREATED", "LAST ERROR"))
     if len(found) == limit:
-        click.echo(f"next page: --before {visible(found[-1].id)}", err=True)
+        cursor = "--before" if order == "newest" else "--order oldest --after"
+        click.echo(f"next page: {cursor} {visible(found[-1].id)}", err=True)
 
 
 @jobs.command()

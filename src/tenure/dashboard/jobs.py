@@ -95,7 +95,7 @@ def listed(request: PageRequest) -> Response:
         for count in counts
         if wanted.type in (None, count.type) and wanted.queue in (None, count.queue)
     ]
-    page = request.app.core.page(wanted, limit=PAGE, before=cursor)
+    page = request.app.core.page(wanted, PAGE, cursor)
     running = [job for job in page.jobs if job.status is Status.PROCESSING]
     return request.page(
         "jobs.html",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -15,7 +15,14 @@ from tenure.jobs import ids, payload
 from tenure.jobs.durations import positive
 from tenure.jobs.enqueue import Duration, whole
 from tenure.jobs.hiding import MARK
-from tenure.jobs.names import check_kind, check_name, check_partition, check_tag, list_of_names
+from tenure.jobs.names import (
+    check_choice,
+    check_kind,
+    check_name,
+    check_partition,
+    check_tag,
+    list_of_names,
+)
 from tenure.jobs.queue_rights import Patterns
 from tenure.lifecycle import TRANSITIONS, Job, Status
 
@@ -25,6 +32,10 @@ MAX_AHEAD = 10_000
 """Most jobs that are counted ahead of a job."""
 MAX_SEARCHED_FOR = 200
 """Longest text to search for, in characters."""
+
+
+Order = Literal["newest", "oldest"]
+"""Which jobs are listed first."""
 
 
 class State(StrEnum):
@@ -157,7 +168,7 @@ def query_of(filter: Filter, **more: Any) -> Query:
 
 
 class Page(Struct, frozen=True):
-    """Some jobs of a filter. `next` is the `before` of the next page, None on the last one.
+    """Some jobs of a filter. `next` is the cursor of the next page, None on the last one.
 
     `searched_all` is false if the search stopped at the limit of rows for one call, so that there
     may be more jobs than it found.
@@ -186,12 +197,22 @@ class Action(StrEnum):
 EVENT_OF = {Action.RETRY: "retried", Action.CANCEL: "cancelled", Action.RUN_NOW: "amended"}
 
 
-def checked_query(filter: Filter, limit: int = 50, before: str | None = None) -> Query:
+def checked_query(
+    filter: Filter,
+    limit: int = 50,
+    *,
+    before: str | None = None,
+    after: str | None = None,
+    order: Order = "newest",
+) -> Query:
     """What to ask the store for; raises InvalidInput."""
-    if before is not None:
-        ids.check_id(before, "$.before")
+    for name, id in (("before", before), ("after", after)):
+        if id is not None:
+            ids.check_id(id, f"$.{name}")
+    check_choice(order, Order, "$.order")
+    place: dict[str, Any] = {"before": before, "after": after, "oldest_first": order == "oldest"}
     count = whole(limit, 1, MAX_LISTED, "$.limit")
-    return query_of(check_filter(filter), limit=count, before=before)
+    return query_of(check_filter(filter), limit=count, **place)
 
 
 def leaves_snoozed(action: Action, filter: Filter) -> bool:

@@ -22,7 +22,7 @@ from tenure.http.api.call import Call, Cursor, answer, id_of, next_page
 from tenure.http.guard import check_again
 from tenure.jobs.enqueue import Enqueued, NewJob, Options
 from tenure.jobs.names import check_key
-from tenure.jobs.queries import MAX_LISTED, Action, Filter, check_filter
+from tenure.jobs.queries import MAX_LISTED, Action, Filter, Order, check_filter
 from tenure.lifecycle import Status
 from tenure.telemetry import tracing
 from tenure.wire import requests, responses
@@ -58,6 +58,7 @@ class ListQuery(FilterQuery, kw_only=True):
 
     limit: Annotated[int, Meta(ge=1, le=MAX_LISTED)] = 50
     cursor: Cursor | UnsetType = UNSET
+    order: Order = "newest"
 
 
 class CountQuery(FilterQuery, kw_only=True):
@@ -120,9 +121,9 @@ def _options(call: Call, new: requests.AgainRequest, key: str | None = None) -> 
 
 
 def list_jobs(call: Call) -> Response:
-    """List jobs, newest first; a page may be short, or empty, and still have a next one."""
+    """List jobs; a page may be short, or empty, and still have a next one."""
     query: ListQuery = call.query
-    page = call.app.core.page(_filter(call), limit=query.limit, before=id_of(query.cursor))
+    page = call.app.core.page(_filter(call), query.limit, id_of(query.cursor), query.order)
     headers = next_page(call, "/jobs", page.next)
     running = [job for job in page.jobs if job.status is Status.PROCESSING]
     said = progress_shown(call.app.core, running, call.redaction)
