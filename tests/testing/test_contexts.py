@@ -96,3 +96,23 @@ def test_on_failure_sees_nothing_of_the_test(
         bad.enqueue()
         drive(jobs)
     assert seen == ["-", "-"]
+
+
+@pytest.mark.parametrize("drive", [drained, drained_in_a_loop, drained_by_await])
+def test_a_lifespan_that_cannot_be_left_ends_the_test_as_a_worker(
+    nowhere: Tenure, drive: Callable[[Jobs], None]
+) -> None:
+    @nowhere.lifespan
+    @contextmanager
+    def pool() -> Iterator[None]:
+        yield
+        raise OSError("the pool is not closed")
+
+    @nowhere.job
+    def good() -> None: ...
+
+    with testing.on(nowhere) as jobs:
+        job = good.enqueue()
+        with pytest.raises(OSError, match="the pool is not closed"):
+            drive(jobs)
+        assert nowhere.get(job.id).status == "completed"

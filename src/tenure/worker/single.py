@@ -65,8 +65,10 @@ class SingleRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lifespans.leave()
-        self._loop.close()
+        try:
+            self._lifespans.leave()
+        finally:
+            self._loop.close()
 
     async def __aenter__(self) -> Self:
         return self
