@@ -6,8 +6,10 @@ import time
 from datetime import timedelta
 from typing import Literal, get_args
 
+from tenure import retry
 from tenure.errors import InvalidInput, TenureError
 from tenure.jobs import durations
+from tenure.retry import RetryPolicy
 
 Pause = Literal["partition", "queue"]
 """What waits together with a job."""
@@ -47,6 +49,20 @@ class RetryAfter(_Postponed):
     """
 
     code = "retry_after"
+
+
+def longer_wait(asked: str, policy: RetryPolicy, job_id: str, attempt: int) -> float | None:
+    """Return the seconds of a `Retry-After`, up to the cap of `policy`; None for its usual wait.
+
+    That is also for a shorter one: ten attempts a second apart would outlast no restart.
+    """
+    if not asked:
+        return None
+    try:
+        seconds = min(RetryAfter(asked).seconds, policy.cap)
+    except InvalidInput:
+        return None
+    return seconds if seconds > retry.delay(policy, job_id, attempt) else None
 
 
 class Snooze(_Postponed):

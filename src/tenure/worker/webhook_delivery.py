@@ -14,13 +14,12 @@ from typing import Any
 
 import msgspec
 
-from tenure import retry
 from tenure.app.app import Tenure
 from tenure.app.webhooks import queues_of_webhooks, queues_with_deliveries
-from tenure.errors import InvalidInput, TenureError
+from tenure.errors import TenureError
 from tenure.jobs.context import JobContext
 from tenure.jobs.handlers import Handlers, PlainFailure, describe
-from tenure.jobs.postpone import RetryAfter
+from tenure.jobs.postpone import longer_wait
 from tenure.jobs.work import Duty
 from tenure.telemetry.repeats import Repeats
 from tenure.webhooks import request
@@ -81,25 +80,12 @@ def add_delivery(handlers: Handlers, app: Tenure, receivers: Receivers, *, priva
             raise ReceiverGone(f"{text}: it wants no more of these messages")
         if not 200 <= answered.status < 300:
             refused = DeliveryFailed(text)
-            refused.delay = _delay(answered.retry_after, context)
+            asked = answered.retry_after
+            refused.delay = longer_wait(asked, BACKOFF, context.id, context.attempt)
             raise refused
         return text
 
     handlers.add(describe(deliver, WEBHOOK))
-
-
-def _delay(asked: str, context: JobContext) -> float | None:
-    """Return the seconds that a receiver asked for, an hour at most; None for the usual wait.
-
-    That is also for a shorter one: ten attempts a second apart would outlast no restart.
-    """
-    if not asked:
-        return None
-    try:
-        seconds = min(RetryAfter(asked).seconds, BACKOFF.cap)
-    except InvalidInput:
-        return None
-    return seconds if seconds > retry.delay(BACKOFF, context.id, context.attempt) else None
 
 
 class WebhookDelivery(threading.Thread):
