@@ -11,7 +11,7 @@ import pytest
 from tenure import Tenure
 from tenure.http import token_cache, waiting
 from tenure.server import build
-from tests.support.http import Exchange
+from tests.support.http import Exchange, api_client
 from tests.support.raw_sql import RawSql
 
 
@@ -158,3 +158,15 @@ def test_tokens_are_read_again_while_they_are_still_fresh_enough(
     assert asyncio.run(ask())
     app.tokens.revoke("reader")
     assert [asyncio.run(ask()) for _ in range(2)] == [True, False]
+
+
+def test_tokens_that_cannot_be_read_have_one_line_in_the_log(
+    app: Tenure, sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each request of an outage had one."""
+    app.tokens.create("reader", ["read"])
+    with api_client(app) as api, closing(RawSql(sqlite_url)) as raw:
+        raw.run("ALTER TABLE tenure_access RENAME TO elsewhere")
+        for _ in range(2):
+            assert api.get("/jobs", headers={"Authorization": "Bearer x"}).status_code == 503
+    assert caplog.text.count("cannot read the tokens of the HTTP API") == 1

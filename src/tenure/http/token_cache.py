@@ -17,6 +17,7 @@ from math import inf
 
 from tenure.app.app import Tenure
 from tenure.errors import StoreUnavailable, TenureError
+from tenure.telemetry.repeats import Repeats
 from tenure.tokens.scopes import ANONYMOUS, EVERY_SCOPE, Caller, digest_of
 from tenure.tokens.sessions import hidden, new_session_secret
 
@@ -48,6 +49,7 @@ class TokenCache:
         self._reading: asyncio.Future[None] | None = None
         self._used: set[str] = set()
         self._recorded: dict[str, float] = {}
+        self._repeats = Repeats()
 
     async def caller(self, token: bytes | None, session: bytes | None = None) -> Caller | None:
         """Return the caller of a token or, if none was sent, of the secret of a session.
@@ -128,7 +130,8 @@ class TokenCache:
             tokens = await asyncio.to_thread(self._app.tokens.list)
             sessions = await asyncio.to_thread(self._app.core.sessions)
         except TenureError as error:
-            log.warning("cannot read the tokens of the HTTP API: %s", error)
+            if self._repeats.is_due(error):
+                log.warning("cannot read the tokens of the HTTP API: %s", error)
             raise StoreUnavailable("the database did not answer") from error
         self._stored = {bytes.fromhex(t.digest): t.caller for t in tokens if t.valid}
         self._ended = {bytes.fromhex(t.digest): t.name for t in tokens if not t.valid}

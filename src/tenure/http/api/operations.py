@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -17,8 +16,6 @@ from tenure.http.guard import GUARD, AccessGuard
 from tenure.jobs.queries import MAX_LISTED, Bulk, Filter, check_filter
 from tenure.tokens.scopes import Scope
 from tenure.wire import requests, responses
-
-log = logging.getLogger(__name__)
 
 READY_SECONDS = 5.0
 """How long `GET /ready` waits for the database."""
@@ -36,11 +33,9 @@ async def ready(call: Call) -> Response:
         check = asyncio.to_thread(call.app.core.check_store)
         await asyncio.wait_for(check, READY_SECONDS)
     except Exception as error:
-        log.warning(
-            "not ready, the database does not answer or commit: %s", str(error) or "no answer"
-        )
-        unready = StoreUnavailable("the database does not answer or commit")
-        unready._known = getattr(error, "_known", "")
+        what = "the database does not answer or commit"  # the log alone says why
+        unready = StoreUnavailable(f"not ready, {what}: {str(error) or 'no answer'}")
+        unready._known = getattr(error, "_known", "") or what
         raise unready from error
     return answer(responses.ProbeBody(status="ready"))
 
