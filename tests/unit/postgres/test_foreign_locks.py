@@ -25,7 +25,7 @@ from tenure.worker import exchanges, worker
 from tests.support.cli import run_cli
 from tests.support.clock import Clock
 from tests.support.http import api_client, claim_jobs, report
-from tests.support.store import claim_request, new_job
+from tests.support.store import LEASE_SECONDS, claim_request, new_job
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import running_worker, wait_until_completed
 from tests.unit.postgres.connections import Connection
@@ -286,6 +286,44 @@ def test_a_worker_that_stops_says_how_many_outcomes_a_lock_keeps_from_the_record
             locked.set()
             wait_until(lambda: "cannot be recorded" in caplog.text, "the worker to meet the lock")
     assert "the store has not recorded 1 outcome in time" in caplog.text
+
+
+def test_a_lease_that_ran_out_behind_a_lock_is_left_to_its_worker_for_a_moment(
+    url: str, raw: Connection
+) -> None:
+    """A sweep came before the report, which is sent again each second, so the job ran again."""
+    with Tenure(url) as app:
+        app.open()
+        clock = Clock(url)
+        jobs = [app.enqueue("mail", max_retries=1).id for _ in range(2)]
+        leases = {one.id: one.lease_id for one in app.core.claim(claim_request(2)).leases}
+        lock(raw, jobs[0])
+        clock.advance(LEASE_SECONDS + 5)
+        assert [steps[-1].id for steps in app.core.sweep()] == [jobs[1]]
+        raw.execute("ROLLBACK")
+        assert app.core.sweep() == []
+        clock.advance(1)
+        assert app.core.sweep() == []
+        report = Report(jobs[0], leases[jobs[0]], Outcome.COMPLETED)
+        (verdict,) = app.core.exchange([report], None).result().verdicts
+        assert verdict.answer == Answer.RECORDED
+        clock.close()
+        assert app.verify() == []
+
+
+def test_a_lease_behind_a_lock_ends_if_its_worker_stays_silent(url: str, raw: Connection) -> None:
+    with Tenure(url) as app:
+        app.open()
+        clock = Clock(url)
+        id = app.enqueue("mail").id
+        app.core.claim(claim_request(1))
+        lock(raw, id)
+        clock.advance(LEASE_SECONDS + 5)
+        raw.execute("ROLLBACK")
+        assert app.core.sweep() == []
+        clock.advance(4)
+        assert [steps[-1].id for steps in app.core.sweep()] == [id]
+        clock.close()
 
 
 def test_who_reports_over_http_is_asked_to_send_it_again(

@@ -241,12 +241,18 @@ SELECT {JOB_COLUMNS} FROM (
 WHERE job.status IN ('waiting', 'pending') AND job.start_by <= {NOW}
 ORDER BY job.start_by LIMIT %s OFFSET %s FOR UPDATE OF job SKIP LOCKED
 """
+# `xmax` says that another transaction has locked the job since its last change.
+_BEHIND = f"job.xmax NOT IN ('0', job.xmin) AND lease_expires_at < {NOW} - interval '2 seconds'"
+SPARE = f"""
+UPDATE {{s}}.job SET lease_expires_at = {NOW} + interval '3 seconds' WHERE id = ANY (ARRAY(
+    SELECT job.id FROM {_arrived("processing", f" AND at <= {NOW}")} JOIN {{s}}.job USING (id)
+    WHERE status = 'processing' AND {_BEHIND} FOR UPDATE OF job SKIP LOCKED))
+"""
 LOCK_EXPIRED = f"""
 SELECT {JOB_COLUMNS} FROM {_arrived("processing", f" AND at <= {NOW}")} JOIN {{s}}.job USING (id)
-WHERE job.status = 'processing' AND job.lease_expires_at <= {NOW}
+WHERE job.status = 'processing' AND job.lease_expires_at <= {NOW} AND NOT ({_BEHIND})
 ORDER BY job.lease_expires_at LIMIT %s OFFSET %s FOR UPDATE OF job SKIP LOCKED
 """
-
 GUARD = ("status", "token", "lease_id", "lease_expires_at")
 SAVED = ("id", *CHANGED, *(f"was_{column}" for column in GUARD))
 SAVE = f"SELECT {{s}}.save({', '.join(f'%b::{type_of(c)}[]' for c in SAVED)})"

@@ -225,6 +225,8 @@ class Postgres(PostgresSession):
         return {id for (id,) in rows}
 
     def lock_expired(self, limit: int, after: int = 0) -> list[Job]:
+        # Others had these locked, so neither reports nor heartbeats got through: now they can.
+        self.changed(sql.SPARE)
         return self._swept(sql.LOOK, sql.LOCK_EXPIRED, (limit, after), limit)
 
     def lock_late(self, limit: int, after: int = 0) -> list[Job]:
