@@ -193,7 +193,7 @@ def test_a_search_by_partition_is_bounded(app: Tenure, monkeypatch: pytest.Monke
     app.enqueue("a", partition="a")
     for _ in range(5):
         app.enqueue("a", partition="b")
-    page = app.core.page(Filter(partition="a"), limit=5)
+    page = app.core.page(Filter(partition="a"), 5, None)
     assert (page.jobs, page.searched_all) == ([], False)
     assert len(app.find(partition="a")) == 1
 
