@@ -134,10 +134,11 @@ def report_no_jobs(case: Case) -> None:
 
 
 def be_an_edition(case: Case) -> None:
-    """Nor does a call without a body keep the quotes that the pattern of `If-Match` asks for."""
+    """Nor that it comes without `If-None-Match`; and the quotes of its pattern get lost."""
     is_valid = case.meta is not None and case.meta.generation.mode.is_positive
     if is_valid and (edition := case.headers.get("If-Match")):
         case.headers["If-Match"] = '"' + edition.strip('"') + '"'
+        case.headers.pop("If-None-Match", None)
 
 
 def be_kept(case: Case) -> None:

@@ -125,6 +125,23 @@ def test_a_delete_names_the_edition_that_it_is_made_for(api: TestClient) -> None
     assert api.get("/schedules/nightly").status_code == 404
 
 
+def test_a_schedule_is_made_only_if_there_is_none(api: TestClient) -> None:
+    """RFC 9110, 13.1.2. The header was ignored, and the schedule replaced."""
+    none = {"If-None-Match": "*"}
+    made = api.put("/schedules/nightly", json=NIGHTLY, headers=none)
+    assert (made.status_code, made.headers["etag"]) == (201, '"1"')
+    other = {"job": {"type": "other"}, "every": "1h"}
+    refused = api.put("/schedules/nightly", json=other, headers=none)
+    assert_problem(refused, 412, "schedule_exists")
+    odd = api.put("/schedules/nightly", json=other, headers={"If-None-Match": '"1"'})
+    assert assert_problem(odd, 400, "invalid_input")["path"] == "If-None-Match"
+    both = api.put("/schedules/nightly", json=other, headers={**none, "If-Match": '"1"'})
+    assert assert_problem(both, 400, "invalid_input")["path"] == "If-None-Match"
+    assert api.get("/schedules/nightly").json() == made.json()
+    wrong = api.put("/schedules/new", json={**NIGHTLY, "cron": "never"}, headers=none)
+    assert assert_problem(wrong, 400, "invalid_input")["path"] == "$.cron"
+
+
 def test_two_make_a_schedule_at_once(
     app: Tenure, api: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

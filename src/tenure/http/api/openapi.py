@@ -139,6 +139,11 @@ REQUEST_HEADERS: Mapping[str, Any] = {
         "pattern": '^"[0-9]{1,18}"$',
         "description": "The `ETag` of the schedule as it was read.",
     },
+    "If-None-Match": {
+        "type": "string",
+        "const": "*",
+        "description": "Only make it, if there is none; not with `If-Match`.",
+    },
     "Last-Event-ID": {
         "type": "string",
         "maxLength": 64,

@@ -276,7 +276,7 @@ ROUTES: tuple[Route, ...] = (
         ONE_SCHEDULE,
         MADE,
         body=SCHEDULED,
-        headers=MATCH,
+        headers=(*MATCH, "If-None-Match"),
     ),
     Route(
         *("DELETE", SCHEDULE, ADMIN, schedules.delete_schedule, ONE_SCHEDULE),

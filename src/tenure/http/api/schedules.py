@@ -14,11 +14,15 @@ from tenure.http.api.call import Call, answer
 from tenure.jobs.queries import MAX_LISTED
 from tenure.jobs.schedule_times import MAX_PREVIEWED, preview
 from tenure.jobs.schedules import Schedule
+from tenure.wire.problems import Refusal
 from tenure.wire.requests import Name, RunAt, TimeText
 from tenure.wire.schedules import arguments_of, schedule_body
 
 Limit = Annotated[int, Meta(ge=1, le=MAX_LISTED)]
 _edition_in = re.compile(r'"(\d{1,18})"').fullmatch
+_EXISTS = Refusal(
+    412, "schedule_exists", "The schedule exists", "there is a schedule of this name already"
+)
 
 
 class SchedulesQuery(Struct, kw_only=True):
@@ -53,18 +57,22 @@ def show_schedule(call: Call) -> Response:
 
 
 def put_schedule(call: Call) -> Response:
-    """Make a schedule, or replace it; with `If-Match`, only the edition that this names."""
-    edition = _edition(call)
+    """Make a schedule, or replace it: with `If-Match` that edition, with `If-None-Match` none."""
+    edition, only_new = _edition(call), _only_new(call)
     schedules, options = call.app.schedules, arguments_of(call.body) | _by(call)
-    try:
-        return _shown(call, schedules.update(**options, edition=edition))
-    except ScheduleNotFound:
-        if edition is not None:
-            raise
+    if not only_new:
+        try:
+            return _shown(call, schedules.update(**options, edition=edition))
+        except ScheduleNotFound:
+            if edition is not None:
+                raise
     try:
         return _shown(call, schedules.create(**options), 201)
-    except InvalidInput as refused:  # perhaps because another one has been faster
+    except InvalidInput as refused:  # perhaps because there is one, by now
         try:
+            if only_new:
+                schedules.get(options["name"])
+                raise _EXISTS from None
             return _shown(call, schedules.update(**options))
         except ScheduleNotFound:
             raise refused from None
@@ -83,6 +91,14 @@ def _edition(call: Call) -> int | None:
     if not (match := _edition_in(wanted)):
         raise InvalidInput('send the `ETag` of the schedule, such as "3"', path="If-Match")
     return int(match[1])
+
+
+def _only_new(call: Call) -> bool:
+    """Return whether the call is to make a schedule, by its `If-None-Match`, and change none."""
+    wanted = call.header("If-None-Match")
+    if wanted is not None and (wanted != "*" or call.header("If-Match") is not None):
+        raise InvalidInput("send `*`, and no `If-Match` with it", path="If-None-Match")
+    return wanted is not None
 
 
 def pause_schedule(call: Call) -> Response:
