@@ -136,11 +136,12 @@ def test_who_runs_jobs_now_is_shown_how_many_snooze(app: Tenure, web: TestClient
     app.core.report([report_snoozed(lease, delay=3600)])
     dry = ("jobs", "run-now", "--tag", "x", "--dry-run")
     left = "1 job is snoozed, and left. --state snoozed selects it."
-    assert output_of(*dry).splitlines() == ["This would run_now 0 jobs.", left]
-    assert output_of(*dry[:-1]).splitlines() == ["No job matches that it could run_now.", left]
+    assert output_of(*dry).splitlines() == ["This would run 0 jobs now.", left]
+    assert output_of(*dry[:-1]).splitlines() == ["No job matches that it could run now.", left]
     app.enqueue("late", delay=3600, tags=["x"])
     refused = run_cli(*dry[:-1])
     assert (refused.exit_code, left in refused.stderr) == (2, True)
+    assert "this would run 1 job now; add --yes" in refused.stderr
     assert cli_json(*dry)["snoozed"] == {"jobs": 1, "exact": True}
     assert "snoozed" not in cli_json("jobs", "cancel", *dry[2:])
     assert left not in output_of(*dry, "--state", "snoozed")
