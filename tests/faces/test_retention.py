@@ -48,6 +48,9 @@ def test_a_rule_that_deletes_jobs_at_once_is_asked_about(
         assert refused.exit_code == 2
         assert f"--yes: this would delete {jobs} settled; add --yes" in refused.stderr
         assert app.retention.list() == []
+    for of in ((), ("--queue", "a", "--type", "mail")):  # it asked about jobs of every type
+        wrong = run_cli("retention", "set", *of, "--cancelled", "59m", *here)
+        assert "name a type or a queue" in wrong.stderr
     kept = ("retention", "set", "--queue", "a", *here)
     for ages in (("--cancelled", "61m"), ("--completed", "0s"), ("--cancelled", "forever")):
         output_of(*kept, *ages)

@@ -52,8 +52,7 @@ class Retention(Noun):
 
         Returns the rule. Raises InvalidInput.
         """
-        if (type is None) == (queue is None):
-            raise InvalidInput("name a type or a queue", path="$")
+        _check_subject(type, queue)
         given = {"completed": completed, "cancelled": cancelled, "failed": failed}
         ages = {
             status: value if value is None else age(value, f"$.{status}")
@@ -87,6 +86,7 @@ def settled_before(
 
     `ages` are by status. It also counts jobs that another rule or a workflow keeps.
     """
+    _check_subject(type, queue)
     read, jobs, exact = core.limited_store.read, 0, True
     for status, value in ages.items():
         seconds = FOREVER_SECONDS if value is None else age(value, f"$.{status}")
@@ -98,3 +98,8 @@ def settled_before(
             found = search.count(read, query, MAX_COUNTED)
             jobs, exact = jobs + found.jobs, exact and found.exact
     return Counted(jobs, exact)
+
+
+def _check_subject(type: str | None, queue: str | None) -> None:
+    if (type is None) == (queue is None):
+        raise InvalidInput("name a type or a queue", path="$")
