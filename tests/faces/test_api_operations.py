@@ -18,6 +18,7 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from tenure import Tenure
+from tenure.app import stats
 from tenure.http import waiting
 from tenure.http.api import events as streams
 from tenure.http.api import leases, metrics, operations
@@ -182,7 +183,7 @@ def test_metrics_in_both_forms_are_the_same(app: Tenure, api: TestClient) -> Non
 
 @pytest.mark.each_engine
 def test_metrics_show_halted_partitions_and_the_longest_attempt(
-    app_on_each_engine: Tenure, clock: Clock
+    app_on_each_engine: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = app_on_each_engine
     app.queues.limit("q", ordered="halt")
@@ -201,6 +202,8 @@ def test_metrics_show_halted_partitions_and_the_longest_attempt(
     assert 'tenure_queue_halted_partitions{queue="q"} 1.0' in text
     assert 'tenure_queue_oldest_running_seconds{queue="q"} 90.0' in text
     assert 'tenure_queue_oldest_running_seconds{queue="r"} 0.0' in text
+    monkeypatch.setattr(stats, "MAX_HALTING", 0)
+    assert app.stats.halted_partitions() == {"r": 0}, "what is not looked at"
 
 
 def test_metrics_count_no_worker_that_only_delivers_webhooks(app: Tenure, api: TestClient) -> None:

@@ -90,7 +90,7 @@ class Statistics(Noun):
         """Return by queue how many partitions wait behind a failed job: see `halted_by`.
 
         For queues that are limited with `ordered="halt"`. At most 10,000 partitions are looked at,
-        as many of each queue in which jobs have failed, and 100 such queues.
+        as many of each queue in which jobs have failed, and 100 such queues; others are left out.
         """
         return halted(self._core, self.counts())
 
@@ -122,9 +122,10 @@ def halted(core: Core, counts: Sequence[Count]) -> dict[str, int]:
         for queue, (limit, *_) in limits.read(read).items()
         if limit.ordered == "halt" and includes(core.queues, queue)
     ]
+    none = dict.fromkeys((queue for queue in halting if queue not in failed), 0)
     looked_at = [queue for queue in halting if queue in failed][:MAX_HALTING]
     most = limits.MAX_PARTITIONS // max(len(looked_at), 1)
-    return dict.fromkeys(halting, 0) | {one: limits.halted(read, one, most) for one in looked_at}
+    return none | {queue: limits.halted(read, queue, most) for queue in looked_at}
 
 
 class Events(Noun):
