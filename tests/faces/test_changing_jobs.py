@@ -135,7 +135,7 @@ def test_who_runs_jobs_now_is_shown_how_many_snooze(app: Tenure, web: TestClient
     (lease,) = app.core.claim(claim_request(limit=1)).leases
     app.core.report([report_snoozed(lease, delay=3600)])
     dry = ("jobs", "run-now", "--tag", "x", "--dry-run")
-    left = "1 job is snoozed, and left. --state snoozed selects it."
+    left = "1 job is snoozed, and left out. --state snoozed selects it."
     assert output_of(*dry).splitlines() == ["This would run 0 jobs now.", left]
     assert output_of(*dry[:-1]).splitlines() == ["No job matches that it could run now.", left]
     app.enqueue("late", delay=3600, tags=["x"])
@@ -146,10 +146,12 @@ def test_who_runs_jobs_now_is_shown_how_many_snooze(app: Tenure, web: TestClient
     assert "snoozed" not in cli_json("jobs", "cancel", *dry[2:])
     assert left not in output_of(*dry, "--state", "snoozed")
     page = web.get("/ui/bulk?action=run_now&tag=x").text
-    assert "1 job is snoozed, and left." in page
+    for text in ("1 job is snoozed, and left out.", "Run all matching jobs now<", "Run 1 job now<"):
+        assert text in page
+    assert "Run all now…" in web.get("/ui/jobs?status=pending").text
     for filter in ("action=cancel&tag=x", "action=run_now&tag=x&state=snoozed"):
         other = web.get(f"/ui/bulk?{filter}")
-        assert (other.status_code, "snoozed, and left" in other.text) == (200, False)
+        assert (other.status_code, "snoozed, and left out" in other.text) == (200, False)
     assert cli_json(*dry[:-1], "--state", "snoozed", "--yes")["changed"] == 1
     assert app.get(job.id).event == "amended"
 

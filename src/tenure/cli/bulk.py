@@ -20,7 +20,7 @@ from tenure.cli.options import (
 )
 from tenure.cli.terminal import print_json, progress_bar, table
 from tenure.cli.times import past_option
-from tenure.jobs.text import first_line, quantity
+from tenure.jobs.text import first_line, quantity, worded
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -76,7 +76,7 @@ def preview(app: Tenure, action: str, matching: Filter, as_json: bool) -> None:
         more = {} if snoozed is None else {"snoozed": snoozed}
         print_json({"jobs": found.jobs, "exact": found.exact, **more, "sample": bodies})
         return
-    click.echo(f"This would {_worded(action, number(found))}.")
+    click.echo(f"This would {worded(action, number(found))}.")
     if jobs:
         rows = [
             (job.id, job.type, job.queue, job.status, first_line(job.last_error)) for job in jobs
@@ -94,12 +94,12 @@ def change_all(
     """
     found = app.core.count(matching, action=action)
     if found.exact and not found.jobs and not (yes or as_json):
-        click.echo(f"No job matches that it could {_worded(action)}.")
+        click.echo(f"No job matches that it could {worded(action)}.")
         _say_left(_snoozed(app, action, matching))
         return
     if not yes:
         _say_left(_snoozed(app, action, matching), err=True)
-    confirm(_worded(action, number(found)), yes=yes, instead=", or look with --dry-run")
+    confirm(worded(action, number(found)), yes=yes, instead=", or look with --dry-run")
     finish(app, app.bulk.start(action, matching, **how), as_json)
 
 
@@ -107,7 +107,7 @@ def finish(app: Tenure, bulk: Bulk, as_json: bool) -> None:
     """Carry out an action that was started, and print its outcome."""
     from tenure.wire import responses
 
-    doing = _worded(bulk.action).capitalize()
+    doing = worded(bulk.action).capitalize()
     with progress_bar(doing, shown=not as_json, steady=True) as progress:
         while bulk.finished_at is None:  # if this is interrupted, a server finishes it
             bulk = app.bulk.step(bulk.id)
@@ -132,16 +132,10 @@ def _snoozed(app: Tenure, action: str, matching: Filter) -> Counted | None:
 
 def _say_left(snoozed: Counted | None, *, err: bool = False) -> None:
     if snoozed and (snoozed.jobs or not snoozed.exact):
-        them = "is snoozed, and left. --state snoozed selects it"
+        them = "is snoozed, and left out. --state snoozed selects it"
         if snoozed.jobs != 1 or not snoozed.exact:
-            them = "are snoozed, and left. --state snoozed selects them"
+            them = "are snoozed, and left out. --state snoozed selects them"
         click.echo(f"{number(snoozed).capitalize()} {them}.", err=err)
-
-
-def _worded(action: str, jobs: str = "") -> str:
-    """Say what an action does: `run 3 jobs now`."""
-    verb, _, when = action.partition("_")
-    return " ".join(word for word in (verb, jobs, when) if word)
 
 
 def number(found: Counted) -> str:

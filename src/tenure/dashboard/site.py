@@ -307,6 +307,7 @@ def _templates() -> jinja2.Environment:
         rate=fmt.rate,
         visible=partial(text.visible, keep="\n\t"),
         first_line=text.first_line,
+        worded=text.worded,
         size=fmt.size,
         listed=fmt.listed,
         shortened=text.shortened,

@@ -31,6 +31,12 @@ def quantity(number: int, one: str) -> str:
     return f"{number:,} {one if number == 1 else one + 's'}"
 
 
+def worded(action: str, what: str = "") -> str:
+    """Say what a bulk action does: `cancel 3 jobs`, `run 3 jobs now`."""
+    verb, _, when = action.partition("_")
+    return " ".join(word for word in (verb, what, when) if word)
+
+
 def printable_json(line: str) -> str:
     """Escape such characters in a line of JSON in the way of JSON, so that its value stays."""
     if line.isprintable():
