@@ -327,6 +327,8 @@ def test_did_the_nightly_job_run(app: Tenure, clock: Clock) -> None:
     job = output_of("schedules", "trigger", "nightly", "--overlap", "allow_all", **here)
     assert app.get(job).type == "report"
     assert output_of("schedules", "trigger", "nightly", "--overlap", "skip", **here) == "overlapped"
+    refused = run_cli("schedules", "delete", "nightly", "--edition", "99", **here)
+    assert (refused.exit_code, "it was changed since" in refused.stderr) == (1, True)
     assert output_of("schedules", "delete", "nightly", **here) == "schedule nightly is deleted"
     assert app.schedules.list() == []
 

@@ -169,11 +169,12 @@ def resume(name: str, catch_up: bool) -> None:
 
 @schedules.command()
 @a_name
+@click.option("--edition", type=int, help="Delete it only if it still has this edition.")
 @database_option
-def delete(name: str) -> None:
+def delete(name: str, edition: int | None) -> None:
     """Delete a schedule and the record of its fires. Its jobs stay."""
     with existing() as app:
-        app.schedules.delete(name)
+        app.schedules.delete(name, edition=edition)
     click.echo(f"schedule {name} is deleted")
 
 
