@@ -104,7 +104,12 @@ jobs = Group("jobs", help="List, show, retry and cancel jobs.")
 @filter_options
 @option("--limit", None, "Most jobs to list, up to 500.", type=int, default=50)
 @option("--before", "ID", "Only jobs older than this job: the next page.", completing.job_ids())
-@option("--after", "ID", "Only jobs newer than this job.", completing.job_ids())
+@option(
+    "--after",
+    "ID",
+    "Only jobs newer than this job: the next page, oldest first.",
+    completing.job_ids(),
+)
 @option("--order", None, "Which jobs come first.", type=ORDER, default="newest")
 @reading_options
 def list_jobs(limit: int, order: Order, as_json: bool, **given: Any) -> None:
