@@ -37,8 +37,7 @@ MAX_FAILURES = 100
 UNSTORABLE = "the result of job %s (%s) cannot be stored, a note is kept instead: %s"
 LOCKED = (
     "the outcome of job %s (%s) cannot be recorded: another transaction has the job locked, or one"
-    " that waits for it. It is sent again until that ends; `tenure explain %s` or `tenure doctor`"
-    " says who it is"
+    " that waits for it. It is sent again until that ends; `tenure doctor` says who it is"
 )
 
 NOT_COMMITTED = "the transaction in which the handler completed this job was not committed"
@@ -87,7 +86,7 @@ class WorkLog:
             assert report is not None
             if verdict.answer is BUSY:
                 if not report.uncertain and self._locked.is_due(report.job_id):
-                    log.warning(LOCKED, report.job_id, attempt.lease.type, report.job_id)
+                    log.warning(LOCKED, report.job_id, attempt.lease.type)
                 continue
             if report.uncertain and verdict == _COMMITTED:
                 if report.error != NOT_COMMITTED:

@@ -255,6 +255,9 @@ def test_a_worker_goes_on_while_one_of_its_jobs_is_locked(
             locked.set()
             said = f"the outcome of job {held.id} (mail) cannot be recorded: another transaction"
             wait_until(lambda: said in caplog.text, "the worker to name the job")
+            monkeypatch.setattr(lock_holders, "SHORT_SECONDS", 0.0)
+            assert app.explain(held.id).reason == "running", "so it does not say who that is"
+            assert "until that ends; `tenure doctor` says who it is" in caplog.text
             for _ in range(10):
                 wait_until_completed(app, mail.enqueue(False))
             assert app.get(held.id).status == "processing"
