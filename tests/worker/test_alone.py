@@ -154,6 +154,43 @@ def test_the_lifespan_of_a_worker_is_entered_in_the_child_too(
     wait_until(lambda: path.exists() and str(pid) in path.read_text(), "the child to leave it")
 
 
+SETS_A_VARIABLE = """
+import os
+from contextlib import contextmanager
+from contextvars import ContextVar
+from tenure import Tenure
+
+app = Tenure("sqlite:///never-opened.db")
+POOL = ContextVar("POOL", default="-")
+REGION = ContextVar("REGION", default="-")
+REGION.set("of the module")
+
+@app.lifespan
+@contextmanager
+def pool():
+    POOL.set("open")
+    yield
+
+@app.job
+async def coroutine():
+    return [os.getpid(), POOL.get(), REGION.get()]
+"""
+
+
+def test_a_coroutine_sees_what_a_lifespan_has_set_in_the_child_too(
+    app: Tenure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sets_a_variable.py").write_text(SETS_A_VARIABLE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    app.core.take_over(importlib.import_module("sets_a_variable").app.core)
+    job = app.enqueue("coroutine", backoff=0)
+    lose_lease(app, job)
+    with running_worker(app, concurrency=1):
+        pid, *seen = wait_until_completed(app, job).result
+    assert pid != os.getpid()
+    assert seen == ["open", "of the module"]
+
+
 def test_an_attempt_alone_that_overstays_is_followed_by_one_alone(app: Tenure) -> None:
     app.core.take_over(children.app.core)
     job = app.enqueue("overstay", timeout=0.3, max_retries=3, backoff=0)

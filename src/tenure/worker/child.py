@@ -96,7 +96,7 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
         signal.signal(number, _ignore)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     runner = asyncio.Runner(loop_factory=new_loop)  # one loop, which clients can be kept on
-    lifespans = Lifespans(runner, contextvars.copy_context())
+    lifespans = Lifespans(runner)
     jobs, leaves = 0, False
     with suppress(EOFError, OSError):
         pipe.send_bytes(encode(READY))
@@ -117,7 +117,7 @@ def serve_calls(pipe: Connection, logging: tuple[str, str, tuple[str, ...]] | No
             pipe.send_bytes(encode(READY))
             source = _PipeSource(pipe, task.lease.id)
             fence = LeaseFence(task.lease, task.worker, task.database, task.traceparent)
-            ending = _call(found, task, fence, runner, source)
+            ending = _call(found, task, fence, runner, source, lifespans.context)
             if fence.parked and ending.error is None:
                 ending = Ending(error=fence.parked)
             elif fence.completes:
@@ -272,14 +272,12 @@ class RunsCoroutines(Protocol):
 
 
 class Lifespans:
-    """What applications keep open around a worker's life, for handlers that are alone here.
+    """What applications keep open around a worker's life, for handlers that are alone here."""
 
-    - `context`: has the variables that they have set.
-    """
-
-    def __init__(self, runner: RunsCoroutines, context: contextvars.Context) -> None:
+    def __init__(self, runner: RunsCoroutines) -> None:
         self._runner = runner
-        self.context = context
+        self.context = contextvars.Context()
+        """Has the variables that they have set."""
         self._leave = asyncio.Event()
         self._entered: list[Lifespan] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -322,13 +320,21 @@ class Lifespans:
 
 
 def _call(
-    handler: Any, task: ChildTask, fence: LeaseFence, runner: asyncio.Runner, source: StepSource
+    handler: Any,
+    task: ChildTask,
+    fence: LeaseFence,
+    runner: asyncio.Runner,
+    source: StepSource,
+    kept: contextvars.Context,
 ) -> Ending:
+    """Run a handler; a coroutine also sees the variables that are `kept`, as in the worker."""
     try:
         if not isinstance(handler, Handler):
             where = f"{task.module}.{task.name}"
             raise TypeError(f"{where} is not a job type: keep the decorated function there")
         context = contextvars.copy_context()  # keeps what the module set
+        for variable, value in kept.items() if handler.is_async else ():
+            context.run(variable.set, value)
         if task.traceparent is not None:
             context.run(enter, Tracing().context(task.traceparent))
         function = bound(handler, context_of(task.lease, fence, source))

@@ -59,7 +59,7 @@ class SingleRunner:
         self._failures = FailureCalls(handlers.hooks.on_failure)
         self._log = WorkLog(worker, redaction, self._failures)
         self._loop = _Loop()
-        self._lifespans = Lifespans(self._loop, contextvars.Context())
+        self._lifespans = Lifespans(self._loop)
 
     def __enter__(self) -> Self:
         return self
