@@ -15,6 +15,7 @@ import pytest
 from tenure import Failure, JobContext, JobFailed, SignalTimeout, Tenure, testing
 from tenure.jobs.queries import Filter
 from tenure.jobs.work import ClaimRequest
+from tenure.store.postgres import session
 from tenure.store.tables import bulk, workers
 from tenure.worker import maintenance
 from tenure.worker.maintenance import MaintenanceThread
@@ -316,10 +317,33 @@ def test_a_handler_that_leaves_its_transaction_open_is_found(
 
         forgets.enqueue()
         other = forgets.enqueue()
-        with pytest.raises(RuntimeError, match="still holds the job"):
+        with pytest.raises(RuntimeError, match="handler has left one open"):
             jobs.drain()
         connection.rollback()
         assert nowhere.get(other.id).status == "pending"
+
+
+@pytest.mark.postgres
+def test_a_drain_says_that_another_transaction_has_a_job_locked(
+    nowhere: Tenure, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It blamed the handler, and kept the job that it had claimed with the report."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    with testing.on(nowhere, postgres_url) as jobs, psycopg.connect(postgres_url) as connection:
+
+        @nowhere.job
+        def locked() -> None:
+            connection.execute("SELECT FROM tenure.job WHERE attempts > 0 FOR UPDATE")
+
+        @nowhere.job
+        def other() -> None: ...
+
+        locked.enqueue()
+        last = other.enqueue()
+        with pytest.raises(RuntimeError, match="another transaction has the job locked"):
+            jobs.drain()
+        assert nowhere.get(last.id).status == "pending"
+        connection.rollback()
 
 
 def test_what_was_claimed_is_given_back_if_a_completion_fails(

@@ -31,7 +31,10 @@ from tenure.worker.single import SingleRunner
 
 T = TypeVar("T")
 
-STILL_OPEN = "the handler of job {} ({}) has returned, and a transaction of it still holds the job"
+LOCKED = (
+    "the outcome of job {} ({}) cannot be recorded: another transaction has the job locked, or one "
+    "that waits for it. Perhaps its handler has left one open"
+)
 NOT_STARTED = "job {} ({}) cannot be started here: it has no handler, or the log says why"
 NOT_SEEN = (
     "a child process does not see the transaction of a test: use `testing.on`; with Django, a "
@@ -160,14 +163,14 @@ class Runs:
         assert report is not None
         claim = claim if report.outcome is Outcome.COMPLETED else None
         exchange = self._app.core.exchange([report], claim).result()
-        # No report of a completion is answered `busy`, so nothing is claimed where this raises.
-        ran = self._run_of(runner, attempt, exchange.verdicts[0])
-        return ran, next(iter(exchange.leases), None)
+        verdict, claimed = exchange.verdicts[0], next(iter(exchange.leases), None)
+        if verdict.answer is Answer.BUSY:
+            self._give_back(claimed)
+            raise RuntimeError(LOCKED.format(attempt.lease.id, attempt.lease.type))
+        return self._run_of(runner, attempt, verdict), claimed
 
     def _run_of(self, runner: SingleRunner, attempt: Attempt, verdict: Verdict) -> Run:
         core, raised = self._app.core, attempt.exception
-        if verdict.answer is Answer.BUSY:
-            raise RuntimeError(STILL_OPEN.format(attempt.lease.id, attempt.lease.type))
         if attempt.report is not None and attempt.report.outcome is Outcome.RELEASED:
             raise RuntimeError(NOT_STARTED.format(attempt.lease.id, attempt.lease.type))
         runner.reported(attempt, verdict)
@@ -267,9 +270,13 @@ class Runs:
 
     def _raise_error_of(self, ran: Run, claimed: Lease | None) -> None:
         """Raise the error of a run, if there is one, and give back what was claimed with it."""
-        if ran.error is not None and claimed is not None:
-            self._app.core.report([Report(claimed.id, claimed.lease_id, Outcome.RELEASED)])
+        if ran.error is not None:
+            self._give_back(claimed)
         raise_error_of(ran)
+
+    def _give_back(self, claimed: Lease | None) -> None:
+        if claimed is not None:
+            self._app.core.report([Report(claimed.id, claimed.lease_id, Outcome.RELEASED)])
 
     def _left(self, request: ClaimRequest, *, waiting: bool = False) -> list[Job]:
         """Return the pending jobs that a request is about, perhaps also the waiting ones."""
