@@ -84,7 +84,12 @@ def test_a_date_as_http_writes_it_is_a_delay() -> None:
         date = formatdate(now + 100, usegmt=True)
         assert kind(date).seconds == pytest.approx(100, abs=30)
         assert kind("Wed, 29 Nov 2000 07:28:00 GMT").seconds == 1
-        for wrong in ("soon GMT", "Wed, 29 Nov 2000 07:28:00", "Wed, 29 Nov 2199 07:28:00 GMT"):
+        for wrong in (
+            "soon GMT",
+            "Wed, 29 Nov 2000 07:28:00",
+            "Wed, 29 Nov 2199 07:28:00 GMT",
+            "Wed, 29 Nov 99999999999 07:28:00 GMT",
+        ):
             with pytest.raises(InvalidInput, match=r"\$\.delay"):
                 kind(wrong)
 

@@ -31,7 +31,7 @@ def _until_date(delay: object) -> float:
 
     try:
         date = parsedate_to_datetime(delay)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     now = time.time()  # noqa: TID251 - the date is one of another machine, not of the store
     return durations.seconds(max(date.timestamp() - now, 1.0), "$.delay")
