@@ -117,6 +117,24 @@ def test_times_of_a_subclass_are_stored_as_plain_ones(app: Tenure) -> None:
     assert result == [["datetime", "date"], "1970-01-01T00:00:00Z", {"day": "2026-01-02"}]
 
 
+class NotATime(datetime):
+    """As `NaT` of pandas, which is one."""
+
+    def isoformat(self, *_: object) -> str:
+        return "NaT"
+
+
+def test_what_only_looks_like_a_time_is_refused(app: Tenure) -> None:
+    """It was stored as a text that no handler could read, so each attempt failed."""
+
+    @app.job
+    def see(at: datetime | None) -> None: ...
+
+    for enqueue in (see.enqueue, lambda at: app.enqueue("see", {"at": at})):
+        with pytest.raises(InvalidInput, match=r"^\$.payload.at: .* of type NotATime"):
+            enqueue(NotATime(2026, 1, 1))
+
+
 @dataclass
 class Seen:
     at: Moment

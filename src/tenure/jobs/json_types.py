@@ -121,11 +121,10 @@ def encoded(value: Any) -> Any:
     """Return a model as values of JSON types that Pydantic reads back, for msgspec's `enc_hook`.
 
     A value of a subclass of datetime, date or time, such as that of freezegun or pendulum, becomes
-    the text of the plain value.
+    the text of the plain value; pandas has one that is no time.
     """
     kind: Any = type(value)
-    if isinstance(value, date | time):  # a datetime is a date
-        text = value.isoformat()
+    if isinstance(value, date | time) and (text := value.isoformat())[:1].isdigit():
         return f"{text[:-6]}Z" if text.endswith("+00:00") else text  # as msgspec writes it
     if not is_model(kind):
         base = next((base.__name__ for base in (str, int, float) if issubclass(kind, base)), None)
