@@ -54,6 +54,7 @@ class Attempt:
     due: float = math.inf  # when its timeout strikes
     seconds: float | None = None  # how long it ran
     report: Report | None = None  # its outcome, once it has ended
+    was_busy: bool = False  # the job was locked when that was reported
     exception: BaseException | None = None  # what its handler raised, until that is reported
     context: JobContext | None = None
     fence: LeaseFence | None = None  # of the transactions of its handler

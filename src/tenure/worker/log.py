@@ -85,7 +85,10 @@ class WorkLog:
             report = attempt.report
             assert report is not None
             if verdict.answer is BUSY:
-                if not report.uncertain and self._locked.is_due(report.job_id):
+                # A handler that was stopped may end its own transaction in a moment.
+                ends_soon = report.uncertain and not attempt.was_busy
+                attempt.was_busy = True
+                if not ends_soon and self._locked.is_due(report.job_id):
                     log.warning(LOCKED, report.job_id, attempt.lease.type)
                 continue
             if report.uncertain and verdict == _COMMITTED:

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -27,8 +28,9 @@ from tests.support.clock import Clock
 from tests.support.http import api_client, claim_jobs, report
 from tests.support.store import LEASE_SECONDS, claim_request, new_job
 from tests.support.waiting import WAIT_SECONDS, wait_until
-from tests.support.workers import running_worker, wait_until_completed
+from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
 from tests.unit.postgres.connections import Connection
+from tests.worker import children
 
 LOCK_JOBS = "SELECT FROM tenure.job FOR UPDATE"
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -266,6 +268,23 @@ def test_a_worker_goes_on_while_one_of_its_jobs_is_locked(
         assert app.get(held.id).attempts == 1
         assert caplog.text.count(said) == 1
         assert app.verify() == []
+
+
+def test_a_worker_names_a_locked_job_of_a_child_process_too(
+    url: str, raw: Connection, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It reported the outcome each second without a word, as the handler might have the lock."""
+    with Tenure(url) as app:
+        app.core.take_over(children.app.core)
+        path = tmp_path / "runs"
+        with running_worker(app):
+            held = app.enqueue("hang", {"path": str(path)}, timeout=1, max_retries=1)
+            wait_until(path.exists, "the job to run")
+            lock(raw, held.id)
+            said = f"the outcome of job {held.id} (hang) cannot be recorded: another transaction"
+            wait_until(lambda: said in caplog.text, "the worker to name the job")
+            raw.execute("ROLLBACK")
+            wait_until_failed(app, held)
 
 
 def test_a_worker_that_stops_says_how_many_outcomes_a_lock_keeps_from_the_record(
