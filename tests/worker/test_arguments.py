@@ -13,7 +13,9 @@ import msgspec
 import pytest
 
 from tenure import InvalidInput, JobContext, Tenure
+from tenure.jobs.queries import Filter
 from tenure.jobs.results import read_result
+from tenure.store.sqlite import writer
 from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
 from tests.worker import children
 
@@ -115,6 +117,31 @@ def test_times_of_a_subclass_are_stored_as_plain_ones(app: Tenure) -> None:
     with running_worker(app):
         result = wait_until_completed(app, job).result
     assert result == [["datetime", "date"], "1970-01-01T00:00:00Z", {"day": "2026-01-02"}]
+
+
+class FrozenClass(type):
+    """That of `datetime` while freezegun has frozen the clock."""
+
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, datetime)
+
+
+class Frozen(datetime, metaclass=FrozenClass):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Moment, Frozen])
+def test_times_of_a_subclass_are_options_and_filters_too(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, kind: type[datetime]
+) -> None:
+    """With an idempotency key, in an amendment on SQLite and in a bulk action they were none."""
+    if kind is Frozen:
+        monkeypatch.setattr(writer, "datetime", Frozen)
+    later, plain = kind(2090, 1, 1, tzinfo=EAST), datetime(2090, 1, 1, tzinfo=EAST)
+    jobs = [app.enqueue("see", run_at=at, idempotency_key="one") for at in (later, plain)]
+    assert jobs[0].id == jobs[1].id
+    assert app.amend(jobs[0].id, run_at=later + timedelta(1)).run_at == plain + timedelta(1)
+    assert app.bulk.start("cancel", Filter(created_before=later)).total == 1
 
 
 class NotATime(datetime):

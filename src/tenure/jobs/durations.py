@@ -28,6 +28,7 @@ YEARS = range(1000, 9000)
 MAX_LENGTH = 64
 """Longest text of a duration, in characters."""
 
+_NEW_YEAR = datetime(2000, 1, 1, tzinfo=UTC)  # a plain time, while freezegun replaces the class
 _SECOND = 1_000_000  # all arithmetic is done in whole microseconds
 _UNITS = {
     "w": 604_800 * _SECOND,
@@ -130,7 +131,16 @@ def check_time(given: Any, path: str) -> datetime:
         raise InvalidInput(f"{name} needs a time with its zone", path=path)
     if given.year not in YEARS:
         raise InvalidInput(f"{name} is out of range; use the years 1000 to 8999", path=path)
-    return given.astimezone(UTC)
+    return plain(given.astimezone(UTC))
+
+
+def plain(at: datetime) -> datetime:
+    """Return a time as a plain datetime, in UTC if it is of a subclass, such as freezegun's."""
+    if type(at) is type(_NEW_YEAR):
+        return at
+    at = at.astimezone(UTC)
+    clock = (at.hour, at.minute, at.second, at.microsecond)
+    return _NEW_YEAR.replace(at.year, at.month, at.day, *clock)
 
 
 def positive(value: Any, path: str) -> float:

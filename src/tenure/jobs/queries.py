@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from tenure.errors import InvalidInput
 from tenure.jobs import ids, payload
-from tenure.jobs.durations import positive
+from tenure.jobs.durations import plain, positive
 from tenure.jobs.enqueue import Duration, whole
 from tenure.jobs.hiding import MARK
 from tenure.jobs.names import (
@@ -127,6 +127,7 @@ def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filte
         check_kind(time, datetime, "a time (datetime) with its zone", where)
         if time.utcoffset() is None:
             raise InvalidInput("a time without its zone; write it with Z or +02:00", path=where)
+        filter = replace(filter, **{name: plain(time)})
     for name in ("error", "text"):
         text: str | None = getattr(filter, name)
         if text is None:

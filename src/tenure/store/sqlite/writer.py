@@ -393,4 +393,4 @@ def _json(rows: Any) -> str:
 
 
 def _stored(*values: Any) -> tuple[Any, ...]:
-    return tuple([to_millis(v) if type(v) is datetime else v for v in values])
+    return tuple([to_millis(v) if isinstance(v, datetime) else v for v in values])
