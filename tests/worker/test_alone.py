@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from tenure import Job, Tenure
 from tenure.client import Client
 from tenure.lifecycle import SETTLED
+from tenure.worker.child import Lifespans
 from tests.support.clock import Clock
 from tests.support.http import ServerProcess
 from tests.support.store import claim_request
@@ -152,6 +156,29 @@ def test_the_lifespan_of_a_worker_is_entered_in_the_child_too(
         pid = wait_until_completed(app, job).result
     assert pid != os.getpid()
     wait_until(lambda: path.exists() and str(pid) in path.read_text(), "the child to leave it")
+
+
+def test_every_lifespan_is_left_where_one_cannot_be() -> None:
+    left: list[str] = []
+
+    @contextmanager
+    def fails() -> Iterator[None]:
+        yield
+        raise OSError("not closed")
+
+    @asynccontextmanager
+    async def takes_time() -> AsyncIterator[None]:
+        yield
+        await asyncio.sleep(0.01)
+        left.append("the other one")
+
+    with asyncio.Runner() as runner:
+        lifespans = Lifespans(runner)
+        lifespans.enter([fails])
+        lifespans.enter([fails, takes_time])
+        with pytest.raises(OSError, match="not closed"):
+            lifespans.leave()
+        assert left == ["the other one"]
 
 
 SETS_A_VARIABLE = """

@@ -298,9 +298,11 @@ class Lifespans:
             self._runner.run(self.leave_async())
 
     async def leave_async(self) -> None:
-        """Leave them; raise what they raise."""
+        """Leave all; raise what the first raises that cannot be left."""
         self._leave.set()
-        await asyncio.gather(*self._tasks)
+        for error in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if error is not None:
+                raise error
 
     async def _begin(self, lifespans: Sequence[Lifespan]) -> asyncio.Task[None]:
         """Return the task that holds them open: some can be left only by the task that entered."""
