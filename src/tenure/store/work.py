@@ -74,6 +74,8 @@ class CallWork(Struct):
 
 
 BUSY = Verdict(Answer.BUSY)
+MAX_LOCKED = 10_000
+"""Jobs that are remembered to have been locked, about."""
 
 Work = EnqueueWork | ExchangeWork | CallWork
 W = TypeVar("W", EnqueueWork, ExchangeWork, CallWork)
@@ -192,6 +194,8 @@ class LockedJobs:
         """Return whether work has waited for a lock in vain, perhaps for that of a reported job."""
         if waited := waited_for_a_lock(error):
             exchanges = [work for work in batch if isinstance(work, ExchangeWork)]
+            if len(self._ids) > MAX_LOCKED:  # of workers that have ended meanwhile
+                self._ids.clear()
             self._ids |= {report.job_id for work in exchanges for report in work.reports}
         return waited
 

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from tenure import Tenure
 from tenure.app.app import limited_to
-from tenure.errors import PermanentFailure, StoreUnavailable
+from tenure.errors import StoreUnavailable
 from tenure.jobs.explain import Facts, explain
 from tenure.jobs.findings import Check, CheckResult
 from tenure.jobs.graph import FEW
 from tenure.jobs.lock_holders import LockHolder
 from tenure.jobs.work import Answer, ClaimRequest, Exchange, Outcome, Report
+from tenure.store import work
 from tenure.store.commit import MAX_TRIES
 from tenure.store.postgres import doctor, lock_holders, session
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork
-from tenure.worker import exchanges, worker
 from tests.support.cli import run_cli
 from tests.support.clock import Clock
 from tests.support.http import api_client, claim_jobs, report
 from tests.support.store import LEASE_SECONDS, claim_request, new_job
-from tests.support.waiting import WAIT_SECONDS, wait_until
-from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
 from tests.unit.postgres.connections import Connection
-from tests.worker import children
 
 LOCK_JOBS = "SELECT FROM tenure.job FOR UPDATE"
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -236,78 +231,6 @@ def test_a_locked_table_is_waited_for_where_a_job_was_locked_before(
         committer.commit(db, [work])
         with pytest.raises(StoreUnavailable, match="another transaction has locked"):
             work.future.result()
-
-
-def test_a_worker_goes_on_while_one_of_its_jobs_is_locked(
-    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
-    monkeypatch.setattr(exchanges, "BUSY_SECONDS", 0.001)
-    locked = threading.Event()
-    with Tenure(url) as app:
-
-        @app.job()
-        def mail(waits: bool) -> None:
-            assert not waits or locked.wait(WAIT_SECONDS)
-
-        with running_worker(app, concurrency=2):
-            held = mail.enqueue(True)
-            wait_until(lambda: app.get(held.id).status == "processing", "the first job to run")
-            lock(raw, held.id)
-            locked.set()
-            said = f"the outcome of job {held.id} (mail) cannot be recorded: another transaction"
-            wait_until(lambda: said in caplog.text, "the worker to name the job")
-            monkeypatch.setattr(lock_holders, "SHORT_SECONDS", 0.0)
-            assert app.explain(held.id).reason == "running", "so it does not say who that is"
-            assert "until that ends; `tenure doctor` says who it is" in caplog.text
-            for _ in range(10):
-                wait_until_completed(app, mail.enqueue(False))
-            assert app.get(held.id).status == "processing"
-            raw.execute("ROLLBACK")
-            wait_until_completed(app, held)
-        assert app.get(held.id).attempts == 1
-        assert caplog.text.count(said) == 1
-        assert app.verify() == []
-
-
-def test_a_worker_names_a_locked_job_of_a_child_process_too(
-    url: str, raw: Connection, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It reported the outcome each second without a word, as the handler might have the lock."""
-    with Tenure(url) as app:
-        app.core.take_over(children.app.core)
-        path = tmp_path / "runs"
-        with running_worker(app):
-            held = app.enqueue("hang", {"path": str(path)}, timeout=1, max_retries=1)
-            wait_until(path.exists, "the job to run")
-            lock(raw, held.id)
-            said = f"the outcome of job {held.id} (hang) cannot be recorded: another transaction"
-            wait_until(lambda: said in caplog.text, "the worker to name the job")
-            raw.execute("ROLLBACK")
-            wait_until_failed(app, held)
-
-
-def test_a_worker_that_stops_says_how_many_outcomes_a_lock_keeps_from_the_record(
-    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It ended without a word, and the job ran again when its lease was over."""
-    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
-    monkeypatch.setattr(worker, "FINAL_REPORT_SECONDS", 0.2)
-    locked = threading.Event()
-    with Tenure(url) as app:
-
-        @app.job(max_retries=1)
-        def mail() -> None:
-            assert locked.wait(WAIT_SECONDS)
-            raise PermanentFailure
-
-        with running_worker(app):
-            held = mail.enqueue()
-            wait_until(lambda: app.get(held.id).status == "processing", "the job to run")
-            lock(raw, held.id)
-            locked.set()
-            wait_until(lambda: "cannot be recorded" in caplog.text, "the worker to meet the lock")
-    assert "the store has not recorded 1 outcome in time" in caplog.text
 
 
 def test_a_lease_that_ran_out_behind_a_lock_is_left_to_its_worker_for_a_moment(
@@ -652,3 +575,14 @@ def test_a_prepared_transaction_is_named(app: Tenure) -> None:
         " the prepared transaction x-1 of u, open since 2026-01-31 12:00:00 UTC, end it with"
         " ROLLBACK PREPARED 'x-1'."
     )
+
+
+def test_locked_jobs_whose_workers_have_ended_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(work, "MAX_LOCKED", 2)
+    locked = work.LockedJobs()
+    for id in "abcd":
+        reported = ExchangeWork([Report(id, "lease", Outcome.FAILED)], None)
+        assert locked.note([reported], psycopg.errors.LockNotAvailable())
+    assert locked._ids == {"d"}
