@@ -18,6 +18,12 @@ from tests.worker import children
 
 
 @pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store waits for a lock for a moment only."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+
+
+@pytest.fixture
 def raw(postgres_url: str) -> Iterator[psycopg.Connection]:
     """The session of another program."""
     with psycopg.connect(postgres_url, autocommit=True) as connection:
@@ -34,10 +40,10 @@ def lock(raw: psycopg.Connection, job_id: str) -> None:
 def test_a_worker_goes_on_while_one_of_its_jobs_is_locked(
     postgres_url: str,
     raw: psycopg.Connection,
+    impatient: None,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
     monkeypatch.setattr(exchanges, "BUSY_SECONDS", 0.001)
     locked = threading.Event()
     with Tenure(postgres_url) as app:
@@ -88,11 +94,11 @@ def test_a_worker_names_a_locked_job_of_a_child_process_too(
 def test_a_worker_that_stops_says_how_many_outcomes_a_lock_keeps_from_the_record(
     postgres_url: str,
     raw: psycopg.Connection,
+    impatient: None,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It ended without a word, and the job ran again when its lease was over."""
-    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
     monkeypatch.setattr(worker, "FINAL_REPORT_SECONDS", 0.2)
     locked = threading.Event()
     with Tenure(postgres_url) as app:

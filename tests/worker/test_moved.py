@@ -64,18 +64,22 @@ def test_a_worker_ends_and_stops_its_handlers(app: Tenure, runs: bool) -> None:
     assert seen == (["started", "lost"] if runs else [])
 
 
-def test_a_worker_process_says_where_the_jobs_are(app: Tenure, tmp_path: Path) -> None:
-    hand_over(app)
-    command = (*PROGRAM, "worker", "--fake-handlers", "--database", app.database)
-    ended = subprocess.run(
-        command,
+def run_to_its_end(app: Tenure, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command on the database of `app`, which is to end by itself."""
+    return subprocess.run(
+        (*PROGRAM, *command, "--database", app.database),
         env=clean_environment(),
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=WAIT_SECONDS,
         check=False,
     )
+
+
+def test_a_worker_process_says_where_the_jobs_are(app: Tenure, tmp_path: Path) -> None:
+    hand_over(app)
+    ended = run_to_its_end(app, tmp_path, "worker", "--fake-handlers")
     assert ended.returncode == 4
     assert f"Error: {MESSAGE}" in ended.stderr
 
@@ -148,16 +152,7 @@ def test_deliveries_wait_quietly(
 
 def test_a_server_with_a_worker_ends_without_a_traceback(app: Tenure, tmp_path: Path) -> None:
     hand_over(app)
-    command = (*PROGRAM, "serve", "--fake-handlers", "--port", "0", "--database", app.database)
-    ended = subprocess.run(
-        command,
-        env=clean_environment(),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=WAIT_SECONDS,
-        check=False,
-    )
+    ended = run_to_its_end(app, tmp_path, "serve", "--fake-handlers", "--port", "0")
     assert ended.returncode == 4
     assert f"Error: {MESSAGE}" in ended.stderr
     assert "so the server stops" in ended.stderr

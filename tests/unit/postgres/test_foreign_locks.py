@@ -67,6 +67,14 @@ def lock(raw: Connection, job_id: str) -> None:
     raw.execute(f"SELECT FROM tenure.job WHERE id = '{job_id}' FOR UPDATE".encode())
 
 
+def exchange(app: Tenure, reports: list[Report], claim: ClaimRequest | None = None) -> Exchange:
+    """Do an exchange on this thread, with the first connection that writes."""
+    committer = app.core.store._committer
+    asked = ExchangeWork(reports, claim)
+    committer.commit(committer._databases[0], [asked])
+    return asked.future.result()
+
+
 # --- errors of calls that wait for it
 
 
@@ -130,16 +138,11 @@ def test_a_locked_job_holds_up_no_report_on_another_one(
         committer = app.core.store._committer
         (db, *_) = committer._databases
 
-        def exchange(reports: list[Report], claim: ClaimRequest | None = None) -> Exchange:
-            work = ExchangeWork(reports, claim)
-            committer.commit(db, [work])
-            return work.future.result()
-
         def answers(*outcomes: tuple[str, Outcome]) -> list[Answer]:
             reports = [Report(id, leases[id], outcome) for id, outcome in outcomes]
-            return [verdict.answer for verdict in exchange(reports).verdicts]
+            return [verdict.answer for verdict in exchange(app, reports).verdicts]
 
-        leases = {one.id: one.lease_id for one in exchange([], claim_request(4)).leases}
+        leases = {one.id: one.lease_id for one in exchange(app, [], claim_request(4)).leases}
         begins: list[None] = []
         begin = db.begin
         monkeypatch.setattr(db, "begin", lambda **limits: (begins.append(None), begin(**limits)))
@@ -168,25 +171,19 @@ def test_a_lock_on_what_waits_for_a_job_holds_up_no_report_on_another_one(
     with Tenure(url) as app:
         other, *parents = (app.enqueue("mail") for _ in range(count + 1))
         child = app.enqueue("sum", depends_on=[parent.settled for parent in parents])
-        committer = app.core.store._committer
-        (db, *_) = committer._databases
-
-        def exchange(reports: list[Report], claim: ClaimRequest | None = None) -> Exchange:
-            work = ExchangeWork(reports, claim)
-            committer.commit(db, [work])
-            return work.future.result()
-
-        leases = {one.id: one.lease_id for one in exchange([], claim_request(count + 1)).leases}
+        leases = {
+            one.id: one.lease_id for one in exchange(app, [], claim_request(count + 1)).leases
+        }
         in_transaction(raw, f"SELECT FROM tenure.{locked} FOR UPDATE")
         ids, final = (parents[0].id, other.id, parents[1].id), Outcome.FAILED
         reports = [Report(id, leases[id], final, retryable=False) for id in ids]
-        answers = [verdict.answer for verdict in exchange(reports).verdicts]
+        answers = [verdict.answer for verdict in exchange(app, reports).verdicts]
         assert answers == [Answer.BUSY, Answer.RECORDED, Answer.BUSY]
         raw.execute("ROLLBACK")
-        answers = [verdict.answer for verdict in exchange(reports).verdicts]
+        answers = [verdict.answer for verdict in exchange(app, reports).verdicts]
         assert answers == [Answer.RECORDED, Answer.ALREADY_RECORDED, Answer.RECORDED]
         assert app.get(child.id).status == "waiting"
-        assert committer._locked._ids == set()
+        assert app.core.store._committer._locked._ids == set()
         assert app.verify() == []
 
 
@@ -197,19 +194,14 @@ def test_the_locks_of_known_jobs_are_looked_at_after_the_session_was_lost(
     monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
     with Tenure(url) as app:
         app.enqueue("mail")
-        committer = app.core.store._committer
-        (db, *_) = committer._databases
-        claim = ExchangeWork([], claim_request(1))
-        committer.commit(db, [claim])
-        (lease,) = claim.future.result().leases
+        (lease,) = exchange(app, [], claim_request(1)).leases
         lock(raw, lease.id)
         for end, answer in ((None, Answer.BUSY), ("ROLLBACK", Answer.RECORDED)):
             if end:
                 raw.execute(end.encode())
-            work = ExchangeWork([Report(lease.id, lease.lease_id, Outcome.COMPLETED)], None)
-            committer.commit(db, [work])
-            assert [verdict.answer for verdict in work.future.result().verdicts] == [answer]
-            db.close()
+            reports = [Report(lease.id, lease.lease_id, Outcome.COMPLETED)]
+            assert [verdict.answer for verdict in exchange(app, reports).verdicts] == [answer]
+            app.core.store._committer._databases[0].close()
 
 
 def test_a_locked_table_is_waited_for_where_a_job_was_locked_before(
@@ -220,17 +212,11 @@ def test_a_locked_table_is_waited_for_where_a_job_was_locked_before(
     monkeypatch.setattr(session, "ANSWER_SECONDS", 5.0)
     with Tenure(url) as app:
         app.enqueue("mail")
-        committer = app.core.store._committer
-        (db, *_) = committer._databases
-        claim = ExchangeWork([], claim_request(1))
-        committer.commit(db, [claim])
-        (lease,) = claim.future.result().leases
+        (lease,) = exchange(app, [], claim_request(1)).leases
         raw.execute("BEGIN")
         raw.execute("LOCK tenure.job IN EXCLUSIVE MODE")
-        work = ExchangeWork([Report(lease.id, lease.lease_id, Outcome.FAILED)], None)
-        committer.commit(db, [work])
         with pytest.raises(StoreUnavailable, match="another transaction has locked"):
-            work.future.result()
+            exchange(app, [Report(lease.id, lease.lease_id, Outcome.FAILED)])
 
 
 def test_a_lease_that_ran_out_behind_a_lock_is_left_to_its_worker_for_a_moment(
