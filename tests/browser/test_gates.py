@@ -52,6 +52,27 @@ def test_signing_in_and_out(window: Window, tokens: dict[str, str]) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
 
 
+def test_the_page_is_not_refreshed_once_another_comes(
+    window: Window, tokens: dict[str, str]
+) -> None:
+    """A refresh beside a sign-out took its message, or went to sign in by itself."""
+    page = window()
+    page.clock.install()
+    page.goto("/ui/jobs?type=email")
+    page.get_by_label("Token").fill(tokens["read"])
+    page.keyboard.press("Enter")
+    expect(page.locator("#live")).to_have_text("live")
+    page.route("**/ui/sign-out", lambda route: route.fulfill(status=204))  # the page stays
+    with page.expect_request("**/ui/jobs?type=email"):
+        page.clock.run_for(10_000)
+    with page.expect_response("**/ui/sign-out"):
+        page.get_by_role("button", name="Sign out").click()
+    fetched: list[str] = []
+    page.on("request", lambda request: fetched.append(request.url))
+    page.clock.run_for(60_000)
+    assert fetched == []
+
+
 def test_reading_only(window: Window, tokens: dict[str, str]) -> None:
     page = window()
     page.goto("/")

@@ -261,6 +261,9 @@ def test_with_tokens_there_is_a_way_to_sign_in_and_out(app: Tenure, guarded: Tes
 
     assert guarded.get("/jobs").status_code == 401  # a cookie opens no API
     assert post_form(guarded, "/ui/sign-out").status_code == 303
+    refresh = guarded.get("/", headers={"Tenure-Refresh": "1"})  # of another window
+    assert "You are signed out" not in refresh.text
+    assert "You are signed out" in guarded.get("/").text
     assert guarded.get("/", follow_redirects=False).status_code == 303
 
 

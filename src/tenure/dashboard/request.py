@@ -98,7 +98,8 @@ class PageRequest:
         known = form_secret(self.http)
         secret = known or secrets.token_hex(16)
         tone, _, message = unquote(self.http.cookies.get(MESSAGE, "")).partition(" ")
-        message = message[:MAX_MESSAGE] if tone in ("good", "bad") else ""
+        asked = "tenure-refresh" not in self.http.headers  # another window may refresh meanwhile
+        message = message[:MAX_MESSAGE] if asked and tone in ("good", "bad") else ""
         values.update(request=self, address=self.address, message=message, tone=tone)
         text = self.site.templates.get_template(template).render(values, form_secret=secret)
         response = HTMLResponse(text, status, HEADERS)

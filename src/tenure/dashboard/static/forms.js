@@ -1,5 +1,5 @@
 // Forms that change something answer in place. Commands can be copied. All jobs of a page can be ticked.
-import { announce, show } from "./live.js";
+import { announce, hold, release, show } from "./live.js";
 
 export function start() {
   document.addEventListener("submit", submit);
@@ -16,7 +16,9 @@ export function prepare() {
 
 async function submit(event) {
   const form = event.target;
-  if (form.getAttribute("method") !== "post" || "plain" in form.dataset) return;
+  if (form.getAttribute("method") !== "post") return;
+  hold();
+  if ("plain" in form.dataset) return; // another page comes
   event.preventDefault();
   const button = event.submitter;
   if (button && button.ariaBusy === "true") return;
@@ -40,6 +42,7 @@ async function submit(event) {
     said.textContent = "The server did not answer: see whether it is done, and try again.";
     message.replaceChildren(said);
   } finally {
+    release();
     if (button) button.ariaBusy = null;
   }
 }

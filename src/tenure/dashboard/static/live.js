@@ -14,12 +14,14 @@ let fetching = false;
 let wanted = false;
 let pause = MIN_PAUSE;
 let fetched = 0;
+let held = false;
+let asking = null;
 
 export function start() {
   if (!document.body.dataset.live) return;
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
   addEventListener("pagehide", close);
-  addEventListener("pageshow", (event) => event.persisted && open());
+  addEventListener("pageshow", (event) => event.persisted && (release(), open()));
   setInterval(() => stream && Date.now() - fetched > quiet() && want(), 500);
   if (!document.hidden) open();
 }
@@ -68,6 +70,17 @@ function changed(note) {
   if (concerned || (note.jobs && note.jobs.includes(watch.slice(4)))) want();
 }
 
+/** Fetch nothing until `release`, and drop what was asked: an action changes the page or leaves it. */
+export function hold() {
+  held = true;
+  if (asking) asking.abort();
+}
+
+export function release() {
+  held = false;
+  want();
+}
+
 /** Fetch the page as soon as the pause is over. */
 function want() {
   if (watches() === "none") return;
@@ -78,7 +91,7 @@ function want() {
 
 async function refresh() {
   timer = 0;
-  if (document.hidden) return;
+  if (document.hidden || held) return;
   if (document.querySelector("input[name=id]:checked")) {
     state("held", "held while you select");
     timer = setTimeout(refresh, 1000);
@@ -88,7 +101,9 @@ async function refresh() {
   wanted = false;
   const began = Date.now();
   try {
-    const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+    asking = new AbortController();
+    const headers = { Accept: "text/html", "Tenure-Refresh": "1" }; // leaves the message to its page
+    const answer = await fetch(location.href, { headers, signal: asking.signal });
     if (answer.redirected) return location.reload(); // to sign in
     if (answer.ok) {
       show(await answer.text());
@@ -97,7 +112,7 @@ async function refresh() {
       state("lost", "not up to date, retrying"); // the database may be away
     }
   } catch {
-    state("lost", "connection lost, retrying");
+    if (!asking.signal.aborted) state("lost", "connection lost, retrying");
   } finally {
     fetched = Date.now();
     pause = Math.max(MIN_PAUSE, SHARE * (fetched - began));
