@@ -66,10 +66,19 @@ def test_an_action_over_http_is_gone_on_with_by_a_sweeper(app: Tenure, api: Test
 
 
 def test_one_that_is_stopped_over_http_changes_nothing_more(app: Tenure, api: TestClient) -> None:
-    begun = api.post("/bulk", json={"action": "cancel", "filter": {}}).json()
+    begun = api.post("/bulk", json={"action": "cancel", "filter": {"status": "pending"}}).json()
     assert api.post(f"/bulk/{begun['id']}/stop").json()["stopped_by"] == "http"
     app.bulk.step(begun["id"])
     assert app.core.count(app.bulk.get(begun["id"]).filter, action="cancel").jobs == 6
+
+
+def test_an_action_over_http_names_its_jobs(app: Tenure, api: TestClient) -> None:
+    """A filter whose field was forgotten cancelled every job; commands never took such a one."""
+    refused = api.post("/bulk", json={"action": "cancel", "filter": {}})
+    assert assert_problem(refused, 400, "invalid_input")["path"] == "$.filter"
+    assert app.bulk.list() == []
+    every = {"created_before": "2999-01-01T00:00:00Z"}
+    assert api.post("/bulk", json={"action": "cancel", "filter": every}).json()["total"] == 6
 
 
 @pytest.mark.requirement("C12")

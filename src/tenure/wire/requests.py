@@ -252,7 +252,7 @@ class BulkRequest(ReasonRequest, kw_only=True):
     """An action on all jobs that match now; `more_retries` as for one job."""
 
     action: Action
-    filter: FilterForm
+    filter: Annotated[FilterForm, _schema(minProperties=1)]
     more_retries: MoreRetries = 1
 
 
