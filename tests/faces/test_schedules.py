@@ -10,11 +10,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import NewJob, Tenure
-from tenure.app.evaluation import decide_due
+from tenure.app.evaluation import decide_due, declare
 from tenure.app.schedules import Schedules
-from tenure.errors import IllegalEdition, ScheduleNotFound
 from tenure.jobs.schedules import Schedule
-from tenure.wire.problems import error_of
 from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.clock import START, Clock
 from tests.support.http import api_client, assert_problem, post_form
@@ -101,15 +99,60 @@ def test_a_change_names_the_edition_that_it_is_made_for(api: TestClient) -> None
     put(api)
     put(api, overlap="skip")
     refused = api.put("/schedules/nightly", json=NIGHTLY, headers={"If-Match": '"1"'})
-    assert_problem(refused, 409, "illegal_edition")
-    assert isinstance(error_of(409, refused.content), IllegalEdition)
+    assert_problem(refused, 412, "precondition_failed")
     assert api.get("/schedules/nightly").json()["overlap"] == "skip"
     changed = api.put("/schedules/nightly", json=NIGHTLY, headers={"If-Match": '"2"'})
     assert changed.headers["etag"] == '"3"'
-    missing = api.put("/schedules/other", json=NIGHTLY, headers={"If-Match": '"1"'})
-    assert isinstance(error_of(404, missing.content), ScheduleNotFound)
     odd = api.put("/schedules/nightly", json=NIGHTLY, headers={"If-Match": "3"})
     assert assert_problem(odd, 400, "invalid_input")["path"] == "If-Match"
+
+
+@pytest.mark.parametrize("match", ["*", '"1"', '"7", "1"', 'W/"2","1"'])
+def test_if_match_is_met(api: TestClient, match: str) -> None:
+    """RFC 9110, 13.1.1. `*` and lists were refused as invalid."""
+    none = api.put("/schedules/nightly", json=NIGHTLY, headers={"If-Match": match})
+    assert_problem(none, 412, "precondition_failed")
+    put(api)
+    changed = api.put("/schedules/nightly", json=NIGHTLY, headers={"If-Match": match})
+    assert changed.headers["etag"] == '"2"'
+    if match == "*":
+        assert api.delete("/schedules/nightly", headers={"If-Match": match}).status_code == 200
+
+
+@pytest.mark.parametrize("match", ['"2"', '"01"', '"one"', '""', 'W/"1"', '"2", W/"1"'])
+def test_if_match_is_not_met(api: TestClient, match: str) -> None:
+    """It was a conflict (409), or invalid."""
+    put(api)
+    for refused in (
+        api.put("/schedules/nightly", json=NIGHTLY, headers={"If-Match": match}),
+        api.delete("/schedules/nightly", headers={"If-Match": match}),
+    ):
+        assert_problem(refused, 412, "precondition_failed")
+    assert api.get("/schedules/nightly").headers["etag"] == '"1"'
+
+
+def test_a_schedule_changes_while_if_match_is_looked_up(
+    app: Tenure, api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(api)
+    update = Schedules.update
+
+    def second(self: Schedules, name: str, **rules: Any) -> Schedule:
+        update(self, name, note="of another caller")
+        return update(self, name, **rules)
+
+    monkeypatch.setattr(Schedules, "update", second)
+    refused = api.put("/schedules/nightly", json=NIGHTLY, headers={"If-Match": '"1"'})
+    assert_problem(refused, 412, "precondition_failed")
+    assert app.schedules.get("nightly").note == "of another caller"
+
+
+def test_one_that_is_declared_in_code_cannot_be_replaced(app: Tenure, api: TestClient) -> None:
+    app.schedule(every="90s", name="often")(app.job(name="mail")(lambda: None))
+    declare(app.core)
+    for match in ({}, {"If-Match": "*"}, {"If-Match": '"1"'}):
+        refused = api.put("/schedules/often", json=NIGHTLY, headers=match)
+        assert assert_problem(refused, 409, "illegal_edition")["edition"] == 1
 
 
 def test_a_delete_names_the_edition_that_it_is_made_for(api: TestClient) -> None:
@@ -117,12 +160,15 @@ def test_a_delete_names_the_edition_that_it_is_made_for(api: TestClient) -> None
     api.put("/schedules/nightly", json=NIGHTLY)
     api.put("/schedules/nightly", json=NIGHTLY)
     refused = api.delete("/schedules/nightly", headers={"If-Match": '"1"'})
-    assert assert_problem(refused, 409, "illegal_edition")["edition"] == 2
+    assert_problem(refused, 412, "precondition_failed")
     odd = api.delete("/schedules/nightly", headers={"If-Match": "2"})
     assert assert_problem(odd, 400, "invalid_input")["path"] == "If-Match"
     assert api.get("/schedules/nightly").status_code == 200
     assert api.delete("/schedules/nightly", headers={"If-Match": '"2"'}).status_code == 200
     assert api.get("/schedules/nightly").status_code == 404
+    assert_problem(
+        api.delete("/schedules/nightly", headers={"If-Match": "*"}), 404, "schedule_not_found"
+    )
 
 
 def test_a_schedule_is_made_only_if_there_is_none(api: TestClient) -> None:

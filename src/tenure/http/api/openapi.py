@@ -16,6 +16,7 @@ import msgspec
 
 import tenure
 from tenure.http.api.bodies import JSON
+from tenure.http.api.schedules import MATCH_PATTERN
 from tenure.jobs import durations, ids, uniqueness
 from tenure.jobs.graph import MAX_PARENTS
 from tenure.jobs.names import KEY_PATTERN, MAX_KEY_LENGTH, MAX_NAME_LENGTH, NAME_PATTERN
@@ -136,8 +137,8 @@ REQUEST_HEADERS: Mapping[str, Any] = {
     },
     "If-Match": {
         "type": "string",
-        "pattern": '^"[0-9]{1,18}"$',
-        "description": "The `ETag` of the schedule as it was read.",
+        "pattern": MATCH_PATTERN,
+        "description": "The `ETag` of the schedule as it was read, or `*`: if there is one.",
     },
     "If-None-Match": {
         "type": "string",

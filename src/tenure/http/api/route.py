@@ -88,5 +88,5 @@ class Route:
         if self.path in OF_LIMITS:
             return (409,)
         if self.path.startswith(SCHEDULE):
-            return {"PUT": (404, 409, 412), "DELETE": (404, 409)}.get(self.method, (404,))
+            return {"PUT": (409, 412), "DELETE": (404, 412)}.get(self.method, (404,))
         return ()

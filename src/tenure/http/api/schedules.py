@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
-from tenure.errors import InvalidInput, ScheduleNotFound
+from tenure.errors import IllegalEdition, InvalidInput, ScheduleNotFound
 from tenure.http.api.bodies import convert
 from tenure.http.api.call import Call, answer
 from tenure.jobs.queries import MAX_LISTED
@@ -19,9 +20,19 @@ from tenure.wire.requests import Name, RunAt, TimeText
 from tenure.wire.schedules import arguments_of, schedule_body
 
 Limit = Annotated[int, Meta(ge=1, le=MAX_LISTED)]
-_edition_in = re.compile(r'"(\d{1,18})"').fullmatch
+NO_EDITION = 0
+"""The first edition is 1."""
+TAG = r'(W/)?"[!#-~]*"'
+MATCH_PATTERN = rf"^(\*|{TAG}( *, *{TAG})*)$"
+_tags_in = re.compile(TAG)
 _EXISTS = Refusal(
     412, "schedule_exists", "The schedule exists", "there is a schedule of this name already"
+)
+_OTHER = Refusal(
+    412,
+    "precondition_failed",
+    "The schedule is another one",
+    "no schedule has this name and the `ETag` of `If-Match`; read it, then send this again",
 )
 
 
@@ -58,14 +69,14 @@ def show_schedule(call: Call) -> Response:
 
 def put_schedule(call: Call) -> Response:
     """Make a schedule, or replace it: with `If-Match` that edition, with `If-None-Match` none."""
-    edition, only_new = _edition(call), _only_new(call)
+    only_new = _only_new(call)
     schedules, options = call.app.schedules, arguments_of(call.body) | _by(call)
     if not only_new:
         try:
-            return _shown(call, schedules.update(**options, edition=edition))
+            return _shown(call, _matched(call, schedules.update, **options))
         except ScheduleNotFound:
-            if edition is not None:
-                raise
+            if call.header("If-Match") is not None:
+                raise _OTHER from None
     try:
         return _shown(call, schedules.create(**options), 201)
     except InvalidInput as refused:  # perhaps because there is one, by now
@@ -80,17 +91,24 @@ def put_schedule(call: Call) -> Response:
 
 def delete_schedule(call: Call) -> Response:
     """Delete a schedule and the record of its fires; with `If-Match`, only that edition."""
-    return _shown(call, call.app.schedules.delete(call.path["name"], edition=_edition(call)))
+    return _shown(call, _matched(call, call.app.schedules.delete, name=call.path["name"]))
 
 
-def _edition(call: Call) -> int | None:
-    """Return the edition that the call is for, by its `If-Match`; None for any."""
-    wanted = call.header("If-Match")
-    if wanted is None:
-        return None
-    if not (match := _edition_in(wanted)):
-        raise InvalidInput('send the `ETag` of the schedule, such as "3"', path="If-Match")
-    return int(match[1])
+def _matched(call: Call, change: Callable[..., Schedule], **given: Any) -> Schedule:
+    """Change the schedule as the `If-Match` of the call allows (RFC 9110, 13.1.1)."""
+    wanted, edition = call.header("If-Match"), None
+    if wanted is not None and not re.fullmatch(MATCH_PATTERN, wanted):
+        raise InvalidInput('send the `ETag` of the schedule, such as "3", or *', path="If-Match")
+    if wanted not in (None, "*"):
+        current = call.app.schedules.get(call.path["name"]).edition
+        tags = [tag[0] for tag in _tags_in.finditer(wanted)]
+        edition = current if f'"{current}"' in tags else NO_EDITION
+    try:
+        return change(**given, edition=edition)
+    except IllegalEdition as error:
+        if edition in (None, error.edition):  # it is declared in code
+            raise
+        raise _OTHER from None
 
 
 def _only_new(call: Call) -> bool:
