@@ -111,6 +111,20 @@ async def test_an_answer_is_sent_as_one() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_client_of_http_1_0_gets_no_chunks(declared: bool) -> None:
+    """It took the sizes of the pieces for a part of the answer."""
+    protocol, socket = connected(answering(b"ab", b"cd", declared=declared))
+    protocol.data_received(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+    await asyncio.wait_for(socket.closed.wait(), 10)
+    head, _, body = b"".join(socket.pieces).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert b"connection: close" in head
+    assert body == b"abcd" + CLOSED
+    protocol.connection_lost(None)
+
+
+@pytest.mark.anyio
 async def test_much_is_sent_as_it_comes() -> None:
     counts = []
     piece = b"x" * (MAX_GATHERED + 1)

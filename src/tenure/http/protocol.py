@@ -21,6 +21,7 @@ from collections import deque
 from math import inf
 from typing import Any, cast
 
+from starlette.types import Message, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tenure.http.guard import ADMITTED
@@ -296,6 +297,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()  # raises for a bad address
         self._in_head = False
         self._unanswered.append(self.cycle)
+        if self.scope["http_version"] == "1.0":
+            self.cycle.send = _without_chunks(self.cycle)
         self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
 
     def on_body(self, body: bytes) -> None:
@@ -347,3 +350,23 @@ class BoundedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         self._keep_alive = False
         super().shutdown()
+
+
+def _without_chunks(cycle: Any) -> Send:
+    """Return the `send` of a cycle whose client, of HTTP/1.0, does not know chunks.
+
+    uvicorn would send them. An answer of unknown length ends with the connection.
+    """
+    send: Send = cycle.send
+    declared = True
+
+    async def send_plain(message: Message) -> None:
+        nonlocal declared
+        if message["type"] == "http.response.start":
+            declared = any(name.lower() == b"content-length" for name, _ in message["headers"])
+            cycle.chunked_encoding = None if declared else False
+        elif not declared:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    return send_plain
