@@ -89,6 +89,7 @@ class Application:
             yield
             notifier.stop()
 
+        self._mounted = mounted
         self.state = State({"notifier": notifier})
         redaction = app.core.redaction.also(settings.redact)
         closed = settings.is_exposed or authorize is not None
@@ -117,12 +118,12 @@ class Application:
         self._other = Router(lifespan=lifespan)  # without routes: it closes WebSockets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._other(scope, receive, send)
-        elif dashboard.serves(scope):
-            await self._pages(scope, receive, send)
-        else:
-            await self._api(scope, receive, send)
+        other = self._api if scope["type"] == "http" else self._other
+        try:
+            await (self._pages if dashboard.serves(scope) else other)(scope, receive, send)
+        except asyncio.CancelledError:
+            if self._mounted or not self.state.notifier.stopped:
+                raise  # else it is cut off at an orderly stop: uvicorn would log a traceback
 
 
 def build(
@@ -264,6 +265,15 @@ class _Server(uvicorn.Server):
             for connection in tuple(self.server_state.connections):
                 cast(BoundedProtocol, connection).look(now)
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop. Whose request has not ended in time is cut off, before uvicorn cancels it."""
+        asyncio.get_running_loop().call_later(GRACEFUL_SECONDS, self._cut_off)
+        await super().shutdown(sockets)
+
+    def _cut_off(self) -> None:
+        for connection in tuple(self.server_state.connections):
+            cast(BoundedProtocol, connection).abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

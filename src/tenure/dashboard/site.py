@@ -126,6 +126,8 @@ ACTIONS: dict[str, tuple[Scope, Page]] = {
 
 def serves(scope: AsgiScope) -> bool:
     """Return whether a request is for the dashboard; every other is for the API."""
+    if scope["type"] != "http":
+        return False
     path = path_in(scope)
     return path in ("/", "/ui", ICON) or path.startswith("/ui/")
 
