@@ -108,6 +108,18 @@ def test_no_schema_contains_itself(schema: OpenApiSchema) -> None:
     assert list(TopologicalSorter(refers).static_order())
 
 
+def test_no_parameter_is_a_constant(schema: OpenApiSchema) -> None:
+    """openapi-python-client 0.29 left out `PUT /schedules/{name}` for a constant in a header."""
+    calls = [call for path in schema.raw_schema["paths"].values() for call in path.values()]
+    assert not [one for call in calls for one in call["parameters"] if "const" in one["schema"]]
+
+
+def test_metrics_are_described_as_the_text_that_they_are(schema: OpenApiSchema) -> None:
+    """JSON came first, so that generated clients asked for nothing and read JSON."""
+    answers = schema.raw_schema["paths"]["/metrics"]["get"]["responses"]
+    assert next(iter(answers["200"]["content"])).startswith("text/plain")
+
+
 def test_only_health_and_links_are_open(schema: OpenApiSchema) -> None:
     """A link for people is its own token."""
     calls = [call for calls in schema.raw_schema["paths"].values() for call in calls.values()]

@@ -142,7 +142,7 @@ REQUEST_HEADERS: Mapping[str, Any] = {
     },
     "If-None-Match": {
         "type": "string",
-        "const": "*",
+        "pattern": r"^\*$",  # for generators of clients that know no constant in a header
         "description": "Only make it, if there is none; not with `If-Match`.",
     },
     "Last-Event-ID": {
@@ -250,10 +250,10 @@ def _refusals(route: Route, secured: bool) -> list[int]:
 
 def _answer(answer: Reply, schemas: _Schemas) -> dict[str, Any]:
     content: dict[str, Any] = {}
+    for media_type in answer.also:  # first: it is what a client gets that asks for no type
+        content[media_type] = {"schema": {"type": "string"}}
     if answer.type is not None:
         content[JSON] = {"schema": schemas.of(answer.type)}
-    for media_type in answer.also:
-        content[media_type] = {"schema": {"type": "string"}}
     described: dict[str, Any] = {"description": answer.text, "content": content}
     if answer.headers:
         described["headers"] = _headers(*answer.headers)

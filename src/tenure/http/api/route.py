@@ -44,7 +44,7 @@ class Reply:
     type: Any  # of the JSON; None if the answer is never JSON
     text: str
     status: int = 200
-    also: tuple[str, ...] = ()  # media types beside JSON
+    also: tuple[str, ...] = ()  # media types other than JSON, sent unless JSON is asked for
     headers: tuple[str, ...] = ()
 
 
