@@ -54,6 +54,9 @@ def test_a_rule_that_deletes_jobs_at_once_is_asked_about(
     kept = ("retention", "set", "--queue", "a", *here)
     for ages in (("--cancelled", "61m"), ("--completed", "0s"), ("--cancelled", "forever")):
         output_of(*kept, *ages)
+    removed = run_cli(*kept, "--cancelled", "none")  # what holds then may be shorter
+    assert "this would perhaps delete 1 job that is settled; add --yes" in removed.stderr
+    output_of(*kept, "--failed", "none")
     output_of(*kept, "--cancelled", "0s", "--yes")
     assert app.retention.list() == [RetentionRule("queue", "a", completed=0, cancelled=0)]
 

@@ -84,12 +84,18 @@ def settled_before(
 ) -> Counted:
     """Count the settled jobs that are older than a rule would keep them, within bounds.
 
-    `ages` are by status. It also counts jobs that another rule or a workflow keeps.
+    `ages` are by status; None, which removes what a rule says, counts all that it keeps now. It
+    also counts jobs that another rule or a workflow keeps.
     """
     _check_subject(type, queue)
     read, jobs, exact = core.limited_store.read, 0, True
+    subject = ("queue", queue) if type is None else ("type", type)
+    now = next((one for one in retention.every(read) if (one.subject, one.name) == subject), None)
     for status, value in ages.items():
-        seconds = FOREVER_SECONDS if value is None else age(value, f"$.{status}")
+        if value is not None:
+            seconds = age(value, f"$.{status}")
+        else:  # the settings of the process that deletes may say any time
+            seconds = FOREVER_SECONDS if getattr(now, status, None) is None else 0.0
         if seconds < FOREVER_SECONDS:
             before = read.clock() - timedelta(seconds=seconds)
             query = Query(

@@ -51,7 +51,7 @@ def list_rules(as_json: bool) -> None:
 def set_rule(type: str | None, queue: str | None, *, yes: bool, **ages: str | None) -> None:
     """Change how long settled jobs are kept; `none` removes a rule.
 
-    Asks if jobs have been settled for longer than that already.
+    Asks if jobs have been settled for longer than that already, and if the removed rule keeps jobs.
     """
     from tenure.app.retention import settled_before
 
@@ -64,7 +64,8 @@ def set_rule(type: str | None, queue: str | None, *, yes: bool, **ages: str | No
         found = settled_before(app.core, type=type, queue=queue, ages=given)
         if found.jobs or not found.exact:
             are = "is" if found.exact and found.jobs == 1 else "are"
-            confirm(f"delete {number(found)} that {are} settled", yes=yes)
+            perhaps = "perhaps " if None in given.values() else ""
+            confirm(f"{perhaps}delete {number(found)} that {are} settled", yes=yes)
         rule = app.retention.set(type=type, queue=queue, **given)
         doubt = type_doubt(app, type) if type else queue_doubt(app, rule.name)
     click.echo(f"{rule.subject} {rule.name} is changed{doubt}")
