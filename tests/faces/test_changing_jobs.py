@@ -138,6 +138,8 @@ def test_who_runs_jobs_now_is_shown_how_many_snooze(app: Tenure, web: TestClient
     left = "1 job is snoozed, and left out. --state snoozed selects it."
     assert output_of(*dry).splitlines() == ["This would run 0 jobs now.", left]
     assert output_of(*dry[:-1]).splitlines() == ["No job matches that it could run now.", left]
+    unasked = run_cli(*dry[:-1], "--yes")
+    assert (unasked.stdout[:9], left in unasked.stderr) == ("0 jobs ch", True)
     app.enqueue("late", delay=3600, tags=["x"])
     refused = run_cli(*dry[:-1])
     assert (refused.exit_code, left in refused.stderr) == (2, True)

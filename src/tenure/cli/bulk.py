@@ -97,8 +97,7 @@ def change_all(
         click.echo(f"No job matches that it could {worded(action)}.")
         _say_left(_snoozed(app, action, matching))
         return
-    if not yes:
-        _say_left(_snoozed(app, action, matching), err=True)
+    _say_left(_snoozed(app, action, matching), err=True)
     confirm(worded(action, number(found)), yes=yes, instead=", or look with --dry-run")
     finish(app, app.bulk.start(action, matching, **how), as_json)
 
