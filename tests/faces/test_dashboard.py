@@ -113,7 +113,8 @@ def test_all_is_well_only_if_the_jobs_that_failed_for_good_have_been_looked_at(
         ("/ui/jobs?status=odd", 400),
         ("/ui/jobs?type=%3Cscript%3E", 400),
         ("/ui/jobs?from=yesterday", 400),
-        ("/ui/jobs?before=x", 400),
+        ("/ui/jobs?cursor=x", 400),
+        ("/ui/jobs?order=odd", 400),
         ("/ui/bulk?action=delete", 400),
         ("/ui/static/old/tenure.css", 404),
     ],
@@ -170,6 +171,25 @@ def test_a_list_goes_on_where_it_ended(app: Tenure, web: TestClient) -> None:
     (older,) = re.findall(r'rel="next" href="([^"]+)"', first)
     shown = re.findall(r'id="job-([^"]+)"', first + web.get(older.replace("&amp;", "&")).text)
     assert shown == ids[::-1]
+
+
+def test_a_list_begins_with_the_oldest_and_keeps_its_filters(app: Tenure, web: TestClient) -> None:
+    """Where many wait, those that matter are at the end of the list of the newest."""
+
+    def follow(page: str, link: str) -> str:
+        (found,) = re.findall(rf'href="([^"]+)">{link}<', page)
+        return web.get(html.unescape(found)).text
+
+    def shown(*pages: str) -> list[str]:
+        return re.findall(r'id="job-([^"]+)"', "".join(pages))
+
+    ids = [app.enqueue("email", queue=queue).id for queue in ("a", "b") * 51]
+    first = follow(web.get("/ui/jobs?queue=b").text, "Oldest first")
+    second = follow(first, "Newer")
+    assert shown(first, second) == ids[1::2]
+    assert 'name="order" value="oldest"' in second, "a changed filter keeps the order"
+    assert shown(follow(second, "Oldest")) == shown(first)
+    assert shown(follow(second, "Newest first")) == ids[:1:-2]
 
 
 # --- headers, forms, tokens -----------------------------------------------------------------------

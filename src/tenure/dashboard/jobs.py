@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from msgspec.structs import replace
 from starlette.responses import PlainTextResponse, Response
@@ -23,6 +23,7 @@ from tenure.jobs.queries import (
     Action,
     Bulk,
     Filter,
+    Order,
     State,
     action_of,
     check_filter,
@@ -86,16 +87,16 @@ def _time(text: str, name: str) -> datetime | None:
 
 
 def listed(request: PageRequest) -> Response:
-    """Show jobs, newest first."""
+    """Show jobs, newest first or oldest first."""
     given, wanted = given_filter(request)
-    cursor = request.field("before") or None
+    cursor, order = request.field("cursor") or None, request.field("order") or "newest"
     counts = request.cache.counts()
     shown = [
         count
         for count in counts
         if wanted.type in (None, count.type) and wanted.queue in (None, count.queue)
     ]
-    page = request.app.core.page(wanted, PAGE, cursor)
+    page = request.app.core.page(wanted, PAGE, cursor, cast("Order", order))
     running = [job for job in page.jobs if job.status is Status.PROCESSING]
     return request.page(
         "jobs.html",
@@ -104,6 +105,7 @@ def listed(request: PageRequest) -> Response:
         progress=progress_shown(request.app.core, running, request.redaction),
         given=given,
         filtered=any(given.values()),
+        order=order,
         cursor=cursor,
         states=list(State),
         by_status=used(jobs_by_status(shown)),
