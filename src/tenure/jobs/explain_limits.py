@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from msgspec import Struct
 
+from tenure.jobs.ids import EPOCH
 from tenure.jobs.limits import Limits, Rate, parse_rate
 from tenure.jobs.text import length
 from tenure.lifecycle import Status
@@ -31,7 +32,7 @@ class Part(Struct, frozen=True, kw_only=True):
         if rate is None:
             return None
         micros = self.tat - (rate.burst - 1) * rate.every
-        return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=micros)
+        return EPOCH + timedelta(microseconds=micros)
 
 
 class LimitFacts(Struct, frozen=True, kw_only=True):

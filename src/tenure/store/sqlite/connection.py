@@ -10,12 +10,13 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tenure import failpoints, forks
 from tenure.errors import InvalidInput, StoreUnavailable
+from tenure.jobs.ids import EPOCH
 from tenure.jobs.redaction import without_password
 from tenure.store.sqlite import filesystems
 from tenure.store.sqlite.holder import is_held_here
@@ -248,7 +249,7 @@ def resets_wal_unsafely(version: tuple[int, int, int]) -> bool:
 
 
 def to_time(millis: int) -> datetime:
-    return datetime.fromtimestamp(millis / 1000, UTC)
+    return EPOCH + timedelta(0, 0, 0, millis)  # a plain time, while freezegun replaces the class
 
 
 def to_millis(time: datetime) -> int:
