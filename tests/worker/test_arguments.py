@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
@@ -117,6 +118,26 @@ def test_times_of_a_subclass_are_stored_as_plain_ones(app: Tenure) -> None:
     with running_worker(app):
         result = wait_until_completed(app, job).result
     assert result == [["datetime", "date"], "1970-01-01T00:00:00Z", {"day": "2026-01-02"}]
+
+
+AMSTERDAM = ZoneInfo("Europe/Amsterdam")
+"""Until 1937, its clocks were 19 minutes and 32 seconds ahead of UTC."""
+
+
+@pytest.mark.parametrize("kind", [datetime, Moment])
+def test_seconds_in_the_offset_of_a_zone_change_no_time(app: Tenure, kind: type[datetime]) -> None:
+    """JSON has offsets of whole minutes: it was 28 seconds early, or no handler could read it."""
+    noon = kind(1880, 1, 1, 12, tzinfo=AMSTERDAM)  # on a clock there
+
+    @app.job
+    def seen(at: datetime, by_time: dict[datetime, int]) -> list[Any]:
+        return [at == noon, by_time == {noon: 1}, {noon: noon}, noon]
+
+    job = seen.enqueue(noon, {noon: 1})
+    with running_worker(app):
+        result = wait_until_completed(app, job).result
+    text = "1880-01-01T11:40:28Z"
+    assert result == [True, True, {text: text}, text]
 
 
 class FrozenClass(type):

@@ -9,7 +9,7 @@ import functools
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from datetime import date, time
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 import msgspec
@@ -23,6 +23,9 @@ from tenure.jobs.retention import DeclaredType
 
 MASK = b"*" * 10
 """What Pydantic writes in place of a secret."""
+MINUTE, NONE = timedelta(minutes=1), timedelta()
+TIMES = (datetime,)
+"""What msgspec leaves to `encoded`: it would round an offset to minutes, to another moment."""
 MAX_SCHEMA_LENGTH = 32_768
 """Characters of the JSON schema of a type."""
 
@@ -106,24 +109,32 @@ def is_model(kind: Any) -> bool:
 
 def plain(value: Any) -> Any:
     """Return an argument as JSON would return it: tuples become lists."""
-    return _with_lists(msgspec.to_builtins(value, enc_hook=encoded))
+    return with_texts(msgspec.to_builtins(value, enc_hook=encoded, builtin_types=TIMES))
 
 
-def _with_lists(value: Any) -> Any:
+def with_texts(value: Any) -> Any:
+    """Return a value whose times are texts, and its tuples lists."""
     if isinstance(value, list | tuple):
-        return [_with_lists(item) for item in value]
+        return [with_texts(item) for item in value]
     if isinstance(value, dict):
-        return {key: _with_lists(item) for key, item in value.items()}
-    return value
+        return {_text_of(key): with_texts(item) for key, item in value.items()}
+    return _text_of(value)
+
+
+def _text_of(value: Any) -> Any:
+    return encoded(value) if isinstance(value, datetime) else value
 
 
 def encoded(value: Any) -> Any:
     """Return a model as values of JSON types that Pydantic reads back, for msgspec's `enc_hook`.
 
     A value of a subclass of datetime, date or time, such as that of freezegun or pendulum, becomes
-    the text of the plain value; pandas has one that is no time.
+    the text of the plain value; pandas has one that is no time. A time with seconds in its offset,
+    as all zones had before 1900, becomes that in UTC.
     """
     kind: Any = type(value)
+    if isinstance(value, datetime) and (value.utcoffset() or NONE) % MINUTE:
+        value = value.astimezone(UTC)
     if isinstance(value, date | time) and (text := value.isoformat())[:1].isdigit():
         return f"{text[:-6]}Z" if text.endswith("+00:00") else text  # as msgspec writes it
     if not is_model(kind):

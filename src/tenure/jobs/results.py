@@ -190,8 +190,11 @@ def storable_result(value: object) -> str:
     except InvalidInput:
         # Size and depth first: the conversion knows no bounds.
         walk(value, "$.result", MAX_RESULT_BYTES, MAX_DEPTH, _members)
-        plain = msgspec.to_builtins(value, str_keys=True, enc_hook=_without_subclass)
-        value = json.loads(json.dumps(plain))  # tuples become lists, and NaN stays to be refused
+        plain = msgspec.to_builtins(
+            value, enc_hook=_without_subclass, builtin_types=json_types.TIMES
+        )
+        plain = msgspec.to_builtins(json_types.with_texts(plain), str_keys=True)
+        value = json.loads(json.dumps(plain))  # NaN stays to be refused
         walk(value, "$.result", MAX_RESULT_BYTES, MAX_DEPTH)
     text = msgspec.json.encode(value)
     if len(text) > MAX_RESULT_BYTES:
