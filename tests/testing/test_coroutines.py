@@ -45,3 +45,19 @@ async def test_run_returns_the_job_to_a_coroutine_too(app: Tenure) -> None:
 
     with testing.on(app) as jobs:
         assert (await jobs.run_async(await add.enqueue_async(1, 2))).result == 3
+
+
+@pytest.mark.anyio
+async def test_an_error_says_how_a_coroutine_runs_jobs(app: Tenure) -> None:
+    """Django refuses a query on the thread of a loop, and says nothing of jobs."""
+
+    @app.job
+    def pay() -> None:
+        if asyncio.get_running_loop():
+            raise RuntimeError("no query here")
+
+    with testing.on(app) as jobs:
+        pay.enqueue()
+        with pytest.raises(RuntimeError) as raised:
+            jobs.drain()
+    assert "write `await jobs.drain_async()`" in raised.value.__notes__[-1]

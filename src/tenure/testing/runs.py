@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias, TypedDict, TypeVar
 from tenure.app.app import Tenure
 from tenure.app.bulk import run_batches
 from tenure.app.evaluation import declare as declare_schedules
+from tenure.app.twins import check_loop
 from tenure.app.waiting import ONE_BY_ONE
 from tenure.errors import IllegalTransition, InvalidInput, JobFailed
 from tenure.jobs import durations
@@ -39,6 +40,10 @@ NOT_STARTED = "job {} ({}) cannot be started here: it has no handler, or the log
 NOT_SEEN = (
     "a child process does not see the transaction of a test: use `testing.on`; with Django, a "
     "TransactionTestCase, or the fixture transactional_db"
+)
+ON_LOOP = (
+    "it ran on the thread of an event loop, where synchronous calls may be refused: in a "
+    "coroutine, write `await jobs.drain_async()` or `await jobs.run_async(job)`"
 )
 MILLISECOND = timedelta(milliseconds=1)
 TOO_MANY = "{} jobs have run, and there are more: {}. Do they add each other? Else give `most`"
@@ -131,6 +136,11 @@ class Runs:
             except StopIteration as end:
                 result: T = end.value
                 return result
+            except Exception as error:
+                with suppress(RuntimeError):  # no loop runs here
+                    check_loop()
+                    error.add_note(ON_LOOP)
+                raise
 
     async def drive_async(self, running: Running[T], *, children: bool = False) -> T:
         """Do the same on the running loop."""
