@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from tenure.errors import InvalidInput
 from tenure.jobs import durations
+from tenure.jobs.enqueue import Duration
 from tenure.jobs.steps import StepSource, awaited, waited
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Duration = float | timedelta | str
 
 NO_ATTEMPT = "only a worker gives a connection: here no attempt runs, so pass one"
 

@@ -12,12 +12,17 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from math import floor
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from tenure.errors import InvalidInput
 from tenure.jobs.names import check_kind
 from tenure.lifecycle import SETTLED
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
+
+Time = Annotated[datetime, Meta(tz=True)]
+"""A time in UTC."""
 
 MAX_SECONDS = 10 * 365 * 86_400
 """Ten years of 365 days."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated
-
 import msgspec
+
+from tenure.jobs.durations import Time
 
 MAX_MESSAGE = 500
 """Characters of a message that are kept."""
 MAX_PROGRESS = 2.0**53 - 1
 """Up to here doubles are exact: an integer of JSON beyond it would be changed before it is seen."""
-
-
-Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class JobProgress(msgspec.Struct, frozen=True):

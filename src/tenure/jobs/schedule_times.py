@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import islice
-from typing import Annotated, Any
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from tenure.errors import InvalidInput
-from tenure.jobs.durations import check_time, seconds
+from tenure.jobs.durations import Time, check_time, seconds
 from tenure.jobs.enqueue import Duration, whole
 from tenure.jobs.ids import EPOCH
 
@@ -47,9 +47,6 @@ _ALIASES = {
 }
 # `localtime` and `right/…` begin with a small letter: they are not the same on each machine.
 _zone_name = re.compile("[A-Z][A-Za-z0-9_+/-]{0,63}").fullmatch
-
-
-Time = Annotated[datetime, Meta(tz=True)]
 
 
 class When(Struct, frozen=True, kw_only=True):

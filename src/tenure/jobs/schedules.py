@@ -15,12 +15,11 @@ from msgspec.structs import asdict
 
 from tenure.errors import InvalidInput
 from tenure.jobs import payload as payloads
-from tenure.jobs.durations import positive, seconds
+from tenure.jobs.durations import Time, positive, seconds
 from tenure.jobs.enqueue import Duration, NewJob, TypeOptions, check_job, whole
 from tenure.jobs.ids import EPOCH, new_id
 from tenure.jobs.names import OPTIONS_BY_NAME, check_choice, check_kind, check_reason
 from tenure.jobs.schedule_times import When, check_when, next_after
-from tenure.jobs.stats import Time
 
 Missed = Literal["one", "all", "skip"]
 """What becomes of ticks that are late by more than `grace`."""

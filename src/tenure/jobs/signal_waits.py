@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from tenure.errors import InvalidInput, SignalTimeout
 from tenure.jobs import durations
+from tenure.jobs.enqueue import Duration
 from tenure.jobs.parking import Parked, Wait
 from tenure.jobs.signals import (
     check_link_label,
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tenure.jobs.step_book import StepBook
 
 T = TypeVar("T")
-Duration = float | timedelta | str
 
 NO_ATTEMPT = "only a worker's attempt can wait for signals; this is a plain call of the handler"
 

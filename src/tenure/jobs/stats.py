@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from tenure.jobs.durations import Time
 from tenure.jobs.enqueue import TypeOptions
 from tenure.jobs.limits import Limits
 from tenure.jobs.names import RESERVED, may_list, serves
@@ -19,8 +20,6 @@ from tenure.jobs.queue_rights import Patterns, includes
 from tenure.jobs.text import length
 from tenure.lifecycle import Status
 
-Time = Annotated[datetime, Meta(tz=True)]
-"""A time in UTC."""
 StatusName = Annotated[str, Meta(extra_json_schema={"enum": [str(status) for status in Status]})]
 """The value of a `Status`."""
 

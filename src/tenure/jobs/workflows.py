@@ -12,8 +12,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tenure.dependency import Meets
+from tenure.jobs.durations import Time
 from tenure.jobs.enqueue import CheckedJob, LinkedJob, NewJob, fingerprint
-from tenure.jobs.stats import Time
 
 ENDINGS = ("cancelled", "completed", "failed", "skipped")
 """How jobs of a workflow end. `skipped`: it was cancelled because it could no longer run."""

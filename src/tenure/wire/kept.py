@@ -6,10 +6,10 @@ from typing import Annotated
 
 from msgspec import UNSET, Raw, Struct, UnsetType, structs
 
+from tenure.jobs.durations import Time
 from tenure.jobs.names import check_name
 from tenure.jobs.results import storable_result
 from tenure.jobs.signals import check_link_label, signal_text
-from tenure.jobs.stats import Time
 from tenure.jobs.steps import (
     FoundSignal,
     JobSteps,

@@ -14,12 +14,13 @@ from typing import Annotated, Any, Self
 from msgspec import DecodeError, Meta, Raw, Struct, field, json, structs
 
 from tenure.jobs import ids
+from tenure.jobs.durations import Time
 from tenure.jobs.ledger import LedgerEvent
 from tenure.jobs.payload import JsonText
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Action, Bulk
 from tenure.jobs.signals import Signal
-from tenure.jobs.stats import Count, QueueState, Time, Total, jobs_by_status
+from tenure.jobs.stats import Count, QueueState, Total, jobs_by_status
 from tenure.jobs.work import Answer, Lease
 from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy
