@@ -16,8 +16,8 @@ from tenure import NewJob, Tenure
 from tenure.lifecycle import Status
 from tenure.webhooks import request
 from tenure.webhooks.deliveries import QUEUES, queue_of
-from tenure.worker import receivers
-from tenure.worker.receivers import CONCURRENCY, MAX_OF_ONE, MAX_SKIP_SECONDS, Receivers
+from tenure.worker import webhook_delivery
+from tenure.worker.webhook_delivery import CONCURRENCY, MAX_OF_ONE, MAX_SKIP_SECONDS, Receivers
 from tests.support.waiting import wait_until
 from tests.worker.receiver import delivering, receiving
 
@@ -73,7 +73,7 @@ def test_a_silent_receiver_is_skipped_and_tried_again(
     app: Tenure, silent: Silent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(request, "REQUEST_SECONDS", 0.05)
-    monkeypatch.setattr(receivers, "MIN_SKIP_SECONDS", 0.5)
+    monkeypatch.setattr(webhook_delivery, "MIN_SKIP_SECONDS", 0.5)
     app.webhooks.create("a", silent.url, ["enqueued"])
     app.enqueue_many([NewJob("mail", {}, {}) for _ in range(JOBS)])
     with delivering(app):
