@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from tenure import PerPartition, Tenure
-from tenure.jobs.parking import Wait
-from tenure.jobs.postpone import Pause
+from tenure.jobs.postpone import Pause, Wait
 from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
 from tenure.lifecycle import Job
 from tests.support.clock import Clock

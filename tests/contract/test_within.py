@@ -18,7 +18,7 @@ from tenure import (
     Unique,
 )
 from tenure.jobs.enqueue import TypeOptions
-from tenure.jobs.parking import Wait
+from tenure.jobs.postpone import Wait
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.store import rows
 from tests.support.lenders import DRIVERS, Kind, Lender, lent

@@ -14,8 +14,7 @@ from msgspec.structs import replace
 from tenure import PerPartition, Tenure, Unique
 from tenure.cli.advice import REMEDIES, advice
 from tenure.jobs.explain import Explanation
-from tenure.jobs.parking import Wait
-from tenure.jobs.postpone import Pause
+from tenure.jobs.postpone import Pause, Wait
 from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
 from tenure.webhooks.deliveries import WEBHOOK
 from tests.support.cli import cli_json, output_of

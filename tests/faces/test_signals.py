@@ -14,7 +14,7 @@ from tenure import Tenure
 from tenure.app.signals import of_token
 from tenure.http import protocol
 from tenure.http.api import signals as endpoints
-from tenure.jobs.parking import Wait
+from tenure.jobs.postpone import Wait
 from tenure.jobs.signals import new_token, token_digest
 from tenure.jobs.steps import KeepToken
 from tenure.jobs.work import Lease, Outcome, Report

@@ -24,8 +24,8 @@ from tenure.events import Cancelled, Retried, Unblocked
 from tenure.jobs import graph
 from tenure.jobs.enqueue import LinkedJob
 from tenure.jobs.ids import new_ids
-from tenure.jobs.parking import Wait
 from tenure.jobs.payload import JsonText
+from tenure.jobs.postpone import Wait
 from tenure.jobs.signals import NewSignal
 from tenure.jobs.steps import Record
 from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report

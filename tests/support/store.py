@@ -13,7 +13,7 @@ from tenure.events import Cancelled
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.ids import new_id
 from tenure.jobs.ledger import Transition
-from tenure.jobs.parking import Wait
+from tenure.jobs.postpone import Wait
 from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job
 from tenure.store import Store

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from tenure import Snooze
-from tenure.jobs.parking import Parked, Wait
+from tenure.jobs.postpone import Parked, Wait
 from tenure.jobs.results import failure
 from tenure.jobs.steps import Waiting, awaited, waited
 

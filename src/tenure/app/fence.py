@@ -12,7 +12,7 @@ from tenure.errors import IllegalTransition, InvalidInput, JobNotFound, LeaseLos
 from tenure.events import Completed
 from tenure.jobs.context import JobTransaction
 from tenure.jobs.follow_ups import Defaults, FollowUp, FollowUps, unknown_types, with_options
-from tenure.jobs.parking import Parked, swallowed
+from tenure.jobs.postpone import Parked, swallowed
 from tenure.jobs.results import success
 from tenure.jobs.steps import Record, job_locked
 from tenure.jobs.work import Lease

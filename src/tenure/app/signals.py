@@ -9,7 +9,7 @@ from tenure.app.core import Core, Noun
 from tenure.errors import SignalTokenNotFound
 from tenure.jobs.ids import id_of
 from tenure.jobs.names import check_key
-from tenure.jobs.parking import Wait
+from tenure.jobs.postpone import Wait
 from tenure.jobs.signals import (
     NewSignal,
     Signal,

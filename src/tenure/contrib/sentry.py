@@ -12,7 +12,7 @@ from sentry_sdk.utils import event_from_exception
 
 from tenure import Failure, JobContext, Snooze, Tenure
 from tenure.jobs.names import check_kind
-from tenure.jobs.parking import Parked
+from tenure.jobs.postpone import Parked
 
 NO_FAILURE = (Snooze, Parked)
 SCOPES = "_tenure_sentry_scopes"

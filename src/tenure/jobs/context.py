@@ -13,7 +13,7 @@ from tenure.jobs.durable import DurableContext
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.follow_ups import FollowUps
 from tenure.jobs.parents import ParentsContext
-from tenure.jobs.parking import Parked
+from tenure.jobs.postpone import Parked
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.signal_waits import SignalContext
 from tenure.jobs.steps import Notes, Record, StepSource

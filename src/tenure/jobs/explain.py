@@ -12,7 +12,7 @@ from tenure.jobs.explain_limits import LimitFacts, limit_reason, limiting_jobs, 
 from tenure.jobs.graph import is_met
 from tenure.jobs.lock_holders import LockHolder, locked_text
 from tenure.jobs.names import RESERVED
-from tenure.jobs.parking import Wait
+from tenure.jobs.postpone import Wait
 from tenure.jobs.queries import MAX_AHEAD
 from tenure.jobs.schedules import Fire
 from tenure.jobs.stats import Activity, QueueState, TypeState, WorkerState

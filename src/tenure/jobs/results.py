@@ -23,9 +23,8 @@ from tenure.errors import InvalidInput, PayloadTooLarge, PermanentFailure, Resul
 from tenure.jobs import json_types
 from tenure.jobs.handlers import Handler, PlainFailure
 from tenure.jobs.hooks import WITHIN
-from tenure.jobs.parking import Parked, Wait
 from tenure.jobs.payload import MAX_DEPTH, JsonText, too_large, walk
-from tenure.jobs.postpone import Pause, RateLimited, RetryAfter, Snooze
+from tenure.jobs.postpone import Parked, Pause, RateLimited, RetryAfter, Snooze, Wait
 from tenure.jobs.reading import learn
 from tenure.jobs.text import CUT, UNSTORABLE
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from tenure.errors import InvalidInput, SignalTimeout
 from tenure.jobs import durations
 from tenure.jobs.enqueue import Duration
-from tenure.jobs.parking import Parked, Wait
+from tenure.jobs.postpone import Parked, Wait
 from tenure.jobs.signals import (
     check_link_label,
     check_signal_name,

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, Self, get_type_hints
 
 from tenure.errors import DuplicateStep, InvalidInput, PermanentFailure, StoreUnavailable
 from tenure.jobs.names import check_name
-from tenure.jobs.parking import Parked
+from tenure.jobs.postpone import Parked
 from tenure.jobs.results import read_result, storable_result
 from tenure.jobs.steps import (
     JOB_LOCKED,

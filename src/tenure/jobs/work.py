@@ -12,8 +12,7 @@ import msgspec
 
 from tenure.errors import TenureError
 from tenure.jobs.follow_ups import FollowUp, FollowUps
-from tenure.jobs.parking import Wait
-from tenure.jobs.postpone import Pause
+from tenure.jobs.postpone import Pause, Wait
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.retention import DeclaredType
 from tenure.jobs.steps import Notes, StepCall

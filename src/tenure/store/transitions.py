@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from tenure import events, failpoints
 from tenure.errors import IllegalTransition, JobNotFound, LeaseLost, TenureError, WriteRefused
 from tenure.jobs.names import RESERVED
-from tenure.jobs.parking import Wait
+from tenure.jobs.postpone import Wait
 from tenure.jobs.work import (
     ALREADY_RECORDED,
     RECORDED,

@@ -15,9 +15,8 @@ from tenure.jobs import ids
 from tenure.jobs import results as produced
 from tenure.jobs.durations import MAX_SECONDS
 from tenure.jobs.names import NAME_PATTERN
-from tenure.jobs.parking import Wait
 from tenure.jobs.payload import JsonText
-from tenure.jobs.postpone import Pause
+from tenure.jobs.postpone import Pause, Wait
 from tenure.jobs.progress import MAX_MESSAGE, MAX_PROGRESS, JobProgress
 from tenure.jobs.signals import MAX_SIGNAL_NAME, MAX_SIGNALS
 from tenure.jobs.steps import MAX_STEPS, KeepState, Notes

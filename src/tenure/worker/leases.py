@@ -21,8 +21,7 @@ from typing import Any
 from tenure.app.fence import LeaseFence
 from tenure.jobs.context import JobContext
 from tenure.jobs.handlers import Handler
-from tenure.jobs.parking import Wait
-from tenure.jobs.postpone import Pause
+from tenure.jobs.postpone import Pause, Wait
 from tenure.jobs.results import Ending, failure
 from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
 from tenure.worker.processes import ChildCall

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tenure.errors import InvalidInput, LeaseLost
-from tenure.jobs.parking import Wait
+from tenure.jobs.postpone import Wait
 from tenure.jobs.signals import MAX_SIGNAL_TOKENS, NewSignal, Signal, TokenSignal
 from tenure.jobs.steps import FindSignal, FoundSignal, KeepToken
 from tenure.lifecycle import Job, Status
