@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tenure import NewJob, PerPartition, Tenure
-from tenure.store import lanes, refused_claims
+from tenure.store import lanes, refusals
 from tests.contract.other_triggers import add_trigger, drop_trigger
 from tests.support.store import StoreHarness, claim_request, report_completed
 
@@ -70,7 +70,7 @@ def test_a_job_that_cannot_be_claimed(
 def test_more_jobs_than_one_claim_tries(
     harness: StoreHarness, app: Tenure, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(refused_claims, "MAX_TRIED", 3)
+    monkeypatch.setattr(refusals, "MAX_TRIED", 3)
     if limits:
         app.queues.limit("default", **limits)
     add(app, "x" * 10)

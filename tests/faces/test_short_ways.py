@@ -72,7 +72,7 @@ def test_a_failing_handler(url: str, request: pytest.FixtureRequest) -> None:
     modules = {re.sub("^store/(sqlite|postgres)/.*", r"store/\1", path) for path in way.modules}
     # Of the claim that the report brings along, of the heartbeat, the maintenance and the wake-ups,
     # which come at times.
-    modules -= {"store/lanes.py", "store/refused_claims.py"}
+    modules -= {"store/lanes.py", "store/refusals.py"}
     modules -= {"worker/heartbeat.py", "store/__init__.py", "store/direct.py", "store/notify.py"}
     assert {"lifecycle.py", "retry.py", "worker/attempts.py"} <= modules
     assert len(modules) <= MAX_MODULES_OF_A_FAILURE, " ".join(sorted(modules))

@@ -31,7 +31,7 @@ from tenure.jobs.ids import first_of
 from tenure.jobs.limits import Turn
 from tenure.jobs.names import serves
 from tenure.jobs.work import ClaimRequest, Lease, is_full
-from tenure.store.refused_claims import TRY_AGAIN, TRY_ON, Floors, RefusedClaims
+from tenure.store.refusals import TRY_AGAIN, TRY_ON, Floors, RefusedClaims
 from tenure.telemetry.repeats import Repeats
 
 MAX_LANES = 256

@@ -224,7 +224,7 @@ class Database(Statements, Protocol):
     def claim(self, request: ClaimRequest, *, wary: bool = False) -> list[Lease]:
         """Lease due pending jobs of queues that are not paused, most urgent first.
 
-        A `wary` one leaves jobs that the database does not let start: see `refused_claims`.
+        A `wary` one leaves jobs that the database does not let start: see `refusals`.
         """
 
     def next_due(self, request: ClaimRequest) -> float | None:

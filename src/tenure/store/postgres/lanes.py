@@ -27,7 +27,7 @@ from tenure.store.lanes import MAX_LANES, MAX_PLACES, MAX_SEEN, Head, Lane, Limi
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import NOW, to_time, uuids
 from tenure.store.protocol import DROPPED_CHANGE, Database
-from tenure.store.refused_claims import MAX_TRIED, Picked, RefusedClaims
+from tenure.store.refusals import MAX_TRIED, Picked, RefusedClaims
 
 MARGIN = timedelta(seconds=1)
 MAX_DEAD_ENTRIES = 5_000

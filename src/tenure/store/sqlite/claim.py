@@ -17,7 +17,7 @@ from tenure.jobs.names import serves
 from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease, is_full
 from tenure.store.lanes import MAX_LANES, MAX_PLACES, Head, Lane, LaneView, Limited, Mark
 from tenure.store.protocol import DROPPED_CHANGE, Database
-from tenure.store.refused_claims import MAX_TRIED, Picked, RefusedClaims
+from tenure.store.refusals import MAX_TRIED, Picked, RefusedClaims
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite import turns
 from tenure.store.sqlite.connection import kept, to_millis, to_time
