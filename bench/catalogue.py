@@ -7,7 +7,7 @@ PostgreSQL and SQLite, a Lua script for Redis. An adapter's settings stand in it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 UVLOOP = "uvloop==0.23.0"
 PSYCOPG = "psycopg[binary]==3.3.9"
@@ -18,21 +18,22 @@ ON_DISK = "each commit on disk"
 REDIS_DURABLE = "up to 1 s lost with the machine"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Subject:
     """One queue on one engine. Without requirements it runs in the project's own environment."""
 
     name: str
     title: str
     engine: str  # postgres, sqlite or redis
-    adapter: str  # module in bench/peers
+    _: KW_ONLY
+    adapter: str = ""  # module in bench/peers, if it has not the name of the queue
     imports: str  # as its users write it
     left: str
-    history: str  # what is kept of a job that has ended
-    retries: str
-    fencing: str  # whether a worker that lost its job can still settle it
+    history: str = "none"  # what is kept of a job that has ended
+    retries: str = "yes"
+    fencing: str = "none"  # whether a worker that lost its job can still settle it
     crash: str  # what becomes of a job whose worker dies
-    durable: str
+    durable: str = ON_DISK
     table: str = ""  # on PostgreSQL: the jobs, which a claim has to write
     requirements: tuple[str, ...] = ()
     oldest_python: tuple[int, int] = (3, 11)
@@ -52,31 +53,42 @@ class Subject:
         """Whether this is Tenure."""
         return not self.requirements
 
+    @property
+    def program(self) -> str:
+        """The module in bench/peers that drives it."""
+        return self.adapter or self.name
 
+
+TENURE = Subject(
+    *("tenure-postgres", "Tenure", "postgres"),
+    adapter="tenure_local",
+    imports="from tenure import Tenure",
+    left="SELECT count(*) FROM tenure.job WHERE status = 'pending'"
+    " UNION ALL SELECT count(*) FROM tenure.job WHERE status = 'processing'",
+    history="job and every move",
+    retries="yes, backoff as data",
+    fencing="by lease, in the database",
+    crash="lease runs out, runs again",
+    within=True,
+    cancels=True,
+    strong=True,
+    most_retried=20_000,
+)
+HONKER = Subject(
+    *("honker", "honker", "sqlite"),
+    imports="import honker",
+    requirements=("honker==0.5.0",),
+    left="SELECT count(*) FROM _honker_live",
+    fencing="by worker and expiry",
+    crash="claim expires, runs again",
+    within=True,
+    strong=True,
+    most_retried=20_000,
+)
 SUBJECTS = (
+    TENURE,
     Subject(
-        name="tenure-postgres",
-        title="Tenure",
-        engine="postgres",
-        adapter="tenure_local",
-        imports="from tenure import Tenure",
-        left="SELECT count(*) FROM tenure.job WHERE status = 'pending'"
-        " UNION ALL SELECT count(*) FROM tenure.job WHERE status = 'processing'",
-        history="job and every move",
-        retries="yes, backoff as data",
-        fencing="by lease, in the database",
-        crash="lease runs out, runs again",
-        durable=ON_DISK,
-        within=True,
-        cancels=True,
-        strong=True,
-        most_retried=20_000,
-    ),
-    Subject(
-        name="pgqueuer",
-        title="PgQueuer",
-        engine="postgres",
-        adapter="pgqueuer",
+        *("pgqueuer", "PgQueuer", "postgres"),
         table="pgqueuer",
         imports="from pgqueuer import PgQueuer",
         requirements=("pgqueuer==1.6.0", "asyncpg==0.32.0", UVLOOP),
@@ -86,26 +98,20 @@ SUBJECTS = (
         fencing="none: settles by job id",
         crash="heartbeat stops, runs again",
         most_drained=100_000,
-        durable=ON_DISK,
         within=True,
         cancels=True,
         strong=True,
     ),
     Subject(
-        name="awa",
-        title="awa",
-        engine="postgres",
-        adapter="awa",
+        *("awa", "awa", "postgres"),
         table="awa.leases, awa.lease_claims, awa.lease_claim_batches",
         imports="from awa import AsyncClient",
         requirements=("awa-pg==0.6.9",),
         left="SELECT count(*) FROM awa.jobs"
         " WHERE state NOT IN ('completed', 'failed', 'cancelled')",
         history="batch receipts, rotated away",
-        retries="yes",
         fencing="by lease",
         crash="lease runs out, runs again",
-        durable=ON_DISK,
         within=True,
         cancels=True,
         most_drained=20_000,
@@ -113,65 +119,47 @@ SUBJECTS = (
         most_retried=3_000,
     ),
     Subject(
-        name="chancy",
-        title="Chancy",
-        engine="postgres",
-        adapter="chancy",
+        *("chancy", "Chancy", "postgres"),
         table="chancy_jobs",
         imports="from chancy import Chancy",
         requirements=("chancy==0.26.0",),
         left="SELECT count(*) FROM chancy_jobs WHERE state NOT IN ('succeeded', 'failed')",
         history="job",
-        retries="yes",
         fencing="by claim",
         crash="runs again",
-        durable=ON_DISK,
         within=True,
         most_drained=5_000,
     ),
     Subject(
-        name="oban",
-        title="Oban",
-        engine="postgres",
-        adapter="oban",
+        *("oban", "Oban", "postgres"),
         table="oban_jobs",
         imports="from oban import Oban",
         requirements=("oban==0.7.0", PSYCOPG, PSYCOPG_POOL, UVLOOP),
         oldest_python=(3, 12),
         left="SELECT count(*) FROM oban_jobs WHERE state <> 'completed'",
         history="job, for a day",
-        retries="yes",
         fencing="by time of the attempt",
         crash="rescued by the leader",
-        durable=ON_DISK,
         within=True,
         cancels=True,
         most_drained=10_000,
     ),
     Subject(
-        name="procrastinate",
-        title="Procrastinate",
-        engine="postgres",
-        adapter="procrastinate",
+        *("procrastinate", "Procrastinate", "postgres"),
         table="procrastinate_jobs",
         imports="from procrastinate import App",
         requirements=("procrastinate==3.10.0", PSYCOPG, PSYCOPG_POOL, UVLOOP),
         left="SELECT count(*) FROM procrastinate_jobs WHERE status IN ('todo', 'doing')",
         history="job and its events",
-        retries="yes",
         fencing="none: settles by job id",
         crash="stalled until a task of yours retries it",
-        durable=ON_DISK,
         within=True,
         cancels=True,
         most_drained=2_000,
         most_retried=1_000,
     ),
     Subject(
-        name="dbos",
-        title="DBOS",
-        engine="postgres",
-        adapter="dbos",
+        *("dbos", "DBOS", "postgres"),
         table="dbos.workflow_status",
         imports="from dbos import DBOS",
         requirements=("dbos==3.4.0", PSYCOPG),
@@ -180,125 +168,69 @@ SUBJECTS = (
         retries="none for a workflow, of its steps",
         fencing="by owner of the start",
         crash="recovered when its executor starts again",
-        durable=ON_DISK,
         within=True,
         most_drained=1_000,
         bulk=False,
     ),
-    Subject(
+    replace(
+        TENURE,
         name="tenure-sqlite",
-        title="Tenure",
         engine="sqlite",
-        adapter="tenure_local",
-        imports="from tenure import Tenure",
         left="SELECT (SELECT count(*) FROM tenure_job WHERE status = 'pending')"
         " + (SELECT count(*) FROM tenure_job WHERE status = 'processing')",
-        history="job and every move",
-        retries="yes, backoff as data",
-        fencing="by lease, in the database",
-        crash="lease runs out, runs again",
-        durable=ON_DISK,
-        within=True,
-        cancels=True,
-        strong=True,
-        most_retried=20_000,
     ),
-    Subject(
-        name="honker",
-        title="honker",
-        engine="sqlite",
-        adapter="honker",
-        imports="import honker",
-        requirements=("honker==0.5.0",),
-        left="SELECT count(*) FROM _honker_live",
-        history="none",
-        retries="yes",
-        fencing="by worker and expiry",
-        crash="claim expires, runs again",
-        durable=ON_DISK,
-        within=True,
-        strong=True,
-        most_retried=20_000,
-    ),
-    Subject(
+    HONKER,
+    replace(
+        HONKER,
         name="honker-normal",
-        title="honker, NORMAL",
-        engine="sqlite",
         adapter="honker",
-        imports="import honker",
-        requirements=("honker==0.5.0",),
-        left="SELECT count(*) FROM _honker_live",
-        history="none",
-        retries="yes",
-        fencing="by worker and expiry",
-        crash="claim expires, runs again",
+        title="honker, NORMAL",
+        strong=False,
+        within=False,
         durable="last commits lost with the machine",
         environment=(("BENCH_SYNCHRONOUS", "NORMAL"),),
         aside=True,
-        most_retried=20_000,
     ),
     Subject(
-        name="huey",
-        title="Huey",
-        engine="sqlite",
-        adapter="huey",
+        *("huey", "Huey", "sqlite"),
         imports="from huey import SqliteHuey",
         requirements=("huey==3.5.4",),
         left="SELECT count(*) FROM task",
-        history="none",
-        retries="yes",
-        fencing="none",
         crash="job is lost",
-        durable=ON_DISK,
         most_drained=10_000,
         most_retried=2_000,
         bulk=False,
         strong=True,
     ),
     Subject(
-        name="litequeue",
-        title="litequeue",
-        engine="sqlite",
-        adapter="litequeue",
+        *("litequeue", "litequeue", "sqlite"),
         imports="from litequeue import LiteQueue",
         requirements=("litequeue==0.9",),
         left="SELECT count(*) FROM Queue WHERE status < 2",
         history="message, until pruned",
         retries="none",
-        fencing="none",
         crash="stays locked",
-        durable=ON_DISK,
         within=True,
         most_drained=2_000,
     ),
     Subject(
-        name="ardiq",
-        title="ardiq",
-        engine="redis",
-        adapter="ardiq",
+        *("ardiq", "ardiq", "redis"),
         imports="from ardiq import Ardiq",
         requirements=("ardiq==1.2.0", UVLOOP),
         oldest_python=(3, 12),
         left="return redis.call('xlen', 'ardiq:bench:queues:default')",
         history="result, for a time",
-        retries="yes",
-        fencing="none",
         crash="reclaimed when idle, runs again",
         most_drained=30_000,
         durable=REDIS_DURABLE,
         strong=True,
     ),
     Subject(
-        name="dramatiq",
-        title="Dramatiq",
-        engine="redis",
-        adapter="dramatiq",
+        *("dramatiq", "Dramatiq", "redis"),
         imports="import dramatiq",
         requirements=("dramatiq==2.2.1", *REDIS),
         left="return redis.call('hlen', 'dramatiq:default.msgs')",
-        history="none",
         retries="yes, 1 ms delay at least",
-        fencing="none",
         crash="heartbeat stops, runs again",
         durable=REDIS_DURABLE,
         most_drained=10_000,
@@ -307,17 +239,12 @@ SUBJECTS = (
         strong=True,
     ),
     Subject(
-        name="saq",
-        title="SAQ",
-        engine="redis",
-        adapter="saq",
+        *("saq", "SAQ", "redis"),
         imports="from saq import Queue",
         requirements=("saq==0.26.4", "typing-extensions==4.15.0", *REDIS, UVLOOP),
         left="return redis.call('llen', 'saq:default:queued')"
         " + redis.call('llen', 'saq:default:active')",
         history="result, for a time",
-        retries="yes",
-        fencing="none",
         crash="swept, runs again",
         durable=REDIS_DURABLE,
         most_drained=5_000,
@@ -325,32 +252,22 @@ SUBJECTS = (
         bulk=False,
     ),
     Subject(
-        name="streaq",
-        title="streaQ",
-        engine="redis",
-        adapter="streaq",
+        *("streaq", "streaQ", "redis"),
         imports="from streaq import Worker",
         requirements=("streaq==7.2.0",),
         left="return redis.call('xlen', 'streaq:bench:queues:normal')",
         history="result, for a time",
-        retries="yes",
-        fencing="none",
         crash="reclaimed when idle, runs again",
         durable=REDIS_DURABLE,
         most_drained=3_000,
         most_retried=2_000,
     ),
     Subject(
-        name="celery",
-        title="Celery",
-        engine="redis",
-        adapter="celery",
+        *("celery", "Celery", "redis"),
         imports="from celery import Celery",
         requirements=("celery==5.7.0", "packaging==25.0", *REDIS),
         left="return redis.call('llen', 'celery') + redis.call('hlen', 'unacked')",
         history="none (results off)",
-        retries="yes",
-        fencing="none",
         crash="redelivered after an hour",
         durable=REDIS_DURABLE,
         most_drained=2_000,
@@ -358,16 +275,11 @@ SUBJECTS = (
         bulk=False,
     ),
     Subject(
-        name="rq",
-        title="RQ",
-        engine="redis",
-        adapter="rq",
+        *("rq", "RQ", "redis"),
         imports="from rq import Queue",
         requirements=("rq==3.0.0", *REDIS),
         left="return redis.call('llen', 'rq:queue:default')",
         history="none (deleted at once)",
-        retries="yes",
-        fencing="none",
         crash="failed or retried by a cleanup",
         durable=REDIS_DURABLE,
         most_drained=500,

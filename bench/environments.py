@@ -30,7 +30,7 @@ def python_for(subject: Subject) -> Path:
     """The interpreter that runs a subject's adapter; raises Unavailable as `environment` does."""
     if subject.ours:
         return Path(sys.executable)
-    return environment(subject.adapter, subject.oldest_python, subject.requirements)
+    return environment(subject.program, subject.oldest_python, subject.requirements)
 
 
 def environment(

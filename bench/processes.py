@@ -55,7 +55,7 @@ class Setting:
     def command(self, command: str, **numbers: float) -> list[str]:
         given = [f"{name}={value}" for name, value in numbers.items()]
         program = [str(python_for(self.subject)), "-m", "bench.adapter"]
-        return [*program, self.subject.adapter, command, *given]
+        return [*program, self.subject.program, command, *given]
 
 
 def log_of(name: str) -> IO[bytes]:

@@ -107,7 +107,7 @@ class Postgres:
                 connection.execute(sql.SQL(statement).format(**quoted))
 
     def fresh(self, subject: Subject) -> str:
-        name = subject.adapter
+        name = subject.program
         drop = "DROP DATABASE IF EXISTS {name} WITH (FORCE)"
         self._administer(drop, "CREATE DATABASE {name}", "CHECKPOINT", name=name)
         return self._url(name)

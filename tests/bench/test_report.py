@@ -72,7 +72,7 @@ def test_processes_share_a_tally(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
 def test_every_queue_has_an_adapter_that_says_its_settings(subject: Subject) -> None:
-    file = Path(plan.__file__).with_name("peers") / f"{subject.adapter}.py"
+    file = Path(plan.__file__).with_name("peers") / f"{subject.program}.py"
     module = ast.parse(file.read_text())
     assert len(ast.get_docstring(module) or "") > 60
     functions = {
