@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from typing import Any
 
 from bench import gate
 from bench.catalogue import Subject
@@ -43,53 +44,16 @@ def retry(stage: Stage, subject: Subject) -> Figures:
     return fill_and_run(stage, setting, stage.size.jobs_retried(subject), starts=2)
 
 
-def fill_and_run(
-    stage: Stage,
-    setting: Setting,
-    jobs: int,
-    *,
-    workers: int = 1,
-    starts: int = 1,
-    job_seconds: float = 0.0,
-    warm: float = 0.0,
-) -> Figures:
+def fill_and_run(stage: Stage, setting: Setting, jobs: int, **how: Any) -> Figures:
     """Enqueue jobs, then drain them."""
     fill(setting, jobs)
-    return drain_filled(
-        stage,
-        setting,
-        jobs,
-        workers=workers,
-        starts=starts,
-        job_seconds=job_seconds,
-        warm=warm,
-    )
+    return drain_filled(stage, setting, jobs, **how)
 
 
-def drain_filled(
-    stage: Stage,
-    setting: Setting,
-    jobs: int,
-    *,
-    workers: int = 1,
-    starts: int = 1,
-    job_seconds: float = 0.0,
-    warm: float = 0.0,
-) -> Figures:
-    """Run workers on the jobs that are there, as `run_workers` says; nothing may be amiss after."""
+def drain_filled(stage: Stage, setting: Setting, jobs: int, **how: Any) -> Figures:
+    """Run workers on the jobs that are there, as `run_workers` says."""
     stage.calm(setting)
-    figures = run_workers(
-        stage,
-        setting,
-        setting,
-        jobs,
-        workers=workers,
-        starts=starts,
-        job_seconds=job_seconds,
-        warm=warm,
-    )
-    check_integrity(setting)
-    return figures
+    return run_workers(stage, setting, setting, jobs, **how)
 
 
 def drain_with_backlog(stage: Stage, subject: Subject) -> Figures:
@@ -100,9 +64,7 @@ def drain_with_backlog(stage: Stage, subject: Subject) -> Figures:
         fill(setting, jobs + stage.size.behind)
 
     setting = stage.kept(subject, "backlog", make)
-    figures = run_workers(stage, setting, setting, jobs, behind=stage.size.behind)
-    check_integrity(setting)
-    return figures
+    return run_workers(stage, setting, setting, jobs, behind=stage.size.behind)
 
 
 def drain_with_history(stage: Stage, subject: Subject) -> Figures:
@@ -114,11 +76,7 @@ def drain_with_history(stage: Stage, subject: Subject) -> Figures:
         _run_raw(setting)
 
     setting = stage.kept(subject, "history", make)
-    fill(setting, jobs)
-    stage.calm(setting)
-    figures = run_workers(stage, setting, setting, jobs)
-    check_integrity(setting)
-    return figures
+    return fill_and_run(stage, setting, jobs)
 
 
 def drain_pinned(stage: Stage, subject: Subject) -> Figures:
@@ -128,9 +86,7 @@ def drain_pinned(stage: Stage, subject: Subject) -> Figures:
     fill(setting, jobs)
     stage.calm(setting)
     with stage.engine(subject).pinned(setting.place):
-        figures = run_workers(stage, setting, setting, jobs)
-    check_integrity(setting)
-    return figures
+        return run_workers(stage, setting, setting, jobs)
 
 
 def raw(stage: Stage, subject: Subject) -> Figures:
@@ -165,8 +121,9 @@ def run_workers(
 ) -> Figures:
     """Run workers of `setting` on the jobs in `store` until all have run; how fast, at what cost.
 
-    With jobs pending `behind` them, the first `jobs` are waited for and the others not looked at.
-    A handler takes `job_seconds`. The cost is counted from when the part `warm` of them has run.
+    Nothing may be amiss in `store` after. With jobs pending `behind` them, the first `jobs` are
+    waited for and the others not looked at. A handler takes `job_seconds`. The cost is counted
+    from when the part `warm` of them has run.
     """
     tally = stage.tally(jobs)
     with contextlib.ExitStack() as running:
@@ -193,6 +150,7 @@ def run_workers(
         raise Failed(f"{doubled} of {jobs} jobs ran too often")
     if not behind and stage.left(store):
         raise Failed("jobs that had settled were there again when the workers had ended")
+    check_integrity(store)
     began = min(tally.began[:jobs] if starts > 1 else tally.ended[:jobs])
     seconds = (ended - began) / 1e9 + job_seconds
     if doubled:

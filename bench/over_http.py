@@ -46,9 +46,7 @@ def drain_remotely(stage: Stage, subject: Subject) -> Figures:
             subject=replace(subject, adapter="tenure_remote"),
             place=f"http://{address}",
         )
-        figures = run_workers(stage, setting, remote, jobs)
-    check_integrity(setting)
-    return figures
+        return run_workers(stage, setting, remote, jobs)
 
 
 @contextlib.contextmanager

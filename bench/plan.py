@@ -87,6 +87,8 @@ def has_slots(subject: Subject) -> bool:
     return keeps_on_disk(subject) and subject.name != "litequeue"
 
 
+_alone = partial(Workload, fits=is_ours, fits_quick=is_nobody, most_repeats=3)
+WAIT = {"figure": "p50_ms", "unit": "ms (p50)"}
 FLEETS = (
     ("fleet-10ms", 8, 10, 0.010),
     ("fleet-200ms", 8, 10, 0.200),
@@ -114,9 +116,7 @@ WORKLOADS = (
         fits=lambda subject: subject.bulk,
         shows_aside=True,
     ),
-    Workload(
-        "raw", "Drain by the bare statements, no worker", drains.raw, fits=is_ours, most_repeats=3
-    ),
+    _alone("raw", "Drain by the bare statements, no worker", drains.raw, fits_quick=is_ours),
     Workload("drain-1", "Drain, 1 worker process", drains.drain, shows_aside=True),
     Workload(
         "drain-2",
@@ -142,46 +142,11 @@ WORKLOADS = (
         )
         for name, workers, slots, seconds in FLEETS
     ),
-    Workload(
-        "limit",
-        "Drain, 100 of 200 slots may run",
-        features.drain_limited,
-        fits=is_ours,
-        fits_quick=is_nobody,
-        most_repeats=3,
-    ),
-    Workload(
-        "rate",
-        "Drain, 1,000 a second may start",
-        features.drain_rated,
-        fits=is_ours,
-        fits_quick=is_nobody,
-        most_repeats=3,
-    ),
-    Workload(
-        "workflows",
-        "Drain of 1 to 100 to 1",
-        features.drain_workflows,
-        fits=is_ours,
-        fits_quick=is_nobody,
-        most_repeats=3,
-    ),
-    Workload(
-        "schedules",
-        "Schedules due at once",
-        features.fire_schedules,
-        fits=is_ours,
-        fits_quick=is_nobody,
-        most_repeats=3,
-    ),
-    Workload(
-        "threads",
-        "Drain, `def` handlers in threads",
-        drains.drain_threads,
-        fits=is_ours,
-        fits_quick=is_nobody,
-        most_repeats=3,
-    ),
+    _alone("limit", "Drain, 100 of 200 slots may run", features.drain_limited),
+    _alone("rate", "Drain, 1,000 a second may start", features.drain_rated),
+    _alone("workflows", "Drain of 1 to 100 to 1", features.drain_workflows),
+    _alone("schedules", "Schedules due at once", features.fire_schedules),
+    _alone("threads", "Drain, `def` handlers in threads", drains.drain_threads),
     Workload(
         "retry",
         "Fail once, retry at once, succeed",
@@ -189,13 +154,12 @@ WORKLOADS = (
         fits=lambda subject: not subject.retries.startswith("none"),
         shows_aside=True,
     ),
-    Workload("pickup", "Pickup, 1 idle worker", waiting.pickup, figure="p50_ms", unit="ms (p50)"),
+    Workload("pickup", "Pickup, 1 idle worker", waiting.pickup, **WAIT),
     Workload(
         "pickup-10",
         "Enqueue and pickup, 10 idle workers",
         partial(waiting.pickup, workers=10),
-        figure="p50_ms",
-        unit="ms (p50)",
+        **WAIT,
         fits=keeps_on_disk,
         fits_quick=is_ours,
     ),
@@ -203,80 +167,38 @@ WORKLOADS = (
         "commit",
         "From your commit to the handler",
         partial(waiting.pickup, command="committing"),
-        figure="p50_ms",
-        unit="ms (p50)",
+        **WAIT,
         fits=lambda subject: subject.within,
         fits_quick=is_fastest,
     ),
     Workload(
         "backlog", "Drain, many jobs pending behind", drains.drain_with_backlog, fits=is_fastest
     ),
-    Workload(
-        "history",
-        "Drain, many settled jobs kept",
-        drains.drain_with_history,
-        fits=is_ours,
-        fits_quick=is_nobody,
-        most_repeats=3,
-    ),
+    _alone("history", "Drain, many settled jobs kept", drains.drain_with_history),
     Workload("pinned", "Drain, an old snapshot pinned", drains.drain_pinned, fits=is_fastest),
-    Workload(
-        "http-1",
-        "POST /jobs, 1 client",
-        partial(over_http.post_jobs, clients=1),
-        fits=is_ours,
-        most_repeats=3,
-        fits_quick=is_nobody,
-    ),
-    Workload(
-        "http-16",
-        "POST /jobs, 16 clients",
-        partial(over_http.post_jobs, clients=16),
-        fits=is_ours,
-        fits_quick=is_nobody,
-        most_repeats=3,
-    ),
-    Workload(
+    _alone("http-1", "POST /jobs, 1 client", partial(over_http.post_jobs, clients=1)),
+    _alone("http-16", "POST /jobs, 16 clients", partial(over_http.post_jobs, clients=16)),
+    _alone(
         "http-64",
         "POST /jobs, 64 clients",
         partial(over_http.post_jobs, clients=64),
-        fits=is_ours,
-        most_repeats=3,
+        fits_quick=is_ours,
     ),
-    Workload(
-        "remote",
-        "Drain, 1 worker over HTTP",
-        over_http.drain_remotely,
-        fits=is_ours,
-        most_repeats=3,
-    ),
-    Workload(
-        "result",
-        "Enqueue to result",
-        waiting.result,
-        figure="p50_ms",
-        unit="ms (p50)",
-        fits=is_ours,
-        most_repeats=3,
-    ),
+    _alone("remote", "Drain, 1 worker over HTTP", over_http.drain_remotely, fits_quick=is_ours),
+    _alone("result", "Enqueue to result", waiting.result, **WAIT, fits_quick=is_ours),
     Workload(
         "cancel",
         "Cancel to handler, 10 workers",
         cancelling.cancel,
-        figure="p50_ms",
-        unit="ms (p50)",
+        **WAIT,
         fits=lambda subject: subject.cancels,
         fits_quick=is_ours,
     ),
-    Workload(
+    _alone(
         "cancel-remote",
         "Cancel to handler, 10 workers over HTTP",
         partial(cancelling.cancel, remotely=True),
-        figure="p50_ms",
-        unit="ms (p50)",
-        fits=is_ours,
-        most_repeats=3,
-        fits_quick=is_nobody,
+        **WAIT,
     ),
     Workload(
         "idle",
