@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tenure import Tenure
 from tenure.store import migrate_store, open_store
 from tests.contract import situations
 from tests.support.clock import Clock
@@ -81,6 +82,13 @@ def harness(unaudited_harness: StoreHarness) -> Iterator[StoreHarness]:
     yield unaudited_harness
     kept = LENT.get(unaudited_harness.url)
     assert (kept.violations() if kept else unaudited_harness.store.read.violations(10)) == []
+
+
+@pytest.fixture
+def app(harness: StoreHarness) -> Iterator[Tenure]:
+    """An application on the database of the harness."""
+    with Tenure(harness.url) as app:
+        yield app
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -14,12 +13,6 @@ from tenure.jobs.queries import Filter
 from tenure.retry import RetryPolicy
 from tenure.store.tables import bulk as bulks
 from tests.support.store import StoreHarness, report_completed, report_failed, report_snoozed
-
-
-@pytest.fixture
-def app(harness: StoreHarness) -> Iterator[Tenure]:
-    with Tenure(harness.url) as app:
-        yield app
 
 
 def test_a_pending_job_can_be_changed(harness: StoreHarness, app: Tenure) -> None:

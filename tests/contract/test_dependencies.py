@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,12 +20,6 @@ from tenure.jobs.enqueue import TypeOptions, check_job
 from tenure.jobs.ids import new_id, new_ids
 from tenure.lifecycle import Job
 from tests.support.store import StoreHarness, new_job, report_completed, report_failed
-
-
-@pytest.fixture
-def app(harness: StoreHarness) -> Iterator[Tenure]:
-    with Tenure(harness.url) as app:
-        yield app
 
 
 def ended(harness: StoreHarness, how: str) -> Job:

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,12 +25,6 @@ from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.cli import clean_environment
 from tests.support.store import StoreHarness, new_job, report_completed, report_failed
-
-
-@pytest.fixture
-def app(harness: StoreHarness) -> Iterator[Tenure]:
-    with Tenure(harness.url) as app:
-        yield app
 
 
 def settle(harness: StoreHarness, count: int, type: str = "mail", **fields: Any) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Any
 from uuid import UUID
@@ -25,12 +24,6 @@ from tests.support.raw_sql import Refused
 from tests.support.store import StoreHarness
 
 HOSTILE = ["", "a\0b", "a\nb", "\x1f", "\x7f", "\x9f", "é" * 129, "a\ud800", 17, ["a"], True]
-
-
-@pytest.fixture
-def app(harness: StoreHarness) -> Iterator[Tenure]:
-    with Tenure(harness.url) as app:
-        yield app
 
 
 @pytest.mark.parametrize("text", ["a", "é" * 128, " acme: \u202e\\'%s{}", "😀\ufeff\u2028"])

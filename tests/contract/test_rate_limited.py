@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import pytest
@@ -19,12 +18,6 @@ from tests.support.store import (
     report_failed,
     report_snoozed,
 )
-
-
-@pytest.fixture
-def app(harness: StoreHarness) -> Iterator[Tenure]:
-    with Tenure(harness.url) as app:
-        yield app
 
 
 def pauses(harness: StoreHarness) -> dict[tuple[str, ...], float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,12 +19,6 @@ LIMITS: tuple[dict[str, Any], ...] = (
     {"max_running": 50},
     {"per_partition": PerPartition(max_running=50)},
 )
-
-
-@pytest.fixture
-def app(harness: StoreHarness) -> Iterator[Tenure]:
-    with Tenure(harness.url) as app:
-        yield app
 
 
 def add(app: Tenure, types: str, **options: Any) -> list[str]:

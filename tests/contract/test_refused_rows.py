@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -32,12 +32,6 @@ from tests.support.store import (
 pytestmark = pytest.mark.own_database
 
 KEEP = timedelta(days=1)
-
-
-@pytest.fixture
-def app(harness: StoreHarness) -> Iterator[Tenure]:
-    with Tenure(harness.url) as app:
-        yield app
 
 
 def add(app: Tenure, *priorities: int) -> list[str]:

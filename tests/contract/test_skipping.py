@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import pytest
 
 from tenure import Dependency, NewJob, Tenure, Unique
 from tenure.jobs.enqueue import CheckedJob, TypeOptions, check_job
@@ -14,12 +12,6 @@ from tenure.jobs.ids import new_ids
 from tenure.jobs.queries import Filter
 from tenure.lifecycle import Job
 from tests.support.store import StoreHarness, report_completed, report_failed, report_suspended
-
-
-@pytest.fixture
-def app(harness: StoreHarness) -> Iterator[Tenure]:
-    with Tenure(harness.url) as app:
-        yield app
 
 
 def graph(harness: StoreHarness, *jobs: tuple[Sequence[Any], dict[str, Any]]) -> list[str]:

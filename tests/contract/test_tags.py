@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,12 +13,6 @@ from tenure.lifecycle import Job
 from tenure.store import search
 from tests.support.raw_sql import Refused
 from tests.support.store import StoreHarness, report_completed
-
-
-@pytest.fixture
-def app(harness: StoreHarness) -> Iterator[Tenure]:
-    with Tenure(harness.url) as app:
-        yield app
 
 
 def found(harness: StoreHarness, **wanted: object) -> list[str]:

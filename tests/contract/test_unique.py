@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -28,12 +27,6 @@ from tenure.store.borrowed import unique_keys
 from tests.support.store import StoreHarness, new_job, report_completed, report_failed
 
 ONE = Unique(("doc",))
-
-
-@pytest.fixture
-def app(harness: StoreHarness) -> Iterator[Tenure]:
-    with Tenure(harness.url) as app:
-        yield app
 
 
 def add(app: Tenure, rule: Unique = ONE, doc: Any = 1, **more: Any) -> Job:

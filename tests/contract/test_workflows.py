@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -22,12 +21,6 @@ from tenure.jobs.enqueue import NewJob
 from tenure.jobs.ids import new_id
 from tenure.store.tables import flow as flows
 from tests.support.store import StoreHarness, report_completed, report_failed, report_suspended
-
-
-@pytest.fixture
-def app(harness: StoreHarness) -> Iterator[Tenure]:
-    with Tenure(harness.url) as app:
-        yield app
 
 
 def job(type: str = "work", **options: Any) -> NewJob:

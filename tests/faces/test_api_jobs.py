@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.lifecycle import Status, legal_events
 from tenure.server import build
-from tests.support.http import UNKNOWN_ID, Exchange, api_client, assert_problem, claim_jobs, report
+from tests.support.http import UNKNOWN_ID, Exchange, assert_problem, claim_jobs, report
 
 FIELDS = {
     *("id", "type", "queue", "status", "payload", "priority", "attempts", "max_retries"),
@@ -27,12 +27,6 @@ FIELDS = {
 def app(database_url: str) -> Iterator[Tenure]:
     with Tenure(database_url) as app:
         yield app
-
-
-@pytest.fixture
-def api(app: Tenure) -> Iterator[TestClient]:
-    with api_client(app) as api:
-        yield api
 
 
 def test_a_job_is_added_and_shown(api: TestClient, app: Tenure) -> None:

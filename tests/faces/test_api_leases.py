@@ -17,7 +17,6 @@ from tests.support.http import (
     JSON,
     UNKNOWN_ID,
     Exchange,
-    api_client,
     assert_problem,
     claim_jobs,
     report,
@@ -28,12 +27,6 @@ from tests.support.http import (
 def app(database_url: str) -> Iterator[Tenure]:
     with Tenure(database_url) as app:
         yield app
-
-
-@pytest.fixture
-def api(app: Tenure) -> Iterator[TestClient]:
-    with api_client(app) as api:
-        yield api
 
 
 def asking(**more: Any) -> bytes:

@@ -38,12 +38,6 @@ def app(database_url: str) -> Iterator[Tenure]:
         yield app
 
 
-@pytest.fixture
-def api(app: Tenure) -> Iterator[TestClient]:
-    with api_client(app) as api:
-        yield api
-
-
 # --- health ---------------------------------------------------------------------------------------
 
 

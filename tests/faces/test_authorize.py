@@ -29,12 +29,6 @@ async def by_header(scope: Scope) -> tuple[str, Iterable[str]] | None:
 
 
 @pytest.fixture
-def app(sqlite_url: str) -> Iterator[Tenure]:
-    with Tenure(sqlite_url) as app:
-        yield app
-
-
-@pytest.fixture
 def web(app: Tenure) -> Iterator[TestClient]:
     with TestClient(build(app, authorize=by_header), base_url="https://shop.example") as web:
         yield web

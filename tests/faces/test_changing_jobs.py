@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.jobs.steps import Record
 from tests.support.cli import cli_json, output_of, run_cli
-from tests.support.http import api_client, assert_problem
+from tests.support.http import assert_problem
 from tests.support.store import claim_request, report_snoozed
 
 
@@ -19,12 +19,6 @@ def app(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
     monkeypatch.setenv("TENURE_DATABASE", sqlite_url)
     with Tenure(sqlite_url) as app:
         yield app
-
-
-@pytest.fixture
-def web(app: Tenure) -> Iterator[TestClient]:
-    with api_client(app) as web:
-        yield web
 
 
 def test_over_http(app: Tenure, web: TestClient) -> None:

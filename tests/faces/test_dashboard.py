@@ -34,12 +34,6 @@ def app(sqlite_url: str) -> Iterator[Tenure]:
 
 
 @pytest.fixture
-def web(app: Tenure) -> Iterator[TestClient]:
-    with api_client(app) as web:
-        yield web
-
-
-@pytest.fixture
 def guarded(app: Tenure) -> Iterator[TestClient]:
     """A server that asks for a token; `boss-token` may do everything."""
     with api_client(app, Settings(tokens=("boss-token",))) as web:

@@ -30,12 +30,6 @@ def app(database_url: str) -> Iterator[Tenure]:
         yield app
 
 
-@pytest.fixture
-def web(app: Tenure) -> Iterator[TestClient]:
-    with api_client(app) as web:
-        yield web
-
-
 def queue(app: Tenure) -> QueueState:
     return next(one for one in app.queues.list() if one.name == "llm")
 

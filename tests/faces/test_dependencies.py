@@ -13,19 +13,13 @@ from tenure import JobNotFound, NewJob, Tenure
 from tenure.jobs.ids import new_id
 from tenure.wire import requests
 from tests.support.cli import output_of, run_cli
-from tests.support.http import api_client, assert_problem
+from tests.support.http import assert_problem
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Tenure]:
     with Tenure(f"sqlite:///{tmp_path / 'jobs.db'}") as app:
         yield app
-
-
-@pytest.fixture
-def api(app: Tenure) -> Iterator[TestClient]:
-    with api_client(app) as api:
-        yield api
 
 
 def test_a_job_says_over_http_what_it_depends_on(app: Tenure, api: TestClient) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from starlette.testclient import TestClient
 
@@ -14,12 +12,6 @@ from tests.support.http import HERE, ServerProcess, api_client, assert_problem
 
 PROXIED = Settings(allowed_hosts=("jobs.example.com",))
 ELSEWHERE = Settings(host="192.0.2.1")
-
-
-@pytest.fixture
-def app(sqlite_url: str) -> Iterator[Tenure]:
-    with Tenure(sqlite_url) as app:
-        yield app
 
 
 @pytest.mark.requirement("C2")

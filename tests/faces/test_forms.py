@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from tenure import Tenure
 from tenure.jobs.work import ClaimRequest
-from tests.support.http import api_client, post_form
+from tests.support.http import post_form
 
 
 class Size(Enum):
@@ -37,12 +37,6 @@ def app(sqlite_url: str) -> Iterator[Tenure]:
 
         app.core.declare(app.core.handlers.options())
         yield app
-
-
-@pytest.fixture
-def web(app: Tenure) -> Iterator[TestClient]:
-    with api_client(app) as web:
-        yield web
 
 
 GIVEN = {

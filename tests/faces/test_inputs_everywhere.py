@@ -36,12 +36,6 @@ def app(database_url: str) -> Iterator[Tenure]:
         yield app
 
 
-@pytest.fixture
-def api(app: Tenure) -> Iterator[TestClient]:
-    with api_client(app) as api:
-        yield api
-
-
 REFUSED = [
     pytest.param('{"a": "x\\u0000y"}', marks=S(87), id="nul"),
     pytest.param('{"a\\u0000": 1}', marks=S(87), id="nul in a key"),

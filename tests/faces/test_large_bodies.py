@@ -28,12 +28,6 @@ PAUSE_SECONDS = 0.1
 """Processor time of this process between two turns of the loop. None here takes more than 0.02."""
 
 
-@pytest.fixture
-def app(sqlite_url: str) -> Iterator[Tenure]:
-    with Tenure(sqlite_url) as app:
-        yield app
-
-
 @pytest.fixture(autouse=True, scope="module")
 def switching() -> Iterator[None]:
     """Threads take turns, and garbage is collected, as in a server."""

@@ -19,12 +19,6 @@ BEARER = {"Authorization": f"Bearer {OWNER}"}
 
 
 @pytest.fixture
-def app(sqlite_url: str) -> Iterator[Tenure]:
-    with Tenure(sqlite_url) as app:
-        yield app
-
-
-@pytest.fixture
 def web(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A server that logs every refusal, and looks at the tokens for every request."""
     monkeypatch.setattr(refusals, "LOG_SECONDS", 0.0)

@@ -48,18 +48,6 @@ READERS = {"contrib/django/results.py", "contrib/django/checks.py"}
 CANARY = "canary-7c1f"
 
 
-@pytest.fixture
-def app(sqlite_url: str) -> Iterator[Tenure]:
-    with Tenure(sqlite_url) as app:
-        yield app
-
-
-@pytest.fixture
-def api(app: Tenure) -> Iterator[TestClient]:
-    with api_client(app) as api:
-        yield api
-
-
 class Used(NamedTuple):
     """What a source imports, and the names that it calls: alone, and as a part of something."""
 

@@ -33,12 +33,6 @@ CALLS = [
 
 
 @pytest.fixture
-def app(sqlite_url: str) -> Iterator[Tenure]:
-    with Tenure(sqlite_url) as app:
-        yield app
-
-
-@pytest.fixture
 def guarded(app: Tenure) -> Iterator[TestClient]:
     with api_client(app, Settings(tokens=(TOKEN, OTHER))) as api:
         yield api

@@ -72,12 +72,6 @@ routes is a change of two places, and a new route fails until somebody has thoug
 
 
 @pytest.fixture
-def app(sqlite_url: str) -> Iterator[Tenure]:
-    with Tenure(sqlite_url) as app:
-        yield app
-
-
-@pytest.fixture
 def guarded(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A server that looks at the tokens in the database for every request."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):

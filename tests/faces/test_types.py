@@ -72,12 +72,6 @@ def app(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
         yield app
 
 
-@pytest.fixture
-def api(app: Tenure) -> Iterator[TestClient]:
-    with api_client(app) as api:
-        yield api
-
-
 @pytest.mark.parametrize("remote", [False, True], ids=["beside the database", "over HTTP"])
 def test_b4_every_enqueue_by_name_gets_what_the_decorator_says(
     database_url: str, tmp_path: Path, remote: bool

@@ -12,7 +12,7 @@ from tenure import DuplicateJob, Tenure, Unique
 from tenure.app.app import limited_to
 from tenure.client import Client
 from tests.support.cli import output_of, run_cli
-from tests.support.http import ServerProcess, api_client, assert_problem
+from tests.support.http import ServerProcess, assert_problem
 
 
 @pytest.fixture
@@ -20,12 +20,6 @@ def app(database_url: str) -> Iterator[Tenure]:
     with Tenure(database_url) as app:
         yield app
         assert app.verify() == []
-
-
-@pytest.fixture
-def api(app: Tenure) -> Iterator[TestClient]:
-    with api_client(app) as api:
-        yield api
 
 
 def body(doc: int = 1, type: str = "index", **rule: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.store.tables import workflows
 from tests.support.cli import cli_json, output_of, run_cli
-from tests.support.http import UNKNOWN_ID, api_client, assert_problem, claim_jobs, post_form, report
+from tests.support.http import UNKNOWN_ID, assert_problem, claim_jobs, post_form, report
 from tests.support.workflows import add_workflow, finish
 
 
@@ -20,12 +20,6 @@ def app(sqlite_url: str) -> Iterator[Tenure]:
     with Tenure(sqlite_url) as app:
         yield app
         assert app.verify() == []
-
-
-@pytest.fixture
-def api(app: Tenure) -> Iterator[TestClient]:
-    with api_client(app) as api:
-        yield api
 
 
 # --- HTTP -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from tenure import Tenure
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.writer import Postgres
 from tests.unit.postgres.connections import Connection
@@ -16,6 +17,14 @@ from tests.unit.postgres.connections import Connection
 def url(postgres_url: str) -> str:
     """The URL of a database with the schema in it."""
     return postgres_url
+
+
+@pytest.fixture
+def app(postgres_url: str) -> Iterator[Tenure]:
+    """An application whose data must obey every invariant at the end."""
+    with Tenure(postgres_url) as app:
+        yield app
+        assert app.verify() == []
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -22,13 +21,6 @@ from tests.support.store import (
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres
-
-
-@pytest.fixture
-def app(postgres_url: str) -> Iterator[Tenure]:
-    with Tenure(postgres_url) as app:
-        yield app
-        assert app.verify() == []
 
 
 def claim(store: Store, limit: int) -> list[Lease]:

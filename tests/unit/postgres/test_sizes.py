@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
@@ -17,13 +17,6 @@ from tenure.store.postgres.session import PostgresSession
 from tenure.store.rows import UNIQUE
 
 UNIQUE_BY_NUMBER: Any = {"unique": Unique(by=("number",))}
-
-
-@pytest.fixture
-def app(postgres_url: str) -> Iterator[Tenure]:
-    with Tenure(postgres_url) as app:
-        yield app
-        assert app.verify() == []
 
 
 @pytest.fixture

@@ -24,13 +24,6 @@ from tests.support.workers import running_worker
 pytestmark = pytest.mark.postgres
 
 
-@pytest.fixture
-def app(postgres_url: str) -> Iterator[Tenure]:
-    with Tenure(postgres_url) as app:
-        yield app
-        assert app.verify() == []
-
-
 def database_of(app: Tenure) -> str:
     return str(psycopg.conninfo.conninfo_to_dict(app.database)["dbname"])
 

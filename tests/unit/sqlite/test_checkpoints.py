@@ -9,19 +9,12 @@ from pathlib import Path
 import pytest
 
 from tenure import Tenure
-from tenure.store import direct, migrate_store
+from tenure.store import direct
 from tenure.store.sqlite import connection as sqlite_connection
 from tenure.store.sqlite.connection import Checkpoints, begin_writing, connect, connect_writer
 
 WRITE = "INSERT INTO tenure_queue (name) VALUES (hex(randomblob(8)))"
 BUSY = sqlite3.SQLITE_BUSY
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "jobs.db"
-    migrate_store(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from tenure import failpoints
 from tenure.errors import StoreUnavailable
 from tenure.jobs.enqueue import CheckedJob
 from tenure.jobs.ids import new_id
-from tenure.store import migrate_store
 from tenure.store.commit import Committer
 from tenure.store.sqlite.writer import Sqlite
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, Work
@@ -40,13 +39,6 @@ if place == "enqueue":
 else:
     open_store(f"sqlite:///{path}").exchange([], claim_request(1)).result()
 """
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "jobs.db"
-    migrate_store(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import pytest
 from tenure import NewJob, StoreUnavailable, Tenure
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.ids import new_id
-from tenure.store import direct, migrate_store
+from tenure.store import direct
 from tenure.store.commit import Announcements, CallWork, Committer, EnqueueWork
 from tenure.store.sqlite.writer import Sqlite
 from tests.support.waiting import wait_until
@@ -33,13 +33,6 @@ pytestmark = [
 ]
 SOURCE = str(Path(direct.__file__).parent)
 """Where interrupts come: in the code of the store."""
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "jobs.db"
-    migrate_store(f"sqlite:///{path}")
-    return path
 
 
 class Noted(Future[list[Enqueued]]):

@@ -15,7 +15,6 @@ import pytest
 from tenure.jobs.ids import new_ids
 from tenure.jobs.limits import Turn
 from tenure.jobs.work import MAX_BYTES, Lease
-from tenure.store import migrate_store
 from tenure.store.sqlite import turns
 from tenure.store.sqlite.claim import SqliteClaim, SqliteLaneView
 from tenure.store.sqlite.connection import connect, to_time
@@ -25,13 +24,6 @@ from tests.support.store import claim_request
 LANE = ("q", 0)
 MANY = 5_000
 NOW = "(SELECT at FROM tenure_now)"
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "jobs.db"
-    migrate_store(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture
