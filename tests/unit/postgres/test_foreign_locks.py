@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from tenure import Tenure
+from tenure import Tenure, Unique
 from tenure.app.app import limited_to
 from tenure.errors import StoreUnavailable
 from tenure.jobs.explain import Facts, explain
@@ -183,6 +183,32 @@ def test_a_lock_on_what_waits_for_a_job_holds_up_no_report_on_another_one(
         answers = [verdict.answer for verdict in exchange(app, reports).verdicts]
         assert answers == [Answer.RECORDED, Answer.ALREADY_RECORDED, Answer.RECORDED]
         assert app.get(child.id).status == "waiting"
+        assert app.core.store._committer._locked._ids == set()
+        assert app.verify() == []
+
+
+@pytest.mark.parametrize("table", ["slot", "line", "unique_key"])
+def test_a_lock_on_a_row_beside_a_job_holds_up_no_report_on_another_one(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    """All outcomes of the worker failed with that one, each after four waits."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    with Tenure(url) as app:
+        app.queues.limit("sync", max_running=5, ordered="pass")
+        locked = app.enqueue("sum", queue="sync", unique=Unique())
+        other = app.enqueue("mail")
+        leases = {one.id: one.lease_id for one in exchange(app, [], claim_request(2)).leases}
+        in_transaction(raw, f"SELECT FROM tenure.{table} FOR UPDATE")
+        assert raw.execute(f"SELECT count(*) FROM tenure.{table}".encode()).fetchall() == [(1,)]
+        final = Outcome.FAILED
+        reports = [
+            Report(one.id, leases[one.id], final, retryable=False) for one in (locked, other)
+        ]
+        answers = [verdict.answer for verdict in exchange(app, reports).verdicts]
+        assert answers == [Answer.BUSY, Answer.RECORDED]
+        raw.execute("ROLLBACK")
+        answers = [verdict.answer for verdict in exchange(app, reports).verdicts]
+        assert answers == [Answer.RECORDED, Answer.ALREADY_RECORDED]
         assert app.core.store._committer._locked._ids == set()
         assert app.verify() == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from tenure.errors import Forbidden
 from tenure.jobs.graph import Ties
@@ -19,6 +20,13 @@ MAX_ERROR = 1_000
 """Characters of an error that are read."""
 MAX_EDGES = 10_000
 """Dependencies that one look goes over."""
+_PLACE = "beside.queue = job.queue AND beside.partition = coalesce(job.partition, '')"
+BESIDE = {
+    "slot": f"{_PLACE} AND beside.job_id = job.id",
+    "line": f"{_PLACE} AND beside.id = job.id",
+    "unique_key": "beside.key = job.unique_key AND beside.job_id = job.id",
+}
+"""Table -> the row of a job in it that changes when the job ends."""
 
 
 def parents(db: Reads, job_id: str) -> list[tuple[str, str, str, str]]:
@@ -77,12 +85,17 @@ def page(db: Reads, job_id: str, call: ReadParents) -> Parents:
 def held_up(db: Database, job_ids: Sequence[str]) -> set[str]:
     """Return the jobs that cannot end, because another transaction has locked what that changes.
 
-    That is the job, a job that waits for it, or its gate. Locks the others, without waiting.
+    That is the job, its rows in other tables, a job that waits for it, or its gate. Locks the
+    others, without waiting.
     """
     d = db.dialect
     busy = db.busy(job_ids)
     if not (ids := [id for id in job_ids if d.is_id(id)]):
         return busy
+    some = f"job.id IN ({d.ids(len(ids))})"
+    for table, row in BESIDE.items():
+        rows = f"{d.table('job')} AS job JOIN {d.table(table)} AS beside ON {row}"
+        busy |= {id for (id,) in _locked(db, ("job.id",), f"{rows} WHERE {some}", ids)}
     edges = db.rows(
         f"SELECT {d.id('parent')}, {d.id('child')}, gate FROM {d.table('dependency')}"
         f" WHERE parent IN ({d.ids(len(ids))}) AND meets <> 'past' LIMIT {MAX_EDGES}",
@@ -91,11 +104,17 @@ def held_up(db: Database, job_ids: Sequence[str]) -> set[str]:
     if not (children := sorted({child for _, child, _ in edges})):
         return busy
     waiting = db.busy(children)
-    gates = f"FROM {d.table('gate')} WHERE child IN ({d.ids(len(children))})"
-    locked = db.rows(
-        f"WITH free AS (SELECT child, gate {gates} {d.skip_locked})"
-        f" SELECT {d.id('child')}, gate {gates} AND (child, gate) NOT IN (SELECT * FROM free)",
-        [*children, *children],
-    )
-    shut = set(locked)
+    gates = f"{d.table('gate')} WHERE child IN ({d.ids(len(children))})"
+    shut = set(_locked(db, ("child", "gate"), gates, children))
     return busy | {id for id, child, gate in edges if child in waiting or (child, gate) in shut}
+
+
+def _locked(
+    db: Database, key: Sequence[str], rows: str, values: Sequence[str]
+) -> list[tuple[Any, ...]]:
+    """Return the keys, an id first, of the rows of a FROM item that others have locked."""
+    d, names = db.dialect, ", ".join(key)
+    cells = ", ".join((d.id(key[0]), *key[1:]))
+    free = f"WITH free AS (SELECT {names} FROM {rows} {d.skip_locked})"
+    left = f"SELECT {cells} FROM {rows} AND ({names}) NOT IN (SELECT * FROM free)"
+    return db.rows(f"{free} {left}", [*values, *values])
