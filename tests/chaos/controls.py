@@ -116,9 +116,9 @@ CONTROLS = (
         "PostgreSQL: the sweep takes leases that still run",
         POSTGRES,
         """" AND at <= {NOW}")} JOIN {{s}}.job USING (id)
-WHERE job.status = 'processing' AND job.lease_expires_at <= {NOW}""",
+WHERE status = 'processing' AND lease_expires_at <= {NOW}""",
         """" AND at <= {NOW} + interval '1 day'")} JOIN {{s}}.job USING (id)
-WHERE job.status = 'processing' AND job.lease_expires_at <= {NOW} + interval '1 day'""",
+WHERE status = 'processing' AND lease_expires_at <= {NOW} + interval '1 day'""",
     ),
     Control(
         "retries need no budget",

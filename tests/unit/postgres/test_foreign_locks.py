@@ -283,6 +283,24 @@ def test_a_lease_behind_a_lock_ends_if_its_worker_stays_silent(url: str, raw: Co
         clock.close()
 
 
+def test_who_locks_a_job_again_keeps_the_sweep_from_its_lease_once(
+    url: str, raw: Connection
+) -> None:
+    """Each lock gave the lease of a dead worker three seconds more, so it never ended."""
+    with Tenure(url) as app:
+        app.open()
+        clock = Clock(url)
+        id = app.enqueue("mail").id
+        app.core.claim(claim_request(1))
+        clock.advance(LEASE_SECONDS)
+        for ended in ([], [id]):
+            lock(raw, id)
+            clock.advance(6)
+            raw.execute("ROLLBACK")
+            assert [steps[-1].id for steps in app.core.sweep()] == ended
+        clock.close()
+
+
 def test_who_reports_over_http_is_asked_to_send_it_again(
     url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

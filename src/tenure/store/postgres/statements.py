@@ -241,16 +241,19 @@ SELECT {JOB_COLUMNS} FROM (
 WHERE job.status IN ('waiting', 'pending') AND job.start_by <= {NOW}
 ORDER BY job.start_by LIMIT %s OFFSET %s FOR UPDATE OF job SKIP LOCKED
 """
-# `xmax` says that another transaction has locked the job since its last change.
-_BEHIND = f"job.xmax NOT IN ('0', job.xmin) AND lease_expires_at < {NOW} - interval '2 seconds'"
+# `xmax` says that another transaction has locked the job since its last change. The end of a lease
+# that was spared has these microseconds: once only, or locks could keep the sweep from it forever.
+_BEHIND = f"""job.xmax NOT IN ('0', job.xmin) AND to_char(lease_expires_at, 'US') <> '999999'
+    AND lease_expires_at < {NOW} - interval '2 seconds'"""
 SPARE = f"""
-UPDATE {{s}}.job SET lease_expires_at = {NOW} + interval '3 seconds' WHERE id = ANY (ARRAY(
-    SELECT job.id FROM {_arrived("processing", f" AND at <= {NOW}")} JOIN {{s}}.job USING (id)
+UPDATE {{s}}.job SET lease_expires_at = date_trunc('second', {NOW}) + interval '3.999999 seconds'
+WHERE id = ANY (ARRAY(SELECT job.id
+    FROM {_arrived("processing", f" AND at <= {NOW}")} JOIN {{s}}.job USING (id)
     WHERE status = 'processing' AND {_BEHIND} FOR UPDATE OF job SKIP LOCKED))
 """
 LOCK_EXPIRED = f"""
 SELECT {JOB_COLUMNS} FROM {_arrived("processing", f" AND at <= {NOW}")} JOIN {{s}}.job USING (id)
-WHERE job.status = 'processing' AND job.lease_expires_at <= {NOW} AND NOT ({_BEHIND})
+WHERE status = 'processing' AND lease_expires_at <= {NOW} AND NOT ({_BEHIND})
 ORDER BY job.lease_expires_at LIMIT %s OFFSET %s FOR UPDATE OF job SKIP LOCKED
 """
 GUARD = ("status", "token", "lease_id", "lease_expires_at")
@@ -281,8 +284,7 @@ FROM {rows_of("asked", "job_id", "lease_id")} JOIN {{s}}.transition AS t USING (
 WHERE t.event <> 'claimed' ORDER BY t.job_id, t.lease_id, t.seq DESC
 """
 
-# A row that another transaction has locked is being reported or swept at this moment. It is not
-# waited for (two batches could wait for each other), and until that ends its lease is held.
+# A row that is locked is being reported or swept. To wait could be a deadlock; its lease is held.
 RENEW = f"""
 WITH asked AS MATERIALIZED (
     SELECT * FROM {rows_of("lease", "id", "lease_id")}
