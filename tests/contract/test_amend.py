@@ -9,8 +9,9 @@ import pytest
 
 from tenure import Tenure
 from tenure.errors import IllegalTransition, InvalidInput
-from tenure.jobs.queries import Filter
+from tenure.jobs.queries import Filter, State
 from tenure.retry import RetryPolicy
+from tenure.store import search
 from tenure.store.tables import bulk as bulks
 from tests.support.store import StoreHarness, report_completed, report_failed, report_snoozed
 
@@ -114,6 +115,31 @@ def test_jobs_that_are_snoozed_run_now_only_if_asked_for(
         bulk = app.bulk.step(app.bulk.start("run_now", wanted).id)
         assert (bulk.changed, bulk.refused) == (1, 0)
         assert harness.ids(harness.claim(limit=9)) == [changed]
+
+
+def test_a_snoozed_job_stays_snoozed_whatever_is_changed_of_it(
+    harness: StoreHarness, app: Tenure
+) -> None:
+    """Its last event was `amended` then, so it counted as scheduled, and a bulk action woke it."""
+    lease, failed = harness.take(), harness.take(type="sync")
+    harness.report(report_snoozed(lease, delay=3600.0))
+    bulk = app.bulk.start("run_now", Filter())
+    ids, cursor = [lease.id], None
+    for priority in (5, 6):
+        app.amend(lease.id, priority=priority)
+    harness.report(report_failed(failed, delay=3600.0))
+    app.amend(failed.id, priority=5)
+    states = {state: [job.id for job in app.find(state=state)] for state in State}
+    snoozed, retrying = states.pop(State.SNOOZED), states.pop(State.RETRYING)
+    assert (snoozed, retrying) == ([lease.id], [failed.id])
+    assert not any(states.values())
+    now = harness.clock.now
+    jobs = [app.get(id) for id in (lease.id, failed.id)]
+    off = search.put_off(harness.store.read, jobs)
+    assert [search.fits(Filter(state="snoozed"), job, now, off) for job in jobs] == [True, False]
+    harness.store.write("bulk", lambda db: bulks.batch(db, bulk, ids, cursor)).result()
+    assert app.bulk.get(bulk.id).refused == 1
+    assert app.core.count(Filter(), action="run_now").jobs == 1
 
 
 def test_a_job_that_snoozes_between_the_look_and_the_change_is_left(

@@ -177,8 +177,8 @@ def test_every_filter_finds_what_looking_at_each_job_finds(
         monkeypatch.setattr(search, "MAX_ROWS", rows)
         monkeypatch.setattr(search, "MAX_TEXTS", rows)
         expected = [job for job in jobs if plainly(job, wanted, harness.clock.now)]
-        now = harness.clock.now
-        assert [job for job in jobs if search.fits(wanted, job, now)] == expected
+        now, off = harness.clock.now, search.put_off(harness.store.read, jobs)
+        assert [job for job in jobs if search.fits(wanted, job, now, off)] == expected
         in_order = expected[::-1] if oldest_first else expected
         query = query_of(wanted, limit=limit, oldest_first=oldest_first)
         found = list(pages(harness, query))

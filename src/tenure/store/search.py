@@ -9,14 +9,14 @@ The same for both engines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from tenure.events import Snoozed
+from tenure.events import Amended, Snoozed
 from tenure.jobs import ids
 from tenure.jobs.queries import Counted, Filter, Page, Query, State
 from tenure.jobs.queue_rights import includes
@@ -24,7 +24,7 @@ from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import MAX_BYTES
 from tenure.lifecycle import Job, Status
 from tenure.store.constraints import quoted
-from tenure.store.dialect import Dialect
+from tenure.store.dialect import Dialect, Reads
 
 if TYPE_CHECKING:
     from tenure.store.reader import Reader
@@ -45,11 +45,17 @@ raises it."""
 ENDED = (Status.FAILED, Status.CANCELLED)
 """What the index `job_ended` holds, in the order of its condition."""
 
+PUT_OFF = (
+    "(event = 'snoozed' OR (event = 'amended' AND coalesce(snoozes, 0) > 0 AND (SELECT t.event"
+    " FROM {ledger} AS t WHERE t.job_id = id AND t.event <> 'amended'"
+    " ORDER BY t.seq DESC LIMIT 1) = 'snoozed'))"
+)
+"""Whether its handler put a job off, whatever operators have changed of it since."""
 STATES: Mapping[str, str] = {
-    State.SCHEDULED: "attempts = 0 AND run_at > {now} AND event <> 'snoozed'",
+    State.SCHEDULED: f"attempts = 0 AND run_at > {{now}} AND NOT {PUT_OFF}",
     State.READY: "run_at <= {now}",
-    State.RETRYING: "attempts > 0 AND event <> 'snoozed'",
-    State.SNOOZED: "run_at > {now} AND event = 'snoozed'",
+    State.RETRYING: f"attempts > 0 AND NOT {PUT_OFF}",
+    State.SNOOZED: f"run_at > {{now}} AND {PUT_OFF}",
     State.BLOCKED: "need > 0",
 }
 """What is true of the jobs of a state, beside their status."""
@@ -121,7 +127,8 @@ def others(d: Dialect, query: Query) -> Iterator[Statement]:
     yield from ((f"{part} {d.value}", [value]) for part, value in compared if value is not None)
     if query.state is not None:
         status = quoted(State(query.state).status)
-        yield f"status = {status} AND {STATES[query.state].format(now=d.now)}", []
+        ledger = d.table("transition")
+        yield f"status = {status} AND {STATES[query.state].format(now=d.now, ledger=ledger)}", []
     if query.running_longer_than is not None:
         since = d.later(f"-{query.running_longer_than:f}")
         yield f"status = {quoted(Status.PROCESSING)} AND started_at <= {since}", []
@@ -133,7 +140,7 @@ def others(d: Dialect, query: Query) -> Iterator[Statement]:
     if query.not_due:
         yield f"run_at > {d.now}", []
     if query.leaves_snoozed:
-        yield "event <> 'snoozed'", []
+        yield f"NOT {PUT_OFF.format(ledger=d.table('transition'))}", []
     if query.within is not None:
         yield d.in_queues("queue", query.within)
     for column, text in (("last_error", query.error), ("payload", query.text)):
@@ -141,14 +148,26 @@ def others(d: Dialect, query: Query) -> Iterator[Statement]:
             yield d.folded.format(column=column), [folded(text)]
 
 
-def fits(filter: Filter, job: Job, now: datetime) -> bool:
+def put_off(db: Reads, jobs: Iterable[Job]) -> set[str]:
+    """Return the jobs that their handlers put off: `PUT_OFF`."""
+    d, last = db.dialect, (Snoozed.name, Amended.name)
+    found = {job.id: job.event for job in jobs if job.snoozes and job.event in last}
+    if changed := [id for id, event in found.items() if event == Amended.name]:
+        still = PUT_OFF.format(ledger=d.table("transition"))
+        some = f"FROM {d.table('job')} AS job WHERE id IN ({d.ids(len(changed))})"
+        rows = db.rows(f"SELECT {d.id('id')} {some} AND NOT {still}", changed)
+        return found.keys() - {id for (id,) in rows}
+    return set(found)
+
+
+def fits(filter: Filter, job: Job, now: datetime, put_off: Collection[str]) -> bool:
     """Whether a job matches at a time. Texts are compared in the form that is shown."""
-    due, tried, put_off = job.run_at <= now, job.attempts > 0, job.event == Snoozed.name
+    due, tried, asleep = job.run_at <= now, job.attempts > 0, job.id in put_off
     so = {
-        State.SCHEDULED: not (due or tried or put_off),
+        State.SCHEDULED: not (due or tried or asleep),
         State.READY: due,
-        State.RETRYING: tried and not put_off,
-        State.SNOOZED: put_off and not due,
+        State.RETRYING: tried and not asleep,
+        State.SNOOZED: asleep and not due,
     }
     state, least = filter.state and State(filter.state), filter.running_longer_than
     lasts = now - job.started_at if job.started_at and job.status is Status.PROCESSING else None
@@ -285,7 +304,8 @@ def _fitting(read: Reader, span: Query) -> Iterator[Job]:
     part, now = replace(span, limit=AT_ONCE), read.clock()
     while True:
         found, has_more = read.some(part)
-        yield from (job for job in found if fits(span, job, now))
+        off = put_off(read, found) if span.state else ()
+        yield from (job for job in found if fits(span, job, now, off))
         if not has_more:
             return
         part = _after(part, found[-1].id)

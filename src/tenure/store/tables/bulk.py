@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from tenure import failpoints
 from tenure.errors import IllegalTransition
-from tenure.events import Amended, Cancelled, Event, Retried, Snoozed
+from tenure.events import Amended, Cancelled, Event, Retried
 from tenure.jobs.ids import BEFORE_ALL
 from tenure.jobs.queries import (
     Action,
@@ -32,7 +32,7 @@ from tenure.lifecycle import Job, Status, follow
 from tenure.store import transitions
 from tenure.store.dialect import Reads, Statements
 from tenure.store.rows import read_rows
-from tenure.store.search import fits, some_ids
+from tenure.store.search import fits, put_off, some_ids
 from tenure.store.tables import revisits, signals, unique_keys
 
 if TYPE_CHECKING:
@@ -189,12 +189,15 @@ def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) 
     keys = unique_keys.keys_of(db, list(jobs)) if bulk.action is Action.RETRY else {}
     taken: set[str] = set()
     spares = leaves_snoozed(bulk.action, bulk.filter)
+    off = put_off(db, jobs.values()) if spares or bulk.filter.state else ()
     changes: list[tuple[Job, transitions.Steps]] = []
     for job in jobs.values():
         try:
             late = job.finished_at is not None and job.finished_at > bulk.created_at
-            spared = late or (spares and job.event == Snoozed.name)
-            if fits(bulk.filter, job, now) and not spared:  # if settled, it was so at the start
+            spared = late or (spares and job.id in off)
+            if (
+                fits(bulk.filter, job, now, off) and not spared
+            ):  # if settled, it was so at the start
                 steps = follow(job, _event(bulk), now)
                 if bulk.action is Action.RETRY:
                     transitions.check_retry(job, keys, taken, now)
