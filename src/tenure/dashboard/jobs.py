@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, cast
@@ -17,7 +16,7 @@ from tenure.app.shown import progress_shown, run_again_as, steps_shown, transiti
 from tenure.dashboard import format as fmt
 from tenure.dashboard import timeline
 from tenure.dashboard.request import HEADERS, PageRequest, inside
-from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
+from tenure.errors import IllegalTransition, InvalidInput, JobNotFound, StoreUnavailable
 from tenure.jobs.payload import parse
 from tenure.jobs.queries import (
     Action,
@@ -39,6 +38,8 @@ from tenure.wire.problems import Refusal
 
 PAGE = 50
 MAX_SELECTED = 500
+MAX_LOCKED = 5
+"""Locked jobs that an action waits for, each for ten seconds."""
 MAX_TYPES = 200
 MAX_SIGNALS = 50
 MAX_TRANSITIONS = 200
@@ -127,16 +128,27 @@ def act_on_selected(request: PageRequest) -> Response:
         raise InvalidInput(f"at most {MAX_SELECTED} at once", path="id")
     verbs = {Action.RETRY: request.app.retry, Action.CANCEL: request.app.cancel}
     change: Any = verbs.get(action, partial(request.app.amend, delay=0))
-    done = 0
+    done, refused, locked = 0, 0, list[str]()
     for job_id in ids:
-        with suppress(IllegalTransition, JobNotFound):
+        try:
             change(job_id, actor=request.actor, reason=request.field("reason"))
             done += 1
+        except (IllegalTransition, JobNotFound):
+            refused += 1
+        except StoreUnavailable as error:
+            if not error._is_locked:
+                raise
+            locked.append(job_id)
+            if len(locked) == MAX_LOCKED:
+                break
     what = "cancelled" if action is Action.CANCEL else "to run"
     message = f"{quantity(done, 'job')} {what}."
-    if done < len(ids):
-        refused = quantity(len(ids) - done, "job")
-        message += f" {refused} could not be, because the status had changed."
+    if refused:
+        message += f" {quantity(refused, 'job')} could not be, because the status had changed."
+    if locked:
+        message += f" Another transaction has locked {', '.join(locked)}."
+    if left := len(ids) - done - refused - len(locked):
+        message += f" {quantity(left, 'job')} not tried."
     return request.go(back, message, "good" if done else "bad")
 
 

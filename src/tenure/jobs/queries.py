@@ -251,7 +251,7 @@ class Bulk(Struct, frozen=True, kw_only=True):
     total: int  # jobs that matched when it started
     exact: bool  # otherwise `total` is a minimum
     changed: int
-    refused: int  # changed otherwise first, deleted, or refused by the database
+    refused: int  # changed otherwise first, deleted, locked, or refused by the database
     batches: int = 0  # transactions so far
     cursor: str | None = None  # the last id it examined
 

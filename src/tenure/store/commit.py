@@ -245,8 +245,8 @@ class Committer:
         """
         asked_to_commit = committed = False
         try:
-            batch = self._commit_alone(db, self._locked.pass_over(db, batch))
-            if not batch:
+            batch = self._locked.pass_over(db, batch, waited=tries > 1)
+            if not batch or not (batch := self._commit_alone(db, batch)):
                 return
             db.begin(limits=sets_limits(batch))
             answers = self._apply(db, batch)

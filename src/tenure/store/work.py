@@ -23,7 +23,7 @@ from tenure.jobs.work import (
     Verdict,
     adds_jobs,
 )
-from tenure.store.protocol import Database, Trouble, waited_for_a_lock
+from tenure.store.protocol import Database, Trouble, answer_to, waited_for_a_lock
 from tenure.store.tables import dependencies
 
 
@@ -184,34 +184,46 @@ def rest_of(
 class LockedJobs:
     """Jobs that cannot end, as others have locked them or what waits for them.
 
-    What is reported on other jobs is recorded without them.
+    What is reported on other jobs is recorded without them. Calls on them wait once.
     """
 
     def __init__(self) -> None:
         self._ids: set[str] = set()
+        self._error: BaseException = TimeoutError()
 
     def note(self, batch: Sequence[Work], error: BaseException) -> bool:
         """Return whether work has waited for a lock in vain, perhaps for that of a reported job."""
         if waited := waited_for_a_lock(error):
-            exchanges = [work for work in batch if isinstance(work, ExchangeWork)]
             if len(self._ids) > MAX_LOCKED:  # of workers that have ended meanwhile
                 self._ids.clear()
-            self._ids |= {report.job_id for work in exchanges for report in work.reports}
+            self._ids = self._ids.union(*map(_job_ids, batch))
+            self._error = error
         return waited
 
-    def pass_over(self, db: Database, batch: Sequence[Work]) -> Sequence[Work]:
-        """Return a batch without the reports that would wait: their senders repeat them."""
+    def pass_over(self, db: Database, batch: Sequence[Work], *, waited: bool) -> Sequence[Work]:
+        """Return a batch without the reports that would wait: their senders repeat them.
+
+        Nor does it have calls that would wait again, which are answered, if they have `waited`.
+        """
         if not self._ids:
             return batch
-        exchanges = [work for work in batch if isinstance(work, ExchangeWork)]
-        asked = {report.job_id for work in exchanges for report in work.reports} & self._ids
+        some = [work for work in batch if waited or isinstance(work, ExchangeWork)]
+        asked = self._ids.intersection(set().union(*map(_job_ids, some)))
         if not asked:
             return batch
         db.begin()  # which connects, and limits the wait for a locked table
         busy = dependencies.held_up(db, sorted(asked))
         db.rollback()
         self._ids -= asked - busy
-        return [_without(w, busy) if isinstance(w, ExchangeWork) else w for w in batch]
+        vain = [w for w in some if isinstance(w, CallWork) and not busy.isdisjoint(_job_ids(w))]
+        for work in vain:
+            work.future.set_exception(answer_to(Trouble.RETRY, self._error))
+        left = [work for work in batch if not work.future.done()]
+        return [_without(w, busy) if isinstance(w, ExchangeWork) else w for w in left]
+
+
+def _job_ids(work: Work) -> Collection[str]:
+    return () if isinstance(work, EnqueueWork) else touched_jobs(work) or ()
 
 
 def _without(work: ExchangeWork, busy: Collection[str]) -> ExchangeWork:

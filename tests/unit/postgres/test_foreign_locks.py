@@ -11,19 +11,22 @@ import pytest
 
 from tenure import Tenure, Unique
 from tenure.app.app import limited_to
+from tenure.dashboard import jobs as selected
 from tenure.errors import StoreUnavailable
 from tenure.jobs.explain import Facts, explain
 from tenure.jobs.findings import Check, CheckResult
 from tenure.jobs.graph import FEW
 from tenure.jobs.lock_holders import LockHolder
+from tenure.jobs.queries import Filter
 from tenure.jobs.work import Answer, ClaimRequest, Exchange, Outcome, Report
 from tenure.store import work
 from tenure.store.commit import MAX_TRIES
 from tenure.store.postgres import doctor, lock_holders, session
+from tenure.store.postgres.writer import Postgres
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork
 from tests.support.cli import run_cli
 from tests.support.clock import Clock
-from tests.support.http import api_client, claim_jobs, report
+from tests.support.http import api_client, claim_jobs, post_form, report
 from tests.support.store import LEASE_SECONDS, claim_request, new_job
 from tests.unit.postgres.connections import Connection
 
@@ -109,6 +112,52 @@ def test_a_command_goes_on_with_other_jobs_where_one_is_locked(
     assert result.stdout.splitlines() == [f"{jobs[0]}  cancelled", f"{jobs[2]}  cancelled"]
     assert f"Error: {jobs[1]}: another transaction has locked" in result.stderr
     assert result.exit_code == 4
+
+
+def test_a_call_waits_for_a_locked_job_once(
+    url: str, locked_job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited four times, 40 s, and `jobs cancel` for each of its ids."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    waits: list[None] = []
+    lock = Postgres.lock
+    monkeypatch.setattr(Postgres, "lock", lambda db, ids: (waits.append(None), lock(db, ids))[1])
+    with Tenure(url) as app, pytest.raises(StoreUnavailable, match="has locked"):
+        app.cancel(locked_job)
+    assert len(waits) == 1
+
+
+def test_a_locked_job_keeps_no_bulk_action_from_the_others(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its whole batch failed, again and again, for as long as the lock was held."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    with Tenure(url) as app:
+        locked, *others = [app.enqueue("mail").id for _ in range(3)]
+        bulk = app.bulk.start("cancel", Filter())
+        lock(raw, locked)
+        bulk = app.bulk.step(bulk.id)
+        assert (bulk.changed, bulk.refused) == (2, 1)
+        assert bulk.finished_at is not None
+        assert {app.get(id).status for id in others} == {"cancelled"}
+        assert app.get(locked).status == "pending"
+
+
+def test_an_action_on_selected_jobs_names_the_locked_one_and_changes_the_others(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was answered 503 at the first locked job, and those after it stayed."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    with Tenure(url) as app, api_client(app) as web:
+        jobs = [app.enqueue("mail").id for _ in range(3)]
+        lock(raw, jobs[1])
+        form = {"action": "cancel", "id": jobs, "back": "/ui/jobs"}
+        assert post_form(web, "/ui/jobs", form).status_code == 303
+        said = f"2 jobs cancelled. Another transaction has locked {jobs[1]}."
+        assert said in web.get("/ui/jobs").text
+        monkeypatch.setattr(selected, "MAX_LOCKED", 1)
+        post_form(web, "/ui/jobs", {**form, "id": [jobs[1], jobs[0]]})
+        assert f"has locked {jobs[1]}. 1 job not tried." in web.get("/ui/jobs").text
 
 
 def test_a_locked_job_fails_no_other_work_of_its_transaction(

@@ -31,9 +31,10 @@ from tenure.jobs.queries import (
 from tenure.lifecycle import Job, Status, follow
 from tenure.store import transitions
 from tenure.store.dialect import Reads, Statements
+from tenure.store.protocol import waited_for_a_lock
 from tenure.store.rows import read_rows
 from tenure.store.search import fits, put_off, some_ids
-from tenure.store.tables import revisits, signals, unique_keys
+from tenure.store.tables import dependencies, revisits, signals, unique_keys
 
 if TYPE_CHECKING:
     from tenure.store import Store
@@ -174,17 +175,30 @@ def step(store: Store, bulk: Bulk) -> bool:
     Returns whether this batch was the last one.
     """
     ids, cursor = next_ids(store.read, bulk)
-    return store.write("bulk", lambda db: batch(db, bulk, ids, cursor)).result()
+    waits = True
+
+    def act(db: Database) -> bool:
+        nonlocal waits
+        try:
+            return batch(db, bulk, ids, cursor, waits=waits)
+        except Exception as error:
+            waits = not waited_for_a_lock(error)
+            raise
+
+    return store.write("bulk", act).result()
 
 
-def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) -> bool:
+def batch(
+    db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None, *, waits: bool = True
+) -> bool:
     """Change these jobs and advance the cursor, unless another process has done this batch.
 
-    Returns whether this batch was the last one.
+    Without `waits`, locked jobs count as refused. Returns whether this batch was the last one.
     """
     if not hold(db, bulk):
         return False
-    jobs = db.lock(sorted(job_ids))
+    busy = set() if waits else dependencies.held_up(db, sorted(job_ids))
+    jobs = db.lock(sorted({*job_ids} - busy))
     now = db.now()
     keys = unique_keys.keys_of(db, list(jobs)) if bulk.action is Action.RETRY else {}
     taken: set[str] = set()
@@ -195,9 +209,8 @@ def batch(db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None) 
         try:
             late = job.finished_at is not None and job.finished_at > bulk.created_at
             spared = late or (spares and job.id in off)
-            if (
-                fits(bulk.filter, job, now, off) and not spared
-            ):  # if settled, it was so at the start
+            # If it is settled, it was so at the start.
+            if not spared and fits(bulk.filter, job, now, off):
                 steps = follow(job, _event(bulk), now)
                 if bulk.action is Action.RETRY:
                     transitions.check_retry(job, keys, taken, now)
