@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from tenure import InvalidInput, NewJob, Status, Tenure
+from tenure import InvalidInput, KeyConflict, NewJob, Status, Tenure
 from tenure.app.evaluation import decide_due, declare, set_right
 from tenure.errors import IllegalEdition, ScheduleNotFound
 from tenure.jobs.schedules import Overlap
 from tenure.jobs.work import ClaimRequest, Duty, Outcome, Report
 from tenure.store import dependency_audit, fires
+from tenure.store.tables import schedules
 from tests.support.clock import START, Clock
 from tests.support.raw_sql import RawSql, Refused
 from tests.support.schedules import TABLE, shown, situation
@@ -332,6 +333,49 @@ def test_pause_and_resume(app: Tenure, clock: Clock) -> None:
     decide_due(app.core, set())
     assert record(app) == "f1 p2-11 f12 m13-20 f21 f22"
     assert app.schedules.resume("s") == app.schedules.get("s")
+
+
+def test_a_trigger_with_a_key_adds_one_job(app: Tenure, clock: Clock) -> None:
+    """Who had no answer could not send it again: each trigger adds a job."""
+    app.schedules.create("s", MAIL, every=60, overlap="skip")
+    with ThreadPoolExecutor(4) as threads:
+        fires = [*threads.map(lambda _: app.schedules.trigger("s", key="k"), range(4))]
+    assert [fire.job_id for fire in fires] == [app.find()[0].id] * 4
+    assert app.find()[0].idempotency_key == "k"
+    assert app.schedules.get("s").fired == 1
+    assert app.schedules.trigger("s").outcome == "overlapped"
+    assert app.schedules.trigger("s", key="other").outcome == "overlapped"
+    complete(app)
+    assert app.schedules.trigger("s", key="k") == fires[0]
+    assert app.schedules.trigger("s", key="other").outcome == "fired"
+    app.schedules.create("t", MAIL, every=60)
+    taken = app.enqueue("mail", idempotency_key="taken").id
+    before = app.schedules.get("s")
+    for name, key, more, job_id in (
+        ("t", "k", {}, fires[0].job_id),
+        ("s", "k", {"overlap": "allow_all"}, fires[0].job_id),
+        ("s", "taken", {}, taken),
+    ):
+        with pytest.raises(KeyConflict) as refused:
+            app.schedules.trigger(name, key=key, **more)  # type: ignore[arg-type]
+        assert refused.value.job_id == job_id
+    with pytest.raises(KeyConflict):
+        app.enqueue("mail", idempotency_key="k")
+    assert app.schedules.get("s") == before
+    assert app.count().jobs == 3
+
+
+def test_a_key_is_used_between_the_look_and_the_trigger(
+    app: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.schedules.create("s", MAIL, every=60, overlap="cancel_other")
+    first = app.schedules.trigger("s").job_id or ""
+    app.enqueue("mail", idempotency_key="k")
+    monkeypatch.setattr(schedules, "triggered", lambda *_: None)
+    with pytest.raises(KeyConflict):
+        app.schedules.trigger("s", key="k")
+    assert app.get(first).status == "pending"
+    assert app.count().jobs == 2
 
 
 def test_trigger(app: Tenure, clock: Clock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -365,6 +366,28 @@ def test_verify_knows_that_retention_left_jobs_to_their_workflow(
     harness.clock.advance(60)
     assert harness.prune({"completed": harness.clock.now}) == 0
     assert app.verify() == []
+
+
+def test_a_workflow_is_extended_once(app: Tenure) -> None:
+    first, other = (app.chain([job("a", queue="mine")]) for _ in range(2))
+
+    def extend(of: Tenure = app, id: str = first.id) -> list[str]:
+        with of.workflows.extend(id, key="k") as flow:
+            before = flow.add(job("b", queue="mine"))
+            flow.add(job("c", queue="mine"), depends_on=[before])
+        assert flow.id == id
+        return [node.id for node in flow.nodes]
+
+    with ThreadPoolExecutor(4) as threads:
+        made = [*threads.map(lambda _: extend(), range(4))]
+    assert made == [made[0]] * 4
+    assert app.get(made[0][1]).workflow == first.id
+    assert app.workflows.get(first.id).jobs == {"pending": 2, "waiting": 1}
+    with pytest.raises(KeyConflict) as refused, app.workflows.extend(first.id, key="k") as flow:
+        flow.add(job("b", queue="mine"))
+    assert refused.value.workflow_id == first.id
+    assert len({*made[0], *extend(id=other.id), *extend(limited_to(app, ("mine",)))}) == 6
+    assert app.count().jobs == 8
 
 
 def test_a_limited_caller_sees_its_queues_only(harness: StoreHarness, app: Tenure) -> None:

@@ -131,6 +131,20 @@ def test_if_match_is_not_met(api: TestClient, match: str) -> None:
     assert api.get("/schedules/nightly").headers["etag"] == '"1"'
 
 
+def test_a_trigger_is_sent_again(app: Tenure, api: TestClient) -> None:
+    put(api)
+    key = {"Idempotency-Key": "k"}
+    fires = [api.post("/schedules/nightly/trigger", headers=key) for _ in range(2)]
+    assert fires[0].json() == fires[1].json()
+    assert app.count().jobs == 1
+    other = {"overlap": "skip"}
+    refused = api.post("/schedules/nightly/trigger", headers=key, json=other)
+    problem = assert_problem(refused, 422, "idempotency_key_reused")
+    assert problem["job_id"] == fires[0].json()["job_id"]
+    odd = api.post("/schedules/nightly/trigger", headers={"Idempotency-Key": "a b\t"})
+    assert assert_problem(odd, 400, "invalid_input")["path"] == "Idempotency-Key"
+
+
 def test_a_schedule_changes_while_if_match_is_looked_up(
     app: Tenure, api: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,6 +155,22 @@ def test_a_workflow_is_added_once(app: Tenure, api: TestClient) -> None:
     assert_problem(missing, 404, "workflow_not_found")
 
 
+def test_jobs_are_added_to_a_workflow_once(app: Tenure, api: TestClient) -> None:
+    """Who had no answer could not send it again: each request added its jobs."""
+    flow, other = (api.post("/workflows", json=ADDED).json()["workflow"]["id"] for _ in range(2))
+    key = {"Idempotency-Key": "more"}
+    more = {"jobs": ADDED["jobs"]}
+    answers = [api.post(f"/workflows/{flow}/jobs", json=more, headers=key) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [201, 200]
+    assert answers[0].json() == answers[1].json()
+    assert sum(answers[1].json()["workflow"]["jobs"].values()) == 8
+    for jobs in (ADDED["jobs"][2:], [*ADDED["jobs"], {"type": "x"}]):
+        refused = api.post(f"/workflows/{flow}/jobs", json={"jobs": jobs}, headers=key)
+        problem = assert_problem(refused, 422, "idempotency_key_reused")
+        assert (problem["workflow_id"], problem["idempotency_key"]) == (flow, "more")
+    assert api.post(f"/workflows/{other}/jobs", json=more, headers=key).status_code == 201
+
+
 @pytest.mark.parametrize(
     ("jobs", "path", "text"),
     [

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
+from msgspec.structs import replace
+
 from tenure.app.adding import Adding
 from tenure.app.twins import twin
 from tenure.app.waiting import Handle
@@ -19,6 +21,7 @@ from tenure.jobs import ids
 from tenure.jobs.enqueue import Duration, NewJob, NewJobOf, TypeOptions, check_new, listed
 from tenure.jobs.graph import LIST_OR_NAMED, DependsOn
 from tenure.jobs.names import check_key, check_kind, check_name
+from tenure.jobs.queue_rights import own_key
 from tenure.jobs.workflows import fingerprint_of
 from tenure.store.tables import flow
 
@@ -211,7 +214,14 @@ class NewWorkflow:
         fingerprint = None if key is None else fingerprint_of(self._name, self._jobs, jobs)
         if key is not None and self._own_keys:
             fingerprint = _digest(fingerprint, self._actor)
-        if key is not None and core.queues is not None:  # it says nothing about those of others
+        if key is not None and self._extends:
+            own = _digest(key, self.id, *core.queues or ())
+            keys = (own_key(job.queue, f"{own}.{number}") for number, job in enumerate(jobs))
+            adding.checked_jobs = [
+                replace(job, idempotency_key=each, fingerprint=fingerprint)
+                for job, each in zip(jobs, keys, strict=True)
+            ]
+        elif key is not None and core.queues is not None:  # it says nothing about those of others
             key = _digest(key, *core.queues)
         return adding, flow.New(self.id, self._name, key, fingerprint, self._actor)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
+from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
@@ -17,7 +18,7 @@ from tenure.jobs.durations import check_time
 from tenure.jobs.enqueue import NewJob, defaults_of, whole
 from tenure.jobs.fires import INSTANT, Defaults
 from tenure.jobs.ids import EPOCH
-from tenure.jobs.names import check_choice, check_kind, check_name, check_reason
+from tenure.jobs.names import check_choice, check_key, check_kind, check_name, check_reason
 from tenure.jobs.schedule_times import MAX_PREVIEWED, Preview, check_when, preview, times, zone_of
 from tenure.jobs.schedules import (
     MAX_FIRES,
@@ -204,26 +205,35 @@ class Schedules(Noun):
         return self._set(name, actor, paused=False, catch_up=catch_up)
 
     def trigger(
-        self, name: str, *, overlap: Overlap | None = None, actor: str | None = None
+        self,
+        name: str,
+        *,
+        overlap: Overlap | None = None,
+        key: str | None = None,
+        actor: str | None = None,
     ) -> Fire:
         """Add the job of a schedule now, also of one that is paused.
 
         - `name`: the schedule.
         - `overlap`: instead of what the schedule says. Default: None, as it says.
+        - `key`: the idempotency key of the job. A second call with it and the same `overlap` adds
+          no job and returns the first fire. Default: None.
         - `actor`: who triggers it. Default: the application's actor.
 
         Returns the fire; its outcome is `overlapped`, without a job, if `overlap` says so. Raises
-        ScheduleNotFound or InvalidInput.
+        ScheduleNotFound, InvalidInput or KeyConflict.
         """
         by, defaults = self._core.signed(actor), self._defaults()
         if overlap is not None:
             check_choice(overlap, Overlap, "$.overlap")
+        asked = f"trigger {name} {overlap or ''}"
+        own = None if key is None else (check_key(key, "$.key"), sha256(asked.encode()).hexdigest())
 
         def act(db: Database) -> Fire:
             schedule = schedules.hold(db, name)
             if overlap is not None:
                 schedule = replace(schedule, overlap=overlap)
-            return fires.trigger(db, schedule, by, defaults)
+            return fires.trigger(db, schedule, by, defaults, own)
 
         return self._write(act)
 

@@ -174,17 +174,20 @@ class Workflows(Noun):
         start = BulkActions(self._core).start
         return start("retry", jobs, more_retries=more_retries, actor=actor, reason=reason)
 
-    def extend(self, workflow_id: str, *, actor: str | None = None) -> NewWorkflow:
+    def extend(
+        self, workflow_id: str, *, key: str | None = None, actor: str | None = None
+    ) -> NewWorkflow:
         """Begin to add jobs to a workflow that exists: `with app.workflows.extend(id) as flow:`.
 
         - `workflow_id`: the workflow; it may have finished, and then runs again.
+        - `key`: as of `Tenure.workflow`, within this workflow. Default: None.
         - `actor`: who adds them. Default: the application's actor.
 
         Up to 100,000 jobs in all. A handler that runs again adds them again: `JobContext.enqueue`
         adds jobs once. Returns what `Tenure.workflow` returns; the end of the block also raises
         WorkflowNotFound.
         """
-        return NewWorkflow(self._app, "workflow", None, actor, extends=workflow_id)
+        return NewWorkflow(self._app, "workflow", key, actor, extends=workflow_id)
 
     def wait(self, workflow_id: str, timeout: Duration | None = None) -> Workflow:
         """Return a workflow once all its jobs are settled; its status says how it ended.

@@ -21,6 +21,9 @@ from tenure.jobs.schedules import MAX_FIRES, Fire, FireOutcome, How, Missed, Ove
 Defaults = Callable[[str], TypeOptions]
 """The options of a type."""
 
+Key = tuple[str, str]
+"""An idempotency key and its fingerprint."""
+
 MAX_BUFFERED = 100
 """Jobs of one schedule that wait for one another, beside those of a backfill."""
 LOOKAHEAD = timedelta(seconds=1.5)
@@ -170,10 +173,12 @@ def advance(
     defaults: Defaults,
     actor: str | None,
     before: Sequence[str] = (),
+    key: Key | None = None,
 ) -> Advance:
     """Return what follows from a decision; raises InvalidInput if the job is no longer valid.
 
-    `before` are the jobs of the schedule that are not settled, for a job that waits.
+    `before` are the jobs of the schedule that are not settled, for a job that waits. `key` is that
+    of the job of a single tick.
     """
     fires: list[Fire] = []
     jobs: list[tuple[CheckedJob, Sequence[str]]] = []
@@ -183,6 +188,8 @@ def advance(
         job_id = new_id if tick.outcome is FireOutcome.FIRED else None
         if job_id is not None:
             job = job_for(schedule, tick, now, job_id, defaults(schedule.template.type))
+            if key is not None:
+                job = replace(job, idempotency_key=key[0], fingerprint=key[1])
             jobs.append((job, before if tick.waits else ()))
             last, before = job_id, [*before, job_id][-MAX_BUFFERED - 1 :]
         same: Any = {name: getattr(tick, name) for name in ("at", "until", "outcome", "how")}

@@ -25,6 +25,7 @@ from tenure.jobs.fires import (
     Advance,
     Decision,
     Defaults,
+    Key,
     Tick,
     actor_of,
     advance,
@@ -124,7 +125,9 @@ def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
     _cancel(db, done)
     jobs = [job for one in done for job in one.jobs]
     if plain := [job for job, parents in jobs if not parents]:
-        enqueue.add(db, plain)
+        for answer in enqueue.add(db, plain):
+            if isinstance(answer, TenureError):  # its key was used meanwhile
+                raise answer
     for waiting in _linked(done):
         enqueue.add_linked(db, waiting, limited=False)
     failpoints.hit("schedule.between_jobs_and_cursor")
@@ -209,14 +212,18 @@ def _linked(done: Sequence[Advance]) -> Iterator[list[CheckedJob]]:
         yield together
 
 
-def trigger(db: Database, schedule: Schedule, actor: str, defaults: Defaults) -> Fire:
-    """Fire a locked schedule at this moment."""
+def trigger(
+    db: Database, schedule: Schedule, actor: str, defaults: Defaults, key: Key | None = None
+) -> Fire:
+    """Fire a locked schedule at this moment, unless it was with this key; raises KeyConflict."""
+    if key and (known := schedules.triggered(db, schedule.name, *key)):
+        return known
     d, v, now = db.dialect, db.dialect.value, db.now()
     at = now.replace(microsecond=now.microsecond // 1000 * 1000)
     last = f"WHERE schedule = {v} AND at >= {v} AND outcome = 'fired' ORDER BY at DESC LIMIT 1"
     for fire in schedules.fires(db, last, (schedule.name, d.to_bound(at))):
         at = fire.at + timedelta(milliseconds=1)
-    return by_hand(db, schedule, [Tick(at=at, how=How.TRIGGER)], actor, defaults)[0]
+    return by_hand(db, schedule, [Tick(at=at, how=How.TRIGGER)], actor, defaults, key=key)[0]
 
 
 def by_hand(
@@ -226,6 +233,7 @@ def by_hand(
     actor: str,
     defaults: Defaults,
     most: int = MAX_BUFFERED,
+    key: Key | None = None,
 ) -> list[Fire]:
     """Fire ticks of a locked schedule beside those due, as its `overlap` says.
 
@@ -237,7 +245,7 @@ def by_hand(
     decision = Decision(
         ticks=tuple(decided), cursor_at=schedule.cursor_at, next_at=schedule.next_at
     )
-    done = advance(schedule, decision, db.now(), defaults, actor, list(jobs))
+    done = advance(schedule, decision, db.now(), defaults, actor, list(jobs), key)
     return carry_out(db, [done])
 
 

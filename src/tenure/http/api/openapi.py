@@ -133,7 +133,7 @@ REQUEST_HEADERS: Mapping[str, Any] = {
         "type": "string",
         "pattern": KEY_PATTERN,
         "maxLength": MAX_KEY_LENGTH,
-        "description": "The same key and body again is answered with the first job.",
+        "description": "The same key and body again is answered as the first request was.",
     },
     "If-Match": {
         "type": "string",

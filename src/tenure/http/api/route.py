@@ -87,6 +87,8 @@ class Route:
             return (404, 409, 422)
         if self.path in OF_LIMITS:
             return (409,)
+        if self.path == f"{SCHEDULE}/trigger":
+            return (404, 422)
         if self.path.startswith(SCHEDULE):
             return {"PUT": (409, 412), "DELETE": (404, 412)}.get(self.method, (404,))
         return ()

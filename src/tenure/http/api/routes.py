@@ -135,6 +135,7 @@ OLD_WORKFLOW = Reply(
     flows.AddedBody, "The workflow of an earlier request with this key.", headers=("Location",)
 )
 MORE_JOBS = Reply(flows.AddedBody, "The workflow, with the new jobs.", status=201)
+OLD_JOBS = Reply(flows.AddedBody, "The jobs of an earlier request with this key.")
 WORKFLOW_PAGE = Reply(
     list[Workflow], "A page of workflows; `Link` names the next.", headers=("Link",)
 )
@@ -229,8 +230,9 @@ ROUTES: tuple[Route, ...] = (
         headers=("Idempotency-Key",),
     ),
     Route(
-        *("POST", "/workflows/{id}/jobs", ENQUEUE, workflows.add_to_workflow, MORE_JOBS),
+        *("POST", "/workflows/{id}/jobs", ENQUEUE, workflows.add_to_workflow, MORE_JOBS, OLD_JOBS),
         body=WORKFLOW_JOBS,
+        headers=("Idempotency-Key",),
     ),
     Route(
         *("GET", "/workflows", READ, workflows.list_workflows, WORKFLOW_PAGE),
@@ -286,7 +288,11 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "POST", f"{SCHEDULE}/resume", ADMIN, schedules.resume_schedule, ONE_SCHEDULE, body=RESUME
     ),
-    Route("POST", f"{SCHEDULE}/trigger", ADMIN, schedules.trigger_schedule, FIRE, body=TRIGGER),
+    Route(
+        *("POST", f"{SCHEDULE}/trigger", ADMIN, schedules.trigger_schedule, FIRE),
+        body=TRIGGER,
+        headers=("Idempotency-Key",),
+    ),
     Route("POST", f"{SCHEDULE}/backfill", ADMIN, schedules.backfill_schedule, FIRES, body=BACKFILL),
     Route(
         "GET", f"{SCHEDULE}/fires", READ, schedules.list_fires, FIRES, query=schedules.FiresQuery

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from tenure.errors import IllegalEdition, InvalidInput, ScheduleNotFound
 from tenure.http.api.bodies import convert
 from tenure.http.api.call import Call, answer
+from tenure.jobs.names import check_key
 from tenure.jobs.queries import MAX_LISTED
 from tenure.jobs.schedule_times import MAX_PREVIEWED, preview
 from tenure.jobs.schedules import Schedule
@@ -131,8 +132,9 @@ def resume_schedule(call: Call) -> Response:
 
 def trigger_schedule(call: Call) -> Response:
     """Add the job of a schedule now."""
-    call.take_no_key("after a lost answer, see the fires of the schedule before you send it again")
-    return answer(call.app.schedules.trigger(**_by(call), overlap=call.body.overlap))
+    key = call.header("Idempotency-Key")
+    key = key and check_key(key, "Idempotency-Key")
+    return answer(call.app.schedules.trigger(**_by(call), overlap=call.body.overlap, key=key))
 
 
 def backfill_schedule(call: Call) -> Response:

@@ -39,10 +39,7 @@ class WorkflowsQuery(GraphQuery, kw_only=True):
 
 def create_workflow(call: Call) -> Response:
     """Add a workflow with its first jobs, all or none; it is on disk when this answers."""
-    key = call.header("Idempotency-Key")
-    key = key and check_key(key, "Idempotency-Key")
-    own = bool(call.redaction)
-    flow = NewWorkflow(call.app, call.body.name, key, call.caller.name, own_keys=own)
+    flow = _new(call, call.body.name)
     added = _added(call, flow)
     where = {"Location": call.address(f"/workflows/{flow.id}")}
     return answer(added, 201 if flow.created else 200, where)
@@ -50,9 +47,16 @@ def create_workflow(call: Call) -> Response:
 
 def add_to_workflow(call: Call) -> Response:
     """Add jobs to a workflow, all or none; they can depend on jobs of the workflow."""
-    call.take_no_key("after a lost answer, see the jobs of the workflow before you send it again")
-    by = call.caller.name
-    return answer(_added(call, call.app.workflows.extend(call.path["id"], actor=by)), 201)
+    flow = _new(call, "workflow", extends=call.path["id"])
+    added = _added(call, flow)
+    return answer(added, 201 if flow.created else 200)
+
+
+def _new(call: Call, name: str, **more: Any) -> NewWorkflow:
+    key = call.header("Idempotency-Key")
+    key = key and check_key(key, "Idempotency-Key")
+    own = bool(call.redaction)
+    return NewWorkflow(call.app, name, key, call.caller.name, own_keys=own, **more)
 
 
 def list_workflows(call: Call) -> Response:

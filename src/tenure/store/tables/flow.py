@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from tenure.errors import InvalidInput, WorkflowNotFound
+from tenure.errors import InvalidInput, KeyConflict, WorkflowNotFound
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.ids import AFTER_ALL, BEFORE_ALL
 from tenure.jobs.queue_rights import Patterns
@@ -60,7 +60,10 @@ def add(
 def extend(
     db: Database, new: New, jobs: Sequence[CheckedJob], queues: Patterns | None = None
 ) -> Stored:
-    """Add jobs to a workflow, which is locked before; raises WorkflowNotFound."""
+    """Add jobs to a workflow, unless it has them by this key. It is locked before.
+
+    Raises WorkflowNotFound or KeyConflict.
+    """
     d = db.dialect
     here = f"FROM {d.table('workflow')} WHERE id = {d.id_value}"
     members = f"FROM {d.table('job')} WHERE workflow = {d.id_value}"
@@ -70,6 +73,10 @@ def extend(
         there = db.rows(f"SELECT 1 {members} AND {allowed} LIMIT 1", (new.id, *values))
     if not there:
         raise WorkflowNotFound(new.id)
+    if new.key is not None and (known := db.known(jobs)):
+        if [known.get(job.id, (job, None))[1] for job in jobs] != [new.fingerprint] * len(jobs):
+            raise KeyConflict(new.key, workflow_id=new.id)
+        return Stored(new.id, [known[job.id][0].id for job in jobs])
     ((count,),) = db.rows(f"SELECT count(*) {members}", (new.id,))
     if count + len(jobs) > MAX_JOBS:
         raise InvalidInput(f"the workflow would have more than {MAX_JOBS:,} jobs: begin another")

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from tenure.errors import ScheduleNotFound
+from tenure.errors import KeyConflict, ScheduleNotFound
 from tenure.jobs.fires import INSTANT
 from tenure.jobs.names import check_kind, is_name
 from tenure.jobs.schedule_times import When, is_zone, newest
@@ -94,6 +94,19 @@ def fires(db: Reads, rest: str, values: Sequence[Any]) -> list[Fire]:
         Fire(**fields | {"outcome": FireOutcome(fields["outcome"]), "how": How(fields["how"])})
         for fields in found
     ]
+
+
+def triggered(db: Reads, name: str, key: str, fingerprint: str) -> Fire | None:
+    """Return the fire of a schedule whose job has this key; raises KeyConflict for another job."""
+    d = db.dialect
+    ours = f"FROM {d.table('job')} WHERE idempotency_key = {d.value}"
+    for job_id, known in db.rows(f"SELECT {d.id('id')}, fingerprint {ours}", (key,)):
+        where = f"WHERE job_id = {d.id_value} AND schedule = {d.value}"
+        found = fires(db, where, (job_id, name)) if known == fingerprint else []
+        if not found:
+            raise KeyConflict(key, job_id)
+        return found[0]
+    return None
 
 
 def page(db: Reads, names: Sequence[str], most: int, before: datetime = LATEST) -> list[Fire]:
