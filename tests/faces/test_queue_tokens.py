@@ -197,7 +197,7 @@ def _shows_nothing(tenants: Tenants, route: Route, response: httpx2.Response) ->
             assert "a token for every queue" in told
         else:
             assert "mail, shop.*" in told
-            assert "name one of them" in told
+            assert "name one of them as the queue" in told
 
 
 def test_a_foreign_job_looks_like_one_that_never_was(tenants: Tenants) -> None:

@@ -62,8 +62,9 @@ def require(patterns: Patterns | None, queues: Iterable[str]) -> None:
     """
     if not all(includes(patterns, queue) for queue in queues):
         raise Forbidden(
-            f"this token is for the queues {', '.join(patterns or ())} and for no other: "
-            "name one of them, or use another token"
+            f"this token is for the queues {', '.join(patterns or ())} and for no other: name one "
+            "of them as the queue (a job without one is in that of its type, or in `default`), or "
+            "use another token"
         )
 
 
