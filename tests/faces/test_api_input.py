@@ -310,6 +310,28 @@ def test_a_refusal_of_a_time_or_a_cursor_says_what_to_send(
     assert says in assert_problem(api.get(path), 400, "invalid_input")["detail"]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "says"),
+    [
+        ("POST", "/jobs", {"type": 5}, "Expected `string`, got `integer`"),
+        ("POST", "/jobs", {"type": "int", "str": 1}, "unknown field `str`"),
+        (
+            *("POST", "/jobs", {"type": "a", "delay": True}),
+            "Expected `number | string | null`, got `boolean`",
+        ),
+        ("POST", "/jobs", {"type": "a", "backoff": []}, "at least one delay"),
+        ("GET", "/jobs?limit=0", None, "Expected `integer` >= 1"),
+        ("POST", "/leases", {"worker": "w", "wait_seconds": 99}, "Expected `number` <= 30.0"),
+    ],
+)
+def test_a_refusal_of_a_type_has_the_words_of_json(
+    api: TestClient, method: str, path: str, body: Any, says: str
+) -> None:
+    """They were those of Python: `int`, `str`, `float`, `bool`, `list`."""
+    refused = assert_problem(api.request(method, path, json=body), 400, "invalid_input")
+    assert says in refused["detail"]
+
+
 @pytest.mark.parametrize("time", ["2026-11-24", "2026-11-24T15:42:00", 1800000000, "soon"])
 def test_a_refusal_of_a_time_in_a_body_does_too(time: object, api: TestClient) -> None:
     job = {"type": "a", "run_at": time}

@@ -108,7 +108,9 @@ def policy_of(backoff: Any, path: str) -> RetryPolicy:
     """The retry policy that a caller means; raises InvalidInput at `path`."""
     if isinstance(backoff, RetryPolicy):
         return backoff
-    if isinstance(backoff, list | tuple) and backoff:
+    if isinstance(backoff, list | tuple):
+        if not backoff:
+            raise InvalidInput("give at least one delay", path=path)
         backoff = {"delays": backoff}
     if not isinstance(backoff, Mapping):
         return RetryPolicy(base=seconds(backoff, path=path))

@@ -22,7 +22,17 @@ def advice(message: str, kind: Any, path: str) -> str:
         return A_TIME
     if "matching regex" in message and path.endswith("cursor"):
         return "not a cursor; send the address in the `Link` of the page before"
+    if message.startswith("Expected"):
+        return _quoted.sub(lambda found: _word.sub(_in_json, found[0]), message)
     return message
+
+
+_quoted, _word = re.compile("`[^`]*`"), re.compile(r"\w+")
+_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
+
+
+def _in_json(word: re.Match[str]) -> str:
+    return _TYPES.get(word[0], word[0])
 
 
 def choices(kind: Any, path: str) -> set[object]:
