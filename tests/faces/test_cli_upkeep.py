@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 import tenure
 from tenure import Tenure
 from tenure.jobs.explain import WORKER_IS_LIVE
 from tenure.jobs.work import ClaimRequest
-from tests.support.cli import cli_json, output_of, run_cli
+from tests.support.cli import PROGRAM, clean_environment, cli_json, output_of, run_cli
+from tests.support.programs import Program
 from tests.support.raw_sql import RawSql
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -142,6 +146,26 @@ def test_reading_makes_no_database(command: list[str], tmp_path: Path) -> None:
     assert "there is no database of Tenure at" in result.stderr
     assert "mistyped.db: check the address" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lost_connection_is_not_a_line_of_a_library(postgres_url: str) -> None:
+    """The pool logs `discarding closed connection: <psycopg.Connection [BAD] at 0x…>`."""
+    with Tenure(postgres_url) as app:
+        app.enqueue("email")
+    ended = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with psycopg.connect(postgres_url, autocommit=True) as other:
+        with psycopg.connect(postgres_url) as holder:
+            holder.execute("LOCK TABLE tenure.job")
+            command = (*PROGRAM, "verify", "--database", postgres_url)
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            verify = Program(command, env=clean_environment(), **pipes)
+            wait_until(lambda: other.execute(ended).fetchall(), "a read that waits")
+        said, complained = verify.communicate(timeout=60)
+    assert said == "jobs checked: 1; no violation\n"
+    assert "discarding" not in complained
 
 
 def test_reading_makes_no_schema_on_postgres(postgres_url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,6 +164,8 @@ def application() -> tenure.Tenure:
     # Nothing else is read: a PORT that means something else must not keep `stats` from working.
     known = {name: os.environ[name] for name in READ_VARIABLES if name in os.environ}
     found = load({"database": chosen_database()}, known)
+    # A connection that is lost is replaced, or an error says so: no line of the pool adds to that.
+    logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
     return Tenure(found.database, migrate=found.migrate, actor=operator(), redact=found.redact)
 
 
