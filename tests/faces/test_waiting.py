@@ -6,10 +6,12 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tenure import Tenure
+from tenure.app import waiting
 from tenure.server import build
 from tests.support.cli import run_cli
 from tests.support.http import UNKNOWN_ID, Exchange, api_client, assert_problem
@@ -65,6 +67,28 @@ async def test_a_request_waits_no_longer_than_asked_and_holds_nothing(
     built.state.notifier.stop()
     for request in requests[50:]:
         assert (await request.end())["status"] == "pending"  # as it stands when the server stops
+
+
+def test_the_log_says_that_no_worker_takes_what_is_waited_for(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A first program without a worker was silent for ever; many waits are still one line."""
+    monkeypatch.setattr(waiting, "UNSERVED_SECONDS", 0.01)
+    monkeypatch.setattr(waiting._Unserved, "_next", 0.0)
+    jobs = [app.enqueue("lonely") for _ in range(3)]
+    with ThreadPoolExecutor() as threads:
+        waits = [threads.submit(app.wait, job) for job in jobs]
+        try:
+            wait_until(lambda: caplog.messages, "a line in the log")
+        finally:
+            for job in jobs:
+                app.cancel(job.id)
+        assert [wait.result().status for wait in waits] == ["cancelled"] * 3
+    (said,) = caplog.messages
+    assert said.startswith("a call waits for job ")
+    assert said.endswith(
+        ": No worker is alive; start one for jobs of type lonely in queue default."
+    )
 
 
 def test_a_wait_has_bounds_and_a_job(app: Tenure) -> None:

@@ -217,7 +217,7 @@ def test_one_query_serves_all_and_their_own_process_wakes_them(
     monkeypatch.setattr(waits, "FIRST_LOOK_SECONDS", 60.0)
     app = app_on_each_engine
     jobs = [app.enqueue("work", delay="1h") for _ in range(5)]
-    futures = [begin(app.core, job.id) for job in jobs]
+    futures = [begin(app, job.id) for job in jobs]
     wait_until(lambda: set().union(*looks) == {job.id for job in jobs}, "the first look")
     app.cancel(jobs[0].id)
     assert futures[0].result(20).status == "cancelled"
@@ -232,7 +232,7 @@ def test_those_who_wait_are_told_of_other_processes_by_looking(
 ) -> None:
     app = app_on_each_engine
     job = app.enqueue("work", delay="1h")
-    future = begin(app.core, job.id)
+    future = begin(app, job.id)
     wait_until(lambda: len(looks) >= 5, "looks")
     with Tenure(app.database) as other:
         other.cancel(job.id)
@@ -246,7 +246,7 @@ def test_on_sqlite_commits_of_other_processes_wake_who_waits(
     monkeypatch.setattr(waits, "FIRST_LOOK_SECONDS", 60.0)
     with Tenure(sqlite_url) as app, Tenure(sqlite_url) as other:
         job = app.enqueue("work", delay="1h")
-        future = begin(app.core, job.id)
+        future = begin(app, job.id)
         wait_until(lambda: looks, "the first look")
         other.cancel(job.id)
         assert future.result(20).status == "cancelled"
@@ -254,7 +254,7 @@ def test_on_sqlite_commits_of_other_processes_wake_who_waits(
 
 def test_a_job_that_is_deleted_while_it_is_waited_for(app: Tenure, looks: list[set[str]]) -> None:
     job = app.enqueue("work", delay="1h")
-    future = begin(app.core, job.id)
+    future = begin(app, job.id)
     wait_until(lambda: len(looks) >= 2, "looks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Reader, "settled", lambda *_: {})
@@ -263,7 +263,7 @@ def test_a_job_that_is_deleted_while_it_is_waited_for(app: Tenure, looks: list[s
 
 
 def test_a_store_that_closes_ends_every_wait(app: Tenure) -> None:
-    future = begin(app.core, app.enqueue("work", delay="1h").id)
+    future = begin(app, app.enqueue("work", delay="1h").id)
     app.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         future.result(20)
@@ -271,7 +271,7 @@ def test_a_store_that_closes_ends_every_wait(app: Tenure) -> None:
 
 def test_an_outage_ends_no_wait_that_has_begun(app: Tenure, looks: list[set[str]]) -> None:
     job = app.enqueue("work", delay="1h")
-    future = begin(app.core, job.id)
+    future = begin(app, job.id)
     wait_until(lambda: len(looks) >= 2, "looks")
     failed = threading.Event()
 
@@ -297,7 +297,7 @@ def test_each_who_waits_has_an_error_to_raise(app: Tenure, monkeypatch: pytest.M
 
     monkeypatch.setattr(Reader, "settled", settled)
     monkeypatch.setattr(waits.Waits, "_next", lambda all: both.wait(20) and look(all))
-    futures = [begin(app.core, job.id) for _ in range(2)]
+    futures = [begin(app, job.id) for _ in range(2)]
     both.set()
     first, second = (future.exception(20) for future in futures)
     assert first is not second

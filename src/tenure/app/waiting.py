@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import logging
+import time
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from math import inf
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from tenure.app.core import Core
 from tenure.dependency import Parent
@@ -24,8 +27,13 @@ from tenure.telemetry.logs import LOG_FIELDS
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
 
+log = logging.getLogger(__name__)
 R = TypeVar("R", covariant=True)
 
+UNSERVED_SECONDS = 5.0
+"""How long a wait lasts before it is asked, once, whether any worker takes the job."""
+PAUSE_SECONDS = 60.0
+"""Between two such questions of one process, however many calls wait."""
 BLOCKED_SECONDS = 1.0
 """How long a wait may block the event loop of a worker in this program, which runs nothing then."""
 BLOCKED = (
@@ -87,7 +95,7 @@ def wait(app: Tenure, job: Job | str, timeout: Duration | None = None) -> Job:
     job_id, seconds = _asked(job, timeout)
     if seconds == 0:
         return _settled(app.get(job_id))
-    future = begin(app.core, job_id)
+    future = begin(app, job_id)
     allowed = _allowed(app, seconds)
     try:
         return future.result(allowed)
@@ -105,7 +113,7 @@ async def wait_async(app: Tenure, job: Job | str, timeout: Duration | None = Non
     if seconds == 0:
         return _settled(await app.get_async(job_id))
     await app.core.opened()
-    future = begin(app.core, job_id)
+    future = begin(app, job_id)
     try:
         import asyncio
 
@@ -116,14 +124,35 @@ async def wait_async(app: Tenure, job: Job | str, timeout: Duration | None = Non
         future.cancel()
 
 
-def begin(core: Core, job_id: str) -> Future[Job]:
+def begin(app: Tenure, job_id: str) -> Future[Job]:
     """Return a future of the job once it is settled, as `Waits.add` does, at once."""
     if not ids.is_id(job_id):
         raise JobNotFound(job_id)
-    fields = LOG_FIELDS.get()
+    core, fields = app.core, LOG_FIELDS.get()
     if fields is None or not _is_one_by_one(fields()["worker"]):
-        return core.store.wait(job_id)
+        return core.store.wait(job_id, _Unserved(app, job_id))
     return core.store.wait(job_id, partial(_stuck, core, job_id, fields()["job"]))
+
+
+class _Unserved:
+    """Lets the log say that no worker takes a job that a call waits for; never ends the wait."""
+
+    __slots__ = ("_app", "_due", "_job_id")
+    _next: ClassVar[float] = 0.0
+
+    def __init__(self, app: Tenure, job_id: str) -> None:
+        self._app, self._job_id, self._due = app, job_id, 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        self._due = self._due or now + UNSERVED_SECONDS
+        if now < max(self._due, _Unserved._next):
+            return
+        self._due, _Unserved._next = inf, now + PAUSE_SECONDS
+        with suppress(TenureError):
+            found = self._app.explain(self._job_id)
+            if found.reason.startswith("no_worker"):
+                log.warning("a call waits for job %s: %s", self._job_id, found.text)
 
 
 def _is_one_by_one(worker: str | None) -> bool:
@@ -246,7 +275,7 @@ class AsCompleted(Generic[R]):
         self._seconds = seconds
 
     def _started(self) -> dict[Future[Job], Handle[R]]:
-        return {begin(self._app.core, handle.id): handle for handle in self._handles}
+        return {begin(self._app, handle.id): handle for handle in self._handles}
 
     def __iter__(self) -> Iterator[Handle[R]]:
         futures = self._started()
