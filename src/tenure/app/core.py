@@ -33,7 +33,6 @@ from tenure.store import Store, is_sqlite, open_store, search
 from tenure.store.retention import Note
 from tenure.store.tables import flow, progress, sessions, tokens, webhooks
 from tenure.store.tables.bulk import about
-from tenure.store.tables.stats import Place
 from tenure.store.transitions import Steps
 from tenure.store.work import nothing
 from tenure.telemetry.tracing import Tracing
@@ -241,15 +240,13 @@ class Core:
             query = about(own, action_of(action))
         return search.count(self.limited_store.read, query, count)
 
-    # --- what workers call
+    # --- what workers call: see `WorkSource`
 
     def declare(self, options: DeclaredByType) -> None:
-        """Store the options of types, by name, for enqueues in programs without the handlers."""
         declare(self.limited_store, options, self.queues)
 
     @property
     def exchanges(self) -> int:
-        """How many exchanges at a time keep the store busy."""
         return self.store.exchanges
 
     def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
@@ -283,25 +280,20 @@ class Core:
         return self.exchange(reports, None).result()
 
     def heartbeat(self, leases: HeldLeases, lease_seconds: float) -> Mapping[str, str]:
-        """Extend (job id, lease id) leases; return by lease id which event ended the others."""
         return self.limited_store.heartbeat(leases, lease_seconds)
 
     def record_progress(self, entries: Sequence[progress.Entry]) -> int:
-        """Store how far attempts have come, if their lease is held; return how many these were."""
         return self.limited_store.record_progress(entries)
 
     def ask(self, job_id: str, lease_id: str, call: StepCall) -> Future[StepAnswer]:
-        """Return what an attempt asks for, as `StepSource.ask`."""
         if self.queues is not None and isinstance(call, ReadParents):
             call = replace(call, within=self.queues)
         return self.limited_store.ask(job_id, lease_id, call)
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
-        """Call `notify` whenever there may be work; return the function that ends this."""
         return self.limited_store.on_work(notify)
 
     def on_end(self, worker: str, notify: Callable[[], None]) -> Callable[[], None]:
-        """Call `notify` whenever leases of `worker` may have ended; likewise."""
         return self.limited_store.on_end(worker, notify)
 
     # --- what keeps the database in order, once a second or when asked
@@ -339,10 +331,6 @@ class Core:
         measured since the last call, so that one of many callers does the work.
         """
         return self.store.update_stats(yielding=yielding)
-
-    def stats_reach(self) -> tuple[Place, timedelta]:
-        """Return the end of the ledger, and how far the statistics are behind if they are."""
-        return self.store.stats_reach()
 
     def prune(self, keep: Mapping[str, Duration], note: Note = lambda _: None) -> int:
         """Delete a batch of jobs settled longer ago than `keep` says by status; return how many.

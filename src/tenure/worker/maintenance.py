@@ -234,7 +234,7 @@ class MaintenanceThread(threading.Thread):
     def _count_transitions(self) -> None:
         share, self._stats_share = self._stats_share, BUSY_SHARE
         if self._repeat(lambda: self._core.measure(yielding=True), share):
-            end, lag = self._core.stats_reach()
+            end, lag = self._core.store.stats_reach()
             quiet, self._ledger_end = end == self._ledger_end, end
             if quiet or lag > MAX_LAG:
                 self._stats_share = MAX_SHARE
