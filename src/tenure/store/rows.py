@@ -191,6 +191,10 @@ def _policy_text(policy: RetryPolicy) -> str | None:
     return msgspec.json.encode({name: getattr(policy, name) for name in names}).decode()
 
 
+def as_json(rows: Any) -> str:
+    return msgspec.json.encode(rows).decode()
+
+
 def read_policy(text: str | None) -> RetryPolicy:
     """Read what `write_policy` wrote; the default policy for what it did not write.
 

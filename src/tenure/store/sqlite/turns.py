@@ -14,6 +14,7 @@ import msgspec
 
 from tenure.jobs.limits import NEXT, Open, Turn, has_enough, look_again
 from tenure.store.lanes import Lane, Limited, Mark
+from tenure.store.rows import as_json
 from tenure.store.sqlite.statements import OF_TYPES, PICKED
 
 MAX_PARTITIONS = 250
@@ -111,7 +112,7 @@ _read_picked = msgspec.json.Decoder(
 
 def limited(db: sqlite3.Connection, queues: Collection[str]) -> Mapping[str, Limited]:
     """Return how queues are limited; leaves out queues without limits."""
-    return dict(db.execute(LIMITED, (_json(list(queues)),)))
+    return dict(db.execute(LIMITED, (as_json(list(queues)),)))
 
 
 def room(db: sqlite3.Connection, values: Mapping[str, Any]) -> int:
@@ -176,19 +177,15 @@ def pick(
     places = {part: (part, *max(at, floors.get(part, START))) for part, at in begins.items()}
     rows: list[Any] = []
     for share in set(parts.values()):
-        some = _json([places[part] for part in parts if parts[part] == share])
+        some = as_json([places[part] for part in parts if parts[part] == share])
         (text,) = db.execute(statement, {**values, "parts": some, "share": share}).fetchone()
         rows += _read_picked(text)
     order = {part: n for n, part in enumerate(parts)}
     rows.sort(key=lambda row: (order[row[-2]], row[-1], row[1]))
     if not in_order and (vain := parts.keys() - {row[-2] for row in rows}):
-        some = _json([places[part] for part in vain])
+        some = as_json([places[part] for part in vain])
         (text,) = db.execute(PASSED, {**values, "parts": some}).fetchone()
         for part in vain:
             marks.pop((lane, part), None)
         marks.update({(lane, part): (run_at, id) for part, run_at, id in _read(text)})
     return rows
-
-
-def _json(rows: Any) -> str:
-    return msgspec.json.encode(rows).decode()

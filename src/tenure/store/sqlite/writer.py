@@ -27,6 +27,7 @@ from tenure.store.rows import (
     ADDED,
     CHANGED,
     added_job,
+    as_json,
     changed_values,
     field_of,
     job_of,
@@ -259,7 +260,7 @@ class Sqlite:
         )
 
     def traces(self, job_ids: Sequence[str]) -> Mapping[str, str]:
-        return dict(self.rows(sql.TRACES, (_json(job_ids),)))
+        return dict(self.rows(sql.TRACES, (as_json(job_ids),)))
 
     # --- load and save
 
@@ -269,7 +270,7 @@ class Sqlite:
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
         jobs: dict[str, Job] = {}
         for start in range(0, len(job_ids), sql.MAX_LOADED):
-            ids = _json(job_ids[start : start + sql.MAX_LOADED])
+            ids = as_json(job_ids[start : start + sql.MAX_LOADED])
             (text,) = self._db.execute(sql.LOCK, (ids,)).fetchone()
             loaded = (job_of(row, to_time) for row in _read_jobs(text))
             jobs.update({job.id: job for job in loaded})
@@ -307,7 +308,7 @@ class Sqlite:
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
         until = to_millis(self.now() + timedelta(seconds=lease_seconds))
-        return {lease_id for (lease_id,) in self.rows(sql.RENEW, (until, _json(leases)))}
+        return {lease_id for (lease_id,) in self.rows(sql.RENEW, (until, as_json(leases)))}
 
     def delete_settled(
         self, cutoffs: Cutoffs, until: int, place: Sequence[int], limit: int
@@ -332,7 +333,7 @@ class Sqlite:
                     rows = rows[:number]
                     break
                 due.append(rowid)
-        found = self.rows(sql.DELETABLE_OF, (_json(due), *place)) if due else []
+        found = self.rows(sql.DELETABLE_OF, (as_json(due), *place)) if due else []
         gone, refused = delete(self, found)
         if rows:
             self._marks.end(cutoffs, rows[-1][:2])
@@ -386,10 +387,6 @@ def due(checked_job: CheckedJob, now: datetime) -> datetime:
     if checked_job.run_at is None and checked_job.delay == 0:
         return now
     return kept(checked_job.run_at or now + timedelta(seconds=checked_job.delay))
-
-
-def _json(rows: Any) -> str:
-    return msgspec.json.encode(rows).decode()
 
 
 def _stored(*values: Any) -> tuple[Any, ...]:

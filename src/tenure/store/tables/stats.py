@@ -27,6 +27,7 @@ from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.stats import BUCKETS, Activity, Count, FailureGroup, Total
 from tenure.lifecycle import FAILURES
 from tenure.store.dialect import Dialect, Statements
+from tenure.store.rows import as_json
 from tenure.store.tables import stats_sql as sql
 
 if TYPE_CHECKING:
@@ -243,12 +244,12 @@ class StatsWriter:
         self._count(tallied(batch.sums))
         oldest = int((now - EPOCH).total_seconds()) // 60 - MINUTES_KEPT
         by_minute, in_all = added(batch.sums, self._separate(batch.sums), oldest)
-        changed(sql.add(d, "total"), (_json(in_all),))
+        changed(sql.add(d, "total"), (as_json(in_all),))
         if by_minute:
-            changed(sql.add(d, "activity"), (_json(by_minute),))
+            changed(sql.add(d, "activity"), (as_json(by_minute),))
         changed(f"DELETE FROM {d.table('activity')} WHERE minute < {d.value}", (oldest,))
         if batch.failures:
-            changed(sql.add_failures(d), (_json(grouped(batch.failures)),))
+            changed(sql.add_failures(d), (as_json(grouped(batch.failures)),))
             table = d.table("failure")
             key = "type, queue, error"
             kept = f"SELECT {key} FROM {table} ORDER BY last_seen DESC, {key} LIMIT {MAX_FAILURES}"
@@ -282,7 +283,7 @@ class StatsWriter:
 
     def _count(self, jobs: Mapping[tuple[str, str, str], int]) -> None:
         d = self._dialect
-        rows = _json([(*key, count) for key, count in jobs.items() if count])
+        rows = as_json([(*key, count) for key, count in jobs.items() if count])
         self._db.changed(sql.add(d, "tally"), (rows,))
         self._db.changed(
             f"DELETE FROM {d.table('tally')} WHERE jobs = 0 AND (status, queue, type) IN"
@@ -363,7 +364,3 @@ def kind_of(error: str) -> str:
     """The first line of an error with everything replaced that varies from one to the next."""
     line = error.partition("\n")[0].strip()
     return _varying.sub(VARIES, line)[:MAX_KIND]
-
-
-def _json(rows: Sequence[Sequence[Any]]) -> str:
-    return msgspec.json.encode(rows).decode()
