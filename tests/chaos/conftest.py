@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from tenure import Tenure
 from tests.support.effort import EFFORT
 
 SEED = "TENURE_CHAOS_SEED"
@@ -22,3 +23,9 @@ def effort() -> int:
 def chance(request: pytest.FixtureRequest) -> random.Random:
     """The only source of chance: the seed of the run and the name of the test."""
     return random.Random(f"{os.environ.get(SEED, '1')} {request.node.name}")
+
+
+@pytest.fixture
+def app(app_on_each_engine: Tenure) -> Tenure:
+    """Here, faults are tried on each engine."""
+    return app_on_each_engine

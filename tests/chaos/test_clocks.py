@@ -55,10 +55,7 @@ async def flaky(context: JobContext):
 
 @pytest.mark.scenario(68)
 @pytest.mark.parametrize("hours", [1, -1])
-def test_a_worker_whose_clock_is_an_hour_off(
-    app_on_each_engine: Tenure, tmp_path: Path, hours: int
-) -> None:
-    app = app_on_each_engine
+def test_a_worker_whose_clock_is_an_hour_off(app: Tenure, tmp_path: Path, hours: int) -> None:
     jobs = app.enqueue_many(
         [*[NewJob("work", {}, {}) for _ in range(20)], NewJob("flaky", {}, {"backoff": 0.2})]
     )
@@ -86,9 +83,8 @@ def test_a_worker_whose_clock_is_an_hour_off(
 
 @pytest.mark.scenario(69)
 @pytest.mark.each_engine
-def test_the_store_s_clock_jumps_ahead(app_on_each_engine: Tenure, clock: Clock) -> None:
+def test_the_store_s_clock_jumps_ahead(app: Tenure, clock: Clock) -> None:
     """Every lease runs out at once: one more attempt each at most, and the dead leases are lost."""
-    app = app_on_each_engine
     app.enqueue_many([NewJob("work", {}, {"backoff": 0}) for _ in range(700)])
     ask = ClaimRequest(worker="first", limit=700, lease_seconds=30)
     old = app.core.claim(ask).leases
@@ -107,9 +103,8 @@ def test_the_store_s_clock_jumps_ahead(app_on_each_engine: Tenure, clock: Clock)
 
 @pytest.mark.scenario(70)
 @pytest.mark.each_engine
-def test_the_store_s_clock_jumps_back(app_on_each_engine: Tenure, clock: Clock) -> None:
+def test_the_store_s_clock_jumps_back(app: Tenure, clock: Clock) -> None:
     """Leases last longer and retries wait longer; both come, and heartbeats shorten nothing."""
-    app = app_on_each_engine
 
     @app.job(name="work")
     async def work() -> None: ...
@@ -138,10 +133,8 @@ def test_the_store_s_clock_jumps_back(app_on_each_engine: Tenure, clock: Clock) 
 
 
 @pytest.mark.scenario(108)
-def test_the_store_s_clock_jumps_a_day_ahead_and_back(
-    app_on_each_engine: Tenure, clock: Clock
-) -> None:
-    app, ask = app_on_each_engine, ClaimRequest(worker="killed", limit=1, lease_seconds=30)
+def test_the_store_s_clock_jumps_a_day_ahead_and_back(app: Tenure, clock: Clock) -> None:
+    ask = ClaimRequest(worker="killed", limit=1, lease_seconds=30)
     held, before = app.enqueue("work"), app.enqueue("later", delay=2 * DAY)
     (lease,) = app.core.claim(ask).leases
     clock.advance(DAY)
@@ -174,10 +167,7 @@ def test_the_store_s_clock_jumps_a_day_ahead_and_back(
 
 
 @pytest.mark.scenario(108)
-def test_a_clock_that_was_not_put_back_leaves_long_leases_alone(
-    app_on_each_engine: Tenure, clock: Clock
-) -> None:
-    app = app_on_each_engine
+def test_a_clock_that_was_not_put_back_leaves_long_leases_alone(app: Tenure, clock: Clock) -> None:
     job = app.enqueue("work")
     app.core.claim(ClaimRequest(worker="slow", limit=1, lease_seconds=DAY))
     wait_until(app.core.measure, "the ledger to be counted")
@@ -188,10 +178,9 @@ def test_a_clock_that_was_not_put_back_leaves_long_leases_alone(
 
 @pytest.mark.scenario(71)
 def test_everything_sleeps_for_longer_than_the_leases(
-    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
+    app: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
     """As a closed laptop does. What had a lease may run once more; nothing is lost or stuck."""
-    app = app_on_each_engine
     handlers = WORK.replace('return "done"', "await asyncio.sleep(0.01)", 1)
     jobs = app.enqueue_many([NewJob("work", {}, {"backoff": 0}) for _ in range(200)])
     with WorkerScript(tmp_path / "meet", app.database, handlers, lease=5) as script:
@@ -216,8 +205,7 @@ def test_everything_sleeps_for_longer_than_the_leases(
 
 
 @pytest.mark.scenario(74)
-def test_times_far_away_and_without_a_zone(app_on_each_engine: Tenure) -> None:
-    app = app_on_each_engine
+def test_times_far_away_and_without_a_zone(app: Tenure) -> None:
     with pytest.raises(InvalidInput, match="run_at"):
         app.enqueue("work", run_at=datetime(2030, 1, 1))  # noqa: DTZ001 - it is the fault
     for at in (

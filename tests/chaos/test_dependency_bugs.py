@@ -63,11 +63,8 @@ def settle(app: Tenure) -> None:
 
 @pytest.mark.scenario(113)
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_chain_goes_on_wherever_its_worker_dies(
-    app_on_each_engine: Tenure, clock: Clock, moment: str
-) -> None:
+def test_a_chain_goes_on_wherever_its_worker_dies(app: Tenure, clock: Clock, moment: str) -> None:
     """celery#9835: lost if the worker died after the result was stored; sidekiq#5143."""
-    app = app_on_each_engine
     first = app.enqueue("a", backoff=0)
     second = app.enqueue("b", depends_on=[first])
     armed = {**os.environ, failpoints.ENVIRONMENT: f"report.{moment}_commit=kill"}
@@ -85,9 +82,8 @@ def test_a_chain_goes_on_wherever_its_worker_dies(
 
 
 @pytest.mark.scenario(114)
-def test_a_member_that_ends_twice_counts_once(app_on_each_engine: Tenure, clock: Clock) -> None:
+def test_a_member_that_ends_twice_counts_once(app: Tenure, clock: Clock) -> None:
     """celery, on_chord_part_return of Redis: a redelivered member was counted for another one."""
-    app = app_on_each_engine
     members = app.enqueue_many([NewJob("a", {}, {"backoff": 0}) for _ in range(3)])
     chord = app.enqueue("sum", depends_on=[member.id for member in members])
     old = claim(app, limit=1)
@@ -104,10 +100,9 @@ def test_a_member_that_ends_twice_counts_once(app_on_each_engine: Tenure, clock:
 
 @pytest.mark.scenario(115)
 @pytest.mark.parametrize("ending", ["gave_up", "cancelled"])
-def test_nobody_waits_for_ever_for_a_failure(app_on_each_engine: Tenure, ending: str) -> None:
+def test_nobody_waits_for_ever_for_a_failure(app: Tenure, ending: str) -> None:
     """bullmq#3362, #3122: `waiting-children` for ever; pg-boss: blocked for ever by a failed or
     cancelled parent. Jobs that only wait for an ending run, and the way back is the retry."""
-    app = app_on_each_engine
     bad, other = app.enqueue("a"), app.enqueue("b", delay="1h")
     child = app.enqueue("c", depends_on=[bad, other])
     far = app.enqueue("d", depends_on=[child])
@@ -135,9 +130,8 @@ def test_nobody_waits_for_ever_for_a_failure(app_on_each_engine: Tenure, ending:
 
 
 @pytest.mark.scenario(115)
-def test_a_callback_runs_after_a_failure_and_a_success(app_on_each_engine: Tenure) -> None:
+def test_a_callback_runs_after_a_failure_and_a_success(app: Tenure) -> None:
     """good_job#1239, #1450: not after a retry. breamware/sidekiq-batch#43: never."""
-    app = app_on_each_engine
     member = app.enqueue("a", backoff=0, max_retries=3)
     done, failed = (app.enqueue("b", depends_on=[one]) for one in (member, member.failed))
     for outcome in ("failed", "failed"):
@@ -150,10 +144,9 @@ def test_a_callback_runs_after_a_failure_and_a_success(app_on_each_engine: Tenur
 
 
 @pytest.mark.scenario(117)
-def test_no_process_has_to_live_for_a_release(app_on_each_engine: Tenure) -> None:
+def test_no_process_has_to_live_for_a_release(app: Tenure) -> None:
     """pg-boss resolves later, in a process with `supervise`; Celery in a task, chord_unlock. Here
     whoever ends the parent, in whatever SQL, releases the child in the same statement."""
-    app = app_on_each_engine
     parent = app.enqueue("a")
     child = app.enqueue("b", depends_on=[parent.settled])
     with closing(RawSql(app.database)) as raw:
@@ -179,9 +172,8 @@ def blocked(raw: RawSql) -> bool:
 @pytest.mark.scenario(118)
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 @pytest.mark.parametrize("first", ["the ending", "the retry"])
-def test_an_ending_beside_a_retry_that_restores(app_on_each_engine: Tenure, first: str) -> None:
+def test_an_ending_beside_a_retry_that_restores(app: Tenure, first: str) -> None:
     """The one counts what the other has not committed yet, or waits for it: never neither."""
-    app = app_on_each_engine
     bad, other = app.enqueue("a", max_retries=1), app.enqueue("b")
     child = app.enqueue("c", depends_on=[bad, other])
     leases = {lease.id: lease for lease in claim(app)}
@@ -210,8 +202,7 @@ def test_an_ending_beside_a_retry_that_restores(app_on_each_engine: Tenure, firs
 
 
 @pytest.mark.scenario(115)
-def test_the_sweep_skips_and_restores(app_on_each_engine: Tenure) -> None:
-    app = app_on_each_engine
+def test_the_sweep_skips_and_restores(app: Tenure) -> None:
     bad = app.enqueue("a")
     child = app.enqueue("b", depends_on=[bad])
     app.core.report([said(claim(app)[0], "gave_up")])
@@ -226,9 +217,8 @@ def test_the_sweep_skips_and_restores(app_on_each_engine: Tenure) -> None:
 
 @pytest.mark.scenario(116)
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_sweeper_that_dies_while_it_skips(app_on_each_engine: Tenure, moment: str) -> None:
+def test_a_sweeper_that_dies_while_it_skips(app: Tenure, moment: str) -> None:
     """All of what it decided in a transaction is there, or nothing, and the next one goes on."""
-    app = app_on_each_engine
     bad = app.enqueue("a")
     child = app.enqueue("b", depends_on=[bad])
     last = app.enqueue("c", depends_on=[child])
@@ -253,9 +243,8 @@ SECONDS = 30.0
 @pytest.mark.scenario(116)
 @pytest.mark.full
 @pytest.mark.timeout(300)
-def test_a_long_chain_is_skipped_in_seconds(app_on_each_engine: Tenure) -> None:
+def test_a_long_chain_is_skipped_in_seconds(app: Tenure) -> None:
     """10,000 jobs: no recursion, neither in triggers nor in Python."""
-    app = app_on_each_engine
     root = app.enqueue("a", max_retries=1)
     ids = [root.id, *new_ids(10_000)]
     links = [

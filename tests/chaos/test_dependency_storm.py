@@ -125,11 +125,8 @@ def early(raw: RawSql) -> list[str]:
 @pytest.mark.timeout(300)
 @pytest.mark.scenario(112)
 @pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.full)])
-def test_waiting_jobs_under_a_storm(
-    app_on_each_engine: Tenure, chance: random.Random, seconds: int
-) -> None:
+def test_waiting_jobs_under_a_storm(app: Tenure, chance: random.Random, seconds: int) -> None:
     """As celery#1700, bullmq#3362, sidekiq#3432: counted apart from the ending, or twice."""
-    app = app_on_each_engine
     raw = RawSql(app.database)
     assert storm(app, raw, chance, seconds) > seconds
     drain = [start(app.database, 0, n) for n in range(PROCESSES)]

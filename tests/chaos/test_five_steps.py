@@ -64,11 +64,8 @@ PLACES = ORDER.count("die(") - 1 + 2 * 2
 """Calls of `die`; `outside` has two of them and three callers."""
 
 
-def test_five_steps_a_sleep_and_an_approval(
-    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
-) -> None:
+def test_five_steps_a_sleep_and_an_approval(app: Tenure, clock: Clock, tmp_path: Path) -> None:
     """A process dies once at each place. Outside, each effect has one key; inside, it is one."""
-    app = app_on_each_engine
     make_effects(app.database)
     job = app.enqueue("order", max_retries=100, backoff=0)
     slept = False

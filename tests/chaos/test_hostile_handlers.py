@@ -65,10 +65,9 @@ def test_a_handler_that_blocks_the_loop_keeps_its_lease_and_is_named(
 
 @pytest.mark.scenario(10, 13)
 def test_jobs_behind_a_blocked_loop_are_run_elsewhere(
-    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Claimed ahead, they wait for a loop that may never come back: the heartbeat returns them."""
-    app = app_on_each_engine
     monkeypatch.setattr(heartbeat, "BLOCKED_SECONDS", 0.1)
     blocking = threading.Event()
     let_go = threading.Event()
@@ -105,10 +104,9 @@ def test_jobs_behind_a_blocked_loop_are_run_elsewhere(
 @pytest.mark.scenario(13)
 @pytest.mark.parametrize("database_url", SQLITE_AND_IN_FULL_POSTGRES, indirect=True)
 def test_a_time_limit_holds_though_the_loop_that_should_enforce_it_is_blocked(
-    app_on_each_engine: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    app: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing can stop the handler: its worker lets the lease run out, and another takes over."""
-    app = app_on_each_engine
     monkeypatch.setattr(heartbeat, "BLOCKED_SECONDS", 0.1)
     let_go = threading.Event()
     attempts: list[int] = []
@@ -183,10 +181,9 @@ def hold_in_a_child():
 @pytest.mark.parametrize("swept", [True, False])
 @pytest.mark.parametrize("database_url", SQLITE_AND_IN_FULL_POSTGRES, indirect=True)
 def test_a_handler_that_keeps_the_interpreter_s_lock_settles_once(
-    app_on_each_engine: Tenure, tmp_path: Path, swept: bool
+    app: Tenure, tmp_path: Path, swept: bool
 ) -> None:
     """No thread of its worker can beat. What comes of it is decided by whether a sweep came by."""
-    app = app_on_each_engine
 
     @app.job(name="hold")
     def hold() -> str:
@@ -259,8 +256,7 @@ def modest():
 
 
 @pytest.mark.scenario(15)
-def test_a_handler_without_memory_fails_alone(app_on_each_engine: Tenure, tmp_path: Path) -> None:
-    app = app_on_each_engine
+def test_a_handler_without_memory_fails_alone(app: Tenure, tmp_path: Path) -> None:
     greedy = [
         app.enqueue(name, max_retries=2, backoff=0) for name in ("in_a_thread", "on_the_loop")
     ]
@@ -306,10 +302,9 @@ async def count(number: int):
 @pytest.mark.scenario(18)
 @pytest.mark.parametrize("kind", ["thread", "loop"])
 def test_a_copy_that_comes_back_from_the_handler_ends(
-    app_on_each_engine: Tenure, tmp_path: Path, kind: str
+    app: Tenure, tmp_path: Path, kind: str
 ) -> None:
     """The handler forks and returns in both: the job ends once, in the worker, which lives on."""
-    app = app_on_each_engine
     with WorkerScript(tmp_path / "meet", app.database, FORKS, lease=3) as script:
         worker = script.start()
         job = wait_until_completed(app, app.enqueue(kind))
@@ -406,8 +401,7 @@ def test_a_permanent_failure_in_a_group_is_permanent() -> None:
 
 
 @pytest.mark.scenario(19)
-def test_a_task_group_in_a_handler_fails_for_good(app_on_each_engine: Tenure) -> None:
-    app = app_on_each_engine
+def test_a_task_group_in_a_handler_fails_for_good(app: Tenure) -> None:
     runs: list[int] = []
 
     async def check(number: int) -> None:
@@ -433,9 +427,8 @@ def test_a_task_group_in_a_handler_fails_for_good(app_on_each_engine: Tenure) ->
 
 @pytest.mark.scenario(20)
 def test_a_handler_that_swallows_every_exception_loses_lease_and_slot(
-    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = app_on_each_engine
     caplog.set_level("WARNING")
     monkeypatch.setattr(attempts, "UNWIND_SECONDS", 0.05)
     let_go = threading.Event()
@@ -532,8 +525,7 @@ async def fail():
 
 
 @pytest.mark.scenario(21)
-def test_a_mess_harms_no_later_job(app_on_each_engine: Tenure, tmp_path: Path) -> None:
-    app = app_on_each_engine
+def test_a_mess_harms_no_later_job(app: Tenure, tmp_path: Path) -> None:
     with WorkerScript(tmp_path / "meet", app.database, MESS, concurrency=2, lease=3) as script:
         worker = script.start()
         for kind in ("mess_in_a_thread", "mess_on_the_loop"):

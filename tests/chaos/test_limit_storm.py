@@ -77,10 +77,9 @@ def watch(
 @pytest.mark.scenario(111)
 @pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.full)])
 def test_no_committed_state_is_over_a_limit(
-    app_on_each_engine: Tenure, chance: random.Random, seconds: int
+    app: Tenure, chance: random.Random, seconds: int
 ) -> None:
     """As pgqueuer#761, hatchet#4778, solid_queue#761, kestra#13211: all counted without a lock."""
-    app = app_on_each_engine
     app.queues.limit("q", max_running=0)
     app.enqueue_many(storming.jobs(100))
     storm = [
@@ -108,10 +107,9 @@ def test_no_committed_state_is_over_a_limit(
 
 @pytest.mark.parametrize("size", [1, 5, 50])
 def test_shares_over_many_workers_are_as_the_weights(
-    app_on_each_engine: Tenure, chance: random.Random, size: int
+    app: Tenure, chance: random.Random, size: int
 ) -> None:
     """Each has a turn of its own. An open partition waits for one round of each of them at most."""
-    app = app_on_each_engine
     app.queues.limit("q", per_partition=PerPartition())
     app.queues.limit_partition("q", "b", weight=4)
     options = {"queue": "q"}
@@ -136,10 +134,9 @@ def test_shares_over_many_workers_are_as_the_weights(
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_claimer_that_is_killed_at_its_commit_holds_no_place_for_ever(
-    app_on_each_engine: Tenure, clock: Clock, moment: str
+    app: Tenure, clock: Clock, moment: str
 ) -> None:
     """As solid_queue#456, sidekiq-unique-jobs#379: places of the dead had to be repaired."""
-    app = app_on_each_engine
     app.queues.limit("q", max_running=2, per_partition=PerPartition(max_running=1))
     app.enqueue_many(storming.jobs(8))
     code = "from tenure import Tenure; from tenure.jobs.work import ClaimRequest; import sys;"
@@ -160,11 +157,8 @@ def test_a_claimer_that_is_killed_at_its_commit_holds_no_place_for_ever(
     assert app.verify() == []
 
 
-def test_a_late_report_of_a_lost_lease_frees_no_second_place(
-    app_on_each_engine: Tenure, clock: Clock
-) -> None:
+def test_a_late_report_of_a_lost_lease_frees_no_second_place(app: Tenure, clock: Clock) -> None:
     """As solid_queue#761: a frozen worker came back, and one job of limit 1 ran eleven times."""
-    app = app_on_each_engine
     app.queues.limit("q", max_running=1)
     app.enqueue_many(storming.jobs(4))
     request = ClaimRequest(worker="frozen", limit=9, lease_seconds=30)

@@ -50,9 +50,8 @@ def run(url: str, seconds: float) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.full)])
-def test_operators_beside_workers(app_on_each_engine: Tenure, seconds: int) -> None:
+def test_operators_beside_workers(app: Tenure, seconds: int) -> None:
     """They pause, limit, cancel, retry, amend and hasten what workers claim, report and sweep."""
-    app = app_on_each_engine
     app.queues.limit(operating.QUEUE, max_running=10, per_partition=PerPartition())
     assert run(app.database, seconds) == [""] * PROCESSES
     app.queues.resume(operating.QUEUE)

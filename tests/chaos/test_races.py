@@ -43,11 +43,8 @@ def ask(worker: str, label: str = "", limit: int = 10) -> ClaimRequest:
 
 
 @pytest.mark.scenario(30)
-def test_a_worker_that_comes_back_under_its_name_owns_nothing(
-    app_on_each_engine: Tenure, clock: Clock
-) -> None:
+def test_a_worker_that_comes_back_under_its_name_owns_nothing(app: Tenure, clock: Clock) -> None:
     """Same host, same process number: a label. Its old leases run out like anybody's."""
-    app = app_on_each_engine
     app.enqueue_many([NewJob("work", {}, {"backoff": 0}) for _ in range(10)])
     old = app.core.claim(ask("worker-1", label="host:1")).leases
     assert len(old) == 10
@@ -66,10 +63,9 @@ def test_a_worker_that_comes_back_under_its_name_owns_nothing(
 @pytest.mark.scenario(31)
 @pytest.mark.parametrize("lives", [True, False], ids=["it lives", "it is dead"])
 def test_a_worker_whose_entry_disappears_after_its_claim(
-    app_on_each_engine: Tenure, clock: Clock, lives: bool
+    app: Tenure, clock: Clock, lives: bool
 ) -> None:
     """Neither keeping a lease nor ending it asks who is in the list of workers."""
-    app = app_on_each_engine
     job = app.enqueue("work", backoff=0)
     (lease,) = app.core.claim(ask("worker-1")).leases
     raw = RawSql(app.database)
@@ -91,11 +87,8 @@ def test_a_worker_whose_entry_disappears_after_its_claim(
 
 
 @pytest.mark.scenario(32)
-def test_operators_against_running_jobs(
-    app_on_each_engine: Tenure, tmp_path: Path, effort: int
-) -> None:
+def test_operators_against_running_jobs(app: Tenure, tmp_path: Path, effort: int) -> None:
     """They retry, cancel and delete whatever they see, while workers run it."""
-    app = app_on_each_engine
     folder = tmp_path / "history"
     folder.mkdir()
     over = threading.Event()
@@ -150,9 +143,8 @@ def test_operators_against_running_jobs(
 
 @pytest.mark.scenario(33)
 @pytest.mark.each_engine
-def test_the_first_of_many_with_one_key_is_undone(app_on_each_engine: Tenure) -> None:
+def test_the_first_of_many_with_one_key_is_undone(app: Tenure) -> None:
     """A transaction holds the key and is rolled back: one job exists, and everybody names it."""
-    app = app_on_each_engine
     app.enqueue("other")
     raw = RawSql(app.database)
     insert = (
@@ -186,11 +178,8 @@ Tenure(sys.argv[1]).enqueue("work", idempotency_key="one")
 
 @pytest.mark.scenario(34)
 @pytest.mark.parametrize("place", ["enqueue.before_commit", "enqueue.after_commit"])
-def test_a_key_belongs_to_a_job_that_can_be_seen_or_is_free(
-    app_on_each_engine: Tenure, place: str
-) -> None:
+def test_a_key_belongs_to_a_job_that_can_be_seen_or_is_free(app: Tenure, place: str) -> None:
     """Its producer is killed before or after the commit; whoever asks again gets a real job."""
-    app = app_on_each_engine
     environment = {**os.environ, "TENURE_FAILPOINTS": f"{place}=kill"}
     process = run([sys.executable, "-c", PRODUCER, app.database], env=environment, check=False)
     assert process.returncode == -signal.SIGKILL
@@ -205,10 +194,9 @@ def test_a_key_belongs_to_a_job_that_can_be_seen_or_is_free(
 
 @pytest.mark.scenario(85)
 def test_pruning_all_that_settled_while_everything_runs(
-    app_on_each_engine: Tenure, tmp_path: Path, effort: int
+    app: Tenure, tmp_path: Path, effort: int
 ) -> None:
     """Accepted jobs have settled and gone, or are still there: every number adds up."""
-    app = app_on_each_engine
     lock = threading.Lock()
     ran: dict[int, int] = {}
     over = threading.Event()
@@ -261,11 +249,8 @@ async def honest(number: int):
 
 @pytest.mark.slow
 @pytest.mark.scenario(16)
-def test_poison_among_three_supervised_workers(
-    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
-) -> None:
+def test_poison_among_three_supervised_workers(app: Tenure, clock: Clock, tmp_path: Path) -> None:
     """It kills one worker: then it runs alone, in a child. A pause before each retry."""
-    app = app_on_each_engine
     poison = app.enqueue("poison", max_retries=3, backoff=5, priority=-1)
     options: Options = {"backoff": 0, "max_retries": 4}
     honest = app.enqueue_many([NewJob("honest", {"number": n}, options) for n in range(60)])

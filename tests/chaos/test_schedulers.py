@@ -147,14 +147,9 @@ def on_record(app: Tenure, name: str) -> tuple[Counter[datetime], set[datetime]]
 @pytest.mark.scenario(83, 84)
 @pytest.mark.parametrize("faults", [4, pytest.param(120, marks=pytest.mark.full)])
 def test_each_tick_has_one_job_and_is_on_record(
-    app_on_each_engine: Tenure,
-    clock: Clock,
-    tmp_path: Path,
-    chance: random.Random,
-    faults: int,
+    app: Tenure, clock: Clock, tmp_path: Path, chance: random.Random, faults: int
 ) -> None:
     """Also with a backfill, a clock that goes back, and one that was ahead for a day."""
-    app = app_on_each_engine
     jumps = {faults // 4: -1800.0, faults // 2: DAY, faults * 3 // 4: -DAY}
     with Scene(app, clock, tmp_path, chance) as scene:
         scene.catch_up()

@@ -64,9 +64,8 @@ def order(context: JobContext) -> int:
 
 @on_either_engine("place", *([place] for place in PLACES))
 def test_a_worker_that_is_killed_around_a_step(
-    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path, place: str
+    app: Tenure, clock: Clock, tmp_path: Path, place: str
 ) -> None:
-    app = app_on_each_engine
     job = app.enqueue("order", backoff=0)
     with WorkerScript(tmp_path / "meet", app.database, ORDER, lease=LEASE) as script:
         first = script.start(**{"TENURE_FAILPOINTS" if "=" in place else "DIES": place})
@@ -87,11 +86,8 @@ def test_a_worker_that_is_killed_around_a_step(
     assert app.verify() == []
 
 
-def test_a_worker_that_was_frozen_between_effect_and_step(
-    app_on_each_engine: Tenure, tmp_path: Path
-) -> None:
+def test_a_worker_that_was_frozen_between_effect_and_step(app: Tenure, tmp_path: Path) -> None:
     """Its step does not count. The system outside has seen one key twice, so it acts once."""
-    app = app_on_each_engine
     job = app.enqueue("order", backoff=0)
     with WorkerScript(tmp_path / "meet", app.database, FROZEN, lease=1) as script:
         first = script.start()

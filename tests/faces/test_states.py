@@ -23,9 +23,13 @@ Ids = dict[str, str]
 
 
 @pytest.fixture
-def ids(app_on_each_engine: Tenure, clock: Clock) -> Ids:
+def app(app_on_each_engine: Tenure) -> Tenure:
+    return app_on_each_engine
+
+
+@pytest.fixture
+def ids(app: Tenure, clock: Clock) -> Ids:
     """One job of each kind; the store's clock stands still after."""
-    app = app_on_each_engine
     retrying = app.enqueue("a", backoff="1h").id
     (lease,) = app.core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=60)).leases
     app.core.report([Report(lease.id, lease.lease_id, Outcome.FAILED, error="away")])
@@ -105,9 +109,9 @@ DOORS = [by_find, by_http, by_page, by_client, by_command]
 
 @pytest.mark.parametrize("door", DOORS)
 def test_every_door_finds_them(
-    door: Callable[[Tenure], AbstractContextManager[Find]], app_on_each_engine: Tenure, ids: Ids
+    door: Callable[[Tenure], AbstractContextManager[Find]], app: Tenure, ids: Ids
 ) -> None:
-    with door(app_on_each_engine) as find:
+    with door(app) as find:
         for state, id in ids.items():
             wanted = {"running_longer_than": state} if state == "5m" else {"state": state}
             assert find(**wanted) == [id], state
@@ -117,9 +121,9 @@ def test_every_door_finds_them(
 
 @pytest.mark.parametrize("door", [by_find, by_http, by_client, by_command])
 def test_every_door_lists_the_oldest_first(
-    door: Callable[[Tenure], AbstractContextManager[Find]], app_on_each_engine: Tenure, ids: Ids
+    door: Callable[[Tenure], AbstractContextManager[Find]], app: Tenure, ids: Ids
 ) -> None:
-    with door(app_on_each_engine) as find:
+    with door(app) as find:
         for wanted in ({}, {"status": "pending"}, {"type": "a"}):
             newest = find(**wanted)
             assert newest == sorted(newest, reverse=True)
@@ -129,26 +133,23 @@ def test_every_door_lists_the_oldest_first(
                 assert find(order="oldest", after=newest[-2], **wanted) == newest[-3::-1]
 
 
-def test_pages_of_the_oldest_first(app_on_each_engine: Tenure, ids: Ids) -> None:
-    with api_client(app_on_each_engine) as api:
+def test_pages_of_the_oldest_first(app: Tenure, ids: Ids) -> None:
+    with api_client(app) as api:
         page = api.get("/jobs?order=oldest&limit=4")
         rest = api.get(page.links["next"]["url"])
         assert "next" not in rest.links
         newest = [job["id"] for job in api.get("/jobs").json()]
         assert [job["id"] for job in (*page.json(), *rest.json())] == newest[::-1]
         assert_problem(api.get("/jobs?order=largest"), 400, "invalid_input")
-    here = ("--database", app_on_each_engine.database)
+    here = ("--database", app.database)
     said = run_cli("jobs", "list", "--order", "oldest", "--limit", "2", *here)
     assert f"next page: --order oldest --after {newest[-2]}" in said.stderr
     with pytest.raises(InvalidInput) as refused:
-        app_on_each_engine.find(order="largest")  # type: ignore[arg-type]
+        app.find(order="largest")  # type: ignore[arg-type]
     assert refused.value.path == "$.order"
 
 
-def test_an_action_changes_what_is_so_when_it_comes_by(
-    app_on_each_engine: Tenure, clock: Clock, ids: Ids
-) -> None:
-    app = app_on_each_engine
+def test_an_action_changes_what_is_so_when_it_comes_by(app: Tenure, clock: Clock, ids: Ids) -> None:
     scheduled = app.bulk.start("cancel", Filter(state="scheduled"))
     running = app.bulk.start("cancel", Filter(running_longer_than="5m"))
     assert (scheduled.total, running.total) == (1, 1)
@@ -159,10 +160,10 @@ def test_an_action_changes_what_is_so_when_it_comes_by(
 
 
 def test_what_has_snoozed_is_ready_when_its_time_has_come(
-    app_on_each_engine: Tenure, clock: Clock, ids: Ids
+    app: Tenure, clock: Clock, ids: Ids
 ) -> None:
     clock.advance(3600)
-    with by_find(app_on_each_engine) as find:
+    with by_find(app) as find:
         assert find(state="snoozed") == []
         assert ids["snoozed"] in find(state="ready")
         assert find(state="retrying") == [ids["retrying"]]
@@ -176,10 +177,7 @@ def web(sqlite_url: str) -> Iterator[TestClient]:
 
 @pytest.mark.parametrize(
     ("wanted", "path"),
-    [
-        ({"state": "late"}, "state"),
-        ({"running_longer_than": "0s"}, "running_longer_than"),
-    ],
+    [({"state": "late"}, "state"), ({"running_longer_than": "0s"}, "running_longer_than")],
     ids=repr,
 )
 def test_what_cannot_be_is_refused_at_every_door(

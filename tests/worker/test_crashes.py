@@ -73,6 +73,11 @@ BEFORE_THE_ANSWER = """
 """
 
 
+@pytest.fixture
+def app(app_on_each_engine: Tenure) -> Tenure:
+    return app_on_each_engine
+
+
 def run_until_killed(folder: Path, url: str, before: str) -> WorkerScript:
     with WorkerScript(folder, url, WORK, before=before.strip()) as script:
         script.mark("go on")
@@ -90,8 +95,7 @@ def run_to_the_end(folder: Path, app: Tenure, clock: Clock, job_id: str) -> list
 
 
 @pytest.mark.scenario(1)
-def test_killed_in_the_handler(app_on_each_engine: Tenure, clock: Clock, tmp_path: Path) -> None:
-    app = app_on_each_engine
+def test_killed_in_the_handler(app: Tenure, clock: Clock, tmp_path: Path) -> None:
     job = app.enqueue("work", backoff=0)
     with WorkerScript(tmp_path / "meet", app.database, WORK) as script:
         worker = script.start()
@@ -111,9 +115,8 @@ def test_killed_in_the_handler(app_on_each_engine: Tenure, clock: Clock, tmp_pat
 
 @pytest.mark.scenario(3)
 def test_killed_before_the_claim_nothing_is_charged(
-    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
+    app: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
-    app = app_on_each_engine
     job = app.enqueue("work", backoff=0)
     run_until_killed(tmp_path / "meet", app.database, BEFORE_THE_CLAIM)
     now = app.get(job.id)
@@ -124,9 +127,8 @@ def test_killed_before_the_claim_nothing_is_charged(
 
 @pytest.mark.scenario(2)
 def test_killed_between_claim_and_start_the_attempt_is_charged(
-    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
+    app: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
-    app = app_on_each_engine
     job = app.enqueue("work", backoff=0)
     script = run_until_killed(tmp_path / "meet", app.database, BETWEEN_CLAIM_AND_START)
     assert script.lines() == []
@@ -138,9 +140,8 @@ def test_killed_between_claim_and_start_the_attempt_is_charged(
 
 @pytest.mark.scenario(4)
 def test_killed_between_success_and_report_the_job_runs_again(
-    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
+    app: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
-    app = app_on_each_engine
     job = app.enqueue("work", backoff=0)
     run_until_killed(tmp_path / "meet", app.database, BEFORE_THE_REPORT)
 
@@ -150,9 +151,8 @@ def test_killed_between_success_and_report_the_job_runs_again(
 
 @pytest.mark.scenario(5)
 def test_killed_between_report_and_answer_the_job_is_done(
-    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
+    app: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
-    app = app_on_each_engine
     job = app.enqueue("work", backoff=0)
     run_until_killed(tmp_path / "meet", app.database, BEFORE_THE_ANSWER)
 
@@ -180,10 +180,9 @@ async def honest(number: int):
 
 @pytest.mark.scenario(16)
 def test_a_job_that_kills_every_worker_fails_after_as_many_as_allowed(
-    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
+    app: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
     """A supervisor restarts the worker whenever it dies. Other jobs get done all the same."""
-    app = app_on_each_engine
     poison = app.enqueue("poison", max_retries=3, backoff=0)
     kills = 0
     with (
@@ -224,9 +223,8 @@ def test_a_job_that_kills_every_worker_fails_after_as_many_as_allowed(
 
 @pytest.mark.scenario(17)
 def test_poison_at_its_last_attempt_ends_with_no_worker_left(
-    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
+    app: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
-    app = app_on_each_engine
     poison = app.enqueue("poison", max_retries=1)
     with WorkerScript(tmp_path / "meet", app.database, POISON) as script:
         assert wait_for_exit(script.start()) == -signal.SIGKILL
@@ -236,10 +234,7 @@ def test_poison_at_its_last_attempt_ends_with_no_worker_left(
         assert "did not report attempt 1" in wait_until_failed(app, poison)
 
 
-def test_many_killed_workers_lose_nothing(
-    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
-) -> None:
-    app = app_on_each_engine
+def test_many_killed_workers_lose_nothing(app: Tenure, clock: Clock, tmp_path: Path) -> None:
     handlers = """
 @app.job
 async def count(number: int):
@@ -267,10 +262,9 @@ async def count(number: int):
 
 @pytest.mark.scenario(14)
 def test_a_worker_whose_own_loop_fails_ends_with_it(
-    app_on_each_engine: Tenure, clock: Clock, tmp_path: Path
+    app: Tenure, clock: Clock, tmp_path: Path
 ) -> None:
     """No heartbeat goes on for a worker that is dead, and its supervisor can see that it is."""
-    app = app_on_each_engine
     handlers = """
 @app.job
 def work():
@@ -297,11 +291,8 @@ Attempts.collect = fail
 
 @pytest.mark.scenario(18)
 @pytest.mark.each_engine
-def test_a_handler_that_forks_settles_its_job_once(
-    app_on_each_engine: Tenure, tmp_path: Path
-) -> None:
+def test_a_handler_that_forks_settles_its_job_once(app: Tenure, tmp_path: Path) -> None:
     """On SQLite the copy cannot enqueue; on PostgreSQL it can. How it ends is its own matter."""
-    app = app_on_each_engine
     handlers = """
 @app.job
 def fork():

@@ -26,6 +26,11 @@ from tests.support.workers import (
 from tests.worker import children
 
 
+@pytest.fixture
+def app(app_on_each_engine: Tenure) -> Tenure:
+    return app_on_each_engine
+
+
 def said(app: Tenure, job_id: str) -> tuple[float, float | None, str] | None:
     found = app.progress(job_id)
     return None if found is None else (found.done, found.total, found.message)
@@ -41,8 +46,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(note_writer, "PAUSE_SECONDS", 0.05)
 
 
-def test_progress_is_seen_while_a_job_runs_and_after_it(app_on_each_engine: Tenure) -> None:
-    app, go = app_on_each_engine, threading.Event()
+def test_progress_is_seen_while_a_job_runs_and_after_it(app: Tenure) -> None:
+    go = threading.Event()
 
     @app.job
     def function(context: JobContext) -> None:
@@ -70,10 +75,7 @@ def test_progress_is_seen_while_a_job_runs_and_after_it(app_on_each_engine: Tenu
     assert found.at is not None
 
 
-def test_progress_of_a_failed_attempt_stays_until_the_next_one_begins(
-    app_on_each_engine: Tenure,
-) -> None:
-    app = app_on_each_engine
+def test_progress_of_a_failed_attempt_stays_until_the_next_one_begins(app: Tenure) -> None:
 
     @app.job(max_retries=2, backoff=0)
     def work(context: JobContext) -> None:
@@ -90,8 +92,7 @@ def test_progress_of_a_failed_attempt_stays_until_the_next_one_begins(
     assert said(app, job.id) is None
 
 
-def test_only_the_holder_of_the_lease_moves_the_bar(app_on_each_engine: Tenure) -> None:
-    app = app_on_each_engine
+def test_only_the_holder_of_the_lease_moves_the_bar(app: Tenure) -> None:
     jobs = [app.enqueue("work"), app.enqueue("work")]
     leases = [claimed(app), claimed(app)]
     stale = "0" * 32 if "sqlite" in app.database else "00000000-0000-4000-8000-000000000000"
@@ -106,11 +107,8 @@ def test_only_the_holder_of_the_lease_moves_the_bar(app_on_each_engine: Tenure) 
 
 
 @pytest.mark.each_engine
-def test_of_an_attempt_that_is_there_twice_the_last_entry_counts(
-    app_on_each_engine: Tenure,
-) -> None:
+def test_of_an_attempt_that_is_there_twice_the_last_entry_counts(app: Tenure) -> None:
     """PostgreSQL refuses to change a row twice in a statement: over HTTP that was a 500."""
-    app = app_on_each_engine
     app.enqueue("work")
     lease = claimed(app)
     entries = [(lease.id, lease.lease_id, JobProgress(done)) for done in (8, 7)]
@@ -118,8 +116,7 @@ def test_of_an_attempt_that_is_there_twice_the_last_entry_counts(
     assert said(app, lease.id) == (7, None, "")
 
 
-def test_progress_goes_with_its_job(app_on_each_engine: Tenure) -> None:
-    app = app_on_each_engine
+def test_progress_goes_with_its_job(app: Tenure) -> None:
     job = app.enqueue("work")
     lease = claimed(app)
     app.core.record_progress([(job.id, lease.lease_id, JobProgress(1))])
@@ -142,8 +139,7 @@ def test_what_is_no_number_of_this_size_is_refused(numbers: Any) -> None:
         context.progress(*numbers)
 
 
-def test_any_message_can_be_stored(app_on_each_engine: Tenure) -> None:
-    app = app_on_each_engine
+def test_any_message_can_be_stored(app: Tenure) -> None:
 
     @app.job
     def work(context: JobContext) -> None:
@@ -158,10 +154,9 @@ def test_any_message_can_be_stored(app_on_each_engine: Tenure) -> None:
 
 
 def test_calls_at_any_rate_cost_one_write_a_second(
-    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(note_writer, "PAUSE_SECONDS", 60)
-    app = app_on_each_engine
     writes: list[int] = []
     record = app.core.record_progress
 
@@ -183,10 +178,10 @@ def test_calls_at_any_rate_cost_one_write_a_second(
 
 
 def test_a_store_that_is_away_loses_no_progress(
-    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "tenure")
-    app, go = app_on_each_engine, threading.Event()
+    go = threading.Event()
     record: Callable[[Any], int] = app.core.record_progress
     away = iter([True, True, False])
 
@@ -211,10 +206,10 @@ def test_a_store_that_is_away_loses_no_progress(
 
 
 def test_an_interrupted_attempt_keeps_what_it_said_last(
-    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(note_writer, "PAUSE_SECONDS", 60)
-    app, began = app_on_each_engine, threading.Event()
+    began = threading.Event()
 
     @app.job
     async def work(context: JobContext) -> None:
@@ -232,8 +227,7 @@ def test_an_interrupted_attempt_keeps_what_it_said_last(
     assert said(app, job.id) == (2, None, "")
 
 
-def test_child_processes_send_progress(app_on_each_engine: Tenure, tmp_path: Path) -> None:
-    app = app_on_each_engine
+def test_child_processes_send_progress(app: Tenure, tmp_path: Path) -> None:
     app.core.take_over(children.hooked.core)
     go = tmp_path / "go"
     job = app.enqueue("count_up", {"to": 5_000, "go": str(go)})

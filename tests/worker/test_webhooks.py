@@ -48,6 +48,11 @@ from tests.support.workers import (
 from tests.worker.receiver import Taking, delivering, receiving
 
 
+@pytest.fixture
+def app(app_on_each_engine: Tenure) -> Tenure:
+    return app_on_each_engine
+
+
 def deliveries(app: Tenure) -> list[Job]:
     return app.find(type=WEBHOOK, limit=500)
 
@@ -76,18 +81,15 @@ def settle_now(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what a receiver gets -------------------------------------------------------------------------
 
 
-def test_a_move_is_told_with_a_signature_that_anybody_can_check(app_on_each_engine: Tenure) -> None:
+def test_a_move_is_told_with_a_signature_that_anybody_can_check(app: Tenure) -> None:
     with receiving() as receiver:
-        secret = hook_on(app_on_each_engine, f"{receiver.url}/in?a=1", "enqueued", "cancelled")
-        job = app_on_each_engine.enqueue("mail", {"to": "ada"}, delay=60)
-        app_on_each_engine.cancel(job.id)
-        with delivering(app_on_each_engine):
+        secret = hook_on(app, f"{receiver.url}/in?a=1", "enqueued", "cancelled")
+        job = app.enqueue("mail", {"to": "ada"}, delay=60)
+        app.cancel(job.id)
+        with delivering(app):
             wait_until(lambda: len(receiver.requests) == 2, "both moves")
-            for one in deliveries(app_on_each_engine):
-                assert (
-                    wait_until_completed(app_on_each_engine, one).result_json
-                    == '"the receiver answered 204"'
-                )
+            for one in deliveries(app):
+                assert wait_until_completed(app, one).result_json == '"the receiver answered 204"'
 
     for path, headers, body in receiver.requests:
         assert path == "/in?a=1"
@@ -102,30 +104,23 @@ def test_a_move_is_told_with_a_signature_that_anybody_can_check(app_on_each_engi
     assert (data["job_id"], data["type"], data["from"]) == (job.id, "mail", "pending")
     assert told["job.cancelled"]["timestamp"] == data["at"]
     assert {headers["webhook-id"] for _, headers, _ in receiver.requests} == {
-        one.id for one in deliveries(app_on_each_engine)
+        one.id for one in deliveries(app)
     }
-    assert secret.removeprefix("whsec_") not in str(deliveries(app_on_each_engine))
+    assert secret.removeprefix("whsec_") not in str(deliveries(app))
 
 
-def test_only_moves_from_now_on_that_are_wanted_are_told(app_on_each_engine: Tenure) -> None:
+def test_only_moves_from_now_on_that_are_wanted_are_told(app: Tenure) -> None:
     with receiving() as receiver:
-        app_on_each_engine.enqueue("mail", queue="urgent")
-        wait_until(
-            lambda: len(app_on_each_engine.events.read().events) == 1
-        )  # and has its place in the ledger
-        hook_on(app_on_each_engine, receiver.url, types=["mail"], queues=["urgent"])
-        wanted = app_on_each_engine.enqueue("mail", queue="urgent")
-        app_on_each_engine.enqueue("mail")
-        app_on_each_engine.enqueue("report", queue="urgent")
-        with delivering(app_on_each_engine):
+        app.enqueue("mail", queue="urgent")
+        wait_until(lambda: len(app.events.read().events) == 1)  # and has its place in the ledger
+        hook_on(app, receiver.url, types=["mail"], queues=["urgent"])
+        wanted = app.enqueue("mail", queue="urgent")
+        app.enqueue("mail")
+        app.enqueue("report", queue="urgent")
+        with delivering(app):
             wait_until(lambda: receiver.requests, "the move")
-            wait_until_completed(app_on_each_engine, delivery(app_on_each_engine))
-            wait_until(
-                lambda: (
-                    app_on_each_engine.webhooks.list()[0].position
-                    == app_on_each_engine.events.end()
-                )
-            )
+            wait_until_completed(app, delivery(app))
+            wait_until(lambda: app.webhooks.list()[0].position == app.events.end())
         assert [message["data"]["job_id"] for message in receiver.messages] == [wanted.id]
 
 
@@ -148,37 +143,32 @@ def test_the_last_number_of_a_position_has_the_order_of_a_jobs_events(postgres_u
         assert in_order == [entry.event for entry in app.history(job.id)]
 
 
-def test_deliveries_are_not_told_of_themselves(app_on_each_engine: Tenure) -> None:
+def test_deliveries_are_not_told_of_themselves(app: Tenure) -> None:
     with receiving() as receiver:
-        hook_on(app_on_each_engine, receiver.url, *EVENTS)
-        app_on_each_engine.enqueue("mail")
-        with delivering(app_on_each_engine):
-            wait_until_completed(app_on_each_engine, delivery(app_on_each_engine))
-            wait_until(
-                lambda: (
-                    app_on_each_engine.webhooks.list()[0].position
-                    == app_on_each_engine.events.end()
-                )
-            )
-        assert len(deliveries(app_on_each_engine)) == len(receiver.requests) == 1
+        hook_on(app, receiver.url, *EVENTS)
+        app.enqueue("mail")
+        with delivering(app):
+            wait_until_completed(app, delivery(app))
+            wait_until(lambda: app.webhooks.list()[0].position == app.events.end())
+        assert len(deliveries(app)) == len(receiver.requests) == 1
 
 
-def test_what_is_redacted_is_not_told(app_on_each_engine: Tenure) -> None:
-    hook_on(app_on_each_engine, "https://example.com", "failed")
+def test_what_is_redacted_is_not_told(app: Tenure) -> None:
+    hook_on(app, "https://example.com", "failed")
 
-    @app_on_each_engine.job(max_retries=1)
+    @app.job(max_retries=1)
     async def mail() -> None:
         raise ValueError("the key is 123456")
 
     def told(count: int, *, without_errors: bool) -> list[dict[str, Any]]:
-        app_on_each_engine.core.forward_to_webhooks(without_errors=without_errors)
-        found = [one.payload for one in deliveries(app_on_each_engine)]
+        app.core.forward_to_webhooks(without_errors=without_errors)
+        found = [one.payload for one in deliveries(app)]
         return found if len(found) == count else []
 
-    with running_worker(app_on_each_engine):
-        wait_until_failed(app_on_each_engine, mail.enqueue())
+    with running_worker(app):
+        wait_until_failed(app, mail.enqueue())
         (payload,) = wait_until(lambda: told(1, without_errors=True))
-        wait_until_failed(app_on_each_engine, mail.enqueue())
+        wait_until_failed(app, mail.enqueue())
         both = wait_until(lambda: told(2, without_errors=False))
     assert payload["event"]["detail"] == MARK
     assert "123456" not in str(payload)
@@ -189,45 +179,41 @@ def test_what_is_redacted_is_not_told(app_on_each_engine: Tenure) -> None:
 
 
 def test_a_delivery_is_tried_until_the_receiver_takes_it_under_the_same_id(
-    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery_jobs, "BACKOFF", RetryPolicy(base=0))
     bad = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
     moved = b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\n\r\n"
     early = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"
     with receiving(bad, b"what?\r\n\r\n", moved, early) as receiver:
-        hook_on(app_on_each_engine, receiver.url)
-        app_on_each_engine.enqueue("mail")
-        with delivering(app_on_each_engine):
-            one = wait_until_completed(app_on_each_engine, delivery(app_on_each_engine))
+        hook_on(app, receiver.url)
+        app.enqueue("mail")
+        with delivering(app):
+            one = wait_until_completed(app, delivery(app))
     assert one.attempts == 4
     assert {headers["webhook-id"] for _, headers, _ in receiver.requests} == {one.id}
     assert {path for path, _, _ in receiver.requests} == {"/"}  # redirects are not followed
     errors = [
         transition.detail or ""
-        for transition in app_on_each_engine.history(one.id)
+        for transition in app.history(one.id)
         if transition.event == "failed"
     ]
     assert ["503" in errors[0], "no HTTP" in errors[1], "302" in errors[2]] == [True] * 3
 
 
-def test_followers_side_by_side_make_each_delivery_once(app_on_each_engine: Tenure) -> None:
-    hook_on(app_on_each_engine, "https://example.com")
-    jobs = app_on_each_engine.enqueue_many([NewJob("mail", {}, {}) for _ in range(1_200)])
+def test_followers_side_by_side_make_each_delivery_once(app: Tenure) -> None:
+    hook_on(app, "https://example.com")
+    jobs = app.enqueue_many([NewJob("mail", {}, {}) for _ in range(1_200)])
     with (
-        Tenure(app_on_each_engine.database) as second,
-        Tenure(app_on_each_engine.database) as third,
-        running_sweeper(app_on_each_engine),
+        Tenure(app.database) as second,
+        Tenure(app.database) as third,
+        running_sweeper(app),
         running_sweeper(second),
         running_sweeper(third),
     ):
-        wait_until(lambda: len(told_of(app_on_each_engine)) >= len(jobs), "every move")
-        wait_until(
-            lambda: (
-                app_on_each_engine.webhooks.list()[0].position == app_on_each_engine.events.end()
-            )
-        )
-    assert told_of(app_on_each_engine) == Counter({job.id: 1 for job in jobs})
+        wait_until(lambda: len(told_of(app)) >= len(jobs), "every move")
+        wait_until(lambda: app.webhooks.list()[0].position == app.events.end())
+    assert told_of(app) == Counter({job.id: 1 for job in jobs})
 
 
 def told_of(app: Tenure) -> Counter[str]:
@@ -242,42 +228,31 @@ def told_of(app: Tenure) -> Counter[str]:
 
 @pytest.mark.parametrize("place", ["between_position_and_jobs", "before_commit", "after_commit"])
 def test_a_failure_between_position_and_jobs_loses_and_repeats_nothing(
-    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch, place: str
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    hook_on(app_on_each_engine, "https://example.com")
-    job = app_on_each_engine.enqueue("mail")
+    hook_on(app, "https://example.com")
+    job = app.enqueue("mail")
     monkeypatch.setattr(failpoints, "ARMED", {f"webhook.{place}": ("raise", 1)})
     monkeypatch.setattr(failpoints, "_visits", Counter())
     with pytest.raises((failpoints.FailpointReached, StoreUnavailable)):
-        wait_until(lambda: app_on_each_engine.core.forward_to_webhooks() and None)
-    wait_until(
-        lambda: (
-            app_on_each_engine.core.forward_to_webhooks(),
-            told_of(app_on_each_engine),
-        )[1]
-    )
-    follow(app_on_each_engine)
-    assert told_of(app_on_each_engine) == {job.id: 1}
+        wait_until(lambda: app.core.forward_to_webhooks() and None)
+    wait_until(lambda: (app.core.forward_to_webhooks(), told_of(app))[1])
+    follow(app)
+    assert told_of(app) == {job.id: 1}
 
 
-def test_a_limit_of_the_queue_holds_no_delivery_back(app_on_each_engine: Tenure) -> None:
-    app_on_each_engine.queues.limit(queue_of("shop"), max_pending=0)
-    hook_on(app_on_each_engine, "https://example.com")
-    app_on_each_engine.enqueue("mail")
-    wait_until(
-        lambda: (
-            app_on_each_engine.core.forward_to_webhooks(),
-            deliveries(app_on_each_engine),
-        )[1]
-    )
+def test_a_limit_of_the_queue_holds_no_delivery_back(app: Tenure) -> None:
+    app.queues.limit(queue_of("shop"), max_pending=0)
+    hook_on(app, "https://example.com")
+    app.enqueue("mail")
+    wait_until(lambda: (app.core.forward_to_webhooks(), deliveries(app))[1])
 
 
 def test_a_row_that_cannot_be_read_does_not_hide_later_webhooks(
-    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What looks for new webhooks beside the deliveries ended, without a line in the log."""
     monkeypatch.setattr(webhook_delivery, "WEBHOOK_CHECK_SECONDS", 0.05)
-    app = app_on_each_engine
     never = 10**18 if app.database.startswith("sqlite") else "infinity"
     with closing(RawSql(app.database)) as sql, receiving() as receiver, delivering(app) as delivery:
         hook_on(app, receiver.url)
@@ -291,35 +266,22 @@ def test_a_row_that_cannot_be_read_does_not_hide_later_webhooks(
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_what_is_left_for_a_removed_webhook_is_dropped(
-    app_on_each_engine: Tenure, back: bool
-) -> None:
+def test_what_is_left_for_a_removed_webhook_is_dropped(app: Tenure, back: bool) -> None:
     """Also if its name has come back: that may be another receiver."""
     with receiving() as receiver:
-        hook_on(app_on_each_engine, receiver.url)
-        app_on_each_engine.enqueue("mail")
-        wait_until(
-            lambda: (
-                app_on_each_engine.core.forward_to_webhooks(),
-                deliveries(app_on_each_engine),
-            )[1]
-        )
-        app_on_each_engine.webhooks.remove("shop")
+        hook_on(app, receiver.url)
+        app.enqueue("mail")
+        wait_until(lambda: (app.core.forward_to_webhooks(), deliveries(app))[1])
+        app.webhooks.remove("shop")
         if back:
-            hook_on(app_on_each_engine, receiver.url)
-        with delivering(app_on_each_engine):
-            assert (
-                wait_until_completed(app_on_each_engine, delivery(app_on_each_engine)).result_json
-                == f'"{REMOVED}"'
-            )
+            hook_on(app, receiver.url)
+        with delivering(app):
+            assert wait_until_completed(app, delivery(app)).result_json == f'"{REMOVED}"'
         assert receiver.requests == []
 
 
-def test_a_secret_is_changed_by_a_second_webhook_that_takes_over(
-    app_on_each_engine: Tenure,
-) -> None:
+def test_a_secret_is_changed_by_a_second_webhook_that_takes_over(app: Tenure) -> None:
     """As the page says: each event is sent twice meanwhile, and one position tells that."""
-    app = app_on_each_engine
     with receiving() as receiver, delivering(app):
         hook_on(app, f"{receiver.url}/old")
         before = app.enqueue("mail")
@@ -341,12 +303,12 @@ def test_a_secret_is_changed_by_a_second_webhook_that_takes_over(
     assert (len({place for place, _ in twice}), len({id for _, id in twice})) == (1, 2)
 
 
-def test_a_receiver_that_is_gone_is_not_asked_again(app_on_each_engine: Tenure) -> None:
+def test_a_receiver_that_is_gone_is_not_asked_again(app: Tenure) -> None:
     with receiving(b"HTTP/1.1 410 Gone\r\n\r\n") as receiver:
-        hook_on(app_on_each_engine, receiver.url)
-        app_on_each_engine.enqueue("mail")
-        with delivering(app_on_each_engine):
-            assert "410" in wait_until_failed(app_on_each_engine, delivery(app_on_each_engine))
+        hook_on(app, receiver.url)
+        app.enqueue("mail")
+        with delivering(app):
+            assert "410" in wait_until_failed(app, delivery(app))
         assert len(receiver.requests) == 1
 
 
@@ -394,10 +356,9 @@ def test_a_refused_delivery_is_one_line_of_the_log(
 
 
 def test_a_delivery_whose_process_was_lost_is_no_reason_to_warn(
-    app_on_each_engine: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    app: Tenure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who read that it cannot be imported by its name could do nothing about it."""
-    app = app_on_each_engine
     monkeypatch.setattr(delivery_jobs, "BACKOFF", RetryPolicy(base=0))
     with receiving() as receiver:
         hook_on(app, receiver.url)
@@ -566,21 +527,14 @@ def test_an_address_that_swallows_everything_kept_the_others_from_being_tried(
 
 
 @pytest.mark.parametrize("wanted", [{}, {"types": [WEBHOOK]}], ids=["anything", "the type"])
-def test_a_worker_over_http_is_handed_no_delivery(
-    app_on_each_engine: Tenure, wanted: dict[str, Any]
-) -> None:
-    hook_on(app_on_each_engine, "https://example.com")
-    job = app_on_each_engine.enqueue("mail")
-    wait_until(
-        lambda: (
-            app_on_each_engine.core.forward_to_webhooks(),
-            deliveries(app_on_each_engine),
-        )[1]
-    )
-    with api_client(app_on_each_engine) as api:
+def test_a_worker_over_http_is_handed_no_delivery(app: Tenure, wanted: dict[str, Any]) -> None:
+    hook_on(app, "https://example.com")
+    job = app.enqueue("mail")
+    wait_until(lambda: (app.core.forward_to_webhooks(), deliveries(app))[1])
+    with api_client(app) as api:
         leased = [one["id"] for _ in range(3) for one in claim_jobs(api, 9, **wanted)]
     assert leased == ([] if wanted else [job.id])
-    assert delivery(app_on_each_engine).attempts == 0
+    assert delivery(app).attempts == 0
 
 
 @pytest.mark.parametrize("program", ["serve", "worker"])
@@ -611,9 +565,8 @@ def test_the_queue_of_deliveries_is_theirs_alone(app: Tenure) -> None:
     assert app.find() == []
 
 
-def test_nobody_changes_what_a_delivery_says(app_on_each_engine: Tenure) -> None:
+def test_nobody_changes_what_a_delivery_says(app: Tenure) -> None:
     """The receiver would have got a signed message about an event that never was."""
-    app = app_on_each_engine
     hook_on(app, "https://example.com")
     app.enqueue("mail")
     follow(app)
@@ -663,17 +616,17 @@ def test_a_url_that_is_none_is_refused(app: Tenure, url: Any) -> None:
     assert refused.value.path == "$.url"
 
 
-def test_a_name_is_taken_until_its_webhook_is_removed(app_on_each_engine: Tenure) -> None:
-    secret = hook_on(app_on_each_engine, "https://example.com")
+def test_a_name_is_taken_until_its_webhook_is_removed(app: Tenure) -> None:
+    secret = hook_on(app, "https://example.com")
     with pytest.raises(InvalidInput, match="remove it first"):
-        hook_on(app_on_each_engine, "https://example.com")
+        hook_on(app, "https://example.com")
     with pytest.raises(InvalidInput, match="one or more of"):
-        app_on_each_engine.webhooks.create("other", "https://example.com", ["no such event"])
-    removed = app_on_each_engine.webhooks.remove("shop")
-    assert app_on_each_engine.core.webhook_target("shop", removed.id) is None
+        app.webhooks.create("other", "https://example.com", ["no such event"])
+    removed = app.webhooks.remove("shop")
+    assert app.core.webhook_target("shop", removed.id) is None
     with pytest.raises(InvalidInput, match="no webhook"):
-        app_on_each_engine.webhooks.remove("shop")
-    assert hook_on(app_on_each_engine, "https://example.com") != secret
+        app.webhooks.remove("shop")
+    assert hook_on(app, "https://example.com") != secret
 
 
 def test_the_command_line_shows_a_secret_once(app: Tenure) -> None:
