@@ -165,11 +165,7 @@ def _answer(jobs: int, untimed: int, seconds: float) -> dict[str, float]:
 
 
 def send_in_bulk(
-    peer: ModuleType,
-    jobs: float,
-    size: float = 1000,
-    first: float = 0,
-    seconds: float = math.inf,
+    peer: ModuleType, jobs: float, size: float = 1000, first: float = 0, seconds: float = math.inf
 ) -> Any:
     """Enqueue `jobs` by calls of `size`, or as many as go in `seconds`."""
     calls = [

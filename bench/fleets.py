@@ -22,8 +22,7 @@ def fleet(
     rounds = max(round(stage.size.fleet_seconds / job_seconds), 2)
     jobs = min(rounds * workers * slots, stage.size.jobs_drained(subject))
     setting = stage.fresh(
-        subject,
-        **{CONCURRENCY_VARIABLE: str(slots), JOB_SECONDS_VARIABLE: str(job_seconds)},
+        subject, **{CONCURRENCY_VARIABLE: str(slots), JOB_SECONDS_VARIABLE: str(job_seconds)}
     )
     figures = fill_and_run(
         stage, setting, jobs, workers=workers, job_seconds=job_seconds, warm=WARM

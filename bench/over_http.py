@@ -42,9 +42,7 @@ def drain_remotely(stage: Stage, subject: Subject) -> Figures:
     stage.calm(setting)
     with server(stage, setting) as address:
         remote = replace(
-            setting,
-            subject=replace(subject, adapter="tenure_remote"),
-            place=f"http://{address}",
+            setting, subject=replace(subject, adapter="tenure_remote"), place=f"http://{address}"
         )
         return run_workers(stage, setting, remote, jobs)
 

@@ -24,12 +24,7 @@ from tenure.store import migrate_store
 from tests.support.clock import STOPPED, Clock
 from tests.support.effort import EVERYTHING, take_turns
 from tests.support.kept_databases import Keeper
-from tests.support.postgres import (
-    PostgresServer,
-    PostgresUnavailable,
-    data_parent,
-    own_folder,
-)
+from tests.support.postgres import PostgresServer, PostgresUnavailable, data_parent, own_folder
 
 # A busy machine is no failure: no deadline per example. CI draws the same examples every time.
 hypothesis.settings.register_profile(

@@ -176,11 +176,7 @@ def work(name: str) -> None:
 
     async def until_stopped() -> None:
         worker = Worker(
-            jobs.app.core,
-            jobs.app.core.handlers,
-            concurrency=6,
-            label=name,
-            grace_seconds=1,
+            jobs.app.core, jobs.app.core.handlers, concurrency=6, label=name, grace_seconds=1
         )
         with stopped_by_signals(worker.request_stop):
             await worker.run()

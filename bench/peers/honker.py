@@ -18,14 +18,7 @@ from contextlib import suppress
 import honker
 
 from bench.adapter import PLACE
-from bench.workload import (
-    JOB_SECONDS,
-    FirstAttempt,
-    concurrency,
-    payload,
-    perform,
-    perform_async,
-)
+from bench.workload import JOB_SECONDS, FirstAttempt, concurrency, payload, perform, perform_async
 
 BATCH = concurrency(500)
 SYNCHRONOUS = os.environ.get("BENCH_SYNCHRONOUS", "FULL")

@@ -97,12 +97,7 @@ class Crew:
     """A producer and a worker by each of these ways, on machine 0."""
 
     def __init__(
-        self,
-        cluster: Cluster,
-        database: str,
-        folder: Path,
-        seed: str,
-        ways: Sequence[str] = WAYS,
+        self, cluster: Cluster, database: str, folder: Path, seed: str, ways: Sequence[str] = WAYS
     ) -> None:
         self._folder = folder
         self._parts = {

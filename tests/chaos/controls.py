@@ -77,10 +77,7 @@ class Control:
 
 CONTROLS = (
     Control(
-        "a report needs no lease",
-        LIFECYCLE,
-        "if event.name in NEED_LEASE and",
-        "if False and",
+        "a report needs no lease", LIFECYCLE, "if event.name in NEED_LEASE and", "if False and"
     ),
     Control(
         "SQLite: a completion needs no lease",
@@ -120,12 +117,7 @@ WHERE status = 'processing' AND lease_expires_at <= {NOW}""",
         """" AND at <= {NOW} + interval '1 day'")} JOIN {{s}}.job USING (id)
 WHERE status = 'processing' AND lease_expires_at <= {NOW} + interval '1 day'""",
     ),
-    Control(
-        "retries need no budget",
-        LIFECYCLE,
-        "return attempts < max_retries",
-        "return True",
-    ),
+    Control("retries need no budget", LIFECYCLE, "return attempts < max_retries", "return True"),
     Control(
         "one attempt more than the limit",
         LIFECYCLE,
@@ -209,12 +201,7 @@ WHERE status = 'processing' AND lease_expires_at <= {NOW} + interval '1 day'""",
         "WHERE tenure_job.id = value ->> 0 AND tenure_job.lease_id = value ->> 1",
         "WHERE tenure_job.id = value ->> 0 AND tenure_job.lease_id IS NOT NULL",
     ),
-    Control(
-        "a heartbeat shortens a lease",
-        SQLITE,
-        "max(lease_expires_at, ?)",
-        "?",
-    ),
+    Control("a heartbeat shortens a lease", SQLITE, "max(lease_expires_at, ?)", "?"),
     Control(
         "SQLite: commits do not wait for the disk",
         "store/sqlite/connection.py",

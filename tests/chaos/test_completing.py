@@ -17,12 +17,7 @@ from tests.support.effects import effects, make_effects, own_connection
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit
-from tests.support.workers import (
-    running_sweeper,
-    running_worker,
-    transitions,
-    wait_until_completed,
-)
+from tests.support.workers import running_sweeper, running_worker, transitions, wait_until_completed
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(3_600)]
 ROOT = Path(__file__).parents[2]

@@ -36,9 +36,7 @@ ENGINES = ("sqlite", "postgres")
 SERVER = "http.before_answer"
 MOVING = "move."
 """Such a process has `tests/chaos/moving.py`."""
-SQLITE_ONLY = {
-    *("checkpoint.before", "checkpoint.after", "prune.between_job_and_ledger"),
-}
+SQLITE_ONLY = {*("checkpoint.before", "checkpoint.after", "prune.between_job_and_ledger")}
 """Elsewhere there is no such moment: checkpoints are the server's, pruning is one statement."""
 POSTGRES_ONLY = {"look.before_commit", "look.after_commit"}
 """On SQLite a look is no transaction of the writer."""

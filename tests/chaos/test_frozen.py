@@ -174,8 +174,7 @@ def test_a_whole_new_attempt_between_the_sweep_s_read_and_write(
     assert len(ended) <= (0 if how == "thaw" else 1)
     is_over = lambda: app.get(lease.id).status is Status.PENDING  # noqa: E731
     wait_until(
-        lambda: is_over() or app.core.sweep(),
-        "the dead sweeper's session to let go of the job",
+        lambda: is_over() or app.core.sweep(), "the dead sweeper's session to let go of the job"
     )
     (again,) = claim(app)
     assert (again.id, again.token) == (lease.id, lease.token + 1)

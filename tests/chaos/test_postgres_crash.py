@@ -61,10 +61,7 @@ def test_sessions_killed_at_random_lose_nothing(
     server: PostgresServer, url: str, tmp_path: Path, effort: int, chance: random.Random
 ) -> None:
     name = url.partition("?")[0].rpartition("/")[2]
-    with (
-        psycopg.connect(server.url(), autocommit=True) as admin,
-        Load(url, tmp_path) as load,
-    ):
+    with psycopg.connect(server.url(), autocommit=True) as admin, Load(url, tmp_path) as load:
         for _ in range(10 * effort):
             load.goes_on(chance.randint(1, 40))
             sessions = admin.execute(
@@ -82,10 +79,7 @@ def test_a_server_that_is_read_only_for_a_while_is_left_and_found_again(
     server: PostgresServer, url: str, tmp_path: Path
 ) -> None:
     """As behind an address that still leads to the former primary."""
-    with (
-        psycopg.connect(server.url(), autocommit=True) as admin,
-        Load(url, tmp_path) as load,
-    ):
+    with psycopg.connect(server.url(), autocommit=True) as admin, Load(url, tmp_path) as load:
         admin.execute("ALTER SYSTEM SET default_transaction_read_only = on")
         admin.execute("SELECT pg_reload_conf()")
         seen = load.outages

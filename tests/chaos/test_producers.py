@@ -171,12 +171,7 @@ def url(server: PostgresServer, chance: random.Random) -> Iterator[str]:
 @pytest.mark.parametrize("kinds", KINDS)
 @pytest.mark.postgres
 def test_rows_and_jobs_agree_whoever_is_killed(
-    server: PostgresServer,
-    url: str,
-    kinds: str,
-    tmp_path: Path,
-    effort: int,
-    chance: random.Random,
+    server: PostgresServer, url: str, kinds: str, tmp_path: Path, effort: int, chance: random.Random
 ) -> None:
     with Scene(url, tmp_path, chance) as scene:
         all_kinds = [kind.name for kind in POSTGRES]

@@ -86,10 +86,7 @@ LEDGER_BREAKS = [
         {PATH, TOKEN, ATTEMPT, ATTEMPTS, CLAIMED},
         f"DELETE FROM {{transition}} WHERE job_id = {SETTLED_JOB} AND event = 'claimed'",
     ),
-    (
-        {PATH},
-        f"DELETE FROM {{transition}} WHERE job_id = {SETTLED_JOB} AND event = 'enqueued'",
-    ),
+    ({PATH}, f"DELETE FROM {{transition}} WHERE job_id = {SETTLED_JOB} AND event = 'enqueued'"),
     ({STATUS}, f"DELETE FROM {{transition}} WHERE job_id = {SETTLED_JOB}"),
     (
         {TOKEN, STATUS},

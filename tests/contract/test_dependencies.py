@@ -6,15 +6,7 @@ from typing import Any
 
 import pytest
 
-from tenure import (
-    Dependency,
-    JobNotFound,
-    KeyConflict,
-    NewJob,
-    QueueFull,
-    Tenure,
-    Unique,
-)
+from tenure import Dependency, JobNotFound, KeyConflict, NewJob, QueueFull, Tenure, Unique
 from tenure.app.app import limited_to
 from tenure.jobs.enqueue import TypeOptions, check_job
 from tenure.jobs.ids import new_id, new_ids

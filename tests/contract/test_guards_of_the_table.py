@@ -144,11 +144,7 @@ def test_the_database_refuses_by_the_table(database_url: str, subtests: pytest.S
     with closing(RawSql(database_url)) as raw:
         raw.drop_checks()
         for (row, guard), name in zip(IN_SQL, NAMES_IN_SQL, strict=True):
-            with (
-                subtests.test(name),
-                pytest.raises(Refused, match="tenure: "),
-                raw.transaction(),
-            ):
+            with subtests.test(name), pytest.raises(Refused, match="tenure: "), raw.transaction():
                 raw.run(by_hand(row, broken=guard), job_before(raw, row, broken=guard))
 
 

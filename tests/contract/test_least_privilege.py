@@ -33,8 +33,7 @@ def test_webhooks(database_url: str) -> None:
         app.webhooks.create("shop", "https://example.com", ["enqueued"])
         app.enqueue("mail")
         wait_until(
-            lambda: (app.core.forward_to_webhooks(), app.find(type=WEBHOOK))[1],
-            "a delivery",
+            lambda: (app.core.forward_to_webhooks(), app.find(type=WEBHOOK))[1], "a delivery"
         )
         app.webhooks.remove("shop")
         assert app.webhooks.list() == []
@@ -55,10 +54,7 @@ FORBIDDEN = (
 def test_the_guards_are_out_of_its_reach(database_url: str, subtests: pytest.Subtests) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         for statement in FORBIDDEN:
-            with (
-                subtests.test(statement),
-                pytest.raises(psycopg.errors.InsufficientPrivilege),
-            ):
+            with subtests.test(statement), pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement.encode())
 
 

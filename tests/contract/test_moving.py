@@ -341,11 +341,7 @@ def test_statistics_and_webhooks_go_on_where_they_were(app: Tenure, target_url: 
 
 
 def test_what_is_refused(
-    app: Tenure,
-    target_url: str,
-    postgres_url: str,
-    tmp_path: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    app: Tenure, target_url: str, postgres_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app.enqueue("plain")
     Tenure(postgres_url).migrate()

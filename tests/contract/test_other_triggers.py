@@ -48,8 +48,7 @@ def test_what_another_trigger_drops_is_not_acknowledged(app_on_each_engine: Tenu
     )
     for add in adding:
         with pytest.raises(
-            (WriteRefused, RaiseException),
-            match="a trigger that is not from Tenure drop",
+            (WriteRefused, RaiseException), match="a trigger that is not from Tenure drop"
         ):
             add()
     assert app.count().jobs == 1

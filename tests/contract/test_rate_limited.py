@@ -11,13 +11,7 @@ from tenure import RetryPolicy, Tenure, lifecycle
 from tenure.jobs.work import Lease, Report
 from tests.support.http import api_client, claim_jobs
 from tests.support.raw_sql import EPOCH
-from tests.support.store import (
-    ALREADY,
-    RECORDED,
-    StoreHarness,
-    report_failed,
-    report_snoozed,
-)
+from tests.support.store import ALREADY, RECORDED, StoreHarness, report_failed, report_snoozed
 
 
 def pauses(harness: StoreHarness) -> dict[tuple[str, ...], float]:

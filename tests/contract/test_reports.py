@@ -236,12 +236,7 @@ def test_an_old_and_a_new_lease_of_one_job_in_one_batch(harness: StoreHarness) -
     (new,) = harness.claim()
     assert harness.report(
         report_completed(old), report_failed(old), report_completed(new), report_completed(new)
-    ) == [
-        conflict("failed"),
-        ALREADY,
-        RECORDED,
-        ALREADY,
-    ]
+    ) == [conflict("failed"), ALREADY, RECORDED, ALREADY]
     assert harness.get(old.id).status == "completed"
 
 

@@ -184,9 +184,7 @@ def test_a_type_that_is_paused_before_it_is_declared_is_nobodys(harness: StoreHa
         assert (send.timeout, send.queues, send.paused_at is None) == (2.5, OWN, False)
 
 
-def test_options_count_in_the_queues_of_the_token_that_declared_them(
-    harness: StoreHarness,
-) -> None:
+def test_options_count_in_the_queues_of_the_token_that_declared_them(harness: StoreHarness) -> None:
     declare(harness, OWN, send=MAIL)
     declare(harness, OWN, plain=TypeOptions(queue="post.b", timeout=3.0))
     timeouts = {None: 2.5, "mail": 2.5, "post.a": 2.5, "post": None, "mails": None}

@@ -12,12 +12,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.app.app import limited_to
-from tenure.errors import (
-    InvalidInput,
-    JobNotFound,
-    KeyConflict,
-    WorkflowNotFound,
-)
+from tenure.errors import InvalidInput, JobNotFound, KeyConflict, WorkflowNotFound
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.ids import new_id
 from tenure.store.tables import flow as flows

@@ -321,8 +321,7 @@ async def test_a_job_is_added_in_the_session_of_the_request(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("when", "order"),
-    [("early", ["committed", "answered"]), ("late", ["answered", "committed"])],
+    ("when", "order"), [("early", ["committed", "answered"]), ("late", ["answered", "committed"])]
 )
 async def test_a_dependency_commits_after_the_answer_unless_its_scope_is_the_function(
     shop: FastAPI, when: str, order: list[str]

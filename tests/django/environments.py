@@ -16,13 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.environments import (
-    Unavailable,
-    cache_folder,
-    environment,
-    find_python,
-    one_at_a_time,
-)
+from bench.environments import Unavailable, cache_folder, environment, find_python, one_at_a_time
 from tests.support.locks import pinned
 
 BACKPORT = "django-tasks==0.12.0"

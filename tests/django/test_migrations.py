@@ -82,10 +82,7 @@ def test_migrate_finds_the_schema_that_tenure_made(project: Project) -> None:
 
 def test_a_schema_that_is_gone_is_an_error_of_check(project: Project) -> None:
     _, gone, _, there = project.answers(
-        "migrate --fake",
-        "check --database default",
-        "tenure migrate",
-        "check --database default",
+        "migrate --fake", "check --database default", "tenure migrate", "check --database default"
     )
     assert gone[0] == 1
     assert "(tenure.E003)" in gone[1]

@@ -128,15 +128,8 @@ def test_every_field_and_parameter_is_named() -> None:
             responses.EventBody,
             requests.RetryRequest,
         ),
-        *(
-            reports.LeaseRequest,
-            responses.LeaseBody,
-        ),
-        *(
-            reports.HeartbeatRequest,
-            reports.ReportEntry,
-            responses.VerdictBody,
-        ),
+        *(reports.LeaseRequest, responses.LeaseBody),
+        *(reports.HeartbeatRequest, reports.ReportEntry, responses.VerdictBody),
         *(
             responses.HeldBody,
             responses.StatsBody,

@@ -51,8 +51,7 @@ def test_it_prints_and_ends_as_the_program_does(
 
 
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGKILL, -signal.SIGKILL)],
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_it_hears_signals_and_does_not_outlive_its_stand_in(
     number: signal.Signals, code: int, typed: str, tmp_path: Path

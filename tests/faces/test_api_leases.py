@@ -13,14 +13,7 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.lifecycle import MAX_RETURNS
 from tenure.server import build
-from tests.support.http import (
-    JSON,
-    UNKNOWN_ID,
-    Exchange,
-    assert_problem,
-    claim_jobs,
-    report,
-)
+from tests.support.http import JSON, UNKNOWN_ID, Exchange, assert_problem, claim_jobs, report
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def test_over_http(app: Tenure, web: TestClient) -> None:
     assert web.patch(where, json={"queue": "other"}).status_code == 400
     web.post(f"{where}/cancel", json={"reason": "not needed"})
     assert [one["reason"] for one in web.get(f"{where}/history").json()] == [
-        *(None, "typo", "not needed"),
+        *(None, "typo", "not needed")
     ]
     assert web.get(f"{where}/explain").json()["text"].endswith(": not needed")
     assert web.patch(where, json={"priority": 1}).status_code == 409

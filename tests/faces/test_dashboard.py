@@ -57,9 +57,7 @@ def fail(app: Tenure, error: str = "boom", **options: Any) -> str:
 # --- pages ----------------------------------------------------------------------------------------
 
 
-def test_every_page_is_there_empty_and_with_jobs_of_every_status(
-    database_url: str,
-) -> None:
+def test_every_page_is_there_empty_and_with_jobs_of_every_status(database_url: str) -> None:
     with Tenure(database_url) as app, api_client(app) as web:
         assert [web.get(path).status_code for path in PAGES] == [200] * len(PAGES)
 

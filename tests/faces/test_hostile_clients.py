@@ -49,11 +49,7 @@ def head(path: str, *headers: str) -> bytes:
 CHUNKED = "Transfer-Encoding: chunked"
 JSON = "Content-Type: application/json"
 FORM = "Content-Type: application/x-www-form-urlencoded"
-BEHIND = {
-    "trailer": b"0\r\nX: ",
-    "trailers": b"0\r\n",
-    "extension": b"1;x=",
-}
+BEHIND = {"trailer": b"0\r\nX: ", "trailers": b"0\r\n", "extension": b"1;x="}
 
 
 def taken(server: ServerProcess, opening: bytes, endless: bytes, most: int = 16 * MIB) -> int:

@@ -77,10 +77,7 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "arrays": ("/jobs/batch", lambda: filled("[]")),
     "numbers": ("/jobs/batch", lambda: filled("0")),
     "ladders": ("/jobs/batch", lambda: filled("[" * 100 + "]" * 100)),
-    "few jobs of many values": (
-        "/jobs/batch",
-        lambda: filled(job_of("0", 500_000)),
-    ),
+    "few jobs of many values": ("/jobs/batch", lambda: filled(job_of("0", 500_000))),
     "reports": ("/reports", lambda: filled("{}")),
     "lease names": ("/heartbeats", lambda: filled("0", 4 * 1024 * 1024)),
     "one job of objects": (

@@ -109,10 +109,7 @@ def test_b4_python_elsewhere(app: Tenure) -> None:
     def in_a_loop() -> list[Job]:
         async def both() -> list[Job]:
             new_job = NewJob("send", TO, {})
-            return [
-                await app.enqueue_async("send", TO),
-                *await app.enqueue_many_async([new_job]),
-            ]
+            return [await app.enqueue_async("send", TO), *await app.enqueue_many_async([new_job])]
 
         return asyncio.run(both())
 

@@ -45,9 +45,7 @@ async def test_a_request_is_answered_when_the_job_is_settled(app: Tenure) -> Non
 
 
 @pytest.mark.anyio
-async def test_a_request_waits_no_longer_than_asked_and_holds_nothing(
-    app: Tenure,
-) -> None:
+async def test_a_request_waits_no_longer_than_asked_and_holds_nothing(app: Tenure) -> None:
     job = await app.enqueue_async("a", delay="1h")
     built = build(app)
     threads = threading.active_count()

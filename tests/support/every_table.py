@@ -15,12 +15,7 @@ from tenure.jobs.signals import new_token, token_digest
 from tenure.jobs.steps import KeepState, KeepToken, Record
 from tenure.jobs.work import Lease
 from tenure.store.tables import sessions
-from tests.support.store import (
-    claim_request,
-    report_completed,
-    report_failed,
-    report_suspended,
-)
+from tests.support.store import claim_request, report_completed, report_failed, report_suspended
 
 FAR = datetime(2999, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
 

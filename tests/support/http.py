@@ -231,11 +231,7 @@ class ServerProcess:
     """`tenure serve` as a separate process, on a free port."""
 
     def __init__(
-        self,
-        database: str,
-        *arguments: str,
-        program: Sequence[str] = PROGRAM,
-        **environ: str,
+        self, database: str, *arguments: str, program: Sequence[str] = PROGRAM, **environ: str
     ) -> None:
         self.process = Program(
             [*program, "serve", "--port", "0", "--database", database, *arguments],

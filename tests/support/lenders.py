@@ -198,11 +198,7 @@ def _async_file_engine(url: str, **more: Any) -> Any:
 AUTOCOMMIT = {"isolation_level": "AUTOCOMMIT"}
 
 POSTGRES = [
-    Kind(
-        "psycopg",
-        psycopg.connect,
-        alone=partial(psycopg.connect, autocommit=True),
-    ),
+    Kind("psycopg", psycopg.connect, alone=partial(psycopg.connect, autocommit=True)),
     Kind("psycopg autocommit", partial(psycopg.connect, autocommit=True), begin="BEGIN"),
     Kind(
         "psycopg async",
@@ -275,10 +271,7 @@ SQLITE = [
         lambda url: Session(_file_engine(url)),
         alone=lambda url: Session(_file_engine(url, **AUTOCOMMIT)),
     ),
-    Kind(
-        "sqlalchemy pysqlite Connection",
-        lambda url: _file_engine(url).connect(),
-    ),
+    Kind("sqlalchemy pysqlite Connection", lambda url: _file_engine(url).connect()),
     Kind(
         "sqlalchemy aiosqlite AsyncSession",
         lambda url: AsyncSession(_async_file_engine(url)),

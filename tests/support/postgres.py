@@ -47,11 +47,7 @@ STOP_SECONDS = 60
 MEMORY_NEEDED = 2 * 1024**3  # bytes; a container's /dev/shm is often 64 MiB
 FOLDER_PREFIX = "tenure-postgres-"
 
-SETTINGS = {
-    "listen_addresses": "",
-    "max_connections": "200",
-    "timezone": "Asia/Kolkata",
-}
+SETTINGS = {"listen_addresses": "", "max_connections": "200", "timezone": "Asia/Kolkata"}
 # Faster, and a crash of the machine may destroy the data, which no test reads afterwards.
 FLEETING_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
 STOP_SIGNALS = {

@@ -17,15 +17,7 @@ from uuid import UUID
 
 import pytest
 
-from tenure import (
-    JobContext,
-    PermanentFailure,
-    RetryAfter,
-    Snooze,
-    Tenure,
-    Unique,
-    testing,
-)
+from tenure import JobContext, PermanentFailure, RetryAfter, Snooze, Tenure, Unique, testing
 from tenure.lifecycle import SETTLED
 from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper, running_worker

@@ -61,8 +61,7 @@ def test_a_condition_is_never_null(name: str) -> None:
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute(f"CREATE TABLE it ({', '.join(names)})")
         connection.executemany(
-            f"INSERT INTO it VALUES ({place})",
-            ((*row, *[1] * len(fixed)) for row in rows(varied)),
+            f"INSERT INTO it VALUES ({place})", ((*row, *[1] * len(fixed)) for row in rows(varied))
         )
         null = f"SELECT * FROM it WHERE ({text}) IS NULL LIMIT 1"
         assert connection.execute(null).fetchall() == []

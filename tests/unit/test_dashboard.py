@@ -35,36 +35,16 @@ def queue(name: str = "mail", waits: float | None = None, **more: object) -> Que
     ("queues", "workers", "level", "text"),
     [
         ([], [], "well", "All is well: nothing is waiting. No worker is alive just now."),
-        (
-            [queue(waits=59)],
-            [WORKER],
-            "well",
-            "All is well: nothing is late, and 1 worker",
-        ),
-        (
-            [queue(waits=60)],
-            [WORKER],
-            "late",
-            "Queue mail is late: a job has been due for 1m.",
-        ),
-        (
-            [queue("x", 252)],
-            [WORKER],
-            "late",
-            "for 4m 12s, and no live worker takes from it",
-        ),
+        ([queue(waits=59)], [WORKER], "well", "All is well: nothing is late, and 1 worker"),
+        ([queue(waits=60)], [WORKER], "late", "Queue mail is late: a job has been due for 1m."),
+        ([queue("x", 252)], [WORKER], "late", "for 4m 12s, and no live worker takes from it"),
         (
             [queue(waits=90, resume_at=ago(-30))],
             [WORKER],
             "late",
             "for 1m 30s, and none starts for 30s: one has met a rate limit outside",
         ),
-        (
-            [queue(waits=90, resume_at=ago(30))],
-            [WORKER],
-            "late",
-            "has been due for 1m 30s.",
-        ),
+        ([queue(waits=90, resume_at=ago(30))], [WORKER], "late", "has been due for 1m 30s."),
         (
             [queue(waits=90, limits=Limits(max_running=0), running=0)],
             [WORKER],
@@ -72,12 +52,7 @@ def queue(name: str = "mail", waits: float | None = None, **more: object) -> Que
             "has been due for 1m 30s, and its limit lets none run.",
         ),
         ([queue(waits=5)], [], "watch", "Jobs are due and no worker is alive"),
-        (
-            [queue(waits=900, paused_at=ago(60))],
-            [WORKER],
-            "watch",
-            "paused for 1m; 1 job waits",
-        ),
+        ([queue(waits=900, paused_at=ago(60))], [WORKER], "watch", "paused for 1m; 1 job waits"),
         ([queue(max_pending=1)], [WORKER], "watch", "Queue mail is full at 1"),
     ],
 )
@@ -218,11 +193,7 @@ def test_each_line_has_the_jobs_that_went_along_it() -> None:
     assert list(counts) == list(TRANSITIONS)
     assert {
         (m.event, m.source, transitions) for m, transitions in counts.items() if transitions
-    } == {
-        ("cancelled", "processing", 3),
-        ("cancelled", "pending", 5),
-        ("retried", "failed", 5),
-    }
+    } == {("cancelled", "processing", 3), ("cancelled", "pending", 5), ("retried", "failed", 5)}
 
 
 @pytest.mark.parametrize(

@@ -379,10 +379,7 @@ def test_a_folder_that_goes_away_meanwhile_is_a_problem(tmp_path: Path) -> None:
     while next(looking).name != "database":
         pass
     shutil.rmtree(folder)
-    assert [(one.name, one.health) for one in looking][-1] == (
-        "database",
-        CheckResult.PROBLEM,
-    )
+    assert [(one.name, one.health) for one in looking][-1] == ("database", CheckResult.PROBLEM)
 
 
 @pytest.mark.postgres

@@ -40,11 +40,7 @@ def test_a_dependency_is_said_in_each_form() -> None:
     assert linked([{"job_id": A}]).edges == (Dependency(A),)
     assert len(linked(new_ids(10_000)).edges) == 10_000
     job = linked([A, Dependency(B, "failed", "b"), {"job_id": C, "meets": "settled"}])
-    assert job.edges == (
-        Dependency(A),
-        Dependency(B, "failed", "b"),
-        Dependency(C, "settled"),
-    )
+    assert job.edges == (Dependency(A), Dependency(B, "failed", "b"), Dependency(C, "settled"))
     assert linked({"left": A, "right": Dependency(B, "failed")}).edges == (
         Dependency(A, name="left"),
         Dependency(B, "failed", "right"),
@@ -71,10 +67,7 @@ def test_a_dependency_is_said_in_each_form() -> None:
         ({"depends_on": [{"job_id": A, "meets": "past"}]}, r"\$\.depends_on\[0\]\.meets: use one"),
         ({"depends_on": {"two words": A}}, r"\$\.depends_on\.two words: not a name"),
         ({"depends_on": [A, Dependency(A, "failed")]}, "job is given twice"),
-        (
-            {"depends_on": [Dependency(A, name="x"), Dependency(B, name="x")]},
-            "name is given twice",
-        ),
+        ({"depends_on": [Dependency(A, name="x"), Dependency(B, name="x")]}, "name is given twice"),
         ({"depends_on": [new_id()] * 10_001}, r"\$\.depends_on: 10001 jobs"),
         ({"depends_on": [A, B], "needs": 3}, r"\$\.needs"),
         ({"depends_on": [A, B], "needs": 0}, r"\$\.needs"),
@@ -161,11 +154,7 @@ def test_a_skip_goes_as_far_as_somebody_needed_it() -> None:
 
 def test_what_waits_again_is_counted_anew() -> None:
     links = [Edge(A, B, "completed"), Edge(B, C, "completed"), Edge(B, D, "failed")]
-    outside: Any = {
-        A: {None: Tally(1, 0, 0)},
-        C: {None: Tally(2, 1, 0)},
-        D: {None: Tally(1, 0, 1)},
-    }
+    outside: Any = {A: {None: Tally(1, 0, 0)}, C: {None: Tally(2, 1, 0)}, D: {None: Tally(1, 0, 1)}}
     jobs = {D: None, C: None, B: None, A: None}
     assert restored_by(jobs, outside, links) == {
         A: Numbers(1, 0),

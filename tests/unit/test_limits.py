@@ -129,11 +129,7 @@ def test_without_open_partitions_the_turn_stays() -> None:
     assert quotas([Open("c", 0, 1)], Turn("b", 2), 5) == ([0], Turn("b", 2))
 
 
-@given(
-    some.integers(1, 1000),
-    some.integers(1, 10_000_000),
-    some.data(),
-)
+@given(some.integers(1, 1000), some.integers(1, 10_000_000), some.data())
 def test_no_window_has_more_starts_than_the_rate(
     starts: int, micros: int, data: some.DataObject
 ) -> None:

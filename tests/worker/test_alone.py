@@ -244,10 +244,7 @@ def test_a_closure_runs_here_after_a_lost_lease(
 
 
 def test_what_a_child_cannot_import_runs_here_after_a_lost_lease(
-    app: Tenure,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    app: Tenure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "gone_tomorrow.py"
     path.write_text(

@@ -419,8 +419,6 @@ def test_thousands_of_payloads_that_do_not_fit_each_fail_by_themselves(app: Tenu
         errors = {wait_until_failed(app, job) for job in jobs[1_500:]}
         ends = {wait_until_completed(app, job).attempts for job in jobs[:1_500]}
 
-    assert errors == {
-        "the payload does not fit take: Expected `int`, got `str` - at `$.x`",
-    }
+    assert errors == {"the payload does not fit take: Expected `int`, got `str` - at `$.x`"}
     assert ends == {1}
     assert {job.attempts for job in app.find(status="failed", limit=500)} == {1}

@@ -33,10 +33,7 @@ def source(request: pytest.FixtureRequest, app_on_each_engine: Tenure) -> Iterat
     if request.param == "beside the database":
         yield app_on_each_engine.core
         return
-    with (
-        ServerProcess(app_on_each_engine.database) as server,
-        Client(server.url) as client,
-    ):
+    with ServerProcess(app_on_each_engine.database) as server, Client(server.url) as client:
         yield client
 
 
@@ -61,10 +58,7 @@ def cancel_by_sql(app: Tenure, ids: Sequence[str]) -> None:
 
 
 def test_a_cancel_stops_its_handler_at_once(
-    app_on_each_engine: Tenure,
-    source: WorkSource,
-    caplog: pytest.LogCaptureFixture,
-    tmp_path: Path,
+    app_on_each_engine: Tenure, source: WorkSource, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     app = app_on_each_engine
     caplog.set_level(logging.INFO)

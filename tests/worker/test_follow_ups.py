@@ -76,9 +76,7 @@ def parts_of(app: Tenure, job: Job) -> dict[str, Job]:
 
 
 @on_either_engine(
-    "place, kind",
-    *product(["beside", "http"], ["loop", "thread", "child"]),
-    indirect=["place"],
+    "place, kind", *product(["beside", "http"], ["loop", "thread", "child"]), indirect=["place"]
 )
 def test_what_the_run_that_completes_adds_is_there_once(place: Place, kind: str) -> None:
     app = place.app
@@ -340,10 +338,7 @@ def test_a_handler_is_tested_as_a_function(app: Tenure) -> None:
 
 def test_over_http_they_need_the_scope_and_the_queues_of_a_token(app: Tenure) -> None:
     """The attempt fails with the reason, and the other reports of the request count."""
-    asked = {
-        "a": ("work",),
-        "b": ("work", "enqueue"),
-    }
+    asked = {"a": ("work",), "b": ("work", "enqueue")}
     tokens = {
         name: app.tokens.create(name, scopes, queues=["mail"]) for name, scopes in asked.items()
     }

@@ -331,8 +331,7 @@ def test_a_lease_that_ran_out_is_reported_by_the_process_that_ended_it(tmp_path:
 
 
 def test_an_error_in_on_failure_is_logged_and_changes_nothing(
-    app: Tenure,
-    caplog: pytest.LogCaptureFixture,
+    app: Tenure, caplog: pytest.LogCaptureFixture
 ) -> None:
     called: list[Failure] = []
 

@@ -275,8 +275,7 @@ def test_retention_leaves_what_webhooks_are_yet_to_be_told(app_on_each_engine: T
     app_on_each_engine.webhooks.remove("shop")
     settle(app_on_each_engine, Outcome.COMPLETED)
     wait_until(
-        lambda: app_on_each_engine.core.prune({"completed": 0}),
-        "what nobody waits for to go",
+        lambda: app_on_each_engine.core.prune({"completed": 0}), "what nobody waits for to go"
     )
 
 

@@ -52,15 +52,9 @@ class Parcel:
 
 
 ORDER = OrderPlaced(
-    orderNumber=7,
-    on=datetime.date(2027, 1, 31),
-    lines=[Line(article="pen", price=Decimal("1.20"))],
+    orderNumber=7, on=datetime.date(2027, 1, 31), lines=[Line(article="pen", price=Decimal("1.20"))]
 )
-STORED = {
-    "orderNumber": 7,
-    "on": "2027-01-31",
-    "lines": [{"article": "pen", "price": "1.20"}],
-}
+STORED = {"orderNumber": 7, "on": "2027-01-31", "lines": [{"article": "pen", "price": "1.20"}]}
 
 
 def test_models_are_arguments_and_results_also_inside_other_types(app: Tenure) -> None:

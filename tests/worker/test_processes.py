@@ -288,10 +288,7 @@ def finish():
     program.terminate()
     return program.wait()
 """
-    with (
-        Tenure(sqlite_url) as app,
-        WorkerScript(tmp_path / "meet", sqlite_url, handlers) as script,
-    ):
+    with Tenure(sqlite_url) as app, WorkerScript(tmp_path / "meet", sqlite_url, handlers) as script:
         job = app.enqueue("finish")
         worker = script.start()
         (child,) = script.wait_for_lines(1)
@@ -310,10 +307,7 @@ def work(): ...
 
 app.run_worker(lease=1)
 """
-    with (
-        Tenure(sqlite_url) as app,
-        WorkerScript(tmp_path / "meet", sqlite_url, handlers) as script,
-    ):
+    with Tenure(sqlite_url) as app, WorkerScript(tmp_path / "meet", sqlite_url, handlers) as script:
         job = app.enqueue("work", max_retries=1)
         worker = script.start()
 

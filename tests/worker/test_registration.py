@@ -370,9 +370,7 @@ def test_however_a_call_is_written_the_payload_is_as_python_binds_it(app: Tenure
         assert outcomes == {str, list}  # some were refused, some taken
 
 
-def test_an_argument_without_a_json_form_is_refused_before_anything_is_written(
-    app: Tenure,
-) -> None:
+def test_an_argument_without_a_json_form_is_refused_before_anything_is_written(app: Tenure) -> None:
     @app.job
     def take(x: Any) -> None: ...
 

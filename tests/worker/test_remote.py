@@ -81,7 +81,7 @@ def test_hooks_are_called_as_beside_the_database(app: Tenure, server: ServerProc
         wait_until_failed(app, job)
     assert entered == ["fail 1", "fail 2"]
     assert [(one.id, one.attempt, one.final, one.retry_in) for one in failures] == [
-        *((job.id, 1, False, 0.0), (job.id, 2, True, None)),
+        *((job.id, 1, False, 0.0), (job.id, 2, True, None))
     ]
     assert all(isinstance(one.exception, ValueError) for one in failures)
 

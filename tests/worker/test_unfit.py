@@ -80,10 +80,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.scenario(103)
 def test_a_child_that_does_not_find_the_module_fails_no_job(
-    app: Tenure,
-    module: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    app: Tenure, module: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitness, "MIN_UNFIT_SECONDS", 3)
     app.core.take_over(importlib.import_module(module.stem).app.core)

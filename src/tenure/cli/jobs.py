@@ -13,12 +13,7 @@ import click
 from tenure.cli import completing, outcomes, terminal
 from tenure.cli.bulk import bulk_options, change_all, filter_of, filter_options, preview
 from tenure.cli.command import Group, application, as_called, change_each, existing
-from tenure.cli.new_job import (
-    job_options,
-    options_given,
-    parent_options,
-    unique_options,
-)
+from tenure.cli.new_job import job_options, options_given, parent_options, unique_options
 from tenure.cli.options import Id, answer_options, flag, option, reading_options, reason_option
 from tenure.cli.outcomes import finish
 from tenure.cli.times import all_at, known_before, time_given

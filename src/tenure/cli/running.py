@@ -137,11 +137,7 @@ def serve(**flags: Any) -> None:
     "Answer GET /live and /ready there; HOST is 127.0.0.1 if not given.",
     type=HostAndPort(),
 )
-@option(
-    "--max-idle",
-    "TIME",
-    "End once there was no job to run for so long; jobs due later stay.",
-)
+@option("--max-idle", "TIME", "End once there was no job to run for so long; jobs due later stay.")
 @flag(
     "--reload",
     "Start again when a Python file below this folder changes; "

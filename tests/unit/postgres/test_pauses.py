@@ -12,12 +12,7 @@ from tenure import Tenure
 from tenure.jobs.work import Lease, Report
 from tenure.store import Store, open_store
 from tests.support.raw_sql import RawSql
-from tests.support.store import (
-    RECORDED,
-    claim_request,
-    report_completed,
-    report_snoozed,
-)
+from tests.support.store import RECORDED, claim_request, report_completed, report_snoozed
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.postgres

@@ -51,12 +51,7 @@ class Counted:
     def __init__(self, path: Path) -> None:
         self.now = 0.0
         db = Sqlite(path)
-        self.committer = Committer(
-            [db],
-            lambda: None,
-            lambda: self.now,
-            direct=db.beside(),
-        )
+        self.committer = Committer([db], lambda: None, lambda: self.now, direct=db.beside())
 
     def add(self, count: int = 1) -> str:
         """Add jobs; return on whose thread: "caller" or "committer"."""

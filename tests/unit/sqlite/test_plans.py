@@ -104,9 +104,7 @@ def test_the_newest_jobs_are_read_from_the_end(crowded: sqlite3.Connection) -> N
 
 
 @pytest.mark.scenario(104)
-def test_a_look_into_a_lane_goes_over_so_many_jobs_and_no_more(
-    crowded: sqlite3.Connection,
-) -> None:
+def test_a_look_into_a_lane_goes_over_so_many_jobs_and_no_more(crowded: sqlite3.Connection) -> None:
     """Of all the jobs, none of them of the types that are asked for."""
     claim = SqliteClaim(crowded, claim_request(9, types=("other",)), EPOCH + timedelta(days=1))
     steps = 0

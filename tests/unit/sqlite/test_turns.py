@@ -155,9 +155,7 @@ def test_the_look_goes_around_once(raw: sqlite3.Connection) -> None:
     assert ([part.partition for part in parts], last) == (["b", "c", "a"], None)
 
 
-def test_a_worker_passes_over_jobs_of_other_types_in_bounded_steps(
-    raw: sqlite3.Connection,
-) -> None:
+def test_a_worker_passes_over_jobs_of_other_types_in_bounded_steps(raw: sqlite3.Connection) -> None:
     add(raw, MANY, "a", "other")
     wanted = add(raw, 1, "a")
     limit(raw)

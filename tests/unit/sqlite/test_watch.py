@@ -246,11 +246,7 @@ def test_without_a_second_thread_looking_goes_on(
 
 @pytest.mark.parametrize("lacking", ["inotify", "a watch on the log"])
 def test_without_events_looking_goes_on(
-    lacking: str,
-    connections: Connections,
-    wal: Path,
-    other: Other,
-    monkeypatch: pytest.MonkeyPatch,
+    lacking: str, connections: Connections, wal: Path, other: Other, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if lacking == "inotify":
         monkeypatch.setattr(sys, "platform", "plan9")
@@ -423,11 +419,7 @@ def test_stopping_does_not_wait_for_the_next_look_and_leaves_nothing_open(
 
 
 def test_errors_are_logged_once_and_end_nothing(
-    connections: Connections,
-    path: Path,
-    wal: Path,
-    other: Other,
-    caplog: pytest.LogCaptureFixture,
+    connections: Connections, path: Path, wal: Path, other: Other, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="tenure.store.sqlite.watch")
     away = path.parent / "away"
