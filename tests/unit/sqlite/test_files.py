@@ -172,6 +172,22 @@ def test_files_put_back_are_used_again(app: Tenure, path: Path) -> None:
     assert {job.type for job in app.find()} == {"before", "after"}
 
 
+@pytest.mark.parametrize("rest", [None, b""])
+def test_a_log_outlives_its_database(app: Tenure, path: Path, rest: bytes | None) -> None:
+    """A read, or a process that started meanwhile, made a new file: SQLite deleted the log."""
+    away = beside(path, ".away")
+    path.rename(away)
+    if rest is not None:
+        path.write_bytes(rest)
+    for attempt in (app.verify, Tenure(f"sqlite:///{path}").open):
+        with pytest.raises(StoreUnavailable, match="put the database back beside it"):
+            attempt()
+    away.rename(path)
+    app.enqueue("after")
+    with closing(Tenure(f"sqlite:///{path}")) as other:
+        assert {job.type for job in other.find()} == {"before", "after"}
+
+
 def test_a_log_deleted_under_a_live_process_comes_back_when_it_ends(path: Path) -> None:
     """What was acknowledged before is in the deleted log, which the last to close copies."""
     app = Tenure(f"sqlite:///{path}")

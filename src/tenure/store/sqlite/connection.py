@@ -141,9 +141,10 @@ def connect(path: Path) -> Connection:
     """
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise InvalidInput(f"SQLite {sqlite3.sqlite_version} is too old; 3.38 or newer is needed")
+    real = os.path.realpath(path)
+    _keep_log_of_lost(real)
     # A new file is its owner's only from its first moment; SQLite would make it by the umask.
     with suppress(OSError):
-        real = os.path.realpath(path)
         os.close(os.open(real, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     file = identity(path)
     if file in _inherited:
@@ -173,6 +174,25 @@ def connect(path: Path) -> Connection:
         connection.close()  # a kept error would keep the file open
         raise
     return connection
+
+
+def _keep_log_of_lost(path: str) -> None:
+    """Raise sqlite3.OperationalError if a log is there and its database is not, or is empty.
+
+    SQLite would delete the log, and with it every commit that has not been copied: of a small
+    database all. The log is looked at first, since a new file has content before its log has.
+    """
+    if _has_content(f"{path}-wal") and not _has_content(path):
+        raise sqlite3.OperationalError(
+            f"{path} is missing or empty, but its log {path}-wal is there, with jobs that are "
+            "nowhere else: put the database back beside it, or delete the log to begin a new one"
+        )
+
+
+def _has_content(name: str) -> bool:
+    with suppress(FileNotFoundError):
+        return os.stat(name).st_size > 0  # noqa: PTH116 - as in `identity`
+    return False
 
 
 def connect_writer(path: Path) -> Connection:
