@@ -325,6 +325,18 @@ def test_a_newcomer_on_the_command_line(app: Tenure, clock: Clock) -> None:
     assert run_cli("schedules", "create", "s", "t", "--cron", "x", **here).exit_code == 2
 
 
+def test_options_of_the_job_change_without_its_type(app: Tenure) -> None:
+    """They were ignored, and the command said that the schedule had changed."""
+    options: Any = {"queue": "slow", "start_by": timedelta(hours=1)}
+    app.schedules.create("nightly", NewJob("report", {"a": 1}, options), every=60)
+    edit = ("schedules", "edit", "nightly", "--queue", "fast", "--tag", "new")
+    shown = cli_json("--database", app.database, *edit)
+    assert shown["edition"] == 2
+    job = app.schedules.get("nightly").template
+    assert (job.type, job.payload) == ("report", {"a": 1})
+    assert job.options == {"queue": "fast", "start_by": 3600, "tags": ["new"]}
+
+
 def test_the_ends_of_a_backfill_may_be_how_long_ago_they_are(app: Tenure, clock: Clock) -> None:
     here = {"TENURE_DATABASE": app.database}
     app.schedules.create("hourly", NewJob("report", {}, {}), cron="0 * * * *")

@@ -139,9 +139,19 @@ def create(name: str, type: str, payload: str, as_json: bool, **given: Any) -> N
 @click.option("--edition", type=int, help="Change it only if it still has this edition.")
 @answer_options
 def edit(name: str, type: str | None, payload: str, as_json: bool, **given: Any) -> None:
-    """Change a schedule. What you omit stays; give TYPE and PAYLOAD for another job."""
+    """Change a schedule. What you omit stays.
+
+    TYPE makes it another job: give its PAYLOAD and its options with it.
+    """
+    from tenure.jobs.enqueue import NewJob
+
     changes = _arguments(type, payload, given)
     with existing() as app:
+        if of_the_job := changes.pop("options", None):
+            old = app.schedules.get(name)
+            job = old.template
+            changes["job"] = NewJob(job.type, job.payload, job.options | of_the_job)
+            changes.setdefault("edition", old.edition)
         _print(app, app.schedules.update(name, **changes), as_json)
 
 
@@ -231,13 +241,17 @@ def fires(name: str, limit: int, before: Past | None, as_json: bool) -> None:
 
 
 def _arguments(type: str | None, payload: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return what was given as the arguments of `app.schedules`."""
+    """Return what was given as the arguments of `app.schedules`.
+
+    Without a type, `options` are those of the job.
+    """
     from tenure.jobs.enqueue import NewJob
 
     options: dict[str, Any] = options_given(given, payload)
     payload = options.pop("payload")
     of_the_job: Any = {name: options.pop(name) for name in OF_THE_JOB if name in options}
-    return options if type is None else {"job": NewJob(type, payload, of_the_job), **options}
+    job = {"options": of_the_job} if type is None else {"job": NewJob(type, payload, of_the_job)}
+    return {**job, **options}
 
 
 def _zoned(app: Tenure, name: str, given: Past) -> datetime:
