@@ -449,6 +449,21 @@ def test_the_pages_say_what_became_of_ticks(app: Tenure, api: TestClient, clock:
     assert api.get("/ui/schedules/none").status_code == 404
 
 
+def test_a_page_that_ends_with_two_fires_of_a_tick_has_a_next_one(
+    app: Tenure, api: TestClient, clock: Clock
+) -> None:
+    """It had 51 fires, which were taken for the last ones."""
+    app.schedules.create("nightly", NewJob("report", {}, {}), every=60, missed="skip", grace=0)
+    for _ in range(60):
+        clock.advance(120)  # each time the tick between is missed
+        decide_due(app.core, set())
+    ticks = [fire.at for fire in app.schedules.fires("nightly", limit=50)]
+    assert len(set(ticks)) == 50
+    app.schedules.backfill("nightly", min(ticks), min(ticks) + timedelta(seconds=60))
+    assert len(app.schedules.fires("nightly", limit=50)) == 51
+    assert 'rel="next"' in api.get("/ui/schedules/nightly").text
+
+
 def test_unusual_days_are_shown(api: TestClient) -> None:
     put(api, cron="*/30 2 * * *")
     assert "2026-03-29: not at all" in api.get("/ui/schedules/nightly").text

@@ -47,7 +47,7 @@ def show(request: PageRequest) -> Response:
         zone=zone,
         before=before,
         fires=fires,
-        more=fires[-1].at.isoformat() if len(fires) == FIRES else None,
+        more=fires[-1].at.isoformat() if len(fires) >= FIRES else None,
         statuses=statuses_of(request.app.core, fires),
         job=pretty(msgspec.json.encode(job).decode()),
     )
