@@ -250,6 +250,7 @@ def test_times_are_kept_to_the_millisecond() -> None:
         ({"every": "1d", "offset": "3h"}, "Every day, 3 hours past"),
         ({"every": "1h"}, "Every hour"),
         ({"every": 1.5}, "Every 1.5 seconds"),
+        ({"every": 1_000_000.5}, "Every 1000000.5 seconds"),
         ({"at": NEW_YEAR, "zone": "Europe/Berlin"}, "Once, at 2027-01-01 01:00:00+01:00"),
     ],
 )

@@ -326,4 +326,4 @@ def _length(length: float) -> str:
     for unit, size in _UNITS:
         if length % size == 0:
             return unit if length == size else f"{length // size:.0f} {unit}s"
-    return f"{length:g} seconds"
+    return f"{length:.15g} seconds"
