@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -415,6 +415,22 @@ def test_backfill(app: Tenure, clock: Clock) -> None:
     assert template.options == {}
     assert len(complete(app, 100)) == 2  # the last job, on which the backfill waits
     assert len(complete(app, 100)) == 1
+
+
+@pytest.mark.parametrize("overlap", get_args(Overlap))
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_dry_run_is_what_the_backfill_does(app: Tenure, overlap: Overlap, is_open: bool) -> None:
+    """It said of every tick that it would have a job, also where `overlap` lets one have it."""
+    app.schedules.create("s", MAIL, every=60, overlap="skip")
+    if is_open:
+        app.schedules.trigger("s")
+    ends: Any = START - 5 * MINUTE, START
+    planned = app.schedules.backfill("s", *ends, overlap=overlap, dry_run=True)
+    made = app.schedules.backfill("s", *ends, overlap=overlap)
+    assert [(one.at, one.until, one.outcome, one.how) for one in planned] == [
+        (one.at, one.until, one.outcome, one.how) for one in made
+    ]
+    assert {one.job_id for one in planned} == {None}
 
 
 def test_a_backfill_whose_end_is_before_its_start_is_refused(app: Tenure) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -16,15 +16,13 @@ from tenure.app.job_types import JobType
 from tenure.errors import IllegalEdition, InvalidInput
 from tenure.jobs.durations import check_time
 from tenure.jobs.enqueue import NewJob, defaults_of, whole
-from tenure.jobs.fires import INSTANT, Defaults
+from tenure.jobs.fires import INSTANT, Defaults, Tick, fire_of
 from tenure.jobs.ids import EPOCH
 from tenure.jobs.names import check_choice, check_key, check_kind, check_name, check_reason
 from tenure.jobs.schedule_times import MAX_PREVIEWED, Preview, check_when, preview, times, zone_of
 from tenure.jobs.schedules import (
     MAX_FIRES,
     Fire,
-    FireOutcome,
-    How,
     Overlap,
     Schedule,
     ScheduleOptions,
@@ -284,10 +282,12 @@ class Schedules(Noun):
             schedule = replace(schedule, overlap=overlap, template=template)
             return fires.backfill(db, schedule, some, by, defaults)
 
+        def plan(db: Database) -> Sequence[Tick]:
+            schedule = replace(schedules.hold(db, name), overlap=overlap)
+            return fires.plan(db, schedule, wanted)
+
         if dry_run:
-            todo = fires.without_job(self._core.store.read, name, wanted)
-            made_up: Any = {"schedule": name, "outcome": FireOutcome.FIRED, "how": How.BACKFILL}
-            return [Fire(**made_up, at=at, decided_at=now, actor=by) for at in todo]
+            return [fire_of(name, tick, now, by) for tick in self._write(plan)]
         made: list[Fire] = []
         for first in range(0, len(wanted), BACKFILLED):
             made += self._write(partial(act, some=wanted[first : first + BACKFILLED]))

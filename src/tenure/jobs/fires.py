@@ -157,6 +157,14 @@ def actor_of(name: str) -> str:
     return f"schedule {name}"
 
 
+def fire_of(
+    name: str, tick: Tick, now: datetime, actor: str | None, job_id: str | None = None
+) -> Fire:
+    """Return the record of a tick of the schedule `name`."""
+    same: Any = {field: getattr(tick, field) for field in ("at", "until", "outcome", "how")}
+    return Fire(schedule=name, job_id=job_id, decided_at=now, actor=actor, **same)
+
+
 class Advance(msgspec.Struct, frozen=True):
     """A schedule after a decision, its fires, and the jobs to add: each with those it waits for."""
 
@@ -192,10 +200,7 @@ def advance(
                 job = replace(job, idempotency_key=key[0], fingerprint=key[1])
             jobs.append((job, before if tick.waits else ()))
             last, before = job_id, [*before, job_id][-MAX_BUFFERED - 1 :]
-        same: Any = {name: getattr(tick, name) for name in ("at", "until", "outcome", "how")}
-        fires.append(
-            Fire(schedule=schedule.name, job_id=job_id, decided_at=now, actor=actor, **same)
-        )
+        fires.append(fire_of(schedule.name, tick, now, actor, job_id))
     after = replace(
         schedule,
         declared_seen_at=now if schedule.declared else None,

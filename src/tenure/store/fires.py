@@ -239,33 +239,44 @@ def by_hand(
 
     Raises InvalidInput if its job is no longer valid.
     """
-    jobs = _open_jobs(db, [schedule], _jobs_before(db, [schedule]))[schedule.name]
-    facts: Any = {"is_open": bool(jobs), "waiting": _waiting(jobs)}
-    decided = with_room(ticks, schedule.overlap, **facts, most=most)
+    decided, jobs = _planned(db, schedule, ticks, most)
     decision = Decision(
         ticks=tuple(decided), cursor_at=schedule.cursor_at, next_at=schedule.next_at
     )
-    done = advance(schedule, decision, db.now(), defaults, actor, list(jobs), key)
+    done = advance(schedule, decision, db.now(), defaults, actor, jobs, key)
     return carry_out(db, [done])
+
+
+def _planned(
+    db: Database, schedule: Schedule, ticks: list[Tick], most: int
+) -> tuple[Sequence[Tick], Sequence[str]]:
+    """Return ticks as `overlap` lets them be, and the jobs of the schedule that are not settled."""
+    jobs = _open_jobs(db, [schedule], _jobs_before(db, [schedule]))[schedule.name]
+    facts: Any = {"is_open": bool(jobs), "waiting": _waiting(jobs)}
+    return with_room(ticks, schedule.overlap, **facts, most=most), list(jobs)
 
 
 def backfill(
     db: Database, schedule: Schedule, ticks: Sequence[datetime], actor: str, defaults: Defaults
 ) -> list[Fire]:
     """Fire those of the ticks of a locked schedule that have no job, oldest first."""
-    todo = [Tick(at=at, how=How.BACKFILL) for at in without_job(db, schedule.name, ticks)]
+    todo = _without_job(db, schedule.name, ticks)
     return by_hand(db, schedule, todo, actor, defaults, most=MAX_FIRES)
 
 
-def without_job(db: Reads, name: str, ticks: Sequence[datetime]) -> list[datetime]:
-    """Return those of the ticks that have no job."""
+def plan(db: Database, schedule: Schedule, ticks: Sequence[datetime]) -> Sequence[Tick]:
+    """Return what `backfill` would decide; nothing is written."""
+    return _planned(db, schedule, _without_job(db, schedule.name, ticks), MAX_FIRES)[0]
+
+
+def _without_job(db: Reads, name: str, ticks: Sequence[datetime]) -> list[Tick]:
     if not ticks:
         return []
     d, v = db.dialect, db.dialect.value
     where = f"WHERE schedule = {v} AND at BETWEEN {v} AND {v} AND outcome = 'fired'"
     values = (name, d.to_bound(ticks[0]), d.to_bound(ticks[-1]))
     known = {fire.at for fire in schedules.fires(db, where, values)}
-    return [at for at in ticks if at not in known]
+    return [Tick(at=at, how=How.BACKFILL) for at in ticks if at not in known]
 
 
 def change(
