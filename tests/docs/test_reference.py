@@ -26,6 +26,7 @@ from tenure.jobs.queries import MAX_LISTED
 from tenure.jobs.stats import PartitionState, QueueState, TypeState, WorkerState
 from tenure.jobs.work import Answer, Outcome
 from tenure.lifecycle import FIRST_EVENT, MAX_RETURNS, TRANSITIONS, Status
+from tenure.tokens.scopes import Scope
 from tenure.webhooks import deliveries
 from tenure.wire import problems, queues, reports, requests, responses
 from tenure.wire.reports import MAX_LEASED
@@ -104,18 +105,34 @@ def test_every_route_stands_with_its_statuses_and_no_other_does() -> None:
 
 
 def test_what_the_page_says_of_all_calls_completes_the_openapi_description() -> None:
-    always, changing, with_body, with_token = (
+    always, from_other_sites, with_body, with_token = (
         statuses(row[1]) for row in table_rows(HTTP.section("In general"))
     )
     described = msgspec.json.decode(openapi.document(ROUTES, secured=True))["paths"]
     for route in ROUTES:
         answers, refusals = routes_on_the_page()[route.method, route.path]
         expected = answers | refusals | always
-        expected |= changing if route.method != "GET" else set()
+        is_link = (route.method, route.path) == ("GET", "/signals/{token}")
+        expected |= set() if is_link else from_other_sites
         expected |= with_body if route.body is not None else set()
         expected |= with_token if route.scopes else set()
         operation = described[route.path][route.method.lower()]
         assert {int(status) for status in operation["responses"]} == expected, route.path
+
+
+def test_the_scope_of_each_call_is_the_one_that_the_page_says() -> None:
+    named = {"GET /health": set(), "GET /signals/{token}": set(), "POST /signals/{token}": set()}
+    named |= {"GET /ready": set(Scope), "GET /openapi.json": set(Scope)}
+    for row in table_rows(HTTP.section("Workers")):
+        named[bare(row[0])] = {"work"}
+    for scope, calls in re.findall(r"`(enqueue|read)` for ([^;.]*)", HTTP.section("In general")):
+        for call in re.findall(r"`([A-Z]+ /\S+)`", calls):
+            named[call] = {scope}
+    for route in ROUTES:
+        scopes = named.get(
+            f"{route.method} {route.path}", {"read" if route.method == "GET" else "admin"}
+        )
+        assert set(route.scopes) == scopes, (route.method, route.path)
 
 
 def test_every_field_and_parameter_is_named() -> None:

@@ -16,6 +16,7 @@ import msgspec
 
 import tenure
 from tenure.http.api.bodies import JSON
+from tenure.http.api.route import LINK
 from tenure.http.api.schedules import MATCH_PATTERN
 from tenure.jobs import durations, ids, uniqueness
 from tenure.jobs.graph import MAX_PARENTS
@@ -239,7 +240,7 @@ def _operation(route: Route, schemas: _Schemas, secured: bool) -> dict[str, Any]
 
 def _refusals(route: Route, secured: bool) -> list[int]:
     statuses = {*ALWAYS, *route.refusals}
-    if route.method != "GET":
+    if (route.method, route.path) != ("GET", LINK):
         statuses.add(403)
     if route.body is not None:
         statuses |= {408, 413, 415}
