@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -89,10 +89,10 @@ HEAD = """\
 is not current. Everything has type annotations.
 
 These names are public: what `tenure` exports, the methods and nouns of `Tenure` on this page,
-`tenure.errors`, `tenure.client.Client` and `AsyncClient`, `tenure.sqlite.connect`, `build` and
-`serve` in `tenure.server`, and those of [`tenure.testing`](#tenuretesting) and
-[`tenure.contrib`](#tenurecontrib), with the values that they take and return. Every other name is
-internal and may change in any release.
+`tenure.errors`, `Client` and `AsyncClient` of `tenure.client` with their methods on this page,
+`tenure.sqlite.connect`, `build` and `serve` in `tenure.server`, and those of
+[`tenure.testing`](#tenuretesting) and [`tenure.contrib`](#tenurecontrib), with the values that they
+take and return. Every other name is internal and may change in any release.
 
 A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
 backoff is a `RetryPolicy`, a duration (the `base`), or an object with `base`, `factor` and `cap`.
@@ -117,7 +117,13 @@ APP: Mapping[str, Sequence[str]] = {
     "Signals": ("signal",),
     "Checking": ("verify", "check"),
 }
-INTERNAL = {"core"}
+INTERNAL: Mapping[type, Set[str]] = {
+    Tenure: {"core"},
+    Client: {
+        *("declare", "exchange", "heartbeat", "record_progress", "ask"),
+        *("waits", "exchanges", "database", "on_work", "on_end"),
+    },
+}
 NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
     "queues": (
         Queues,
@@ -167,7 +173,8 @@ NOUNS: Mapping[str, tuple[type, Sequence[str]]] = {
 VALUES: Mapping[type, Sequence[str]] = {
     Job: ("payload", "result", "settled", "failed"),
     JobContext: (
-        *("progress", "complete", "complete_async", "hold", "hold_async", "transaction"),
+        *("enqueue", "enqueued", "progress"),
+        *("complete", "complete_async", "hold", "hold_async", "transaction"),
         *("wait_for_signal", "wait_for_signal_async", "signal_token", "signal_token_async"),
         *("step", "step_async", "step_key", "step_within", "step_within_async"),
         *("sleep", "sleep_async", "state", "state_async", "checkpoint", "checkpoint_async"),
@@ -209,20 +216,6 @@ CLIENT_VERBS = (
 )
 CLIENT: Mapping[str, Sequence[str]] = {
     "As in `Tenure`": CLIENT_VERBS,
-    "What workers call": (
-        *(
-            "declare",
-            "exchange",
-            "heartbeat",
-            "record_progress",
-            "ask",
-            "waits",
-            "exchanges",
-            "database",
-            "on_work",
-            "on_end",
-        ),
-    ),
 }
 ANSWERS = (
     *(Page, Counted, Bulk),
@@ -315,6 +308,8 @@ def page() -> str:
     ):
         parts += [f"## {value.__name__}\n", _text(value), _table(_annotated(value))]
         parts += [_member(value, name) for name in VALUES.get(value, ())]
+    fields = [name for name, _, _ in _annotated(JobContext)]
+    _check_complete(JobContext, [*fields, *VALUES[JobContext]])
     parts += ["## Status\n", _text(Status), f"{', '.join(f'`{status}`' for status in Status)}.\n"]
     parts += [
         "## Filter\n",
@@ -355,7 +350,8 @@ def _lowered(text: str) -> str:
 def _check_complete(cls: type, names: Sequence[str]) -> None:
     own = [part for part in cls.__mro__ if part.__module__.startswith("tenure.")]
     public = {name for part in own for name in vars(part) if not name.startswith("_")}
-    public -= INTERNAL | set(_twins(cls)) if cls in (Tenure, Workflows) else set()
+    public -= INTERNAL.get(cls, set())
+    public -= set(_twins(cls)) if cls in (Tenure, Workflows) else set()
     if public != set(names):
         raise SystemExit(f"{cls.__name__}: put {sorted(public ^ set(names))} in or out of the page")
 

@@ -92,9 +92,9 @@ class AsyncClient(_Client):
 
         Returns the job, or the earlier job with the same `idempotency_key`.
 
-        Raises InvalidInput, PayloadTooLarge, KeyConflict, QueueFull, Unauthorized, Forbidden, or
-        StoreUnavailable. After StoreUnavailable the outcome may be unknown: enqueue again, with an
-        `idempotency_key` if one job must not become two.
+        Raises what `Tenure.enqueue` raises, Unauthorized or Forbidden. After StoreUnavailable the
+        outcome may be unknown: enqueue again, with an `idempotency_key` if one job must not become
+        two.
         """
         new_job = NewJob(type, {} if payload is None else payload, options)
         body = requests.new_job(new_job, "$")
@@ -204,7 +204,7 @@ class AsyncClient(_Client):
         return await self._to.ask("GET", f"{_path_of(job_id)}/explain", Explanation)
 
     async def cancel(self, job_id: str, *, reason: str | None = None) -> Job:
-        """Cancel a pending or processing job, for a `reason` of at most 500 characters.
+        """Cancel a job that is not settled, for a `reason` of at most 500 characters.
 
         Raises JobNotFound, IllegalTransition or InvalidInput.
         """

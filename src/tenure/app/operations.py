@@ -39,7 +39,7 @@ def cancel(
     actor: str | None = None,
     reason: str | None = None,
 ) -> Job | Bulk:
-    """Cancel a pending or processing job, or all with a tag.
+    """Cancel a job that is not settled, or all with a tag.
 
     A handler that is running is stopped, normally within 200 ms (`JobContext.stopped`), and its
     result is not recorded.

@@ -143,8 +143,8 @@ class ParentJob(msgspec.Struct, frozen=True, gc=False):
     - `id`, `type`, `queue`, `status`: of the job. `event`, `actor`: of its last transition.
     - `meets`: the ending that the other one waits for: `completed`, `settled` or `failed`.
     - `name`: what the other one calls it; None for no name.
-    - `result_json`: what it returned, as JSON text. `error`: the first 1,000 characters of its last
-      error.
+    - `result_json`: what it returned, as JSON text; `result` is the value. `error`: the first 1,000
+      characters of its last error.
     """
 
     id: str
