@@ -136,7 +136,6 @@ def _is_kept(kind: str, value: object) -> bool:
 
 
 def shown(make: Callable[[PageRequest], Form]) -> Callable[[PageRequest], Response]:
-    """Return the page of a form."""
     return lambda request: request.page("form.html", form=make(request))
 
 
@@ -183,7 +182,6 @@ def _read(request: PageRequest, fields: Sequence[Field], prefix: str) -> dict[st
 
 
 def new(request: PageRequest) -> Form:
-    """A new job of the type that the address names."""
     type = request.http.query_params.get("type", "").strip()
     form = Form("New job", type, partial(request.app.enqueue, type))
     form.payload = payload_fields(_schema(request, type), {}) if type else []
@@ -200,7 +198,6 @@ def again(request: PageRequest) -> Form:
 
 
 def amend(request: PageRequest) -> Form:
-    """Change a job that waits."""
     job = request.app.get(request.path("id"))
     form = Form("Change", job.type, partial(request.app.amend, job.id))
     form.options = _options("priority", "max_retries", "delay", "timeout", "reason")

@@ -99,7 +99,6 @@ def failures(request: PageRequest) -> Response:
 
 
 def machine(request: PageRequest) -> Response:
-    """Show the state machine with live numbers."""
     cache, now = request.cache, request.now
     jobs, activity = used(jobs_by_status(cache.counts())), cache.activity()
     rates = charts.rates(activity, now)

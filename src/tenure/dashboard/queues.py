@@ -49,7 +49,6 @@ def show(request: PageRequest) -> Response:
 
 
 def show_one(request: PageRequest) -> Response:
-    """Show a queue, with a form for its limits, and its partitions with most jobs."""
     name, ask = request.path("name"), request.app.queues.partitions
     queue = request.cache.once(f"queue {name}", partial(queue_shown, request.app.core, name))
     limits = queue.limits or Limits()
@@ -64,7 +63,6 @@ def show_one(request: PageRequest) -> Response:
 
 
 def workers(request: PageRequest) -> Response:
-    """Show every worker and its running jobs."""
     running: dict[str, list[Job]] = defaultdict(list)
     for job in request.app.find(status=Status.PROCESSING, limit=MAX_RUNNING):
         running[job.worker or ""].append(job)
@@ -74,7 +72,6 @@ def workers(request: PageRequest) -> Response:
 
 
 def pause(request: PageRequest) -> Response:
-    """Stop handing out jobs of a queue."""
     name = request.path("name")
     request.app.queues.pause(name, actor=request.actor, reason=request.field("reason"))
     return _to_queue(
@@ -83,21 +80,18 @@ def pause(request: PageRequest) -> Response:
 
 
 def resume(request: PageRequest) -> Response:
-    """Hand out jobs of a queue again."""
     name = request.path("name")
     request.app.queues.resume(name, actor=request.actor)
     return _to_queue(request, f"Queue {name} is open.")
 
 
 def pause_type(request: PageRequest) -> Response:
-    """Stop handing out jobs of a type."""
     name = request.path("name")
     request.app.types.pause(name, actor=request.actor, reason=request.field("reason"))
     return _back(request, f"Type {name} is paused. Running jobs continue, new ones are accepted.")
 
 
 def resume_type(request: PageRequest) -> Response:
-    """Hand out jobs of a type again."""
     request.app.types.resume(request.path("name"), actor=request.actor)
     return _back(request, f"Type {request.path('name')} is open.")
 
@@ -140,7 +134,6 @@ def _limit(request: PageRequest, key: str, prefix: str = "") -> Any:
 
 
 def limit_partition(request: PageRequest) -> Response:
-    """Change what differs for a partition of a queue."""
     keys = [key for key in ("max_running", "weight") if _changed(request, key)]
     given = {key: _limit(request, key) for key in keys}
     request.app.queues.limit_partition(*_partition(request), **given, actor=request.actor)
@@ -148,14 +141,12 @@ def limit_partition(request: PageRequest) -> Response:
 
 
 def pause_partition(request: PageRequest) -> Response:
-    """Stop handing out jobs of a partition."""
     why = request.field("reason")
     request.app.queues.pause_partition(*_partition(request), actor=request.actor, reason=why)
     return _to_queue(request, f"{_called(request)} is paused. Running jobs continue.")
 
 
 def resume_partition(request: PageRequest) -> Response:
-    """Hand out jobs of a partition again."""
     request.app.queues.resume_partition(*_partition(request), actor=request.actor)
     return _to_queue(request, f"{_called(request)} is open.")
 

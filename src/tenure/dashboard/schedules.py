@@ -29,7 +29,6 @@ def listed(request: PageRequest) -> Response:
 
 
 def show(request: PageRequest) -> Response:
-    """Show a schedule, its next ticks, and what became of those before."""
     found = request.app.schedules.get(request.path("name"))
     zone, before = zone_of(found.when.zone), request.field("before")
     try:
@@ -54,21 +53,18 @@ def show(request: PageRequest) -> Response:
 
 
 def pause(request: PageRequest) -> Response:
-    """Let the ticks of a schedule add no jobs."""
     name, why = request.path("name"), request.field("reason")
     request.app.schedules.pause(name, actor=request.actor, reason=why)
     return _back(request, f"Schedule {name} is paused.")
 
 
 def resume(request: PageRequest) -> Response:
-    """Let the ticks of a schedule add jobs again."""
     name = request.path("name")
     request.app.schedules.resume(name, actor=request.actor)
     return _back(request, f"Schedule {name} is resumed.")
 
 
 def trigger(request: PageRequest) -> Response:
-    """Add the job of a schedule now."""
     name = request.path("name")
     fire = request.app.schedules.trigger(name, actor=request.actor)
     done = "has added a job" if fire.job_id else "has added no job: its last one is not settled"

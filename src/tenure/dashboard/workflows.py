@@ -20,7 +20,6 @@ LISTED = 50
 
 
 def listed(request: PageRequest) -> Response:
-    """Show workflows, newest first."""
     status, name, before = (request.field(field) for field in ("status", "name", "before"))
     page = request.app.workflows.list(
         status=status or None, name=name or None, limit=LISTED, before=before or None
@@ -61,7 +60,6 @@ def cancel(request: PageRequest) -> Response:
 
 
 def retry(request: PageRequest) -> Response:
-    """Retry the failed jobs of a workflow."""
     return _started(request, request.app.workflows.retry)
 
 

@@ -181,7 +181,6 @@ class ExpectedStore:
         ]
 
     def renew(self, leases: Sequence[tuple[str, str]], seconds: float) -> set[str]:
-        """Extend leases; return the ids of leases that are held."""
         held = set()
         for job_id, lease_id in leases:
             job = self.jobs.get(job_id)
@@ -193,7 +192,6 @@ class ExpectedStore:
         return held
 
     def sweep(self, limit: int) -> set[str]:
-        """End leases that ran out; return the ids of their jobs."""
         over = [
             job
             for job in self.open.values()

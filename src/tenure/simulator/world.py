@@ -117,7 +117,6 @@ class World:
         self.later(seconds * self.chance.random(), tick)
 
     def run(self, seconds: float) -> None:
-        """Let so much time pass."""
         until = self.now + seconds
         while self._events and self._events[0][0] <= until:
             self.now, _, act = heapq.heappop(self._events)
@@ -166,7 +165,6 @@ class World:
         return str(UUID(int=stamp << 80 | 7 << 76 | (self._ids & 0xFFF) << 64 | tail))
 
     def latency(self) -> float:
-        """Return how many seconds a message is on its way."""
         if self.strikes("messages delayed"):
             return self.chance.random() * 2 * self.plan.lease
         return 0.001 + self.chance.random() * 0.02

@@ -54,14 +54,12 @@ class FoundBody(Answered, frozen=True):
 
 
 def found_body(signal: FoundSignal | None) -> FoundBody:
-    """Return the answer for a signal that was found, or for none."""
     if signal is None:
         return FoundBody(False, embedded(None), None)
     return FoundBody(True, embedded(signal.payload), signal.at)
 
 
 def found_of(body: FoundBody) -> FoundSignal | None:
-    """Read what an answer shows."""
     return None if body.at is None else FoundSignal(bytes(body.payload).decode(), body.at)
 
 
@@ -80,7 +78,6 @@ class StepsBody(Answered, frozen=True):
 
 
 def steps_body(kept: JobSteps) -> StepsBody:
-    """Return the answer for the steps and the state of a job."""
     steps = [step_body(step) for step in kept.steps]
     return StepsBody(steps=steps, state=embedded(kept.state_json), state_at=kept.state_at)
 
@@ -119,14 +116,12 @@ def parents_asked(query: ParentsQuery) -> ReadParents:
 
 
 def parents_body(parents: Parents) -> ParentsBody:
-    """Return the answer for the parents of a job."""
     shown = [structs.asdict(one) for one in parents.jobs]
     jobs = [ParentBody(result=embedded(one.pop("result_json")), **one) for one in shown]
     return ParentsBody(jobs=jobs, more=parents.more)
 
 
 def parents_of(body: ParentsBody) -> Parents:
-    """Read what an answer shows."""
     read = [structs.asdict(one) for one in body.jobs]
     jobs = [ParentJob(result_json=text_of(one.pop("result")), **one) for one in read]
     return Parents(jobs, body.more)
@@ -148,16 +143,13 @@ def step_body(step: Step) -> StepBody:
 
 
 def kept_body(loaded: Loaded) -> KeptBody:
-    """Return the answer for an attempt that loads its steps and its state."""
     steps = [step_body(step) for step in loaded.steps]
     return KeptBody(loaded.now, steps, embedded(loaded.state))
 
 
 def step_of(body: StepBody) -> Step:
-    """Read a step that an answer shows."""
     return Step(body.name, body.number, body.token, body.at, text_of(body.result))
 
 
 def loaded_of(body: KeptBody) -> Loaded:
-    """Read what an answer shows."""
     return Loaded(body.now, [step_of(step) for step in body.steps], text_of(body.state))

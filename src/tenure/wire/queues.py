@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 from tenure.jobs.limits import MAX_RUNNING, MAX_STARTS, MAX_WEIGHT, Ordered
 from tenure.jobs.names import MAX_PARTITION_LENGTH, TEXT_PATTERN
-from tenure.wire.requests import Reason, Request
+from tenure.wire.requests import Reason, Request, schema
 
-
-def _schema(**keywords: object) -> Meta:
-    return Meta(extra_json_schema=keywords)
-
-
-MaxPending = Annotated[int, _schema(minimum=0, maximum=2**53)]
-MaxRunning = Annotated[int, _schema(minimum=0, maximum=MAX_RUNNING)]
-RateText = Annotated[str, _schema(examples=["900/1m"], maxLength=40)]
-Burst = Annotated[int, _schema(minimum=1, maximum=MAX_STARTS)]
-Weight = Annotated[int, _schema(minimum=1, maximum=MAX_WEIGHT)]
+MaxPending = Annotated[int, schema(minimum=0, maximum=2**53)]
+MaxRunning = Annotated[int, schema(minimum=0, maximum=MAX_RUNNING)]
+RateText = Annotated[str, schema(examples=["900/1m"], maxLength=40)]
+Burst = Annotated[int, schema(minimum=1, maximum=MAX_STARTS)]
+Weight = Annotated[int, schema(minimum=1, maximum=MAX_WEIGHT)]
 
 
 class PerPartitionForm(Request):
@@ -44,7 +39,7 @@ class LimitRequest(Request):
 class PartitionRequest(Request):
     """A partition of a queue; empty for the jobs without one."""
 
-    partition: Annotated[str, _schema(maxLength=MAX_PARTITION_LENGTH, pattern=TEXT_PATTERN)] = ""
+    partition: Annotated[str, schema(maxLength=MAX_PARTITION_LENGTH, pattern=TEXT_PATTERN)] = ""
 
 
 class PartitionSettings(PartitionRequest, kw_only=True):

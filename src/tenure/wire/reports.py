@@ -211,7 +211,6 @@ def _notes(entry: ReportEntry) -> Notes:
 
 
 def report_entry(report: Report) -> ReportEntry:
-    """Return a report as a worker sends it."""
     w, jobs = report.wait, report.jobs
     notes = report.notes or Notes()
     p, state = notes.progress, notes.state

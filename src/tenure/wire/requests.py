@@ -28,51 +28,49 @@ from tenure.retry import MAX_DELAYS
 MAX_JOB_WAIT_SECONDS = 60.0
 
 
-def _schema(**keywords: Any) -> Meta:
+def schema(**keywords: Any) -> Meta:
     """Describe a value by keywords of JSON Schema, without checking it."""
     return Meta(extra_json_schema=keywords)
 
 
-def _component(name: str) -> Meta:
-    return _schema(**{"$ref": f"#/components/schemas/{name}"})
+def component(name: str) -> Meta:
+    return schema(**{"$ref": f"#/components/schemas/{name}"})
 
 
-Name = Annotated[str, _schema(pattern=names.NAME_PATTERN, maxLength=names.MAX_NAME_LENGTH)]
+Name = Annotated[str, schema(pattern=names.NAME_PATTERN, maxLength=names.MAX_NAME_LENGTH)]
 NAMES = names.NAME_PATTERN.strip("^$")
-Names = Annotated[str, _schema(pattern=f"^{NAMES}(,{NAMES})*$")]
+Names = Annotated[str, schema(pattern=f"^{NAMES}(,{NAMES})*$")]
 """Names separated by commas."""
-Key = Annotated[str, _schema(pattern=names.KEY_PATTERN, maxLength=names.MAX_KEY_LENGTH)]
+Key = Annotated[str, schema(pattern=names.KEY_PATTERN, maxLength=names.MAX_KEY_LENGTH)]
 LINE = "^[!-~]([ -~]*[!-~])?$"
 Label = Annotated[str, Meta(pattern=LINE, max_length=names.MAX_LABEL_LENGTH)]
 RunAt = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "^[1-8]"})]
-TimeText = Annotated[str, _schema(format="date-time", pattern="^[1-8]")]
+TimeText = Annotated[str, schema(format="date-time", pattern="^[1-8]")]
 """A time in a query, where a number is not accepted."""
-Tag = Annotated[
-    str, _schema(minLength=1, maxLength=names.MAX_TAG_LENGTH, pattern=names.KEY_PATTERN)
-]
-Tags = Annotated[list[Tag], _schema(maxItems=names.MAX_TAGS)]
+Tag = Annotated[str, schema(minLength=1, maxLength=names.MAX_TAG_LENGTH, pattern=names.KEY_PATTERN)]
+Tags = Annotated[list[Tag], schema(maxItems=names.MAX_TAGS)]
 Partition = Annotated[
-    str, _schema(minLength=1, maxLength=names.MAX_PARTITION_LENGTH, pattern=names.TEXT_PATTERN)
+    str, schema(minLength=1, maxLength=names.MAX_PARTITION_LENGTH, pattern=names.TEXT_PATTERN)
 ]
 LinkLabel = Annotated[
-    str, _schema(minLength=1, maxLength=MAX_LINK_LABEL, pattern=names.TEXT_PATTERN)
+    str, schema(minLength=1, maxLength=MAX_LINK_LABEL, pattern=names.TEXT_PATTERN)
 ]
-Id = Annotated[str, _schema(pattern=ids.ID_PATTERN)]
-Reason = Annotated[str, _schema(maxLength=names.MAX_REASON_LENGTH, pattern=r"^[^\u0000]*$")]
+Id = Annotated[str, schema(pattern=ids.ID_PATTERN)]
+Reason = Annotated[str, schema(maxLength=names.MAX_REASON_LENGTH, pattern=r"^[^\u0000]*$")]
 SearchText = Annotated[
-    str, _schema(minLength=1, maxLength=MAX_SEARCHED_FOR, pattern="^[^\\u0000]*$")
+    str, schema(minLength=1, maxLength=MAX_SEARCHED_FOR, pattern="^[^\\u0000]*$")
 ]
-JsonObject = _component("JsonObject")
-Json = Annotated[Any, _component("Json")]
-Seconds = Annotated[float | str, _component("Duration")]
-Timeout = Annotated[float | str, _component("PositiveDuration")]
-StartBy = Annotated[float | str, _component("StartBy")]
-Priority = Annotated[int, _schema(minimum=-100, maximum=100)]
-Retries = Annotated[int, _schema(minimum=0, maximum=1_000)]
-MoreRetries = Annotated[int, _schema(minimum=1, maximum=1_000)]
-Factor = Annotated[float, _schema(minimum=1, maximum=1_000)]
+JsonObject = component("JsonObject")
+Json = Annotated[Any, component("Json")]
+Seconds = Annotated[float | str, component("Duration")]
+Timeout = Annotated[float | str, component("PositiveDuration")]
+StartBy = Annotated[float | str, component("StartBy")]
+Priority = Annotated[int, schema(minimum=-100, maximum=100)]
+Retries = Annotated[int, schema(minimum=0, maximum=1_000)]
+MoreRetries = Annotated[int, schema(minimum=1, maximum=1_000)]
+Factor = Annotated[float, schema(minimum=1, maximum=1_000)]
 KeptSeconds = Annotated[float, Meta(ge=0, le=FOREVER_SECONDS)]
-Delays = Annotated[list[Seconds], _schema(minItems=1, maxItems=MAX_DELAYS)]
+Delays = Annotated[list[Seconds], schema(minItems=1, maxItems=MAX_DELAYS)]
 
 
 def embedded(text: str | None) -> Raw:
@@ -104,7 +102,7 @@ class Backoff(Request):
     base: Seconds | UnsetType = UNSET
     factor: Factor | UnsetType = UNSET
     cap: Seconds | UnsetType = UNSET
-    delays: Annotated[list[Seconds], _schema(maxItems=MAX_DELAYS)] | UnsetType = UNSET
+    delays: Annotated[list[Seconds], schema(maxItems=MAX_DELAYS)] | UnsetType = UNSET
 
 
 class TypeRequest(Request):
@@ -142,7 +140,7 @@ class UniqueRequest(Request):
     and null stands for the whole payload.
     """
 
-    by: Annotated[str | list[str] | None, _component("UniqueBy")] = None
+    by: Annotated[str | list[str] | None, component("UniqueBy")] = None
     until: Until | None = None
     within: Timeout | None = None
     on_conflict: OnConflict = "return"
@@ -158,7 +156,7 @@ class DependencyRequest(Request):
     name: Name | None = None
 
 
-Parents = Annotated[list[Id | DependencyRequest], _schema(maxItems=MAX_PARENTS)]
+Parents = Annotated[list[Id | DependencyRequest], schema(maxItems=MAX_PARENTS)]
 
 
 class AgainRequest(TypeRequest, kw_only=True):
@@ -169,7 +167,7 @@ class AgainRequest(TypeRequest, kw_only=True):
     partition: Partition | None = None
     unique: UniqueRequest | UnsetType | None = UNSET  # null: not unique, whatever its type says
     depends_on: Parents | None = None  # jobs that have to end before
-    needs: Annotated[str | int, _component("Needs")] | UnsetType = UNSET  # how many of them
+    needs: Annotated[str | int, component("Needs")] | UnsetType = UNSET  # how many of them
     run_at: RunAt | None = None
     delay: Seconds | None = None
     start_by: StartBy | None = None
@@ -252,7 +250,7 @@ class BulkRequest(ReasonRequest, kw_only=True):
     """An action on all jobs that match now; `more_retries` as for one job."""
 
     action: Action
-    filter: Annotated[FilterForm, _schema(minProperties=1)]
+    filter: Annotated[FilterForm, schema(minProperties=1)]
     more_retries: MoreRetries = 1
 
 

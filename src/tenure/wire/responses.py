@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Annotated, Any, Self
 
-from msgspec import DecodeError, Meta, Raw, Struct, field, json, structs
+from msgspec import DecodeError, Raw, Struct, field, json, structs
 
-from tenure.jobs import ids
 from tenure.jobs.durations import Time
 from tenure.jobs.ledger import LedgerEvent
 from tenure.jobs.payload import JsonText
@@ -26,10 +25,9 @@ from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy
 from tenure.texts import TEXT_FIELDS
 from tenure.wire.reports import LeaseName, join_lease, split_lease
-from tenure.wire.requests import FilterForm, JsonObject, embedded
+from tenure.wire.requests import FilterForm, Id, JsonObject, component, embedded
 
-Id = Annotated[str, Meta(extra_json_schema={"pattern": ids.ID_PATTERN})]
-AnyJson = Meta(extra_json_schema={"$ref": "#/components/schemas/Json"})
+AnyJson = component("Json")
 
 
 class Answered(Struct, frozen=True, kw_only=True):
@@ -102,7 +100,6 @@ _skim = json.Decoder(dict[str, Raw] | list[Raw] | str | int | float | bool | Non
 
 
 def job_of(body: JobBody) -> Job:
-    """Read the job that an answer shows."""
     fields = structs.asdict(body)
     del fields["progress"]
     payload, result = text_of(fields.pop("payload")) or "{}", text_of(fields.pop("result"))
@@ -133,7 +130,6 @@ def signal_body(signal: Signal, payload: str) -> SignalBody:
 
 
 def signal_of(body: SignalBody) -> Signal:
-    """Read the signal that an answer shows."""
     fields = structs.asdict(body)
     return Signal(payload_json=bytes(fields.pop("payload")).decode(), **fields)
 
@@ -163,7 +159,6 @@ class EventBody(TransitionBody, frozen=True, kw_only=True):
 
 
 def event_body(event: LedgerEvent) -> EventBody:
-    """Show a transition with the type, queue and tags of its job."""
     return EventBody.of(event.transition, type=event.type, queue=event.queue, tags=list(event.tags))
 
 
@@ -188,14 +183,12 @@ class LeaseBody(Answered, frozen=True, omit_defaults=True):
 
 
 def lease_body(lease: Lease) -> LeaseBody:
-    """Show a lease to the worker that holds it."""
     return LeaseBody.of(
         lease, payload=embedded(lease.payload), lease_id=join_lease(lease.id, lease.lease_id)
     )
 
 
 def lease_of(body: LeaseBody) -> Lease:
-    """Read the lease that an answer grants."""
     _, lease_id = split_lease(body.lease_id)
     payload = text_of(body.payload) or "{}"
     return Lease(**{**structs.asdict(body), "payload": payload, "lease_id": lease_id})

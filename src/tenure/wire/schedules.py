@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from msgspec import UNSET, Meta, Raw, UnsetType, defstruct, field, json, structs
+from msgspec import UNSET, Raw, UnsetType, defstruct, field, json, structs
 
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.schedule_times import When
 from tenure.jobs.schedules import MAX_FIRES, MAX_TIME_KEY_LENGTH, Missed, Overlap, Schedule
 from tenure.wire import requests
-from tenure.wire.requests import JsonObject, Name, Request, RunAt, Seconds, Timeout
+from tenure.wire.requests import JsonObject, Name, Request, RunAt, Seconds, Timeout, schema
 
 
 class ScheduledJob(requests.TypeRequest, kw_only=True):
@@ -37,7 +37,7 @@ class WhenRequest(Request):
     ends_at: RunAt | None = None
 
 
-TimeKey = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": MAX_TIME_KEY_LENGTH})]
+TimeKey = Annotated[str, schema(minLength=1, maxLength=MAX_TIME_KEY_LENGTH)]
 
 
 class ScheduleRequest(WhenRequest, kw_only=True):
@@ -48,7 +48,7 @@ class ScheduleRequest(WhenRequest, kw_only=True):
     jitter: Seconds = 0.0
     missed: Missed = "one"
     grace: Seconds = 60.0
-    catch_up: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": MAX_FIRES})] = 100
+    catch_up: Annotated[int, schema(minimum=1, maximum=MAX_FIRES)] = 100
     catch_up_window: Timeout | None = None
     overlap: Overlap = "allow_all"
     note: requests.Reason | None = None

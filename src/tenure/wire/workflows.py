@@ -12,7 +12,8 @@ from tenure.errors import InvalidInput
 from tenure.jobs.graph import MAX_PARENTS, in_order
 from tenure.jobs.workflows import GraphDependency, GraphJob, Workflow
 from tenure.wire import requests
-from tenure.wire.responses import Answered, Id
+from tenure.wire.requests import Id
+from tenure.wire.responses import Answered
 
 MAX_NEW_JOBS = 10_000
 """Jobs that one request adds to a workflow."""

@@ -57,7 +57,6 @@ class TenureBackend(BaseTaskBackend):
 
     @property
     def app(self) -> Tenure:
-        """The `Tenure` of the database of the jobs."""
         return tenure_of(self.database, self.schema)
 
     def option(self, task: base.Task[..., Any], name: str) -> Any:

@@ -9,7 +9,7 @@ keeps the series it once has, so that none falls before its process ends.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate
 from math import inf
@@ -21,7 +21,7 @@ from msgspec import structs
 from tenure.app.app import Tenure
 from tenure.app.stats import halted
 from tenure.jobs.schedules import Schedule
-from tenure.jobs.stats import BUCKETS, Count, Total
+from tenure.jobs.stats import BUCKETS, Count, QueueState, Total
 from tenure.lifecycle import FAILURES, RUN_ENDS
 from tenure.wire.responses import MetricsBody, stats_body
 
@@ -111,39 +111,32 @@ def _families(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
 def _of_queues(seen: MetricsBody, now: datetime) -> Iterator[Metric]:
     from prometheus_client.core import GaugeMetricFamily as Gauge
 
-    waiting = Gauge("tenure_queue_pending", "Jobs waiting, due or not.", labels=["queue"])
-    running = Gauge("tenure_queue_processing", "Jobs leased to workers.", labels=["queue"])
-    oldest = Gauge(
-        "tenure_queue_oldest_due_seconds",
-        "How long the longest-waiting due job has been due; 0 when none is.",
-        labels=["queue"],
+    due = "How long the longest-waiting due job has been due; 0 when none is."
+    runs = "How long the longest-running attempt has run; 0 when none does."
+    gauges: Sequence[tuple[str, str, Callable[[QueueState], float | None]]] = (
+        ("pending", "Jobs waiting, due or not.", lambda q: q.pending),
+        ("processing", "Jobs leased to workers.", lambda q: q.processing),
+        ("oldest_due_seconds", due, lambda q: _seconds(q.oldest_due_at, now)),
+        ("oldest_running_seconds", runs, lambda q: _seconds(seen.oldest_running.get(q.name), now)),
+        ("paused", "1 when the queue is paused.", lambda q: int(q.paused_at is not None)),
+        ("running", "Jobs that a queue's limits count.", lambda q: q.running),
+        ("max_running", "How many of these may run.", _max_running),
+        (
+            "halted_partitions",
+            "Partitions that wait behind a failed job.",
+            lambda q: seen.halted_partitions.get(q.name),
+        ),
     )
-    slots = Gauge("tenure_queue_running", "Jobs that a queue's limits count.", labels=["queue"])
-    most = Gauge("tenure_queue_max_running", "How many of these may run.", labels=["queue"])
-    paused = Gauge("tenure_queue_paused", "1 when the queue is paused.", labels=["queue"])
-    longest = Gauge(
-        "tenure_queue_oldest_running_seconds",
-        "How long the longest-running attempt has run; 0 when none does.",
-        labels=["queue"],
-    )
-    halts = Gauge(
-        "tenure_queue_halted_partitions",
-        "Partitions that wait behind a failed job.",
-        labels=["queue"],
-    )
-    for queue in seen.queues:
-        waiting.add_metric([queue.name], queue.pending)
-        running.add_metric([queue.name], queue.processing)
-        oldest.add_metric([queue.name], _seconds(queue.oldest_due_at, now))
-        longest.add_metric([queue.name], _seconds(seen.oldest_running.get(queue.name), now))
-        paused.add_metric([queue.name], 0 if queue.paused_at is None else 1)
-        if queue.name in seen.halted_partitions:
-            halts.add_metric([queue.name], seen.halted_partitions[queue.name])
-        if queue.running is not None:
-            slots.add_metric([queue.name], queue.running)
-        if queue.limits is not None and queue.limits.max_running is not None:
-            most.add_metric([queue.name], queue.limits.max_running)
-    yield from (waiting, running, oldest, longest, paused, slots, most, halts)
+    for name, text, value in gauges:
+        gauge = Gauge(f"tenure_queue_{name}", text, labels=["queue"])
+        for queue in seen.queues:
+            if (found := value(queue)) is not None:
+                gauge.add_metric([queue.name], found)
+        yield gauge
+
+
+def _max_running(queue: QueueState) -> int | None:
+    return None if queue.limits is None else queue.limits.max_running
 
 
 def _not_failed(totals: Sequence[Total]) -> Iterator[Sequence[str]]:

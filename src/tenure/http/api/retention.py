@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from tenure.http.api.call import Call, answer
-from tenure.wire.requests import Request, given
+from tenure.wire.requests import Request, component, given
 
-Age = Annotated[float | str, Meta(extra_json_schema={"$ref": "#/components/schemas/Age"})]
+Age = Annotated[float | str, component("Age")]
 
 
 class RetentionRequest(Request):
