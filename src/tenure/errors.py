@@ -175,13 +175,8 @@ class IllegalTransition(TenureError):
         because = f" ({reason})" if reason else ""
         also = f"; legal from here: {allowed}" if allowed else ""
         super().__init__(f"job {job_id} is {status}: it cannot be {event}{because}{also}")
-        self.job_id, self.status, self.event, self.legal, self.reason = (
-            job_id,
-            status,
-            event,
-            tuple(legal),
-            reason,
-        )
+        self.job_id, self.status, self.event = job_id, status, event
+        self.legal, self.reason = tuple(legal), reason
 
 
 class LeaseLost(TenureError):
