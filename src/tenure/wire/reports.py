@@ -36,7 +36,7 @@ WorkerName = Annotated[str, Meta(pattern=LINE, max_length=MAX_WORKER_LENGTH)]
 Amount = Annotated[float, Meta(ge=-MAX_PROGRESS, le=MAX_PROGRESS)]
 Delay = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 LeaseSeconds = Annotated[float, Meta(ge=MIN_LEASE_SECONDS, le=MAX_LEASE_SECONDS)]
-SignalName = Annotated[str, Meta(pattern=NAME_PATTERN, max_length=MAX_SIGNAL_NAME)]
+SignalName = Annotated[str, Meta(pattern=rf"{NAME_PATTERN}(?!\n)", max_length=MAX_SIGNAL_NAME)]
 LeaseName = Annotated[str, Meta(description="A lease id as `POST /leases` gave it.")]
 
 

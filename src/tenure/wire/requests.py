@@ -42,7 +42,8 @@ NAMES = names.NAME_PATTERN.strip("^$")
 Names = Annotated[str, schema(pattern=f"^{NAMES}(,{NAMES})*$")]
 """Names separated by commas."""
 Key = Annotated[str, schema(pattern=names.KEY_PATTERN, maxLength=names.MAX_KEY_LENGTH)]
-LINE = "^[!-~]([ -~]*[!-~])?$"
+LINE = r"^[!-~]([ -~]*[!-~])?$(?!\n)"
+"""Visible ASCII and spaces between. In Python, `$` alone also matches before a last line break."""
 Label = Annotated[str, Meta(pattern=LINE, max_length=names.MAX_LABEL_LENGTH)]
 RunAt = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "^[1-8]"})]
 TimeText = Annotated[str, schema(format="date-time", pattern="^[1-8]")]
