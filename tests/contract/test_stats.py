@@ -192,6 +192,17 @@ def test_the_jobs_are_counted_instead_when_the_tally_is_far_behind(
     check(harness)
 
 
+def test_the_jobs_are_counted_instead_while_most_are_not_in_the_tally(
+    unaudited_harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 200,000 jobs were added, their transitions took nearly twice as long to count."""
+    harness = unaudited_harness
+    harness.report(report_completed(harness.take()), report_failed(harness.take()))
+    harness.sql.run("INSERT INTO {tally} VALUES ('failed', 'none', 'none', 3)")
+    monkeypatch.setattr(measure_words, "MIN_UNCOUNTED", 3)
+    check(harness)
+
+
 def test_waiting_and_running_are_timed(harness: StoreHarness) -> None:
     harness.add()
     harness.clock.advance(2)

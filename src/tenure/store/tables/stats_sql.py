@@ -13,6 +13,8 @@ from tenure.store.dialect import Dialect
 
 MAX_UNCOUNTED = 200_000
 """Transitions since the tally from which on it is faster to count the jobs themselves."""
+MIN_UNCOUNTED = 20_000
+"""Transitions up to which it is fast enough to count them, however few jobs there are."""
 MAX_LINE = 1_000
 """Characters of the first line of an error."""
 
@@ -117,9 +119,14 @@ def until(d: Dialect) -> str:
 
 
 def is_far(d: Dialect) -> str:
-    """Whether so many transitions came since the tally that counting the jobs is faster."""
+    """Whether so many transitions came since the tally that counting the jobs is faster.
+
+    A transition takes nearly twice as long as a job.
+    """
+    tallied = f"(SELECT coalesce(sum(jobs), 0) FROM {d.table('tally')})"
     return f"""
-SELECT {d.lost} OR count(*) > {MAX_UNCOUNTED} FROM (
+SELECT {d.lost} OR count(*) > {MAX_UNCOUNTED}
+    OR (count(*) > {MIN_UNCOUNTED} AND count(*) > {tallied}) FROM (
     SELECT 1 FROM {d.table("transition")} AS t WHERE {d.since} LIMIT {MAX_UNCOUNTED + 1}) AS entry
 """
 
