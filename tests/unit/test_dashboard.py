@@ -98,6 +98,10 @@ def test_a_type_that_was_paused_and_forgotten_is_named() -> None:
     assert health(NOW, 1, 0, [], [WORKER], paused=[(paused, 0)]).level == "well"
 
 
+LETTER_WIDTH = 7.6
+"""Of a label, in units of a sheet, measured in Chromium."""
+
+
 @pytest.mark.parametrize("sheet", [machine.WIDE, machine.TALL], ids=lambda sheet: sheet.name)
 def test_the_picture_has_every_status_and_every_move_and_stays_on_its_sheet(
     sheet: machine.Sheet,
@@ -115,8 +119,15 @@ def test_the_picture_has_every_status_and_every_move_and_stays_on_its_sheet(
         assert all(0 <= x <= sheet.width for x in numbers[::2])
         assert all(0 <= y <= sheet.height for y in numbers[1::2])
     boxes = [(b.x, b.y, b.x + sheet.box_width, b.y + sheet.box_height) for b in picture.boxes]
-    for arrow in picture.arrows:  # no label lies under a box
-        assert not any(x < arrow.x < right and y < arrow.y < low for x, y, right, low in boxes)
+    for arrow in picture.arrows:  # no label lies under a box, or reaches over the edge
+        width = LETTER_WIDTH * len(arrow.name)
+        start = {"left": -11 - width, "right": 11}.get(arrow.label, -width / 2) + arrow.x
+        end = start + width
+        assert start > 0, arrow.name
+        assert end < sheet.width, arrow.name
+        assert not any(
+            x < end and start < right and y < arrow.y < low for x, y, right, low in boxes
+        ), arrow.name
 
 
 def test_waiting_is_drawn_once_it_is_used_and_an_arrow_names_what_happens() -> None:

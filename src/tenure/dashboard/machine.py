@@ -48,18 +48,18 @@ WIDE = Sheet(
 TALL = Sheet(
     "tall",
     440,
-    740,
+    774,
     136,
     78,
     {
-        Status.WAITING: 364 + 170j,
-        Status.PENDING: 220 + 60j,
-        Status.PROCESSING: 220 + 280j,
-        Status.COMPLETED: 220 + 696j,
-        Status.FAILED: 76 + 436j,
-        Status.CANCELLED: 364 + 436j,
+        Status.WAITING: 358 + 156j,
+        Status.PENDING: 206 + 60j,
+        Status.PROCESSING: 206 + 360j,
+        Status.COMPLETED: 206 + 730j,
+        Status.FAILED: 74 + 500j,
+        Status.CANCELLED: 370 + 500j,
     },
-    bend=72,
+    bend=60,
     swing=0.31,
 )
 GAP = 7.0
