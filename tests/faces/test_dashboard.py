@@ -184,6 +184,16 @@ def test_a_list_begins_with_the_oldest_and_keeps_its_filters(app: Tenure, web: T
     assert shown(follow(second, "Newest first")) == ids[:1:-2]
 
 
+def test_joiners_are_shown_as_a_browser_shows_them(app: Tenure, web: TestClient) -> None:
+    """Words of Persian and many emoji are written with them, and cannot be read as escapes."""
+    want, family = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f468\u200d\U0001f467"
+    job_id = fail(app, f"{want} {family} \u200f", payload={"to": f"{want} {family}"})
+    pages = [f"/ui/jobs/{job_id}", f"/ui/jobs/{job_id}/payload", "/ui/jobs", "/ui/failures"]
+    for page in (web.get(path).text for path in pages):
+        assert f"{want} {family}" in page
+    assert "\\u200f" in page
+
+
 # --- headers, forms, tokens -----------------------------------------------------------------------
 
 

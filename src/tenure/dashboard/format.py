@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 
 SHOWN_CHARACTERS = 4_000
 """Shown of a payload, result or error on the page of a job. A link leads to all of it."""
+KEPT = "\n\t\u200c\u200d"
+"""Characters of texts that pages do not escape: with the last two, letters and emoji are joined."""
 
 
 def exactly(time: datetime) -> str:

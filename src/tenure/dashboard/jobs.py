@@ -290,7 +290,7 @@ def whole(request: PageRequest) -> Response:
     text = _texts(job).get(request.path("part"))
     if text is None:
         raise Refusal(404, "not_found", "Nothing there", "the job has nothing of this name")
-    return PlainTextResponse(visible(text, keep="\n\t"), headers=HEADERS)
+    return PlainTextResponse(visible(text, keep=fmt.KEPT), headers=HEADERS)
 
 
 def retry(request: PageRequest) -> Response:

@@ -307,7 +307,7 @@ def _templates() -> jinja2.Environment:
         number="{:,}".format,
         lasting=text.length,
         rate=fmt.rate,
-        visible=partial(text.visible, keep="\n\t"),
+        visible=partial(text.visible, keep=fmt.KEPT),
         first_line=text.first_line,
         worded=text.worded,
         size=fmt.size,
