@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,18 @@ def test_a_folder_that_this_user_may_not_enter(tmp_path: Path, option: str) -> N
     (closed := tmp_path / "closed").mkdir(mode=0o000)
     with without_rights(), pytest.raises(StoreUnavailable, match="enter each folder"):
         Tenure(f"sqlite:///{closed}/jobs.db{option}").open()
+
+
+@pytest.mark.usefixtures("app")  # what is imported late, without rights it could not be
+def test_a_folder_that_this_user_may_not_write() -> None:
+    """It said `attempt to write a readonly database`, and not what to do."""
+    with tempfile.TemporaryDirectory() as folder:
+        for rights in (0o777, 0o555):
+            Path(folder).chmod(rights)
+            app = Tenure(f"sqlite:///{folder}/jobs.db")
+            refused = pytest.raises(StoreUnavailable, match="to write it, its folder")
+            with without_rights(), closing(app), refused if rights == 0o555 else nullcontext():
+                app.open()
 
 
 def test_a_path_that_is_too_long_for_sqlite(tmp_path: Path) -> None:

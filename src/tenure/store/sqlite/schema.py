@@ -16,7 +16,7 @@ from tenure.lifecycle import TRANSITIONS, Rule
 from tenure.store import migrate
 from tenure.store.constraints import ledger_values
 from tenure.store.row_values import enforced, sqlite_values
-from tenure.store.sqlite.connection import AWAY, NOW, connect, to_millis
+from tenure.store.sqlite.connection import AWAY, NOW, READ_ONLY, connect, to_millis
 
 
 def version_of(connection: sqlite3.Connection) -> int:
@@ -117,7 +117,10 @@ def _connected(
             yield connection
     except AWAY as error:
         said = f"the database {path} cannot be used: {error}"
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_READONLY:
+            said += f": {READ_ONLY}"
+        if code == sqlite3.SQLITE_CANTOPEN:
             said += (
                 "; its folder must exist, this user must be able to write there and to the files"
                 " -wal and -shm beside it, and the path must have less than 500 bytes"
