@@ -108,6 +108,28 @@ def test_no_schema_contains_itself(schema: OpenApiSchema) -> None:
     assert list(TopologicalSorter(refers).static_order())
 
 
+def test_what_every_answer_has_is_required(schema: OpenApiSchema) -> None:
+    """Fields with a default were optional, although each answer has them."""
+    schemas = schema.raw_schema["components"]["schemas"]
+    optional = {
+        name: sorted(each["properties"].keys() - set(each.get("required", ())))
+        for name, each in schemas.items()
+        if "properties" in each
+    }
+    for name in ("JobBody", "Fire", "QueueState", "TypeState", "WorkerState", "Explanation"):
+        assert optional[name] == [], name
+    assert optional["HeldBody"] == ["ended_by"]
+    assert "job_id" in optional["ProblemBody"]
+    assert "delay" in optional["EnqueueRequest"]
+
+
+def test_each_schema_is_used(schema: OpenApiSchema) -> None:
+    """Those of queries, whose fields are parameters, were among them."""
+    schemas = schema.raw_schema["components"]["schemas"]
+    used = re.findall(r'"#/components/schemas/(\w+)"', json.dumps(schema.raw_schema))
+    assert schemas.keys() == set(used)
+
+
 def test_no_parameter_is_a_constant(schema: OpenApiSchema) -> None:
     """openapi-python-client 0.29 left out `PUT /schedules/{name}` for a constant in a header."""
     calls = [call for path in schema.raw_schema["paths"].values() for call in path.values()]

@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec import inspect
 
 import tenure
 from tenure.http.api.bodies import JSON
@@ -178,7 +179,7 @@ def document(routes: tuple[Route, ...], *, secured: bool) -> bytes:
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "paths": paths,
-        "components": {"schemas": {**schemas.components, **HAND_WRITTEN}},
+        "components": {"schemas": {**schemas.shared, **HAND_WRITTEN}},
     }
     if secured:
         described["components"]["securitySchemes"] = {"token": TOKEN}
@@ -189,15 +190,26 @@ class _Schemas:
     """The schema of every type that a route takes or answers."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
-        types: list[Any] = [problems.ProblemBody]
+        answers: list[Any] = [problems.ProblemBody]
+        queries, bodies = list[Any](), list[Any]()
         for route in routes:
-            types += [answer.type for answer in route.answers.values()]
-            types += [route.query] if route.query else []
-            types += [route.body.type] if route.body else []
+            answers += [answer.type for answer in route.answers.values()]
+            queries += [route.query] if route.query else []
+            bodies += [route.body.type] if route.body else []
+        types = [*answers, *queries, *bodies]
         schemas, components = msgspec.json.schema_components(types, ref_template=TEMPLATE)
         self._of = dict(zip(map(str, types), schemas, strict=True))
         self.components = {
             name: {**schema, **RULES.get(name, {})} for name, schema in components.items()
+        }
+        asked = _classes(bodies)
+        for cls, kind in _classes(answers).items():
+            if cls not in asked:
+                self.components[cls.__name__]["required"] = _always_there(kind)
+        self.shared = {
+            name: schema
+            for name, schema in self.components.items()
+            if name not in {query.__name__ for query in queries}  # they are parameters
         }
 
     def of(self, type: Any) -> Any:
@@ -213,6 +225,35 @@ class _Schemas:
         """Return the fields of a struct that cannot be left out."""
         found: Sequence[str] = self.components[type.__name__].get("required", ())
         return found
+
+
+Class = inspect.StructType | inspect.DataclassType
+
+
+def _classes(types: Sequence[Any]) -> dict[type, Class]:
+    """Return every class whose values are in those of the types, with what msgspec knows of it."""
+    found: dict[type, Class] = {}
+    left: list[Any] = list(inspect.multi_type_info(types))
+    while left:
+        kind = left.pop()
+        if isinstance(kind, Class) and kind.cls not in found:
+            found[kind.cls] = kind
+            left += [field.type for field in kind.fields]
+        parts = (getattr(kind, name, ()) for name in ("type", "item_type", "value_type"))
+        left += [*(part for part in parts if part), *getattr(kind, "types", ())]
+    return found
+
+
+def _always_there(kind: Class) -> list[str]:
+    """Return the fields that the JSON of a class has, whatever their values."""
+    omits = isinstance(kind, inspect.StructType) and kind.cls.__struct_config__.omit_defaults
+    none = msgspec.NODEFAULT  # the default of a field that may be left out is no default here
+    return [
+        field.encode_name
+        for field in kind.fields
+        if field.required
+        or not (omits or (field.default is none and field.default_factory is none))
+    ]
 
 
 def _operation(route: Route, schemas: _Schemas, secured: bool) -> dict[str, Any]:
