@@ -100,6 +100,14 @@ class Dialect(Struct, frozen=True, kw_only=True):
             values.append(pattern.removesuffix(ANY_REST))
         return f"({' OR '.join(either)})", values
 
+    def pause(self, table: str, where: str) -> str:
+        """Return an UPDATE: whether it pauses, by whom, why, the values of `where`, and whether."""
+        v = self.value
+        return (
+            f"UPDATE {self.table(table)} SET paused_at = CASE WHEN {v} THEN {self.now} END,"
+            f" paused_by = {v}, pause_reason = {v} WHERE {where} AND (paused_at IS NULL) = {v}"
+        )
+
     def time(self, column: str) -> str:
         return self.time_column.format(column=column)
 

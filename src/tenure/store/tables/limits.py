@@ -158,18 +158,15 @@ def change_partition(
     db.changed(
         f"INSERT INTO {table} (queue, partition) VALUES ({v}, {v}) ON CONFLICT DO NOTHING", place
     )
-    where = f"WHERE queue = {v} AND partition = {v}"
+    where = f"queue = {v} AND partition = {v}"
     if given:
         changes = ", ".join(f"{column} = {v}" for column in given)
-        db.changed(f"UPDATE {table} SET {changes} {where}", (*given.values(), *place))
+        db.changed(f"UPDATE {table} SET {changes} WHERE {where}", (*given.values(), *place))
     if paused is not None:
-        db.changed(
-            f"UPDATE {table} SET paused_at = CASE WHEN {v} THEN {d.now} END, paused_by = {v},"
-            f" pause_reason = {v} {where} AND (paused_at IS NULL) = {v}",
-            (paused, actor, reason, *place, paused),
-        )
+        values = (paused, actor, reason, *place, paused)
+        db.changed(d.pause("partition_limit", where), values)
     if paused is False:
-        db.changed(f"UPDATE {table} SET {WAITS_NOT} {where}", place)
+        db.changed(f"UPDATE {table} SET {WAITS_NOT} WHERE {where}", place)
 
 
 def begin_waits(db: Statements, paused: Sequence[tuple[Job, Report]]) -> None:

@@ -36,11 +36,7 @@ def set_queue(
     table, v = d.table("queue"), d.value
     db.changed(f"INSERT INTO {table} (name) VALUES ({v}) ON CONFLICT DO NOTHING", (name,))
     if paused is not None:
-        db.changed(
-            f"UPDATE {table} SET paused_at = CASE WHEN {v} THEN {d.now} END, paused_by = {v},"
-            f" pause_reason = {v} WHERE name = {v} AND (paused_at IS NULL) = {v}",
-            (paused, actor, reason, name, paused),
-        )
+        db.changed(d.pause("queue", f"name = {v}"), (paused, actor, reason, name, paused))
     if max_pending is not None:
         limit = None if max_pending < 0 else max_pending
         db.changed(f"UPDATE {table} SET max_pending = {v} WHERE name = {v}", (limit, name))

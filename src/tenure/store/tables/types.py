@@ -63,12 +63,7 @@ def set_paused(
     """Pause or resume a type, whether it is known or not."""
     d = db.dialect
     _add(db, name, TypeOptions(), (), "NOTHING")  # of no queue: any token may declare it
-    db.changed(
-        f"UPDATE {d.table('type')} SET paused_at = CASE WHEN {d.value} THEN {d.now} END,"
-        f" paused_by = {d.value}, pause_reason = {d.value} WHERE name = {d.value}"
-        f" AND (paused_at IS NULL) = {d.value}",
-        (paused, actor, reason, name, paused),
-    )
+    db.changed(d.pause("type", f"name = {d.value}"), (paused, actor, reason, name, paused))
 
 
 def every(db: Reads, columns: Sequence[str] = COLUMNS) -> dict[str, TypeState]:
