@@ -84,13 +84,6 @@ def _yes_or_no(value: Any, where: str) -> bool:
     return known[value]
 
 
-def _lease(value: Any, where: str) -> float:
-    seconds = durations.seconds(value, path=where)
-    if seconds < 1:
-        raise InvalidInput("a lease lasts at least 1 second", path=where)
-    return seconds
-
-
 def _age(value: Any, where: str) -> float | None:
     seconds = age(value, where)
     return None if seconds == FOREVER_SECONDS else seconds
@@ -195,7 +188,7 @@ class Settings:
     - `token_file`: the file that some of `tokens` were read from. Default: None.
     - `concurrency`: jobs that a worker runs at once, 1 to 1,000. Default: 16.
     - `queues`: queues that a worker takes jobs from; None means every queue. Default: None.
-    - `lease_seconds`: time after which the jobs of a silent worker run elsewhere, at least 1.
+    - `lease_seconds`: time after which the jobs of a silent worker run elsewhere, 1 to 86,400.
       Default: 30.
     - `grace_seconds`: time that running jobs have to finish when the process is asked to stop.
       Default: 30.
@@ -216,7 +209,7 @@ class Settings:
     token_file: str | None = _setting(_token_file, None)
     concurrency: int = _setting(_whole(1, MAX_CONCURRENCY), 16)
     queues: tuple[str, ...] | None = _setting(_names, None)
-    lease_seconds: float = _setting(_lease, 30.0)
+    lease_seconds: float = _setting(durations.lease, 30.0)
     grace_seconds: float = _setting(durations.seconds, 30.0)
     keep_completed: float | None = _setting(_age, 7 * DAY)
     keep_cancelled: float | None = _setting(_age, 7 * DAY)

@@ -321,7 +321,7 @@ def test_a_worker_deletes_nothing_unless_told(sqlite_url: str) -> None:
         (["--fake-handlers", "--fail-type", "no name"], "job type"),
         (["--fake-handlers", "--queue", "a,b"], "give --queue once for each queue"),
         (["--fake-handlers", "--concurrency", "0"], "--concurrency: give a whole number"),
-        (["--fake-handlers", "--lease", "0.5"], "--lease: a lease lasts at least 1 second"),
+        (["--fake-handlers", "--lease", "0.5"], "--lease: a lease lasts 1 second to a day"),
         (["--fake-handlers", "--grace", "never"], "--grace: not a duration"),
         (["--fake-handlers", "--server", "example.com"], "give an address such as"),
         (["--fake-handlers", "--server", "http://a", "--prune"], "--prune: the server deletes"),

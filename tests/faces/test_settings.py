@@ -125,6 +125,7 @@ def test_secrets_are_not_in_the_repr() -> None:
         ({"concurrency": 0}, {}, "--concurrency"),
         ({"concurrency": True}, {}, "--concurrency"),
         ({"lease_seconds": "0.5s"}, {}, "--lease"),
+        ({"lease_seconds": "1d1s"}, {}, "--lease"),
         ({"grace_seconds": "soon"}, {}, "--grace"),
         ({"log_format": "xml"}, {}, "--log-format"),
         ({"colour": "red"}, {}, "--colour"),

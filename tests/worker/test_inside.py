@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tenure import StoreUnavailable, Tenure
+from tenure import InvalidInput, StoreUnavailable, Tenure
 from tenure.worker import inside
 from tests.support.cli import clean_environment
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -239,6 +239,15 @@ def test_among_green_threads_a_worker_says_that_it_cannot_run(
     for start in (app.run_worker, app.running):
         with pytest.raises(RuntimeError, match="has replaced the threads"):
             start()
+
+
+@pytest.mark.parametrize("lease", [0.5, "1d1s"])
+def test_a_lease_in_code_has_the_bounds_of_the_settings(app: Tenure, lease: float | str) -> None:
+    refusal = r"\$\.lease: a lease lasts 1 second to a day"
+    with pytest.raises(InvalidInput, match=refusal):
+        app.running(lease=lease)
+    with pytest.raises(InvalidInput, match=refusal):
+        app.run_worker(lease=lease, max_idle="100ms")
 
 
 def test_run_worker_on_another_thread_says_what_to_use(app: Tenure) -> None:

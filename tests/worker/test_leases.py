@@ -28,7 +28,7 @@ from tests.support.workers import (
 )
 
 TAKEN_OVER = ["enqueued", "claimed", "lease_expired", "retried", "claimed"]
-LEASE = 0.9  # seconds; there is a heartbeat every third of it
+LEASE = 1.0  # seconds; there is a heartbeat every third of it
 
 
 def pass_some_leases(app: Tenure, clock: Clock) -> None:

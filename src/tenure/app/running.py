@@ -35,8 +35,8 @@ def run_worker(
 
     - `queues`: take jobs of these queues only, at least one. Default: None, of every queue.
     - `concurrency`: how many handlers run at once, 1 to 1,000. Default: 16.
-    - `lease`: a duration. If this worker dies, others take over its jobs after that time; it
-      renews its leases while it lives. Default: 30 seconds.
+    - `lease`: a duration, a second to a day. If this worker dies, others take over its jobs after
+      that time; it renews its leases while it lives. Default: 30 seconds.
     - `grace`: a duration. Handlers that run at the first signal have that long to finish; jobs
       that have not started go back to the queue. Default: 30 seconds.
     - `keep`: delete jobs that were settled longer ago than this, by status, as in
@@ -97,7 +97,7 @@ def _settings(
     return Settings(
         queues=check_queues(queues, "queues"),
         concurrency=whole(concurrency, 1, MAX_CONCURRENCY, "$.concurrency"),
-        lease_seconds=positive(lease, "$.lease"),
+        lease_seconds=durations.lease(lease, "$.lease"),
         grace_seconds=durations.seconds(grace, path="$.grace"),
         keep_completed=ages.get("completed"),
         keep_cancelled=ages.get("cancelled"),

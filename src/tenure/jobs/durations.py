@@ -27,6 +27,8 @@ Time = Annotated[datetime, Meta(tz=True)]
 MAX_SECONDS = 10 * 365 * 86_400
 """Ten years of 365 days."""
 
+MIN_LEASE_SECONDS, MAX_LEASE_SECONDS = 1.0, 86_400.0
+
 YEARS = range(1000, 9000)
 """Of a `run_at`: what every database and client can read, in every zone."""
 
@@ -148,6 +150,14 @@ def plain(at: datetime) -> datetime:
     at = at.astimezone(UTC)
     clock = (at.hour, at.minute, at.second, at.microsecond)
     return _NEW_YEAR.replace(at.year, at.month, at.day, *clock)
+
+
+def lease(value: Any, path: str) -> float:
+    """Return the seconds of a lease, a second to a day; raises InvalidInput at `path`."""
+    found = seconds(value, path=path)
+    if not MIN_LEASE_SECONDS <= found <= MAX_LEASE_SECONDS:
+        raise InvalidInput("a lease lasts 1 second to a day", path=path)
+    return found
 
 
 def positive(value: Any, path: str) -> float:

@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, UnsetType
 from tenure.errors import TenureError
 from tenure.jobs import ids
 from tenure.jobs import results as produced
-from tenure.jobs.durations import MAX_SECONDS
+from tenure.jobs.durations import MAX_LEASE_SECONDS, MAX_SECONDS, MIN_LEASE_SECONDS
 from tenure.jobs.names import NAME_PATTERN
 from tenure.jobs.payload import JsonText
 from tenure.jobs.postpone import Pause, Wait
@@ -27,7 +27,6 @@ from tenure.wire.requests import LINE, Label, LinkLabel, Name, Request, RunAt, e
 MAX_LEASED = 1_000
 MAX_WORKER_LENGTH = 120
 """Longest id that a worker chooses; with the name of its token before it, it is a valid actor."""
-MIN_LEASE_SECONDS, MAX_LEASE_SECONDS = 1.0, 86_400.0
 MAX_WAIT_SECONDS = 30.0
 DEFAULT_LEASE_SECONDS = 30.0
 MAX_NUMBER = 2**31 - 1
