@@ -183,8 +183,8 @@ def test_no_buffered_job_runs_beside_another_if_they_were_decided_together(
     app: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of them waited for the one before it alone: what came after a cancelled one ran."""
-    for room in ("fires", "borrowed.links"):  # as if they were many more
-        monkeypatch.setattr(f"tenure.store.{room}.MAX_LINKS", 20)
+    for room in ("jobs.fires", "store.borrowed.links"):  # as if they were many more
+        monkeypatch.setattr(f"tenure.{room}.MAX_LINKS", 20)
     for name in ("s", "t"):
         app.schedules.create(name, MAIL, every=60, overlap="buffer_all", missed="all")
     claim = ClaimRequest(worker="w", limit=9, lease_seconds=6_000)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from tenure.jobs.enqueue import CheckedJob, NewJob, TypeOptions, check_job
+from tenure.dependency import Dependency
+from tenure.jobs.enqueue import CheckedJob, NewJob, TypeOptions, check_job, linked
+from tenure.jobs.graph import MAX_LINKS
 from tenure.jobs.ids import new_ids
 from tenure.jobs.schedule_times import When, count, latest, newest, next_after, zone_of
 from tenure.jobs.schedules import MAX_FIRES, Fire, FireOutcome, How, Missed, Overlap, Schedule
@@ -213,3 +215,21 @@ def advance(
     )
     replaces = jobs and schedule.overlap == "cancel_other"
     return Advance(after, fires, jobs, schedule.last_job_id if replaces else None)
+
+
+def linked_jobs(done: Sequence[Advance]) -> Iterator[list[CheckedJob]]:
+    """Yield the jobs that wait, together as long as they have not too many dependencies."""
+    together, size = list[CheckedJob](), 0
+    for one in done:
+        waiting = [(job, parents) for job, parents in one.jobs if parents]
+        edges = sum(len(parents) for _, parents in waiting)
+        if together and size + edges > MAX_LINKS:
+            yield together
+            together, size = [], 0
+        together += [
+            linked(job, edges=tuple(Dependency(id, "settled") for id in parents))
+            for job, parents in waiting
+        ]
+        size += edges
+    if together:
+        yield together

@@ -7,7 +7,7 @@ once, however many processes try, and the primary key of `fire` holds it to one 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -15,10 +15,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from tenure import failpoints
-from tenure.dependency import Dependency
 from tenure.errors import InvalidInput, TenureError
 from tenure.events import Cancelled
-from tenure.jobs.enqueue import CheckedJob, linked
 from tenure.jobs.fires import (
     MAX_BUFFERED,
     RULE_OF,
@@ -30,10 +28,10 @@ from tenure.jobs.fires import (
     actor_of,
     advance,
     decide_fires,
+    linked_jobs,
     ticks_between,
     with_room,
 )
-from tenure.jobs.graph import MAX_LINKS
 from tenure.jobs.schedule_times import next_after
 from tenure.jobs.schedules import (
     MAX_FIRES,
@@ -128,7 +126,7 @@ def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
         for answer in enqueue.add(db, plain):
             if isinstance(answer, TenureError):  # its key was used meanwhile
                 raise answer
-    for waiting in _linked(done):
+    for waiting in linked_jobs(done):
         enqueue.add_linked(db, waiting, limited=False)
     failpoints.hit("schedule.between_jobs_and_cursor")
     made = [fire for one in done for fire in one.fires]
@@ -192,24 +190,6 @@ def _cancel(db: Database, done: Sequence[Advance]) -> None:
             event = Cancelled(actor=who[id], reason="the schedule is due again")
             changes.append((job, follow(job, event, now)))
     transitions.save(db, changes)
-
-
-def _linked(done: Sequence[Advance]) -> Iterator[list[CheckedJob]]:
-    """Yield the jobs that wait, together as long as they have not too many dependencies."""
-    together, size = list[CheckedJob](), 0
-    for one in done:
-        waiting = [(job, parents) for job, parents in one.jobs if parents]
-        edges = sum(len(parents) for _, parents in waiting)
-        if together and size + edges > MAX_LINKS:
-            yield together
-            together, size = [], 0
-        together += [
-            linked(job, edges=tuple(Dependency(id, "settled") for id in parents))
-            for job, parents in waiting
-        ]
-        size += edges
-    if together:
-        yield together
 
 
 def trigger(
