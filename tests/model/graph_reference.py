@@ -94,7 +94,9 @@ def counted(parts: int, needs: int | None, met: int, missed: int) -> Counts:
 
 def gate_of(number: int, *, alone: bool) -> int:
     """The gate in which the edge with this number (from 0) is counted; `alone`: the only gate."""
-    return 0 if alone else number % 16 + 16 * (number // 2048)
+    series, place = number % 16, number // 16
+    first = 128 + 8 * series  # places in the first gate of a series; each later one has 128
+    return 0 if alone else series + (0 if place < first else 16 * (1 + (place - first) // 128))
 
 
 class Graph:

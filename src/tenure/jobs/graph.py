@@ -149,10 +149,13 @@ def gate_of(place: int, parents: int, needs: int | None) -> int | None:
 
     To count in a gate costs a fifth of what it costs in a job, and to open one five times as much.
     So there is one, unless so many parents would wait for each other: neighbours run side by side,
-    so they have different gates.
+    so they have different gates. These open one after the other, since an opening is counted
+    in the job: there are 16 series, and the first gate of each has eight parents more than that of
+    the series before.
     """
     if parents > MAX_COUNTED:
-        return (place % 16) + 16 * (place // 2048)
+        series, number = place % 16, place // 16
+        return series + 16 * max((number - 8 * series) // 128, 0)
     return 0 if parents > FEW and needs is None else None
 
 
