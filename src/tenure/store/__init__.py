@@ -117,7 +117,7 @@ class Store:
             return job
 
         restores = isinstance(event, Retried)  # and so locks others
-        return self.write("operator", act, jobs=None if restores else [job_id])
+        return self.write("operator", act, jobs=[job_id], alone=restores)
 
     def look(self) -> frozenset[Duty]:
         """Return the regular duties that there is work for."""
@@ -216,16 +216,16 @@ class Store:
         *,
         brings: Callable[[T], bool] = lambda _: True,
         jobs: Sequence[str] | None = None,
+        alone: bool = False,
         limits: bool = False,
     ) -> Future[T]:
         """Call `act` in a transaction, perhaps with other work. Its result is the future's.
 
         `name` is that of the failpoints before and after the commit. `brings` says of the result
         whether a job may be ready now; if not, no worker is notified. A TenureError undoes what
-        `act` did, alone. `jobs` are the ids of what `act` locks, if it locks jobs only. `limits`
-        says that it sets limits of queues.
+        `act` did, alone. `jobs`, `alone` and `limits` are as in `CallWork`.
         """
-        work = CallWork(name, act, brings=brings, job_ids=jobs, limits=limits)
+        work = CallWork(name, act, brings=brings, job_ids=jobs, alone=alone, limits=limits)
         return self._committer.submit(work).future
 
     def read_as_writer(

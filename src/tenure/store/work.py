@@ -59,8 +59,8 @@ class ExchangeWork(Struct):
 class CallWork(Struct):
     """Anything else, as a function run inside the transaction.
 
-    `job_ids` are the jobs that `act` locks. Without them it may lock anything, in an order that
-    only it knows.
+    `job_ids` are the jobs that `act` locks, if it is `alone` before it locks others. Without them
+    it may lock anything, in an order that only it knows.
     """
 
     name: str
@@ -69,6 +69,7 @@ class CallWork(Struct):
     size: int = 1
     brings: Callable[[Any], bool] = lambda _: True  # whether with this answer it may bring work
     job_ids: Sequence[str] | None = None
+    alone: bool = False
     reads: bool = False  # with one statement, and writes nothing
     limits: bool = False  # whether it sets limits of queues
 
@@ -105,7 +106,7 @@ def _locks_in_another_order(work: Work) -> bool:
         return any(a.idempotency_key or not a.simple for a in work.checked_jobs)
     if isinstance(work, ExchangeWork):
         return adds_jobs(work.reports)
-    return work.job_ids is None
+    return work.job_ids is None or work.alone
 
 
 def _is_unique(work: Work) -> bool:

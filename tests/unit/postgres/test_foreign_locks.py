@@ -114,16 +114,17 @@ def test_a_command_goes_on_with_other_jobs_where_one_is_locked(
     assert result.exit_code == 4
 
 
+@pytest.mark.parametrize("call", ["cancel", "retry"])
 def test_a_call_waits_for_a_locked_job_once(
-    url: str, locked_job: str, monkeypatch: pytest.MonkeyPatch
+    url: str, locked_job: str, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """It waited four times, 40 s, and `jobs cancel` for each of its ids."""
+    """It waited four times, 40 s, and `jobs cancel` and `jobs retry` for each of their ids."""
     monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
     waits: list[None] = []
     lock = Postgres.lock
     monkeypatch.setattr(Postgres, "lock", lambda db, ids: (waits.append(None), lock(db, ids))[1])
     with Tenure(url) as app, pytest.raises(StoreUnavailable, match="has locked"):
-        app.cancel(locked_job)
+        getattr(app, call)(locked_job)
     assert len(waits) == 1
 
 
