@@ -140,6 +140,19 @@ def test_seconds_in_the_offset_of_a_zone_change_no_time(app: Tenure, kind: type[
     assert result == [True, True, {text: text}, text]
 
 
+def test_the_first_time_of_a_zone_is_stored(app: Tenure) -> None:
+    """`datetime.min`, as for "never", has no form in UTC: it was refused, and no result."""
+
+    @app.job
+    def seen(at: datetime) -> datetime:
+        return datetime.max.replace(tzinfo=timezone(-timedelta(seconds=1)))
+
+    job = seen.enqueue(datetime.min.replace(tzinfo=AMSTERDAM))
+    assert job.payload == {"at": "0001-01-01T00:00:00Z"}
+    with running_worker(app):
+        assert wait_until_completed(app, job).result == "9999-12-31T23:59:59.999999Z"
+
+
 class FrozenClass(type):
     """That of `datetime` while freezegun has frozen the clock."""
 

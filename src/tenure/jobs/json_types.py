@@ -117,11 +117,10 @@ def with_texts(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [with_texts(item) for item in value]
     if isinstance(value, dict):
-        return {_text_of(key): with_texts(item) for key, item in value.items()}
-    return _text_of(value)
-
-
-def _text_of(value: Any) -> Any:
+        return {
+            encoded(key) if isinstance(key, datetime) else key: with_texts(item)
+            for key, item in value.items()
+        }
     return encoded(value) if isinstance(value, datetime) else value
 
 
@@ -130,11 +129,14 @@ def encoded(value: Any) -> Any:
 
     A value of a subclass of datetime, date or time, such as that of freezegun or pendulum, becomes
     the text of the plain value; pandas has one that is no time. A time with seconds in its offset,
-    as all zones had before 1900, becomes that in UTC.
+    as all zones had before 1900, becomes that in UTC, if there it is in the years 1 to 9999.
     """
     kind: Any = type(value)
     if isinstance(value, datetime) and (value.utcoffset() or NONE) % MINUTE:
-        value = value.astimezone(UTC)
+        try:
+            value = value.astimezone(UTC)
+        except OverflowError:  # as of datetime.min, less than a day from the first or last time
+            value = value.replace(tzinfo=UTC)
     if isinstance(value, date | time) and (text := value.isoformat())[:1].isdigit():
         return f"{text[:-6]}Z" if text.endswith("+00:00") else text  # as msgspec writes it
     if not is_model(kind):
