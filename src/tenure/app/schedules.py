@@ -289,8 +289,10 @@ class Schedules(Noun):
         if dry_run:
             return [fire_of(name, tick, now, by) for tick in self._write(plan)]
         made: list[Fire] = []
-        for first in range(0, len(wanted), BACKFILLED):
-            made += self._write(partial(act, some=wanted[first : first + BACKFILLED]))
+        # With others, few of the ticks have jobs: which, is decided of all of them at once.
+        size = BACKFILLED if overlap in ("allow_all", "buffer_all") else MAX_FIRES
+        for first in range(0, len(wanted), size):
+            made += self._write(partial(act, some=wanted[first : first + size]))
         return made
 
     def delete(self, name: str, *, edition: int | None = None) -> Schedule:
