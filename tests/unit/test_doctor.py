@@ -17,6 +17,7 @@ from tenure.jobs.findings import CheckResult
 from tenure.store import doctor as checks
 from tenure.store.postgres import doctor as postgres_checks
 from tenure.store.sqlite import doctor as sqlite_checks
+from tenure.store.sqlite.connection import path_of
 from tenure.worker.process import log_checks
 from tests.support.clock import Clock
 
@@ -46,6 +47,19 @@ def test_a_fresh_database_has_no_problem_and_looking_makes_none(database_url: st
 def test_looking_does_not_make_a_file(sqlite_url: str) -> None:
     assert found(sqlite_url)["database"].found == "not there yet"
     assert found(sqlite_url)["database"].found == "not there yet"
+
+
+def test_a_log_without_its_database_is_no_new_database(sqlite_url: str) -> None:
+    """It said that the next program makes the database, which every program refuses."""
+    path = path_of(sqlite_url)
+    with Tenure(sqlite_url) as app:
+        app.enqueue("mail")
+        away = path.rename(path.with_suffix(".away"))
+        check = found(sqlite_url)["database"]
+        assert check.health is CheckResult.PROBLEM
+        assert "put the database back beside it" in check.found
+        away.rename(path)
+    assert found(sqlite_url)["database"].health is CheckResult.OK
 
 
 def test_every_check_that_is_not_ok_says_what_to_do(database_url: str) -> None:

@@ -180,13 +180,18 @@ def _keep_log_of_lost(path: str) -> None:
     """Raise sqlite3.OperationalError if a log is there and its database is not, or is empty.
 
     SQLite would delete the log, and with it every commit that has not been copied: of a small
-    database all. The log is looked at first, since a new file has content before its log has.
+    database all.
     """
-    if _has_content(f"{path}-wal") and not _has_content(path):
+    if is_log_alone(path):
         raise sqlite3.OperationalError(
             f"{path} is missing or empty, but its log {path}-wal is there, with jobs that are "
             "nowhere else: put the database back beside it, or delete the log to begin a new one"
         )
+
+
+def is_log_alone(path: str) -> bool:
+    """The log is looked at first, since a new file has content before its log has."""
+    return _has_content(f"{path}-wal") and not _has_content(path)
 
 
 def _has_content(name: str) -> bool:

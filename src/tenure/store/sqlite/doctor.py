@@ -122,7 +122,7 @@ def check_sqlite(url: str) -> Iterator[Check]:
     path = sqlite_connection.path_of(url)
     filesystems.refuse_planted(path)
     yield sqlite_library(sqlite3.sqlite_version_info)
-    if not path.exists():
+    if not path.exists() and not sqlite_connection.is_log_alone(os.path.realpath(path)):
         if path.parent.is_dir():
             advice = "`tenure migrate` or the next program that starts makes it"
             yield warning("database", "not there yet", advice)
