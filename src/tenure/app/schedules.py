@@ -214,8 +214,8 @@ class Schedules(Noun):
 
         - `name`: the schedule.
         - `overlap`: instead of what the schedule says. Default: None, as it says.
-        - `key`: the idempotency key of the job. A second call with it and the same `overlap` adds
-          no job and returns the first fire. Default: None.
+        - `key`: the idempotency key of the job. Once it has a job, a call with it and the same
+          `overlap` adds none and returns the fire of that job. Default: None.
         - `actor`: who triggers it. Default: the application's actor.
 
         Returns the fire; its outcome is `overlapped`, without a job, if `overlap` says so. Raises

@@ -183,9 +183,9 @@ class Workflows(Noun):
         - `key`: as of `Tenure.workflow`, within this workflow. Default: None.
         - `actor`: who adds them. Default: the application's actor.
 
-        Up to 100,000 jobs in all. A handler that runs again adds them again: `JobContext.enqueue`
-        adds jobs once. Returns what `Tenure.workflow` returns; the end of the block also raises
-        WorkflowNotFound.
+        Up to 100,000 jobs in all. Without a key, a handler that runs again adds them again:
+        `JobContext.enqueue` adds jobs once. Returns what `Tenure.workflow` returns; the end of the
+        block also raises WorkflowNotFound.
         """
         return NewWorkflow(self._app, "workflow", key, actor, extends=workflow_id)
 
