@@ -163,6 +163,7 @@ def test_a_list_goes_on_where_it_ended(app: Tenure, web: TestClient) -> None:
     (older,) = re.findall(r'rel="next" href="([^"]+)"', first)
     shown = re.findall(r'id="job-([^"]+)"', first + web.get(older.replace("&amp;", "&")).text)
     assert shown == ids[::-1]
+    assert {*re.findall(r"[?;]order=(\w*)", first)} == {"oldest"}, "no link has an empty order"
 
 
 def test_a_list_begins_with_the_oldest_and_keeps_its_filters(app: Tenure, web: TestClient) -> None:
