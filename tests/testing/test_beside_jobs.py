@@ -112,7 +112,7 @@ def test_overlap_looks_at_the_job_of_the_schedule_not_at_the_workflow_that_it_st
     def sleeps(context: JobContext) -> None:
         flow_id = begin(context)
         while nowhere.workflows.get(flow_id).finished_at is None:
-            context.sleep("1m")
+            context.sleep("10m")
 
     jobs = enter(nowhere)
     jobs.drain(until="3h")
