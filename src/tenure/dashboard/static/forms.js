@@ -1,6 +1,8 @@
 // Forms that change something answer in place. Commands can be copied. All jobs of a page can be ticked.
 import { announce, hold, release, show } from "./live.js";
 
+const LEAVING = 10_000; // milliseconds: a page that is still here did not leave
+
 export function start() {
   document.addEventListener("submit", submit);
   document.addEventListener("click", copy);
@@ -17,11 +19,11 @@ export function prepare() {
 async function submit(event) {
   const form = event.target;
   if (form.getAttribute("method") !== "post") return;
-  hold();
-  if ("plain" in form.dataset) return; // another page comes
+  if ("plain" in form.dataset) return hold(LEAVING); // another page comes
   event.preventDefault();
   const button = event.submitter;
   if (button && button.ariaBusy === "true") return;
+  hold();
   if (button) button.ariaBusy = "true";
   const message = document.getElementById("message");
   try {

@@ -15,6 +15,7 @@ let wanted = false;
 let pause = MIN_PAUSE;
 let fetched = 0;
 let held = false;
+let releasing = 0;
 let asking = null;
 
 export function start() {
@@ -70,13 +71,17 @@ function changed(note) {
   if (concerned || (note.jobs && note.jobs.includes(watch.slice(4)))) want();
 }
 
-/** Fetch nothing until `release`, and drop what was asked: an action changes the page or leaves it. */
-export function hold() {
+/** Fetch nothing until `release`, and drop what was asked: an action changes the page or leaves it.
+    A page that is left releases itself after so many milliseconds: a person may have stopped that. */
+export function hold(milliseconds) {
+  clearTimeout(releasing);
   held = true;
   if (asking) asking.abort();
+  if (milliseconds) releasing = setTimeout(release, milliseconds);
 }
 
 export function release() {
+  clearTimeout(releasing);
   held = false;
   want();
 }
