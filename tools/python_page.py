@@ -442,6 +442,7 @@ def _annotated(cls: type) -> list[tuple[str, str, str]]:
         found = re.search(rf"^    {name}: (.+?)(?:  # (.+))?$", source, re.MULTILINE)
         assert found is not None, f"{cls.__name__}.{name}"
         annotation = re.sub(r" = field\(.*\)$", "", found[1])
+        annotation = re.sub(r"\b(Event|Reason|Status)Name\b", "str", annotation)  # one of a list
         rows.append((name, annotation, found[2] or ""))
     return rows
 

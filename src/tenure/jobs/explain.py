@@ -8,8 +8,16 @@ from datetime import datetime, timedelta
 from msgspec import Struct
 
 from tenure.events import LeaseExpired, Retried
-from tenure.jobs.explain_limits import LimitFacts, limit_reason, limiting_jobs, stays_closed
+from tenure.jobs.explain_limits import (
+    LimitFacts,
+    Reason,
+    ReasonName,
+    limit_reason,
+    limiting_jobs,
+    stays_closed,
+)
 from tenure.jobs.graph import is_met
+from tenure.jobs.ledger import EventName
 from tenure.jobs.lock_holders import LockHolder, locked_text
 from tenure.jobs.names import RESERVED
 from tenure.jobs.postpone import Wait
@@ -66,9 +74,9 @@ class Explanation(Struct, frozen=True):
     and `signal` is the name of the one that it waits for.
     """
 
-    reason: str
+    reason: ReasonName
     text: str
-    legal_events: tuple[str, ...]
+    legal_events: tuple[EventName, ...]
     jobs: tuple[str, ...] = ()
     signal: str | None = None
 
@@ -127,7 +135,7 @@ def rate(activity: Iterable[Activity], queue: str, now: datetime) -> float:
     return ended / (now - start).total_seconds()
 
 
-def _reason(job: Job, facts: Facts) -> tuple[str, str]:
+def _reason(job: Job, facts: Facts) -> tuple[Reason, str]:
     match job.status:
         case Status.COMPLETED:
             said = f"It completed at {_at(job.finished_at)}, attempt {job.attempts}."
@@ -170,7 +178,7 @@ def _flaw(job: Job) -> str:
     return f" Its result was not stored whole: {shortened(first_line(reason), MAX_FLAW)}."
 
 
-def _blocked(job: Job, facts: Facts) -> tuple[str, str]:
+def _blocked(job: Job, facts: Facts) -> tuple[Reason, str]:
     if job.spare is not None and job.spare < 0:
         return "will_be_skipped", f"It will be skipped{_why_missed(facts)}."
     open_jobs = _open(facts)
@@ -201,7 +209,7 @@ def _named(jobs: Sequence[Parent]) -> str:
     return ", ".join(f"{id} ({status})" for id, status, _ in jobs[:MAX_NAMED]) + more
 
 
-def _processing(job: Job, facts: Facts) -> tuple[str, str]:
+def _processing(job: Job, facts: Facts) -> tuple[Reason, str]:
     until = job.lease_expires_at
     if until is not None and until <= facts.now:
         late = facts.now - until >= SWEEP_IS_LATE
@@ -231,7 +239,7 @@ def _holder(job: Job, facts: Facts) -> str:
     return f"{job.worker} ({label})" if (label := next(labels, "")) else str(job.worker)
 
 
-def _pending(job: Job, facts: Facts) -> tuple[str, str]:
+def _pending(job: Job, facts: Facts) -> tuple[Reason, str]:
     if facts.queue is not None and facts.queue.paused_at is not None:
         return "queue_paused", _paused(f"Queue {job.queue}", facts.queue)
     if facts.type is not None and facts.type.paused_at is not None:
@@ -285,7 +293,7 @@ def _asleep(until: datetime, now: datetime) -> str:
     return f"It sleeps until {_at(until)}, in {wait}. To run it now does not wake it."
 
 
-def _undelivered(job: Job, delivers: bool) -> tuple[str, str]:
+def _undelivered(job: Job, delivers: bool) -> tuple[Reason, str]:
     if delivers:
         return "queue_waits", (
             f"Queue {job.queue} starts no job now: its receiver did not answer several times, or "

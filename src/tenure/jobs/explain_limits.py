@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Annotated, Literal, get_args
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from tenure.jobs.ids import EPOCH
 from tenure.jobs.limits import Limits, Rate, parse_rate
 from tenure.jobs.text import length
 from tenure.lifecycle import Status
+
+Reason = Literal[
+    "queue_paused", "type_paused", "not_due", "sleeping", "no_worker", "no_worker_for_queue",
+    "no_worker_for_type", "queue_full", "partition_full", "queue_rate", "partition_rate",
+    "queue_waits", "partition_waits", "partition_paused", "behind_in_order", "halted", "locked",
+    "next", "blocked", "suspended", "will_be_skipped", "skipped", "behind_others", "running",
+    "lease_ran_out", "will_expire", "expired", "completed", "failed", "cancelled",
+]  # fmt: skip
+ReasonName = Annotated[str, Meta(extra_json_schema={"enum": list(get_args(Reason))})]
+"""Why a job does not run, or how it ended. Programs decide by these names."""
+Three = tuple[Reason, Reason, Reason]
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -51,14 +63,18 @@ class LimitFacts(Struct, frozen=True, kw_only=True):
     before: tuple[str, Status, datetime] | None = None
 
 
-OF_QUEUE = ("queue_waits", "queue_full", "queue_rate")
-OF_PARTITION = ("partition_waits", "partition_full", "partition_rate")
+OF_QUEUE: Three = ("queue_waits", "queue_full", "queue_rate")
+OF_PARTITION: Three = (
+    "partition_waits",
+    "partition_full",
+    "partition_rate",
+)
 """What keeps a job from starting: a rest after a rate limit outside, its limit, its rate."""
 IN_ORDER = ("behind_in_order", "halted")
 """What keeps a job of an ordered queue from starting: another one of its partition."""
 
 
-def limit_reason(queue: str, facts: LimitFacts, now: datetime) -> tuple[str, str] | None:
+def limit_reason(queue: str, facts: LimitFacts, now: datetime) -> tuple[Reason, str] | None:
     """Return a stable reason and a sentence, None if no limit keeps a due job from starting."""
     limits, per, named = facts.limits, facts.limits.per_partition, f"Queue {queue}"
     rate = parse_rate(limits.rate, limits.burst, "$")
@@ -101,8 +117,8 @@ def stays_closed(reason: str, facts: LimitFacts, now: datetime) -> bool:
 
 
 def _closed(
-    reasons: tuple[str, str, str], named: str, part: Part, rate: Rate | None, now: datetime
-) -> tuple[str, str] | None:
+    reasons: Three, named: str, part: Part, rate: Rate | None, now: datetime
+) -> tuple[Reason, str] | None:
     waits, full, started = reasons
     if part.resume_at is not None and part.resume_at > now:
         wait = length((part.resume_at - now).total_seconds())
@@ -124,7 +140,7 @@ def _closed(
     return None
 
 
-def _in_order(part: str, id: str, status: Status, run_at: datetime) -> tuple[str, str]:
+def _in_order(part: str, id: str, status: Status, run_at: datetime) -> tuple[Reason, str]:
     if status is Status.FAILED:
         return "halted", (
             f"{part} stands still since job {id} failed for good: retry that job, or pass over it."

@@ -6,12 +6,18 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from tenure.jobs.hiding import MARK
 from tenure.jobs.queue_rights import Patterns
+from tenure.lifecycle import EVENTS, Status
+
+EventName = Annotated[str, Meta(extra_json_schema={"enum": list(EVENTS)})]
+StatusName = Annotated[str, Meta(extra_json_schema={"enum": [str(status) for status in Status]})]
+"""The value of a `Status`. Descriptions of JSON list the names; a client takes others, too."""
 
 MAX_LAST = 1_000_000
 """The newest transitions of a job, at most, that are asked for by number."""

@@ -8,20 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from math import inf
-from typing import Annotated, Literal
+from typing import Literal
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from tenure.jobs.durations import Time
 from tenure.jobs.enqueue import TypeOptions
+from tenure.jobs.ledger import EventName, StatusName
 from tenure.jobs.limits import Limits
 from tenure.jobs.names import RESERVED, may_list, serves
 from tenure.jobs.queue_rights import Patterns, includes
 from tenure.jobs.text import length
 from tenure.lifecycle import Status
-
-StatusName = Annotated[str, Meta(extra_json_schema={"enum": [str(status) for status in Status]})]
-"""The value of a `Status`."""
 
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, inf)
 """Upper bounds, in seconds, of the classes that waiting and run times are counted in."""
@@ -60,7 +58,7 @@ class Total(Struct, frozen=True):
 
     type: str
     queue: str
-    event: str
+    event: EventName
     transitions: int
     seconds: float
     buckets: tuple[int, ...]

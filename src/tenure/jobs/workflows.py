@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from tenure.dependency import Meets
 from tenure.jobs.durations import Time
 from tenure.jobs.enqueue import CheckedJob, LinkedJob, NewJob, fingerprint
+from tenure.jobs.ledger import StatusName
 
 ENDINGS = ("cancelled", "completed", "failed", "skipped")
 """How jobs of a workflow end. `skipped`: it was cancelled because it could no longer run."""
@@ -77,7 +78,7 @@ class GraphJob(Struct, frozen=True):
     id: str
     type: str
     queue: str
-    status: str
+    status: StatusName
     needs: int | None  # how many of the jobs that it depends on; None: all
 
 
@@ -107,8 +108,8 @@ class Relative(Struct, frozen=True):
     id: str
     type: str
     queue: str
-    status: str
-    meets: str
+    status: StatusName
+    meets: Meets
     name: str | None
 
 

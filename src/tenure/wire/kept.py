@@ -6,7 +6,9 @@ from typing import Annotated
 
 from msgspec import UNSET, Raw, Struct, UnsetType, structs
 
+from tenure.dependency import Meets
 from tenure.jobs.durations import Time
+from tenure.jobs.ledger import EventName, StatusName
 from tenure.jobs.names import check_name
 from tenure.jobs.results import storable_result
 from tenure.jobs.signals import check_link_label, signal_text
@@ -93,12 +95,12 @@ class ParentBody(Answered, frozen=True):
     """A job that the leased job depends on: `meets` is the ending that counts."""
 
     id: str
-    meets: str
+    meets: Meets
     name: str | None
     type: str
     queue: str
-    status: str
-    event: str
+    status: StatusName
+    event: EventName
     actor: str | None
     result: Annotated[Raw, AnyJson]
     error: str | None

@@ -18,6 +18,7 @@ from urllib.parse import quote
 import msgspec
 
 from tenure import errors
+from tenure.jobs.ledger import EventName, StatusName
 
 MEDIA_TYPE = "application/problem+json"
 URN = "urn:tenure:problem:"
@@ -139,9 +140,9 @@ class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
     schedule: str | Maybe = msgspec.UNSET
     workflow_id: str | Maybe = msgspec.UNSET
     edition: int | Maybe = msgspec.UNSET
-    status_of_job: str | Maybe = msgspec.UNSET
+    status_of_job: StatusName | Maybe = msgspec.UNSET
     event: str | Maybe = msgspec.UNSET
-    legal_events: Sequence[str] | Maybe = msgspec.UNSET
+    legal_events: Sequence[EventName] | Maybe = msgspec.UNSET
     reason: str | Maybe = msgspec.UNSET
     ended_by: str | Maybe = msgspec.UNSET
     idempotency_key: str | Maybe = msgspec.UNSET

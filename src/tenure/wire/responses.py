@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 from msgspec import DecodeError, Raw, Struct, field, json, structs
 
 from tenure.jobs.durations import Time
-from tenure.jobs.ledger import LedgerEvent
+from tenure.jobs.ledger import EventName, LedgerEvent, StatusName
 from tenure.jobs.payload import JsonText
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.queries import Action, Bulk
@@ -140,9 +140,9 @@ class TransitionBody(Answered, frozen=True):
     position: str
     job_id: str
     at: Time
-    source: str | None = field(name="from")
-    target: str = field(name="to")
-    event: str
+    source: StatusName | None = field(name="from")
+    target: StatusName = field(name="to")
+    event: EventName
     attempt: int
     token: int
     actor: str | None
