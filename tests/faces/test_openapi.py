@@ -7,13 +7,16 @@ import json
 import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 
 from tenure import Tenure
+from tenure.dependency import Meets
 from tenure.http.api.openapi import document
 from tenure.http.api.routes import ROUTES
+from tenure.jobs.explain_limits import Reason
+from tenure.lifecycle import EVENTS, Status
 from tenure.server import Application, build
 from tenure.settings import Settings
 
@@ -134,6 +137,32 @@ def test_no_parameter_is_a_constant(schema: OpenApiSchema) -> None:
     """openapi-python-client 0.29 left out `PUT /schedules/{name}` for a constant in a header."""
     calls = [call for path in schema.raw_schema["paths"].values() for call in path.values()]
     assert not [one for call in calls for one in call["parameters"] if "const" in one["schema"]]
+
+
+def test_patterns_are_for_every_engine(schema: OpenApiSchema) -> None:
+    """RE2, which clients in Go and many gateways use, has no look-around and no `\\u`."""
+    patterns = set(re.findall(r'"pattern": ("(?:[^"\\\\]|\\\\.)*")', json.dumps(schema.raw_schema)))
+    assert len(patterns) > 10
+    assert not [one for one in map(json.loads, patterns) if re.search(r"\(\?|\\[^.*x]", one)]
+
+
+def test_closed_sets_are_described_as_such(schema: OpenApiSchema) -> None:
+    """Generated clients had plain texts for events, statuses and reasons."""
+    schemas = schema.raw_schema["components"]["schemas"]
+
+    def names(of: str, field: str) -> set[str]:
+        described = schemas[of]["properties"][field]
+        some = [described, *described.get("anyOf", ()), described.get("items", {})]
+        return {name for one in some for name in one.get("enum", ())}
+
+    statuses, events = set(map(str, Status)), set(EVENTS)
+    assert names("TransitionBody", "from") == names("TransitionBody", "to") == statuses
+    assert names("Relative", "status") == names("GraphJob", "status") == statuses
+    assert names("ProblemBody", "status_of_job") == names("ParentBody", "status") == statuses
+    assert names("TransitionBody", "event") == names("ParentBody", "event") == events
+    assert names("Explanation", "legal_events") == names("Total", "event") == events
+    assert names("Relative", "meets") == names("ParentBody", "meets") == set(get_args(Meets))
+    assert names("Explanation", "reason") == set(get_args(Reason))
 
 
 def test_metrics_are_described_as_the_text_that_they_are(schema: OpenApiSchema) -> None:

@@ -34,7 +34,7 @@ and metric labels, so there is no slash and no space, and a dot only between oth
 KEY_PATTERN = "^[!-~]+$"
 """Idempotency keys and tags: visible ASCII, as a pattern of JSON Schema."""
 
-TEXT_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+TEXT_PATTERN = r"^[^\x00-\x1f\x7f-\x9f]*$"
 """Partitions and labels of links: text without control characters, as a pattern of JSON Schema."""
 
 _is_name = functools.lru_cache(1024)(re.compile(NAME_PATTERN.strip("^$")).fullmatch)

@@ -13,9 +13,9 @@ from tenure.jobs import ids
 from tenure.jobs.enqueue import NewJob
 from tenure.jobs.follow_ups import MAX_FOLLOW_UPS, UNKNOWN, FollowUp, FollowUps
 from tenure.jobs.reading import learn
-from tenure.wire.requests import EnqueueRequest, embedded, new_job, options_of
+from tenure.wire.requests import EnqueueRequest, embedded, matching, new_job, options_of
 
-NewId = Annotated[str, Meta(pattern=ids.ID_PATTERN)]
+NewId = Annotated[str, matching(ids.ID_PATTERN)]
 
 
 class FollowUpRequest(EnqueueRequest, kw_only=True):

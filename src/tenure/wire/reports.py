@@ -22,7 +22,7 @@ from tenure.jobs.signals import MAX_SIGNAL_NAME, MAX_SIGNALS
 from tenure.jobs.steps import MAX_STEPS, KeepState, Notes
 from tenure.jobs.work import Outcome, Report
 from tenure.wire.new_jobs import FollowUpRequests, entries
-from tenure.wire.requests import LINE, Label, LinkLabel, Name, Request, RunAt, embedded
+from tenure.wire.requests import LINE, Label, LinkLabel, Name, Request, RunAt, embedded, matching
 
 MAX_LEASED = 1_000
 MAX_WORKER_LENGTH = 120
@@ -31,11 +31,11 @@ MAX_WAIT_SECONDS = 30.0
 DEFAULT_LEASE_SECONDS = 30.0
 MAX_NUMBER = 2**31 - 1
 
-WorkerName = Annotated[str, Meta(pattern=LINE, max_length=MAX_WORKER_LENGTH)]
+WorkerName = Annotated[str, matching(LINE, max_length=MAX_WORKER_LENGTH)]
 Amount = Annotated[float, Meta(ge=-MAX_PROGRESS, le=MAX_PROGRESS)]
 Delay = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 LeaseSeconds = Annotated[float, Meta(ge=MIN_LEASE_SECONDS, le=MAX_LEASE_SECONDS)]
-SignalName = Annotated[str, Meta(pattern=rf"{NAME_PATTERN}(?!\n)", max_length=MAX_SIGNAL_NAME)]
+SignalName = Annotated[str, matching(NAME_PATTERN, max_length=MAX_SIGNAL_NAME)]
 LeaseName = Annotated[str, Meta(description="A lease id as `POST /leases` gave it.")]
 
 

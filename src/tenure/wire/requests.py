@@ -33,6 +33,14 @@ def schema(**keywords: Any) -> Meta:
     return Meta(extra_json_schema=keywords)
 
 
+def matching(pattern: str, max_length: int | None = None) -> Meta:
+    """Check a text by a pattern of JSON Schema that ends with `$`.
+
+    In Python alone, `$` also matches before a last line break.
+    """
+    return Meta(pattern=pattern.removesuffix("$") + r"\Z", max_length=max_length)
+
+
 def component(name: str) -> Meta:
     return schema(**{"$ref": f"#/components/schemas/{name}"})
 
@@ -42,9 +50,9 @@ NAMES = names.NAME_PATTERN.strip("^$")
 Names = Annotated[str, schema(pattern=f"^{NAMES}(,{NAMES})*$")]
 """Names separated by commas."""
 Key = Annotated[str, schema(pattern=names.KEY_PATTERN, maxLength=names.MAX_KEY_LENGTH)]
-LINE = r"^[!-~]([ -~]*[!-~])?$(?!\n)"
-"""Visible ASCII and spaces between. In Python, `$` alone also matches before a last line break."""
-Label = Annotated[str, Meta(pattern=LINE, max_length=names.MAX_LABEL_LENGTH)]
+LINE = "^[!-~]([ -~]*[!-~])?$"
+"""Visible ASCII and spaces between."""
+Label = Annotated[str, matching(LINE, max_length=names.MAX_LABEL_LENGTH)]
 RunAt = Annotated[datetime, Meta(tz=True, extra_json_schema={"pattern": "^[1-8]"})]
 TimeText = Annotated[str, schema(format="date-time", pattern="^[1-8]")]
 """A time in a query, where a number is not accepted."""
@@ -57,10 +65,8 @@ LinkLabel = Annotated[
     str, schema(minLength=1, maxLength=MAX_LINK_LABEL, pattern=names.TEXT_PATTERN)
 ]
 Id = Annotated[str, schema(pattern=ids.ID_PATTERN)]
-Reason = Annotated[str, schema(maxLength=names.MAX_REASON_LENGTH, pattern=r"^[^\u0000]*$")]
-SearchText = Annotated[
-    str, schema(minLength=1, maxLength=MAX_SEARCHED_FOR, pattern="^[^\\u0000]*$")
-]
+Reason = Annotated[str, schema(maxLength=names.MAX_REASON_LENGTH, pattern=r"^[^\x00]*$")]
+SearchText = Annotated[str, schema(minLength=1, maxLength=MAX_SEARCHED_FOR, pattern="^[^\\x00]*$")]
 JsonObject = component("JsonObject")
 Json = Annotated[Any, component("Json")]
 Seconds = Annotated[float | str, component("Duration")]

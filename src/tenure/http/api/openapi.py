@@ -30,21 +30,28 @@ from tenure.wire import problems
 if TYPE_CHECKING:
     from tenure.http.api.route import Reply, Route
 
+PYTHON_END = rb"\\Z"
+"""The end of a pattern in Python, as JSON. Every other language has `$` for it."""
 TEMPLATE = "#/components/schemas/{name}"
 ALWAYS = (400, 421, 503)
 """Refusals that every call can meet. `_refusals` adds what depends on the route."""
 
-_N = "[1-9][0-9]{0,2}"
-DURATION = (
-    rf"^(?=.)([1-9][0-9]?w)?({_N}d)?({_N}h)?({_N}m)?({_N}(\.[0-9]{{1,3}})?s)?({_N}ms)?$"
-    rf"|^[1-9][0-9]{{0,7}}(\.[0-9]{{1,6}})?$"
-    rf"|^PT(?=[0-9])({_N}H)?({_N}M)?({_N}(\.[0-9]{{1,3}})?S)?$"
-)
+
+def _some_of(*parts: str) -> str:
+    """Return a pattern of one or more of the parts, in this order."""
+    behind = ("".join(f"({one})?" for one in parts[at + 1 :]) for at in range(len(parts)))
+    return "|".join(part + rest for part, rest in zip(parts, behind, strict=True))
 
 
 def _duration(description: str, minimum: float) -> dict[str, Any]:
+    first = "[1-9]" if minimum else "[0-9]"
+    n = f"{first}[0-9]{{0,2}}"
+    seconds = rf"{n}(\.[0-9]{{1,3}})?"
+    units = _some_of(f"{first}[0-9]?w", f"{n}d", f"{n}h", f"{n}m", f"{seconds}s", f"{n}ms")
+    plain = rf"{first}[0-9]{{0,7}}(\.[0-9]{{1,6}})?"
+    pattern = f"^({units})$|^{plain}$|^PT({_some_of(f'{n}H', f'{n}M', f'{seconds}S')})$"
     number = {"type": "number", "minimum": minimum, "maximum": durations.MAX_SECONDS}
-    text = {"type": "string", "pattern": DURATION, "maxLength": durations.MAX_LENGTH}
+    text = {"type": "string", "pattern": pattern, "maxLength": durations.MAX_LENGTH}
     return {"description": description, "anyOf": [number, text]}
 
 
@@ -183,7 +190,7 @@ def document(routes: tuple[Route, ...], *, secured: bool) -> bytes:
     }
     if secured:
         described["components"]["securitySchemes"] = {"token": TOKEN}
-    return msgspec.json.encode(described)
+    return msgspec.json.encode(described).replace(PYTHON_END, b"$")
 
 
 class _Schemas:
