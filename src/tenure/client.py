@@ -97,7 +97,7 @@ class AsyncClient(_Client):
         two.
         """
         new_job = NewJob(type, {} if payload is None else payload, options)
-        body = requests.new_job(new_job, "$")
+        body = _body(new_job, "$")
         job: Job = await _add(self._to, [new_job], partial(self._to.job, "POST", "/jobs", body))
         return job
 
@@ -113,7 +113,7 @@ class AsyncClient(_Client):
             if new.again_of is not None:
                 said = "the API adds such a job by POST /jobs/{id}/run-again only"
                 raise InvalidInput(said, path=f"$[{number}].again_of")
-        body = [requests.new_job(new, f"$[{number}]") for number, new in enumerate(jobs)]
+        body = [_body(new, f"$[{number}]") for number, new in enumerate(jobs)]
         send = partial(self._to.ask, "POST", "/jobs/batch", list[responses.JobBody], body)
         return [responses.job_of(one) for one in await _add(self._to, jobs, send)]
 
@@ -297,6 +297,13 @@ def _cursor_in(links: Mapping[str, Mapping[str, str]]) -> str | None:
     """Return the cursor of the next page, or None on the last page."""
     address = links.get("next", {}).get("url", "")
     return next(iter(parse_qs(urlsplit(address).query).get("cursor", ())), None)
+
+
+def _body(new: NewJob, at: str) -> dict[str, Any]:
+    if "actor" in new.options:
+        said = "the history names the server's caller: leave it out"
+        raise InvalidInput(said, path=f"{at}.actor")
+    return requests.new_job(new, at)
 
 
 def _path_of(job_id: str) -> str:

@@ -218,6 +218,16 @@ def test_bad_input_is_refused_as_by_the_application(
             assert refused.value.path == path
 
 
+def test_an_actor_is_refused(client: Client) -> None:
+    """It was dropped without a word: the history named the token."""
+    with pytest.raises(errors.InvalidInput, match="leave it out") as refused:
+        client.enqueue("email", actor="me")
+    assert refused.value.path == "$.actor"
+    with pytest.raises(errors.InvalidInput, match="leave it out") as refused:
+        client.enqueue_many([NewJob("email", {}, {}), NewJob("email", {}, {"actor": "me"})])
+    assert refused.value.path == "$[1].actor"
+
+
 def test_an_option_without_a_form_in_json(client: Client) -> None:
     with pytest.raises(errors.InvalidInput):
         client.enqueue("a", priority=object())  # type: ignore[arg-type]
