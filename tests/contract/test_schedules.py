@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -416,6 +417,16 @@ def test_backfill(app: Tenure, clock: Clock) -> None:
     assert template.options == {}
     assert len(complete(app, 100)) == 2  # the last job, on which the backfill waits
     assert len(complete(app, 100)) == 1
+
+
+def test_a_dry_run_of_a_backfill_only_reads(sqlite_url: str) -> None:
+    """It failed while another program wrote, and on a database that cannot be written."""
+    file = sqlite_url.removeprefix("sqlite:///")
+    with Tenure(sqlite_url) as app, closing(sqlite3.connect(file)) as other:
+        made = app.schedules.create("s", MAIL, every=60)
+        other.execute("BEGIN IMMEDIATE")
+        ends = made.created_at - timedelta(hours=1), made.created_at
+        assert len(app.schedules.backfill("s", *ends, dry_run=True)) == 60
 
 
 @pytest.mark.parametrize("overlap", get_args(Overlap))

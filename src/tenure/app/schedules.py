@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -15,8 +15,8 @@ from tenure.app.core import Noun
 from tenure.app.job_types import JobType
 from tenure.errors import IllegalEdition, InvalidInput
 from tenure.jobs.durations import check_time
-from tenure.jobs.enqueue import NewJob, defaults_of, whole
-from tenure.jobs.fires import INSTANT, Defaults, Tick, fire_of
+from tenure.jobs.enqueue import PLAIN_OPTIONS, NewJob, defaults_of, whole
+from tenure.jobs.fires import INSTANT, Defaults, fire_of
 from tenure.jobs.ids import EPOCH
 from tenure.jobs.names import check_choice, check_key, check_kind, check_name, check_reason
 from tenure.jobs.schedule_times import MAX_PREVIEWED, Preview, check_when, preview, times, zone_of
@@ -262,11 +262,11 @@ class Schedules(Noun):
 
         Returns the fires. Raises ScheduleNotFound or InvalidInput.
         """
-        by, defaults = self._core.signed(actor), self._defaults()
+        by = self._core.signed(actor)
         check_choice(overlap, Overlap, "$.overlap")
         given = {"queue": queue, "priority": priority}
         options = {option: value for option, value in given.items() if value is not None}
-        defaults_of(options, defaults(""))
+        defaults_of(options, PLAIN_OPTIONS)
         now = self._core.clock()
         start, end = check_time(start, "$.start"), check_time(end, "$.end")
         if end < start:
@@ -276,18 +276,18 @@ class Schedules(Noun):
         if len(wanted) > MAX_FIRES:
             raise InvalidInput(f"more than {MAX_FIRES} ticks: make it shorter", path="$.end")
 
+        if dry_run:
+            schedule = replace(self.get(name), overlap=overlap)
+            planned = fires.plan(self._core.store.read, schedule, wanted)
+            return [fire_of(name, tick, now, by) for tick in planned]
+        defaults = self._defaults()
+
         def act(db: Database, some: list[datetime]) -> list[Fire]:
             schedule = schedules.hold(db, name)
             template = replace(schedule.template, options=schedule.template.options | options)
             schedule = replace(schedule, overlap=overlap, template=template)
             return fires.backfill(db, schedule, some, by, defaults)
 
-        def plan(db: Database) -> Sequence[Tick]:
-            schedule = replace(schedules.hold(db, name), overlap=overlap)
-            return fires.plan(db, schedule, wanted)
-
-        if dry_run:
-            return [fire_of(name, tick, now, by) for tick in self._write(plan)]
         made: list[Fire] = []
         # With others, few of the ticks have jobs: which, is decided of all of them at once.
         size = BACKFILLED if overlap in ("allow_all", "buffer_all") else MAX_FIRES

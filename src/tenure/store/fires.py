@@ -10,7 +10,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -50,6 +50,9 @@ from tenure.store.duties import AHEAD
 from tenure.store.protocol import Database
 from tenure.store.refusals import unless_refused
 from tenure.store.tables import schedules
+
+if TYPE_CHECKING:
+    from tenure.store.reader import Reader
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +153,7 @@ def _fired_ahead(db: Database, due: Sequence[Schedule]) -> Mapping[str, set[date
     return found
 
 
-def _jobs_before(db: Database, due: Sequence[Schedule]) -> Mapping[str, set[str]]:
+def _jobs_before(db: Reads, due: Sequence[Schedule]) -> Mapping[str, set[str]]:
     """The ids of the jobs of each schedule on which its `overlap` depends, by schedule.
 
     Of several that wait for one another the last may have settled before the others.
@@ -219,21 +222,21 @@ def by_hand(
 
     Raises InvalidInput if its job is no longer valid.
     """
-    decided, jobs = _planned(db, schedule, ticks, most)
+    jobs = _open_jobs(db, [schedule], _jobs_before(db, [schedule]))[schedule.name]
+    decided = _with_room(schedule, ticks, jobs, most)
     decision = Decision(
         ticks=tuple(decided), cursor_at=schedule.cursor_at, next_at=schedule.next_at
     )
-    done = advance(schedule, decision, db.now(), defaults, actor, jobs, key)
+    done = advance(schedule, decision, db.now(), defaults, actor, list(jobs), key)
     return carry_out(db, [done])
 
 
-def _planned(
-    db: Database, schedule: Schedule, ticks: list[Tick], most: int
-) -> tuple[Sequence[Tick], Sequence[str]]:
-    """Return ticks as `overlap` lets them be, and the jobs of the schedule that are not settled."""
-    jobs = _open_jobs(db, [schedule], _jobs_before(db, [schedule]))[schedule.name]
+def _with_room(
+    schedule: Schedule, ticks: list[Tick], jobs: Mapping[str, Job], most: int
+) -> Sequence[Tick]:
+    """Return ticks as `overlap` lets them be, beside jobs of the schedule that are not settled."""
     facts: Any = {"is_open": bool(jobs), "waiting": _waiting(jobs)}
-    return with_room(ticks, schedule.overlap, **facts, most=most), list(jobs)
+    return with_room(ticks, schedule.overlap, **facts, most=most)
 
 
 def backfill(
@@ -244,9 +247,13 @@ def backfill(
     return by_hand(db, schedule, todo, actor, defaults, most=MAX_FIRES)
 
 
-def plan(db: Database, schedule: Schedule, ticks: Sequence[datetime]) -> Sequence[Tick]:
-    """Return what `backfill` would decide; nothing is written."""
-    return _planned(db, schedule, _without_job(db, schedule.name, ticks), MAX_FIRES)[0]
+def plan(read: Reader, schedule: Schedule, ticks: Sequence[datetime]) -> Sequence[Tick]:
+    """Return what `backfill` would decide now; nothing is written or locked."""
+    before = _jobs_before(read, [schedule])[schedule.name]
+    jobs = [job for id in sorted(before) if (job := read.get(id)) is not None]
+    still_open = {job.id: job for job in jobs if job.status not in SETTLED}
+    todo = _without_job(read, schedule.name, ticks)
+    return _with_room(schedule, todo, still_open, MAX_FIRES)
 
 
 def _without_job(db: Reads, name: str, ticks: Sequence[datetime]) -> list[Tick]:
