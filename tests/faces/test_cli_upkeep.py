@@ -148,6 +148,18 @@ def test_reading_makes_no_database(command: list[str], tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [*READS, ["verify"], ["migrate"]], ids=" ".join)
+def test_a_log_without_its_database_is_said(command: list[str], tmp_path: Path) -> None:
+    """All but `migrate` said that there was no database, and to run `tenure migrate`."""
+    log = tmp_path / "jobs.db-wal"
+    log.write_bytes(b"jobs that are nowhere else")
+    result = run_cli(*command, "--database", f"sqlite:///{tmp_path}/jobs.db")
+
+    assert result.exit_code == 4
+    assert "put the database back beside it" in result.stderr
+    assert list(tmp_path.iterdir()) == [log]
+
+
 def test_a_lost_connection_is_not_a_line_of_a_library(postgres_url: str) -> None:
     """The pool logs `discarding closed connection: <psycopg.Connection [BAD] at 0x…>`."""
     with Tenure(postgres_url) as app:

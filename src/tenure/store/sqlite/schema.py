@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -16,7 +17,7 @@ from tenure.lifecycle import TRANSITIONS, Rule
 from tenure.store import migrate
 from tenure.store.constraints import ledger_values
 from tenure.store.row_values import enforced, sqlite_values
-from tenure.store.sqlite.connection import AWAY, NOW, READ_ONLY, connect, to_millis
+from tenure.store.sqlite.connection import AWAY, NOW, READ_ONLY, connect, is_log_alone, to_millis
 
 
 def version_of(connection: sqlite3.Connection) -> int:
@@ -33,7 +34,7 @@ def found(path: Path, read: AbstractContextManager[sqlite3.Connection] | None = 
 
     `read` gives the connection that reads it; without it, one is opened for that alone.
     """
-    if not path.exists():
+    if not path.exists() and not is_log_alone(os.path.realpath(path)):
         return 0
     with _connected(path, read) as connection:
         return version_of(connection)
