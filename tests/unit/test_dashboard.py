@@ -15,7 +15,7 @@ from tenure.jobs.ledger import Transition
 from tenure.jobs.limits import Limits
 from tenure.jobs.stats import BUCKETS, Activity, QueueState, TypeState, WorkerState
 from tenure.jobs.text import length
-from tenure.lifecycle import TRANSITIONS, Status
+from tenure.lifecycle import TRANSITIONS, Rule, Status
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 WORKER = WorkerState("w", "host:1", ("mail",), None, NOW, 0, NOW)
@@ -108,7 +108,7 @@ def test_the_picture_has_every_status_and_every_move_and_stays_on_its_sheet(
 ) -> None:
     picture = machine.draw(sheet, {"waiting": 1, "pending": 3}, {TRANSITIONS[0]: 12.0})
     first, *others = picture.arrows
-    assert (first.name, first.per_minute) == ("claimed", 12.0)
+    assert (first.lines, first.per_minute) == (["claimed"], 12.0)
     assert not any(arrow.per_minute for arrow in others)
     assert {box.status for box in picture.boxes} == set(Status)
     drawn = [rule for arrow in picture.arrows for rule in arrow.rules]
@@ -118,16 +118,25 @@ def test_the_picture_has_every_status_and_every_move_and_stays_on_its_sheet(
         numbers = [float(number) for number in re.findall(r"-?[0-9.]+", arrow.path)]
         assert all(0 <= x <= sheet.width for x in numbers[::2])
         assert all(0 <= y <= sheet.height for y in numbers[1::2])
+
+
+@pytest.mark.parametrize("sheet", [machine.WIDE, machine.TALL], ids=lambda sheet: sheet.name)
+@pytest.mark.parametrize("rates", [{}, dict.fromkeys(TRANSITIONS, 12.0)], ids=["still", "busy"])
+def test_no_label_lies_under_a_box_or_reaches_over_the_edge(
+    sheet: machine.Sheet, rates: dict[Rule, float]
+) -> None:
+    """`released, interrupted, snoozed` was wider than the room between its two boxes."""
+    picture = machine.draw(sheet, {"waiting": 1, "pending": 3}, rates)
     boxes = [(b.x, b.y, b.x + sheet.box_width, b.y + sheet.box_height) for b in picture.boxes]
-    for arrow in picture.arrows:  # no label lies under a box, or reaches over the edge
-        width = LETTER_WIDTH * len(arrow.name)
+    for arrow in picture.arrows:
+        width = LETTER_WIDTH * max(map(len, arrow.lines))
         start = {"left": -11 - width, "right": 11}.get(arrow.label, -width / 2) + arrow.x
         end = start + width
-        assert start > 0, arrow.name
-        assert end < sheet.width, arrow.name
+        assert start > 0, arrow.lines
+        assert end < sheet.width, arrow.lines
         assert not any(
             x < end and start < right and y < arrow.y < low for x, y, right, low in boxes
-        ), arrow.name
+        ), arrow.lines
 
 
 def test_waiting_is_drawn_once_it_is_used_and_an_arrow_names_what_happens() -> None:
@@ -139,7 +148,7 @@ def test_waiting_is_drawn_once_it_is_used_and_an_arrow_names_what_happens() -> N
         for arrow in machine.draw(machine.WIDE, {}, failing).arrows
         if arrow.rules[0].target is Status.FAILED
     )
-    assert (arrow.name, arrow.per_minute) == ("failed, gave up, lease expired", 3.0)
+    assert (arrow.lines, arrow.per_minute) == (["failed", "gave up", "lease expired"], 3.0)
 
 
 def transition(

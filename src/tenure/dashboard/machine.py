@@ -84,7 +84,7 @@ class Arrow:
     """Rules: their curve, the place of the label, how often they happen, the width of the line."""
 
     rules: Sequence[Rule]
-    name: str  # the events that happen, or the usual one
+    lines: Sequence[str]  # the events that happen, or the usual one
     path: str
     x: float
     y: float
@@ -158,7 +158,7 @@ def _arrow(
     side = "left" if bend * across.real < 0 else "right"
     return Arrow(
         rules,
-        ", ".join(happen).replace("_", " "),
+        [event.replace("_", " ") for event in happen],
         f"M{points[0]}Q{points[1]} {points[2]}",
         round(label.real, 1),
         round(label.imag, 1),
