@@ -138,6 +138,26 @@ def test_on_a_phone_the_row_of_pages_shows_where_one_is(window: Window) -> None:
     expect(page.locator("nav [aria-current]")).to_be_in_viewport(ratio=0.9)
 
 
+def test_on_a_phone_the_link_with_the_focus_is_in_the_window(window: Window) -> None:
+    """The row was scrolled to its page, and Overview was 7 pixels left of the window."""
+    page = window(viewport={"width": 375, "height": 800})
+    page.goto("/ui/queues")
+    expect(page.locator("nav [aria-current]")).to_be_in_viewport(ratio=0.9)
+    page.locator(".brand").focus()
+    page.keyboard.press("Tab")
+    expect(page.locator(":focus")).to_have_text("Overview")
+    expect(page.locator(":focus")).to_be_in_viewport(ratio=1)
+
+
+def test_a_page_prints_dark_on_light_and_in_full(window: Window, jobs: dict[str, str]) -> None:
+    """Printers leave out the background of dark mode, and texts ended after 420 pixels."""
+    page = window(color_scheme="dark")
+    page.goto(f"/ui/jobs/{jobs['completed']}")
+    page.emulate_media(media="print", color_scheme="dark")
+    style = "element => { const s = getComputedStyle(element); return [s.color, s.maxHeight] }"
+    assert page.locator("pre.json").evaluate(style) == ["rgb(27, 29, 32)", "none"]
+
+
 def test_what_is_missing_is_said(window: Window) -> None:
     page = window(errors_are_meant=True)  # a 404 is one for the console
     page.goto("/ui/jobs/x")

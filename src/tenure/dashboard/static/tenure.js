@@ -16,6 +16,10 @@ for (const here of document.querySelectorAll("[aria-current]")) {
   const row = here.parentElement.getBoundingClientRect();
   const link = here.getBoundingClientRect();
   here.parentElement.scrollLeft += link.left - row.left - (row.width - link.width) / 2;
+  // Browsers leave a link that has the focus partly outside.
+  here.parentElement.addEventListener("focusin", (event) =>
+    event.target.scrollIntoView({ block: "nearest", inline: "nearest" }),
+  );
 }
 
 prepare();
