@@ -114,6 +114,7 @@ class Queues(Noun):
 
         - `queue`: the name of the queue.
         - `max_pending`: how many jobs may be pending, 0 or more. Then an enqueue raises QueueFull.
+          Jobs of schedules, retries and jobs that handlers add are not refused.
         - `max_running`: how many may be processing at once, 0 to 2,147,483,647.
         - `rate`: how many may start in any period of a length, such as `"900/1m"`: 1 to 1,000,000
           in 1 ms to 31 days. Each attempt counts.
