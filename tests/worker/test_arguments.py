@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pytest
 
-from tenure import InvalidInput, JobContext, Tenure
+from tenure import InvalidInput, JobContext, NewJob, Tenure
 from tenure.jobs.queries import Filter
 from tenure.jobs.results import read_result
 from tenure.store.sqlite import writer
@@ -36,6 +36,11 @@ class Item:
     name: str
     price: Decimal
     tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Stock:
+    by_shelf: dict[int, Decimal]
 
 
 class Order(msgspec.Struct):
@@ -88,6 +93,11 @@ VALUES: list[tuple[Any, Any]] = [
     (int | str, "1"),
     (dict[uuid.UUID, int], {ID: 1}),
     (dict[Colour, tuple[int, ...]], {Colour.RED: (1, 2)}),
+    (dict[int, str], {-1: "a", 2: "b"}),
+    (dict[float, dict[int, str]] | None, {1.5: {2: "b"}}),
+    (dict[Level, int], {Level.HIGH: 1}),
+    (dict[Literal[1, 2], int], {2: 1}),
+    (Stock, Stock({7: Decimal(1)})),
     (Any, {"any": ["thing", 1, None]}),
     (object, {"any": ["thing", 1, None]}),
     (dict[str, object], {"any": ["thing", 1, None]}),
@@ -344,6 +354,41 @@ def test_other_arguments_are_converted_too(app: Tenure) -> None:
     ]
 
 
+WRONG: list[tuple[Any, Any, str]] = [
+    (int, "many", r"$.payload.x: Expected `int`, got `str`"),
+    (int, None, "$.payload.x: Expected `int`, got `null`"),
+    (str, 5, "$.payload.x: Expected `str`, got `int`"),
+    (date, NOON, "$.payload.x: Invalid RFC3339 encoded date"),
+    (Annotated[int, msgspec.Meta(ge=1)], 0, "$.payload.x: Expected `int` >= 1"),
+    (list[Item], [{"name": "a", "price": "1"}, {}], "$.payload.x[1]: Object missing required"),
+    (dict[int, str], {"one": "a"}, "$.payload.x: Expected `int`, got `str` as a key"),
+    (float, float("nan"), "$.payload.x: NaN or infinity, which JSON does not have"),
+    (int, 2**64, "$.payload.x: an integer beyond 64 bits"),
+    (str, "\ud800", "$.payload.x: half of a surrogate pair"),
+    (Any, {1: 2}, "$.payload.x: a key of type int; keys are strings"),
+]
+
+
+def test_a_caller_hears_of_an_argument_that_the_handler_cannot_read(app: Tenure) -> None:
+    """Such a job would fail for good, in another process and perhaps at night."""
+    for number, (kind, value, said) in enumerate(WRONG):
+
+        def take(x: Any) -> None: ...
+
+        def take_others(y: int = 1, **others: Any) -> None: ...
+
+        take.__annotations__["x"] = take_others.__annotations__["others"] = kind
+        for function in (take, take_others):
+            if function is take_others and isinstance(value, dict):
+                continue  # what `**` holds is named one by one
+            adds = app.job(name=f"{function.__name__}{number}")(function)
+            for call in (adds.enqueue, adds.submit):
+                with pytest.raises(InvalidInput) as refusal:
+                    call(x=value)
+                assert str(refusal.value).startswith(said)
+    assert app.find() == []
+
+
 UNFIT: list[tuple[dict[str, Any], str]] = [
     ({}, "missing required field `count`"),
     ({"count": "many"}, "Expected `int`, got `str` - at `$.count`"),
@@ -425,8 +470,8 @@ def test_thousands_of_payloads_that_do_not_fit_each_fail_by_themselves(app: Tenu
     @app.job(max_retries=5, backoff=0)
     def take(x: int) -> None: ...
 
-    good = [take.new_job(1) for _ in range(1_500)]
-    bad = [take.new_job("one") for _ in range(1_500)]  # type: ignore[arg-type]
+    good = [NewJob("take", {"x": 1}, {}) for _ in range(1_500)]
+    bad = [NewJob("take", {"x": "one"}, {}) for _ in range(1_500)]
     jobs = app.enqueue_many(good + bad)
     with running_worker(app):
         errors = {wait_until_failed(app, job) for job in jobs[1_500:]}

@@ -161,7 +161,7 @@ class JobType(Generic[P, R]):
         """Return the job that `enqueue` would add, for `Tenure.enqueue_many` and workflows.
 
         Takes the arguments of the function. Raises TypeError if they do not fit it, InvalidInput if
-        one of them cannot be written as JSON.
+        one of them cannot be written as JSON, or not be read by its annotation.
         """
         handler = self.handler
         return NewJobOf(handler.name, handler.payload_of(args, kwargs), self._options)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +33,7 @@ from tenure.jobs.hooks import Around, Hooks, Lifespan
 from tenure.jobs.partitions import By, partitioner
 from tenure.jobs.retention import DeclaredType
 from tenure.jobs.schedules import Rules
+from tenure.jobs.sizes import size_in_bytes
 from tenure.jobs.uniqueness import Unique, checked_for
 
 Errors = tuple[type[BaseException], ...]
@@ -78,7 +78,7 @@ class Handler:
     fields: tuple[str, ...] = ()
     required: frozenset[str] = frozenset()  # those of `fields` without a default
     others: Any = None  # what `**` may hold, if there are `fields` beside it
-    models: Mapping[str, Any] = field(default_factory=dict)  # annotations with Pydantic's models
+    numbered: frozenset[str] = frozenset()  # fields with dictionaries whose keys are numbers
     returns: Any = Any
 
     def is_found_by_name(self) -> bool:
@@ -90,9 +90,17 @@ class Handler:
             return False
 
     def payload_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the payload of a call; raises TypeError if the arguments do not fit."""
-        if not (args or self.models) and (payload := self._plain_payload(kwargs)) is not None:
-            return payload
+        """Return the payload of a call; raises TypeError if the arguments do not fit.
+
+        Raises InvalidInput for a value that this handler would refuse when the job runs.
+        """
+        payload = None if args else self._plain_payload(kwargs)
+        if payload is None:
+            payload = self._written(args, kwargs)
+        self._check_fit(payload)
+        return payload
+
+    def _written(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         if self.wants_context:
             args = (None, *args)
         try:
@@ -110,18 +118,28 @@ class Handler:
         written: dict[str, Any] = {}
         try:
             for name, value in arguments.items():
-                written[name] = value if type(value) in _PLAIN else json_types.plain(value)
-            for name in self.models.keys() & written.keys():
-                msgspec.convert(written[name], self.models[name], dec_hook=json_types.decoded)
+                numbers = name in self.numbered
+                written[name] = value if type(value) in _PLAIN else json_types.plain(value, numbers)
             return written
-        except msgspec.ValidationError as error:
-            raise InvalidInput(str(error), path=f"$.payload.{name}") from None
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidInput(
                 f"an argument of {self.name} cannot be written as JSON ({error}); "
                 "pass an id or a value of a JSON type instead",
                 path=f"$.payload.{name}",
             ) from error
+
+    def _check_fit(self, payload: dict[str, Any]) -> None:
+        """Refuse now what the worker would refuse, by the decoder that it would use."""
+        if self.decoder is None:
+            return
+        try:
+            self.decoder.decode(msgspec.json.encode(payload))
+            if self.others is not None:
+                self._other_arguments(payload)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            payloads.check(payload, path="$.payload")  # JSON may have no such value: it says why
+            said, place = json_types.said_and_place(error)
+            raise InvalidInput(said, path=f"$.payload{place}") from None
 
     def _advice(self, kwargs: Mapping[str, Any]) -> str:
         """Return what to write for options that a call passes among the arguments."""
@@ -146,14 +164,13 @@ class Handler:
             return payloads.load(text)
         try:
             values = self.decoder.decode(text)
+            others = {} if self.others is None else self._other_arguments(payloads.load(text))
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
             raise BadArguments(f"the payload does not fit {self.name}: {error}") from error
         arguments = msgspec.structs.asdict(values)
         if len(self.required) < len(self.fields):
             arguments = {n: value for n, value in arguments.items() if value is not msgspec.UNSET}
-        if self.others is not None:
-            arguments |= self._other_arguments(payloads.load(text))
-        return arguments
+        return arguments | others
 
     def _other_arguments(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields for `**`, those without a parameter, converted by its annotation."""
@@ -167,9 +184,8 @@ class Handler:
                     payload[name], self.others, dec_hook=json_types.decoded
                 )
             except msgspec.ValidationError as error:
-                raise BadArguments(
-                    f"the payload does not fit {self.name}: {error} - at `$.{name}`"
-                ) from error
+                said, place = json_types.said_and_place(error)
+                raise msgspec.ValidationError(f"{said} - at `$.{name}{place}`") from error
         return others
 
 
@@ -235,7 +251,7 @@ def describe(
         permanent=permanent,
         retry_on=retry_on,
         max_jobs=None if max_jobs is None else whole(max_jobs, 1, 10**9, "$.max_jobs"),
-        max_memory=None if max_memory is None else _bytes(max_memory, "$.max_memory"),
+        max_memory=None if max_memory is None else size_in_bytes(max_memory, "$.max_memory"),
         lifespans=() if hooks is None else hooks.lifespans,
         around=() if hooks is None else hooks.around,
         is_async=inspect.iscoroutinefunction(function),
@@ -245,7 +261,7 @@ def describe(
         fields=tuple(field[0] for field in fields),
         required=frozenset(field[0] for field in fields if len(field) == 2),
         others=others,
-        models={n: hint for n, hint in annotated.items() if json_types.has_models(hint)},
+        numbered=frozenset(n for n, hint in annotated.items() if json_types.has_numbers(hint)),
         returns=hints.get("return", Any),
     )
 
@@ -280,18 +296,6 @@ def _are_errors(kinds: Any) -> bool:
         isinstance(kinds, tuple)
         and all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
     )
-
-
-_UNITS = {"": 1, "k": 10**3, "Ki": 2**10, "M": 10**6, "Mi": 2**20, "G": 10**9, "Gi": 2**30}
-_size = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?(k|Ki|M|Mi|G|Gi|)B")
-
-
-def _bytes(value: Any, path: str) -> int:
-    if isinstance(value, str):
-        if (found := _size.fullmatch(value.strip())) is None:
-            raise InvalidInput("write a size as a number of bytes, 500MB or 512MiB", path=path)
-        value = int(float(found[1]) * _UNITS[found[2]])
-    return whole(value, 1, 2**50, path)
 
 
 def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Pydantic checks its models. It is not imported here: a program without it has no
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -26,6 +27,15 @@ MASK = b"*" * 10
 MINUTE, NONE = timedelta(minutes=1), timedelta()
 TIMES = (datetime,)
 """What msgspec leaves to `encoded`: it would round an offset to minutes, to another moment."""
+_place = re.compile(r"(.*?) - at (`key` in )?`\$(.*)`", re.DOTALL)
+_NO_KEYS = (
+    msgspec.inspect.BoolType,
+    msgspec.inspect.NoneType,
+    msgspec.inspect.TupleType,
+    msgspec.inspect.VarTupleType,
+    msgspec.inspect.StructType,
+    msgspec.inspect.DataclassType,
+)
 MAX_SCHEMA_LENGTH = 32_768
 """Characters of the JSON schema of a type."""
 
@@ -41,16 +51,18 @@ def decoder_of(name: str, fields: list[Any], others: Any) -> msgspec.json.Decode
         decoder = msgspec.json.Decoder(arguments, dec_hook=decoded)
     except Exception as error:  # it evaluates annotations, too
         raise InvalidInput(f"an annotation of {name} has no JSON form: {advised(error)}") from error
-    for cls in _classes(parts, set()):
-        if is_model(cls):
-            continue
-        if cls is JobContext:
-            said = (
-                "only the first parameter can be the context, annotated JobContext, without | None"
-            )
-            raise InvalidInput(f"{name}: {said}")
-        raise InvalidInput(f"an annotation of {name} has no JSON form: {cls}")
+    for part in _within(parts, set()):
+        if flaw := _flaw(part):
+            raise InvalidInput(f"an annotation of {name} has no JSON form: {flaw}")
     return decoder
+
+
+def said_and_place(error: Exception) -> tuple[str, str]:
+    """Part what msgspec says is wrong from the way to it, which begins below `$`."""
+    found = _place.fullmatch(str(error))
+    if found is None:
+        return str(error), ""
+    return found[1] + (" as a key" if found[2] else ""), found[3]
 
 
 def advised(error: Exception) -> str:
@@ -75,30 +87,52 @@ def known(
     return DeclaredType(**known, schema=schema if fits else None, keep=keep)
 
 
-def _classes(part: Any, seen: set[int]) -> Iterator[Any]:
-    """The classes in a type that no payload can hold."""
+def _within(part: Any, seen: set[int]) -> Iterator[msgspec.inspect.Type]:
+    """Yield a type, and every type inside it."""
     if id(part) in seen:
         return
     seen.add(id(part))
-    if isinstance(part, msgspec.inspect.CustomType):
-        if part.cls is not object:
-            yield part.cls
-    elif isinstance(part, msgspec.inspect.DataclassType) and part.cls is JobContext:
-        yield part.cls
-    elif isinstance(part, tuple):
+    if isinstance(part, tuple):
         for each in part:
-            yield from _classes(each, seen)
+            yield from _within(each, seen)
     elif isinstance(part, msgspec.inspect.Type | msgspec.inspect.Field):
+        if isinstance(part, msgspec.inspect.Type):
+            yield part
         for field_name in part.__struct_fields__:
             if field_name != "default":
-                yield from _classes(getattr(part, field_name), seen)
+                yield from _within(getattr(part, field_name), seen)
 
 
-def has_models(annotation: Any) -> bool:
-    """Return whether a model is somewhere in an annotation that has a JSON form."""
-    if "pydantic" not in sys.modules:
-        return False
-    return any(map(is_model, _classes(msgspec.inspect.type_info(annotation), set())))
+def _flaw(part: msgspec.inspect.Type) -> str:
+    """Return why no payload can hold a type; "" if one can, or if Pydantic reads it."""
+    if isinstance(part, msgspec.inspect.DictType):
+        key = part.key_type
+        if isinstance(key, _NO_KEYS):
+            return f"{type(key).__name__.removesuffix('Type')} as a key: use texts or numbers"
+    cls = getattr(part, "cls", None)
+    if cls is JobContext:
+        return "only the first parameter can be the context, annotated JobContext, without | None"
+    if isinstance(part, msgspec.inspect.CustomType) and not (cls is object or is_model(cls)):
+        return (
+            f"{cls}; pass what identifies it, such as a text or an id, and make it in the handler"
+        )
+    return ""
+
+
+def has_numbers(annotation: Any) -> bool:
+    """Return whether an annotation says that keys of a dictionary in it are numbers."""
+    return any(
+        isinstance(part, msgspec.inspect.DictType) and _is_number(part.key_type)
+        for part in _within(msgspec.inspect.type_info(annotation), set())
+    )
+
+
+def _is_number(key: msgspec.inspect.Type) -> bool:
+    if isinstance(key, msgspec.inspect.EnumType):
+        return any(isinstance(member.value, int) for member in key.cls)
+    if isinstance(key, msgspec.inspect.LiteralType):
+        return any(isinstance(value, int) for value in key.values)
+    return isinstance(key, msgspec.inspect.IntType | msgspec.inspect.FloatType)
 
 
 def is_model(kind: Any) -> bool:
@@ -107,9 +141,14 @@ def is_model(kind: Any) -> bool:
     return pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
 
 
-def plain(value: Any) -> Any:
-    """Return an argument as JSON would return it: tuples become lists."""
-    return with_texts(msgspec.to_builtins(value, enc_hook=encoded, builtin_types=TIMES))
+def plain(value: Any, keys_to_text: bool = False) -> Any:
+    """Return an argument as JSON would return it: tuples become lists.
+
+    With `keys_to_text`, keys that are numbers become texts, which the annotation reads back.
+    """
+    return with_texts(
+        msgspec.to_builtins(value, enc_hook=encoded, builtin_types=TIMES, str_keys=keys_to_text)
+    )
 
 
 def with_texts(value: Any) -> Any:
