@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 from tenure.errors import InvalidInput
 
@@ -64,6 +65,8 @@ def _check(name: str, value: object, low: float, high: float) -> None:
     # also of NaN, and of integers that are no doubles
     if not isinstance(value, float | int) or not low <= value <= high:
         said = f"out of range; use {low:g} to {high:g}"
+        if isinstance(value, str | timedelta) and name != "factor":
+            said = "a RetryPolicy has seconds, as numbers; with units, write backoff={'base': '5s'}"
         raise InvalidInput(said, path=f"$.backoff.{name}")
 
 

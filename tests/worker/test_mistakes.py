@@ -7,19 +7,20 @@ import itertools
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tenure import InvalidInput, JobNotFound, Tenure
+from tenure import InvalidInput, JobContext, JobNotFound, RetryPolicy, Tenure
 from tenure.client import Client
 from tenure.errors import ScheduleNotFound
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript
-from tests.support.workers import wait_until_failed
+from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
 
 
 def send(to: str) -> str:
@@ -173,6 +174,78 @@ def test_a_lambda_needs_a_name(app: Tenure) -> None:
 def test_a_partial_is_no_handler(app: Tenure, options: Any) -> None:
     wrong: Any = partial(send, "a")
     assert "as def makes it" in refusal(lambda: app.job(**options)(wrong))
+
+
+def test_a_class_method_that_is_not_bound_is_no_handler(app: Tenure) -> None:
+    wrong: Any = classmethod(lambda cls: None)
+    assert "as def makes it, not <classmethod" in refusal(lambda: app.job(name="any")(wrong))
+
+
+def test_a_name_of_a_function_says_where_it_has_to_be(app: Tenure) -> None:
+    def local(to: Local) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    said = refusal(lambda: app.job(local))
+    assert "its module must have it, outside of functions and `if TYPE_CHECKING`" in said
+
+
+def test_a_hook_that_lacks_its_decorator_is_refused_before_a_worker_starts(app: Tenure) -> None:
+    def around(context: JobContext) -> Iterator[None]:
+        yield
+
+    async def lifespan() -> AsyncIterator[None]:
+        yield
+
+    wrong: Any
+    for wrong, how in ((around, "@contextmanager"), (lifespan, "@asynccontextmanager")):
+        said = f"write {how} of contextlib above it"
+        assert said in refusal(partial(app.around, wrong))
+        assert said in refusal(partial(app.lifespan, wrong))
+    hooks = app.core.handlers.hooks
+    assert hooks.around == hooks.lifespans == []
+
+
+def test_a_policy_with_units_says_where_they_may_be(app: Tenure) -> None:
+    wrong: Any
+    for wrong in ("5s", timedelta(seconds=5)):
+        assert "write backoff={'base': '5s'}" in refusal(partial(RetryPolicy, wrong))
+    assert app.job(backoff={"base": "5s"})(send).handler.defaults.backoff.base == 5
+
+
+def test_a_worker_in_a_coroutine_is_sent_to_running(app: Tenure) -> None:
+    """As in a notebook: a loop within a loop was refused, and left coroutines behind."""
+
+    async def cell() -> None:
+        app.run_worker()
+
+    with pytest.raises(RuntimeError, match=r"use `async with app\.running\(\):` there"):
+        asyncio.run(cell())
+
+
+def passed_on(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def call() -> Any:
+        return function()
+
+    return call
+
+
+def test_a_generator_that_a_decorator_hides_completed_its_job(app: Tenure) -> None:
+    """Nothing of it had run. A generator expression is only a result that cannot be stored."""
+
+    @passed_on
+    def hidden() -> Iterator[int]:
+        yield 1
+
+    @passed_on
+    async def hidden_async() -> AsyncIterator[int]:
+        yield 1
+
+    wrong = [app.job(max_retries=1)(each).enqueue() for each in (hidden, hidden_async)]
+    odd = app.job(name="odd")(lambda: (number for number in [1])).enqueue()
+    with running_worker(app):
+        for job in wrong:
+            assert "a generator was returned, which is not run" in wait_until_failed(app, job)
+        assert "no form in JSON" in str(wait_until_completed(app, odd).result)
 
 
 def test_a_second_handler_says_where_the_first_is(app: Tenure) -> None:

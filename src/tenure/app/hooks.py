@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, TypeVar
 
+from tenure.errors import InvalidInput
 from tenure.jobs.hooks import Around, Lifespan, OnFailure
 from tenure.jobs.names import check_function
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
 
-MANAGER = "a function that returns a context manager"
-
 A = TypeVar("A", bound=Around)
 L = TypeVar("L", bound=Lifespan)
 F = TypeVar("F", bound=OnFailure)
+
+
+def _check_manager(manager: object) -> None:
+    check_function(manager, "a function that returns a context manager", "$.manager")
+    if inspect.isgeneratorfunction(manager) or inspect.isasyncgenfunction(manager):
+        how = "asynccontextmanager" if inspect.isasyncgenfunction(manager) else "contextmanager"
+        said = f"a generator is no context manager: write @{how} of contextlib above it"
+        raise InvalidInput(said, path="$.manager")
 
 
 def around(app: Tenure, manager: A) -> A:
@@ -29,7 +37,7 @@ def around(app: Tenure, manager: A) -> A:
     passes through them, also if they swallow it, and one that they raise fails the attempt. Returns
     the function.
     """
-    check_function(manager, MANAGER, "$.manager")
+    _check_manager(manager)
     app.core.handlers.hooks.around.append(manager)
     return manager
 
@@ -44,7 +52,7 @@ def lifespan(app: Tenure, manager: L) -> L:
 
     Several nest in the order of registration. Returns the function.
     """
-    check_function(manager, MANAGER, "$.manager")
+    _check_manager(manager)
     app.core.handlers.hooks.lifespans.append(manager)
     return manager
 

@@ -79,10 +79,10 @@ class Register:
     def __call__(self, function: Callable[Concatenate[JobContext, P], R]) -> JobType[P, R]: ...
     @overload
     def __call__(self, function: Callable[P, R]) -> JobType[P, R]: ...
-    def __call__(self, function: Callable[..., Any]) -> Any:
+    def __call__(self, function: Any) -> Any:
         if isinstance(function, JobType):  # its handler gets another name, for jobs that have it
             function = function.handler.function
-        if not hasattr(function, "__name__"):
+        if not (callable(function) and hasattr(function, "__name__")):
             raise InvalidInput(f"a handler is a function, as def makes it, not {function!r}")
         if (given := self._name or function.__name__) == "<lambda>":
             raise InvalidInput("a lambda has no name: give it one, as in @app.job(name=...)")

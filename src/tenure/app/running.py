@@ -30,8 +30,8 @@ def run_worker(
     """Run this application's handlers until SIGTERM or SIGINT; return when all have ended.
 
     Call it on the main thread: Python handles signals there only, so elsewhere it raises
-    RuntimeError (`running` is for other threads and loops). A second signal ends the
-    process at once, and other workers take over its jobs when their leases expire.
+    RuntimeError, and in a coroutine, too (`running` is for other threads and loops). A second
+    signal ends the process at once, and other workers take over its jobs when their leases expire.
 
     - `queues`: take jobs of these queues only, at least one. Default: None, of every queue.
     - `concurrency`: how many handlers run at once, 1 to 1,000. Default: 16.

@@ -14,7 +14,13 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import date, time
 from functools import lru_cache
 from traceback import walk_tb
-from types import CoroutineType, FrameType, TracebackType
+from types import (
+    AsyncGeneratorType,
+    CoroutineType,
+    FrameType,
+    GeneratorType,
+    TracebackType,
+)
 from typing import Any, TypeGuard, cast
 
 import msgspec
@@ -62,12 +68,17 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
 
 
 def success(value: object) -> Ending:
-    """Return the ending of a handler that returned `value`; raises TypeError for a coroutine."""
+    """Return the ending of a handler that returned `value`.
+
+    Raises TypeError for a coroutine or generator: what the handler was to do has not been done.
+    """
     if value is None:
         return Ending()
     if isinstance(value, CoroutineType):
         value.close()
         raise TypeError("a coroutine was returned, which is not run: await it in an `async def`")
+    if isinstance(value, GeneratorType | AsyncGeneratorType) and value.__name__ != "<genexpr>":
+        raise TypeError("a generator was returned, which is not run: return what it yields, a list")
     text, flaw = _stored(value)
     return Ending(text, flaw=flaw)
 

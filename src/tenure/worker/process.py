@@ -87,13 +87,18 @@ def run_worker(
     default from the database of `app`, which is then `maintained` here. `health` is the host and
     port where supervisors may ask. Returns also once there was no job to run for
     `max_idle_seconds`. Raises SchemaMismatch, InvalidInput if the port is taken, and RuntimeError
-    on another thread.
+    on another thread or in a coroutine.
     """
     refuse_children()
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError(
             "run_worker needs the main thread, because Python handles signals there: use "
             "`with app.running():` or `async with app.running():` elsewhere"
+        )
+    if _is_in_a_coroutine():
+        raise RuntimeError(
+            "run_worker needs a thread where no event loop runs, as one does in a coroutine or a "
+            "notebook: use `async with app.running():` there"
         )
     worker = worker_of(app, settings, source)
     stops = [worker.request_stop]
@@ -111,6 +116,14 @@ def run_worker(
         running.enter_context(tuned_for_jobs())
         running.enter_context(stopped_by_signals(lambda: [stop() for stop in stops]))
         run_loop(worker.run(max_idle_seconds) if source else work(app, worker, max_idle_seconds))
+
+
+def _is_in_a_coroutine() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def work(app: Tenure, worker: Worker, max_idle_seconds: float | None = None) -> None:
