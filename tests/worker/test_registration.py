@@ -7,10 +7,12 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from inspect import signature
 from itertools import permutations
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -62,7 +64,7 @@ def test_an_annotation_that_cannot_be_resolved_is_refused(app: Tenure) -> None:
     no_type.__annotations__["x"] = "int | 'Missing'"
     no_syntax.__annotations__["x"] = "not a type"
 
-    assert refused(app, unknown_name).endswith("; import it outside of `if TYPE_CHECKING`")
+    assert refused(app, unknown_name).endswith("outside of functions and `if TYPE_CHECKING`")
     assert "Missing" in refused(app, unknown_attribute)
     assert "an annotation of no_type" in refused(app, no_type)
     assert "SyntaxError" in refused(app, no_syntax)
@@ -95,7 +97,7 @@ def test_a_handler_can_have_two_names(app: Tenure) -> None:
 def test_so_is_an_annotation_that_is_evaluated_late(app: Tenure) -> None:
     names: dict[str, Any] = {}
     exec(compile("def late(x: Missing): ...", "late.py", "exec", dont_inherit=True), names)  # noqa: S102
-    assert refused(app, names["late"]).endswith("; import it outside of `if TYPE_CHECKING`")
+    assert refused(app, names["late"]).endswith("outside of functions and `if TYPE_CHECKING`")
 
 
 def a_class(x: Plain) -> None: ...
@@ -135,6 +137,17 @@ def test_a_type_without_a_json_form_is_refused(app: Tenure, function: Callable[.
     message = refused(app, function)
 
     assert f"an annotation of {function.__name__} has no JSON form" in message
+
+
+def test_a_class_or_union_without_a_json_form_says_what_to_write(app: Tenure) -> None:
+    def a_path(x: list[Path]) -> None: ...
+    def a_path_or_text(x: Path | str) -> None: ...
+    def a_time_or_text(x: datetime | str) -> None: ...
+
+    assert refused(app, a_path).endswith("such as a text or an id, and make it in the handler")
+    assert "only models of Pydantic have a JSON form" in refused(app, a_path_or_text)
+    for function in (a_time_or_text, a_union_of_classes):
+        assert refused(app, function).endswith("that have tag=True, or annotate it Any")
 
 
 def test_parameters_without_a_name_are_refused(app: Tenure) -> None:

@@ -27,6 +27,10 @@ MASK = b"*" * 10
 MINUTE, NONE = timedelta(minutes=1), timedelta()
 TIMES = (datetime,)
 """What msgspec leaves to `encoded`: it would round an offset to minutes, to another moment."""
+_OF_CLASSES = (
+    "of other classes only models of Pydantic have a JSON form, and a union with one has to be in "
+    "a model, such as a RootModel of Pydantic"
+)
 _place = re.compile(r"(.*?) - at (`key` in )?`\$(.*)`", re.DOTALL)
 _NO_KEYS = (
     msgspec.inspect.BoolType,
@@ -67,9 +71,12 @@ def said_and_place(error: Exception) -> tuple[str, str]:
 
 def advised(error: Exception) -> str:
     """Return what an error says of an annotation, with what to write instead of a union."""
-    advice = "; put a union with models into a model, such as a RootModel of Pydantic"
-    union = "pydantic" in sys.modules and "Type unions" in str(error)
-    return f"{error}{advice}" if union else str(error)
+    said = str(error)
+    if "Type unions" not in said:
+        return said
+    if "custom type" in said:
+        return f"{said}; {_OF_CLASSES}"
+    return f"{said}; unite structs of msgspec that have tag=True, or annotate it Any"
 
 
 def known(
