@@ -69,6 +69,16 @@ def test_what_is_enqueued_is_found_by_a_part_of_its_payload(enter: Enter, shop: 
     assert jobs.enqueued(status="completed") == []
 
 
+def test_dictionaries_with_numbers_as_keys_are_compared_too(enter: Enter, shop: Shop) -> None:
+    @shop.app.job
+    def restock(shelves: dict[int, UUID]) -> None: ...
+
+    jobs, shelves = enter(shop.app), {7: uuid4()}
+    restock.enqueue(shelves)
+    jobs.assert_enqueued(restock, shelves=shelves)
+    jobs.assert_none_enqueued(restock, shelves={8: shelves[7]})
+
+
 def test_a_keyword_that_means_nothing_is_refused(enter: Enter, shop: Shop) -> None:
     """Else `assert_none_enqueued` with a slip of the pen would always hold."""
     jobs = enter(shop.app)

@@ -302,12 +302,9 @@ def _hints(function: Callable[..., Any], name: str) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function, include_extras=True)
     except Exception as error:  # annotations are expressions: they can raise anything
-        missing = isinstance(error, NameError)
         hint = "; its module must have it, outside of functions and `if TYPE_CHECKING`"
-        hint = hint if missing else ""
-        raise InvalidInput(
-            f"an annotation of {name} cannot be resolved: {type(error).__name__}: {error}{hint}"
-        ) from error
+        said = f"{type(error).__name__}: {error}{hint if isinstance(error, NameError) else ''}"
+        raise InvalidInput(f"an annotation of {name} cannot be resolved: {said}") from error
 
 
 def _check_kind(function: Callable[..., Any], name: str, *, in_process: bool) -> None:

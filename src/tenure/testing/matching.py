@@ -120,7 +120,7 @@ def _shown(job: Job) -> str:
 def _plain(value: Any) -> Any:
     """Return a value's form in JSON. A value without one, such as `mock.ANY`, is unchanged."""
     try:
-        return json_types.plain(value)
+        return json_types.plain(value, keys_to_text=True)
     except (TypeError, ValueError):
         return value
 
