@@ -1,4 +1,4 @@
-"""What a process does first after a fork, also after one by C code.
+"""What a process does first: after a fork, also by C code, and as the first one of a container.
 
 Python calls functions for that, but not in a child that C code has forked, as uWSGI does by
 default. So code that uses what a fork breaks looks at `pid` first, and calls `notice`.
@@ -7,6 +7,7 @@ default. So code that uses what a fork breaks looks at `pid` first, and calls `n
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 
@@ -18,6 +19,16 @@ ADVICE = (
 """How a program closes a file before its server forks, or opens it only afterwards."""
 _beginnings: list[Callable[[], None]] = []
 _lock = threading.RLock()  # a signal handler may enqueue in the middle of it
+
+
+def end_at_sigterm() -> None:
+    """Let SIGTERM end this process, if it is the first one of a container, until it has work.
+
+    The kernel sends no signal to such a process that it does not answer itself. A worker that was
+    stopped while it started would continue, take jobs, and be killed in the middle of them.
+    """
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 def in_child(begin: Callable[[], None]) -> None:

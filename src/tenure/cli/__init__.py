@@ -67,6 +67,10 @@ def cli() -> None:
 
 def main() -> None:
     """The `tenure` program."""
+    if os.getpid() == 1:  # others need not import it
+        from tenure import forks
+
+        forks.end_at_sigterm()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # its caller closed it; now no other file gets its number
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for the whole run

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
+from tenure import forks
 from tenure.app.app import Tenure
 from tenure.app.evaluation import declare as declare_schedules
 from tenure.app.waiting import worker_on_this_loop
@@ -100,6 +101,7 @@ def run_worker(
             "run_worker needs a thread where no event loop runs, as one does in a coroutine or a "
             "notebook: use `async with app.running():` there"
         )
+    forks.end_at_sigterm()
     worker = worker_of(app, settings, source)
     stops = [worker.request_stop]
     with contextlib.ExitStack() as running:
