@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 
 import pytest
@@ -15,7 +17,7 @@ from tenure.worker import exchanges
 from tests.support.cli import cli_json, output_of
 from tests.support.http import ServerProcess
 from tests.support.waiting import wait_until
-from tests.support.workers import running_worker
+from tests.support.workers import running_worker, wait_until_completed
 
 
 @pytest.mark.parametrize("remote", [False, True], ids=["beside the database", "over HTTP"])
@@ -56,6 +58,33 @@ def test_b10_a_busy_worker_is_seen_and_its_slots_are_known(
         assert cli_json("workers", "--database", app.database)[0]["slots"] == 1
         goes_on.set()
     assert app.workers.list() == []
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["beside the database", "over HTTP"])
+@pytest.mark.parametrize("name", ["caf\udce9", "kafé", "\n\x1b[31m ", "\udcff" * 64, ""])
+def test_a_machine_may_have_any_name(
+    app_on_each_engine: Tenure, remote: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux takes any bytes as a name. No job ran where they were not UTF-8, or over HTTP ASCII."""
+    app = app_on_each_engine
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    labels = list[str]()
+
+    @app.job
+    def work() -> None:
+        labels.extend(worker.label for worker in app.workers.list())
+
+    job = work.enqueue()
+    with (
+        ServerProcess(app.database) as server,
+        Client(server.url) as client,
+        running_worker(app, client if remote else None),
+    ):
+        wait_until_completed(app, job)
+    (label,) = labels
+    assert label == f"{ascii(name)[1:-1]}:{os.getpid()}"[-len(label) :]
+    assert label.isascii()
+    assert label.isprintable()
 
 
 def test_a_worker_that_stops_says_so(

@@ -20,6 +20,7 @@ import tenure
 from tenure.errors import StoreMoved, TenureError
 from tenure.jobs.handlers import Handlers
 from tenure.jobs.hooks import enter
+from tenure.jobs.names import MAX_LABEL_LENGTH
 from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
 from tenure.jobs.text import quantity
 from tenure.jobs.work import ClaimRequest, WorkSource
@@ -98,7 +99,7 @@ class Worker:
             room=room,
             request=ClaimRequest(
                 worker=self.id,
-                label=label or f"{socket.gethostname()}:{os.getpid()}",
+                label=label or _label_here(),
                 limit=0,
                 slots=concurrency,
                 version=tenure.__version__,
@@ -242,3 +243,8 @@ class Worker:
 
     def _is_reporting(self) -> bool:
         return bool(self._leases.unreported or self._exchanges.under_way)
+
+
+def _label_here() -> str:
+    """Name this machine and process; Linux takes any bytes as the name of a machine."""
+    return f"{ascii(socket.gethostname())[1:-1]}:{os.getpid()}".strip()[-MAX_LABEL_LENGTH:]
