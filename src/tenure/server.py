@@ -254,7 +254,8 @@ class _Server(uvicorn.Server):
         """Start listening, and print the address."""
         await super().startup(sockets)
         port = sockets[0].getsockname()[1] if sockets else 0
-        host = f"[{self._host}]" if ":" in self._host.strip("[]") else self._host
+        host = self._host.strip("[]")
+        host = f"[{host}]" if ":" in host else host
         logs.announce(f"Tenure listens on http://{host}:{port}")
 
     async def on_tick(self, counter: int) -> bool:

@@ -93,14 +93,15 @@ def test_it_says_where_it_listens(shared_server: ServerProcess) -> None:
     assert "shared_server" not in httpx2.get(f"{shared_server.url}/health").headers
 
 
-def test_it_listens_on_ipv6_loopback(sqlite_url: str) -> None:
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_it_listens_on_ipv6_loopback(sqlite_url: str, host: str) -> None:
     if not socket.has_ipv6:
         pytest.skip("this machine has no IPv6")
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("this machine has no IPv6 loopback; nothing to do")
-    with ServerProcess(sqlite_url, "--host", "::1") as served:
+    with ServerProcess(sqlite_url, "--host", host) as served:
         assert served.url.startswith("http://[::1]:")
         assert httpx2.get(f"{served.url}/health").status_code == 200
 
