@@ -195,7 +195,7 @@ def is_log_alone(path: str) -> bool:
 
 
 def _has_content(name: str) -> bool:
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         return os.stat(name).st_size > 0  # noqa: PTH116 - as in `identity`
     return False
 
