@@ -190,9 +190,9 @@ WHERE status = 'processing' AND lease_expires_at <= {NOW} + interval '1 day'""",
     Control(
         "PostgreSQL: a claim does not lock what it reads",
         HOT_PATH,
-        "FOR UPDATE OF token SKIP LOCKED\n"
+        "FOR NO KEY UPDATE OF token SKIP LOCKED\n"
         "        ) AS free JOIN {schema}.job ON job.id = free.id\n"
-        "        LIMIT most FOR UPDATE OF job SKIP LOCKED",
+        "        LIMIT most FOR NO KEY UPDATE OF job SKIP LOCKED",
         ") AS free JOIN {schema}.job ON job.id = free.id\n        LIMIT most",
     ),
     Control(
@@ -274,7 +274,7 @@ WHERE status = 'processing' AND lease_expires_at <= {NOW} + interval '1 day'""",
     Control(
         "PostgreSQL: starts are counted without a lock of the queue",
         LIMITS,
-        "queue_limit WHERE queue = of FOR UPDATE;",
+        "queue_limit WHERE queue = of FOR NO KEY UPDATE;",
         "queue_limit WHERE queue = of;",
         COUNTED_UNDER_LOCK,
     ),
@@ -316,7 +316,7 @@ WHERE status = 'processing' AND lease_expires_at <= {NOW} + interval '1 day'""",
         "    PERFORM FROM {schema}.job WHERE id = ANY (v_children)\n"
         "        AND ((status = 'waiting' AND token = 0)"
         " OR (status = 'cancelled' AND event = 'skipped'))\n"
-        "    ORDER BY id FOR UPDATE;\n",
+        "    ORDER BY id FOR NO KEY UPDATE;\n",
         "",
     ),
     Control(

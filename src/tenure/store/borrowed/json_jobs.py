@@ -41,7 +41,7 @@ SPELLING = {
         "{uuid}": "uuid",
         "{time}": "timestamptz",
         "{text}": "text",
-        "{lock}": "FOR UPDATE",
+        "{lock}": "FOR NO KEY UPDATE",
         "{share}": SHARE,
     },
     "sqlite": {

@@ -56,7 +56,7 @@ WITH asked AS MATERIALIZED (SELECT CAST(CAST({{p}} AS text) AS json) AS doc
     SELECT job.* FROM {{s}}job AS job WHERE id = ANY (ARRAY(
         SELECT CAST(json_array_elements_text(doc -> 'parents') AS uuid) FROM asked
         UNION SELECT id FROM keyed))
-    ORDER BY id FOR UPDATE
+    ORDER BY id FOR NO KEY UPDATE
 )
 SELECT CAST(json_build_object('now', {{s}}clock(), 'parents', parents, 'known', known) AS text)
 FROM (
@@ -80,7 +80,7 @@ OVERDUE = {
     "postgres": """
 SELECT CAST(json_object_agg(parent, after) AS text) FROM (SELECT parent, after FROM {s}overdue
     WHERE parent IN (SELECT CAST(json_array_elements_text(CAST(CAST({p} AS text) AS json)) AS uuid))
-    ORDER BY parent FOR UPDATE) AS late
+    ORDER BY parent FOR NO KEY UPDATE) AS late
 """,
     "sqlite": """
 SELECT CAST(json_group_object(parent, after) AS BLOB) FROM tenure_overdue

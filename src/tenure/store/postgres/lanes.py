@@ -72,7 +72,7 @@ FROM (
 WHERE (%b::text[] IS NULL OR token.type = ANY (%b::text[])) AND token.type <> ALL (ARRAY(
         SELECT name FROM {{s}}.type WHERE paused_at IS NOT NULL))
     AND (job.start_by IS NULL OR job.start_by > {NOW})
-ORDER BY token.run_at, token.id LIMIT %s FOR UPDATE OF token, job SKIP LOCKED
+ORDER BY token.run_at, token.id LIMIT %s FOR NO KEY UPDATE OF token, job SKIP LOCKED
 """
 PICK_IN_LANE = PICK.replace("{place}", "AND (run_at, id) > (%s, %s::uuid)")
 PICK_IN_PARTITION = PICK.replace("{place}", "AND (run_at, id) >= (%s, %s::uuid) AND partition = %s")

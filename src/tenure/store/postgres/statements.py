@@ -3,6 +3,9 @@
 `{s}` is the schema; other braces, a part put in later. The statements are set-based: rows come in
 as one array per column. Each repeats its guard on the row that it changes, which PostgreSQL tests
 again after a wait for the lock of another transaction.
+
+A row is locked FOR UPDATE only to be deleted. FOR NO KEY UPDATE does for a change, and leaves room
+for a foreign key: a row of another table that refers to a job, not committed yet, holds up nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +56,8 @@ DIALECT = Dialect(
     ruled="(SELECT 1 FROM {s}.retention UNION ALL SELECT 1 FROM {s}.kept) AS ruled",
     late=f"(SELECT start_by AS at FROM {{s}}.ready WHERE start_by <= {NOW}"
     f" UNION ALL SELECT at FROM {{s}}.arrival WHERE status = 'waiting' AND at <= {NOW}) AS late",
-    skip_locked="FOR UPDATE SKIP LOCKED",
+    skip_locked="FOR NO KEY UPDATE SKIP LOCKED",
+    free_to_delete="FOR UPDATE SKIP LOCKED",
     # Lower case of the C locale is that of A to Z alone, as in SQLite.
     folded='strpos(lower(job.{column} COLLATE "C"), %s) > 0',
     is_id=is_uuid,
@@ -80,7 +84,7 @@ DIALECT = Dialect(
     json_objects="json_populate_recordset(NULL::{table}, %s::json) AS new",
     tags='LATERAL (SELECT value COLLATE "C" FROM json_array_elements_text(CASE'
     " WHEN {s}.json_type(job.tags) = 'array' THEN job.tags::json END)) AS one (value)",
-    hold=" FOR UPDATE",
+    hold=" FOR NO KEY UPDATE",
     hold_jobs="LOCK TABLE {s}.job IN SHARE ROW EXCLUSIVE MODE",
     hold_starts="SELECT pg_advisory_xact_lock({s}.limit_lock())",
     packs=False,
@@ -205,13 +209,14 @@ LIMITED = "SELECT * FROM {s}.limited(%b::text[])"
 
 HOLD = """
 SELECT count(*) FROM (
-    SELECT FROM {s}.job WHERE id = ANY (%b::uuid[]) ORDER BY id FOR UPDATE) AS held
+    SELECT FROM {s}.job WHERE id = ANY (%b::uuid[]) ORDER BY id FOR NO KEY UPDATE) AS held
 """
 LOCK = f"SELECT {JOB_COLUMNS} FROM {{s}}.locked(%b::uuid[]) AS job"
 BUSY = """
 WITH asked AS MATERIALIZED (SELECT unnest(%b::uuid[]) AS id),
 free AS MATERIALIZED (
-    SELECT job.id FROM asked JOIN {s}.job USING (id) ORDER BY id FOR UPDATE OF job SKIP LOCKED)
+    SELECT job.id FROM asked JOIN {s}.job USING (id)
+    ORDER BY id FOR NO KEY UPDATE OF job SKIP LOCKED)
 SELECT id::text FROM asked JOIN {s}.job USING (id) WHERE id NOT IN (SELECT id FROM free)
 """
 # The sweep looks at the arrivals of claims once one is a second old, and then at all of them. What
@@ -239,7 +244,7 @@ SELECT {JOB_COLUMNS} FROM (
     UNION ALL SELECT id FROM {_arrived("waiting", f" AND at <= {NOW}")}
 ) AS late JOIN {{s}}.job USING (id)
 WHERE job.status IN ('waiting', 'pending') AND job.start_by <= {NOW}
-ORDER BY job.start_by LIMIT %s OFFSET %s FOR UPDATE OF job SKIP LOCKED
+ORDER BY job.start_by LIMIT %s OFFSET %s FOR NO KEY UPDATE OF job SKIP LOCKED
 """
 # `xmax` says that another transaction has locked the job since its last change. The end of a lease
 # that was spared has these microseconds: once only, or locks could keep the sweep from it forever.
@@ -249,12 +254,12 @@ SPARE = f"""
 UPDATE {{s}}.job SET lease_expires_at = date_trunc('second', {NOW}) + interval '3.999999 seconds'
 WHERE id = ANY (ARRAY(SELECT job.id
     FROM {_arrived("processing", f" AND at <= {NOW}")} JOIN {{s}}.job USING (id)
-    WHERE status = 'processing' AND {_BEHIND} FOR UPDATE OF job SKIP LOCKED))
+    WHERE status = 'processing' AND {_BEHIND} FOR NO KEY UPDATE OF job SKIP LOCKED))
 """
 LOCK_EXPIRED = f"""
 SELECT {JOB_COLUMNS} FROM {_arrived("processing", f" AND at <= {NOW}")} JOIN {{s}}.job USING (id)
 WHERE status = 'processing' AND lease_expires_at <= {NOW} AND NOT ({_BEHIND})
-ORDER BY job.lease_expires_at LIMIT %s OFFSET %s FOR UPDATE OF job SKIP LOCKED
+ORDER BY job.lease_expires_at LIMIT %s OFFSET %s FOR NO KEY UPDATE OF job SKIP LOCKED
 """
 GUARD = ("status", "token", "lease_id", "lease_expires_at")
 SAVED = ("id", *CHANGED, *(f"was_{column}" for column in GUARD))
@@ -286,10 +291,10 @@ WHERE t.event <> 'claimed' ORDER BY t.job_id, t.lease_id, t.seq DESC
 
 # A row that is locked is being reported or swept. To wait could be a deadlock; its lease is held.
 RENEW = f"""
-WITH asked AS MATERIALIZED (
-    SELECT * FROM {rows_of("lease", "id", "lease_id")}
+WITH asked AS MATERIALIZED (SELECT * FROM {rows_of("lease", "id", "lease_id")}
 ), free AS MATERIALIZED (
-    SELECT job.id FROM asked JOIN {{s}}.job USING (id, lease_id) FOR UPDATE OF job SKIP LOCKED
+    SELECT job.id FROM asked JOIN {{s}}.job USING (id, lease_id)
+    FOR NO KEY UPDATE OF job SKIP LOCKED
 ), renewed AS (
     UPDATE {{s}}.job SET
         lease_expires_at = greatest(lease_expires_at, {NOW} + %s * interval '1 second')
@@ -332,13 +337,9 @@ OLD = """, old AS MATERIALIZED (
 LOOKED = ", looked AS (DELETE FROM {s}.{table} AS it USING seen WHERE it.ctid = seen.ctid)"
 DELETE_THEM = f"""{SEEN}{OLD}{LOOKED}, gone AS (
     DELETE FROM {{s}}.job USING old WHERE job.id = old.id RETURNING job.id, job.queue, job.type
-), ledger AS (
-    DELETE FROM {{s}}.transition USING gone WHERE job_id = gone.id
-), traces AS (
-    DELETE FROM {{s}}.trace USING gone WHERE job_id = gone.id
-), said AS (
-    DELETE FROM {{s}}.progress USING gone WHERE job_id = gone.id
-)
+), ledger AS (DELETE FROM {{s}}.transition USING gone WHERE job_id = gone.id
+), traces AS (DELETE FROM {{s}}.trace USING gone WHERE job_id = gone.id
+), said AS (DELETE FROM {{s}}.progress USING gone WHERE job_id = gone.id)
 SELECT queue, type, count(*) FROM gone GROUP BY queue, type
 UNION ALL SELECT NULL, NULL, count(*) FROM seen
 """
@@ -376,9 +377,7 @@ WITH old AS MATERIALIZED (
             WHERE status = {{status}} AND at < %s
             ORDER BY status, at LIMIT {MAX_PASSED} FOR UPDATE SKIP LOCKED) AS old
     ) AS old WHERE before < {MAX_PASSED}
-), looked AS (
-    DELETE FROM {{s}}.arrival USING old WHERE arrival.ctid = old.ctid
-)
+), looked AS (DELETE FROM {{s}}.arrival USING old WHERE arrival.ctid = old.ctid)
 SELECT coalesce(sum(size), 0)::bigint FROM old
 """
 # From one pair of queue and type to the next, however many jobs each has.

@@ -41,6 +41,7 @@ DIALECT = Dialect(
     ruled="tenure_retention",
     late=f"{LATE_JOBS} <= {NOW}",
     skip_locked="",
+    free_to_delete="",
     folded="instr(lower({column}), ?) > 0",
     is_id=lambda text: True,
     to_time=to_time,

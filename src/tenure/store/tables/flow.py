@@ -207,7 +207,7 @@ def prune(
         found = db.rows(  # again as above: one may run again by now
             f"SELECT {d.id('id')}, finished_at FROM {table} AS one WHERE id IN ({d.ids(len(ids))})"
             f" AND statuses IN ({d.values(len(words))}) AND finished_at < {d.value}"
-            f" {in_order} {d.skip_locked}",
+            f" {in_order} {d.free_to_delete}",
             (*ids, *words, d.to_bound(time)),
         )
         for id, finished_at in found:
@@ -258,7 +258,7 @@ def _unneeded(
     d = db.dialect
     return db.rows(
         f"SELECT {d.id('id')}, status, queue, type FROM {d.table('job')} AS job WHERE {where}"
-        f" AND {_is_unneeded(d)} ORDER BY job.id DESC LIMIT {d.value} {d.skip_locked}",
+        f" AND {_is_unneeded(d)} ORDER BY job.id DESC LIMIT {d.value} {d.free_to_delete}",
         (*values, *place, limit),
     )
 

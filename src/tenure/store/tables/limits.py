@@ -295,7 +295,7 @@ def tidy(db: Statements) -> None:
             f"SELECT {key} FROM {table} WHERE tat <= {now} AND coalesce(resume_at <= {d.now}, true)"
         )
         idle += "".join(f" AND {name} IS NULL" for name in settings)
-        idle += f" LIMIT {MAX_DELETED} {d.skip_locked}"
+        idle += f" LIMIT {MAX_DELETED} {d.free_to_delete}"
         db.changed(f"DELETE FROM {table} WHERE ({key}) IN ({idle})")
 
 

@@ -40,7 +40,7 @@ def _keep(db: Statements, most: int, of: str = "", values: Sequence[Any] = ()) -
     table = db.dialect.table("type")
     others = f"SELECT name FROM {table} WHERE paused_at IS NULL {of}"
     others += f" ORDER BY seen_at DESC LIMIT {MAX_TYPES} OFFSET {most}"
-    some = f"SELECT name FROM {table} WHERE name IN ({others}) {db.dialect.skip_locked}"
+    some = f"SELECT name FROM {table} WHERE name IN ({others}) {db.dialect.free_to_delete}"
     db.changed(f"DELETE FROM {table} WHERE name IN ({some})", values)
 
 

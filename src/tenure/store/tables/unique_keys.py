@@ -34,5 +34,5 @@ def forget(db: Statements) -> int:
     table = d.table("throttle")
     over = f"SELECT key FROM {table} WHERE expires_at <= {d.now} ORDER BY expires_at"
     return db.changed(
-        f"DELETE FROM {table} WHERE key IN ({over} LIMIT {FORGET_AT_ONCE} {d.skip_locked})"
+        f"DELETE FROM {table} WHERE key IN ({over} LIMIT {FORGET_AT_ONCE} {d.free_to_delete})"
     )

@@ -80,7 +80,7 @@ def _keep_the_latest(db: Statements, beginning: str) -> None:
         f"SELECT id FROM {table} WHERE substr(id, 1, {d.value}) = {d.value}"
         f" ORDER BY seen_at DESC LIMIT {MAX_SHOWN} OFFSET {MAX_WORKERS}"
     )
-    some = f"SELECT id FROM {table} WHERE id IN ({others}) {d.skip_locked}"
+    some = f"SELECT id FROM {table} WHERE id IN ({others}) {d.free_to_delete}"
     db.changed(f"DELETE FROM {table} WHERE id IN ({some})", (len(beginning), beginning))
 
 

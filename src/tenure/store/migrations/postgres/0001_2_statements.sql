@@ -195,7 +195,7 @@ CREATE FUNCTION {schema}.limited(names text[]) RETURNS TABLE (name text, max_pen
     LANGUAGE plpgsql AS $$
 BEGIN
     RETURN QUERY SELECT q.name, q.max_pending FROM {schema}.queue AS q
-    WHERE q.name = ANY (names) AND q.max_pending IS NOT NULL ORDER BY q.name FOR UPDATE;
+    WHERE q.name = ANY (names) AND q.max_pending IS NOT NULL ORDER BY q.name FOR NO KEY UPDATE;
 END $$;
 
 -- Complete the attempts whose lease is held; answers with their leases. The lease alone would do (it
@@ -328,9 +328,9 @@ BEGIN
             WHERE (wanted IS NULL OR first.type = ANY (wanted))
                 AND first.type <> ALL (ARRAY(SELECT name FROM {schema}.type WHERE paused_at IS NOT NULL))
                 AND (first.start_by IS NULL OR first.start_by > due)
-            FOR UPDATE OF token SKIP LOCKED
+            FOR NO KEY UPDATE OF token SKIP LOCKED
         ) AS free JOIN {schema}.job ON job.id = free.id
-        LIMIT most FOR UPDATE OF job SKIP LOCKED
+        LIMIT most FOR NO KEY UPDATE OF job SKIP LOCKED
     ) AS picked;
     -- Most claims in vain come while another one takes the only job, of which all waiting workers were
     -- notified. They end here: an UPDATE of no row would cost as much again.
@@ -500,9 +500,9 @@ BEGIN
                     AND first.type <> ALL (ARRAY(
                         SELECT t.name FROM {schema}.type AS t WHERE t.paused_at IS NOT NULL))
                     AND (first.start_by IS NULL OR first.start_by > now)
-                FOR UPDATE OF token SKIP LOCKED
+                FOR NO KEY UPDATE OF token SKIP LOCKED
             ) AS free JOIN {schema}.job ON job.id = free.id
-            LIMIT 1 FOR UPDATE OF job SKIP LOCKED;
+            LIMIT 1 FOR NO KEY UPDATE OF job SKIP LOCKED;
             IF FOUND THEN
                 RETURN QUERY
                 UPDATE {schema}.job AS j SET status = 'processing', attempts = j.attempts + 1,
@@ -547,7 +547,7 @@ END $$;
 CREATE FUNCTION {schema}.locked(ids uuid[]) RETURNS SETOF {schema}.job
     LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan {by_index} AS $$
 BEGIN
-    RETURN QUERY SELECT * FROM {schema}.job WHERE id = ANY (ids) ORDER BY id FOR UPDATE;
+    RETURN QUERY SELECT * FROM {schema}.job WHERE id = ANY (ids) ORDER BY id FOR NO KEY UPDATE;
 END $$;
 
 -- Write jobs after a transition, each only if its row is unchanged since it was read: one array per

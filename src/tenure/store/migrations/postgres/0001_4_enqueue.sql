@@ -168,7 +168,7 @@ CREATE FUNCTION {schema}.hold(job uuid, token integer) RETURNS void
     SET search_path = pg_catalog, pg_temp SET lock_timeout = '10s' AS $$
 BEGIN
     PERFORM FROM {schema}.job AS held
-    WHERE held.id = hold.job AND held.token = hold.token AND held.status = 'processing' FOR UPDATE;
+    WHERE held.id = hold.job AND held.token = hold.token AND held.status = 'processing' FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'TN005', MESSAGE = format(
             'tenure: lease_lost: attempt %s of job %s has been ended elsewhere', hold.token, hold.job);

@@ -156,7 +156,7 @@ BEGIN
     PERFORM pg_advisory_xact_lock_shared({schema}.limit_lock());
     SELECT * INTO l FROM {schema}.queue_limit WHERE queue = of;
     IF l.max_running IS NOT NULL OR l.every IS NOT NULL THEN
-        SELECT * INTO l FROM {schema}.queue_limit WHERE queue = of FOR UPDATE;
+        SELECT * INTO l FROM {schema}.queue_limit WHERE queue = of FOR NO KEY UPDATE;
     END IF;
     used := {schema}.metered(l.burst, l.every, l.tat, starts);
     IF {schema}.queue_room(l, last) < cardinality(ids) OR (l.every IS NOT NULL AND used IS NULL) THEN
@@ -333,7 +333,7 @@ CREATE TRIGGER line_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.line
 CREATE FUNCTION {schema}.pass_over() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM FROM {schema}.job WHERE id = OLD.id AND status <> 'failed' FOR UPDATE;
+    PERFORM FROM {schema}.job WHERE id = OLD.id AND status <> 'failed' FOR NO KEY UPDATE;
     IF FOUND THEN
         PERFORM {schema}.refuse_row('only a failed job is taken out of its line');
     END IF;

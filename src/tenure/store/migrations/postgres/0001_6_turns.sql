@@ -12,7 +12,7 @@ BEGIN
     END IF;
     SELECT * INTO l FROM {schema}.queue_limit WHERE queue = of;
     IF l.max_running IS NOT NULL OR l.every IS NOT NULL THEN
-        SELECT * INTO l FROM {schema}.queue_limit WHERE queue = of FOR UPDATE SKIP LOCKED;
+        SELECT * INTO l FROM {schema}.queue_limit WHERE queue = of FOR NO KEY UPDATE SKIP LOCKED;
         IF NOT FOUND THEN
             RETURN NULL;
         END IF;
@@ -111,7 +111,7 @@ BEGIN
                 AND first.type <> ALL (ARRAY(
                     SELECT name FROM {schema}.type WHERE paused_at IS NOT NULL))
                 AND (job.start_by IS NULL OR job.start_by > due)
-            ORDER BY first.run_at, first.id LIMIT part.share FOR UPDATE OF token, job SKIP LOCKED
+            ORDER BY first.run_at, first.id LIMIT part.share FOR NO KEY UPDATE OF token, job SKIP LOCKED
         ) AS mine LIMIT most
     ) -- up to 8 MiB of payloads
     SELECT array_agg(place) INTO places FROM (

@@ -41,7 +41,7 @@ BEGIN
         UNION SELECT job_id FROM {schema}.throttle WHERE key = ANY (firm)
     ) AS held JOIN {schema}.job ON job.id = held.job_id
     WHERE job.status = 'pending' AND job.token = 0
-    ORDER BY job.id FOR UPDATE OF job;
+    ORDER BY job.id FOR NO KEY UPDATE OF job;
     RETURN (SELECT json_build_object('now', {schema}.clock(), 'held', (
             SELECT json_agg(json_build_object('key', held.key, 'job', row_to_json(job)))
             FROM {schema}.unique_key AS held JOIN {schema}.job ON job.id = held.job_id

@@ -81,7 +81,7 @@ BEGIN
     -- One that is being restored was counted as this job was before.
     PERFORM FROM {schema}.job WHERE id = ANY (v_children)
         AND ((status = 'waiting' AND token = 0) OR (status = 'cancelled' AND event = 'skipped'))
-    ORDER BY id FOR UPDATE;
+    ORDER BY id FOR NO KEY UPDATE;
     WITH counted AS (
         UPDATE {schema}.job AS j SET need = j.need - t.met, spare = coalesce(j.spare, 0) - t.missed,
             status = CASE WHEN j.need > t.met THEN 'waiting' ELSE 'pending' END,
@@ -141,7 +141,7 @@ BEGIN
         PERFORM {schema}.reopen(reopened);
     END IF;
     IF -1 = ANY (signs) THEN
-        PERFORM FROM {schema}.overdue WHERE parent = ANY (ids) ORDER BY parent FOR UPDATE;
+        PERFORM FROM {schema}.overdue WHERE parent = ANY (ids) ORDER BY parent FOR NO KEY UPDATE;
     END IF;
     IF (SELECT sum(n) FROM unnest(followers) AS one (n)) > {many_followers} THEN
         INSERT INTO {schema}.overdue (parent, status, after)
@@ -176,7 +176,7 @@ DECLARE
     v_next uuid[];
 BEGIN
     SELECT * INTO late FROM {schema}.overdue WHERE parent >= first
-    ORDER BY parent LIMIT 1 FOR UPDATE SKIP LOCKED;
+    ORDER BY parent LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
         RETURN -1;
     END IF;
@@ -198,7 +198,7 @@ END $$;
 CREATE FUNCTION {schema}.reopen(workflows uuid[]) RETURNS boolean
     LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM FROM {schema}.workflow WHERE id = ANY (workflows) ORDER BY id FOR UPDATE;
+    PERFORM FROM {schema}.workflow WHERE id = ANY (workflows) ORDER BY id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RETURN false;
     END IF;

@@ -1,0 +1,170 @@
+"""A row of another table that refers to a job, in a transaction that is open, holds up nothing.
+
+PostgreSQL locks the job FOR KEY SHARE then, which says no more than that the job must stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from tenure import NewJob, PerPartition, Tenure
+from tenure.jobs.queries import Filter
+from tenure.jobs.work import Answer, Lease, Report
+from tenure.store.postgres import session
+from tests.support.clock import Clock
+from tests.support.store import (
+    LEASE_SECONDS,
+    claim_request,
+    report_completed,
+    report_failed,
+    report_released,
+)
+from tests.unit.postgres.connections import Connection
+
+Refer = Callable[[str], Connection]
+
+
+@pytest.fixture
+def app(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
+    """An application that waits for a lock for a moment only."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    with Tenure(url) as app:
+        yield app
+        assert app.verify() == []
+
+
+@pytest.fixture
+def refer(url: str) -> Iterator[Refer]:
+    """Insert a row that refers to a job, in a transaction that stays open; return its session."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE invoice (job uuid REFERENCES tenure.job (id))")
+        connection.execute("BEGIN")
+
+        def refer(job_id: str) -> Connection:
+            connection.execute("INSERT INTO invoice VALUES (%s)", (job_id,))
+            return connection
+
+        yield refer
+        connection.execute("ROLLBACK")
+        connection.execute("DROP TABLE invoice")
+
+
+def claimed(app: Tenure) -> Lease:
+    (lease,) = app.core.claim(claim_request(1)).leases
+    return lease
+
+
+def answer(app: Tenure, reported: Report) -> Answer:
+    (verdict,) = app.core.exchange([reported], None).result().verdicts
+    return verdict.answer
+
+
+CHANGES: dict[str, Callable[[Tenure, str], object]] = {
+    "cancel": lambda app, id: app.cancel(id),
+    "amend": lambda app, id: app.amend(id, priority=1),
+    "bulk": lambda app, id: app.bulk.step(app.bulk.start("cancel", Filter()).id).changed,
+}
+REPORTS = {"completed": report_completed, "failed": report_failed, "released": report_released}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_waiting_job_is_changed(app: Tenure, refer: Refer, change: str) -> None:
+    job = app.enqueue("mail")
+    refer(job.id)
+    CHANGES[change](app, job.id)
+    assert app.get(job.id) != job
+
+
+@pytest.mark.parametrize(
+    "limits", [{}, {"max_running": 2}, {"per_partition": PerPartition(max_running=1)}]
+)
+def test_a_job_is_claimed(app: Tenure, refer: Refer, limits: dict[str, Any]) -> None:
+    app.queues.limit("default", **limits)
+    job = app.enqueue("mail", partition="one" if "per_partition" in limits else None)
+    refer(job.id)
+    assert claimed(app).id == job.id
+
+
+@pytest.mark.parametrize("outcome", REPORTS)
+def test_an_outcome_is_recorded(app: Tenure, refer: Refer, outcome: str) -> None:
+    app.enqueue("mail", max_retries=0)
+    lease = claimed(app)
+    refer(lease.id)
+    assert answer(app, REPORTS[outcome](lease)) == Answer.RECORDED
+
+
+def test_a_running_job_is_found_free_where_another_one_is_locked(
+    app: Tenure, refer: Refer, raw: Connection
+) -> None:
+    app.enqueue("mail", max_retries=0)
+    lease = claimed(app)
+    refer(lease.id)
+    assert app.core.store.write("test", lambda db: db.busy([lease.id])).result() == set()
+
+
+def test_a_lease_is_renewed(app: Tenure, refer: Refer) -> None:
+    id = app.enqueue("mail").id
+    lease = claimed(app)
+    refer(id)
+    app.core.store.renew([(id, lease.lease_id)], 3600)
+    until = app.get(id).lease_expires_at
+    assert until is not None
+    assert lease.lease_expires_at is not None
+    assert until > lease.lease_expires_at
+
+
+def test_a_job_that_failed_is_retried(app: Tenure, refer: Refer) -> None:
+    id = app.enqueue("mail", max_retries=0).id
+    answer(app, report_failed(claimed(app)))
+    refer(id)
+    assert app.retry(id).status == "pending"
+
+
+def test_a_lease_that_ran_out_ends(app: Tenure, refer: Refer) -> None:
+    """In the worst case a moment later, as after any lock: the row does not say which it was."""
+    app.open()
+    clock = Clock(app.database)
+    id = app.enqueue("mail", max_retries=1).id
+    lease = claimed(app)
+    refer(id)
+    clock.advance(LEASE_SECONDS + 5)
+    assert app.core.sweep() == []
+    clock.advance(4)
+    assert [steps[-1].id for steps in app.core.sweep()] == [lease.id]
+    clock.close()
+
+
+def test_a_job_that_did_not_start_in_time_is_cancelled(app: Tenure, refer: Refer) -> None:
+    app.open()
+    clock = Clock(app.database)
+    id = app.enqueue("mail", start_by=clock.now + timedelta(seconds=5)).id
+    refer(id)
+    clock.advance(60)
+    assert [steps[-1].id for steps in app.core.store.expire().result()] == [id]
+    clock.close()
+
+
+def test_a_job_whose_parent_or_child_is_referred_to_goes_on(app: Tenure, refer: Refer) -> None:
+    with app.workflow() as flow:
+        parent = flow.add(NewJob("mail", {}, {}))
+        child = flow.add(NewJob("mail", {}, {}), depends_on=[parent])
+    lease = claimed(app)
+    refer(child.id)
+    refer(parent.id)
+    assert answer(app, report_completed(lease)) == Answer.RECORDED
+    assert app.get(child.id).status == "pending"
+
+
+def test_a_caller_holds_and_cancels_in_its_transaction(app: Tenure, refer: Refer) -> None:
+    app.open()
+    id = app.enqueue("mail").id
+    refer(id)
+    with psycopg.connect(app.database) as mine:
+        mine.execute("SET lock_timeout = '20ms'")
+        app.within(mine).cancel(id)
+    assert app.get(id).status == "cancelled"
