@@ -534,10 +534,9 @@ def test_a_due_job_that_a_transaction_has_locked_is_explained_by_it(
 def test_several_transactions_that_share_a_job_are_named(
     app: Tenure, foreign: Connection, raw: Connection
 ) -> None:
-    """A foreign key that refers to a job locks it so."""
     id = app.enqueue("mail").id
     for session_of in (foreign, raw):
-        in_transaction(session_of, "SELECT FROM tenure.job FOR KEY SHARE")
+        in_transaction(session_of, "SELECT FROM tenure.job FOR SHARE")
     look_for_work(app)
     told = app.explain(id)
     assert told.reason == "locked"

@@ -15,7 +15,7 @@ import pytest
 from tenure import NewJob, PerPartition, Tenure
 from tenure.jobs.queries import Filter
 from tenure.jobs.work import Answer, Lease, Report
-from tenure.store.postgres import session
+from tenure.store.postgres import lock_holders, session
 from tests.support.clock import Clock
 from tests.support.store import (
     LEASE_SECONDS,
@@ -168,3 +168,21 @@ def test_a_caller_holds_and_cancels_in_its_transaction(app: Tenure, refer: Refer
         mine.execute("SET lock_timeout = '20ms'")
         app.within(mine).cancel(id)
     assert app.get(id).status == "cancelled"
+
+
+def test_it_is_no_lock_for_one_who_asks_why_a_job_waits(
+    app: Tenure, refer: Refer, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_holders, "SHORT_SECONDS", 0.0)
+    id = app.enqueue("mail").id
+    referring = f"session {refer(id).info.backend_pid} of "
+    app.core.claim(claim_request(0))
+    assert app.explain(id).reason == "next"
+    raw.execute("BEGIN")
+    raw.execute("SELECT FROM tenure.job FOR NO KEY UPDATE")
+    told = app.explain(id)
+    assert told.reason == "locked"
+    assert f"session {raw.info.backend_pid} of " in told.text
+    assert referring not in told.text
+    raw.execute("ROLLBACK")
+    assert app.explain(id).reason == "next"

@@ -49,6 +49,7 @@ OF_JOB = f"""
     SELECT xid FROM taken JOIN pg_class ON oid = to_regclass('{{s}}.job')
         CROSS JOIN pg_get_multixact_members(
             CASE WHEN mxid_age(xmax) BETWEEN 1 AND mxid_age(relminmxid) THEN xmax END)
+    WHERE mode <> 'keysh'
 ), newest (number) AS (
     SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint
 ), found AS (
@@ -66,6 +67,9 @@ WHERE is_sure OR NOT EXISTS (SELECT FROM found WHERE is_sure) AND EXISTS (
         ::text::xid8) = 'in progress')
 ORDER BY since, pid
 """
+# A row of another table that refers to the job, not committed yet, has it locked, too, but FOR KEY
+# SHARE: that keeps no worker from it. Only a list says so of a number, and else the try.
+FREE = "SELECT FROM {s}.job WHERE id = %s::uuid FOR NO KEY UPDATE SKIP LOCKED"
 
 SHORT_SECONDS = 1.0
 """A transaction that is younger may be one of Tenure's, which take the job or change it."""

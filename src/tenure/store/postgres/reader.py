@@ -229,7 +229,16 @@ class PostgresReader(Reader):
 
     def lock_holders(self, job_id: str) -> Sequence[LockHolder]:
         values = (job_id, lock_holders.SHORT_SECONDS)
-        return [lock_holders.lock_holder(row) for row in self.rows(lock_holders.OF_JOB, values)]
+        found = self.rows(lock_holders.OF_JOB, values)
+        if found and self._is_free(job_id):
+            return []
+        return [lock_holders.lock_holder(row) for row in found]
+
+    def _is_free(self, job_id: str) -> bool:
+        try:
+            return bool(self.rows(lock_holders.FREE, (job_id,)))
+        except StoreUnavailable:  # a role that only reads, or a standby: it cannot be known
+            return False
 
     def some(self, query: Query) -> tuple[list[Job], bool]:
         # The length of a text that is stored apart is known without reading it.
