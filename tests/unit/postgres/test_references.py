@@ -186,3 +186,32 @@ def test_it_is_no_lock_for_one_who_asks_why_a_job_waits(
     assert referring not in told.text
     raw.execute("ROLLBACK")
     assert app.explain(id).reason == "next"
+
+
+@pytest.mark.parametrize("rule", [None, "30m"])
+def test_a_job_that_is_referred_to_holds_up_no_retention(
+    app: Tenure, refer: Refer, rule: str | None
+) -> None:
+    """It is left, and deleted once it is free: the database alone decides whether it may be."""
+    app.open()
+    clock = Clock(app.database)
+    if rule:
+        app.retention.set(type="mail", completed=rule)
+    one, _ = app.enqueue("mail"), app.enqueue("mail")
+    for lease in (claimed(app), claimed(app)):
+        answer(app, report_completed(lease))
+    referring = refer(one.id)
+    clock.advance(3601)
+    while app.core.measure():
+        pass
+
+    def prune() -> list[str]:
+        while app.core.prune({"completed": "1h"}):
+            pass
+        return [job.id for job in app.find()]
+
+    assert prune() == [one.id]
+    referring.execute("ROLLBACK")
+    clock.advance(3601)
+    assert prune() == []
+    clock.close()
