@@ -92,7 +92,8 @@ class Signals(Noun):
 def by_token(core: Core, token: str, payload: str | None) -> Signal:
     """Send the signal of a one-use token; raises SignalTokenNotFound and what `signal` raises."""
     digest = _digest(token)
-    return sent(core, lambda db: stored.send_by_token(db, digest, payload, LINK), None)
+    job_id = stored.of_token(core.limited_store.read, digest).job_id
+    return sent(core, lambda db: stored.send_by_token(db, digest, payload, LINK), [job_id])
 
 
 def of_token(core: Core, token: str) -> tuple[Job, TokenSignal]:

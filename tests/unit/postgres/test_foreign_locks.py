@@ -5,12 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import psycopg
 import pytest
 
 from tenure import Tenure, Unique
 from tenure.app.app import limited_to
+from tenure.app.signals import by_token
 from tenure.dashboard import jobs as selected
 from tenure.errors import StoreUnavailable
 from tenure.jobs.explain import Facts, explain
@@ -18,11 +20,14 @@ from tenure.jobs.findings import Check, CheckResult
 from tenure.jobs.graph import FEW
 from tenure.jobs.lock_holders import LockHolder
 from tenure.jobs.queries import Filter
+from tenure.jobs.signals import new_token, token_digest
+from tenure.jobs.steps import KeepToken
 from tenure.jobs.work import Answer, ClaimRequest, Exchange, Outcome, Report
 from tenure.store import work
 from tenure.store.commit import MAX_TRIES
 from tenure.store.postgres import doctor, lock_holders, session
 from tenure.store.postgres.writer import Postgres
+from tenure.store.tables import signals
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork
 from tests.support.cli import run_cli
 from tests.support.clock import Clock
@@ -112,6 +117,29 @@ def test_a_command_goes_on_with_other_jobs_where_one_is_locked(
     assert result.stdout.splitlines() == [f"{jobs[0]}  cancelled", f"{jobs[2]}  cancelled"]
     assert f"Error: {jobs[1]}: another transaction has locked" in result.stderr
     assert result.exit_code == 4
+
+
+def test_a_link_waits_for_a_locked_job_once(
+    url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited four times, 40 s: the call did not say which job it is about."""
+    monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
+    failures: list[Exception] = []
+    trouble = Postgres.trouble
+    monkeypatch.setattr(Postgres, "trouble", lambda db, e: (failures.append(e), trouble(db, e))[1])
+    with Tenure(url) as app:
+        app.enqueue("mail")
+        (lease,) = app.core.claim(claim_request(1)).leases
+        token = new_token()
+        kept = KeepToken(str(token_digest(token)), "approved", None, None)
+        keep = partial(signals.keep_token, job_id=lease.id, lease_id=lease.lease_id, token=kept)
+        app.core.store.write("signal", keep).result()
+        lock(raw, lease.id)
+        with pytest.raises(StoreUnavailable, match="has locked"):
+            by_token(app.core, token, None)
+        assert len(failures) == 1
+        raw.execute("ROLLBACK")
+        assert by_token(app.core, token, None).job_id == lease.id
 
 
 @pytest.mark.parametrize("call", ["cancel", "retry"])
