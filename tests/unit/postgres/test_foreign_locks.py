@@ -28,7 +28,7 @@ from tenure.store.commit import MAX_TRIES
 from tenure.store.postgres import doctor, lock_holders, session
 from tenure.store.postgres.writer import Postgres
 from tenure.store.tables import signals
-from tenure.store.work import CallWork, EnqueueWork, ExchangeWork
+from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, Work
 from tests.support.cli import run_cli
 from tests.support.clock import Clock
 from tests.support.http import api_client, claim_jobs, post_form, report
@@ -76,11 +76,19 @@ def lock(raw: Connection, job_id: str) -> None:
 
 
 def exchange(app: Tenure, reports: list[Report], claim: ClaimRequest | None = None) -> Exchange:
-    """Do an exchange on this thread, with the first connection that writes."""
-    committer = app.core.store._committer
+    """Do an exchange on this thread, in a session that no other thread has."""
     asked = ExchangeWork(reports, claim)
-    committer.commit(committer._databases[0], [asked])
+    commit(app, [asked])
     return asked.future.result()
+
+
+def commit(app: Tenure, batch: list[Work]) -> None:
+    """Do work in one transaction, as a thread of the store that has just connected."""
+    db = Postgres(app.database)
+    try:
+        app.core.store._committer.commit(db, batch)
+    finally:
+        db.close()
 
 
 # --- errors of calls that wait for it
@@ -196,10 +204,9 @@ def test_a_locked_job_fails_no_other_work_of_its_transaction(
     monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
     with Tenure(url) as app:
         app.count()
-        committer = app.core.store._committer
         before, after = (EnqueueWork([new_job()]) for _ in range(2))
         locked = CallWork("cancel", lambda db: db.lock([locked_job]), job_ids=[locked_job])
-        committer.commit(committer._databases[0], [before, locked, after])
+        commit(app, [before, locked, after])
         assert before.future.result()[0].created
         assert after.future.result()[0].created
         with pytest.raises(StoreUnavailable, match="another transaction has locked"):
@@ -213,8 +220,6 @@ def test_a_locked_job_holds_up_no_report_on_another_one(
     monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
     with Tenure(url) as app:
         locked, *others = [app.enqueue("mail").id for _ in range(4)]
-        committer = app.core.store._committer
-        (db, *_) = committer._databases
 
         def answers(*outcomes: tuple[str, Outcome]) -> list[Answer]:
             reports = [Report(id, leases[id], outcome) for id, outcome in outcomes]
@@ -222,8 +227,10 @@ def test_a_locked_job_holds_up_no_report_on_another_one(
 
         leases = {one.id: one.lease_id for one in exchange(app, [], claim_request(4)).leases}
         begins: list[None] = []
-        begin = db.begin
-        monkeypatch.setattr(db, "begin", lambda **limits: (begins.append(None), begin(**limits)))
+        begin = Postgres.begin
+        monkeypatch.setattr(
+            Postgres, "begin", lambda db, **limits: (begins.append(None), begin(db, **limits))[1]
+        )
         lock(raw, locked)
         done, failed = Outcome.COMPLETED, Outcome.FAILED
         assert answers((others[0], failed), (locked, failed)) == [Answer.RECORDED, Answer.BUSY]
@@ -234,7 +241,7 @@ def test_a_locked_job_holds_up_no_report_on_another_one(
         raw.execute("ROLLBACK")
         assert answers((locked, done)) == [Answer.RECORDED]
         assert app.get(locked).status == "completed"
-        assert committer._locked._ids == set()
+        assert app.core.store._committer._locked._ids == set()
         assert app.verify() == []
 
 
@@ -305,7 +312,6 @@ def test_the_locks_of_known_jobs_are_looked_at_after_the_session_was_lost(
                 raw.execute(end.encode())
             reports = [Report(lease.id, lease.lease_id, Outcome.COMPLETED)]
             assert [verdict.answer for verdict in exchange(app, reports).verdicts] == [answer]
-            app.core.store._committer._databases[0].close()
 
 
 def test_a_locked_table_is_waited_for_where_a_job_was_locked_before(
