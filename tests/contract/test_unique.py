@@ -107,6 +107,20 @@ def test_the_newest_request_replaces_what_waits(harness: StoreHarness, app: Tenu
     assert app.history(first.id)[-1].event == "retried"
 
 
+def test_a_request_with_parents_replaces_what_waits(harness: StoreHarness, app: Tenure) -> None:
+    rule = Unique(("doc",), on_conflict="replace")
+    first, parent = add(app, rule, payload={"n": 1}), app.enqueue("parent")
+    same = add(app, rule, payload={"n": 2}, depends_on=[parent])
+    assert (same.id, same.payload["n"], same.status) == (first.id, 2, "pending")
+    with app.workflow("flow") as flow:
+        node = flow.add(NewJob("index", {"doc": 1, "n": 3}, {"unique": rule}))
+        after = flow.add(NewJob("after", {}, {}), depends_on=[node])
+    assert (node.id, app.get(first.id).payload["n"]) == (first.id, 3)
+    for lease in harness.claim(types=("index",)):
+        harness.report(report_completed(lease))
+    assert app.get(after.id).status == "pending"
+
+
 def test_debounce_runs_in_time_under_a_steady_stream(harness: StoreHarness, app: Tenure) -> None:
     """F22: inngest#3554."""
     rule = Unique(("doc",), until="started", on_conflict="replace", max_wait="1m")

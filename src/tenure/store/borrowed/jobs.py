@@ -51,7 +51,7 @@ FROM (SELECT * FROM {s}job WHERE id = {id} {lock}) AS job
 SAVE = """
 UPDATE {s}job AS job SET {set}
 FROM json_populate_record(CAST(NULL AS {s}job), CAST(CAST({p} AS text) AS json)) AS new
-WHERE job.id = new.id
+WHERE job.id = new.id RETURNING 1
 """
 END_WAIT = "DELETE FROM {s}wait WHERE job_id = {id} RETURNING 1"
 TYPES = f"SELECT CAST({{list}}({{array}}({', '.join(types.NAMED)})) AS {{text}}) FROM {{s}}type"
@@ -81,7 +81,7 @@ WHERE value ->> 'traceparent' IS NOT NULL
 """
 SQLITE_SAVE = """
 UPDATE tenure_job SET {set} FROM json_each({p}) AS new
-WHERE tenure_job.id = new.value ->> 'id'
+WHERE tenure_job.id = new.value ->> 'id' RETURNING 1
 """
 
 

@@ -27,7 +27,7 @@ from tenure.jobs.signals import (
 )
 from tenure.lifecycle import Job, Status, decide
 from tenure.store.borrowed import jobs
-from tenure.store.borrowed.drivers import Ask, Steps
+from tenure.store.borrowed.drivers import Steps
 from tenure.store.borrowed.json_jobs import ask, millis, time_in, written
 
 ASKED = "WITH asked AS MATERIALIZED (SELECT {json} AS r)"
@@ -122,8 +122,7 @@ def _signal(job_id: str, signal: NewSignal, number: int, at: datetime) -> Signal
 
 
 def _release(engine: str, after: Job) -> Steps[None]:
-    saved = jobs.saved(engine, after)
-    yield Ask(f"{saved.statement} RETURNING 1", saved.value)
+    yield jobs.saved(engine, after)
     yield ask(engine, jobs.END_WAIT, after.id)
 
 
