@@ -145,3 +145,10 @@ def test_a_report_over_http_lets_others_wait(harness: StoreHarness, app: Tenure)
             assert answer.status_code == (400 if pause == "all" else 200), answer.text
         app.cancel(leases[2]["id"])
     assert pauses(harness) == {("llm",): 7.0, ("llm", "acme"): 7.0}
+
+
+def test_explain_names_the_job_for_which_a_queue_waits(harness: StoreHarness, app: Tenure) -> None:
+    lease, other = harness.take(), harness.add()
+    harness.report(rate_limited(lease, 30, "queue"))
+    explained = app.explain(other.id)
+    assert (explained.reason, explained.jobs) == ("queue_waits", (lease.id,))

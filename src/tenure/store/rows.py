@@ -60,7 +60,18 @@ TIMES = frozenset(
     {"run_at", "created_at", "started_at", "finished_at", "lease_expires_at", "start_by"}
 )
 IDS = frozenset(
-    {"id", "job_id", "lease_id", "cursor", "again_of", "last_job_id", "parent", "child", "workflow"}
+    {
+        "id",
+        "job_id",
+        "lease_id",
+        "cursor",
+        "again_of",
+        "last_job_id",
+        "parent",
+        "child",
+        "workflow",
+        "paused_for",
+    }
 )
 
 
