@@ -177,7 +177,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         watch = StallWatch()
         has_handlers = app.core.handlers.types() != ()
         crew = [worker_of(app, settings) for _ in range(workers if has_handlers else 0)]
-        delivery = running.enter_context(maintained(app, settings, crew, watch.may_end_leases))
+        delivery = running.enter_context(maintained(app, settings, crew, watch))
         built = Application(app, settings, mounted=False)
         running.callback(built.state.notifier.stop)
         stops = [worker.request_stop for worker in crew]

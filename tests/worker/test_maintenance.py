@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -282,7 +283,7 @@ def test_retention_leaves_what_webhooks_are_yet_to_be_told(app_on_each_engine: T
 def test_time_in_which_a_server_stands_still_does_not_count(app: Tenure) -> None:
     now = 100.0
     watch = StallWatch(lambda: now)
-    assert watch.may_end_leases(), "a server that has not begun"
+    assert watch.may_end_leases(), "a server that has not started"
     watch.turned()
     now += maintenance.STALL_SECONDS
     assert watch.may_end_leases()
@@ -290,7 +291,7 @@ def test_time_in_which_a_server_stands_still_does_not_count(app: Tenure) -> None
     now += 40
     assert not watch.may_end_leases(), "it stands still"
     expired = claim(app, 1) if app.enqueue("work") else []
-    with running_sweeper(app, may_end_leases=watch.may_end_leases):
+    with running_sweeper(app, watch=watch):
         watch.turned()
         for _ in range(39):
             now += 1
@@ -300,6 +301,52 @@ def test_time_in_which_a_server_stands_still_does_not_count(app: Tenure) -> None
         now += 1
         watch.turned()
         wait_until(lambda: "retried" in transitions(app, expired[0]), "the lease to end")
+
+
+def test_a_process_that_was_stopped_ends_no_lease_before_it_could_renew_its_own(
+    app: Tenure,
+) -> None:
+    now = 100.0
+
+    class Stopped(threading.Event):
+        """A rest in which the process is stopped, once, for 40 s."""
+
+        seconds = 40.0
+
+        def wait(self, timeout: float | None = None) -> bool:
+            nonlocal now
+            now += self.seconds
+            self.seconds = 0.0
+            return super().wait(timeout)
+
+    watch = StallWatch(lambda: now)
+    stopped = MaintenanceThread(app, interval=0.02, watch=watch)
+    stopped._end = Stopped()
+    stopped.start()
+    wait_until(lambda: not watch.may_end_leases(), "the stop to be noticed")
+    stopped.stop()
+    app.enqueue("work")
+    (expired,) = claim(app, 1)
+    sweeper = MaintenanceThread(app, watch=watch)
+    now += 39
+    sweeper.do_once()
+    assert app.get(expired).status is Status.PROCESSING
+    now += 1
+    sweeper.do_once()
+    assert "retried" in transitions(app, expired)
+
+
+def test_a_long_pause_spares_leases_for_a_minute_at_most() -> None:
+    now = 100.0
+    watch = StallWatch(lambda: now)
+    watch.turned()
+    now += 8 * 3_600
+    watch.turned()
+    for _ in range(60):
+        now += 1
+        assert watch.may_end_leases() == (now >= 8 * 3_600 + 160)
+        watch.turned()
+    assert watch.may_end_leases()
 
 
 @pytest.mark.scenario(107)

@@ -48,16 +48,24 @@ MAX_LAG = timedelta(seconds=10)
 
 
 STALL_SECONDS = 1.0
+MAX_SPARE_SECONDS = 60.0
+"""How long leases are spared at most: workers that renew again take no longer."""
+
+
+def _uptime() -> float:
+    """Return the seconds since the machine started; on Linux with those in which it slept."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 class StallWatch:
-    """Knows whether a server has answered its callers lately.
+    """Knows whether this process stood still lately: stopped, suspended, or without a processor.
 
-    While its event loop stands still, no heartbeat arrives. Time in which it does so must not count
-    against leases.
+    Meanwhile its own reports and heartbeats were not sent, and while the event loop of a server
+    stands still, those of others do not arrive. Such time must not count against leases.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = _uptime) -> None:
         """`clock` is in seconds."""
         self._clock = clock
         self._turned_at: float | None = None
@@ -65,14 +73,27 @@ class StallWatch:
 
     def turned(self) -> None:
         """Note that the event loop runs; called several times a second."""
-        now = self._clock()
-        stood_still = 0.0 if self._turned_at is None else now - self._turned_at
-        if stood_still > STALL_SECONDS:
-            self._spare_until = now + stood_still
+        before, self._turned_at = self._turned_at, self._clock()
+        self._spare(0.0 if before is None else self._turned_at - before)
+
+    def rest(self, seconds: float, end: threading.Event) -> None:
+        """Wait for `end`, at most for `seconds`, and note if that took too long."""
+        began = self._clock()
+        end.wait(seconds)
+        self._spare(self._clock() - began - seconds)
+
+    def _spare(self, stood_still: float) -> None:
+        if stood_still <= STALL_SECONDS:
+            return
+        spare = min(stood_still, MAX_SPARE_SECONDS)
+        until, before = self._clock() + spare, self._spare_until
+        self._spare_until = max(until, before)
+        if until > before + STALL_SECONDS:  # the loop and the sweep notice the same pause
             log.warning(
-                "the server stood still for %.1f s, so no lease ends for as long again", stood_still
+                "this process stood still for %.1f s, so it ends no lease for %.1f s",
+                stood_still,
+                spare,
             )
-        self._turned_at = now
 
     def may_end_leases(self) -> bool:
         """Whether heartbeats had the time to arrive that leases give them."""
@@ -91,19 +112,20 @@ class MaintenanceThread(threading.Thread):
         interval: float = 1.0,
         keep: Mapping[str, Duration] | None = None,
         without_errors: bool = False,
-        may_end_leases: Callable[[], bool] = lambda: True,
+        watch: StallWatch | None = None,
         failures: FailureCalls | None = None,
     ) -> None:
         """`keep` is how long settled jobs are kept, by status; the others are never deleted.
 
         `without_errors` leaves errors out of what webhooks are sent, because they may hold what is
-        redacted. While `may_end_leases` returns false, no lease is ended. `failures` gets what
-        became of the others. Raises InvalidInput if `keep` names a status that is not final.
+        redacted. `watch`, by default a new one, says when no lease may end. `failures` gets
+        what became of the jobs. Raises InvalidInput if `keep` names a status that is not
+        final.
         """
         super().__init__(name="tenure-maintenance", daemon=True)
         self._core = app.core
         self._interval = interval
-        self._may_end_leases = may_end_leases
+        self._watch = watch or StallWatch()
         self._failures = failures
         self._keep = retention(keep or {})
         self._undecided: set[str] = set()  # schedules that are for other processes
@@ -141,7 +163,7 @@ class MaintenanceThread(threading.Thread):
         """Do the duties until asked to end; called by `start`, on the thread."""
         while not self._end.is_set():
             self.do_once()
-            self._end.wait(0 if self._behind else self._interval)
+            self._watch.rest(0 if self._behind else self._interval, self._end)
 
     def do_once(self) -> None:
         """Do each duty that there is work for; on any thread."""
@@ -189,7 +211,7 @@ class MaintenanceThread(threading.Thread):
     # --- the duties
 
     def _sweep(self, sweep: Callable[[], Sequence[Sequence[Job]]]) -> None:
-        while self._may_end_leases() and not self._end.is_set():
+        while self._watch.may_end_leases() and not self._end.is_set():
             ended = sweep()
             for steps in ended:
                 logs.log_steps(log, steps)

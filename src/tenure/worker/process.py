@@ -31,7 +31,7 @@ from tenure.jobs.work import WorkSource
 from tenure.settings import Settings
 from tenure.worker.child import HANGUP, answered_stop_signals, new_loop
 from tenure.worker.health import health_served
-from tenure.worker.maintenance import MaintenanceThread
+from tenure.worker.maintenance import MaintenanceThread, StallWatch
 from tenure.worker.processes import CHILD
 from tenure.worker.webhook_delivery import WebhookDelivery
 from tenure.worker.worker import Worker
@@ -162,19 +162,19 @@ def maintained(
     app: Tenure,
     settings: Settings,
     workers: Sequence[Worker],
-    may_end_leases: Callable[[], bool] = lambda: True,
+    watch: StallWatch | None = None,
 ) -> Iterator[WebhookDelivery]:
     """Check and maintain the database of `app`, and deliver to its webhooks, in the block.
 
-    Webhooks are not sent errors if anything is redacted. No lease is ended while `may_end_leases`
-    returns false. The first of the `workers` of this process calls `on_failure` of leases that end.
+    Webhooks are not sent errors if anything is redacted. `watch` says when no lease may end. The
+    first of the `workers` of this process calls `on_failure` of leases that end.
     """
     hidden = bool(app.core.redaction.also(settings.redact))
     maintenance = MaintenanceThread(
         app,
         keep=settings.keep,
         without_errors=hidden,
-        may_end_leases=may_end_leases,
+        watch=watch,
         failures=workers[0].failures if workers else None,
     )
     delivery = WebhookDelivery(
