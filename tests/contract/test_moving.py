@@ -128,6 +128,18 @@ def test_attempts_of_a_test_arrive(app: Tenure, target_url: str) -> None:
         assert after.verify() == []
 
 
+def test_a_database_that_rounds_numbers_is_moved(app: Tenure, target_url: str) -> None:
+    """One digit is left at -15: 3,600 seconds would be 4e+03, and the comparison refused it."""
+    app.queues.limit("mail", rate="17/1h")
+    with psycopg.connect(target_url, autocommit=True) as raw:
+        name = raw.info.dbname
+        raw.execute(f'ALTER DATABASE "{name}" SET extra_float_digits = -15'.encode())
+    move(app.database, target_url)
+    with psycopg.connect(target_url) as raw:
+        limits = raw.execute("SELECT rate_seconds = 3600 FROM tenure.queue_limit").fetchall()
+        assert limits == [(True,)]
+
+
 def test_the_source_is_closed_for_good(app: Tenure, target_url: str) -> None:
     app.enqueue("plain")
     (lease,) = app.core.store.exchange((), claim_request(1)).result().leases

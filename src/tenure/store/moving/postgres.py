@@ -48,7 +48,11 @@ BEGIN = "; ".join(
         "BEGIN ISOLATION LEVEL {level}",
         *(f"SET LOCAL enable_{way} = off" for way in ("seqscan", "hashjoin", "mergejoin")),
         "SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off",
-        "SET LOCAL synchronous_commit = on; SET LOCAL TimeZone = 'UTC'",
+        "SET LOCAL synchronous_commit = on",
+        # Whatever form the values of a row have as text, it is the same on both sides, and whole.
+        "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD'",
+        "SET LOCAL IntervalStyle = 'postgres'; SET LOCAL bytea_output = 'hex'",
+        "SET LOCAL extra_float_digits = 3",
     )
 )
 
