@@ -33,7 +33,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     ruled: str  # a FROM item: a row at least if retention has to go by rules
     late: str  # FROM ... WHERE: one row at least if a job has to expire
     skip_locked: str  # at the end of a SELECT: lock its rows to change them, skip locked ones
-    free_to_delete: str  # the same to delete them: skip also those that a foreign key holds
+    free_to_delete: str  # the same to delete them: skip also what a foreign key holds
     folded: str  # template: whether a `column` in lower case (A to Z only) contains the parameter
     is_id: Callable[[str], bool]  # whether a text can be the id of a stored job
     to_time: Callable[[Any], datetime]  # read a stored time

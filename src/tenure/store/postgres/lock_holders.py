@@ -67,8 +67,8 @@ WHERE is_sure OR NOT EXISTS (SELECT FROM found WHERE is_sure) AND EXISTS (
         ::text::xid8) = 'in progress')
 ORDER BY since, pid
 """
-# A row of another table that refers to the job, not committed yet, has it locked, too, but FOR KEY
-# SHARE: that keeps no worker from it. Only a list says so of a number, and else the try.
+# A row of another table that refers to the job, not committed yet, has it locked, too, in the mode
+# of KEY SHARE: that keeps no worker from it. Only a list says so of a number, and else the try.
 FREE = "SELECT FROM {s}.job WHERE id = %s::uuid FOR NO KEY UPDATE SKIP LOCKED"
 
 SHORT_SECONDS = 1.0
