@@ -151,6 +151,17 @@ def test_a_pod_has_no_rights_that_it_does_not_need(pod: dict[str, Any]) -> None:
     assert ":" in container["image"]
 
 
+def test_what_killed_handlers_leave_is_reaped() -> None:
+    """A worker that was the first process of its container kept a zombie for each."""
+    assert compose()["services"]["worker"]["init"] is True
+    (pod,) = (
+        one["spec"]["template"]["spec"]
+        for one in of_kind("Deployment")
+        if one["metadata"]["name"] == "tenure-worker"
+    )
+    assert pod["shareProcessNamespace"] is True
+
+
 def test_probes_ask_where_the_program_answers() -> None:
     for one in of_kind("Deployment"):
         (container,) = one["spec"]["template"]["spec"]["containers"]

@@ -32,12 +32,12 @@ VARIABLES = {
 }
 ELSEWHERE = {
     *("Forwarded", "PGPASSFILE", "balance", "h30m", "idle_in_transaction_session_timeout"),
-    *("paid", "sslmode", "tenure_", "console"),
+    *("paid", "sslmode", "tenure_", "console", "shareProcessNamespace"),
 }
 ELSEWHERE |= {"rule_files", *series(), f"job_{FIRST_EVENT}"}
 ELSEWHERE |= {f"job_{transition.event}" for transition in TRANSITIONS}
 ELSEWHERE |= set(re.findall(r"\w+", (DOCS / "monitoring" / "alerts.yml").read_text("utf-8")))
-"""Words of SQL, HTTP, Prometheus, PostgreSQL, Markdown and durations that pages show as code."""
+"""Words of SQL, HTTP, Kubernetes, Prometheus, PostgreSQL, Markdown and durations, shown as code."""
 
 PROBES = ("/live", "/ready", "GET /live", "GET /ready")
 """What `tenure worker --health` answers."""
