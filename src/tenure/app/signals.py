@@ -72,7 +72,7 @@ def new_signal(
     )
 
 
-def sent(core: Core, send: Callable[[Any], Signal], jobs: Sequence[str] | None) -> Signal:
+def sent(core: Core, send: Callable[[Any], Signal], jobs: Sequence[str]) -> Signal:
     return core.limited_store.write("signal", send, jobs=jobs).result()
 
 

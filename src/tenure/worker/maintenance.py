@@ -118,8 +118,8 @@ class MaintenanceThread(threading.Thread):
         """`keep` is how long settled jobs are kept, by status; the others are never deleted.
 
         `without_errors` leaves errors out of what webhooks are sent, because they may hold what is
-        redacted. `watch`, by default a new one, says when no lease may end. `failures` gets
-        what became of the jobs. Raises InvalidInput if `keep` names a status that is not
+        redacted. `watch`, by default a new one, says when no lease may end. `failures` gets the
+        jobs whose leases were ended. Raises InvalidInput if `keep` names a status that is not
         final.
         """
         super().__init__(name="tenure-maintenance", daemon=True)
