@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tenure import NewJob, PerPartition, Tenure
+from tenure import NewJob, PerPartition, Tenure, Unique
 from tenure.jobs.queries import Filter
 from tenure.jobs.work import Answer, Lease, Report
 from tenure.store.postgres import lock_holders, session
@@ -215,3 +215,27 @@ def test_a_job_that_is_referred_to_holds_up_no_retention(
     clock.advance(3601)
     assert prune() == []
     clock.close()
+
+
+def test_a_unique_job_is_replaced(app: Tenure, refer: Refer) -> None:
+    rule = Unique(on_conflict="replace")
+    first = app.enqueue("mail", unique=rule)
+    refer(first.id)
+    again = app.enqueue("mail", priority=1, unique=rule)
+    assert (again.id, again.priority) == (first.id, 1)
+
+
+def test_an_attempt_is_held_from_sql(app: Tenure, refer: Refer, raw: Connection) -> None:
+    app.enqueue("mail")
+    lease = claimed(app)
+    refer(lease.id)
+    raw.execute("SELECT tenure.hold(%s, %s)", (lease.id, lease.token))
+
+
+def test_a_child_is_added_within_a_transaction(app: Tenure, refer: Refer, url: str) -> None:
+    parent = app.enqueue("mail")
+    refer(parent.id)
+    with psycopg.connect(url) as connection:
+        connection.execute("SET lock_timeout = '20ms'")
+        child = app.within(connection).enqueue("mail", depends_on=[parent.id])
+    assert app.get(child.id).status == "waiting"
