@@ -33,6 +33,8 @@ VARIABLES = {
 ELSEWHERE = {
     *("Forwarded", "PGPASSFILE", "balance", "h30m", "idle_in_transaction_session_timeout"),
     *("paid", "sslmode", "tenure_", "console", "shareProcessNamespace"),
+    *("auto_explain", "log_parameter_max_length", "log_min_duration_statement", "log_statement"),
+    *("pg_stat_statements",),
 }
 ELSEWHERE |= {"rule_files", *series(), f"job_{FIRST_EVENT}"}
 ELSEWHERE |= {f"job_{transition.event}" for transition in TRANSITIONS}
