@@ -76,10 +76,9 @@ def trigger_names(scripts: Iterator[str]) -> set[str]:
     return names
 
 
-def clock(store: datetime, before: float, after: float) -> Check:
-    """How far the store's clock is from this machine's, read (Unix seconds) around the answer."""
-    shown = store.timestamp()
-    difference = shown - min(max(shown, before), after)
+def clock(store: float, before: float, after: float) -> Check:
+    """How far the store's clock is from this machine's, read before and after; Unix seconds."""
+    difference = store - min(max(store, before), after)
     advice = (
         "jobs run by the store's clock, so a run_at that this machine computes is wrong by that "
         "much: synchronise both clocks by NTP"

@@ -24,6 +24,7 @@ from tenure.store import POSTGRES_WRITERS, Store, open_store, retention, transit
 from tenure.store.commit import ANNOUNCE_SECONDS
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import session as postgres
+from tenure.store.postgres.doctor import check_postgres
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.session import error_of
 from tenure.store.postgres.writer import Postgres
@@ -102,6 +103,8 @@ def test_the_database_s_defaults_do_not_weaken_a_transaction(url: str, raw: Conn
         db.commit()
         assert reader.get(id) == made
         assert made.created_at.utcoffset() == (made.created_at - made.created_at)
+        checked = {check.name: check.health for check in check_postgres(url)}
+        assert checked["clock"] == "ok"
     finally:
         db.close()
         reader.close()

@@ -302,7 +302,7 @@ def check_postgres(url: str) -> Iterator[Check]:
                 yield logged(one(connection, UNLOGGED, address.schema))
                 yield doctor.latest_entry(one(connection, address.sql(AHEAD)))
             before = time.time()  # noqa: TID251 - the machine's clock is what is checked
-            now = one(connection, "SELECT clock_timestamp()")
+            now = one(connection, "SELECT extract(epoch FROM clock_timestamp())::float8")
             after = time.time()  # noqa: TID251
             yield doctor.clock(now, before, after)
         if found == migrate.newest("postgres"):

@@ -148,7 +148,7 @@ def check_sqlite(url: str) -> Iterator[Check]:
             before = time.time()  # noqa: TID251 - the machine's clock is what is checked
             (millis,) = connection.execute(f"SELECT {sqlite_connection.NOW}").fetchone()
             after = time.time()  # noqa: TID251
-            yield doctor.clock(sqlite_connection.to_time(millis), before - 0.001, after)
+            yield doctor.clock(millis / 1000, before - 0.001, after)
             (ahead,) = connection.execute(AHEAD).fetchone()
             yield doctor.latest_entry(ahead)
             yield _write_lock(connection, path)
