@@ -50,6 +50,9 @@ from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
+SPARE_SECONDS = 5.0
+"""How long a new server ends no lease: workers over HTTP could not renew theirs without it, and try
+each second."""
 KEEP_ALIVE_SECONDS = 75
 GRACEFUL_SECONDS = 5
 MAX_CONNECTIONS = 2_000
@@ -174,7 +177,7 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         guard.warn_if_closed(settings, app)
         listener = running.enter_context(_listen(settings.host, settings.port))
         running.enter_context(app)
-        watch = StallWatch()
+        watch = StallWatch(spare=SPARE_SECONDS)
         has_handlers = app.core.handlers.types() != ()
         crew = [worker_of(app, settings) for _ in range(workers if has_handlers else 0)]
         delivery = running.enter_context(maintained(app, settings, crew, watch))

@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -23,10 +25,12 @@ from tenure.client import Client
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import session as postgres
 from tenure.worker.demand import MAX_BACKOFF_SECONDS
+from tenure.worker.maintenance import MaintenanceThread, StallWatch
 from tenure.worker.worker import Worker
 from tests.chaos.remote_stores import REMOTE_STORES, RemoteStore, remote_store
 from tests.support import fault_counts
 from tests.support.http import ServerProcess
+from tests.support.store import claim_request
 from tests.support.waiting import RECOVERY_SECONDS, WAIT_SECONDS, wait_until
 from tests.support.workers import running_sweeper, running_worker, transitions, wait_until_completed
 
@@ -96,6 +100,34 @@ def test_outcomes_outlast_an_outage_of_five_leases(
     assert [end.attempts for end in ends] == [1] * 6
     assert [end.result_json for end in ends] == [str(n) for n in range(6)]
     assert remote.direct.verify() == []
+
+
+def writes(remote: RemoteStore) -> bool:
+    with contextlib.suppress(StoreUnavailable):
+        return bool(remote.source.enqueue("other"))
+    return False
+
+
+@pytest.mark.scenario(42)
+def test_no_lease_ends_at_the_end_of_an_outage(database: RemoteStore, impatient: None) -> None:
+    """Whoever came back first swept, and jobs that ran all the time were charged and ran twice."""
+    now = 100.0
+    watch = StallWatch(lambda: now)
+    sweeper = MaintenanceThread(database.source.source, watch=watch)
+    job = database.direct.enqueue("work")
+    database.proxy.refuse()
+    sweeper.do_once()
+    assert watch._away_since == now
+    (lease,) = database.direct.core.claim(claim_request(lease_seconds=0.1)).leases
+    wait_until(lambda: datetime.now(UTC) > lease.lease_expires_at, "the lease to end")
+    now += 40
+    database.proxy.pass_on()
+    wait_until(partial(writes, database), "the database to answer")
+    wait_until(lambda: sweeper.do_once() or watch._away_since is None, "the sweeper to be back")
+    now += 39
+    assert not watch.may_end_leases(), "heartbeats have as much time as they lacked"
+    now += 1
+    wait_until(lambda: sweeper.do_once() or "retried" in transitions(database.direct, job.id))
 
 
 @pytest.mark.scenario(42)

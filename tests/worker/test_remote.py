@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import httpx2
 import pytest
@@ -14,6 +15,7 @@ import tenure.worker.exchanges
 import tenure.worker.worker
 from tenure import Failure, JobContext, Tenure
 from tenure.client import Client
+from tenure.jobs.work import ClaimRequest
 from tenure.telemetry import repeats
 from tests.support.http import ServerProcess
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -126,6 +128,37 @@ def test_outcomes_are_kept_while_the_server_is_away(app: Tenure, server: ServerP
         go_on.set()
         wait_until(lambda: worker._leases.unreported == 4, "every outcome to be kept")
         with ServerProcess(app.database, "--port", str(server.address[1])):
+            for job in jobs:
+                assert wait_until_completed(app, job).attempts == 1
+
+
+@pytest.mark.scenario(42)
+def test_a_server_that_was_away_for_a_lease_lets_workers_renew_first(
+    app: Tenure, server: ServerProcess
+) -> None:
+    """It swept at once, so that a deploy of the server charged what ran, and ran it twice."""
+    go_on = threading.Event()
+    running = threading.Semaphore(0)
+
+    @app.job
+    def work(number: int) -> int:
+        running.release()
+        go_on.wait(WAIT_SECONDS)
+        return number
+
+    jobs = app.enqueue_many([work.new_job(n) for n in range(4)])
+    with Client(server.url) as client, running_worker(app, client, lease_seconds=2):
+        for _ in jobs:
+            assert running.acquire(timeout=WAIT_SECONDS)
+        server.process.kill()
+        server.process.wait()
+        app.enqueue("of_a_dead_worker")
+        app.core.claim(ClaimRequest(worker="dead", limit=1, lease_seconds=0.1))
+        ends = [app.get(job.id).lease_expires_at for job in jobs]
+        wait_until(lambda: all(end and datetime.now(UTC) > end for end in ends), "leases to end")
+        with ServerProcess(app.database, "--port", str(server.address[1])):
+            wait_until(lambda: app.find(type="of_a_dead_worker", status="pending"), "a sweep")
+            go_on.set()
             for job in jobs:
                 assert wait_until_completed(app, job).attempts == 1
 

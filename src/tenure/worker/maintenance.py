@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 
@@ -46,7 +47,7 @@ MAX_SHARE = 0.5
 MAX_LAG = timedelta(seconds=10)
 """How far the statistics may fall behind before they get more time."""
 
-
+STOOD_STILL = "this process stood still"
 STALL_SECONDS = 1.0
 MAX_SPARE_SECONDS = 60.0
 """How long leases are spared at most: workers that renew again take no longer."""
@@ -59,40 +60,53 @@ def _uptime() -> float:
 
 
 class StallWatch:
-    """Knows whether this process stood still lately: stopped, suspended, or without a processor.
+    """Knows whether heartbeats could not arrive lately, which must not count against leases.
 
-    Meanwhile its own reports and heartbeats were not sent, and while the event loop of a server
-    stands still, those of others do not arrive. Such time must not count against leases.
+    That is so while this process stands still, because it was stopped, suspended or had no
+    processor: its own heartbeats are not sent, and a server does not get those of others. It is so
+    for all workers of a store that does not answer.
     """
 
-    def __init__(self, clock: Callable[[], float] = _uptime) -> None:
-        """`clock` is in seconds."""
+    def __init__(self, clock: Callable[[], float] = _uptime, *, spare: float = 0.0) -> None:
+        """`clock` is in seconds. No lease ends in the first `spare` seconds."""
         self._clock = clock
         self._turned_at: float | None = None
-        self._spare_until = 0.0
+        self._away_since: float | None = None
+        self._spare_until = clock() + spare if spare else 0.0
 
     def turned(self) -> None:
         """Note that the event loop runs; called several times a second."""
         before, self._turned_at = self._turned_at, self._clock()
-        self._spare(0.0 if before is None else self._turned_at - before)
+        self._spare(0.0 if before is None else self._turned_at - before, STOOD_STILL)
 
     def rest(self, seconds: float, end: threading.Event) -> None:
         """Wait for `end`, at most for `seconds`, and note if that took too long."""
         began = self._clock()
         end.wait(seconds)
-        self._spare(self._clock() - began - seconds)
+        self._spare(self._clock() - began - seconds, STOOD_STILL)
 
-    def _spare(self, stood_still: float) -> None:
-        if stood_still <= STALL_SECONDS:
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Note whether the store answers what is asked in the block."""
+        asked_at = self._clock()
+        try:
+            yield
+        except StoreUnavailable:
+            self._away_since = asked_at if self._away_since is None else self._away_since
+            raise
+        away_since, self._away_since = self._away_since, None
+        if away_since is not None:
+            self._spare(self._clock() - away_since, "the database did not answer")
+
+    def _spare(self, seconds: float, why: str) -> None:
+        if seconds <= STALL_SECONDS:
             return
-        spare = min(stood_still, MAX_SPARE_SECONDS)
+        spare = min(seconds, MAX_SPARE_SECONDS)
         until, before = self._clock() + spare, self._spare_until
         self._spare_until = max(until, before)
         if until > before + STALL_SECONDS:  # the loop and the sweep notice the same pause
             log.warning(
-                "this process stood still for %.1f s, so it ends no lease for %.1f s",
-                stood_still,
-                spare,
+                "%s for %.1f s, so this process ends no lease for %.1f s", why, seconds, spare
             )
 
     def may_end_leases(self) -> bool:
@@ -174,7 +188,8 @@ class MaintenanceThread(threading.Thread):
 
     def _look(self) -> None:
         self._behind = False
-        self._found = self._core.look()
+        with self._watch.asking():
+            self._found = self._core.look()
 
     def _try(self, duty: Callable[[], object]) -> bool:
         """Do a duty; return False if the database is away. A failure does not stop the others."""
