@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from tenure.errors import InvalidInput
 from tenure.jobs import durations
 from tenure.jobs.enqueue import whole
+from tenure.jobs.redaction import without_password
 from tenure.jobs.retention import FOREVER_SECONDS, age
 
 T = TypeVar("T")
@@ -52,20 +53,36 @@ def _text(value: Any, where: str) -> str:
 _dialect = re.compile(r"^(?:(sqlite)|postgres(?:ql)?)(?:\+\w+)?:(?=//)")
 
 
-def database_url(url: Any) -> str:
+def database_url(url: Any, where: str = "") -> str:
     """Return the URL of a database as Tenure writes it, given one of SQLAlchemy or `postgres://`.
 
     Only the name of a driver is dropped, as in `postgresql+asyncpg://` or `sqlite+aiosqlite:///`.
-    Raises InvalidInput for what is no text, such as a path.
+    Raises InvalidInput for what is no text, such as a path, and for other databases.
     """
     if not isinstance(url, str):
-        what = type(url).__name__
-        raise InvalidInput(f"give a URL, such as sqlite:///jobs.db, not a value of type {what}")
-    return _dialect.sub(lambda found: f"{found[1] or 'postgresql'}:", url)
+        said = f"give a URL, such as sqlite:///jobs.db, not a value of type {type(url).__name__}"
+        raise InvalidInput(said, path=where)
+    name: str = _dialect.sub(lambda found: f"{found[1] or 'postgresql'}:", url)
+    is_sqlite(name, where)
+    return name
+
+
+def is_sqlite(url: str, where: str = "") -> bool:
+    """Whether a URL names an SQLite file and not a PostgreSQL database.
+
+    Raises InvalidInput if it names neither.
+    """
+    if not url.startswith(("sqlite:", "postgresql:", "postgres:")):
+        raise InvalidInput(
+            f"{without_password(url)!r} is not a database URL: use sqlite:///jobs.db or "
+            "postgresql://host/db",
+            path=where,
+        )
+    return url.startswith("sqlite:")
 
 
 def _database(value: Any, where: str) -> str:
-    return database_url(_text(value, where))
+    return database_url(_text(value, where), where)
 
 
 def _whole(low: int, high: int) -> Callable[[Any, str], int]:

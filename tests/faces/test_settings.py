@@ -80,10 +80,8 @@ def test_every_setting_in_every_form(tmp_path: Path) -> None:
         ("postgresql+psycopg2:///jobs?host=/run", "postgresql:///jobs?host=/run"),
         ("postgres://db/jobs", "postgresql://db/jobs"),
         ("sqlite+aiosqlite:///jobs.db", "sqlite:///jobs.db"),
-        ("sqliteql:///jobs.db", "sqliteql:///jobs.db"),
         ("sqlite+pysqlite:////var/jobs.db", "sqlite:////var/jobs.db"),
         ("sqlite:///a+b://c.db", "sqlite:///a+b://c.db"),
-        ("mysql+pymysql://db/jobs", "mysql+pymysql://db/jobs"),
     ],
 )
 def test_a_url_of_sqlalchemy_means_the_same_everywhere(
@@ -98,6 +96,25 @@ def test_a_url_of_sqlalchemy_means_the_same_everywhere(
     assert app.database == meant
     monkeypatch.setenv("TENURE_DATABASE", given)
     assert Tenure().database == meant
+
+
+@pytest.mark.parametrize(
+    "given", ["redis://me:hunter2@h/0", "mysql+pymysql://h/x", "sqliteql:///jobs.db", "jobs.db", ""]
+)
+def test_an_address_of_another_kind_is_refused_where_it_is_given(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program with a mistake in the address started, and failed at its first use."""
+    said = "is not a database URL: use sqlite:///jobs.db or postgresql://host/db"
+    app = Tenure(f"sqlite:///{tmp_path / 'jobs.db'}")
+    for give in (Tenure, lambda url: setattr(app, "database", url)):
+        with pytest.raises(InvalidInput, match=said) as refused:
+            give(given)
+        assert "hunter2" not in str(refused.value)
+    monkeypatch.setenv("TENURE_DATABASE", given)
+    with pytest.raises(InvalidInput, match=f"^TENURE_DATABASE: .*{said if given else ''}"):
+        Tenure()
+    assert not list(tmp_path.iterdir())
 
 
 def test_tokens_come_from_the_environment_and_from_a_file(tmp_path: Path) -> None:

@@ -110,7 +110,6 @@ def test_a_server_that_acknowledges_too_early_is_a_problem(postgres_url: str) ->
     [
         "sqlite:////no/such/folder/jobs.db",
         "sqlite://jobs.db",
-        "mysql://localhost/jobs",
         pytest.param("postgresql://127.0.0.1:1/jobs", marks=pytest.mark.postgres),
     ],
 )

@@ -29,7 +29,8 @@ from tenure.jobs.redaction import Redaction
 from tenure.jobs.steps import ReadParents, StepAnswer, StepCall
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
 from tenure.lifecycle import Job
-from tenure.store import Store, is_sqlite, open_store, search
+from tenure.settings import is_sqlite
+from tenure.store import Store, open_store, search
 from tenure.store.retention import Note
 from tenure.store.tables import flow, progress, sessions, tokens, webhooks
 from tenure.store.tables.bulk import about

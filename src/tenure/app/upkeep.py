@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from tenure.jobs.enqueue import whole
 from tenure.jobs.findings import Check, Progress, Violation, no_note, no_progress
 from tenure.jobs.names import check_function
-from tenure.store import check_store, is_sqlite, migrate_store, schema_of
+from tenure.settings import is_sqlite
+from tenure.store import check_store, migrate_store, schema_of
 from tenure.store import migration_sql as sql_of_migration
 from tenure.store.audit import INVARIANTS
 from tenure.store.borrowed import schema

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from tenure.errors import InvalidInput, StoreUnavailable, TenureError
+from tenure.errors import StoreUnavailable, TenureError
 from tenure.events import Event, Retried
 from tenure.jobs.enqueue import CheckedJob, Enqueued
 from tenure.jobs.findings import Check, Progress, no_progress
@@ -24,6 +24,7 @@ from tenure.jobs.redaction import without_password
 from tenure.jobs.steps import StepAnswer, StepCall
 from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
 from tenure.lifecycle import Job
+from tenure.settings import is_sqlite
 from tenure.store import migrate, retention, times, transitions
 from tenure.store.commit import Committer
 from tenure.store.doctor import problem
@@ -277,19 +278,6 @@ class Store:
         if self._heart is not self._committer:
             self._heart.close()
         self._reader.close()
-
-
-def is_sqlite(url: str) -> bool:
-    """Whether a URL names an SQLite file and not a PostgreSQL database.
-
-    Raises InvalidInput if it names neither.
-    """
-    if not url.startswith(("sqlite:", "postgresql:", "postgres:")):
-        raise InvalidInput(
-            f"{without_password(url)!r} is not a database URL: use sqlite:///jobs.db or "
-            "postgresql://host/db"
-        )
-    return url.startswith("sqlite:")
 
 
 def migrate_store(url: str, progress: Progress = no_progress) -> int:

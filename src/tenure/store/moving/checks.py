@@ -11,7 +11,8 @@ from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.jobs.findings import Check, CheckResult
 from tenure.jobs.redaction import without_password
 from tenure.jobs.text import quantity
-from tenure.store import is_sqlite, schema_of
+from tenure.settings import is_sqlite
+from tenure.store import schema_of
 from tenure.store.doctor import problem
 from tenure.store.moving.postgres import PostgresSource
 from tenure.store.moving.sides import Source
