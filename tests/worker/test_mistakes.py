@@ -145,6 +145,25 @@ def test_arguments_in_place_of_options_are_sent_to_the_payload(app: Tenure) -> N
         assert refusal(lambda: client.enqueue("send", **wrong)) == said
 
 
+def test_a_misspelt_option_is_refused_where_it_is_written(app: Tenure) -> None:
+    """A handle made when a module is imported failed at its first use."""
+    options: Any = {"dely": "5m"}
+    said = "$: no such option: dely (the nearest is delay); arguments go into the payload"
+    job_type = app.job(send)
+    assert refusal(lambda: job_type.options(**options)) == said
+    assert refusal(lambda: app.enqueue("send", {}, **options)) == said
+    wrong: Any = {"too": "a", "prority": 1}
+    assert "option: prority (the nearest is priority), too;" in refusal(
+        lambda: job_type.options(**wrong)
+    )
+    wrong = {"quue": "mail"}
+    with pytest.raises(TypeError, match=r"no option quue \(the nearest is queue\); it has"):
+        app.job(**wrong)
+    wrong = {"payload": {"to": "a"}, "crn": "0 3 * * *"}
+    said = "$: no such option: crn (the nearest is cron)"
+    assert refusal(lambda: app.schedule(**wrong)(job_type)) == said
+
+
 def test_a_schedule_below_the_job_says_where_it_belongs(app: Tenure) -> None:
     wrong: Any = send
     assert "above @app.job" in refusal(lambda: app.schedule(every="1h")(wrong))

@@ -20,9 +20,19 @@ from typing import (
 from tenure.app.waiting import Handle
 from tenure.errors import InvalidInput
 from tenure.jobs.context import JobContext
-from tenure.jobs.enqueue import Backoff, Duration, NewJobOf, Options, TypeOptions, Wake, defaults_of
+from tenure.jobs.enqueue import (
+    NO_OPTION,
+    OPTIONS,
+    Backoff,
+    Duration,
+    NewJobOf,
+    Options,
+    TypeOptions,
+    Wake,
+    defaults_of,
+)
 from tenure.jobs.handlers import Errors, Handler, OnInterrupt, describe
-from tenure.jobs.names import check_open
+from tenure.jobs.names import check_open, misspelt
 from tenure.jobs.partitions import By
 from tenure.jobs.retention import KEEPS, declared
 from tenure.jobs.uniqueness import Unique
@@ -65,7 +75,7 @@ class Register:
     def __init__(self, app: Tenure, options: JobOptions) -> None:
         if unknown := options.keys() - JobOptions.__annotations__.keys():
             known = ", ".join(sorted(JobOptions.__annotations__))
-            wrong = ", ".join(sorted(unknown))
+            wrong = misspelt(unknown, JobOptions.__annotations__)
             raise TypeError(f"@app.job has no option {wrong}; it has {known}")
         self._app = app
         self._name = options.get("name")
@@ -139,8 +149,11 @@ class JobType(Generic[P, R]):
 
         The options are those of `Tenure.enqueue`: `queue`, `priority`, `max_retries`, `timeout`,
         `backoff`, `delay`, `run_at`, `start_by`, `tags`, `partition`, `unique`, `depends_on`,
-        `needs`, `idempotency_key` and `actor`. The enqueue checks them.
+        `needs`, `idempotency_key` and `actor`. The enqueue checks their values. Raises InvalidInput
+        for an unknown option.
         """
+        if unknown := options.keys() - OPTIONS:
+            raise InvalidInput(NO_OPTION.format(misspelt(unknown, OPTIONS)), path="$")
         return JobType(self._app, self.handler, {**self._options, **options}, self._adds)
 
     def within(self, connection: Any, *, wake: Wake = "later") -> JobType[P, R]:

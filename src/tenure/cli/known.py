@@ -58,7 +58,7 @@ def partition_doubt(app: Tenure, queue: str, name: str) -> str:
 
 
 def _nearest(name: str, others: Collection[str]) -> str:
-    from difflib import get_close_matches
+    from tenure.jobs.names import nearest
 
-    near = get_close_matches(name, others, 1, 0.7)
-    return f", the nearest is {near[0]}" if near else ""
+    near = nearest(name, others)
+    return f", the nearest is {near}" if near else ""

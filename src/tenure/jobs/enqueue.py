@@ -227,8 +227,8 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
     elif type(defaults) is not TypeOptions and not defaults.is_for(options.get("queue")):
         defaults = PLAIN_OPTIONS
     if options:  # most jobs have none
-        if unknown := options.keys() - _OPTIONS:
-            raise InvalidInput(NO_OPTION.format(", ".join(sorted(map(str, unknown)))), path="$")
+        if unknown := options.keys() - OPTIONS:
+            raise InvalidInput(NO_OPTION.format(names.misspelt(unknown, OPTIONS)), path="$")
         if options.get("actor") is not None:
             actor = check_label(options["actor"], "actor", "$.actor")
         delay = options.get("delay")
@@ -362,7 +362,7 @@ def defaults_of(options: Mapping[str, Any], otherwise: TypeOptions) -> TypeOptio
     )
 
 
-_OPTIONS = frozenset(Options.__annotations__)
+OPTIONS = frozenset(Options.__annotations__)
 _TYPE_OPTIONS = frozenset(TypeOptions.__struct_fields__)
 _FINGERPRINTED = _TYPE_OPTIONS | {"delay", "run_at", "start_by", "tags", "partition", "unique"}
 

@@ -75,6 +75,19 @@ def list_of_names(names: Iterable[str], path: str) -> tuple[str, ...]:
     return found
 
 
+def nearest(name: str, others: Collection[str]) -> str | None:
+    """Return which of the others a misspelt name was probably meant to be."""
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(name, others, 1, 0.7)), None)
+
+
+def misspelt(names: Iterable[object], known: Collection[str]) -> str:
+    """Return names of options that are not known as text, each with the nearest that is."""
+    near = [(str(name), nearest(str(name), known)) for name in names]
+    return ", ".join(f"{name} (the nearest is {to})" if to else name for name, to in sorted(near))
+
+
 def is_name(text: str) -> bool:
     """Whether a text can be the name of a job type or of a queue."""
     return len(text) <= MAX_NAME_LENGTH and _is_name(text) is not None

@@ -18,7 +18,7 @@ from tenure.jobs import payload as payloads
 from tenure.jobs.durations import Time, positive, seconds
 from tenure.jobs.enqueue import Duration, NewJob, TypeOptions, check_job, whole
 from tenure.jobs.ids import EPOCH, new_id
-from tenure.jobs.names import OPTIONS_BY_NAME, check_choice, check_kind, check_reason
+from tenure.jobs.names import OPTIONS_BY_NAME, check_choice, check_kind, check_reason, misspelt
 from tenure.jobs.schedule_times import When, check_when, next_after
 
 Missed = Literal["one", "all", "skip"]
@@ -144,8 +144,9 @@ class Fire(msgspec.Struct, frozen=True, kw_only=True):
 
 def check_rules(job: NewJob, options: ScheduleOptions) -> Rules:
     """Return the rules of a schedule; raises InvalidInput."""
-    if unknown := options.keys() - ScheduleOptions.__annotations__.keys():
-        raise InvalidInput(f"no such option: {', '.join(sorted(unknown))}", path="$")
+    known = ScheduleOptions.__annotations__
+    if unknown := options.keys() - known.keys():
+        raise InvalidInput(f"no such option: {misspelt(unknown, known)}", path="$")
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     when = {name: given.pop(name) for name in WHEN if name in given}
     check_kind(job, NewJob, "what new_job(...) returned", "$.job")

@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 from tenure.dependency import Meets
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, names
-from tenure.jobs.enqueue import NO_OPTION, NewJob, Options
+from tenure.jobs.enqueue import NO_OPTION, OPTIONS, NewJob
 from tenure.jobs.graph import MAX_PARENTS, dependencies_of
 from tenure.jobs.json_types import MAX_SCHEMA_LENGTH
 from tenure.jobs.payload import JsonText, canonical
@@ -271,8 +271,8 @@ def new_job(new_job: NewJob, at: str) -> dict[str, Any]:
     body: dict[str, Any] = {"type": new_job.type, "payload": new_job.payload}
     options: dict[str, Any] = dict(new_job.options)
     options.pop("actor", None)  # the server names the caller
-    if unknown := options.keys() - Options.__annotations__.keys():
-        raise InvalidInput(NO_OPTION.format(", ".join(sorted(unknown))), path=at)
+    if unknown := options.keys() - OPTIONS:
+        raise InvalidInput(NO_OPTION.format(names.misspelt(unknown, OPTIONS)), path=at)
     for name in options.keys() & {"delay", "timeout", "start_by"}:
         if isinstance(options[name], float):  # JSON would make null of NaN
             durations.seconds(options[name], path=f"{at}.{name}")
