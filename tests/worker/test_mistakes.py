@@ -115,6 +115,24 @@ def test_arguments_that_do_not_fit_name_the_type_and_where_options_go(app: Tenur
         one.new_job("a", delay="5m", queue="mail")
 
 
+def counts(context, to="a"):  # type: ignore[no-untyped-def]
+    return to
+
+
+def test_a_context_without_its_annotation_is_named(app: Tenure) -> None:
+    """It was an argument that no caller gave, and the failure did not say what to write."""
+    said = "; for the context of the attempt write context: JobContext"
+    one: Any = app.job(max_retries=1)(counts)
+    with pytest.raises(TypeError, match=f"'context'{said}$"):
+        one.enqueue(to="b")
+    job = app.enqueue("counts", {"to": "b"})
+    with app.running():
+        assert (app.wait(job.id).last_error or "").endswith(f"field `context`{said}")
+    done = one.enqueue(context="of another kind")
+    with app.running():
+        assert app.wait(done.id).status == "completed"
+
+
 class Markup(str):
     __slots__ = ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -188,3 +189,12 @@ class JobContext(DurableContext, SignalContext, ParentsContext):
         if self._fence is None:
             raise InvalidInput("a transaction needs an attempt of a worker; none runs here")
         return self._fence.transaction()
+
+
+def meant_context(signature: inspect.Signature, error: Exception) -> str:
+    """Return what to write where an argument is missing, if it was to be the context."""
+    first = next(iter(signature.parameters.values()), None)
+    if first is None or first.name not in {"context", "ctx", "job_context"}:
+        return ""
+    is_missing = first.annotation is first.empty and "missing" in str(error)
+    return f"; for the context of the attempt write {first.name}: JobContext" if is_missing else ""

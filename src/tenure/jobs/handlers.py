@@ -20,7 +20,7 @@ import msgspec
 from tenure.errors import InvalidInput
 from tenure.jobs import json_types
 from tenure.jobs import payload as payloads
-from tenure.jobs.context import JobContext
+from tenure.jobs.context import JobContext, meant_context
 from tenure.jobs.enqueue import (
     PLAIN_OPTIONS,
     HandlerOptions,
@@ -106,7 +106,8 @@ class Handler:
         try:
             bound = self.signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise TypeError(f"{self.name}: {error}{self._advice(kwargs)}") from None
+            advice = self._advice(kwargs) or meant_context(self.signature, error)
+            raise TypeError(f"{self.name}: {error}{advice}") from None
         if self.wants_context:
             del bound[next(iter(self.signature.parameters))]
         arguments: dict[str, Any] = {}
@@ -166,7 +167,8 @@ class Handler:
             values = self.decoder.decode(text)
             others = {} if self.others is None else self._other_arguments(payloads.load(text))
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
-            raise BadArguments(f"the payload does not fit {self.name}: {error}") from error
+            said = f"{error}{meant_context(self.signature, error)}"
+            raise BadArguments(f"the payload does not fit {self.name}: {said}") from error
         arguments = msgspec.structs.asdict(values)
         if len(self.required) < len(self.fields):
             arguments = {n: value for n, value in arguments.items() if value is not msgspec.UNSET}
