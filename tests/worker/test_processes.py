@@ -6,6 +6,9 @@ import importlib
 import json
 import os
 import signal
+import subprocess
+import sys
+import zipapp
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +319,57 @@ app.run_worker(lease=1)
         output, _ = worker.communicate()
         assert "if __name__ == '__main__'" in output
         assert "a child process died before it could run anything: exit code 1" in output
+
+
+IN_MAIN = """
+import sys
+from tenure import Tenure
+app = Tenure(sys.argv[-1])
+
+@app.job(process=True, max_retries=1)
+def work(): ...
+
+if __name__ == "__main__":
+    job = work.enqueue()
+    with app.running():
+        print(app.wait(job.id, timeout=20).status)
+"""
+
+
+@pytest.mark.parametrize("kind", ["archive", "folder", "package", "text"])
+def test_a_handler_that_no_child_can_import_is_refused_at_the_start(
+    kind: str, sqlite_url: str, tmp_path: Path
+) -> None:
+    """Its jobs were handed back for ever: `multiprocessing` imports no `__main__.py`."""
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__main__.py").write_text(IN_MAIN)
+    zipapp.create_archive(tmp_path / "pack", tmp_path / "pack.pyz")
+    started = {
+        "archive": ["pack.pyz"],
+        "folder": ["pack"],
+        "package": ["-m", "pack"],
+        "text": ["-c", IN_MAIN],
+    }
+    ended = run_here(tmp_path, *started[kind], sqlite_url)
+    assert "work runs in a child process, which imports no __main__.py" in ended.stderr
+    assert ended.returncode == 1
+
+
+def test_a_child_imports_other_modules_of_an_archive(sqlite_url: str, tmp_path: Path) -> None:
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "work.py").write_text(IN_MAIN)
+    rest = IN_MAIN[IN_MAIN.index("if __name__") :]
+    (tmp_path / "pack" / "__main__.py").write_text(f"from work import app, work\n{rest}")
+    zipapp.create_archive(tmp_path / "pack", tmp_path / "pack.pyz")
+    ended = run_here(tmp_path, "pack.pyz", sqlite_url)
+    assert ended.stdout == "completed\n", ended.stderr
+
+
+def run_here(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    started = [sys.executable, *command]
+    return subprocess.run(
+        started, cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.mark.requirement("C24")

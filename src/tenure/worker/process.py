@@ -24,8 +24,9 @@ from tenure import forks
 from tenure.app.app import Tenure
 from tenure.app.evaluation import declare as declare_schedules
 from tenure.app.waiting import worker_on_this_loop
-from tenure.errors import StoreUnavailable, TenureError, Unauthorized
+from tenure.errors import InvalidInput, StoreUnavailable, TenureError, Unauthorized
 from tenure.jobs.findings import CheckResult
+from tenure.jobs.handlers import Handlers
 from tenure.jobs.names import check_queues
 from tenure.jobs.work import WorkSource
 from tenure.settings import Settings
@@ -62,6 +63,7 @@ def worker_of(app: Tenure, settings: Settings, source: WorkSource | None = None)
     `source` is where its jobs come from, by default the database of `app`.
     """
     refuse_green_threads()
+    refuse_lost(app.core.handlers)
     return Worker(
         source or app.core,
         app.core.handlers,
@@ -141,6 +143,20 @@ def refuse_children() -> None:
             "a child process imports your main module: run workers only under "
             "`if __name__ == '__main__':`"
         )
+
+
+def refuse_lost(handlers: Handlers) -> None:
+    """Raise InvalidInput for a handler that a child process has no module to import from."""
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)  # None of a file and of a prompt
+    there = hasattr(main, "__file__") if spec is None else not spec.name.endswith("__main__")
+    for name in () if there else handlers.types() or ():
+        handler = handlers.find(name)
+        if handler and handler.in_process and handler.function.__module__ == "__main__":
+            raise InvalidInput(
+                f"{name} runs in a child process, which imports no __main__.py and nothing typed "
+                "at a prompt: define it in another module"
+            )
 
 
 def refuse_green_threads() -> None:
