@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, get_args
 
 import pytest
+from msgspec.structs import replace
 
 from tenure import InvalidInput, KeyConflict, NewJob, Status, Tenure
 from tenure.app import schedules as verbs
@@ -365,6 +366,18 @@ def test_a_trigger_with_a_key_adds_one_job(app: Tenure, clock: Clock) -> None:
         app.enqueue("mail", idempotency_key="k")
     assert app.schedules.get("s") == before
     assert app.count().jobs == 3
+
+
+def test_a_trigger_is_repeated_after_its_schedule_was_made_anew(app: Tenure, clock: Clock) -> None:
+    """The fire is deleted with the schedule; its job, which has the key, was called another's."""
+    app.schedules.create("s", MAIL, every=60)
+    first = app.schedules.trigger("s", key="k")
+    app.schedules.delete("s")
+    app.schedules.create("s", MAIL, every=60)
+    clock.advance(5)
+    again = app.schedules.trigger("s", key="k")
+    assert again == replace(first, actor=None)
+    assert app.count().jobs == 1
 
 
 def test_a_key_is_used_between_the_look_and_the_trigger(

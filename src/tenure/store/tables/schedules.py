@@ -97,15 +97,22 @@ def fires(db: Reads, rest: str, values: Sequence[Any]) -> list[Fire]:
 
 
 def triggered(db: Reads, name: str, key: str, fingerprint: str) -> Fire | None:
-    """Return the fire of a schedule whose job has this key; raises KeyConflict for another job."""
+    """Return the fire of a schedule whose job has this key; raises KeyConflict for another job.
+
+    The job says what it was if it is not kept any more, as after the schedule was removed.
+    """
     d = db.dialect
     ours = f"FROM {d.table('job')} WHERE idempotency_key = {d.value}"
-    for job_id, known in db.rows(f"SELECT {d.id('id')}, fingerprint {ours}", (key,)):
-        where = f"WHERE job_id = {d.id_value} AND schedule = {d.value}"
-        found = fires(db, where, (job_id, name)) if known == fingerprint else []
-        if not found:
+    columns = f"{d.id('id')}, fingerprint, {d.time('created_at')}"
+    for job_id, known, created_at in db.rows(f"SELECT {columns} {ours}", (key,)):
+        if known != fingerprint:
             raise KeyConflict(key, job_id)
-        return found[0]
+        where = f"WHERE job_id = {d.id_value} AND schedule = {d.value}"
+        if found := fires(db, where, (job_id, name)):
+            return found[0]
+        at: Any = d.time_or_none(created_at)
+        did, how = FireOutcome.FIRED, How.TRIGGER
+        return Fire(schedule=name, at=at, outcome=did, how=how, job_id=job_id, decided_at=at)
     return None
 
 
