@@ -217,6 +217,37 @@ def test_a_job_that_is_referred_to_holds_up_no_retention(
     clock.close()
 
 
+def test_many_jobs_that_are_referred_to_hold_up_no_retention_of_others(
+    app: Tenure, refer: Refer, raw: Connection
+) -> None:
+    """As many as one batch deletes were looked at again by each, and no other job was deleted."""
+    app.open()
+    clock = Clock(app.database)
+    app.enqueue_many([NewJob("mail", {}, {}) for _ in range(20)])
+    for _ in range(20):
+        answer(app, report_completed(claimed(app)))
+        clock.advance(1)
+    by_age = "SELECT id::text FROM tenure.job WHERE finished_at IS NOT NULL ORDER BY finished_at"
+    held = [id for (id,) in raw.execute(f"{by_age} LIMIT 12").fetchall()]
+    for id in held:
+        referring = refer(id)
+
+    def prune() -> list[str]:
+        now = clock.advance(3601)
+        app.enqueue("mail")  # retention looks at what settled before the last entry of the ledger
+        while app.core.measure():
+            pass
+        for _ in range(8):
+            before = {"completed": now - timedelta(hours=1)}
+            app.core.store.prune(before, limit=5).result()
+        return [id for (id,) in raw.execute(by_age).fetchall()]  # type: ignore[arg-type]
+
+    assert prune() == held
+    referring.execute("ROLLBACK")
+    assert prune() == []
+    clock.close()
+
+
 def test_a_unique_job_is_replaced(app: Tenure, refer: Refer) -> None:
     rule = Unique(on_conflict="replace")
     first = app.enqueue("mail", unique=rule)

@@ -341,7 +341,7 @@ DELETE_THEM = f"""{SEEN}{OLD}{LOOKED}, gone AS (
 ), traces AS (DELETE FROM {{s}}.trace USING gone WHERE job_id = gone.id
 ), said AS (DELETE FROM {{s}}.progress USING gone WHERE job_id = gone.id)
 SELECT queue, type, count(*) FROM gone GROUP BY queue, type
-UNION ALL SELECT NULL, NULL, count(*) FROM seen
+UNION ALL SELECT NULL, NULL, coalesce(sum(cardinality(ids)), 0) FROM seen
 """
 # Where the database refuses that: which, to delete them one by one, and then that they were seen.
 FIND_THEM = f"{SEEN}{OLD} SELECT id::text, {{status}}, queue, type FROM old"

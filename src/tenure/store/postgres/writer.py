@@ -48,6 +48,11 @@ KEPT_MILLIS = 60_000
 MAX_LOOKS = 20
 """Looks in a row: of retention, if each found nothing to delete, and of a sweep."""
 
+FIND_HELD = f"""{sql.SEEN}{sql.OLD.replace("FOR UPDATE OF job SKIP LOCKED", "")}, free AS (
+    SELECT job.id FROM old JOIN {{s}}.job USING (id) FOR UPDATE OF job SKIP LOCKED)
+SELECT id::text FROM old WHERE id NOT IN (SELECT id FROM free)"""
+"""The jobs of the next arrivals that could be deleted if no other transaction held them."""
+
 _added_values = attrgetter(*sql.NEW[:-1])
 _changed_values = attrgetter(*map(field_of, CHANGED))
 _guard_values = attrgetter(*sql.GUARD)
@@ -321,7 +326,10 @@ class _Deletion:
                 return  # else the jobs of these arrivals have other statuses now, or are refused
 
     def _look(self, seen: Sequence[Any], old: Sequence[Any], *, kept: bool) -> int:
-        """Delete jobs of the next arrivals; return how many of these there were."""
+        """Delete jobs of the next arrivals; return how many of these there were.
+
+        Where others hold most of a batch, as by foreign keys, those are left for as long again.
+        """
         db = self._db
         find, all_at_once, look = (
             sql.arrived(one, self._status, kept=kept)
@@ -330,6 +338,12 @@ class _Deletion:
         done, _ = unless_refused(db, lambda _: db.rows(all_at_once, (*seen, *old)), [None])
         for *gone, (_, _, looked) in done:
             self.gone.update({(self._status, queue, type): n for queue, type, n in gone})
+            limit = seen[-1]
+            if looked >= limit and sum(n for *_, n in gone) < limit / 2:  # others would never go
+                held = sql.arrived(FIND_HELD, self._status, kept=kept)
+                if ids := [id for (id,) in db.rows(held, (*seen, *old))]:
+                    db.rows(sql.NAME_REFUSED, ("{" + ",".join(ids) + "}",))
+                    db.rows(look, seen)
             return int(looked)
         found, refused = delete(db, db.rows(find, (*seen, *old)))
         self.gone += found
