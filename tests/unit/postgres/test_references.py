@@ -5,7 +5,7 @@ PostgreSQL locks the job FOR KEY SHARE then, which says no more than that the jo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +15,9 @@ import pytest
 from tenure import NewJob, PerPartition, Tenure, Unique
 from tenure.jobs.queries import Filter
 from tenure.jobs.work import Answer, Lease, Report
+from tenure.store import transitions
 from tenure.store.postgres import lock_holders, session
+from tenure.store.protocol import Database
 from tests.support.clock import Clock
 from tests.support.store import (
     LEASE_SECONDS,
@@ -270,3 +272,47 @@ def test_a_child_is_added_within_a_transaction(app: Tenure, refer: Refer, url: s
         connection.execute("SET lock_timeout = '20ms'")
         child = app.within(connection).enqueue("mail", depends_on=[parent.id])
     assert app.get(child.id).status == "waiting"
+
+
+def test_jobs_are_held_for_a_change(app: Tenure, refer: Refer) -> None:
+    job = app.enqueue("mail")
+    refer(job.id)
+    app.core.store.write("test", lambda db: db.hold([job.id])).result()
+
+
+def test_a_wary_claim_starts_a_job(app: Tenure, refer: Refer) -> None:
+    job = app.enqueue("mail")
+    refer(job.id)
+
+    def claim(db: Database) -> Sequence[Lease]:
+        return transitions.claim(db, claim_request(1), wary=True)
+
+    assert [lease.id for lease in app.core.store.write("test", claim).result()] == [job.id]
+
+
+@pytest.mark.parametrize("queue", ["default", "other"])
+def test_the_next_job_is_claimed_with_a_report(app: Tenure, refer: Refer, queue: str) -> None:
+    app.enqueue("mail")
+    lease = claimed(app)
+    job = app.enqueue("mail", queue=queue)
+    refer(job.id)
+    found = app.core.exchange([report_completed(lease)], claim_request(1)).result()
+    assert [lease.id for lease in found.leases] == [job.id]
+
+
+def test_times_are_set_right_after_a_clock_was_ahead(app: Tenure, refer: Refer) -> None:
+    app.open()
+    clock = Clock(app.database)
+    app.enqueue("mail")
+    running, late = claimed(app).id, app.enqueue("mail").id
+    while app.core.measure():
+        pass
+    now = clock.advance(-86_400)
+    refer(running)
+    refer(late)
+    app.core.store.set_times_right().result()
+    until = app.get(running).lease_expires_at
+    assert until is not None
+    assert until <= now + timedelta(hours=1)
+    assert app.get(late).run_at <= now
+    clock.close()
