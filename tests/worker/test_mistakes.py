@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import sqlite3
 import subprocess
@@ -131,6 +132,12 @@ def test_a_context_without_its_annotation_is_named(app: Tenure) -> None:
     done = one.enqueue(context="of another kind")
     with app.running():
         assert app.wait(done.id).status == "completed"
+
+
+def test_a_prompt_shows_no_private_names_of_a_context() -> None:
+    names = list(inspect.signature(JobContext).parameters)
+    assert names[0] == "id"
+    assert names[-1] == "stopped"
 
 
 class Markup(str):

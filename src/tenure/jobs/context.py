@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from tenure.errors import InvalidInput
 from tenure.jobs.durable import DurableContext
@@ -76,6 +76,8 @@ class JobContext(DurableContext, SignalContext, ParentsContext):
 
     The worker makes it; a handler only reads it.
     """
+
+    __signature__: ClassVar[inspect.Signature]
 
     id: str
     type: str
@@ -189,6 +191,11 @@ class JobContext(DurableContext, SignalContext, ParentsContext):
         if self._fence is None:
             raise InvalidInput("a transaction needs an attempt of a worker; none runs here")
         return self._fence.transaction()
+
+
+_made = inspect.signature(JobContext)
+_shown = [each for each in _made.parameters.values() if not each.name.startswith("_")]
+JobContext.__signature__ = _made.replace(parameters=_shown)  # what a prompt shows
 
 
 def meant_context(signature: inspect.Signature, error: Exception) -> str:
