@@ -10,14 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import FrameType
 from typing import Any, cast
 
 try:
@@ -25,7 +22,6 @@ try:
     from starlette.datastructures import State
     from starlette.routing import Router
     from starlette.types import Receive, Scope, Send
-    from uvicorn.server import HANDLED_SIGNALS
 except ModuleNotFoundError as error:
     hint = f"the server needs {error.name}: pip install 'tenure[standard]'"
     raise ModuleNotFoundError(hint, name=error.name) from None
@@ -43,9 +39,15 @@ from tenure.http.waiting import WorkNotifier
 from tenure.jobs.names import check_function, check_kind, check_queues
 from tenure.settings import Settings
 from tenure.telemetry import logs
-from tenure.worker.child import HANGUP, answered_stop_signals
 from tenure.worker.maintenance import StallWatch
-from tenure.worker.process import ABORTED, maintained, run_loop, tuned_for_jobs, work, worker_of
+from tenure.worker.process import (
+    maintained,
+    run_loop,
+    stopped_by_signals,
+    tuned_for_jobs,
+    work,
+    worker_of,
+)
 from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -168,10 +170,11 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
       has no handlers.
 
     Raises InvalidInput if the port is taken, if other machines could reach an API without tokens
-    or guess a token, or if workers may not take from a queue; StoreUnavailable or SchemaMismatch if
-    the database cannot be opened; and what ended a worker, if one failed.
+    or guess a token, or if workers may not take from a queue; StoreUnavailable or SchemaMismatch if the database cannot be opened; and what ended a
+    worker, if one failed.
     """
     check_queues(settings.queues, "queues")
+    places = _connections_that_fit()
     with contextlib.ExitStack() as running:
         guard.check_binding(settings, app)
         guard.warn_if_closed(settings, app)
@@ -180,12 +183,15 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         watch = StallWatch(spare=SPARE_SECONDS)
         has_handlers = app.core.handlers.types() != ()
         crew = [worker_of(app, settings) for _ in range(workers if has_handlers else 0)]
-        delivery = running.enter_context(maintained(app, settings, crew, watch))
-        built = Application(app, settings, mounted=False)
-        running.callback(built.state.notifier.stop)
         stops = [worker.request_stop for worker in crew]
-        on_stop = [built.state.notifier.stop, delivery.ask_to_stop, *stops]
-        server = _Server(built, settings, on_stop, watch)
+        built = Application(app, settings, mounted=False)
+        server = _Server(built, settings, [built.state.notifier.stop, *stops], watch, places)
+        if threading.current_thread() is threading.main_thread():
+            # Until workers and webhooks are done, which may be long after uvicorn.
+            running.enter_context(stopped_by_signals(server.stop))
+        delivery = running.enter_context(maintained(app, settings, crew, watch))
+        server.on_stop.append(delivery.ask_to_stop)
+        running.callback(built.state.notifier.stop)
         threads = running.enter_context(ThreadPoolExecutor(max(workers, 1), "tenure-worker"))
         for stop in stops:
             running.callback(stop)
@@ -231,8 +237,9 @@ class _Server(uvicorn.Server):
         settings: Settings,
         on_stop: list[Callable[[], None]],
         watch: StallWatch,
+        places: int,
     ) -> None:
-        room = Room(_connections_that_fit())
+        room = Room(places)
         super().__init__(
             uvicorn.Config(
                 built,
@@ -250,7 +257,7 @@ class _Server(uvicorn.Server):
             )
         )
         self._host = settings.host
-        self._on_stop = on_stop
+        self.on_stop = on_stop
         self._watch = watch
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -281,27 +288,13 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Answer the signals that uvicorn does, and a hangup."""
-        main = threading.current_thread() is threading.main_thread()
-        more = {*answered_stop_signals()} - {*HANDLED_SIGNALS} if main else set()
-        with super().capture_signals():
-            before = {number: signal.signal(number, self.handle_exit) for number in more}
-            try:
-                yield
-            finally:
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop in order at the first signal, end the process at the second, except for a hangup."""
-        if self.should_exit and sig != HANGUP:
-            os._exit(ABORTED)
-        self.stop()
+        """Leave the signals to `serve`, which answers them for longer than uvicorn would."""
+        yield
 
     def stop(self) -> None:
         """Stop in order. Safe from any thread and from a signal handler."""
         self.should_exit = True
-        for stop in self._on_stop:
+        for stop in self.on_stop:
             stop()
 
 

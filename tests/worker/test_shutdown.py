@@ -20,8 +20,10 @@ from tenure import Job, NewJob, Status, Tenure, failpoints
 from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.settings import Settings
 from tenure.worker.process import maintained
+from tests.support.cli import PROGRAM, clean_environment
 from tests.support.clock import Clock
 from tests.support.effort import on_either_engine
+from tests.support.programs import Program
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit
 from tests.support.workers import (
@@ -391,6 +393,43 @@ def test_a_second_signal_ends_the_process_at_once_and_the_leases_run_out(
     with running_sweeper(app):
         wait_until(lambda: not processing(app), "the lease to be ended")
     assert transitions(app, job) == ["enqueued", "claimed", "lease_expired", "retried"]
+
+
+@pytest.mark.parametrize("command", [["worker"], ["serve", "--port", "0"]], ids=["worker", "serve"])
+def test_signals_are_answered_as_long_as_deliveries_finish(app: Tenure, command: list[str]) -> None:
+    """Worker and server are done by then; the second hangup of a closed terminal ended it."""
+    options = ["--fake-handlers", "--webhooks-private", "--grace", "1h"]
+    with socket.create_server(("127.0.0.1", 0)) as receiver:
+        receiver.settimeout(WAIT_SECONDS)
+        app.webhooks.create("shop", f"http://127.0.0.1:{receiver.getsockname()[1]}", ["enqueued"])
+        app.enqueue("mail")
+        process = Program(
+            [*PROGRAM, *command, *options, "--database", app.database],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=clean_environment(),
+        )
+        try:
+            with receiver.accept()[0]:  # it is answered nothing
+                wait_until(lambda: len(app.workers.list()) == 2, "both workers to be there")
+                process.send_signal(signal.SIGHUP)
+                wait_until(lambda: len(app.workers.list()) == 1, "one worker to be done")
+                for _ in range(100):  # until the server, which nothing shows, is done as well
+                    process.send_signal(signal.SIGHUP)
+                    wait_until(lambda: not signals_wait(process), "the hangup to be answered")
+                process.terminate()
+                assert wait_for_exit(process) == 130
+        finally:
+            process.kill()
+            process.wait()
+
+
+def signals_wait(process: subprocess.Popen[str]) -> bool:
+    """Whether a signal to the process has not reached it yet."""
+    assert process.poll() is None, "it has ended"
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    pending = next(line for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return int(pending.split()[1], 16) != 0
 
 
 @pytest.mark.scenario(75)

@@ -112,13 +112,15 @@ def run_worker(
         if source is None:
             with contextlib.suppress(StoreUnavailable):  # it waits for the database
                 app.open()
+        # Until deliveries are done, which may be long after the worker.
+        running.enter_context(stopped_by_signals(lambda: [stop() for stop in stops]))
+        if source is None:
             delivery = running.enter_context(maintained(app, settings, [worker]))
             stops.append(delivery.ask_to_stop)
         else:
             handlers = app.core.handlers
             running.enter_context(declared(lambda: source.declare(handlers.options())))
         running.enter_context(tuned_for_jobs())
-        running.enter_context(stopped_by_signals(lambda: [stop() for stop in stops]))
         run_loop(worker.run(max_idle_seconds) if source else work(app, worker, max_idle_seconds))
 
 
