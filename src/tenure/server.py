@@ -60,6 +60,8 @@ GRACEFUL_SECONDS = 5
 MAX_CONNECTIONS = 2_000
 OTHER_FILES = 200
 """Files that a server may have open beside its connections: databases, libraries, pipes."""
+MIN_FILES = 128
+"""With fewer it does not start. Half are for connections, and an idle server has about 50 open."""
 JUST_CLOSED = 100
 """Requests whose connection was closed to make room, and that have not noticed yet."""
 MAX_ACCEPTED = 16
@@ -170,7 +172,8 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
       has no handlers.
 
     Raises InvalidInput if the port is taken, if other machines could reach an API without tokens
-    or guess a token, or if workers may not take from a queue; StoreUnavailable or SchemaMismatch if the database cannot be opened; and what ended a
+    or guess a token, if this process may open too few files, or if workers may not take from a
+    queue; StoreUnavailable or SchemaMismatch if the database cannot be opened; and what ended a
     worker, if one failed.
     """
     check_queues(settings.queues, "queues")
@@ -301,7 +304,8 @@ class _Server(uvicorn.Server):
 def _connections_that_fit() -> int:
     """Raise this process's limit of open files if need be; return how many connections it allows.
 
-    Many shells and services allow 1,024 files, and let a process raise that.
+    Many shells and services allow 1,024 files, and let a process raise that. Raises InvalidInput
+    if it is less than `MIN_FILES` even then.
     """
     try:
         import resource
@@ -312,6 +316,12 @@ def _connections_that_fit() -> int:
     if 0 <= soft < wanted:
         soft = wanted if hard < 0 else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if 0 <= soft < MIN_FILES:
+        raise InvalidInput(
+            f"this process may open {soft} files at once; a server needs {MIN_FILES}, and {wanted} "
+            "for all its connections: raise the limit, by `ulimit -n` in a shell, LimitNOFILE= of "
+            "a systemd service or --ulimit nofile= of a container"
+        )
     return MAX_CONNECTIONS if soft < 0 else min(MAX_CONNECTIONS, max(soft - OTHER_FILES, soft // 2))
 
 

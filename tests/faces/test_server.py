@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from tenure.errors import InvalidInput
 from tenure.http.protocol import MAX_OVERHEAD_BYTES
 from tenure.server import serve
 from tenure.settings import Settings
+from tests.support.cli import PROGRAM
 from tests.support.http import ServerProcess, claim_jobs, report
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
@@ -121,6 +123,21 @@ def test_an_address_of_another_machine(tmp_path: Path) -> None:
     settings = Settings(host="no.such.host.invalid", port=0, tokens=("t" * 20,))
     with pytest.raises(InvalidInput, match="not an address"):
         serve(Tenure(f"sqlite:///{tmp_path}/other.db"), settings)
+
+
+def test_a_process_that_may_open_too_few_files_says_what_to_raise(tmp_path: Path) -> None:
+    """It ended with a traceback, wherever the files ran out."""
+    limited = ["/bin/sh", "-c", 'ulimit -n 24 && exec "$@"', "sh", *PROGRAM]
+    ended = subprocess.run(
+        [*limited, "serve", "--port", "0", "--database", f"sqlite:///{tmp_path}/other.db"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert re.fullmatch("Error: .* may open 24 files at once.* raise the limit.*\n", ended.stderr)
+    assert not (tmp_path / "other.db").exists(), "nothing was begun"
 
 
 def test_a_database_that_cannot_be_opened_stops_it_at_once(tmp_path: Path) -> None:
