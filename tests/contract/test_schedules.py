@@ -642,6 +642,22 @@ def test_a_program_that_takes_the_name_of_a_schedule_says_so(
     assert said.startswith("schedule nightly added jobs of type report, and adds clean from now on")
 
 
+def test_a_program_that_changes_the_rules_of_another_says_so(
+    app: Tenure, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An old worker that started again in a deploy put its rules back, and no log showed it."""
+    caplog.set_level("INFO", logger="tenure")
+    with Tenure(app.database) as other:
+        for one, every in ((app, "1h"), (other, "2h")):
+            one.schedule(every=every, name="nightly")(one.job(name="report")(lambda: None))
+        for one in (app, other, other, app):
+            declare(one.core)
+    assert [said.rpartition(": ")[2] for said in caplog.messages] == [
+        "Every 2 hours, edition 2",
+        "Every hour, edition 3",
+    ]
+
+
 def test_a_zone_that_is_not_known_here_keeps_no_other_schedule_from_being_declared(
     app: Tenure, clock: Clock, raw: RawSql, caplog: pytest.LogCaptureFixture
 ) -> None:

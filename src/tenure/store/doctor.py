@@ -140,7 +140,8 @@ def schedules(db: Reads, now: datetime) -> Check:
             flaws.append(f"{schedule.name} has a zone that is not known here, {schedule.when.zone}")
         if schedule.next_at and (now - schedule.next_at).total_seconds() > MAX_LATE_SECONDS:
             by = " that declares it" if schedule.declared else ""
-            flaws.append(f"no process{by} decides the ticks of {schedule.name}")
+            if_removed = " (delete it if no code has it any more)" if schedule.declared else ""
+            flaws.append(f"no process{by} decides the ticks of {schedule.name}{if_removed}")
         elif schedule.overlap == "allow_all" and tables.crowded(db, schedule):
             flaws.append(f"the last {tables.CROWD} jobs of {schedule.name} are not settled")
     advice = (

@@ -32,7 +32,7 @@ from tenure.jobs.fires import (
     ticks_between,
     with_room,
 )
-from tenure.jobs.schedule_times import next_after
+from tenure.jobs.schedule_times import in_words, next_after
 from tenure.jobs.schedules import (
     MAX_FIRES,
     Fire,
@@ -64,6 +64,7 @@ TAKEN = (
     "schedule %s added jobs of type %s, and adds %s from now on: if another program declares it, "
     "give one of the two another name"
 )
+CHANGED = "schedule %s had other rules, and has those of this program from now on: %s, edition %d"
 MIN_STEP_SECONDS = 60
 """Smaller steps back of the clock are waited for."""
 
@@ -360,7 +361,8 @@ def declare(db: Database, declared: Mapping[str, Rules], actor: str, defaults: D
             if old.template.type != rules.template.type:
                 log.warning(TAKEN, name, old.template.type, rules.template.type)
             try:
-                change(db, old, rules, actor, defaults, declared=True, declared_seen_at=now)
+                new = change(db, old, rules, actor, defaults, declared=True, declared_seen_at=now)
+                log.info(CHANGED, name, in_words(rules.when), new.edition)
             except InvalidInput as error:  # where its zone is known, its ticks can be decided
                 log.warning("schedule %s stays unchanged: %s", name, error)
         else:
