@@ -9,7 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
 
 pid = os.getpid()
 """The process that did so; in a child that did not yet, its parent."""
@@ -18,6 +23,7 @@ ADVICE = (
 )
 """How a program closes a file before its server forks, or opens it only afterwards."""
 _beginnings: list[Callable[[], None]] = []
+_listeners: list[socket.socket] = []
 _lock = threading.RLock()  # a signal handler may enqueue in the middle of it
 
 
@@ -34,6 +40,34 @@ def end_at_sigterm() -> None:
 def in_child(begin: Callable[[], None]) -> None:
     """Call a function in each child, before it uses what the function is about."""
     _beginnings.append(begin)
+
+
+@contextmanager
+def kept_from_children(*listeners: socket.socket) -> Iterator[None]:
+    """Let no child that is forked in the block listen on these sockets.
+
+    A child that a handler leaves behind would keep the port from the next process.
+    """
+    _listeners.extend(listeners)
+    try:
+        yield
+    finally:
+        _listeners[:] = [other for other in _listeners if other not in listeners]
+
+
+def _stop_listening() -> None:
+    numbers = [number for one in _listeners if (number := one.fileno()) >= 0]
+    _listeners.clear()
+    if not numbers:
+        return
+    with suppress(OSError):  # no file is left: what else a child does first matters more
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for number in numbers:
+            os.dup2(nothing, number, inheritable=False)  # closed, it would soon be another file
+        os.close(nothing)
+
+
+in_child(_stop_listening)
 
 
 def notice() -> None:

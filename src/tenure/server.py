@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
     hint = f"the server needs {error.name}: pip install 'tenure[standard]'"
     raise ModuleNotFoundError(hint, name=error.name) from None
 
-from tenure import dashboard
+from tenure import dashboard, forks
 from tenure.app.app import Tenure
 from tenure.errors import InvalidInput, StoreMoved
 from tenure.http import guard
@@ -199,10 +199,10 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         for stop in stops:
             running.callback(stop)
         running.enter_context(tuned_for_jobs())
+        listeners = [listener, *(listener.dup() for _ in range(MAX_ACCEPTED - 1))]
+        running.enter_context(forks.kept_from_children(*listeners))
         ends = [threads.submit(_run_beside, server, app, worker) for worker in crew]
-        run_loop(
-            server.serve(sockets=[listener, *(listener.dup() for _ in range(MAX_ACCEPTED - 1))])
-        )
+        run_loop(server.serve(sockets=listeners))
         for end in ends:
             end.result()
 

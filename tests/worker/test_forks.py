@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +144,15 @@ def in_a_thread():
     return exit_code_of_a_copy_that_is_asked_to_end()
 
 
+@app.job
+def leave_a_copy():
+    copy = os.fork()
+    if not copy:
+        time.sleep(600)
+        os._exit(0)
+    return copy
+
+
 @app.job(process=True)
 def in_a_child():
     return exit_code_of_a_copy_that_is_asked_to_end()
@@ -168,3 +179,31 @@ def test_what_a_handler_forks_off_ends_at_a_signal(
     finally:
         process.terminate()
         assert process.wait(WAIT_SECONDS) == 0
+
+
+@pytest.mark.parametrize(
+    "command", [["worker", "--health"], ["serve", "--port"]], ids=["worker", "serve"]
+)
+def test_what_a_handler_leaves_behind_does_not_keep_the_port(
+    app: Tenure, tmp_path: Path, command: list[str]
+) -> None:
+    """The process that a supervisor started next could not listen, and ended, again and again."""
+    (tmp_path / "forking.py").write_text(IN_HANDLERS)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = free.getsockname()
+    process = Program(
+        [sys.executable, "-m", "tenure", *command, str(address[1]), "--app", "forking:app"],
+        cwd=tmp_path,
+        env=clean_environment(TENURE_DATABASE=app.database),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        copy = wait_until_completed(app, app.enqueue("leave_a_copy")).result
+    finally:
+        process.terminate()
+        assert process.wait(WAIT_SECONDS) == 0
+    try:
+        socket.create_server(address).close()
+    finally:
+        os.kill(copy, signal.SIGKILL)

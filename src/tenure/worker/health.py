@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tenure import forks
 from tenure.errors import InvalidInput
 from tenure.worker.worker import Worker
 
@@ -91,7 +92,8 @@ def health_served(worker: Worker, address: tuple[str, int]) -> Iterator[int]:
     port = server.server_address[1]
     log.info("probes are answered on %s port %d: /live and /ready", address[0], port)
     try:
-        yield port
+        with forks.kept_from_children(server.socket):
+            yield port
     finally:
         server.shutdown()
         server.server_close()
