@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tenure import PerPartition, Tenure
 from tenure.jobs.work import Lease
-from tenure.store.lanes import MAX_LANES, MAX_SEEN, WALK_AGAIN
+from tenure.store.lanes import IN_ORDER_AGAIN, MAX_LANES, MAX_SEEN, WALK_AGAIN
 from tests.support.clock import TICK
 from tests.support.store import StoreHarness, new_job, report_completed, report_released
 
@@ -135,3 +136,52 @@ def test_lanes_of_other_types_do_not_use_up_every_look(harness: StoreHarness) ->
     claimed = claims_until(lambda: harness.claim(9, types=("mail",)), 3)
     assert claimed > 1
     assert harness.get(job.id).status == "processing"
+
+
+def add_paused(app: Tenure, harness: StoreHarness, priorities: int) -> None:
+    """A customer who is paused has a job of every priority."""
+    app.queues.limit("q", per_partition=PerPartition())
+    app.queues.pause_partition("q", "bad")
+    wide = range(100 - priorities + 1, 101)
+    harness.add_all(*[new_job(queue="q", partition="bad", priority=p) for p in wide])
+
+
+def test_a_few_closed_lanes_change_no_order(app: Tenure, harness: StoreHarness) -> None:
+    """Each counted as sixteen looks, whatever it took: behind eight of them nothing was found."""
+    add_paused(app, harness, 20)
+    last = [harness.add(queue="q", partition="good", priority=100).id for _ in range(3)]
+    assert harness.ids(harness.claim()) == last[:1]
+    urgent = harness.add(queue="q", partition="good", priority=81)
+    assert harness.ids(harness.claim(3)) == [urgent.id, *last[1:]]
+
+
+def test_closed_lanes_cannot_hide_a_lane_for_ever(app: Tenure, harness: StoreHarness) -> None:
+    """Once every lane had been tried in vain, claims tried only the first ones again."""
+    add_paused(app, harness, 201)
+    for _ in range(4):
+        assert [harness.claim() for _ in range(5)] == [[]] * 5
+        job = harness.add(queue="q", partition="good", priority=100)
+        claims_until(harness.claim, 3)
+        assert harness.get(job.id).status == "processing"
+
+
+def test_lanes_of_other_types_cannot_hide_a_lane_for_ever(harness: StoreHarness) -> None:
+    harness.add_all(*[new_job("other", queue=f"q{n:05}") for n in range(MAX_LANES - 2)])
+    claim = lambda: harness.claim(types=("mail",))  # noqa: E731
+    for _ in range(4):
+        assert [claim() for _ in range(5)] == [[]] * 5
+        job = harness.add(queue=f"q{MAX_LANES - 3:05}")
+        claims_until(claim, 3)
+        assert harness.get(job.id).status == "processing"
+
+
+def test_a_backlog_does_not_hide_urgent_jobs_of_lanes_that_were_closed(
+    app: Tenure, harness: StoreHarness
+) -> None:
+    add_paused(app, harness, 201)
+    harness.add_all(*[new_job(queue="q", partition="good", priority=100) for _ in range(30)])
+    claims_until(harness.claim, 3)  # the others are tried now, and are looked at last
+    urgent = harness.add(queue="q", partition="good", priority=-100)
+    harness.clock.advance(IN_ORDER_AGAIN.total_seconds())
+    claimed = [job for _ in range(6) for job in harness.ids(harness.claim())]
+    assert urgent.id in claimed

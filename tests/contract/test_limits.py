@@ -587,7 +587,9 @@ def test_closed_queues_in_front_do_not_shut_out_the_others(
     closed = [f"c{n:03}" for n in range(2 * MAX_LOOKS)]
     for name in closed:
         harness.sql.run("INSERT INTO {queue_limit} (queue, max_running) VALUES (?, 0)", name)
-    harness.add_all(*[new_job(queue=name, priority=-5) for name in closed])
+    for name in closed:
+        parts = [f"p{n}" for n in range(300)]
+        harness.add_all(*[new_job(queue=name, priority=-5, partition=part) for part in parts])
     (job,) = add(harness, 1, queue="open")
     got = [harness.claim(1) for _ in range(6)]
     assert [lease.id for leases in got for lease in leases] == [job]
@@ -596,10 +598,12 @@ def test_closed_queues_in_front_do_not_shut_out_the_others(
 def test_queues_whose_partitions_are_all_closed_do_not_shut_out_the_others(
     harness: StoreHarness, queues: Queues
 ) -> None:
-    """To look for an open partition is as much as to go over many jobs."""
+    """To look for an open one among many partitions is as much as to go over many jobs."""
     for name in (closed := [f"c{n:02}" for n in range(MAX_LOOKS // LOOKS_OVER_MANY + 1)]):
         queues.limit(name, per_partition=PerPartition(max_running=0))
-    harness.add_all(*[new_job(queue=name, priority=-5) for name in closed])
+    for name in closed:
+        parts = [f"p{n}" for n in range(300)]
+        harness.add_all(*[new_job(queue=name, priority=-5, partition=part) for part in parts])
     (job,) = add(harness, 1, queue="open")
     assert harness.claim(1) == []
     assert harness.ids(harness.claim(1)) == [job]

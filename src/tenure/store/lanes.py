@@ -21,17 +21,18 @@ from __future__ import annotations
 import math
 import secrets
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from heapq import nsmallest
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tenure.jobs.ids import first_of
 from tenure.jobs.limits import Turn
 from tenure.jobs.names import serves
 from tenure.jobs.work import ClaimRequest, Lease, is_full
-from tenure.store.refusals import TRY_AGAIN, TRY_ON, Floors, RefusedClaims
+from tenure.store.claims import Claim, Head, Lane, Limited, Mark
+from tenure.store.refusals import TRY_AGAIN, TRY_ON, Floors
 from tenure.telemetry.repeats import Repeats
 
 MAX_LANES = 256
@@ -46,6 +47,8 @@ MAX_LOOKS = 128
 """Looks into lanes of one claim."""
 LOOKS_OVER_MANY = 16
 """Looks that one over `MAX_SEEN` jobs counts as."""
+PARTITIONS_IN_A_LOOK = 32
+"""Closed partitions that take as long as one look into a lane."""
 MAX_VIEWS = 100
 MARGIN = timedelta(milliseconds=1)
 """What is added to the time until a job falls due: timers may be early by less."""
@@ -54,86 +57,18 @@ NEWEST = "g"
 """After every id and time."""
 WALK_AGAIN = timedelta(seconds=5)
 """How long after a walk over passed jobs the next one starts."""
+IN_ORDER_AGAIN = timedelta(seconds=1)
+"""How long lanes that were tried in vain come after others, if these fill each claim."""
 
 BUSY_AGAIN_SECONDS = 0.02
 """How long a worker waits where another claim had locked a queue with limits."""
 MAX_ROUNDS = 3
 """How often a claim asks the partitions of a lane: the first time some had fewer jobs than room."""
 
-Lane = tuple[str, int]
-"""A queue and a priority."""
-Mark = tuple[Any, str]
-"""A time, as the database has it, and an id: the place of a job in its lane."""
 START: Lane = ("", 0)
 """Before every lane."""
 PLACES = string.digits + string.ascii_letters
 """Where the turn of partitions begins, so that it is not the same in every process."""
-Limited = Literal["queue", "partitions"] | None
-"""How a queue is limited: not at all, as a whole, or with partitions that take turns."""
-
-
-class Head(NamedTuple):
-    """The first job of a lane; its time as the database has it."""
-
-    lane: Lane
-    run_at: Any
-    id: str
-    limited: Limited = None
-
-
-class Claim(Protocol):
-    """One claim, as its engine executes it, in one transaction."""
-
-    start: Mark
-    """Before every job of a lane."""
-    now: datetime
-    """The store's clock; known after `search`."""
-    refused: RefusedClaims
-    """What the database did not let start, if this claim is wary of that."""
-
-    def search(self, queues: Sequence[str] | None, after: Lane) -> tuple[list[Head], Lane | None]:
-        """Read the heads of the lanes after one; return them, and where the search stopped.
-
-        It stops once it has read `MAX_LANES`, with a whole queue if queues are named, and returns
-        None if it came to the end. Left out: paused queues, and any that `serves` refuses.
-        """
-
-    def time(self, run_at: Any) -> datetime:
-        """Return the time of a head."""
-
-    def newest(self) -> Iterable[Lane]:
-        """Return the lanes of some of the jobs that were added last."""
-
-    def open(self, lanes: Sequence[Lane]) -> Mapping[Lane, Limited]:
-        """Return those lanes that may have due jobs, without those of paused queues."""
-
-    def take(self, lane: Lane, after: Mark, limit: int) -> list[Lease]:
-        """Claim up to `limit` of the first `MAX_SEEN` due jobs of a lane after a mark."""
-
-    def passed(self, lane: Lane, after: Mark) -> Mark | None:
-        """Return the mark of the last of `MAX_SEEN` due jobs after one; None if there are fewer."""
-
-    def room(self, queue: str, most: int) -> int | None:
-        """Return how many jobs of a limited queue may start now, all partitions together.
-
-        `most` at most, and 0 while the queue is closed. Where that has to be counted, the queue is
-        locked until the end of the transaction; None if another transaction has locked it.
-        """
-
-    def take_in_turn(
-        self, lane: Lane, turn: Turn, limit: int, wide: bool = False
-    ) -> tuple[list[Lease], Turn]:
-        """Claim up to `limit` due jobs of a lane with partitions; return them, and the next turn.
-
-        The partitions begin at the turn, and have what `limits.quotas` deals them. A look goes over
-        a bounded number of them, and the turn that is returned is then behind the last one. So it
-        is behind the last one that got jobs, if their payloads are as many bytes as a claim has.
-
-        If `wide`, a look goes over as many of them as it may, however small the limit is.
-        """
-
-    def look_again(self, queue: str) -> float:
-        """Return what `limits.look_again` says of a limited queue."""
 
 
 @dataclass(slots=True)
@@ -157,10 +92,11 @@ class LaneView:
     known: dict[Lane, str] = field(default_factory=dict)  # a lane with due jobs -> since when
     by_age: bool = False  # what the next claim goes by
     tried: set[Lane] = field(default_factory=set)  # in vain, by claims that could not try all
+    in_order_at: datetime | None = None  # when a claim that was filled without them ends this
     passed: dict[Lane, _Passed] = field(default_factory=dict)
     floors: Floors = field(default_factory=lambda: Floors(MAX_PLACES))
     turns: dict[Lane, Turn] = field(default_factory=dict)
-    busy: bool = False  # another transaction had locked a limited queue at the last claim
+    busy: bool = False  # the last claim met a locked queue, or has left lanes to the next one
 
     @property
     def is_plain(self) -> bool:
@@ -199,8 +135,7 @@ class Lanes(Generic[V]):
         due = self._due(request, view, claim)
         for lane, limited in due.items():
             if looks >= MAX_LOOKS:
-                vain += closed
-                view.tried = {*vain, *view.tried} if len(view.tried) < MAX_KNOWN else set(vain)
+                _leave_rest(view, claim, due, {*vain, *closed})
                 break
             limit = request.limit - len(leases)
             if limited and (limit := rooms.of(lane[0], len(leases))) <= 0:
@@ -221,6 +156,8 @@ class Lanes(Generic[V]):
                 vain.append(lane)
                 view.known.pop(lane, None)
             if len(leases) >= request.limit or is_full(leases) or claim.refused.are_many:
+                if view.in_order_at is None or claim.now >= view.in_order_at:
+                    view.tried = set()  # jobs that are more urgent may have come there
                 break
         else:
             view.tried = _behind(view, due, closed)
@@ -280,6 +217,19 @@ class _Rooms:
     def use(self, queue: str, jobs: int) -> None:
         """Note that so many jobs of a queue were leased."""
         self._rooms[queue] -= jobs
+
+
+def _leave_rest(view: LaneView, claim: Claim, due: Mapping[Lane, Any], vain: set[Lane]) -> None:
+    """Note which lanes the next claim looks at last, after one that could not look at all of them.
+
+    Once each was tried, only those of the last claim stay behind: so all have their turn again.
+    """
+    if not view.tried:
+        view.in_order_at = claim.now + IN_ORDER_AGAIN
+    tried = vain | view.tried
+    are_left = not tried.issuperset({*due, *view.known})
+    view.tried = tried if are_left and len(view.tried) < MAX_KNOWN else vain
+    view.busy |= are_left
 
 
 def _behind(view: LaneView, due: Mapping[Lane, Any], closed: Sequence[Lane]) -> set[Lane]:
@@ -359,12 +309,13 @@ def _look_in_turn(view: LaneView, claim: Claim, lane: Lane, limit: int) -> tuple
     """Claim jobs of a lane with partitions; return them, and how many looks it took."""
     turn = view.turns.get(lane) or Turn(secrets.choice(PLACES))
     leases: list[Lease] = []
-    looks, wide = 0, False
+    looks, costs, wide = 0, 0, False
     while looks < MAX_ROUNDS:
         began = turn
-        found, turn = claim.take_in_turn(lane, turn, limit - len(leases), wide)
+        found, turn, cost = claim.take_in_turn(lane, turn, limit - len(leases), wide)
         leases += found
         looks += 1
+        costs += cost
         # These partitions may be closed, or have only jobs of other types. Then ask many.
         if (not found and (wide or turn == began)) or len(leases) >= limit or is_full(leases):
             break
@@ -372,7 +323,12 @@ def _look_in_turn(view: LaneView, claim: Claim, lane: Lane, limit: int) -> tuple
     if len(view.turns) >= MAX_KNOWN:
         view.turns.clear()
     view.turns[lane] = turn
-    return leases, looks if leases else LOOKS_OVER_MANY
+    return leases, looks if leases else min(costs, LOOKS_OVER_MANY)
+
+
+def effort(looked: int, vain: int) -> int:
+    """Return how many looks it counts as to look at partitions, and at the jobs of some in vain."""
+    return 1 + looked // PARTITIONS_IN_A_LOOK + vain
 
 
 def _walk(view: LaneView, claim: Claim, lane: Lane, passed: _Passed, limit: int) -> list[Lease]:

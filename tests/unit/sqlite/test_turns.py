@@ -99,7 +99,7 @@ def steps_of(raw: sqlite3.Connection, take: SqliteClaim, limit: int) -> tuple[in
 
     raw.set_progress_handler(count, 100)
     try:
-        leases, _ = take.take_in_turn(LANE, Turn(), limit)
+        leases, *_ = take.take_in_turn(LANE, Turn(), limit)
     finally:
         raw.set_progress_handler(None, 0)
     return steps * 100, leases
@@ -140,9 +140,9 @@ def test_the_looks_go_on_where_they_ended_and_around(raw: sqlite3.Connection) ->
     raw.execute(
         "INSERT INTO tenure_partition_limit (queue, partition, max_running) VALUES ('q', 'a', 1)"
     )
-    leases, turn = claim(raw).take_in_turn(LANE, Turn("p"), 3)
+    leases, turn, _ = claim(raw).take_in_turn(LANE, Turn("p"), 3)
     assert leases == []
-    leases, _ = claim(raw).take_in_turn(LANE, turn, 3)
+    leases, *_ = claim(raw).take_in_turn(LANE, turn, 3)
     assert partitions(raw, leases) == ["a"]
 
 
@@ -151,7 +151,7 @@ def test_the_look_goes_around_once(raw: sqlite3.Connection) -> None:
         add(raw, 2, name)
     limit(raw, "per_max_running = 1")
     values = {"queue": "q", "priority": 0, "now": 2**50}
-    parts, last = turns.open_partitions(raw, values, Turn("b"), 9)
+    parts, last, _ = turns.open_partitions(raw, values, Turn("b"), 9)
     assert ([part.partition for part in parts], last) == (["b", "c", "a"], None)
 
 
@@ -172,10 +172,10 @@ def test_a_claim_in_turn_is_bounded_in_bytes_and_keeps_the_first(raw: sqlite3.Co
     ids = {name: add(raw, 9, name, payload=large) for name in ("a", "b")}
     small = add(raw, 1, "c")
     limit(raw)
-    leases, _ = claim(raw).take_in_turn(LANE, Turn(), 19)
+    leases, *_ = claim(raw).take_in_turn(LANE, Turn(), 19)
     assert [lease.id for lease in leases] == [*ids["a"][:7], *ids["b"][:3]]
     assert all(lease.payload == large for lease in leases)
-    leases, _ = claim(raw).take_in_turn(LANE, Turn("c"), 1)
+    leases, *_ = claim(raw).take_in_turn(LANE, Turn("c"), 1)
     assert [lease.id for lease in leases] == small
 
 
@@ -185,7 +185,7 @@ def test_shares_of_different_size_come_in_the_order_of_the_turns(raw: sqlite3.Co
     raw.execute(
         "INSERT INTO tenure_partition_limit (queue, partition, weight) VALUES ('q', 'b', 3)"
     )
-    leases, turn = claim(raw).take_in_turn(LANE, Turn("b"), 6)
+    leases, turn, _ = claim(raw).take_in_turn(LANE, Turn("b"), 6)
     expected = [*ids["b"][:3], ids["c"][0], ids["d"][0], ids["a"][0]]
     assert [lease.id for lease in leases] == expected
     assert turn.partition > "a"

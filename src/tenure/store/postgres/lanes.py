@@ -23,7 +23,8 @@ from tenure.jobs.ids import BEFORE_ALL, EPOCH
 from tenure.jobs.limits import NEXT, Open, Turn, has_enough, look_again, quotas
 from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease, is_full
 from tenure.store import lanes
-from tenure.store.lanes import MAX_LANES, MAX_PLACES, MAX_SEEN, Head, Lane, Limited, Mark
+from tenure.store.claims import Head, Lane, Limited, Mark
+from tenure.store.lanes import MAX_LANES, MAX_PLACES, MAX_SEEN
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import NOW, to_time, uuids
 from tenure.store.protocol import DROPPED_CHANGE, Database
@@ -252,15 +253,16 @@ class PostgresClaim:
 
     def take_in_turn(
         self, lane: Lane, turn: Turn, limit: int, wide: bool = False
-    ) -> tuple[list[Lease], Turn]:
+    ) -> tuple[list[Lease], Turn, int]:
         space = max(limit, sql.MAX_PARTITIONS) if wide else limit
-        *found, (last, *_) = self._rows(sql.OPEN, (*lane, self.now, *turn, space))
+        *found, (last, _, looked, *_) = self._rows(sql.OPEN, (*lane, self.now, *turn, space))
         parts = [Open(*row[:3]) for row in found]
         shares, next_turn = quotas(parts, turn, space)
         if last is not None and not has_enough(parts, turn, space):
             next_turn = Turn(last + NEXT)
+        cost = lanes.effort(looked, len(parts))
         if not parts:
-            return [], next_turn
+            return [], next_turn, cost
         in_order = found[0][4] is not None
         marks, floors = self._view.marks_in_turn, self._view.floors
         behind = floors.of(lane, [part.partition for part in parts], self.now)
@@ -276,7 +278,7 @@ class PostgresClaim:
             given = zip(parts, shares, since, strict=True)
             asked = {part.partition: (share, at) for part, share, at in given if share}
             seen = 1 if in_order else sql.SEEN_IN_TURN
-            return self._take_in_turn_warily(lane, asked, limit, seen), next_turn
+            return self._take_in_turn_warily(lane, asked, limit, seen), next_turn, cost
         until = self.now + timedelta(seconds=self._request.lease_seconds)
         types = None if self._request.types is None else list(self._request.types)
         names = [part.partition for part in parts]
@@ -285,12 +287,12 @@ class PostgresClaim:
         rows = self._rows(sql.CLAIM_IN_TURN, (*lane, self.now, *values))
         leases = [Lease(*[*row[:9], until, None, row[9]]) for row in rows]
         if (wide and len(leases) == limit) or is_full(leases):
-            return leases, Turn(rows[-1][10] + NEXT)
+            return leases, Turn(rows[-1][10] + NEXT), cost
         taken = {row[10] for row in rows}
         vain = {name: mark for name, mark in zip(names, since, strict=True) if name not in taken}
         if vain and not in_order:
             self._pass_over(lane, vain)
-        return leases, next_turn
+        return leases, next_turn, cost
 
     def _take_in_turn_warily(
         self, lane: Lane, places: Mapping[str, tuple[int, Mark]], limit: int, seen: int

@@ -15,7 +15,8 @@ from tenure.errors import WriteRefused
 from tenure.jobs.limits import NEXT, Turn, has_enough, quotas
 from tenure.jobs.names import serves
 from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease, is_full
-from tenure.store.lanes import MAX_LANES, MAX_PLACES, Head, Lane, LaneView, Limited, Mark
+from tenure.store.claims import Head, Lane, Limited, Mark
+from tenure.store.lanes import MAX_LANES, MAX_PLACES, LaneView, effort
 from tenure.store.protocol import DROPPED_CHANGE, Database
 from tenure.store.refusals import MAX_TRIED, Picked, RefusedClaims
 from tenure.store.sqlite import statements as sql
@@ -148,16 +149,16 @@ class SqliteClaim:
 
     def take_in_turn(
         self, lane: Lane, turn: Turn, limit: int, wide: bool = False
-    ) -> tuple[list[Lease], Turn]:
+    ) -> tuple[list[Lease], Turn, int]:
         self._look_at(lane, self.start)
         space = max(limit, turns.MAX_PARTITIONS) if wide else limit
-        parts, last = turns.open_partitions(self._db, self._values, turn, space)
+        parts, last, looked = turns.open_partitions(self._db, self._values, turn, space)
         shares, next_turn = quotas(parts, turn, space)
         if last is not None and not has_enough(parts, turn, space):
             next_turn = Turn(last + NEXT)
         given = {part.partition: n for part, n in zip(parts, shares, strict=True) if n}
         if not given:
-            return [], next_turn
+            return [], next_turn, effort(looked, 0)
         marks, floors = self._view.marks, self._view.floors
         if len(marks) > MAX_PLACES:
             marks.clear()
@@ -168,7 +169,7 @@ class SqliteClaim:
         floors.rise(lane, refused, self.now)
         if len(picked) > most or is_full(leases):
             next_turn = Turn(picked[len(leases) + len(refused) - 1][-2] + NEXT)
-        return leases, next_turn
+        return leases, next_turn, effort(looked, len(given))
 
     def look_again(self, queue: str) -> float:
         return turns.opens(self._db, queue, self._values["now"])

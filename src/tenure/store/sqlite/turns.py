@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from tenure.jobs.limits import NEXT, Open, Turn, has_enough, look_again
-from tenure.store.lanes import Lane, Limited, Mark
+from tenure.store.claims import Lane, Limited, Mark
 from tenure.store.rows import as_json
 from tenure.store.sqlite.statements import OF_TYPES, PICKED
 
@@ -128,11 +128,11 @@ def opens(db: sqlite3.Connection, queue: str, now: int) -> float:
 
 def open_partitions(
     db: sqlite3.Connection, values: Mapping[str, Any], turn: Turn, space: int
-) -> tuple[list[Open], str | None]:
+) -> tuple[list[Open], str | None, int]:
     """Return partitions of a lane that may start jobs, in the order of their turns.
 
     They are enough to fill `space`, or all that `MAX_PARTITIONS` looks found; and
-    the last one that was looked at, None if every one was.
+    the last one that was looked at, None if every one was; and at how many it looked.
     """
     parts: list[Open] = []
     place, end, last = turn.partition, None, None
@@ -150,9 +150,9 @@ def open_partitions(
         elif end is None and turn.partition:
             end, place = turn.partition, ""
         else:
-            return parts, None
+            return parts, None, MAX_PARTITIONS - looks
         step = looks
-    return parts, last
+    return parts, last, MAX_PARTITIONS - looks
 
 
 def pick(

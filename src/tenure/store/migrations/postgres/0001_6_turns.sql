@@ -23,7 +23,7 @@ END $$;
 -- The partitions of a lane that may start jobs, locked, from the one on whose turn it is, and around; those
 -- whose turns fill `space`. `looks` at most are looked at. `since` and `next` are the place of the
 -- one job that may start, if the queue is ordered. The last row is the last one looked at, without room;
--- its partition is NULL if none is left.
+-- its partition is NULL if none is left, and its weight is the number of looks.
 CREATE FUNCTION {schema}.open_partitions(
     lane_queue text, lane_priority bigint, due timestamptz, turn text, turn_left integer,
     space integer, looks integer
@@ -36,9 +36,11 @@ DECLARE
     free record;
     place text := turn;
     before text := NULL; -- the end of the second lap
+    looked integer := 0;
 BEGIN
     SELECT * INTO l FROM {schema}.queue_limit WHERE queue = lane_queue;
     FOR look IN 1..looks LOOP
+        looked := look;
         SELECT token.partition, token.run_at INTO head FROM {schema}.ready AS token
         WHERE token.queue = lane_queue AND token.priority = lane_priority
             AND token.partition >= place AND (before IS NULL OR token.partition < before)
@@ -73,6 +75,7 @@ BEGIN
         EXIT WHEN space <= 0;
     END LOOP;
     room := NULL;
+    weight := looked;
     RETURN NEXT;
 END $$;
 
