@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import jinja2
 import msgspec
@@ -284,6 +284,11 @@ def _to_sign_in(request: PageRequest) -> Response:
         # Browsers do not send the cookie with a link from another site. They send it when this
         # page asks for the same address again.
         return HTMLResponse(_AGAIN, headers=HEADERS)
+    if http.method == "POST":  # back to the page of the form
+        came = urlsplit(http.headers.get("referer", ""))
+        where = inside(came.path + f"?{came.query}" * bool(came.query))
+        said = "Nothing was done: you are signed out."
+        return request.go(request.address("/ui/sign-in", next=where), said, "bad")
     asked = quote(path) + f"?{http.url.query}" * bool(http.url.query)
     where = inside(asked) if http.method == "GET" and path != request.address("/") else ""
     return RedirectResponse(request.address("/ui/sign-in", next=where), 303)

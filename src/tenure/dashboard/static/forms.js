@@ -1,5 +1,5 @@
 // Forms that change something answer in place. Commands can be copied. All jobs of a page can be ticked.
-import { announce, hold, release, show } from "./live.js";
+import { announce, hold, parsed, release, show } from "./live.js";
 
 const LEAVING = 10_000; // milliseconds: a page that is still here did not leave
 
@@ -30,8 +30,10 @@ async function submit(event) {
     const body = new URLSearchParams(new FormData(form, button));
     // Not `form.action`: if a button has that name, it is the button.
     const answer = await fetch(form.getAttribute("action"), { method: "POST", body });
-    const page = show(await answer.text(), true);
-    if (!page) throw new Error("not a page of this server"); // but one of a gateway
+    const page = parsed(await answer.text());
+    if (!page.querySelector("#main")) throw new Error("not a page of this server"); // a gateway's
+    if (page.querySelector("[data-refusal]")) return message.replaceChildren(refusal(page, answer));
+    show(page, true);
     if (answer.ok && answer.url !== location.href) {
       history.pushState(null, "", answer.url);
       at = location.pathname + location.search;
@@ -39,14 +41,31 @@ async function submit(event) {
     message.replaceChildren(...page.getElementById("message").childNodes);
     if (!document.activeElement || document.activeElement === document.body) message.focus();
   } catch {
-    const said = document.createElement("p");
-    said.className = "message bad";
-    said.textContent = "The server did not answer: see whether it is done, and try again.";
-    message.replaceChildren(said);
+    message.replaceChildren(bad("The server did not answer: see whether it is done, and try again."));
   } finally {
     release();
     if (button) button.ariaBusy = null;
   }
+}
+
+/** What a page says that came instead of an answer. The form stays, with what was typed. */
+function refusal(page, answer) {
+  const [title, ...rest] = [...page.querySelectorAll("[data-refusal]")];
+  const said = bad(`${title.textContent}: ${rest.map((part) => part.textContent).join(". ")}`);
+  if (!page.getElementById("token")) return said;
+  const [text, link] = [document.createElement("span"), document.createElement("a")];
+  Object.assign(link, { href: answer.url, target: "_blank", textContent: "Sign in" });
+  text.append(page.getElementById("message").textContent, " ", link, " in a new tab, then repeat it.");
+  said.replaceChildren(text);
+  said.dataset.signedOut = "";
+  return said;
+}
+
+function bad(text) {
+  const said = document.createElement("p");
+  said.className = "message bad";
+  said.textContent = text;
+  return said;
 }
 
 let at = location.pathname + location.search;

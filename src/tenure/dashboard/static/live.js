@@ -28,9 +28,10 @@ export function start() {
 }
 
 function open() {
-  if (stream) return;
+  if (stream || !document.body.dataset.live) return;
   stream = new EventSource(document.body.dataset.live);
   stream.addEventListener("hello", () => {
+    document.querySelector("#message [data-signed-out]")?.remove(); // it was in another window
     state("", "live");
     want(); // jobs may have changed since the page was made, or since the connection was lost
   });
@@ -39,7 +40,7 @@ function open() {
     state("lost", "connection lost, retrying");
     if (stream && stream.readyState === EventSource.CLOSED) {
       close(); // refused, not cut: the server is starting or we are signed out
-      setTimeout(() => document.hidden || (want(), open()), 2000);
+      setTimeout(() => document.hidden || waits() || (want(), open()), 2000);
     }
   });
 }
@@ -83,8 +84,12 @@ export function hold(milliseconds) {
 export function release() {
   clearTimeout(releasing);
   held = false;
+  if (!document.hidden && !waits()) open();
   want();
 }
+
+/** Whether a form waits for its person to sign in: a refresh would lead to that, without the form. */
+const waits = () => document.querySelector("#message [data-signed-out]") !== null;
 
 /** Fetch the page as soon as the pause is over. */
 function want() {
@@ -96,7 +101,7 @@ function want() {
 
 async function refresh() {
   timer = 0;
-  if (document.hidden || held) return;
+  if (document.hidden || held || waits()) return;
   if (document.querySelector("input[name=id]:checked")) {
     state("held", "held while you select");
     timer = setTimeout(refresh, 1000);
@@ -111,7 +116,7 @@ async function refresh() {
     const answer = await fetch(location.href, { headers, signal: asking.signal });
     if (answer.redirected) return location.reload(); // to sign in
     if (answer.ok) {
-      show(await answer.text());
+      show(parsed(await answer.text()));
       if (stream && stream.readyState === EventSource.OPEN) state("", "live");
     } else if (answer.status >= 500) {
       state("lost", "not up to date, retrying"); // the database may be away
@@ -126,12 +131,12 @@ async function refresh() {
   if (wanted) want();
 }
 
+export const parsed = (text) => new DOMParser().parseFromString(text, "text/html");
+
 /** Change the page to what the server sent, and keep what a person typed or opened. */
-export function show(text, whole = false) {
-  const page = new DOMParser().parseFromString(text, "text/html");
+export function show(page, whole = false) {
   const before = spoken(document);
   const main = page.querySelector("#main");
-  if (!main) return;
   document.title = page.title;
   const shown = document.querySelector("#main");
   Object.assign(shown.dataset, { watch: "none" }, main.dataset);
@@ -156,7 +161,6 @@ export function show(text, whole = false) {
   for (const [name, value] of spoken(document)) {
     if (before.has(name) && before.get(name) !== value) announce(value);
   }
-  return page;
 }
 
 /** The texts that are announced when they change: the status of a job, the health line. */
