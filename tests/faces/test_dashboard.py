@@ -262,6 +262,23 @@ def test_a_form_of_another_site_is_refused(app: Tenure, web: TestClient) -> None
     assert app.get(job.id).status == "pending"
 
 
+@pytest.mark.parametrize("payload", [{"text": "y" * 900_000}, {"text": " \u00e9" * 9_000}])
+def test_a_job_with_a_large_payload_is_run_again_as_it_was(
+    app: Tenure, web: TestClient, payload: dict[str, str]
+) -> None:
+    """The form held the payload, and was then refused as too large."""
+    job = app.enqueue("email", payload, delay="1h")
+    page = web.get(f"/ui/jobs/{job.id}/again").text
+    assert "too large to be changed here" in page
+    assert len(page) < 20_000
+    assert post_form(web, f"/ui/jobs/{job.id}/again", {"priority": "7"}).status_code == 303
+    (made,) = [one for one in app.find() if one.id != job.id]
+    assert (made.payload, made.priority) == (job.payload, 7)
+    changed = post_form(web, f"/ui/jobs/{job.id}/amend", {"priority": "8"})
+    assert changed.status_code == 303
+    assert (app.get(job.id).payload, app.get(job.id).priority) == (job.payload, 8)
+
+
 def test_forms_are_bounded(web: TestClient) -> None:
     assert post_form(web, "/ui/jobs", {"text": "x" * 70_000}).status_code == 413
     assert web.post("/ui/jobs", json={}).status_code == 415

@@ -13,11 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from urllib.parse import quote_plus
 
 from starlette.responses import Response
 
 from tenure.dashboard import format as fmt
-from tenure.dashboard.request import PageRequest
+from tenure.dashboard.request import MAX_FORM_BYTES, PageRequest
 from tenure.errors import IllegalTransition, InvalidInput
 from tenure.jobs.payload import parse
 from tenure.lifecycle import Job
@@ -33,6 +34,8 @@ VALUES: Mapping[str, Sequence[type]] = {
 }
 """The values that an input can hold."""
 MAX_REFERENCES = 5
+MAX_PAYLOAD_BYTES = MAX_FORM_BYTES // 2
+"""Of a payload as browsers send it: the rest of a form is for its names and what is typed."""
 
 
 @dataclass(slots=True)
@@ -222,8 +225,12 @@ def _options(*names: str) -> list[Field]:
 def _with_payload(request: PageRequest, form: Form, job: Job) -> Form:
     if request.redaction.job(job).payload_json != job.payload_json:
         form.note = "This server redacts values of the payload, so it cannot be changed here."
+        return form
+    fields = payload_fields(_schema(request, job.type), job.payload)
+    if sum(len(quote_plus(each.text)) for each in fields) > MAX_PAYLOAD_BYTES:
+        form.note = "The payload is too large to be changed here, so it stays unchanged."
     else:
-        form.payload = payload_fields(_schema(request, job.type), job.payload)
+        form.payload = fields
     return form
 
 
