@@ -14,6 +14,7 @@ from psycopg import sql
 
 from tenure import NewJob, Tenure
 from tenure.errors import SchemaMismatch, StoreUnavailable
+from tenure.jobs.findings import CheckResult
 from tenure.store import migrate, open_store
 from tenure.store.postgres.doctor import check_postgres
 from tenure.store.postgres.schema import script, upgrade
@@ -176,6 +177,42 @@ def test_a_schema_whose_version_cannot_be_seen_is_not_made_again(
     *_, last = hidden.check()
     assert (last.name, last.found) == ("database", "cannot be used")
     assert "row-level security hides" in last.advice
+
+
+def test_rows_that_row_level_security_may_hide_are_a_warning(
+    postgres_url: str, raw: psycopg.Connection[Any], role: str
+) -> None:
+    """Workers took no job, lists were empty, and doctor called everything ok."""
+    upgrade(postgres_url)
+    raw.execute(f"GRANT USAGE ON SCHEMA tenure TO {role}".encode())
+    every = f"SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA tenure TO {role}"
+    raw.execute(f"GRANT {every}".encode())
+
+    def rows(url: str) -> tuple[CheckResult, str]:
+        check = {one.name: one for one in Tenure(url).check()}["rows"]
+        return check.health, check.advice
+
+    limited = as_role(postgres_url, role)
+    assert rows(limited)[0] is CheckResult.OK
+    raw.execute("ALTER TABLE tenure.job ENABLE ROW LEVEL SECURITY")
+    raw.execute("ALTER TABLE tenure.ready ENABLE ROW LEVEL SECURITY")
+    health, advice = rows(limited)
+    assert health is CheckResult.WARNING
+    assert "rows of job, ready" in advice
+    assert rows(postgres_url)[0] is CheckResult.OK, "the owner sees them"
+
+    for policy in (
+        "one ON tenure.job FOR SELECT USING (true)",
+        "two ON tenure.job USING (queue = 'mail')",
+        f"three ON tenure.job TO {role} USING (true)",
+    ):
+        assert "rows of job, ready" in rows(limited)[1]
+        raw.execute(f"CREATE POLICY {policy}".encode())
+    assert "rows of ready" in rows(limited)[1], "the third lets this role do everything"
+    raw.execute("CREATE POLICY one ON tenure.ready USING (true) WITH CHECK (true)")
+    assert rows(limited)[0] is CheckResult.OK
+    raw.execute("CREATE POLICY four ON tenure.job AS RESTRICTIVE USING (queue = 'mail')")
+    assert "rows of job" in rows(limited)[1]
 
 
 def test_a_database_that_refuses_changes_of_its_schema_is_told_so(

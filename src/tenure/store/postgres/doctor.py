@@ -76,6 +76,17 @@ WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND relkind = 'r'
     AND NOT has_table_privilege(oid, verb)
 GROUP BY relname ORDER BY relname
 """
+# A policy that lets this role do everything hides nothing, unless a restrictive one does.
+HIDING = """
+SELECT coalesce(array_agg(relname::text ORDER BY relname), '{}') FROM pg_class
+WHERE relnamespace = to_regnamespace(quote_ident(%s)) AND relkind = 'r' AND row_security_active(oid)
+    AND (SELECT count(*) FILTER (WHERE NOT polpermissive) > 0 OR count(*) FILTER (
+            WHERE polcmd = '*' AND pg_get_expr(polqual, polrelid) = 'true'
+                AND coalesce(pg_get_expr(polwithcheck, polrelid), 'true') = 'true') = 0
+        FROM pg_policy WHERE polrelid = pg_class.oid AND EXISTS (
+            SELECT FROM unnest(polroles) AS one (role)
+            WHERE role = 0 OR pg_has_role(role, 'USAGE')))
+"""
 CREATORS = """
 SELECT DISTINCT format('REVOKE CREATE ON SCHEMA %%I FROM %%s', nspname,
     coalesce(quote_ident(rolname), 'PUBLIC'))
@@ -258,6 +269,18 @@ def rights(truncates: bool, owns: bool, *, lacking: Sequence[str]) -> Check:
     return ok("rights", "this role cannot switch off the triggers")
 
 
+def hiding(tables: Collection[str]) -> Check:
+    """Whether policies may keep rows from this role: it would read that there are fewer jobs."""
+    if not tables:
+        return ok("rows", "this role sees all rows")
+    advice = (
+        f"this role may not see, add or change some rows of {', '.join(tables)}, so that jobs do "
+        "not run or seem to be missing, and `tenure verify` finds violations that are none: ALTER "
+        "TABLE … DISABLE ROW LEVEL SECURITY, or CREATE POLICY … USING (true) for this role"
+    )
+    return warning("rows", "row-level security may hide some", advice)
+
+
 def creators(revokes: Sequence[str]) -> Check:
     """Whether other roles may make functions where they could be called with this role's rights."""
     if not revokes:
@@ -296,6 +319,7 @@ def check_postgres(url: str) -> Iterator[Check]:
                 of_ledger = connection.execute(LEDGER_RIGHTS, (table,)).fetchone() or (1, 0)
                 lacking = [text for (text,) in connection.execute(LACKING, (address.schema,))]
                 yield rights(*of_ledger, lacking=lacking)
+                yield hiding(one(connection, HIDING, address.schema))
                 rows = connection.execute(CREATORS, (address.schema, table))
                 yield creators([text for (text,) in rows])
                 yield ledger(one(connection, address.sql(FROM_ELSEWHERE)))
