@@ -179,6 +179,16 @@ def test_a_schema_whose_version_cannot_be_seen_is_not_made_again(
     assert "row-level security hides" in last.advice
 
 
+def test_a_copy_without_rows_is_told_what_helps(
+    postgres_url: str, raw: psycopg.Connection[Any]
+) -> None:
+    """`pg_dump --schema-only` makes one. It was said to be hidden, or restored right now."""
+    upgrade(postgres_url)
+    raw.execute("DELETE FROM tenure.schema_version")
+    with pytest.raises(StoreUnavailable, match="copied without its rows: drop such a copy"):
+        upgrade(postgres_url)
+
+
 def test_rows_that_row_level_security_may_hide_are_a_warning(
     postgres_url: str, raw: psycopg.Connection[Any], role: str
 ) -> None:

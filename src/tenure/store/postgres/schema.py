@@ -168,8 +168,9 @@ def version_of(connection: psycopg.Connection[Any], address: Address) -> int:
         )
     if version is None:
         raise StoreUnavailable(
-            f"schema {address.schema} shows no version: either it is being restored, or "
-            "row-level security hides it from this role"
+            f"schema {address.schema} shows no version: it is being restored, or row-level "
+            "security hides it from this role, or it was copied without its rows: drop such a "
+            "copy, and run `tenure migrate`"
         )
     return int(version)
 
