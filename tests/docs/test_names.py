@@ -161,9 +161,8 @@ def vocabulary() -> frozenset[str]:
         names |= {*folders, *files_here}
         if Path(folder) == ROOT:  # what tools have made is large
             folders[:] = {*folders} - {".venv", ".bench", ".git"}
-    return frozenset(
-        words | VARIABLES | {part for name in names for part in re.findall(r"\w+", name)}
-    )
+    words |= {part for name in names for part in re.findall(r"\w+", name)}
+    return frozenset(words | VARIABLES | {word.lstrip("_") for word in words})
 
 
 @cache
