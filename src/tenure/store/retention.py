@@ -12,7 +12,7 @@ from tenure.errors import TenureError, WriteRefused
 from tenure.jobs.retention import STATUSES, Cutoffs, RetentionRules
 from tenure.jobs.text import quantity
 from tenure.store.protocol import Database
-from tenure.store.tables import flow, retention, webhooks, workers
+from tenure.store.tables import flow, retention, stats_sql, webhooks, workers
 
 log = logging.getLogger(__name__)
 
@@ -88,17 +88,12 @@ def _refusal(refused: Sequence[tuple[Any, TenureError]]) -> WriteRefused:
 
 
 def _passes(db: Database) -> list[Pass]:
-    d = db.dialect
     *measured, until = db.stats.catch_up(db.now())
     positions = [measured, *(position.split(".") for position in webhooks.positions(db))]
     places = [tuple(map(int, position)) for position in positions]
     done_with = min(places)
     if done_with == places[0]:
         return [(timedelta(0), until, done_with)]
-    order = ", ".join(f"t.{column}" for column in d.order)
-    next_entry = (
-        f"SELECT {d.millis.format(time='t.at')} FROM {d.table('transition')} AS t"
-        f" WHERE {d.after} ORDER BY {order} LIMIT 1"
-    )
-    delivered = min([until, *(at for (at,) in db.rows(next_entry, done_with))])
+    next_entries = db.rows(stats_sql.next_entry(db.dialect), done_with)
+    delivered = min([until, *(at for (at,) in next_entries)])
     return [(timedelta(0), delivered, done_with), (MAX_WAIT, until, places[0])]

@@ -259,12 +259,16 @@ class StatsWriter:
     def catch_up(self, now: datetime) -> Sequence[Any]:
         """Add the next batch in this transaction; return the place and time reached then.
 
-        No other transaction changes that place before this one ends.
+        The time is now if no entry follows. No other transaction changes the place before this one
+        ends.
         """
-        place, batch = next_batch(self._dialect, self._db.rows, hold=True)
-        if batch is None or not self.add(batch, now):
-            return place
-        return (*batch.end, max(batch.millis, place[-1]))
+        d, rows = self._dialect, self._db.rows
+        (*place, millis), batch = next_batch(d, rows, hold=True)
+        if batch is not None and self.add(batch, now):
+            place, millis = [*batch.end], max(batch.millis, millis)
+        if not rows(sql.next_entry(d), place):
+            millis = max((now - EPOCH) // timedelta(milliseconds=1), millis)
+        return (*place, millis)
 
     def take_out(self, jobs: Mapping[tuple[str, str, str], int]) -> None:
         """Take deleted jobs out of the tally, by status, queue and type."""

@@ -48,6 +48,15 @@ def end(d: Dialect) -> str:
     return f"SELECT {d.place} FROM {d.table('transition')} AS t ORDER BY {newest} LIMIT 1"
 
 
+def next_entry(d: Dialect) -> str:
+    """The time of the first entry after a place."""
+    order = ", ".join(f"t.{column}" for column in d.order)
+    return (
+        f"SELECT {d.millis.format(time='t.at')} FROM {d.table('transition')} AS t"
+        f" WHERE {d.after} ORDER BY {order} LIMIT 1"
+    )
+
+
 def batch_end(d: Dialect) -> str:
     """Where the next batch ends: its last entry, how many there are, and their latest time."""
     order = ", ".join(d.order)
