@@ -42,6 +42,7 @@ from tenure.telemetry import logs
 from tenure.worker.maintenance import StallWatch
 from tenure.worker.process import (
     maintained,
+    may_open,
     run_loop,
     stopped_by_signals,
     tuned_for_jobs,
@@ -307,21 +308,9 @@ def _connections_that_fit() -> int:
     Many shells and services allow 1,024 files, and let a process raise that. Raises InvalidInput
     if it is less than `MIN_FILES` even then.
     """
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return MAX_CONNECTIONS
     wanted = MAX_CONNECTIONS + OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < wanted:
-        soft = wanted if hard < 0 else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if 0 <= soft < MIN_FILES:
-        raise InvalidInput(
-            f"this process may open {soft} files at once; a server needs {MIN_FILES}, and {wanted} "
-            "for all its connections: raise the limit, by `ulimit -n` in a shell, LimitNOFILE= of "
-            "a systemd service or --ulimit nofile= of a container"
-        )
+    more = f", and {wanted} for all its connections"
+    soft = may_open(MIN_FILES, f"a server needs {MIN_FILES}{more}", wanted)
     return MAX_CONNECTIONS if soft < 0 else min(MAX_CONNECTIONS, max(soft - OTHER_FILES, soft // 2))
 
 

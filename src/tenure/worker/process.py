@@ -50,6 +50,8 @@ FIRST_TRY_SECONDS = 1.0
 UNDECLARED = "other programs do not know what this one declares: %s"
 LEFTOVER_SECONDS = 1.0
 """How long a process that is done waits for tasks and threads that handlers left behind."""
+MIN_FILES = 64
+"""With fewer a worker does not start: it has about 25 open when idle, and handlers open more."""
 YOUNG_OBJECTS = 5_000
 """Objects after which the garbage collector looks at the youngest; Python's default is 700."""
 SWITCH_SECONDS = 0.0001
@@ -89,8 +91,8 @@ def run_worker(
     Call this on the main thread, because Python handles signals there. Jobs come from `source`, by
     default from the database of `app`, which is then `maintained` here. `health` is the host and
     port where supervisors may ask. Returns also once there was no job to run for
-    `max_idle_seconds`. Raises SchemaMismatch, InvalidInput if the port is taken, and RuntimeError
-    on another thread or in a coroutine.
+    `max_idle_seconds`. Raises SchemaMismatch, InvalidInput if the port is taken or this process may
+    open too few files, and RuntimeError on another thread or in a coroutine.
     """
     refuse_children()
     if threading.current_thread() is not threading.main_thread():
@@ -104,6 +106,7 @@ def run_worker(
             "notebook: use `async with app.running():` there"
         )
     forks.end_at_sigterm()
+    may_open(MIN_FILES, f"a worker needs {MIN_FILES}", MIN_FILES)
     worker = worker_of(app, settings, source)
     stops = [worker.request_stop]
     with contextlib.ExitStack() as running:
@@ -159,6 +162,27 @@ def refuse_lost(handlers: Handlers) -> None:
                 f"{name} runs in a child process, which imports no __main__.py and nothing typed "
                 "at a prompt: define it in another module"
             )
+
+
+def may_open(least: int, needs: str, wanted: int) -> int:
+    """Raise this process's limit of open files to `wanted`, as far as it may; return the limit.
+
+    A negative number is none. Raises InvalidInput, which says what it `needs`, below `least`.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return -1
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < wanted:
+        soft = wanted if hard < 0 else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if 0 <= soft < least:
+        raise InvalidInput(
+            f"this process may open {soft} files at once; {needs}: raise the limit, by `ulimit -n` "
+            "in a shell, LimitNOFILE= of a systemd service or --ulimit nofile= of a container"
+        )
+    return soft
 
 
 def refuse_green_threads() -> None:
