@@ -120,6 +120,10 @@ def counts(context, to="a"):  # type: ignore[no-untyped-def]
     return to
 
 
+def keeps(context, to):  # type: ignore[no-untyped-def]
+    return to
+
+
 def test_a_context_without_its_annotation_is_named(app: Tenure) -> None:
     """It was an argument that no caller gave, and the failure did not say what to write."""
     said = "; for the context of the attempt write context: JobContext"
@@ -132,6 +136,15 @@ def test_a_context_without_its_annotation_is_named(app: Tenure) -> None:
     done = one.enqueue(context="of another kind")
     with app.running():
         assert app.wait(done.id).status == "completed"
+
+
+def test_what_is_only_called_context_is_not_blamed(app: Tenure) -> None:
+    one: Any = app.job(max_retries=1)(keeps)
+    with pytest.raises(TypeError, match=r"argument: 'to'$"):
+        one.enqueue(context="of a quote")
+    job = app.enqueue("keeps", {"context": "of a quote"})
+    with app.running():
+        assert (app.wait(job.id).last_error or "").endswith("field `to`")
 
 
 def test_a_prompt_shows_no_private_names_of_a_context() -> None:

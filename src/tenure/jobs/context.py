@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -203,5 +204,7 @@ def meant_context(signature: inspect.Signature, error: Exception) -> str:
     first = next(iter(signature.parameters.values()), None)
     if first is None or first.name not in {"context", "ctx", "job_context"}:
         return ""
-    is_missing = first.annotation is first.empty and "missing" in str(error)
-    return f"; for the context of the attempt write {first.name}: JobContext" if is_missing else ""
+    is_missing = re.search(f"missing .*['`]{first.name}['`]", str(error))
+    if not is_missing or first.annotation is not first.empty:
+        return ""
+    return f"; for the context of the attempt write {first.name}: JobContext"
