@@ -536,7 +536,7 @@ def test_retention_keeps_the_failed_job_that_halts_a_partition(
     assert (harness.get(first).status, harness.claim(9)) == ("failed", [])
     queues.pass_over("q", "a")
     assert harness.ids(harness.claim(9)) == [second]
-    harness.clock.advance(86_400)
+    harness.clock.advance(86_401)
     delete()
     assert harness.store.read.get(first) is None
 

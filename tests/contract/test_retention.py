@@ -17,7 +17,7 @@ from tenure.store.duties import look
 from tenure.webhooks.deliveries import WEBHOOK
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.raw_sql import Refused
-from tests.support.store import StoreHarness, new_job, report_completed
+from tests.support.store import StoreHarness, new_job, report_completed, report_failed
 
 HOUR = 3_600.0
 DAY = 24 * HOUR
@@ -266,6 +266,29 @@ def test_what_others_wait_for_is_not_in_the_way(
         before = {"completed": harness.clock.now - timedelta(seconds=HOUR)}
         harness.store.prune(before, 2).result()
     assert set(left(harness)) == {"parent", "child"}
+
+
+def test_what_holds_up_a_line_is_not_in_the_way(harness: StoreHarness, app: Tenure) -> None:
+    """As many as one batch deletes were looked at again by each, and no other job was deleted."""
+    app.queues.limit("ordered", ordered="halt")
+    for n in range(4):
+        app.enqueue("first", queue="ordered", partition=f"{n}", max_retries=0)
+    harness.report(*map(report_failed, harness.claim(4)))
+    harness.clock.advance(61)
+    app.enqueue("mail", max_retries=0)
+    harness.report(*map(report_failed, harness.claim(1)))
+    harness.clock.advance(DAY)
+    for _ in range(4):
+        before = {"failed": harness.clock.now - timedelta(seconds=HOUR)}
+        harness.store.prune(before, 2).result()
+    assert left(harness) == ["first"] * 4
+    for job in app.find(type="first"):
+        app.retry(job.id)
+    harness.report(*map(report_failed, harness.claim(4)))
+    app.queues.limit("ordered", ordered=None)
+    harness.clock.advance(DAY)
+    prune(harness, {"failed": HOUR})
+    assert left(harness) == []
 
 
 def test_a_rule_that_means_nothing_is_refused(app: Tenure) -> None:

@@ -611,6 +611,15 @@ END $$;
 CREATE TRIGGER job_untagged AFTER DELETE ON {schema}.job
     FOR EACH ROW WHEN (OLD.tags IS NOT NULL) EXECUTE FUNCTION {schema}.forget_tags();
 
+-- Whether others wait for a settled job: for its outcome, or in a line of which it is the first.
+CREATE FUNCTION {schema}.is_needed(settled {schema}.job) RETURNS boolean
+    LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp {by_index} AS $$
+BEGIN
+    RETURN settled.followed > 0 AND {schema}.is_awaited(settled.id)
+        OR settled.status = 'failed' AND EXISTS (SELECT FROM {schema}.line WHERE line.queue = settled.queue
+            AND line.partition = coalesce(settled.partition, '') AND line.id = settled.id);
+END $$;
+
 CREATE FUNCTION {schema}.keep_arrivals() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     SET enable_nestloop = on {by_index} {by_loops} AS $$
@@ -625,8 +634,7 @@ BEGIN
     -- Retention finds the jobs of a workflow by that. One that others wait for is left for as long again, and so
     -- is one that could not be deleted.
     INSERT INTO {schema}.arrival (status, at, ids)
-    SELECT job.status, CASE WHEN job.finished_at IS NOT NULL
-                AND (job.id = ANY (refused) OR job.followed > 0 AND {schema}.is_awaited(job.id))
+    SELECT job.status, CASE WHEN job.finished_at IS NOT NULL AND (job.id = ANY (refused) OR {schema}.is_needed(job))
             THEN {schema}.clock() ELSE coalesce(job.lease_expires_at, job.finished_at, job.start_by) END,
         array_agg(DISTINCT job.id)
     FROM removed CROSS JOIN unnest(removed.ids) AS one (id) JOIN {schema}.job ON job.id = one.id
@@ -636,7 +644,7 @@ BEGIN
     IF ruled THEN
         INSERT INTO {schema}.kept (status, queue, type, at, ids)
         SELECT job.status, job.queue, job.type,
-            CASE WHEN job.id = ANY (refused) OR job.followed > 0 AND {schema}.is_awaited(job.id)
+            CASE WHEN job.id = ANY (refused) OR {schema}.is_needed(job)
                 THEN {schema}.clock() ELSE date_trunc('minute', job.finished_at) + interval '1 minute' END,
             array_agg(DISTINCT job.id)
         FROM removed CROSS JOIN unnest(removed.ids) AS one (id)
