@@ -175,6 +175,21 @@ def test_lanes_of_other_types_cannot_hide_a_lane_for_ever(harness: StoreHarness)
         assert harness.get(job.id).status == "processing"
 
 
+def test_a_lane_that_always_has_a_job_keeps_no_closed_one_from_its_turn(
+    app: Tenure, harness: StoreHarness
+) -> None:
+    """It was never tried in vain, so claims waited for that, and tried only the first ones again."""
+    add_paused(app, harness, 201)
+    for _ in range(4):
+        harness.add(queue="other")
+        assert len(harness.claim(5)) == 1
+    job = harness.add(queue="q", partition="good", priority=100)
+    for _ in range(3):
+        harness.add(queue="other")
+        harness.claim(5)
+    assert harness.get(job.id).status == "processing"
+
+
 def test_a_backlog_does_not_hide_urgent_jobs_of_lanes_that_were_closed(
     app: Tenure, harness: StoreHarness
 ) -> None:

@@ -133,9 +133,10 @@ class Lanes(Generic[V]):
         closed: list[Lane] = []
         looks = 0
         due = self._due(request, view, claim)
-        for lane, limited in due.items():
+        for n, (lane, limited) in enumerate(due.items()):
             if looks >= MAX_LOOKS:
-                _leave_rest(view, claim, due, {*vain, *closed})
+                left = {*due, *view.known}.difference([*due][:n])
+                _leave_rest(view, claim, left, {*vain, *closed})
                 break
             limit = request.limit - len(leases)
             if limited and (limit := rooms.of(lane[0], len(leases))) <= 0:
@@ -219,15 +220,15 @@ class _Rooms:
         self._rooms[queue] -= jobs
 
 
-def _leave_rest(view: LaneView, claim: Claim, due: Mapping[Lane, Any], vain: set[Lane]) -> None:
-    """Note which lanes the next claim looks at last, after one that could not look at all of them.
+def _leave_rest(view: LaneView, claim: Claim, left: set[Lane], vain: set[Lane]) -> None:
+    """Note which lanes the next claim looks at last, after one that has `left` some.
 
     Once each was tried, only those of the last claim stay behind: so all have their turn again.
     """
     if not view.tried:
         view.in_order_at = claim.now + IN_ORDER_AGAIN
     tried = vain | view.tried
-    are_left = not tried.issuperset({*due, *view.known})
+    are_left = not tried.issuperset(left)
     view.tried = tried if are_left and len(view.tried) < MAX_KNOWN else vain
     view.busy |= are_left
 
