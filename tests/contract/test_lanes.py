@@ -178,7 +178,7 @@ def test_lanes_of_other_types_cannot_hide_a_lane_for_ever(harness: StoreHarness)
 def test_a_lane_that_always_has_a_job_keeps_no_closed_one_from_its_turn(
     app: Tenure, harness: StoreHarness
 ) -> None:
-    """It was never tried in vain, so claims waited for that, and tried only the first ones again."""
+    """It was never tried in vain, so claims waited for that and tried the first ones again."""
     add_paused(app, harness, 201)
     for _ in range(4):
         harness.add(queue="other")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tenure.store.lanes import MAX_LANES
+from tenure import PerPartition, Tenure
+from tenure.store.lanes import BUSY_AGAIN_SECONDS, MAX_LANES
 from tests.support.store import StoreHarness, claim_request, new_job
 from tests.support.waiting import wait_until
 
@@ -55,6 +56,18 @@ def test_before_a_job_that_cannot_run_here_the_next_is_not_known(hearing: StoreH
 def test_among_too_many_lanes_the_next_is_not_known(hearing: StoreHarness) -> None:
     hearing.add_all(*[new_job(queue=f"q{n}", delay=60) for n in range(MAX_LANES + 1)])
     assert next_due(hearing) is None
+
+
+def test_lanes_that_are_left_to_the_next_claim_do_not_wait(
+    app: Tenure, hearing: StoreHarness
+) -> None:
+    """A job in one of them waited a second, as behind a closed queue does."""
+    app.queues.limit("default", per_partition=PerPartition())
+    app.queues.pause_partition("default", "bad")
+    wide = range(-100, 101)  # more lanes than one claim looks at
+    hearing.add_all(*[new_job(partition="bad", priority=p) for p in wide])
+    assert next_due(hearing) in {BUSY_AGAIN_SECONDS, None}
+    assert next_due(hearing) in {1.0, None}
 
 
 def test_who_is_not_notified_has_to_ask(harness: StoreHarness) -> None:
