@@ -61,6 +61,18 @@ def pause_after(
         assert str(harness.sql.value(query, queue)) == job.id
 
 
+def test_a_queue_that_waited_counts_no_running_jobs_without_limits(
+    harness: StoreHarness, app: Tenure
+) -> None:
+    """Its row stays for a while. SQLite counted jobs by it, and PostgreSQL said that none runs."""
+    harness.report(rate_limited(harness.take(), 30, "queue"))
+    harness.clock.advance(30)
+    assert len(harness.claim()) == 1
+    (queue,) = app.queues.list()
+    assert (queue.processing, queue.running) == (1, None)
+    assert app.queues.partitions("default") == []
+
+
 @pytest.mark.parametrize("divided", [True, False])
 def test_the_longest_pause_counts(harness: StoreHarness, app: Tenure, divided: bool) -> None:
     key = ("default", "") if divided else ("default",)

@@ -89,8 +89,9 @@ class FailureGroup(Struct, frozen=True):
 class QueueState(Struct, frozen=True):
     """A queue: its settings and its jobs. `oldest_due_at` is when the oldest due job became due.
 
-    `pause_reason` is what was said when it was paused. If there are `limits`, `running` counts the
-    jobs that they count, and no job starts before `resume_at`, if one has met a rate limit outside.
+    `pause_reason` is what was said when it was paused. `running` is how many jobs its `limits`
+    count, None if none is set. No job starts before `resume_at`, if one has met a rate limit
+    outside.
     """
 
     name: str

@@ -27,6 +27,8 @@ PARTITION = (
     *("partition", "pending", "running", "max_running", "weight"),
     *("paused_at", "paused_by", "pause_reason", "resume_at"),
 )
+SETS_LIMITS = "(q.max_running IS NOT NULL OR q.rate_starts IS NOT NULL OR q.partitioned)"
+"""Where not, the row says until when the queue waits, or is left over: no running job counts."""
 NO_TURNS = (
     "the partitions of the queue take no turns, so this would have no effect: give the queue a"
     " limit per partition first, or only turns"
@@ -38,15 +40,16 @@ SPARE_MICROS = 2_000_000
 """How far ahead of its bound a rate may be before it is set right: the clock was put back."""
 
 
-Limited = Mapping[str, tuple[Limits, int, datetime | None]]
-"""By queue: its limits, how many jobs run there, and until when a job has it wait."""
+Limited = Mapping[str, tuple[Limits, int | None, datetime | None]]
+"""By queue: its limits, how many jobs they count, and until when a job has it wait."""
 
 
 def read(db: Reads, queues: Collection[str] | None = None) -> Limited:
     """Return the queues with limits, all or those among `queues`."""
     d = db.dialect
     columns = ("queue", *SETTINGS, "resume_at")
-    running = f"(SELECT count(*) FROM {d.table('slot')} AS s WHERE s.queue = q.queue)"
+    slots = f"SELECT count(*) FROM {d.table('slot')} AS s WHERE s.queue = q.queue"
+    running = f"CASE WHEN {SETS_LIMITS} THEN ({slots}) END"
     if queues is not None and not queues:
         return {}
     where = f" WHERE q.queue IN ({d.values(len(queues))})" if queues else ""
@@ -221,7 +224,8 @@ SELECT {columns}, {d.id("job.id")} FROM (
         FROM (
             SELECT partition, count(*) AS pending, 0 AS running FROM {d.turns} WHERE queue = {v}
             GROUP BY priority, partition
-            UNION ALL SELECT partition, 0, 1 FROM {d.table("slot")} WHERE queue = {v}
+            UNION ALL SELECT s.partition, 0, 1 FROM {d.table("queue_limit")} AS q
+            JOIN {d.table("slot")} AS s ON s.queue = q.queue WHERE q.queue = {v} AND {SETS_LIMITS}
             UNION ALL SELECT partition, 0, 0 FROM {own} WHERE queue = {v}
         ) AS one GROUP BY partition
     ) AS sums LEFT JOIN {own} AS own ON own.queue = {v} AND own.partition = sums.partition
