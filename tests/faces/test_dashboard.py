@@ -313,6 +313,21 @@ def test_signing_in_leads_nowhere_else(guarded: TestClient, where: str) -> None:
     assert entered.headers["location"] == "/"
 
 
+@pytest.mark.parametrize(
+    ("referer", "where"),
+    [
+        ("http://a/ui/new?type=x", "?next=%2Fui%2Fnew%3Ftype%3Dx"),
+        ("http://[", ""),
+        ("http://a//b", ""),
+    ],
+)
+def test_a_form_after_the_session_leads_to_sign_in_and_back(
+    guarded: TestClient, referer: str, where: str
+) -> None:
+    answer = guarded.post("/ui/jobs", data={}, headers={"Referer": referer}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/ui/sign-in{where}")
+
+
 def test_a_link_from_another_site_is_asked_for_again_with_the_cookie(guarded: TestClient) -> None:
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}
     answer = guarded.get("/ui/jobs", headers=link)

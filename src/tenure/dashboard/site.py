@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import jinja2
 import msgspec
@@ -285,8 +285,9 @@ def _to_sign_in(request: PageRequest) -> Response:
         # page asks for the same address again.
         return HTMLResponse(_AGAIN, headers=HEADERS)
     if http.method == "POST":  # back to the page of the form
-        came = urlsplit(http.headers.get("referer", ""))
-        where = inside(came.path + f"?{came.query}" * bool(came.query))
+        referer = http.headers.get("referer", "")  # of a browser, or any text
+        _, slash, path = referer.partition("://")[2].partition("/")
+        where = inside(slash + path)
         said = "Nothing was done: you are signed out."
         return request.go(request.address("/ui/sign-in", next=where), said, "bad")
     asked = quote(path) + f"?{http.url.query}" * bool(http.url.query)
