@@ -196,6 +196,7 @@ def test_a_backlog_does_not_hide_urgent_jobs_of_lanes_that_were_closed(
     add_paused(app, harness, 201)
     harness.add_all(*[new_job(queue="q", partition="good", priority=100) for _ in range(30)])
     claims_until(harness.claim, 3)  # the others are tried now, and are looked at last
+    assert all(harness.claim() for _ in range(5)), "claims looked at closed lanes first again"
     urgent = harness.add(queue="q", partition="good", priority=-100)
     harness.clock.advance(IN_ORDER_AGAIN.total_seconds())
     claimed = [job for _ in range(6) for job in harness.ids(harness.claim())]
