@@ -79,3 +79,19 @@ def test_a_halted_partition_goes_on(window: Window, app: Tenure) -> None:
     page.get_by_role("button", name="Pass over partition acme").click()
     expect(page.locator("#message")).to_contain_text("Partition acme continues.")
     expect(page.locator("tbody")).not_to_contain_text("halted")
+
+
+def test_a_partition_leads_to_its_jobs(window: Window) -> None:
+    """Who holds the slots of a queue, and who waits for them."""
+    page = window()
+    page.goto("/ui/queues/tenants")
+    row = page.locator("tr", has_text="umbrella")
+    row.locator("[data-label=Pending] a").click()
+    expect(page.locator("tr[id^=job-]")).to_have_count(3)
+    page.go_back()
+    row.locator("[data-label=Running] a").click()
+    expect(page.locator("main")).to_contain_text("No job matches.")
+    page.goto("/ui/queues/tenants")
+    without = page.locator("tr", has=page.get_by_text("none", exact=True))
+    expect(without.locator("[data-label=Pending]")).to_have_text("5")
+    expect(without.get_by_role("link")).to_have_count(0)
