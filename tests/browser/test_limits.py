@@ -95,3 +95,14 @@ def test_a_partition_leads_to_its_jobs(window: Window) -> None:
     without = page.locator("tr", has=page.get_by_text("none", exact=True))
     expect(without.locator("[data-label=Pending]")).to_have_text("5")
     expect(without.get_by_role("link")).to_have_count(0)
+
+
+def test_a_queue_is_paused_with_a_reason_from_the_list(window: Window, app: Tenure) -> None:
+    page = window()
+    page.goto("/ui/queues")
+    page.get_by_label("Reason to pause queue tenants").fill("provider is down")
+    page.get_by_role("button", name="Pause queue tenants").click()
+    expect(page.locator("#message")).to_contain_text("Queue tenants is paused.")
+    (queue,) = [one for one in app.queues.list() if one.name == "tenants"]
+    assert queue.pause_reason == "provider is down"
+    app.queues.resume("tenants")
