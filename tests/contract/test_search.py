@@ -99,7 +99,7 @@ def lower(text: str | None) -> str:
 def plainly(job: Job, wanted: Filter, now: datetime) -> bool:
     """Whether a job fits, said as plainly as can be."""
     longer = timedelta(seconds=wanted.running_longer_than or 0)
-    put_off = job.event == "snoozed"
+    put_off, ended = job.event == "snoozed", job.finished_at
     states = {
         None: True,
         "scheduled": job.status == "pending"
@@ -119,6 +119,8 @@ def plainly(job: Job, wanted: Filter, now: datetime) -> bool:
         wanted.workflow is None or job.workflow == wanted.workflow,
         wanted.created_after is None or job.created_at >= wanted.created_after,
         wanted.created_before is None or job.created_at < wanted.created_before,
+        wanted.finished_after is None or (ended is not None and ended >= wanted.finished_after),
+        wanted.finished_before is None or (ended is not None and ended < wanted.finished_before),
         wanted.error is None or lower(wanted.error) in lower(job.last_error),
         wanted.text is None or lower(wanted.text) in lower(job.payload_json),
     ]
@@ -142,6 +144,8 @@ FILTERS = st.builds(
     workflow=maybe(st.sampled_from([WORKFLOW, WORKFLOW, new_id()])),
     created_after=maybe(TIMES),
     created_before=maybe(TIMES),
+    finished_after=maybe(TIMES),
+    finished_before=maybe(TIMES),
     error=maybe(TEXTS),
     text=maybe(TEXTS),
 ).map(check_filter)

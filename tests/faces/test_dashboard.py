@@ -8,6 +8,7 @@ import html
 import json
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from importlib import resources
 from typing import Any
 
@@ -20,10 +21,12 @@ from tenure.dashboard import cache, overview, queues, site
 from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.settings import Settings
 from tenure.worker.fake_handlers import add_fake_handlers
+from tests.support.cli import cli_json
 from tests.support.http import HERE, UNKNOWN_ID, Exchange, api_client, post_form, secret_of
 from tests.support.waiting import wait_until
 
 PAGES = [path for path in site.PAGES if "{" not in path]
+MOMENT = timedelta(milliseconds=1)
 HOSTILE = "<script>alert(1)</script>\"'>&\u202e\u2066\x07"
 
 
@@ -447,6 +450,39 @@ def test_all_that_match_are_retried_as_one_action(app: Tenure, web: TestClient) 
     post_form(web, "/ui/bulk", {"action": "cancel"})
     assert post_form(web, f"/ui/bulk/{app.bulk.list()[0].id}/stop").status_code == 303
     assert app.bulk.list()[0].stopped_by == "dashboard"
+
+
+def test_what_failed_lately_is_found_and_retried_whenever_it_was_enqueued(
+    app: Tenure, web: TestClient, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was enqueued before the hour of an outage fails in it, too."""
+    monkeypatch.setenv("TENURE_DATABASE", database_url)
+    before, at = fail(app), app.get(fail(app)).finished_at
+    assert at is not None
+    wait_until(lambda: app.core.clock() > at + MOMENT, "another moment")
+    later, open_job = fail(app), app.enqueue("email").id
+    listed = web.get("/ui/jobs?settled=1h").text
+    assert [job_id in listed for job_id in (before, later, open_job)] == [True, True, False]
+    since = (at + MOMENT).isoformat()
+    for found in (
+        [job.id for job in app.find(finished_after=at + MOMENT)],
+        [job["id"] for job in web.get("/jobs", params={"finished_after": since}).json()],
+        [job["id"] for job in cli_json("jobs", "list", "--finished-after", since)],
+        re.findall('id="job-([^"]+)"', web.get("/ui/jobs", params={"settled": since}).text),
+    ):
+        assert found == [later]
+    assert before in {job.id for job in app.find(finished_before=at + MOMENT)}
+
+    preview = web.get("/ui/bulk?action=retry&settled=1h").text
+    fixed = re.findall('name="settled" value="([^"]+)"', preview)
+    assert fixed
+    assert fixed != ["1h"]  # not another hour by the time that a person confirms
+    post_form(web, "/ui/bulk", {"action": "retry", "settled": since})
+    (one,) = app.bulk.list()
+    assert (one.total, one.filter.finished_after) == (1, at + MOMENT)
+    while app.bulk.step(one.id).finished_at is None:
+        pass
+    assert [app.get(job_id).status for job_id in (before, later)] == ["failed", "pending"]
 
 
 def test_sample_jobs_are_offered_where_a_worker_pretends(app: Tenure, web: TestClient) -> None:

@@ -92,6 +92,8 @@ def find(
     - `type`, `queue`, `tag`, `partition`: the whole name. `workflow`: its id.
     - `created_after`, `created_before`: aware datetimes, by the store's clock. A job created at
       exactly `created_after` matches, one created at exactly `created_before` does not.
+    - `finished_after`, `finished_before`: likewise, when the job completed, failed for good or was
+      cancelled.
     - `error`: text in the last error, 1 to 200 characters; ASCII case does not matter.
     - `text`: text in the JSON of the payload, likewise.
     - `hidden`: keys whose values `error` and `text` must not find. Default: none.

@@ -42,6 +42,8 @@ filter_options = together(
     option("--workflow", "ID", "Only jobs of this workflow."),
     past_option("--created-after", "Only jobs added at or after this time"),
     past_option("--created-before", "Only jobs added before this time"),
+    past_option("--finished-after", "Only jobs settled at or after this time"),
+    past_option("--finished-before", "Only jobs settled before this time"),
     option("--error", "TEXT", "Only jobs with this text in their last error or its traceback."),
     option("--text", "TEXT", "Only jobs with this text in their payload."),
 )

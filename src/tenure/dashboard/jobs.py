@@ -52,26 +52,28 @@ SINCE = {
     "7d": ("last 7 days", timedelta(days=7)),
 }
 PLAIN = ("status", "state", "running_longer_than", "type", "queue", "tag", "partition", "workflow")
-TIMES = ("since", "from", "to")
+TIMES = ("since", "from", "to", "settled")
 FIELDS = (*PLAIN, *TIMES, "error", "text")
 
 
 def given_filter(request: PageRequest) -> tuple[dict[str, str], Filter]:
     """Return the fields of a filter as they were given, and the filter; raises InvalidInput."""
     given = {name: request.field(name) for name in FIELDS}
-    after = _time(given["from"], "from")
-    if since := given["since"]:
-        if since not in SINCE:
-            raise InvalidInput(f"one of {', '.join(SINCE)}", path="since")
-        after = request.now - SINCE[since][1]
     plain: Any = {name: value or None for name, value in given.items() if name not in TIMES}
     wanted = Filter(
         **plain,
-        created_after=after,
+        created_after=_since(request, "since") or _time(given["from"], "from"),
         created_before=_time(given["to"], "to"),
+        finished_after=_since(request, "settled"),
         hidden=request.redaction.keys,
     )
     return given, check_filter(wanted, at="")
+
+
+def _since(request: PageRequest, name: str) -> datetime | None:
+    """Return the beginning of a chosen period, or the one that the page of a bulk action named."""
+    chosen = request.field(name)
+    return request.now - SINCE[chosen][1] if chosen in SINCE else _time(chosen, name)
 
 
 def _time(text: str, name: str) -> datetime | None:
@@ -166,6 +168,9 @@ def preview_bulk(request: PageRequest) -> Response:
     options = [
         word for name, value in filters.items() for word in (f"--{name.replace('_', '-')}", value)
     ]
+    # A period that ends now would be another one by the time that a person confirms.
+    times = {"since": wanted.created_after, "settled": wanted.finished_after}
+    fixed = {name: str(times[name]) for name in times if name in filters}
     snoozed = None
     if leaves_snoozed(action_of(action), wanted):
         snoozed = request.app.core.count(replace(wanted, state=State.SNOOZED), action=action)
@@ -173,11 +178,12 @@ def preview_bulk(request: PageRequest) -> Response:
         "bulk_preview.html",
         action=action,
         given=filters,
+        sent={**filters, **fixed},
         filter=describe(wanted),
         matching=request.app.core.count(wanted, action=action),
         snoozed=snoozed,
         command=shlex.join(["tenure", "jobs", action.replace("_", "-"), *options]),
-        exact=filters.keys().isdisjoint(("since", "from", "to", "error", "text")),
+        exact=filters.keys().isdisjoint((*TIMES, "error", "text")),
     )
 
 
@@ -218,6 +224,8 @@ def describe(filter: Filter) -> list[tuple[str, str]]:
         *plain.items(),
         ("enqueued after", filter.created_after and fmt.exactly(filter.created_after)),
         ("enqueued before", filter.created_before and fmt.exactly(filter.created_before)),
+        ("settled after", filter.finished_after and fmt.exactly(filter.finished_after)),
+        ("settled before", filter.finished_before and fmt.exactly(filter.finished_before)),
         ("error contains", filter.error),
         ("payload contains", filter.text),
     ]

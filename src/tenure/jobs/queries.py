@@ -66,11 +66,17 @@ class Filter(Struct, frozen=True, kw_only=True):
     workflow: str | None = None  # its id
     created_after: datetime | None = None  # inclusive, by the store's clock
     created_before: datetime | None = None  # exclusive
+    finished_after: datetime | None = None  # settled at this time or later
+    finished_before: datetime | None = None  # exclusive
     error: str | None = None  # substring of `last_error`, without regard to ASCII case
     text: str | None = None  # substring of the payload's JSON, likewise
     hidden: tuple[str, ...] = ()  # keys whose values are not searched
     within: Patterns | None = None  # the only queues of who asks
     leaves_followers: bool = False  # not jobs of which a failure meets all dependencies
+
+
+TIMES = ("created_after", "created_before", "finished_after", "finished_before")
+"""The fields that are times."""
 
 
 class Fields(TypedDict, total=False):
@@ -86,6 +92,8 @@ class Fields(TypedDict, total=False):
     workflow: str | None
     created_after: datetime | None
     created_before: datetime | None
+    finished_after: datetime | None
+    finished_before: datetime | None
     error: str | None
     text: str | None
     hidden: tuple[str, ...]
@@ -119,7 +127,7 @@ def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filte
         check_partition(filter.partition, f"{at}partition")
     if filter.workflow is not None:
         ids.check_id(filter.workflow, f"{at}workflow")
-    for name in ("created_after", "created_before"):
+    for name in TIMES:
         time: datetime | None = getattr(filter, name)
         if time is None:
             continue

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from tenure.events import Amended, Snoozed
 from tenure.jobs import ids
-from tenure.jobs.queries import Counted, Filter, Page, Query, State
+from tenure.jobs.queries import TIMES, Counted, Filter, Page, Query, State
 from tenure.jobs.queue_rights import includes
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import MAX_BYTES
@@ -122,6 +122,8 @@ def others(d: Dialect, query: Query) -> Iterator[Statement]:
         ("created_at >=", d.to_bound(query.created_after)),
         ("created_at <", d.to_bound(query.created_before)),
         ("created_at <=", d.to_bound(query.created_by)),
+        ("finished_at >=", d.to_bound(query.finished_after)),
+        ("finished_at <", d.to_bound(query.finished_before)),
         ("finished_at <=", d.to_bound(query.settled_by)),
     )
     yield from ((f"{part} {d.value}", [value]) for part, value in compared if value is not None)
@@ -170,9 +172,10 @@ def fits(filter: Filter, job: Job, now: datetime, put_off: Collection[str]) -> b
         State.SNOOZED: asleep and not due,
     }
     state, least = filter.state and State(filter.state), filter.running_longer_than
+    ended = job.finished_at
     lasts = now - job.started_at if job.started_at and job.status is Status.PROCESSING else None
     shown = Redaction(filter.hidden).job(job) if filter.error or filter.text else job
-    return (
+    return bool(
         filter.status in (None, job.status)
         and (not state or (job.status is state.status and so.get(state, True)))
         and (not least or (lasts is not None and lasts.total_seconds() >= least))
@@ -184,6 +187,8 @@ def fits(filter: Filter, job: Job, now: datetime, put_off: Collection[str]) -> b
         and includes(filter.within, job.queue)
         and (filter.created_after is None or job.created_at >= filter.created_after)
         and (filter.created_before is None or job.created_at < filter.created_before)
+        and (not filter.finished_after or (ended and ended >= filter.finished_after))
+        and (not filter.finished_before or (ended and ended < filter.finished_before))
         and (filter.error is None or folded(filter.error) in folded(shown.last_error or ""))
         and (filter.text is None or folded(filter.text) in folded(shown.payload_json))
     )
@@ -280,7 +285,7 @@ def bounded(read: Reader, query: Query) -> Query:
 def _is_indexed(query: Query) -> bool:
     """Whether an index holds the jobs of the query, in order, and no others."""
     names = (query.state, query.type, query.queue, query.partition, query.within)
-    times = (query.created_after, query.created_before, query.created_by, query.settled_by)
+    times = (*(getattr(query, name) for name in TIMES), query.created_by, query.settled_by)
     by_status = (None,) if query.is_narrow else (None, *ENDED)
     is_one = query.tag is None or query.workflow is None
     in_order = query.status in by_status and is_one and not query.among

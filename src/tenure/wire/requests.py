@@ -249,6 +249,8 @@ class FilterForm(Request):
     workflow: Id | UnsetType = UNSET
     created_after: RunAt | UnsetType = UNSET
     created_before: RunAt | UnsetType = UNSET
+    finished_after: RunAt | UnsetType = UNSET
+    finished_before: RunAt | UnsetType = UNSET
     error: SearchText | UnsetType = UNSET
     text: SearchText | UnsetType = UNSET
 

@@ -22,7 +22,7 @@ from tenure.http.api.call import Call, Cursor, answer, id_of, next_page
 from tenure.http.guard import check_again
 from tenure.jobs.enqueue import Enqueued, NewJob, Options
 from tenure.jobs.names import check_key
-from tenure.jobs.queries import MAX_LISTED, Action, Filter, Order, check_filter
+from tenure.jobs.queries import MAX_LISTED, TIMES, Action, Filter, Order, check_filter
 from tenure.lifecycle import Status
 from tenure.telemetry import tracing
 from tenure.wire import requests, responses
@@ -38,6 +38,8 @@ class FilterQuery(requests.FilterForm):
 
     created_after: requests.TimeText | UnsetType = UNSET  # type: ignore[assignment]
     created_before: requests.TimeText | UnsetType = UNSET  # type: ignore[assignment]
+    finished_after: requests.TimeText | UnsetType = UNSET  # type: ignore[assignment]
+    finished_before: requests.TimeText | UnsetType = UNSET  # type: ignore[assignment]
 
 
 class WaitQuery(Struct, kw_only=True):
@@ -140,7 +142,7 @@ def count_jobs(call: Call) -> Response:
 def _filter(call: Call) -> Filter:
     given = requests.given(call.query)
     given = {name: given[name] for name in FilterQuery.__struct_fields__ if name in given}
-    for name in given.keys() & {"created_after", "created_before"}:
+    for name in given.keys() & set(TIMES):
         given[name] = convert(given[name], requests.RunAt, root=f"query {name}")
     return check_filter(Filter(**given, hidden=call.redaction.keys), at="query ")
 
