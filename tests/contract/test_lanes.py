@@ -9,7 +9,14 @@ import pytest
 
 from tenure import PerPartition, Tenure
 from tenure.jobs.work import Lease
-from tenure.store.lanes import IN_ORDER_AGAIN, MAX_LANES, MAX_SEEN, WALK_AGAIN
+from tenure.store.lanes import (
+    IN_ORDER_AGAIN,
+    LOOKS_OVER_PARTITIONS,
+    MAX_LANES,
+    MAX_LOOKS,
+    MAX_SEEN,
+    WALK_AGAIN,
+)
 from tests.support.clock import TICK
 from tests.support.store import StoreHarness, new_job, report_completed, report_released
 
@@ -138,6 +145,10 @@ def test_lanes_of_other_types_do_not_use_up_every_look(harness: StoreHarness) ->
     assert harness.get(job.id).status == "processing"
 
 
+EACH_TRIED = 2 * 201 * LOOKS_OVER_PARTITIONS // MAX_LOOKS + 2
+"""Claims after which each of 201 closed lanes was tried, wherever the round began."""
+
+
 def add_paused(app: Tenure, harness: StoreHarness, priorities: int) -> None:
     """A customer who is paused has a job of every priority."""
     app.queues.limit("q", per_partition=PerPartition())
@@ -161,7 +172,7 @@ def test_closed_lanes_cannot_hide_a_lane_for_ever(app: Tenure, harness: StoreHar
     for _ in range(4):
         assert [harness.claim() for _ in range(5)] == [[]] * 5
         job = harness.add(queue="q", partition="good", priority=100)
-        claims_until(harness.claim, 3)
+        claims_until(harness.claim, EACH_TRIED)
         assert harness.get(job.id).status == "processing"
 
 
@@ -181,11 +192,11 @@ def test_a_lane_that_always_has_a_job_keeps_no_closed_one_from_its_turn(
     """It was never tried in vain, so claims waited for that and tried the first ones again."""
     add_paused(app, harness, 201)
     for _ in range(4):
-        harness.add(queue="other")
+        harness.add(queue="other", priority=-100)
         assert len(harness.claim(5)) == 1
     job = harness.add(queue="q", partition="good", priority=100)
-    for _ in range(3):
-        harness.add(queue="other")
+    for _ in range(EACH_TRIED):
+        harness.add(queue="other", priority=-100)
         harness.claim(5)
     assert harness.get(job.id).status == "processing"
 
@@ -195,7 +206,7 @@ def test_a_backlog_does_not_hide_urgent_jobs_of_lanes_that_were_closed(
 ) -> None:
     add_paused(app, harness, 201)
     harness.add_all(*[new_job(queue="q", partition="good", priority=100) for _ in range(30)])
-    claims_until(harness.claim, 3)  # the others are tried now, and are looked at last
+    claims_until(harness.claim, EACH_TRIED)  # the others are tried now, and are looked at last
     assert all(harness.claim() for _ in range(5)), "claims looked at closed lanes first again"
     urgent = harness.add(queue="q", partition="good", priority=-100)
     harness.clock.advance(IN_ORDER_AGAIN.total_seconds())

@@ -66,8 +66,9 @@ def test_lanes_that_are_left_to_the_next_claim_do_not_wait(
     app.queues.pause_partition("default", "bad")
     wide = range(-100, 101)  # more lanes than one claim looks at
     hearing.add_all(*[new_job(partition="bad", priority=p) for p in wide])
-    assert next_due(hearing) in {BUSY_AGAIN_SECONDS, None}
-    assert next_due(hearing) in {1.0, None}
+    waits = [next_due(hearing) for _ in range(8)]
+    assert {*waits[:5]} <= {BUSY_AGAIN_SECONDS, None}
+    assert {*waits} & {1.0, None}, "it asks without a pause when each was tried"
 
 
 def test_who_is_not_notified_has_to_ask(harness: StoreHarness) -> None:

@@ -47,6 +47,8 @@ MAX_LOOKS = 128
 """Looks into lanes of one claim."""
 LOOKS_OVER_MANY = 16
 """Looks that one over `MAX_SEEN` jobs counts as."""
+LOOKS_OVER_PARTITIONS = 4
+"""Looks that one at the partitions of a lane counts as, at least."""
 PARTITIONS_IN_A_LOOK = 32
 """Closed partitions that take as long as one look into a lane."""
 MAX_VIEWS = 100
@@ -329,7 +331,7 @@ def _look_in_turn(view: LaneView, claim: Claim, lane: Lane, limit: int) -> tuple
 
 def effort(looked: int, vain: int) -> int:
     """Return how many looks it counts as to look at partitions, and at the jobs of some in vain."""
-    return 1 + looked // PARTITIONS_IN_A_LOOK + vain
+    return LOOKS_OVER_PARTITIONS + looked // PARTITIONS_IN_A_LOOK + vain
 
 
 def _walk(view: LaneView, claim: Claim, lane: Lane, passed: _Passed, limit: int) -> list[Lease]:
