@@ -22,8 +22,10 @@ import pytest
 
 from tenure import Status, StoreUnavailable, Tenure
 from tenure.client import Client
+from tenure.settings import Settings
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import session as postgres
+from tenure.worker import process
 from tenure.worker.demand import MAX_BACKOFF_SECONDS
 from tenure.worker.maintenance import MaintenanceThread, StallWatch
 from tenure.worker.worker import Worker
@@ -128,6 +130,36 @@ def test_no_lease_ends_at_the_end_of_an_outage(database: RemoteStore, impatient:
     assert not watch.may_end_leases(), "heartbeats have as much time as they lacked"
     now += 1
     wait_until(lambda: sweeper.do_once() or "retried" in transitions(database.direct, job.id))
+
+
+@pytest.mark.scenario(42)
+def test_a_worker_that_starts_after_an_outage_ends_no_lease_at_once(
+    database: RemoteStore, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Supervisors start it again and again until the database is back: before any heartbeat."""
+    monkeypatch.setattr(process, "SPARE_SECONDS", 20 * process.SPARE_SECONDS)  # it is busy here
+    go_on, running = threading.Event(), threading.Event()
+
+    @database.direct.job(max_retries=1)
+    def work() -> str:
+        running.set()
+        go_on.wait(WAIT_SECONDS)
+        return "done"
+
+    job = database.direct.enqueue("work")
+    with running_worker(database.direct, database.source, lease_seconds=2):
+        assert running.wait(WAIT_SECONDS)
+        database.proxy.refuse()
+        lease_ends_at = database.direct.get(job.id).lease_expires_at
+        assert lease_ends_at is not None
+        wait_until(lambda: datetime.now(UTC) > lease_ends_at, "the lease to end")
+        with process.maintained(database.direct, Settings(), []):
+            (sweeper,) = (it for it in threading.enumerate() if isinstance(it, MaintenanceThread))
+            wait_until(lambda: sweeper._times_at, "its first look")
+            assert transitions(database.direct, job) == ["enqueued", "claimed"]
+            database.proxy.pass_on()
+            go_on.set()
+            assert wait_until_completed(database.direct, job).attempts == 1
 
 
 @pytest.mark.scenario(42)

@@ -13,6 +13,7 @@ from tenure.client import Client
 from tenure.errors import InvalidInput
 from tests.support.cli import PROGRAM, clean_environment
 from tests.support.programs import run
+from tests.support.store import claim_request
 from tests.support.waiting import wait_until
 from tests.support.workers import running_worker
 
@@ -49,6 +50,17 @@ def test_a_worker_ends_when_the_jobs_that_are_due_have_run(
     assert {(end.status, end.attempts) for end in ends} == {(Status.COMPLETED, 1)}
     assert app_on_each_engine.get(later.id).status is Status.PENDING
     assert app_on_each_engine.workers.list() == []
+
+
+def test_it_takes_over_the_jobs_of_a_worker_that_died(app: Tenure, tmp_path: Path) -> None:
+    """Though it ends before any other worker would have ended their leases."""
+    (tmp_path / "shop.py").write_text(HANDLERS)
+    job = app.enqueue("charge", {"order_id": 1}, backoff=0)
+    (lease,) = app.core.claim(claim_request(lease_seconds=0.1)).leases
+    wait_until(lambda: app.core.clock() > lease.lease_expires_at, "the lease to end")
+    args = [*PROGRAM, "worker", "--app", "shop:app", "--max-idle", "2s"]
+    run(args, env=clean_environment(TENURE_DATABASE=app.database), cwd=tmp_path, timeout=60)
+    assert app.get(job.id).attempts == 2
 
 
 def test_it_is_not_idle_while_a_handler_runs(app_on_each_engine: Tenure) -> None:

@@ -52,6 +52,8 @@ LEFTOVER_SECONDS = 1.0
 """How long a process that is done waits for tasks and threads that handlers left behind."""
 MIN_FILES = 64
 """With fewer a worker does not start: it has about 25 open when idle, and handlers open more."""
+SPARE_SECONDS = 3.0
+"""Three tries of a heartbeat that has failed."""
 YOUNG_OBJECTS = 5_000
 """Objects after which the garbage collector looks at the youngest; Python's default is 700."""
 SWITCH_SECONDS = 0.0001
@@ -118,7 +120,9 @@ def run_worker(
         # Until deliveries are done, which may be long after the worker.
         running.enter_context(stopped_by_signals(lambda: [stop() for stop in stops]))
         if source is None:
-            delivery = running.enter_context(maintained(app, settings, [worker]))
+            # One that ends when it is idle may not be there for longer.
+            watch = None if max_idle_seconds is None else StallWatch()
+            delivery = running.enter_context(maintained(app, settings, [worker], watch))
             stops.append(delivery.ask_to_stop)
         else:
             handlers = app.core.handlers
@@ -208,15 +212,17 @@ def maintained(
 ) -> Iterator[WebhookDelivery]:
     """Check and maintain the database of `app`, and deliver to its webhooks, in the block.
 
-    Webhooks are not sent errors if anything is redacted. `watch` says when no lease may end. The
-    first of the `workers` of this process calls `on_failure` of leases that end.
+    Webhooks are not sent errors if anything is redacted. `watch` says when no lease may end: by
+    default not in the first `SPARE_SECONDS`, because supervisors start processes again and again
+    until the database is back, and then this one may be there before any heartbeat. The first of
+    the `workers` of this process calls `on_failure` of leases that end.
     """
     hidden = bool(app.core.redaction.also(settings.redact))
     maintenance = MaintenanceThread(
         app,
         keep=settings.keep,
         without_errors=hidden,
-        watch=watch,
+        watch=watch or StallWatch(spare=SPARE_SECONDS),
         failures=workers[0].failures if workers else None,
     )
     delivery = WebhookDelivery(
