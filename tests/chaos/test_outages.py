@@ -133,6 +133,42 @@ def test_no_lease_ends_at_the_end_of_an_outage(database: RemoteStore, impatient:
 
 
 @pytest.mark.scenario(42)
+def test_no_lease_ends_when_a_database_that_hung_continues(database: RemoteStore) -> None:
+    """Whoever asked what there is to do had its answer at once, before a heartbeat had its own."""
+    now = 100.0
+    watch = StallWatch(lambda: now)
+    sweeper = MaintenanceThread(database.source.source, watch=watch)
+    sweeper.do_once()
+    job = database.direct.enqueue("work")
+    (lease,) = database.direct.core.claim(claim_request(lease_seconds=2)).leases
+    wait_until(lambda: database.direct.core.clock() > lease.lease_expires_at, "the lease to end")
+    database.proxy.hold()
+    with ThreadPoolExecutor(1) as thread:
+        looked = thread.submit(sweeper.do_once)
+        wait_until(lambda: database.proxy.counts["requests held"], "the look to hang")
+        now += 40
+        database.proxy.let_go()
+        looked.result(WAIT_SECONDS)
+    now += 39
+    sweeper.do_once()
+    assert transitions(database.direct, job) == ["enqueued", "claimed"]
+    now += 1
+    sweeper.do_once()
+    assert "retried" in transitions(database.direct, job)
+
+
+def test_a_database_that_is_always_slow_spares_no_lease_for_ever() -> None:
+    now, spared = 100.0, 0
+    watch = StallWatch(lambda: now)
+    for _ in range(10):
+        with watch.asking():
+            now += 4
+        spared += not watch.may_end_leases()
+        now += 1
+    assert spared == 5, "after every other look"
+
+
+@pytest.mark.scenario(42)
 def test_a_worker_that_starts_after_an_outage_ends_no_lease_at_once(
     database: RemoteStore, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

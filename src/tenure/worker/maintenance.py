@@ -49,6 +49,8 @@ MAX_LAG = timedelta(seconds=10)
 
 STOOD_STILL = "this process stood still"
 STALL_SECONDS = 1.0
+LATE_SECONDS = 3.0
+"""After how long an answer is late: longer than the rest before the next look."""
 MAX_SPARE_SECONDS = 60.0
 """How long leases are spared at most: workers that renew again take no longer."""
 
@@ -87,7 +89,11 @@ class StallWatch:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Note whether the store answers what is asked in the block."""
+        """Note whether the store answers what is asked in the block, and how late.
+
+        Of a late answer, the time counts in which no lease was spared. So in a store that is
+        always slow, leases end after every other look.
+        """
         asked_at = self._clock()
         try:
             yield
@@ -95,8 +101,10 @@ class StallWatch:
             self._away_since = asked_at if self._away_since is None else self._away_since
             raise
         away_since, self._away_since = self._away_since, None
-        if away_since is not None:
-            self._spare(self._clock() - away_since, "the database did not answer")
+        since = max(asked_at, self._spare_until) if away_since is None else away_since
+        seconds = self._clock() - since
+        if away_since is not None or seconds > LATE_SECONDS:
+            self._spare(seconds, "the database did not answer")
 
     def _spare(self, seconds: float, why: str) -> None:
         if seconds <= STALL_SECONDS:
