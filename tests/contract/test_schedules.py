@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -656,6 +657,49 @@ def test_a_program_that_changes_the_rules_of_another_says_so(
         "Every 2 hours, edition 2",
         "Every hour, edition 3",
     ]
+
+
+@pytest.mark.parametrize("overlap", get_args(Overlap))
+def test_two_versions_that_start_in_turn_decide_each_tick_once(
+    app: Tenure, clock: Clock, overlap: Overlap
+) -> None:
+    """As in a deploy while workers of the old version start again and again."""
+    chance = random.Random(overlap)
+    with Tenure(app.database) as old:
+        for one, of in ((app, "new"), (old, "old")):
+            job = one.job(name="report")(lambda of: None)
+            one.schedule(every=10, name="s", overlap=overlap, missed="all", payload={"of": of})(job)
+        declare(app.core)
+        for _ in range(80):
+            clock.advance(chance.choice([0, 0.3, 1.2, 8.5, 10, 31, 200]))
+            one = chance.choice([app, old])
+            for act in chance.sample([declare, lambda core: decide_due(core, set())], 2):
+                act(one.core)
+            complete(app, chance.choice([0, 0, 3]))
+    decided = [
+        fire.at + n * timedelta(seconds=10)
+        for fire in app.schedules.fires("s", limit=500)
+        for n in range(1 + round(((fire.until or fire.at) - fire.at).total_seconds() / 10))
+    ]
+    cursor = app.schedules.get("s").cursor_at
+    due = [START + n * timedelta(seconds=10) for n in range(1, 1_000)]
+    assert sorted(decided) == [at for at in due if at <= max(cursor, *decided)]
+    assert cursor >= clock.now
+    assert app.schedules.get("s").edition > 20
+
+
+def test_schedules_that_are_due_at_once_add_their_jobs_in_the_order_of_their_names(
+    app: Tenure, clock: Clock
+) -> None:
+    names = ["c", "e", "a", "d", "b"]
+    for name in names:
+        app.schedules.create(name, NewJob(name, {}, {}), every=60)
+    for name in names[::2]:
+        app.schedules.update(name, note="changed")
+    clock.advance(60)
+    decide_due(app.core, set())
+    made = sorted(app.find(), key=lambda job: job.id)
+    assert [job.type for job in made] == sorted(names)
 
 
 def test_a_zone_that_is_not_known_here_keeps_no_other_schedule_from_being_declared(

@@ -85,7 +85,7 @@ def evaluate(
         db,
         f"WHERE next_at <= {d.later(AHEAD)} AND (NOT declared{here}){others}"
         f" AND (overlap = 'allow_all' OR next_at <= {d.now})"
-        f" ORDER BY next_at LIMIT {BATCH} {d.skip_locked}",
+        f" ORDER BY next_at, name LIMIT {BATCH} {d.skip_locked}",
         (*declared, *left),
     )
     before = _jobs_before(db, due)

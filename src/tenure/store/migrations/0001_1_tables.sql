@@ -211,7 +211,7 @@ CREATE TABLE {of}schedule (
     CHECK (CASE WHEN cron IS NULL THEN 0 ELSE 1 END + CASE WHEN every IS NULL THEN 0 ELSE 1 END
         + CASE WHEN once IS NULL THEN 0 ELSE 1 END = 1)
 ) {rows};
-CREATE INDEX {ix}schedule_due ON {of}schedule (next_at) WHERE next_at IS NOT NULL;
+CREATE INDEX {ix}schedule_due ON {of}schedule (next_at, name) WHERE next_at IS NOT NULL;
 
 -- What became of a tick, or of every tick from `at` to `until`. One job at most for each tick.
 CREATE TABLE {of}fire (
