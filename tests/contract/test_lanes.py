@@ -137,6 +137,19 @@ def test_a_worker_passes_over_jobs_of_other_types_in_bounded_steps(harness: Stor
     assert len(harness.claim(9, types=("other",))) == 9  # another worker passes over nothing
 
 
+def test_what_was_passed_over_is_forgotten_when_the_clock_is_put_back(
+    harness: StoreHarness,
+) -> None:
+    """New jobs came before what was passed over, and were not found until the old time came."""
+    for _ in range(2):
+        harness.add_all(*[new_job("other") for _ in range(MAX_SEEN)])
+    claim = lambda: harness.claim(9, types=("mail",))  # noqa: E731
+    assert [claim() for _ in range(4)] == [[]] * 4
+    harness.clock.advance(-3600)
+    job = harness.add()
+    assert harness.ids(claim()) == [job.id]
+
+
 def test_lanes_of_other_types_do_not_use_up_every_look(harness: StoreHarness) -> None:
     harness.add_all(*[new_job("other", queue=f"q{n:05}") for n in range(MAX_LANES - 2)])
     job = harness.add(queue="zz")

@@ -62,6 +62,9 @@ WALK_AGAIN = timedelta(seconds=5)
 IN_ORDER_AGAIN = timedelta(seconds=1)
 """How long lanes that were tried in vain come after others, if these fill each claim."""
 
+MIN_STEP = timedelta(seconds=60)
+"""Smaller steps back of the clock are waited for."""
+
 BUSY_AGAIN_SECONDS = 0.02
 """How long a worker waits where another claim had locked a queue with limits."""
 MAX_ROUNDS = 3
@@ -99,6 +102,15 @@ class LaneView:
     floors: Floors = field(default_factory=lambda: Floors(MAX_PLACES))
     turns: dict[Lane, Turn] = field(default_factory=dict)
     busy: bool = False  # the last claim met a locked queue, or has left lanes to the next one
+    seen_at: datetime | None = None  # by the last claim
+
+    def see(self, now: datetime) -> None:
+        """Forget places and times of a clock that was put back: new jobs come before them."""
+        if self.seen_at is not None and now < self.seen_at - MIN_STEP:
+            self.passed.clear()
+            self.floors = Floors(MAX_PLACES)
+            self.in_order_at = None
+        self.seen_at = now
 
     @property
     def is_plain(self) -> bool:
@@ -135,6 +147,8 @@ class Lanes(Generic[V]):
         closed: list[Lane] = []
         looks = 0
         due = self._due(request, view, claim)
+        if due:  # else the time may not be known
+            view.see(claim.now)
         for n, (lane, limited) in enumerate(due.items()):
             if looks >= MAX_LOOKS:
                 left = {*due, *view.known}.difference([*due][:n])
