@@ -48,7 +48,7 @@ DROPPED_CHANGE = (
 )
 LOCKED = "another transaction has locked what this has to change, so nothing was written"
 WHO_LOCKED = (
-    "`tenure doctor` lists the transactions that use the table of jobs for long, and `tenure "
+    "`tenure doctor` lists the transactions that use the tables of jobs for long, and `tenure "
     "explain ID` names who has a due job locked"
 )
 LOCK_TIMEOUT, CANCELED = "55P03", "57014"

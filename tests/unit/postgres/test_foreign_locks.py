@@ -448,7 +448,8 @@ def test_a_transaction_that_has_jobs_locked_for_long_is_named(
 ) -> None:
     assert transactions(url).health is CheckResult.OK
     raw.execute("SET application_name = 'repair'")
-    for uses in (LOCK_JOBS, "UPDATE tenure.job SET priority = priority WHERE false"):
+    beside = [f"SELECT FROM tenure.{name} FOR UPDATE" for name in lock_holders.BESIDE]
+    for uses in (LOCK_JOBS, "UPDATE tenure.job SET priority = priority WHERE false", *beside):
         raw.execute("BEGIN")
         raw.execute(uses.encode())
         assert transactions(url).health is CheckResult.OK, "it is open for less than 10 s"

@@ -152,7 +152,7 @@ SELECT format('the prepared transaction %%L of %%s has the table %%I locked sinc
 """
 
 USE_SECONDS = 10.0
-"""How long a transaction may use the table of jobs: Tenure's end long before that."""
+"""How long a transaction may use the tables of jobs: Tenure's end long before that."""
 LOCK_SECONDS = 2.0
 """A lock that ends sooner is no problem: setting limits and migrations take some."""
 LONG_SECONDS = 300.0
@@ -230,10 +230,10 @@ def transactions(holders: Sequence[LockHolder]) -> Check:
     """Whether transactions that may have jobs locked are open for longer than Tenure's are."""
     found = quantity(len(holders), "transaction")
     if not holders:
-        return ok("transactions", "none uses the table of jobs for long")
+        return ok("transactions", "none uses the tables of jobs for long")
     advice = (
-        "no worker takes the jobs that such a transaction has locked, and commands on them wait "
-        f"until it ends: {named(holders)}"
+        "no worker takes the jobs that such a transaction has locked, and commands and reports "
+        f"on them wait until it ends: {named(holders)}"
     )
     return warning("transactions", f"{found} may have had jobs locked for long", advice)
 

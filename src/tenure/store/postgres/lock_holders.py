@@ -1,4 +1,4 @@
-"""Which transactions use the table of jobs, and which has a job locked: for people to read."""
+"""Which transactions use the tables of jobs, and which has a job locked: for people to read."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 from tenure.jobs.lock_holders import LockHolder
 from tenure.store.postgres.connection import to_time
 
+BESIDE = ("slot", "line", "unique_key", "queue_limit")
+"""Tables whose rows a report or a claim locks with those of jobs."""
 # Who locks or changes a row has one of these locks of its table until the end. A prepared
 # transaction belongs to no session, but to whom its number is locked for.
 USERS = """
 WITH used AS (
     SELECT DISTINCT pid, virtualtransaction FROM pg_locks
-    WHERE relation = to_regclass('{s}.job') AND granted
+    WHERE relation IN ({tables}) AND granted
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
         AND mode IN ('RowShareLock', 'RowExclusiveLock')
 ), party AS (
@@ -30,8 +32,9 @@ WITH used AS (
     WHERE used.pid IS NULL AND own.pid IS NULL AND own.granted
 )
 """
+TABLE = "to_regclass('{{s}}.{}')".format
 FOR_LONG = f"""
-{USERS}
+{USERS.replace("{tables}", ", ".join(map(TABLE, ("job", *BESIDE))))}
 SELECT virtualtransaction, pid, owner, name, state, since AT TIME ZONE 'UTC', true
 FROM party WHERE since IS NULL OR clock_timestamp() - since > %s * interval '1 second'
 ORDER BY since, pid
@@ -41,7 +44,7 @@ ORDER BY since, pid
 # has its own number, and who released it no longer has that locked: what shows is that it is in
 # progress. The row has 32 bits of a number, which is no larger than the newest one.
 OF_JOB = f"""
-{USERS}, taken AS (
+{USERS.replace("{tables}", TABLE("job"))}, taken AS (
     SELECT xmax FROM {{s}}.job WHERE id = %s::uuid AND xmax <> '0'
 ), locking (xid) AS (
     SELECT xmax FROM taken
