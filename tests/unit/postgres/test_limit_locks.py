@@ -18,6 +18,7 @@ from tenure import PerPartition, Tenure
 from tenure.errors import LimitConflict
 from tenure.jobs.limits import Limits
 from tests.support.raw_sql import RawSql
+from tests.support.store import claim_request, report_failed
 from tests.support.waiting import wait_until
 from tests.unit.postgres.connections import Connection, in_thread
 
@@ -209,3 +210,25 @@ def test_plain_sql_that_changed_a_job_meets_an_operator(app: Tenure, raw: Connec
     limits = limits_of(app, "q")
     assert limits is not None
     assert limits.max_running == 5
+
+
+@pytest.mark.parametrize("by", ["app", "sql"])
+def test_a_failed_job_that_is_being_retried_is_not_passed_over(
+    app: Tenure, raw: Connection, by: str
+) -> None:
+    """It left its line before the retry was committed, and was pending in no line."""
+    app.queues.limit("q", ordered="halt")
+    id = app.enqueue("mail", queue="q", max_retries=0).id
+    app.core.report([report_failed(lease) for lease in app.core.claim(claim_request(1)).leases])
+    delete = partial(raw.execute, "DELETE FROM tenure.line")
+    pass_over = partial(app.queues.pass_over, "q", "")
+    with ThreadPoolExecutor() as threads:
+        with psycopg.connect(app.database) as retrying:
+            app.within(retrying).retry(id)
+            passing = threads.submit(pass_over if by == "app" else delete)
+            wait_until_it_waits(app)
+        if by == "app":
+            assert passing.result() is None
+        else:
+            with pytest.raises(psycopg.DatabaseError, match="only a failed job"):
+                passing.result()

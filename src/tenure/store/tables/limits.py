@@ -272,7 +272,7 @@ def pass_over(db: Statements, name: str, partition: str, *, actor: str) -> str |
     line, place = d.table("line"), f"queue = {d.value} AND partition = {d.value}"
     found = db.rows(
         f"SELECT {d.id('job.id')} FROM {d.table('job')} AS job WHERE status = 'failed' AND id ="
-        f" (SELECT id FROM {line} AS line WHERE {place} ORDER BY id LIMIT 1)",
+        f" (SELECT id FROM {line} AS line WHERE {place} ORDER BY id LIMIT 1){d.hold}",
         (name, partition),
     )
     for (id,) in found:

@@ -333,8 +333,8 @@ CREATE TRIGGER line_follows BEFORE INSERT OR UPDATE OR TRUNCATE ON {schema}.line
 CREATE FUNCTION {schema}.pass_over() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM FROM {schema}.job WHERE id = OLD.id AND status <> 'failed' FOR NO KEY UPDATE;
-    IF FOUND THEN
+    -- Locked, it is as the last change left it: one that retries it may not have committed before.
+    IF (SELECT status FROM {schema}.job WHERE id = OLD.id FOR NO KEY UPDATE) <> 'failed' THEN
         PERFORM {schema}.refuse_row('only a failed job is taken out of its line');
     END IF;
     PERFORM pg_notify('{channel}', '');
