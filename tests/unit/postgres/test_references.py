@@ -287,6 +287,14 @@ def test_a_wary_claim_starts_a_job(app: Tenure, refer: Refer) -> None:
     assert [lease.id for lease in app.core.store.write("test", claim).result()] == [job.id]
 
 
+def test_a_schedule_that_is_referred_to_is_changed(app: Tenure, raw: Connection) -> None:
+    app.schedules.create("nightly", NewJob("mail", {}, {}), every="1d")
+    raw.execute("BEGIN")
+    raw.execute("SELECT FROM tenure.schedule FOR KEY SHARE")
+    app.schedules.pause("nightly")
+    raw.execute("ROLLBACK")
+
+
 @pytest.mark.parametrize("queue", ["default", "other"])
 def test_the_next_job_is_claimed_with_a_report(app: Tenure, refer: Refer, queue: str) -> None:
     app.enqueue("mail")
