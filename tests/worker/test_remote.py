@@ -13,7 +13,7 @@ import pytest
 
 import tenure.worker.exchanges
 import tenure.worker.worker
-from tenure import Failure, JobContext, Tenure
+from tenure import Failure, Job, JobContext, Tenure
 from tenure.client import Client
 from tenure.jobs.work import ClaimRequest
 from tenure.telemetry import repeats
@@ -108,8 +108,8 @@ def test_a_cancelled_job_tells_its_handler(app: Tenure, server: ServerProcess) -
     assert transitions(app, job) == ["enqueued", "claimed", "cancelled"]
 
 
-@pytest.mark.scenario(42)
-def test_outcomes_are_kept_while_the_server_is_away(app: Tenure, server: ServerProcess) -> None:
+def four_held_jobs(app: Tenure) -> tuple[list[Job], threading.Semaphore, threading.Event]:
+    """Return jobs, the semaphore that each releases when it runs, and the event that ends them."""
     go_on = threading.Event()
     running = threading.Semaphore(0)
 
@@ -120,6 +120,12 @@ def test_outcomes_are_kept_while_the_server_is_away(app: Tenure, server: ServerP
         return number
 
     jobs = app.enqueue_many([work.new_job(n) for n in range(4)])
+    return jobs, running, go_on
+
+
+@pytest.mark.scenario(42)
+def test_outcomes_are_kept_while_the_server_is_away(app: Tenure, server: ServerProcess) -> None:
+    jobs, running, go_on = four_held_jobs(app)
     with Client(server.url) as client, running_worker(app, client) as worker:
         for _ in jobs:
             assert running.acquire(timeout=WAIT_SECONDS)
@@ -137,16 +143,7 @@ def test_a_server_that_was_away_for_a_lease_lets_workers_renew_first(
     app: Tenure, server: ServerProcess
 ) -> None:
     """It swept at once, so that a deploy of the server charged what ran, and ran it twice."""
-    go_on = threading.Event()
-    running = threading.Semaphore(0)
-
-    @app.job
-    def work(number: int) -> int:
-        running.release()
-        go_on.wait(WAIT_SECONDS)
-        return number
-
-    jobs = app.enqueue_many([work.new_job(n) for n in range(4)])
+    jobs, running, go_on = four_held_jobs(app)
     with Client(server.url) as client, running_worker(app, client, lease_seconds=2):
         for _ in jobs:
             assert running.acquire(timeout=WAIT_SECONDS)
