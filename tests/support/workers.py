@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from tenure import Job, Status, Tenure
-from tenure.jobs.work import WorkSource
+from tenure.jobs.work import ClaimRequest, Exchange, Report, WorkSource
 from tenure.lifecycle import SETTLED
 from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.process import run_loop
@@ -99,3 +100,37 @@ def wait_until_failed(app: Tenure, job: Job | str) -> str:
 def transitions(app: Tenure, job: Job | str) -> list[str]:
     """The events in a job's history, in order."""
     return [transition.event for transition in app.history(job if isinstance(job, str) else job.id)]
+
+
+class SlowAnswers:
+    """The application as a source of work; claims are answered when the test lets them.
+
+    With `holds_caller`, also the call that asks returns only then.
+    """
+
+    waits = False
+    exchanges = 1
+    database = None
+
+    def __init__(self, app: Tenure, *, holds_caller: bool = False) -> None:
+        self._app, self._holds_caller = app, holds_caller
+        self.claimed, self.let_through = threading.Event(), threading.Event()
+        self.declare, self.heartbeat = app.core.declare, app.core.heartbeat
+        self.on_work, self.on_end = app.core.on_work, app.core.on_end
+
+    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
+        real = self._app.core.exchange(reports, claim)
+        if not real.result().leases:
+            return real
+        held: Future[Exchange] = Future()
+
+        def answer() -> None:
+            self.claimed.set()
+            self.let_through.wait(WAIT_SECONDS)
+            held.set_result(real.result())
+
+        answering = threading.Thread(target=answer, daemon=True)
+        answering.start()
+        if self._holds_caller:
+            answering.join()
+        return held

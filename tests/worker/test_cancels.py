@@ -9,7 +9,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,11 @@ import pytest
 from tenure import Job, JobContext, Status, Tenure
 from tenure.client import Client
 from tenure.jobs.queries import Filter
-from tenure.jobs.work import ClaimRequest, Exchange, Report, WorkSource
+from tenure.jobs.work import WorkSource
 from tests.support.http import ServerProcess
 from tests.support.raw_sql import RawSql
 from tests.support.waiting import WAIT_SECONDS, wait_until
-from tests.support.workers import running_worker, transitions, wait_until_completed
+from tests.support.workers import SlowAnswers, running_worker, transitions, wait_until_completed
 from tests.worker import children
 
 LEASE = 3_000.0
@@ -127,40 +126,6 @@ def test_what_was_claimed_ahead_does_not_start_after_a_cancel(
         wait_until_completed(app, jobs[250])
         wait_until_completed(app, note.enqueue(300))
     assert runs[ran:] == [300]
-
-
-class SlowAnswers:
-    """The application as a source of work; claims are answered when the test lets them.
-
-    With `holds_caller`, also the call that asks returns only then.
-    """
-
-    waits = False
-    exchanges = 1
-    database = None
-
-    def __init__(self, app: Tenure, *, holds_caller: bool) -> None:
-        self._app, self._holds_caller = app, holds_caller
-        self.claimed, self.let_through = threading.Event(), threading.Event()
-        self.declare, self.heartbeat = app.core.declare, app.core.heartbeat
-        self.on_work, self.on_end = app.core.on_work, app.core.on_end
-
-    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
-        real = self._app.core.exchange(reports, claim)
-        if not real.result().leases:
-            return real
-        held: Future[Exchange] = Future()
-
-        def answer() -> None:
-            self.claimed.set()
-            self.let_through.wait(WAIT_SECONDS)
-            held.set_result(real.result())
-
-        answering = threading.Thread(target=answer, daemon=True)
-        answering.start()
-        if self._holds_caller:
-            answering.join()
-        return held
 
 
 @pytest.mark.parametrize("holds_caller", [False, True])

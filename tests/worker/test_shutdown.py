@@ -9,15 +9,13 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
 from itertools import product
 from pathlib import Path
 
 import pytest
 
 from tenure import Job, NewJob, Status, Tenure, failpoints
-from tenure.jobs.work import ClaimRequest, Exchange, Report
+from tenure.jobs.work import ClaimRequest
 from tenure.settings import Settings
 from tenure.worker.process import maintained
 from tests.support.cli import PROGRAM, clean_environment
@@ -27,6 +25,7 @@ from tests.support.programs import Program
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit
 from tests.support.workers import (
+    SlowAnswers,
     running_sweeper,
     running_worker,
     transitions,
@@ -277,35 +276,6 @@ def test_claimed_jobs_that_have_not_started_are_handed_back_uncharged(
     assert released
     assert all(each[:3] == ["enqueued", "claimed", "released"] for each in released)
     assert app.verify() == []
-
-
-class SlowAnswers:
-    """The application as a source of work; its answers to claims are held up."""
-
-    waits = False
-    exchanges = 2
-    database = None
-
-    def __init__(self, app: Tenure) -> None:
-        self._app = app
-        self.claimed = threading.Event()
-        self.let_through = threading.Event()
-        self.heartbeat = app.core.heartbeat
-        self.on_work, self.on_end = app.core.on_work, app.core.on_end
-
-    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
-        real = self._app.core.exchange(reports, claim)
-        if not real.result().leases:
-            return real
-        held: Future[Exchange] = Future()
-
-        def answer() -> None:
-            self.claimed.set()
-            self.let_through.wait(WAIT_SECONDS)
-            held.set_result(real.result())
-
-        threading.Thread(target=answer, daemon=True).start()
-        return held
 
 
 @pytest.mark.scenario(75)
