@@ -50,6 +50,24 @@ def record(app: Tenure, name: str = "s", every: float = 60) -> str:
     return shown(fires, every, [fire.job_id in waiting for fire in fires])
 
 
+def test_a_time_key_that_no_argument_has_is_refused(app: Tenure) -> None:
+    @app.job
+    def report(tenant: str, day: str) -> None: ...
+
+    @app.job
+    def any_of(**given: str) -> None: ...
+
+    job = NewJob("report", {"tenant": "acme"}, {})
+    with pytest.raises(InvalidInput, match="the handler has no argument of this name") as refused:
+        app.schedules.create("s", job, every=60, time_key="dya")
+    assert refused.value.path == "$.time_key"
+    app.schedules.create("s", job, every=60, time_key="day")
+    with pytest.raises(InvalidInput, match="the handler has no argument of this name"):
+        app.schedules.update("s", time_key="dya")
+    app.schedules.create("any", NewJob("any_of", {}, {}), every=60, time_key="day")
+    app.schedules.create("elsewhere", MAIL, every=60, time_key="day")
+
+
 def test_a_schedule_that_is_over_is_refused(app: Tenure, clock: Clock) -> None:
     for path, given in (
         ("$.ends_at", {"every": 60, "ends_at": START - MINUTE}),

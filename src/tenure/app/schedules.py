@@ -24,6 +24,7 @@ from tenure.jobs.schedules import (
     MAX_FIRES,
     Fire,
     Overlap,
+    Rules,
     Schedule,
     ScheduleOptions,
     changed_rules,
@@ -129,7 +130,7 @@ class Schedules(Noun):
         tick is past.
         """
         check_name(name, "schedule", "$.name")
-        rules, by = check_rules(job, options), self._core.signed(actor)
+        rules, by = self._fitting(check_rules(job, options)), self._core.signed(actor)
 
         def act(db: Database) -> Schedule:
             made = new_schedule(name, rules, by, db.now())
@@ -171,7 +172,8 @@ class Schedules(Noun):
             old = _of_edition(schedules.hold(db, name), edition)
             if old.declared:
                 raise IllegalEdition(name, old.edition, "it is declared in code, change it there")
-            return fires.change(db, old, changed_rules(old, job, options), by, defaults)
+            rules = self._fitting(changed_rules(old, job, options))
+            return fires.change(db, old, rules, by, defaults)
 
         return self._write(act)
 
@@ -349,6 +351,15 @@ class Schedules(Noun):
             return fires.set_paused(db, schedules.hold(db, name), by, defaults, **change)
 
         return self._write(act)
+
+    def _fitting(self, rules: Rules) -> Rules:
+        """Return the rules, unless a handler that is known here would refuse each of their jobs."""
+        handler, key = self._core.handlers.find(rules.template.type), rules.time_key
+        names_all = handler is not None and handler.decoder is not None and handler.others is None
+        if key is not None and handler and names_all and key not in handler.fields:
+            said = "the handler has no argument of this name; give the one that is to get the time"
+            raise InvalidInput(said, path="$.time_key")
+        return rules
 
     def _write(self, act: Callable[[Database], T]) -> T:
         return self._core.store.write("schedule", act).result()
