@@ -118,8 +118,9 @@ class Queues(Noun):
         - `max_running`: how many may be processing at once, 0 to 2,147,483,647.
         - `rate`: how many may start in any period of a length, such as `"900/1m"`: 1 to 1,000,000
           in 1 ms to 31 days. Each attempt counts.
-        - `burst`: how many of these may start at once, 1 to all. With a smaller number, jobs start
-          more evenly. Default with a new rate: a tenth of them, 1 at least.
+        - `burst`: how many of these may start at once, 1 to all. A queue that never runs empty
+          starts `burst - 1` less than the rate: 811 of 900 a minute with a burst of 90, 900 with 1.
+          Default with a new rate: a tenth of them, 1 at least.
         - `per_partition`: limits that hold for each partition as well. Partitions then take turns;
           `PerPartition()` only does that. The jobs without a partition form one more partition.
         - `ordered`: run the jobs of a partition one at a time, in the order of their enqueue,
