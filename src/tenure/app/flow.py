@@ -65,6 +65,10 @@ class NewWorkflow:
     """A workflow to add: a block of `with` or `async with`, at whose end all its jobs are stored.
 
     They are in one transaction: all or none. If the block raises, nothing is stored.
+
+    - `id`: of the workflow. With a key it is known at the end of the block, not before.
+    - `created`: whether the block has stored its jobs, and not found a workflow with its key.
+    - `nodes`: what `add` has returned, in order.
     """
 
     def __init__(
@@ -86,11 +90,8 @@ class NewWorkflow:
         self._jobs: list[NewJob] = []
         self._is_open = False
         self.id = extends or ids.new_id()
-        """The id of the workflow. With a key it is known at the end of the block."""
         self.created = False
-        """Whether the block has stored its jobs, and not found a workflow with its key."""
         self.nodes: list[Node[Any]] = []
-        """What `add` has returned, in order."""
 
     @overload
     def add(
