@@ -202,7 +202,7 @@ def _decoded(text: str | None) -> Any:
 def job_locked(job_id: str) -> InvalidInput:
     """Return the error of a call that meets a lock."""
     return InvalidInput(
-        f"another transaction has job {job_id} locked, perhaps one of its handler: end it "
+        f"another transaction has job {job_id} locked, perhaps one that its handler began: end it "
         "first, or use `step_within`",
         code=JOB_LOCKED,
     )
