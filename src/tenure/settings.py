@@ -51,19 +51,34 @@ def _text(value: Any, where: str) -> str:
 
 
 _dialect = re.compile(r"^(?:(sqlite)|postgres(?:ql)?)(?:\+\w+)?:(?=//)")
+_host = r"(?:\[[^\]\s]*\]|[^\s:/?,@\[\]]*)(?::\d{0,5})?"
+_is_postgres = re.compile(
+    rf"postgresql://(?:[^\s@/]*@)?{_host}(?:,{_host})*(?:/[^\s?]*)?(?:\?\S*)?"
+).fullmatch
+_broken_escape = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def database_url(url: Any, where: str = "") -> str:
     """Return the URL of a database as Tenure writes it, given one of SQLAlchemy or `postgres://`.
 
     Only the name of a driver is dropped, as in `postgresql+asyncpg://` or `sqlite+aiosqlite:///`.
-    Raises InvalidInput for what is no text, such as a path, and for other databases.
+    Raises InvalidInput for what is no text, such as a path, for other databases, and for a URL that
+    SQLite or libpq would refuse at the first use. The second may repeat a part of a password.
     """
     if not isinstance(url, str):
         said = f"give a URL, such as sqlite:///jobs.db, not a value of type {type(url).__name__}"
         raise InvalidInput(said, path=where)
     name: str = _dialect.sub(lambda found: f"{found[1] or 'postgresql'}:", url)
-    is_sqlite(name, where)
+    if is_sqlite(name, where):
+        if not name.startswith("sqlite:///") and name != "sqlite://":  # in memory, in SQLAlchemy
+            said = f"{without_password(name)!r} is not the URL of a SQLite file; write sqlite:///jobs.db"
+            raise InvalidInput(f"{said} or sqlite:////var/lib/jobs.db", path=where)
+    elif not _is_postgres(name) or _broken_escape.search(name):
+        raise InvalidInput(
+            "not a PostgreSQL URL: write postgresql://user:password@host:5432/database, the port a "
+            "number, without spaces, and @ / % in a password as %40 %2F %25",
+            path=where,
+        )
     return name
 
 

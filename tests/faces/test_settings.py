@@ -117,6 +117,60 @@ def test_an_address_of_another_kind_is_refused_where_it_is_given(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("sqlite://jobs.db", "write sqlite:///jobs.db"),
+        ("sqlite:jobs.db", "write sqlite:///jobs.db"),
+        ("postgres:/x", "not a PostgreSQL URL"),
+        ("postgresql://me:hunter2@h:port/x", "not a PostgreSQL URL"),
+        ("postgresql://me:hunter2/y@h/x", "not a PostgreSQL URL"),
+        ("postgresql://me:y@hunter2@h/x", "not a PostgreSQL URL"),
+        ("postgresql://me:hunter2%@h/x", "not a PostgreSQL URL"),
+        ("postgresql://me:hunter2@h/my jobs", "not a PostgreSQL URL"),
+        ("postgresql://me:hunter2@h:5432,i:two/x", "not a PostgreSQL URL"),
+    ],
+)
+def test_a_malformed_address_is_refused_where_it_is_given(
+    given: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed at the first use, some as a database that did not answer."""
+    app = Tenure(f"sqlite:///{tmp_path / 'jobs.db'}")
+    file = tmp_path / "tenure.toml"
+    file.write_text(f'database = "{given}"\n')
+    for give in (
+        Tenure,
+        lambda url: setattr(app, "database", url),
+        lambda url: load({"database": url}, {}),
+        lambda _: load({}, {"TENURE_CONFIG": str(file)}),
+    ):
+        with pytest.raises(InvalidInput, match=said) as refused:
+            give(given)
+        assert "hunter2" not in str(refused.value)
+    monkeypatch.setenv("TENURE_DATABASE", given)
+    with pytest.raises(InvalidInput, match=f"^TENURE_DATABASE: .*{said}"):
+        Tenure()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "postgresql://",
+        "postgresql:///jobs?host=%2Frun",
+        "postgresql://me:a%40b@[::1]:5432/jobs?sslmode=require",
+        "postgresql://me:a:b@h:5432,i,j:5433/jobs?options=-c%20x=y",
+        "postgresql://%2Frun/jobs",
+        "postgresql://h?dbname=jobs",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite:///jo bs%.db",
+    ],
+)
+def test_an_address_that_libpq_or_sqlite_understands_is_kept(given: str) -> None:
+    assert Tenure(given).database == given
+
+
 def test_tokens_come_from_the_environment_and_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text(f"{TOKEN}-1\n\n  {TOKEN}-2  \n")

@@ -109,7 +109,7 @@ def test_a_server_that_acknowledges_too_early_is_a_problem(postgres_url: str) ->
     "url",
     [
         "sqlite:////no/such/folder/jobs.db",
-        "sqlite://jobs.db",
+        "sqlite:///:memory:",
         pytest.param("postgresql://127.0.0.1:1/jobs", marks=pytest.mark.postgres),
     ],
 )
