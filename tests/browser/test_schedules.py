@@ -36,6 +36,19 @@ def test_pages_are_for_everybody(window: Window, width: int, scheme: str, share:
     assert flaws_of(page, PATHS, share) == []
 
 
+@pytest.mark.parametrize(
+    ("path", "width"), [("/ui/schedules/new", 1024), ("/ui/schedules", 768), ("/ui/queues", 768)]
+)
+def test_a_table_fits_its_card(window: Window, app: Tenure, path: str, width: int) -> None:
+    """The ticks ran under the next card, and the buttons were right of what a tablet shows."""
+    app.enqueue("email", queue="email-notifications", delay="1d")
+    page = window(viewport={"width": width, "height": 800})
+    page.goto(path)
+    card = "card => [card.scrollWidth, card.clientWidth]"
+    for needed, given in page.locator(".card:has(> table)").evaluate_all(f"all => all.map({card})"):
+        assert needed <= given
+
+
 def test_ticks_are_shown_in_the_time_of_who_looks(window: Window) -> None:
     page = window(timezone_id="Asia/Tokyo", locale="en-GB")
     page.goto("/ui/schedules/new")
