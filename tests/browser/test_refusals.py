@@ -82,6 +82,28 @@ def test_a_live_page_waits_for_its_session(window: Window, token: str) -> None:
     expect(page.locator("#live")).to_have_text("live")
 
 
+def test_a_refresh_without_a_session_leaves_what_was_typed(
+    window: Window, database: str, token: str
+) -> None:
+    """The page reloaded itself to sign in, and a half-filled form was gone."""
+    page = window(errors_are_meant=True)
+    page.goto("/ui/queues/default")
+    sign_in(page, token)
+    expect(page.locator("#live")).to_have_text("live")
+    page.get_by_label("Max pending").fill("18")
+    sessions = [one for one in page.context.cookies() if one["name"] == "tenure_session"]
+    page.context.clear_cookies(name="tenure_session")
+    with Tenure(database) as app:
+        app.enqueue("email")
+    expect(page.locator("#message")).to_contain_text("You are signed out.")
+    expect(page.locator("#live")).to_contain_text("signed out since")
+    expect(page.get_by_label("Max pending")).to_have_value("18")
+    page.context.add_cookies(sessions)
+    page.get_by_role("button", name="Set limits").click()
+    expect(page.locator("main")).to_contain_text("of at most 18")
+    expect(page.locator("#live")).to_have_text("live")
+
+
 def test_a_mistyped_limit_leaves_the_others(window: Window, token: str) -> None:
     page = window(errors_are_meant=True)
     page.goto("/ui/queues/default")

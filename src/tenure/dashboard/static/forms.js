@@ -51,11 +51,18 @@ async function submit(event) {
 /** What a page says that came instead of an answer. The form stays, with what was typed. */
 function refusal(page, answer) {
   const [title, ...rest] = [...page.querySelectorAll("[data-refusal]")];
-  const said = bad(`${title.textContent}: ${rest.map((part) => part.textContent).join(". ")}`);
-  if (!page.getElementById("token")) return said;
+  if (page.getElementById("token")) {
+    return signedOut(page.getElementById("message").textContent, answer.url, "then repeat it");
+  }
+  return bad(`${title.textContent}: ${rest.map((part) => part.textContent).join(". ")}`);
+}
+
+/** The session ended. The page stays, with what was typed, until it is signed in again. */
+export function signedOut(why, address, next) {
+  const said = bad("");
   const [text, link] = [document.createElement("span"), document.createElement("a")];
-  Object.assign(link, { href: answer.url, target: "_blank", textContent: "Sign in" });
-  text.append(page.getElementById("message").textContent, " ", link, " in a new tab, then repeat it.");
+  Object.assign(link, { href: address, target: "_blank", textContent: "Sign in" });
+  text.append(why, " ", link, ` in a new tab, ${next}.`);
   said.replaceChildren(text);
   said.dataset.signedOut = "";
   return said;

@@ -1,5 +1,6 @@
 // Follows the event stream. When jobs of the page change, it fetches the page again and changes what
 // differs in place, never more often than the server and this browser can keep up with.
+import { signedOut } from "./forms.js";
 import { play } from "./machine.js";
 import { prepare } from "./tenure.js";
 import * as times from "./times.js";
@@ -17,6 +18,7 @@ let fetched = 0;
 let held = false;
 let releasing = 0;
 let asking = null;
+let lostAt = "";
 
 export function start() {
   if (!document.body.dataset.live) return;
@@ -37,7 +39,7 @@ function open() {
   });
   stream.addEventListener("transitions", (event) => changed(JSON.parse(event.data)));
   stream.addEventListener("error", () => {
-    state("lost", "connection lost, retrying");
+    state("lost", "connection lost");
     if (stream && stream.readyState === EventSource.CLOSED) {
       close(); // refused, not cut: the server is starting or we are signed out
       setTimeout(() => document.hidden || waits() || (want(), open()), 2000);
@@ -50,7 +52,10 @@ function close() {
   stream = null;
 }
 
+/** What is lost says since when: from then on, the page does not change. */
 function state(kind, text) {
+  lostAt = kind === "lost" ? lostAt || new Date().toLocaleTimeString([], { timeStyle: "short" }) : "";
+  if (lostAt) text += ` since ${lostAt}`;
   const shown = document.getElementById("live");
   if (!shown) return;
   const before = shown.lastElementChild.textContent;
@@ -91,6 +96,19 @@ export function release() {
 /** Whether a form waits for its person to sign in: a refresh would lead to that, without the form. */
 const waits = () => document.querySelector("#message [data-signed-out]") !== null;
 
+/** Whether a form holds text that was not sent. */
+const typed = () =>
+  [...document.querySelectorAll("#main :is(input, textarea)")].some(
+    (field) => field.value !== field.defaultValue,
+  );
+
+function stay(address) {
+  const message = document.getElementById("message");
+  message.replaceChildren(signedOut("You are signed out.", address, "then continue here"));
+  close();
+  state("lost", "signed out");
+}
+
 /** Fetch the page as soon as the pause is over. */
 function want() {
   if (watches() === "none") return;
@@ -114,15 +132,15 @@ async function refresh() {
     asking = new AbortController();
     const headers = { Accept: "text/html", "Tenure-Refresh": "1" }; // leaves the message to its page
     const answer = await fetch(location.href, { headers, signal: asking.signal });
-    if (answer.redirected) return location.reload(); // to sign in
+    if (answer.redirected) return typed() ? stay(answer.url) : location.reload(); // to sign in
     if (answer.ok) {
       show(parsed(await answer.text()));
       if (stream && stream.readyState === EventSource.OPEN) state("", "live");
     } else if (answer.status >= 500) {
-      state("lost", "not up to date, retrying"); // the database may be away
+      state("lost", "not up to date"); // the database may be away
     }
   } catch {
-    if (!asking.signal.aborted) state("lost", "connection lost, retrying");
+    if (!asking.signal.aborted) state("lost", "connection lost");
   } finally {
     fetched = Date.now();
     pause = Math.max(MIN_PAUSE, SHARE * (fetched - began));
