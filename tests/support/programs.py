@@ -218,6 +218,7 @@ def become(request: Mapping[str, Any], streams: Sequence[int]) -> Any:
     os.environ.update(request["environment"])
     time.tzset()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     open_streams()
     failpoints = sys.modules["tenure.failpoints"]
     failpoints.ARMED = failpoints.read(os.environ.get(failpoints.ENVIRONMENT, ""))

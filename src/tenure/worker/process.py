@@ -296,16 +296,18 @@ def stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
     """Call `stop` on the first SIGTERM or SIGINT of this process, end it at once on the second.
 
     A hangup is like the first one, however often it comes: the shell and the kernel each send one.
-    These are Python's signal handlers, not the loop's: they work while a handler blocks the loop.
+    `stop` is called once, because a signal may interrupt it, and no lock is taken twice. These are
+    Python's signal handlers, not the loop's: they work while a handler blocks the loop.
     """
     asked = False
 
     def on_signal(number: int, _: object) -> None:
         nonlocal asked
-        if asked and number != HANGUP:
+        if not asked:
+            asked = True
+            stop()
+        elif number != HANGUP:
             os._exit(ABORTED)
-        asked = True
-        stop()
 
     before = {number: signal.signal(number, on_signal) for number in answered_stop_signals()}
     try:

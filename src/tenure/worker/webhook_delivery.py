@@ -14,7 +14,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import msgspec
@@ -165,7 +167,8 @@ class WebhookDelivery(threading.Thread):
         self._handlers = Handlers()
         self._receivers = Receivers()
         add_delivery(self._handlers, app, self._receivers, private=private)
-        self._end = threading.Event()
+        self._stop_asked = False
+        self._stops: SimpleQueue[None] = SimpleQueue()  # a signal may interrupt its `put`
         self._worker: Worker | None = None
         self._check_leftovers_at = 0.0  # by the monotonic clock
         self._leftovers: set[str] = set()
@@ -173,7 +176,8 @@ class WebhookDelivery(threading.Thread):
 
     def ask_to_stop(self) -> None:
         """Ask it to finish the deliveries under way. Safe from a signal handler."""
-        self._end.set()
+        self._stop_asked = True
+        self._stops.put(None)
         if self._worker is not None:
             self._worker.request_stop()
 
@@ -185,7 +189,7 @@ class WebhookDelivery(threading.Thread):
 
     def run(self) -> None:
         """Deliver until asked to end; called by `start`, on the thread."""
-        while not self._end.is_set():
+        while not self._stop_asked:
             try:
                 if DELIVERING & self._app.core.look():
                     self._app.core.check_store()  # a worker would end again at once, and say so
@@ -193,7 +197,8 @@ class WebhookDelivery(threading.Thread):
                     self._deliver()
             except Exception as error:
                 self._log_failure(error)
-            self._end.wait(WEBHOOK_CHECK_SECONDS)
+            with suppress(Empty):
+                self._stops.get(timeout=WEBHOOK_CHECK_SECONDS)
 
     def _find_queues(self) -> None:
         """Note the queues of the webhooks, and of deliveries to webhooks that were removed."""
@@ -234,7 +239,7 @@ class WebhookDelivery(threading.Thread):
             concurrency=CONCURRENCY,
             grace_seconds=self._grace_seconds,
         )
-        if self._end.is_set():
+        if self._stop_asked:
             self._worker.request_stop()
         loop = asyncio.new_event_loop()
         try:

@@ -75,7 +75,7 @@ class Worker:
         self.id = f"worker-{secrets.token_hex(8)}"  # random, because host names and pids come back
         self._grace_seconds = grace_seconds
         self._source = source
-        self._stop_asked = threading.Event()
+        self._stop_asked = False  # an Event has a lock, and a signal may interrupt its holder
         self._busy_at = 0.0  # when it had a job last, or did not know, by the monotonic clock
         self._wakeup = Wakeup()
         self._leases = LeaseBook(concurrency, self.id, source.database)
@@ -111,7 +111,7 @@ class Worker:
 
     def request_stop(self) -> None:
         """Ask the worker to finish. Safe from any thread and from a signal handler."""
-        self._stop_asked.set()
+        self._stop_asked = True
         self._leases.close()  # at once, because a claim may be about to be answered
         self._wakeup.notify()
 
@@ -122,7 +122,7 @@ class Worker:
 
     def troubles(self) -> list[str]:
         """Return why it claims no jobs at present, for people; safe from any thread."""
-        if self._stop_asked.is_set():
+        if self._stop_asked:
             return ["it is stopping"]
         return [*self._exchanges.troubles(), *self._attempts.fitness.troubles()]
 
@@ -148,7 +148,7 @@ class Worker:
         stop_listening = self._listen()
         self._heart.start()
         try:
-            while not self._stop_asked.is_set() and not self._exchanges.moved:
+            while not self._stop_asked and not self._exchanges.moved:
                 self._exchanges.step()
                 pause = self._exchanges.pause()
                 if max_idle_seconds is not None:
