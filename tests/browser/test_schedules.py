@@ -37,7 +37,13 @@ def test_pages_are_for_everybody(window: Window, width: int, scheme: str, share:
 
 
 @pytest.mark.parametrize(
-    ("path", "width"), [("/ui/schedules/new", 1024), ("/ui/schedules", 768), ("/ui/queues", 768)]
+    ("path", "width"),
+    [
+        ("/ui/schedules/new", 1024),
+        ("/ui/schedules", 700),
+        ("/ui/schedules", 768),
+        ("/ui/queues", 768),
+    ],
 )
 def test_a_table_fits_its_card(window: Window, app: Tenure, path: str, width: int) -> None:
     """The ticks ran under the next card, and the buttons were right of what a tablet shows."""
