@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,13 +141,63 @@ def test_on_a_phone_the_row_of_pages_shows_where_one_is(window: Window) -> None:
 
 def test_on_a_phone_the_link_with_the_focus_is_in_the_window(window: Window) -> None:
     """The row was scrolled to its page, and Overview was 7 pixels left of the window."""
-    page = window(viewport={"width": 375, "height": 800})
+    page = window(errors_are_meant=True, viewport={"width": 375, "height": 800})
+    page.goto("/ui/jobs/x")  # no page of the row
+    page.get_by_role("link", name="Schedules").focus()
+    page.keyboard.press("Tab")
+    expect(page.locator(":focus")).to_have_text("Workflows")
+    expect(page.locator(":focus")).to_be_in_viewport(ratio=0.99)
     page.goto("/ui/queues")
     expect(page.locator("nav [aria-current]")).to_be_in_viewport(ratio=0.9)
     page.locator(".brand").focus()
     page.keyboard.press("Tab")
     expect(page.locator(":focus")).to_have_text("Overview")
     expect(page.locator(":focus")).to_be_in_viewport(ratio=1)
+
+
+COVERED = """(element) => {
+    const { x, y, width, height } = element.getBoundingClientRect();
+    const shown = document.elementFromPoint(x + width / 2, y + height / 2);
+    return !element.contains(shown) && !shown?.contains(element) && element.outerHTML }"""
+
+FOCUSED = """() => {
+    const [here, style] = [document.activeElement, getComputedStyle(document.activeElement)];
+    return [here.name || here.innerText, style.outlineStyle === 'solid' && style.outlineWidth,
+            here.getBoundingClientRect().y] }"""
+
+
+@pytest.mark.parametrize("width", [375, 768])
+def test_nothing_covers_what_has_the_focus(window: Window, app: Tenure, width: int) -> None:
+    """The bar of actions covered rows, and a phone cut off the box that selects all."""
+    queue = f"covered{width}"
+    for _ in range(12):
+        app.enqueue("email", queue=queue, delay="1h")
+    page = window(viewport={"width": width, "height": 700})
+    page.goto(f"/ui/jobs?queue={queue}")
+    expect(page.locator("#live")).to_have_text("live")
+    page.get_by_role("link", name="Clear").focus()
+    for _ in range(25):
+        page.keyboard.press("Tab")
+        assert not page.locator(":focus").evaluate(COVERED)
+    expect(page.locator(":focus")).to_have_attribute("href", re.compile("/ui/jobs/"))
+
+
+def test_the_focus_goes_down_the_filter(window: Window) -> None:
+    """It left no trace in a date, and went up from the dates to Filter."""
+    page = window()
+    page.goto("/ui/jobs")
+    page.locator(".filters summary").focus()
+    page.keyboard.press("Enter")
+    passed = []
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        passed.append(page.evaluate(FOCUSED))
+        if passed[-1][0] == "Filter":
+            break
+    assert list(dict.fromkeys(name for name, _, _ in passed)) == ["from", "to", "Filter"]
+    assert {outline for _, outline, _ in passed} == {"3px"}
+    tops = [top for _, _, top in passed]
+    assert tops == sorted(tops)
 
 
 def test_a_page_prints_dark_on_light_and_in_full(window: Window, jobs: dict[str, str]) -> None:

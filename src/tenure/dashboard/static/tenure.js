@@ -16,11 +16,12 @@ for (const here of document.querySelectorAll("[aria-current]")) {
   const row = here.parentElement.getBoundingClientRect();
   const link = here.getBoundingClientRect();
   here.parentElement.scrollLeft += link.left - row.left - (row.width - link.width) / 2;
-  // Browsers leave a link that has the focus partly outside.
-  here.parentElement.addEventListener("focusin", (event) =>
-    event.target.scrollIntoView({ block: "nearest", inline: "nearest" }),
-  );
 }
+
+// Browsers leave a link that has the focus partly outside its row.
+document.addEventListener("focusin", ({ target }) => {
+  if (target.closest("nav")) target.scrollIntoView({ block: "nearest", inline: "nearest" });
+});
 
 prepare();
 times.start();
