@@ -4,6 +4,7 @@ import { announce, hold, parsed, release, show } from "./live.js";
 const LEAVING = 10_000; // milliseconds: a page that is still here did not leave
 
 export function start() {
+  document.addEventListener("click", once);
   document.addEventListener("submit", submit);
   document.addEventListener("click", copy);
   document.addEventListener("change", tick);
@@ -14,6 +15,11 @@ export function prepare() {
   for (const hidden of document.querySelectorAll("[data-copy][hidden], [data-all][hidden]")) {
     hidden.hidden = false;
   }
+}
+
+/** The second click of a double click is for the button that was there, not for what took its place. */
+function once(event) {
+  if (event.detail > 1 && event.target.closest("form[method=post] button")) event.preventDefault();
 }
 
 async function submit(event) {
@@ -33,6 +39,7 @@ async function submit(event) {
     const page = parsed(await answer.text());
     if (!page.querySelector("#main")) throw new Error("not a page of this server"); // a gateway's
     if (page.querySelector("[data-refusal]")) return message.replaceChildren(refusal(page, answer));
+    hold(); // another form may have ended, and the page asked for what it was before
     show(page, true);
     if (answer.ok && answer.url !== location.href) {
       history.pushState(null, "", answer.url);
