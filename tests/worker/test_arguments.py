@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 from zoneinfo import ZoneInfo
@@ -73,6 +73,9 @@ VALUES: list[tuple[Any, Any]] = [
     (datetime, NOON),
     (datetime, NOON.astimezone(EAST)),
     (date, date(2026, 2, 28)),
+    (time, time(8, 30, 0, 250)),
+    (time, time(8, 30, tzinfo=UTC)),
+    (dict[time, int], {time(8, 30, tzinfo=EAST): 1}),
     (timedelta, timedelta(days=1, seconds=0.5)),
     (uuid.UUID, ID),
     (Decimal, Decimal("10.10")),
@@ -148,6 +151,23 @@ def test_seconds_in_the_offset_of_a_zone_change_no_time(app: Tenure, kind: type[
         result = wait_until_completed(app, job).result
     text = "1880-01-01T11:40:28Z"
     assert result == [True, True, {text: text}, text]
+
+
+@pytest.mark.parametrize("zone", [AMSTERDAM, timezone(timedelta(seconds=17))])
+def test_a_time_of_day_whose_offset_would_be_lost_is_refused(app: Tenure, zone: tzinfo) -> None:
+    """It came to the handler without its zone, or without the seconds."""
+    early = time(8, tzinfo=zone)
+
+    @app.job
+    def ring(at: time) -> time:
+        return early
+
+    for wrong in (early, {early: 1}, [early]):
+        with pytest.raises(InvalidInput, match="pass the time without tzinfo, and the zone by"):
+            ring.enqueue(wrong)  # type: ignore[arg-type]
+    job = ring.enqueue(time(8))
+    with running_worker(app):
+        assert "pass the time without" in str(wait_until_completed(app, job).result)
 
 
 def test_the_first_time_of_a_zone_is_stored(app: Tenure) -> None:

@@ -25,8 +25,8 @@ from tenure.jobs.retention import DeclaredType
 MASK = b"*" * 10
 """What Pydantic writes in place of a secret."""
 MINUTE, NONE = timedelta(minutes=1), timedelta()
-TIMES = (datetime,)
-"""What msgspec leaves to `encoded`: it would round an offset to minutes, to another moment."""
+TIMES = (datetime, time)
+"""What msgspec leaves to `encoded`: it would round an offset to minutes, or drop a zone."""
 _OF_CLASSES = (
     "of other classes only models of Pydantic have a JSON form, and a union with one has to be in "
     "a model, such as a RootModel of Pydantic"
@@ -164,10 +164,10 @@ def with_texts(value: Any) -> Any:
         return [with_texts(item) for item in value]
     if isinstance(value, dict):
         return {
-            encoded(key) if isinstance(key, datetime) else key: with_texts(item)
+            encoded(key) if isinstance(key, TIMES) else key: with_texts(item)
             for key, item in value.items()
         }
-    return encoded(value) if isinstance(value, datetime) else value
+    return encoded(value) if isinstance(value, TIMES) else value
 
 
 def encoded(value: Any) -> Any:
@@ -175,7 +175,8 @@ def encoded(value: Any) -> Any:
 
     A value of a subclass of datetime, date or time, such as that of freezegun or pendulum, becomes
     the text of the plain value; pandas has one that is no time. A time with seconds in its offset,
-    as all zones had before 1900, becomes that in UTC, if there it is in the years 1 to 9999.
+    as all zones had before 1900, becomes that in UTC, if there it is in the years 1 to 9999. A time
+    of day has no day to do that.
     """
     kind: Any = type(value)
     if isinstance(value, datetime) and (value.utcoffset() or NONE) % MINUTE:
@@ -183,6 +184,15 @@ def encoded(value: Any) -> Any:
             value = value.astimezone(UTC)
         except OverflowError:  # as of datetime.min, less than a day from the first or last time
             value = value.replace(tzinfo=UTC)
+    if (
+        isinstance(value, time)
+        and value.tzinfo
+        and ((offset := value.utcoffset()) is None or offset % MINUTE)
+    ):
+        raise TypeError(
+            "a time of day in a zone, or with seconds in its offset, has no form in JSON: "
+            "pass the time without tzinfo, and the zone by its name"
+        )
     if isinstance(value, date | time) and (text := value.isoformat())[:1].isdigit():
         return f"{text[:-6]}Z" if text.endswith("+00:00") else text  # as msgspec writes it
     if not is_model(kind):
