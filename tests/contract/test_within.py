@@ -246,6 +246,9 @@ def test_the_form_for_the_other_kind_names_the_right_one(app: Tenure, lender: Le
     lender.begin()
     with pytest.raises(InvalidInput, match=right):
         lender.call_wrongly(app, "enqueue", "mail")
+    right = "`async with`, or await chain_async" if lender.kind.is_async else "or call chain"
+    with pytest.raises(InvalidInput, match=right):
+        lender.call_wrongly(app, "chain", [NewJob("mail", {}, {})])
     lender.rollback()
 
 

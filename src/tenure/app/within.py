@@ -29,7 +29,7 @@ from tenure.jobs.queue_rights import includes
 from tenure.jobs.signals import NewSignal, Signal
 from tenure.lifecycle import Job
 from tenure.store.borrowed import jobs, links, signals, workflows
-from tenure.store.borrowed.dispatch import Borrowed, borrow
+from tenure.store.borrowed.dispatch import WORKFLOW, Borrowed, borrow
 from tenure.store.borrowed.drivers import Steps
 
 if TYPE_CHECKING:
@@ -280,10 +280,10 @@ class _Workflow(NewWorkflow):
         self._notifies = notifies
 
     def _store(self) -> None:
-        self._borrowed.call(self._add, verb="workflow")
+        self._borrowed.call(self._add, verb=WORKFLOW)
 
     async def _store_async(self) -> None:
-        await self._borrowed.call_async(self._add, verb="workflow")
+        await self._borrowed.call_async(self._add, verb=WORKFLOW)
 
     def _add(self, engine: str) -> Steps[None]:
         defaults = yield from _defaults(self._app.core, self._jobs, engine)

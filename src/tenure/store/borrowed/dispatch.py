@@ -50,6 +50,10 @@ IN_SAVEPOINT = (
     "this connection is inside a savepoint: complete the job at the level at which your rows are "
     "committed, or one could be kept without the other"
 )
+WORKFLOW = "workflow"
+"""The verb of what is stored at the end of a block, so no call has its name with `_async`."""
+IN_BLOCK = "write `with`, or call chain(...), group(...), batch(...)"
+IN_ASYNC_BLOCK = "write `async with`, or await chain_async(...), group_async(...), batch_async(...)"
 MISSING = {"3F000", "42P01", "42883"}
 """SQLSTATE: no such schema, table or function."""
 
@@ -95,7 +99,8 @@ class Borrowed:
         """
         driver = self._driver
         if driver.is_async:
-            raise InvalidInput(f"asynchronous: await {verb}_async(...)", path="connection")
+            right = IN_ASYNC_BLOCK if verb == WORKFLOW else f"await {verb}_async(...)"
+            raise InvalidInput(f"asynchronous: {right}", path="connection")
         with driver.together() if self._together else nullcontext():
             driver.begin()
             try:
@@ -110,7 +115,8 @@ class Borrowed:
         """Do the same on an asynchronous connection."""
         driver: Any = self._driver
         if not driver.is_async:
-            raise InvalidInput(f"not asynchronous: call {verb}(...)", path="connection")
+            right = IN_BLOCK if verb == WORKFLOW else f"call {verb}(...)"
+            raise InvalidInput(f"not asynchronous: {right}", path="connection")
         if isinstance(driver, AlchemyAsync):
             connection = await driver.connected()
             answer: T = await connection.run_sync(partial(self._call_inside, work, verb))
