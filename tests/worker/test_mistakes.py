@@ -305,6 +305,18 @@ def test_a_generator_that_a_decorator_hides_completed_its_job(app: Tenure) -> No
         assert "no form in JSON" in str(wait_until_completed(app, odd).result)
 
 
+def test_work_that_is_left_to_the_event_loop_is_no_completed_job(app: Tenure) -> None:
+    """Its failure was lost: the job was completed when it began."""
+
+    @app.job(max_retries=1)
+    async def begin() -> Any:
+        return asyncio.ensure_future(asyncio.sleep(0))
+
+    with running_worker(app):
+        said = wait_until_failed(app, begin.enqueue())
+        assert "a Task was returned, which nothing awaits: await it in an `async def`" in said
+
+
 def test_a_second_handler_says_where_the_first_is(app: Tenure) -> None:
     app.job(send)
     assert refusal(lambda: app.job(send)) == (

@@ -10,13 +10,13 @@ import dataclasses
 import json
 import linecache
 import reprlib
-from collections.abc import Collection, Iterator, Sequence
+from asyncio import Future
+from collections.abc import Collection, Coroutine, Iterator, Sequence
 from datetime import date, time
 from functools import lru_cache
 from traceback import walk_tb
 from types import (
     AsyncGeneratorType,
-    CoroutineType,
     FrameType,
     GeneratorType,
     TracebackType,
@@ -70,13 +70,15 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
 def success(value: object) -> Ending:
     """Return the ending of a handler that returned `value`.
 
-    Raises TypeError for a coroutine or generator: what the handler was to do has not been done.
+    Raises TypeError for a coroutine, task or generator: what the handler was to do may not be done.
     """
     if value is None:
         return Ending()
-    if isinstance(value, CoroutineType):
-        value.close()
-        raise TypeError("a coroutine was returned, which is not run: await it in an `async def`")
+    if isinstance(value, Coroutine | Future):
+        kind = type(value).__name__
+        if isinstance(value, Coroutine):
+            value.close()
+        raise TypeError(f"a {kind} was returned, which nothing awaits: await it in an `async def`")
     if isinstance(value, GeneratorType | AsyncGeneratorType) and value.__name__ != "<genexpr>":
         raise TypeError("a generator was returned, which is not run: return what it yields, a list")
     text, flaw = _stored(value)
