@@ -9,7 +9,7 @@ import pathlib
 import re
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import FunctionType
 from typing import Any
 
@@ -27,6 +27,7 @@ from tenure.jobs.results import (
     describe_exception,
     error_text,
     result_text,
+    success,
 )
 from tests.support.payloads import (
     CIRCLE,
@@ -126,6 +127,17 @@ def test_what_cannot_be_stored_is_shown_instead(result: object, shown: str, reas
     assert list(note) == ["tenure:unstorable", "reason"]
     assert shown in note["tenure:unstorable"]
     assert reason in note["reason"]
+
+
+def test_an_awaitable_that_is_no_task_is_shown() -> None:
+    """As the handle of a job is: a failure would run the handler again, and add its job again."""
+
+    class Handle:
+        def __await__(self) -> Generator[Any, Any, None]:
+            yield
+
+    note = read_back(success(Handle()).result or "")
+    assert "no form in JSON" in note["reason"]
 
 
 def test_the_largest_result_that_fits() -> None:

@@ -10,13 +10,13 @@ import dataclasses
 import json
 import linecache
 import reprlib
-from asyncio import Future
-from collections.abc import Collection, Coroutine, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import date, time
 from functools import lru_cache
 from traceback import walk_tb
 from types import (
     AsyncGeneratorType,
+    CoroutineType,
     FrameType,
     GeneratorType,
     TracebackType,
@@ -74,10 +74,11 @@ def success(value: object) -> Ending:
     """
     if value is None:
         return Ending()
-    if isinstance(value, Coroutine | Future):
-        kind = type(value).__name__
-        if isinstance(value, Coroutine):
+    is_task = hasattr(type(value), "_asyncio_future_blocking")  # what asyncio.isfuture looks for
+    if is_task or isinstance(value, CoroutineType):
+        if isinstance(value, CoroutineType):
             value.close()
+        kind = type(value).__name__
         raise TypeError(f"a {kind} was returned, which nothing awaits: await it in an `async def`")
     if isinstance(value, GeneratorType | AsyncGeneratorType) and value.__name__ != "<genexpr>":
         raise TypeError("a generator was returned, which is not run: return what it yields, a list")
