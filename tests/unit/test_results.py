@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import inspect
 import math
 import pathlib
 import re
@@ -138,6 +139,17 @@ def test_an_awaitable_that_is_no_task_is_shown() -> None:
 
     note = read_back(success(Handle()).result or "")
     assert "no form in JSON" in note["reason"]
+
+
+def test_a_coroutine_that_is_returned_is_closed() -> None:
+    """Its author would be warned a second time, at some later moment, that nothing awaited it."""
+
+    async def send() -> None: ...
+
+    returned = send()
+    with pytest.raises(TypeError, match="a coroutine was returned"):
+        success(returned)
+    assert inspect.getcoroutinestate(returned) == inspect.CORO_CLOSED
 
 
 def test_the_largest_result_that_fits() -> None:

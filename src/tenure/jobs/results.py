@@ -74,6 +74,14 @@ def success(value: object) -> Ending:
     """
     if value is None:
         return Ending()
+    text, flaw = _stored(value)
+    if flaw is not None:
+        _refuse_unfinished(value)
+    return Ending(text, flaw=flaw)
+
+
+def _refuse_unfinished(value: object) -> None:
+    """Raise TypeError if work is left to do in a value, which has no form in JSON then."""
     is_task = hasattr(type(value), "_asyncio_future_blocking")  # what asyncio.isfuture looks for
     if is_task or isinstance(value, CoroutineType):
         if isinstance(value, CoroutineType):
@@ -82,8 +90,6 @@ def success(value: object) -> Ending:
         raise TypeError(f"a {kind} was returned, which nothing awaits: await it in an `async def`")
     if isinstance(value, GeneratorType | AsyncGeneratorType) and value.__name__ != "<genexpr>":
         raise TypeError("a generator was returned, which is not run: return what it yields, a list")
-    text, flaw = _stored(value)
-    return Ending(text, flaw=flaw)
 
 
 def failure(error: BaseException, handler: Handler | None = None) -> Ending:
