@@ -162,7 +162,11 @@ def hold(context: JobContext):
     # or this process is gone.
     wait = f"[ ! -e '{FOLDER / 'let-go'}' ] && kill -0 $PPID"
     until_marked = f"while {wait}; do sleep 0.01; done"
-    with between_commits:  # within one it would keep all of SQLite's file, too
+    for thread in threading.enumerate():
+        if thread.name == "tenure-checks":
+            thread.join()
+    # Within a commit or the check of SQLite's write lock it would keep all of the file, too.
+    with between_commits:
         ctypes.PyDLL(None).system(until_marked.encode())
     log(f"end {context.attempt}")
     return f"held {context.attempt}"
