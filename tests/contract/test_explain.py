@@ -206,6 +206,14 @@ def test_not_due(harness: StoreHarness, why: Why) -> None:
     told = why(job.id)
     check(told, "not_due", f"before {due:%Y-%m-%d %H:%M:%S} UTC", "in 1m 30s")
     assert "attempt" not in told.text
+    assert "snoozed" not in told.text
+
+
+def test_not_due_because_its_handler_has_snoozed_it(harness: StoreHarness, why: Why) -> None:
+    """After `RateLimited` too, it was only called not due: by whose wish was to be guessed."""
+    lease = harness.take()
+    harness.report(report_snoozed(lease, delay=90.0))
+    check(why(lease.id), "not_due", "in 1m 30s. Its handler has snoozed it.")
 
 
 def test_not_due_after_an_attempt_failed(harness: StoreHarness, why: Why) -> None:

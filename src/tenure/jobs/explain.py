@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from msgspec import Struct
 
-from tenure.events import LeaseExpired, Retried
+from tenure.events import LeaseExpired, Retried, Snoozed
 from tenure.jobs.explain_limits import (
     LimitFacts,
     Reason,
@@ -253,7 +253,8 @@ def _pending(job: Job, facts: Facts) -> tuple[Reason, str]:
                 f"It is tried again at {_at(job.run_at)}, in {wait}, as attempt {job.attempts + 1} "
                 f"of {job.max_retries}. Attempt {job.attempts} failed: {first_line(job.last_error)}"
             )
-        return "not_due", f"It is not due before {_at(job.run_at)}, in {wait}."
+        why = " Its handler has snoozed it." if job.event == Snoozed.name else ""
+        return "not_due", f"It is not due before {_at(job.run_at)}, in {wait}.{why}"
     closed = limit_reason(job.queue, facts.limits, facts.now) if facts.limits else None
     if closed and facts.limits and stays_closed(closed[0], facts.limits, facts.now):
         return closed  # a worker alone does not help
