@@ -195,3 +195,11 @@ def test_what_is_accepted_comes_back_unchanged(database_url: str) -> None:
         shown = cli_json("jobs", "show", result.stdout.strip(), "--database", database_url)
         assert shown["job"]["payload"] == payload
         assert list(shown["job"]["payload"]) == list(payload)
+
+
+def test_a_command_that_is_guessed_leads_to_one_that_there_is(app: Tenure) -> None:
+    said = refused("schedules", "update", "nightly")
+    assert "'update'. `cli schedules` has list, show, preview, create, edit," in said
+    assert "Perhaps `cli jobs retry`, `cli workflows retry`?" in refused("retry", "x")
+    assert "Perhaps" not in refused("reticulate")
+    assert " has " not in refused("schedules", "--update")

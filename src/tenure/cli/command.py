@@ -63,6 +63,26 @@ class Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if args[0].startswith("-"):
+                raise
+            said = error.format_message() + self._instead(ctx, args[0])
+            raise click.UsageError(said, ctx) from error
+
+    def _instead(self, ctx: click.Context, wanted: str) -> str:
+        """Say which commands there are instead of one that there is not."""
+        if ctx.parent is not None:
+            return f" `{ctx.command_path}` has {', '.join(self.commands)}."
+        groups = {n: c for n, c in self.commands.items() if isinstance(c, click.Group)}
+        having = (name for name, group in groups.items() if wanted in group.commands)
+        found = [f"`{ctx.command_path} {name} {wanted}`" for name in having]
+        return f" Perhaps {', '.join(found)}?" if found else ""
+
 
 @contextmanager
 def _output(ctx: click.Context) -> Iterator[None]:
