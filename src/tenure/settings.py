@@ -45,9 +45,12 @@ def is_loopback(host: str) -> bool:
 
 
 def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+    text = value.strip() if isinstance(value, str) else ""
+    if not text.isprintable():
+        raise InvalidInput("give one line, without control characters", path=where)
+    if not text:
         raise InvalidInput("give a string that is not empty", path=where)
-    return value.strip()
+    return text
 
 
 _dialect = re.compile(r"^(?:(sqlite)|postgres(?:ql)?)(?:\+\w+)?:(?=//)")
@@ -70,7 +73,8 @@ def database_url(url: Any, where: str = "") -> str:
         raise InvalidInput(said, path=where)
     name: str = _dialect.sub(lambda found: f"{found[1] or 'postgresql'}:", url)
     if is_sqlite(name, where):
-        if not name.startswith("sqlite:///") and name != "sqlite://":  # in memory, in SQLAlchemy
+        in_memory = name == "sqlite://"  # in SQLAlchemy
+        if name != name.rstrip() or not (name.startswith("sqlite:///") or in_memory):
             said = f"{without_password(name)!r} is not the URL of a SQLite file; write sqlite:///jobs.db"
             raise InvalidInput(f"{said} or sqlite:////var/lib/jobs.db", path=where)
     elif not _is_postgres(name) or _broken_escape.search(name):

@@ -117,6 +117,16 @@ def test_an_address_of_another_kind_is_refused_where_it_is_given(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("end", [" ", "\n", "\r\n"])
+def test_an_address_with_the_end_of_its_line_names_no_file(tmp_path: Path, end: str) -> None:
+    """As read from a file of a secret: a file with that name was made."""
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    with pytest.raises(InvalidInput, match="is not the URL of a SQLite file"):
+        Tenure(f"{url}{end}")
+    assert load({"database": f"{url}{end}"}, {}).database == url
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
