@@ -172,7 +172,7 @@ def test_jobs_are_added_to_a_workflow_that_has_finished(
     decide(app)
     finish(app)
     assert app.workflows.get(first.id).status == "completed"
-    for unknown in ("x.y", new_id()):
+    for unknown in ("x.y", "", new_id()):
         with pytest.raises(WorkflowNotFound), app.workflows.extend(unknown) as flow:
             flow.add(job())
     monkeypatch.setattr(flows, "MAX_JOBS", 5)
@@ -185,6 +185,15 @@ def test_jobs_are_added_to_a_workflow_that_has_finished(
     with app.workflows.extend(empty.id) as flow:
         flow.add(job())
     assert app.count(workflow=empty.id).jobs == 1
+
+
+def test_a_job_without_a_workflow_has_none_to_extend(harness: StoreHarness, app: Tenure) -> None:
+    """`extend(job.workflow)` began a new workflow, which nothing waited for."""
+    alone = harness.add("split")
+    refused = pytest.raises(InvalidInput, match="workflow_id: the job is in no workflow")
+    with refused, app.workflows.extend(app.get(alone.id).workflow) as flow:
+        flow.add(job())
+    assert app.workflows.list().workflows == []
 
 
 def test_the_sweep_looks_at_each_job_about_once(

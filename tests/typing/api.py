@@ -195,6 +195,8 @@ def jobs_of_a_workflow_have_results() -> None:
     assert_type(first.result(timeout="5s"), int)
     assert_type(second.result(), str)
     flow.add(plain.new_job("a"), dependson=[first])  # type: ignore[call-overload]
+    with app.workflows.extend(app.get("id").workflow) as more:
+        more.add(plain.new_job("a"))
 
 
 @app.job

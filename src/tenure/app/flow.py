@@ -89,7 +89,7 @@ class NewWorkflow:
         self._own_keys = own_keys
         self._jobs: list[NewJob] = []
         self._is_open = False
-        self.id = extends or ids.new_id()
+        self.id = ids.new_id() if extends is None else extends
         self.created = False
         self.nodes: list[Node[Any]] = []
 

@@ -175,18 +175,22 @@ class Workflows(Noun):
         return start("retry", jobs, more_retries=more_retries, actor=actor, reason=reason)
 
     def extend(
-        self, workflow_id: str, *, key: str | None = None, actor: str | None = None
+        self, workflow_id: str | None, *, key: str | None = None, actor: str | None = None
     ) -> NewWorkflow:
         """Begin to add jobs to a workflow that exists: `with app.workflows.extend(id) as flow:`.
 
-        - `workflow_id`: the workflow; it may have finished, and then runs again.
+        - `workflow_id`: the workflow; it may have finished, and then runs again. None, as a job
+          without a workflow has it, is refused.
         - `key`: as of `Tenure.workflow`, within this workflow. Default: None.
         - `actor`: who adds them. Default: the application's actor.
 
         Up to 100,000 jobs in all. Without a key, a handler that runs again adds them again:
         `JobContext.enqueue` adds jobs once. Returns what `Tenure.workflow` returns; the end of the
-        block also raises WorkflowNotFound.
+        block also raises WorkflowNotFound. Raises InvalidInput.
         """
+        if workflow_id is None:
+            said = "the job is in no workflow: begin one with `app.workflow(...)`"
+            raise InvalidInput(said, path="workflow_id")
         return NewWorkflow(self._app, "workflow", key, actor, extends=workflow_id)
 
     def wait(self, workflow_id: str, timeout: Duration | None = None) -> Workflow:
