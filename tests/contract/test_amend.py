@@ -108,7 +108,10 @@ def test_jobs_that_are_snoozed_run_now_only_if_asked_for(
     later = harness.add(delay=3600, type="later")
     snoozed = harness.take()
     harness.report(report_snoozed(snoozed, delay=3600.0))
-    for wanted, changed in ((Filter(), later.id), (Filter(state="snoozed"), snoozed.id)):
+    for wanted, changed in (
+        (Filter(queue="default"), later.id),
+        (Filter(state="snoozed"), snoozed.id),
+    ):
         (job,) = app.bulk.sample(wanted, "run_now")
         assert job.id == changed
         assert app.core.count(wanted, action="run_now").jobs == 1
@@ -123,7 +126,7 @@ def test_a_snoozed_job_stays_snoozed_whatever_is_changed_of_it(
     """Its last event was `amended` then, so it counted as scheduled, and a bulk action woke it."""
     lease, failed = harness.take(), harness.take(type="sync")
     harness.report(report_snoozed(lease, delay=3600.0))
-    bulk = app.bulk.start("run_now", Filter())
+    bulk = app.bulk.start("run_now", Filter(queue="default"))
     ids, cursor = [lease.id], None
     for priority in (5, 6):
         app.amend(lease.id, priority=priority)
@@ -146,7 +149,7 @@ def test_a_job_that_snoozes_between_the_look_and_the_change_is_left(
     harness: StoreHarness, app: Tenure
 ) -> None:
     job = harness.add(delay=5)
-    bulk = app.bulk.start("run_now", Filter())
+    bulk = app.bulk.start("run_now", Filter(queue="default"))
     ids, cursor = bulks.next_ids(harness.store.read, bulk)
     assert list(ids) == [job.id]
     harness.clock.advance(5)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from starlette.testclient import TestClient
 
-from tenure import NewJob, Tenure
+from tenure import InvalidInput, NewJob, Tenure
 from tenure.jobs.queries import Filter
 from tenure.settings import Settings
 from tests.support.cli import (
@@ -72,8 +72,16 @@ def test_one_that_is_stopped_over_http_changes_nothing_more(app: Tenure, api: Te
     assert app.core.count(app.bulk.get(begun["id"]).filter, action="cancel").jobs == 6
 
 
-def test_an_action_over_http_names_its_jobs(app: Tenure, api: TestClient) -> None:
-    """A filter whose field was forgotten cancelled every job; commands never took such a one."""
+def test_an_action_names_its_jobs(app: Tenure, api: TestClient) -> None:
+    """A filter whose field was forgotten cancelled every job; commands never took such a one.
+
+    In Python too, as one for the workflow of a job that is in none.
+    """
+    job = app.enqueue("alone", queue="apart")
+    for field in ({}, {"workflow": app.get(job.id).workflow}, {"hidden": ("token",)}):
+        with pytest.raises(InvalidInput, match=r"^\$\.filter: this would be about every job"):
+            app.bulk.start("cancel", Filter(**field))
+    app.cancel(job.id)
     refused = api.post("/bulk", json={"action": "cancel", "filter": {}})
     assert assert_problem(refused, 400, "invalid_input")["path"] == "$.filter"
     assert app.bulk.list() == []

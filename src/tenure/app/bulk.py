@@ -6,7 +6,7 @@ import logging
 from functools import partial
 
 from tenure.app.core import MAX_COUNTED, Core, Noun
-from tenure.errors import BulkNotFound, StoreUnavailable, TenureError
+from tenure.errors import BulkNotFound, InvalidInput, StoreUnavailable, TenureError
 from tenure.jobs import ids
 from tenure.jobs.enqueue import MAX_RETRIES, whole
 from tenure.jobs.names import check_reason
@@ -18,6 +18,10 @@ from tenure.store import search
 from tenure.store.tables import bulk as bulks
 
 log = logging.getLogger(__name__)
+
+EVERY_JOB = (
+    "this would be about every job; give a field a value, such as status, or created_before: now"
+)
 
 
 class BulkActions(Noun):
@@ -40,8 +44,9 @@ class BulkActions(Noun):
 
         - `action`: `retry`, `cancel`, or `run_now`: pending jobs that are not due run at once;
           snoozed ones only if the filter has the state `snoozed`.
-        - `filter`: which jobs, as a `Filter` from `tenure.jobs.queries`. Jobs whose status does not
-          allow the action are left out, and so are jobs that are added or fail from now on.
+        - `filter`: which jobs, as a `Filter` from `tenure.jobs.queries`, with one field at least: a
+          value that is None by mistake must not mean every job. Jobs whose status does not allow
+          the action are left out, and so are jobs that are added or fail from now on.
         - `more_retries`: with `retry`, how much to add to each job's `max_retries`, 1 to 1,000.
         - `actor`: who does this. Default: the application's actor.
         - `reason`: why, for the ledger; at most 500 characters. Default: None.
@@ -49,8 +54,9 @@ class BulkActions(Noun):
         Raises InvalidInput.
         """
         core = self._core
-        filter = core.limited(filter)
-        wanted = action_of(action)
+        filter, wanted = core.limited(filter), action_of(action)
+        if filter == Filter(hidden=filter.hidden, within=filter.within):
+            raise InvalidInput(EVERY_JOB, path="$.filter")
         total = core.count(filter, action=wanted, at_most=MAX_COUNTED)
         bulk_id = ids.new_id()
         begin = partial(

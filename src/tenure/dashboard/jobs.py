@@ -189,7 +189,9 @@ def preview_bulk(request: PageRequest) -> Response:
 
 def start_bulk(request: PageRequest) -> Response:
     """Start an action. The sweeper of any server carries it out."""
-    _, wanted = given_filter(request)
+    given, wanted = given_filter(request)
+    if not any(given.values()):  # every job, as the preview has said
+        wanted = replace(wanted, created_before=request.now)
     action, why = request.field("action"), request.field("reason")
     started = request.app.bulk.start(action, wanted, actor=request.actor, reason=why)
     return request.go(

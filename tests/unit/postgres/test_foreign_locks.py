@@ -171,7 +171,7 @@ def test_a_locked_job_keeps_no_bulk_action_from_the_others(
     monkeypatch.setattr(session, "BEGIN", session.BEGIN.replace("'10s'", "'20ms'"))
     with Tenure(url) as app:
         locked, *others = [app.enqueue("mail").id for _ in range(3)]
-        bulk = app.bulk.start("cancel", Filter())
+        bulk = app.bulk.start("cancel", Filter(type="mail"))
         lock(raw, locked)
         bulk = app.bulk.step(bulk.id)
         assert (bulk.changed, bulk.refused) == (2, 1)

@@ -69,7 +69,7 @@ def answer(app: Tenure, reported: Report) -> Answer:
 CHANGES: dict[str, Callable[[Tenure, str], object]] = {
     "cancel": lambda app, id: app.cancel(id),
     "amend": lambda app, id: app.amend(id, priority=1),
-    "bulk": lambda app, id: app.bulk.step(app.bulk.start("cancel", Filter()).id).changed,
+    "bulk": lambda app, id: app.bulk.step(app.bulk.start("cancel", Filter(type="mail")).id).changed,
 }
 REPORTS = {"completed": report_completed, "failed": report_failed, "released": report_released}
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 from starlette.responses import Response
 
-from tenure.errors import InvalidInput, StoreUnavailable
+from tenure.errors import StoreUnavailable
 from tenure.http.api import metrics
 from tenure.http.api.bodies import JSON
 from tenure.http.api.call import Call, answer
@@ -50,13 +50,7 @@ def start_bulk(call: Call) -> Response:
     """Start to retry or cancel all jobs that match now; the server continues in the background."""
     call.check_running()
     body: requests.BulkRequest = call.body
-    given = requests.given(body.filter)
-    if not given:  # as commands do
-        raise InvalidInput(
-            "this would be about every job; give a field, such as status, or created_before: now",
-            path="$.filter",
-        )
-    wanted = Filter(**given, hidden=call.redaction.keys)
+    wanted = Filter(**requests.given(body.filter), hidden=call.redaction.keys)
     bulk = call.app.bulk.start(
         body.action,
         check_filter(wanted, at="$.filter."),
