@@ -19,6 +19,7 @@ import pytest
 from tenure import InvalidInput, JobContext, JobNotFound, RetryPolicy, Tenure
 from tenure.client import Client
 from tenure.errors import ScheduleNotFound
+from tenure.jobs.enqueue import OPTIONS
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript
 from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
@@ -177,7 +178,8 @@ def test_methods_and_classes_are_no_handlers(app: Tenure) -> None:
 
 def test_arguments_in_place_of_options_are_sent_to_the_payload(app: Tenure) -> None:
     wrong: Any = {"to": "a"}
-    said = "$: no such option: to; arguments go into the payload"
+    options = ", ".join(sorted(OPTIONS))
+    said = f"$: no such option: to; arguments go into the payload, and the options are {options}"
     assert refusal(lambda: app.enqueue("send", **wrong)) == said
     with Client("http://127.0.0.1:1") as client:
         assert refusal(lambda: client.enqueue("send", **wrong)) == said
@@ -186,10 +188,10 @@ def test_arguments_in_place_of_options_are_sent_to_the_payload(app: Tenure) -> N
 def test_a_misspelt_option_is_refused_where_it_is_written(app: Tenure) -> None:
     """A handle made when a module is imported failed at its first use."""
     options: Any = {"dely": "5m"}
-    said = "$: no such option: dely (the nearest is delay); arguments go into the payload"
+    said = "$: no such option: dely (the nearest is delay); arguments go into the payload, and the"
     job_type = app.job(send)
-    assert refusal(lambda: job_type.options(**options)) == said
-    assert refusal(lambda: app.enqueue("send", {}, **options)) == said
+    assert refusal(lambda: job_type.options(**options)).startswith(said)
+    assert refusal(lambda: app.enqueue("send", {}, **options)).startswith(said)
     wrong: Any = {"too": "a", "prority": 1}
     assert "option: prority (the nearest is priority), too;" in refusal(
         lambda: job_type.options(**wrong)

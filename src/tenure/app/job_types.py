@@ -21,7 +21,6 @@ from tenure.app.waiting import Handle
 from tenure.errors import InvalidInput
 from tenure.jobs.context import JobContext
 from tenure.jobs.enqueue import (
-    NO_OPTION,
     OPTIONS,
     Backoff,
     Duration,
@@ -32,7 +31,7 @@ from tenure.jobs.enqueue import (
     defaults_of,
 )
 from tenure.jobs.handlers import Errors, Handler, OnInterrupt, describe
-from tenure.jobs.names import check_open, misspelt
+from tenure.jobs.names import check_open, misspelt, no_option
 from tenure.jobs.partitions import By
 from tenure.jobs.retention import KEEPS, declared
 from tenure.jobs.uniqueness import Unique
@@ -153,7 +152,7 @@ class JobType(Generic[P, R]):
         for an unknown option.
         """
         if unknown := options.keys() - OPTIONS:
-            raise InvalidInput(NO_OPTION.format(misspelt(unknown, OPTIONS)), path="$")
+            raise InvalidInput(no_option(unknown, OPTIONS), path="$")
         return JobType(self._app, self.handler, {**self._options, **options}, self._adds)
 
     def within(self, connection: Any, *, wake: Wake = "later") -> JobType[P, R]:

@@ -30,7 +30,6 @@ R = TypeVar("R", covariant=True)
 MAX_PRIORITY = 100
 MAX_RETRIES = 1_000
 MAX_JOBS_AT_ONCE = 10_000
-NO_OPTION = "no such option: {}; arguments go into the payload"
 
 Duration = float | int | str | timedelta
 """Seconds, a timedelta, or text such as `30s`, `1h30m` or `PT5M`."""
@@ -228,7 +227,7 @@ def check_job(new_job: NewJob, id: str, *, defaults: TypeOptions, actor: str) ->
         defaults = PLAIN_OPTIONS
     if options:  # most jobs have none
         if unknown := options.keys() - OPTIONS:
-            raise InvalidInput(NO_OPTION.format(names.misspelt(unknown, OPTIONS)), path="$")
+            raise InvalidInput(names.no_option(unknown, OPTIONS), path="$")
         if options.get("actor") is not None:
             actor = check_label(options["actor"], "actor", "$.actor")
         delay = options.get("delay")

@@ -88,6 +88,12 @@ def misspelt(names: Iterable[object], known: Collection[str]) -> str:
     return ", ".join(f"{name} (the nearest is {to})" if to else name for name, to in sorted(near))
 
 
+def no_option(unknown: Iterable[object], known: Collection[str]) -> str:
+    """Say that a job has no options of these names, and which it has."""
+    are = f"arguments go into the payload, and the options are {', '.join(sorted(known))}"
+    return f"no such option: {misspelt(unknown, known)}; {are}"
+
+
 def is_name(text: str) -> bool:
     """Whether a text can be the name of a job type or of a queue."""
     return len(text) <= MAX_NAME_LENGTH and _is_name(text) is not None

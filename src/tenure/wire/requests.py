@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 from tenure.dependency import Meets
 from tenure.errors import InvalidInput
 from tenure.jobs import durations, ids, names
-from tenure.jobs.enqueue import NO_OPTION, OPTIONS, NewJob
+from tenure.jobs.enqueue import OPTIONS, NewJob
 from tenure.jobs.graph import MAX_PARENTS, dependencies_of
 from tenure.jobs.json_types import MAX_SCHEMA_LENGTH
 from tenure.jobs.payload import JsonText, canonical
@@ -274,7 +274,7 @@ def new_job(new_job: NewJob, at: str) -> dict[str, Any]:
     options: dict[str, Any] = dict(new_job.options)
     options.pop("actor", None)  # the server names the caller
     if unknown := options.keys() - OPTIONS:
-        raise InvalidInput(NO_OPTION.format(names.misspelt(unknown, OPTIONS)), path=at)
+        raise InvalidInput(names.no_option(unknown, OPTIONS), path=at)
     for name in options.keys() & {"delay", "timeout", "start_by"}:
         if isinstance(options[name], float):  # JSON would make null of NaN
             durations.seconds(options[name], path=f"{at}.{name}")
