@@ -146,7 +146,8 @@ def check_rules(job: NewJob, options: ScheduleOptions) -> Rules:
     """Return the rules of a schedule; raises InvalidInput."""
     known = ScheduleOptions.__annotations__
     if unknown := options.keys() - known.keys():
-        raise InvalidInput(f"no such option: {misspelt(unknown, known)}", path="$")
+        said = f"no such option: {misspelt(unknown, known)}; the options are {', '.join(known)}"
+        raise InvalidInput(said, path="$")
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     when = {name: given.pop(name) for name in WHEN if name in given}
     check_kind(job, NewJob, "what new_job(...) returned", "$.job")
