@@ -255,6 +255,13 @@ def test_what_makes_no_token(
     assert app.tokens.list() == []
 
 
+def test_a_token_for_no_queue_is_not_one_for_every_queue(app: Tenure) -> None:
+    """A list of a tenant's queues that was empty made one."""
+    with pytest.raises(InvalidInput, match=r"^\$\.queues: name at least one queue, or give None"):
+        app.tokens.create("tenant", ["read"], queues=[])
+    assert app.tokens.list() == []
+
+
 def test_an_open_server_asks_for_tokens_once_there_was_one(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:

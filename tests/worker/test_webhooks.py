@@ -622,6 +622,10 @@ def test_a_name_is_taken_until_its_webhook_is_removed(app: Tenure) -> None:
         hook_on(app, "https://example.com")
     with pytest.raises(InvalidInput, match="one or more of"):
         app.webhooks.create("other", "https://example.com", ["no such event"])
+    for what, kind in (("types", "job type"), ("queues", "queue")):  # it got the events of all
+        empty: Any = {what: []}
+        with pytest.raises(InvalidInput, match=f"name at least one {kind}, or give None"):
+            app.webhooks.create("other", "https://example.com", ["failed"], **empty)
     removed = app.webhooks.remove("shop")
     assert app.core.webhook_target("shop", removed.id) is None
     with pytest.raises(InvalidInput, match="no webhook"):

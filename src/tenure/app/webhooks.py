@@ -8,7 +8,7 @@ from tenure.app.core import Core, Noun
 from tenure.errors import InvalidInput
 from tenure.jobs import ids
 from tenure.jobs.ledger import Webhook
-from tenure.jobs.names import check_name, list_of_names
+from tenure.jobs.names import check_name, list_of_names, some_or_any
 from tenure.jobs.queue_rights import ANY_REST
 from tenure.lifecycle import EVENTS
 from tenure.store.tables import webhooks
@@ -96,9 +96,9 @@ class Webhooks(Noun):
 
 
 def _names(given: Iterable[str] | None, what: str, path: str) -> tuple[str, ...] | None:
-    """Return valid names, each once; None if there are none."""
-    names = () if given is None else list_of_names(given, path)
-    return tuple(sorted({check_name(name, what, path) for name in names})) or None
+    """Return valid names, each once; None for all there are."""
+    names = some_or_any(given, what, path)
+    return None if names is None else tuple(sorted({check_name(n, what, path) for n in names}))
 
 
 def queues_of_webhooks(core: Core) -> set[str]:

@@ -45,7 +45,7 @@ def create_token(
     digest of the token is stored.
     """
     with application() as app:
-        secret, made = app.tokens.create(name, scopes, queues=queues, expires=expires)
+        secret, made = app.tokens.create(name, scopes, queues=queues or None, expires=expires)
     if as_json:
         print_json({"token": secret, **_shown(made)})
         return
@@ -108,7 +108,8 @@ def create_webhook(name: str, url: str, events: Sequence[str], as_json: bool, **
     NAME is how you list and remove the webhook. Only events from now on are sent.
     """
     with application() as app:
-        secret, made = app.webhooks.create(name, url, events, **only)
+        named = {what: names or None for what, names in only.items()}
+        secret, made = app.webhooks.create(name, url, events, **named)
     if as_json:
         from msgspec import structs
 

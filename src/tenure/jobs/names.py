@@ -75,6 +75,19 @@ def list_of_names(names: Iterable[str], path: str) -> tuple[str, ...]:
     return found
 
 
+def some_or_any(names: Iterable[str] | None, what: str, path: str) -> tuple[str, ...] | None:
+    """Return names as a tuple, None for any; raises InvalidInput for an empty list.
+
+    A list that is empty by mistake must not mean all there are.
+    """
+    if names is None:
+        return None
+    found = list_of_names(names, path)
+    if not found:
+        raise InvalidInput(f"name at least one {what}, or give None for every {what}", path=path)
+    return found
+
+
 def nearest(name: str, others: Collection[str]) -> str | None:
     """Return which of the others a misspelt name was probably meant to be."""
     from difflib import get_close_matches
@@ -214,9 +227,5 @@ def check_open(value: object, what: str, path: str) -> str:
 
 def check_queues(queues: Iterable[str] | None, path: str) -> tuple[str, ...] | None:
     """Return the queues that a user's worker may take from, None for any; raises InvalidInput."""
-    if queues is None:
-        return None
-    names = list_of_names(queues, path)
-    if not names:
-        raise InvalidInput("name at least one queue, or give None for every queue", path=path)
-    return tuple(check_open(name, "queue", path) for name in names)
+    names = some_or_any(queues, "queue", path)
+    return None if names is None else tuple(check_open(name, "queue", path) for name in names)

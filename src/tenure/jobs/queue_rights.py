@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tenure.errors import Forbidden, InvalidInput
-from tenure.jobs.names import RESERVED, check_open, list_of_names
+from tenure.jobs.names import RESERVED, check_open, some_or_any
 
 Patterns = tuple[str, ...]
 
@@ -18,14 +18,16 @@ ANY_REST = "*"
 
 
 def check_patterns(given: Iterable[str] | None, path: str) -> Patterns | None:
-    """Return valid patterns, each once, sorted; None if there are none. Raises InvalidInput.
+    """Return valid patterns, each once, sorted; None for every queue. Raises InvalidInput.
 
     No pattern includes a queue of Tenure itself: its jobs hold events of every other queue.
     """
-    patterns = () if given is None else list_of_names(given, path)
+    patterns = some_or_any(given, "queue", path)
+    if patterns is None:
+        return None
     if len(patterns) > MAX_PATTERNS:
         raise InvalidInput(f"name at most {MAX_PATTERNS} queues", path=path)
-    return tuple(sorted({_checked(pattern, path) for pattern in patterns})) or None
+    return tuple(sorted({_checked(pattern, path) for pattern in patterns}))
 
 
 def _checked(pattern: str, path: str) -> str:
