@@ -133,6 +133,12 @@ def _names(value: Any, where: str) -> tuple[str, ...] | None:
     return tuple(_text(part, where) for part in value) or None
 
 
+def _queues(value: Any, where: str) -> tuple[str, ...] | None:
+    if value == []:  # in a file; a variable that is empty is as good as none
+        raise InvalidInput("name at least one queue, or leave it out for every queue", path=where)
+    return _names(value, where)
+
+
 _is_host_name = re.compile(r"[a-z0-9_.-]{1,253}").fullmatch
 
 
@@ -244,7 +250,7 @@ class Settings:
     tokens: tuple[str, ...] = _setting(_tokens, (), repr=False)
     token_file: str | None = _setting(_token_file, None)
     concurrency: int = _setting(_whole(1, MAX_CONCURRENCY), 16)
-    queues: tuple[str, ...] | None = _setting(_names, None)
+    queues: tuple[str, ...] | None = _setting(_queues, None)
     lease_seconds: float = _setting(durations.lease, 30.0)
     grace_seconds: float = _setting(durations.seconds, 30.0)
     keep_completed: float | None = _setting(_age, 7 * DAY)

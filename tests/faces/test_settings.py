@@ -249,6 +249,7 @@ def test_a_name_of_a_host_is_served(app: Tenure, given: str) -> None:
         ("port = 80.5", "port"),
         ("tokens = ['secret-token-in-file']", "tokens"),
         ("queues = 3", "queues"),
+        ("queues = []", "queues"),
         ("queues = ['a', '']", "queues"),
         ("[server]\nport = 1", "server"),
         ("port = ", ""),
