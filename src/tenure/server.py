@@ -147,11 +147,11 @@ def build(
       only requests from this machine to a loopback name are answered, and none at all if `host` or
       `allowed_hosts` names another. Default: `Settings()`.
     - `authorize`: an async function that takes the ASGI scope of a request, with what your
-      middleware has put there. It returns the name of the user (1 to 128 of `A-Z a-z 0-9 _ : - .`;
-      the history of jobs says `user:NAME`) and some of the scopes `enqueue`, `work`, `read` and
-      `admin`. If it returns None, a token or a session counts. Streams and waiting requests call it
-      again every few seconds. With it, any `Host` is served unless `allowed_hosts` names some.
-      Default: None, only tokens count.
+      middleware has put there. It returns the name of the user (1 to 250 printable characters on
+      one line; the history of jobs says `user:NAME`) and some of the scopes `enqueue`, `work`,
+      `read` and `admin`, or none. If it returns None, a token or a session counts. Streams and
+      waiting requests call it again every few seconds. With it, any `Host` is served unless
+      `allowed_hosts` names some. Default: None, only tokens count.
 
     Raises InvalidInput if a token is too short for requests of other machines.
     """

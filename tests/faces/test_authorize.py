@@ -19,7 +19,7 @@ USERS: dict[bytes, tuple[str, Iterable[str]]] = {
     b"ann": ("ann", ["read"]),
     b"boss": ("boss", ["admin"]),
     b"wrong": ("wrong", ["root"]),
-    b"slash": ("token:boss/w", ["read"]),
+    b"blank": (" ", ["read"]),
 }
 
 
@@ -80,10 +80,45 @@ def test_named_hosts_are_the_only_ones_then_too(app: Tenure) -> None:
     assert_problem(other.get("/jobs", headers=user("boss")), 421, "host_not_allowed")
 
 
-@pytest.mark.parametrize("name", ["wrong", "slash"])
+@pytest.mark.parametrize("name", ["wrong", "blank"])
 def test_a_user_who_cannot_be_is_a_fault_of_the_application(web: TestClient, name: str) -> None:
     with pytest.raises(InvalidInput, match="authorize"):
         web.get("/jobs", headers=user(name))
+
+
+@pytest.mark.requirement("C3")
+@pytest.mark.parametrize(
+    ("name", "actor"),
+    [
+        ("ann@example.com", "user:ann@example.com"),
+        ("Émile Ångström", "user:Émile Ångström"),
+        ("..j..doe", "user:..j..doe"),
+        ("token:boss/w", "user:token:boss_w"),
+    ],
+)
+def test_a_user_has_any_name(app: Tenure, name: str, actor: str) -> None:
+    """Those with a space or an @ in their names were answered 500. A slash begins a worker's id."""
+
+    async def known(_: Scope) -> tuple[str, Iterable[str]]:
+        return name, ["enqueue"]
+
+    with TestClient(build(app, authorize=known), base_url="https://shop.example") as web:
+        job = web.post("/jobs", json={"type": "a"}).json()
+    assert app.history(job["id"])[0].actor == actor
+
+
+@pytest.mark.requirement("C3")
+@pytest.mark.parametrize("scopes", [[], (), frozenset[str]()])
+def test_a_user_without_scopes_may_do_nothing(app: Tenure, scopes: Iterable[str]) -> None:
+    """Who is known and has no rights was answered 500."""
+
+    async def known(_: Scope) -> tuple[str, Iterable[str]]:
+        return "ann", scopes
+
+    with TestClient(build(app, authorize=known), base_url="https://shop.example") as web:
+        assert_problem(web.get("/jobs"), 403, "forbidden")
+        assert_problem(web.post("/jobs", json={"type": "a"}), 403, "forbidden")
+        assert web.get("/").status_code == 403
 
 
 @pytest.mark.requirement("C3")

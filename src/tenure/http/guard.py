@@ -24,7 +24,7 @@ from tenure.app.app import Tenure
 from tenure.errors import Forbidden, InvalidInput, StoreUnavailable, Unauthorized
 from tenure.http.refusals import REASONS, Refusals
 from tenure.http.token_cache import TokenCache
-from tenure.jobs.names import check_name
+from tenure.jobs.names import check_label
 from tenure.settings import Settings, is_loopback
 from tenure.tokens.scopes import ANONYMOUS, CALLER, Caller, scopes_of
 from tenure.wire.problems import MEDIA_TYPE, REQUEST_ID, Refusal, problem_of
@@ -214,12 +214,18 @@ class AccessGuard:
         if path in self._open_paths or path.startswith(LINK_PATH):
             return NO_CALLER
         if self._authorize is not None and (user := await self._authorize(scope)) is not None:
-            name = check_name(user[0], "user", "authorize")
-            return Caller(f"user:{name}", frozenset(scopes_of(user[1], "authorize")), known=False)
+            return _user(*user)
         caller = await self.tokens.caller(*self.credentials(scope))
         if caller is None or (caller is ANONYMOUS and not _is_from_here(scope)):
             raise Unauthorized(NOT_VALID if _token(scope) else NOTHING_SENT)
         return caller
+
+
+def _user(name: object, scopes: Iterable[str]) -> Caller:
+    """Return the caller that `authorize` has named; without scopes it may do nothing."""
+    label = check_label(name, "user", "authorize").replace("/", "_")  # which separates a worker
+    allowed = scopes_of(scopes, "authorize") if scopes else ()
+    return Caller(f"user:{label}", frozenset(allowed), known=False)
 
 
 def _cross_site(rule: str) -> Refusal:

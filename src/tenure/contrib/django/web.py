@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from io import BytesIO
@@ -23,8 +22,6 @@ from tenure.server import build
 Application = Callable[..., Any]
 
 SIGN_IN = "/ui/sign-in"
-_not_in_names = re.compile(r"[^A-Za-z0-9_.-]")
-_dots = re.compile(r"\.+")
 
 
 def is_superuser(user: Any) -> bool:
@@ -64,7 +61,7 @@ def asgi(
             if user.is_authenticated and not may and b"authorization" not in dict(scope["headers"]):
                 # The login of the admin would send back who is signed in already.
                 raise Forbidden("you may do nothing here: sign in with another name, or ask for it")
-            return (_name_of(user), ("admin",) if may is True else may) if may else None
+            return (str(user.get_username()), ("admin",) if may is True else may) if may else None
         finally:
             close_old_connections()
 
@@ -85,13 +82,6 @@ def asgi(
         await built(mounted, receive, _to_login(send, root + prefix))
 
     return serve
-
-
-def _name_of(user: Any) -> str:
-    """Return a user's name as a history of jobs can have it; with the key if it was changed."""
-    name = str(user.get_username())
-    plain = _dots.sub(".", _not_in_names.sub("-", name)[:64]).lstrip("-.").rstrip(".")
-    return plain if plain == name else f"{plain or 'user'}:{user.pk}"
 
 
 def _to_login(send: Application, root: str) -> Application:
