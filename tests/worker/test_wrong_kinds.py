@@ -60,6 +60,10 @@ WRONG_KINDS: dict[str, tuple[Callable[[Tenure, Any], Any], str]] = {
         lambda app, wrong: app.schedules.get(wrong),
         "$.name: give the name of a schedule, not a value of type int",
     ),
+    "extend": (
+        lambda app, wrong: app.workflows.extend(wrong),
+        "give an id, such as job.id, not a value of",
+    ),
     "wait": (lambda app, wrong: app.wait(wrong), "give an id, such as job.id, not a value of"),
     "signal": (
         lambda app, wrong: app.signal(wrong, "go"),

@@ -191,6 +191,7 @@ class Workflows(Noun):
         if workflow_id is None:
             said = "the job is in no workflow: begin one with `app.workflow(...)`"
             raise InvalidInput(said, path="workflow_id")
+        ids.is_id(workflow_id)  # refuses what is no text; another text names no workflow
         return NewWorkflow(self._app, "workflow", key, actor, extends=workflow_id)
 
     def wait(self, workflow_id: str, timeout: Duration | None = None) -> Workflow:
