@@ -609,6 +609,24 @@ def test_queues_whose_partitions_are_all_closed_do_not_shut_out_the_others(
     assert harness.ids(harness.claim(1)) == [job]
 
 
+@pytest.mark.parametrize("partitions", [20, 60])
+def test_partitions_of_other_types_cost_a_claim_as_much_as_many_jobs(
+    harness: StoreHarness, queues: Queues, partitions: int
+) -> None:
+    """Counted in full, 20 queues took 5 and 11 claims; not counted, all of them delayed one."""
+    parts = [f"p{n}" for n in range(partitions)]
+    for name in (others := [f"c{n:02}" for n in range(20)]):
+        queues.limit(name, per_partition=PerPartition())
+        jobs = [new_job(type="other", queue=name, priority=-5, partition=part) for part in parts]
+        harness.add_all(*jobs)
+    harness.clock.advance(TICK)
+    (job,) = add(harness, 1, queue="open", type="mail")
+    at_once = MAX_LOOKS // LOOKS_OVER_MANY
+    for _ in range(len(others) // at_once):
+        assert harness.claim(1, types=("mail",)) == []
+    assert harness.ids(harness.claim(1, types=("mail",))) == [job]
+
+
 @on_postgres
 def test_a_queue_that_another_claim_has_locked_is_looked_at_again_at_once(
     harness: StoreHarness, queues: Queues
