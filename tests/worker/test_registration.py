@@ -460,7 +460,7 @@ def test_a_key_stands_for_the_options_of_the_call_and_not_for_defaults(
             after.options(delay="1h").enqueue("b")
 
 
-@pytest.mark.parametrize("actor", ["two\nlines", "\0", "x" * 256, 5])
+@pytest.mark.parametrize("actor", ["", "two\nlines", "\0", "x" * 256, 5])
 def test_who_acts_is_a_line_of_text(app: Tenure, actor: Any) -> None:
     with app:
         job = app.enqueue("work")

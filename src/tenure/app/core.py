@@ -178,7 +178,7 @@ class Core:
 
     def signed(self, actor: str | None) -> str:
         """Return who acts, as the ledger names it: the application itself by default."""
-        return check_label(actor or self.actor, "actor", "$.actor")
+        return check_label(self.actor if actor is None else actor, "actor", "$.actor")
 
     def clock(self) -> datetime:
         """The store's time; raises StoreUnavailable if the store does not answer."""

@@ -144,7 +144,7 @@ def check_label(value: object, what: str, path: str) -> str:
     if text.isprintable() and text.strip():
         return str.__str__(text)
     raise InvalidInput(
-        f"not a label for a {what}; use 1 to {MAX_LABEL_LENGTH} printable characters on one line",
+        f"not a label for the {what}; use 1 to {MAX_LABEL_LENGTH} printable characters on one line",
         path=path,
     )
 
