@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from tenure import PerPartition, Tenure
 from tenure.jobs.work import Lease
+from tenure.store import lanes
 from tenure.store.lanes import (
     IN_ORDER_AGAIN,
     LOOKS_OVER_PARTITIONS,
+    MAX_KNOWN,
     MAX_LANES,
     MAX_LOOKS,
     MAX_SEEN,
@@ -225,3 +228,33 @@ def test_a_backlog_does_not_hide_urgent_jobs_of_lanes_that_were_closed(
     harness.clock.advance(IN_ORDER_AGAIN.total_seconds())
     claimed = [job for _ in range(6) for job in harness.ids(harness.claim())]
     assert urgent.id in claimed
+
+
+def test_more_closed_lanes_than_are_known_cannot_hide_a_lane(
+    app: Tenure, harness: StoreHarness
+) -> None:
+    """Of those tried in vain so many were remembered. Then the first ones were tried again."""
+    queues = [f"q{n:05}" for n in range(MAX_KNOWN + 100)]
+    for queue in queues:
+        app.queues.limit(queue, per_partition=PerPartition(max_running=0))
+    harness.add_all(*[new_job(queue=queue) for queue in queues])
+    job = harness.add(queue="zz", priority=5)
+    claims_until(harness.claim, len(queues) * LOOKS_OVER_PARTITIONS // MAX_LOOKS + 2)
+    assert harness.get(job.id).status == "processing"
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_running": 0}, {"per_partition": PerPartition(max_running=0)}]
+)
+def test_what_is_known_of_closed_lanes_is_bounded(
+    app: Tenure, harness: StoreHarness, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(lanes, "MAX_PLACES", 50)
+    queues = [f"q{n:05}" for n in range(MAX_LANES + 50)]
+    for queue in queues:
+        app.queues.limit(queue, **limits)
+    harness.add_all(*[new_job(queue=queue) for queue in queues])
+    for _ in range(20):
+        assert harness.claim() == []
+        (view,) = harness.store._databases[0]._lanes._views.values()  # type: ignore[attr-defined]
+        assert len(view.tried) < 50 + MAX_LOOKS

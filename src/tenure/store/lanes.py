@@ -40,7 +40,8 @@ MAX_LANES = 256
 MAX_KNOWN = 512
 """Lanes with due jobs that are remembered."""
 MAX_PLACES = 10_000
-"""Lanes, and partitions of lanes, of which is remembered behind which jobs to look."""
+"""Lanes, and partitions of lanes, of which is remembered behind which jobs to look, and lanes of
+which it is that they were tried in vain. With more closed lanes some are never tried."""
 MAX_SEEN = 2_000
 """Jobs of a lane that one look goes over."""
 MAX_LOOKS = 128
@@ -245,7 +246,7 @@ def _leave_rest(view: LaneView, claim: Claim, left: set[Lane], vain: set[Lane]) 
         view.in_order_at = claim.now + IN_ORDER_AGAIN
     tried = vain | view.tried
     are_left = not tried.issuperset(left)
-    view.tried = tried if are_left and len(view.tried) < MAX_KNOWN else vain
+    view.tried = tried if are_left and len(view.tried) < MAX_PLACES else vain
     view.busy |= are_left
 
 
@@ -256,7 +257,8 @@ def _behind(view: LaneView, due: Mapping[Lane, Any], closed: Sequence[Lane]) -> 
     """
     if not closed or len(view.known) <= MAX_LOOKS:
         return set()
-    return {*closed, *(view.tried if view.tried.isdisjoint(due) else ())}
+    keeps = view.tried.isdisjoint(due) and len(view.tried) < MAX_PLACES
+    return {*closed, *(view.tried if keeps else ())}
 
 
 def next_due(request: ClaimRequest, view: LaneView, claim: Claim) -> float | None:
