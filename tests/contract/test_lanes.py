@@ -202,6 +202,20 @@ def test_lanes_of_other_types_cannot_hide_a_lane_for_ever(harness: StoreHarness)
         assert harness.get(job.id).status == "processing"
 
 
+@pytest.mark.parametrize("others", [300, MAX_KNOWN + 200])
+def test_urgent_lanes_of_other_types_cannot_hide_a_lane_for_ever(
+    harness: StoreHarness, others: int
+) -> None:
+    """Each search found them again, and they were tried before it again."""
+    harness.add_all(*[new_job("other", queue=f"q{n:05}") for n in range(others)])
+    claim = lambda: harness.claim(types=("mail",))  # noqa: E731
+    for _ in range(4):
+        assert [claim() for _ in range(5)] == [[]] * 5
+        job = harness.add(queue="aa", priority=100)
+        claims_until(claim, 2 * others // MAX_LOOKS + 2)
+        assert harness.get(job.id).status == "processing"
+
+
 def test_a_lane_that_always_has_a_job_keeps_no_closed_one_from_its_turn(
     app: Tenure, harness: StoreHarness
 ) -> None:

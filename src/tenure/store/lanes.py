@@ -178,7 +178,7 @@ class Lanes(Generic[V]):
                     view.tried = set()  # jobs that are more urgent may have come there
                 break
         else:
-            view.tried = _behind(view, due, closed)
+            view.tried = _behind(view, due, {*vain, *closed})
         claim.refused.say(self._repeats)
         return leases
 
@@ -250,15 +250,15 @@ def _leave_rest(view: LaneView, claim: Claim, left: set[Lane], vain: set[Lane]) 
     view.busy |= are_left
 
 
-def _behind(view: LaneView, due: Mapping[Lane, Any], closed: Sequence[Lane]) -> set[Lane]:
+def _behind(view: LaneView, due: Mapping[Lane, Any], vain: set[Lane]) -> set[Lane]:
     """Return the lanes that the next claim looks at last, after one that looked at all of `due`.
 
-    Where more are known than one claim looks at, closed ones must not be in front of them for ever.
+    Where others are known, those in vain must not stay in front of them.
     """
-    if not closed or len(view.known) <= MAX_LOOKS:
+    if not vain or due.keys() >= view.known.keys():
         return set()
     keeps = view.tried.isdisjoint(due) and len(view.tried) < MAX_PLACES
-    return {*closed, *(view.tried if keeps else ())}
+    return {*vain, *(view.tried if keeps else ())}
 
 
 def next_due(request: ClaimRequest, view: LaneView, claim: Claim) -> float | None:
