@@ -231,6 +231,23 @@ def test_a_lane_that_always_has_a_job_keeps_no_closed_one_from_its_turn(
     assert harness.get(job.id).status == "processing"
 
 
+def test_a_claim_that_urgent_jobs_fill_does_not_begin_the_round_again(
+    harness: StoreHarness,
+) -> None:
+    """A worker for one job at a time: each second it forgot which lanes it had tried."""
+    others = 4 * MAX_LOOKS
+    harness.add_all(*[new_job("other", queue=f"q{n:05}") for n in range(others)])
+    job = harness.add(queue="zz", priority=100)
+    taken: list[str] = []
+    for _ in range(4 * others // MAX_LOOKS):
+        harness.add(queue="feed", priority=-100)
+        taken += harness.ids(harness.claim(types=("mail",)))
+        harness.clock.advance(2 * IN_ORDER_AGAIN.total_seconds())
+        taken += harness.ids(harness.claim(types=("mail",)))
+    assert len(taken) > others // MAX_LOOKS
+    assert job.id in taken
+
+
 def test_a_backlog_does_not_hide_urgent_jobs_of_lanes_that_were_closed(
     app: Tenure, harness: StoreHarness
 ) -> None:

@@ -175,7 +175,8 @@ class Lanes(Generic[V]):
                 view.known.pop(lane, None)
             if len(leases) >= request.limit or is_full(leases) or claim.refused.are_many:
                 if view.in_order_at is None or claim.now >= view.in_order_at:
-                    view.tried = set()  # jobs that are more urgent may have come there
+                    # Jobs that are more urgent than these may have come there.
+                    view.tried = {other for other in view.tried if other[1] > lane[1]}
                 break
         else:
             view.tried = _behind(view, due, {*vain, *closed})
