@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -70,6 +72,39 @@ def test_a_session_opens_the_dashboard_and_not_the_api(app: Tenure, web: TestCli
         assert_problem(web.get("/jobs", headers=bearer), 401, "unauthorized")
         assert post(web, "/ui/sign-in", token=secret) == 403
     assert not opens(web, token), "a token is no session"
+
+
+@pytest.mark.requirement("C3")
+def test_a_session_is_known_when_its_secret_is_given_away(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of a loop has steps of a millisecond, and a read from before had the same time.
+
+    So the browser was led to sign in again.
+    """
+    begin, every = app.core.begin_session, app.core.sessions
+    was_read, was_written = threading.Event(), threading.Event()
+
+    def begin_meanwhile(digest: bytes, token: bytes) -> None:
+        assert was_read.wait(30)
+        begin(digest, token)
+        was_written.set()
+
+    def every_before() -> dict[bytes, bytes]:
+        found = every()
+        was_read.set()
+        assert was_written.wait(30)
+        return found
+
+    async def sign_in(tokens: token_cache.TokenCache) -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 7.0)
+        tokens._read()  # as for the token that was sent
+        secret = await tokens.begin_session(OWNER.encode())
+        assert await tokens.caller(None, secret.encode()) is token_cache.OWNER
+
+    monkeypatch.setattr(app.core, "begin_session", begin_meanwhile)
+    monkeypatch.setattr(app.core, "sessions", every_before)
+    asyncio.run(sign_in(token_cache.TokenCache(app, (OWNER,), closed=True)))
 
 
 @pytest.mark.requirement("C3")

@@ -104,9 +104,8 @@ class TokenCache:
 
     async def _read_again(self) -> None:
         """Return once what this server has just written was read."""
-        written_at = asyncio.get_running_loop().time()
-        while self._read_at < written_at:
-            await asyncio.shield(self._read())
+        await asyncio.wait([self._read()])  # may have begun before that, at the loop's same time
+        await asyncio.shield(self._read())
 
     @property
     def _is_open(self) -> bool:
