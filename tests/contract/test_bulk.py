@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from tenure import InvalidInput, Tenure
 from tenure.events import Cancelled, Retried
 from tenure.jobs.ids import new_id
 from tenure.jobs.queries import Action, Bulk, Counted, Filter, Query
@@ -210,6 +211,27 @@ def test_the_filter_is_kept_as_it_was_given(harness: StoreHarness) -> None:
     fields = {n: getattr(wanted, n) for n in ("created_after", "error", "hidden")}
     assert start(harness, Action.RETRY, **fields).filter == Filter(**fields)
     assert read(harness, bulk.id).filter.status == "failed"
+
+
+class Markup(str):
+    """A text as template engines make it."""
+
+
+def test_a_filter_of_other_classes_can_be_read_again(app: Tenure) -> None:
+    """Keys of a dict were stored as an object: then no list of actions could be read any more."""
+    hidden: Any = iter(["password"])
+    started = app.bulk.start("cancel", Filter(tag=Markup("a"), hidden=hidden))
+    assert app.bulk.get(started.id).filter == Filter(tag="a", hidden=("password",))
+    for wrong in ({"password": 1}, "password"):
+        with pytest.raises(InvalidInput, match="hidden: give a list of names"):
+            app.bulk.start("cancel", Filter(tag="a", hidden=wrong))  # type: ignore[arg-type]
+    assert [bulk.id for bulk in app.bulk.list()] == [started.id]
+
+
+def test_keys_that_are_hidden_can_come_from_an_iterator(app: Tenure) -> None:
+    app.enqueue("login", {"password": "hunter2"})
+    hidden: Any = iter(["password"])
+    assert app.find(text="hunter2", hidden=hidden) == []
 
 
 def test_an_action_changes_nothing_of_jobs_with_hidden_values_alone(harness: StoreHarness) -> None:

@@ -106,7 +106,7 @@ def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filte
     `between`, as the caller wrote them.
     """
     check_kind(filter, Filter, "a Filter of tenure.jobs.queries", "")
-    list_of_names(filter.hidden, f"{at}hidden")
+    filter = replace(filter, hidden=list_of_names(filter.hidden, f"{at}hidden"))
     if filter.status is not None and filter.status not in tuple(Status):
         raise InvalidInput(f"no such status; one of {', '.join(Status)}", path=f"{at}status")
     if filter.state is not None and filter.state not in tuple(State):

@@ -81,6 +81,11 @@ def _bulk_of(fields: dict[str, Any]) -> Bulk:
     return Bulk(**fields | read)
 
 
+def _plain(text: str) -> str:
+    """Return a text of a class of the caller, such as Markup, as one that msgspec encodes."""
+    return str.__str__(text)
+
+
 def start(
     db: Statements,
     *,
@@ -94,7 +99,7 @@ def start(
 ) -> None:
     """Add an action that begins now, by the store's clock."""
     d = db.dialect
-    table, text = d.table("bulk"), msgspec.json.encode(filter).decode()
+    table, text = d.table("bulk"), msgspec.json.encode(filter, enc_hook=_plain).decode()
     db.changed(
         f"INSERT INTO {table} (id, action, filter, more_retries, actor, reason, total, exact,"
         f" created_at) VALUES ({d.id_value}, {d.values(7)}, {d.now})",
