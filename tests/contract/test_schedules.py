@@ -526,6 +526,7 @@ def test_names(app: Tenure, clock: Clock) -> None:
     made = [app.schedules.create(name, MAIL, every=60) for name in ("b", "a", "c")]
     assert app.schedules.list() == sorted(made, key=lambda one: one.name)
     assert [one.name for one in app.schedules.list(limit=1, after="a")] == ["b"]
+    assert len(app.schedules.list(after=None)) == 3, "as other pages begin"  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="called a already"):
         app.schedules.create("a", MAIL, every=90)
     with pytest.raises(InvalidInput, match="not a name"):

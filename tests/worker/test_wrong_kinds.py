@@ -25,6 +25,10 @@ NOT_NAMES = "give a list of names, not of values of type int"
 
 WRONG_KINDS: dict[str, tuple[Callable[[Tenure, Any], Any], str]] = {
     "tags": (lambda app, wrong: app.enqueue("send", tags=wrong), f"$.tags: {NAMES}"),
+    "tags by name": (
+        lambda app, wrong: app.enqueue("send", tags={"customer": wrong}),
+        "$.tags: give a list of names, not a dict",
+    ),
     "one tag": (lambda app, wrong: app.enqueue("send", tags=[wrong]), f"$.tags: {NOT_NAMES}"),
     "type": (lambda app, wrong: app.enqueue(LIST), "$.type: give the name of a job type, not a"),
     "time": (
@@ -68,6 +72,10 @@ WRONG_KINDS: dict[str, tuple[Callable[[Tenure, Any], Any], str]] = {
     "signal": (
         lambda app, wrong: app.signal(wrong, "go"),
         "give an id, such as job.id, not a value of type int",
+    ),
+    "step key": (
+        lambda app, wrong: testing.context().step_key(wrong),
+        "name: give the name of a step, not a value of type int",
     ),
     "handles": (
         lambda app, wrong: app.as_completed(wrong),
@@ -123,6 +131,10 @@ WRONG_KINDS: dict[str, tuple[Callable[[Tenure, Any], Any], str]] = {
     "event names": (
         lambda app, wrong: app.events.read(filter=EventFilter(events=wrong)),
         f"$.events: {NAMES}",
+    ),
+    "event": (
+        lambda app, wrong: app.events.read(filter=EventFilter(events=("complete",))),
+        "$.events: no such event; give one of ",
     ),
     "event job": (
         lambda app, wrong: app.events.read(filter=EventFilter(job_id=wrong)),

@@ -390,7 +390,9 @@ class Schedules(Noun):
         if after:
             check_name(after, "schedule", "$.after")
         d = read.dialect
-        return schedules.read(read, f"WHERE name > {d.value} ORDER BY name LIMIT {most}", (after,))
+        return schedules.read(
+            read, f"WHERE name > {d.value} ORDER BY name LIMIT {most}", (after or "",)
+        )
 
 
 def _of_edition(schedule: Schedule, edition: int | None) -> Schedule:

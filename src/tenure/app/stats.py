@@ -8,6 +8,7 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from tenure.app.core import Core, Noun
+from tenure.errors import InvalidInput
 from tenure.jobs.enqueue import whole
 from tenure.jobs.ids import check_id
 from tenure.jobs.ledger import EventFilter, LedgerPage
@@ -15,6 +16,7 @@ from tenure.jobs.names import check_kind, check_name, list_of_names
 from tenure.jobs.queries import MAX_LISTED
 from tenure.jobs.queue_rights import includes, require
 from tenure.jobs.stats import Activity, Count, FailureGroup, Total
+from tenure.lifecycle import EVENTS
 from tenure.store.tables import limits, schedules
 from tenure.store.work import nothing
 
@@ -144,7 +146,9 @@ class Events(Noun):
         page, also when it holds no transition. Raises InvalidInput.
         """
         check_kind(filter, EventFilter, "an EventFilter of tenure.jobs.ledger", "$.filter")
-        list_of_names(filter.events or (), "$.events")
+        if not set(list_of_names(filter.events or (), "$.events")).issubset(EVENTS):
+            said = f"no such event; give one of {', '.join(EVENTS)}"
+            raise InvalidInput(said, path="$.events")
         if filter.job_id is not None:
             check_id(filter.job_id, "$.job_id")
         for at, what in (("types", "job type"), ("queues", "queue")):

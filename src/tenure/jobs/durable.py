@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from tenure.errors import InvalidInput
 from tenure.jobs import durations
 from tenure.jobs.enqueue import Duration
+from tenure.jobs.names import check_name
 from tenure.jobs.steps import StepSource, awaited, waited
 
 if TYPE_CHECKING:
@@ -77,8 +78,11 @@ class DurableContext:
         return value
 
     def step_key(self, name: str) -> str:
-        """Return a key of a step that is the same in every attempt, for idempotency outside."""
-        return f"{self.id}:{name}"
+        """Return a key of a step that is the same in every attempt, for idempotency outside.
+
+        `name` is that of the step, as of `step`. Raises InvalidInput.
+        """
+        return f"{self.id}:{check_name(name, 'step', 'name')}"
 
     def step_within(
         self, name: str, function: Callable[..., R], /, *args: Any, connection: Any = None

@@ -60,9 +60,13 @@ def check_function(value: object, what: str, path: str) -> None:
 
 
 def list_of_names(names: Iterable[str], path: str) -> tuple[str, ...]:
-    """Return names as a tuple; raises InvalidInput for a str, whose letters could be names."""
-    if isinstance(names, str):
-        raise InvalidInput("give a list of names, not one string", path=path)
+    """Return names as a tuple; raises InvalidInput for a str, whose letters could be names.
+
+    Also for a dict, whose values would be lost.
+    """
+    if isinstance(names, (str, dict)):
+        kind = "one string" if isinstance(names, str) else "a dict"
+        raise InvalidInput(f"give a list of names, not {kind}", path=path)
     try:
         found: tuple[Any, ...] = tuple(names)
     except TypeError:
