@@ -104,7 +104,7 @@ class TokenCache:
 
     async def _read_again(self) -> None:
         """Return once what this server has just written was read."""
-        await asyncio.wait([self._read()])  # may have begun before that, at the loop's same time
+        await asyncio.wait([self._read()])  # may have started before, at the loop's same time
         await asyncio.shield(self._read())
 
     @property
