@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from inspect import iscoroutinefunction
 from typing import Any
+from uuid import UUID
 
 import httpx2
 import pytest
@@ -216,6 +218,43 @@ def test_bad_input_is_refused_as_by_the_application(
             with pytest.raises(errors.InvalidInput) as refused:
                 verbs.enqueue(type, payload, **options)
             assert refused.value.path == path
+
+
+NAN, WHEN = float("nan"), datetime(2040, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[(option, NAN) for option in ("idempotency_key", "partition", "unique", "run_at", "tags")],
+        *[(option, b"key") for option in ("idempotency_key", "partition")],
+        *[("partition", value) for value in (UUID(int=1), Decimal(1), WHEN)],
+        *[("queue", value) for value in (UUID(int=1), Decimal(1), WHEN)],
+        ("delay", Decimal(1)),
+        ("tags", {"customer": "17"}),
+    ],
+)
+def test_what_json_would_change_is_refused_as_by_the_application(
+    client: Client, sqlite_url: str, option: str, value: Any
+) -> None:
+    """NaN, which tables have where a value is missing, left the idempotency key out.
+
+    A UUID became its text, and bytes another text.
+    """
+    with Tenure(sqlite_url) as app:
+        for verbs in (client, app):
+            with pytest.raises(errors.InvalidInput) as refused:
+                verbs.enqueue("a", **{option: value})
+            assert refused.value.path == f"$.{option}"
+    new = NewJob("a", {}, {option: value})  # type: ignore[misc]
+    with pytest.raises(errors.InvalidInput) as refused:
+        client.enqueue_many([NewJob("a", {}, {}), new])
+    assert refused.value.path == f"$[1].{option}"
+
+
+def test_tags_can_come_from_an_iterator(client: Client) -> None:
+    tags: Any = iter(["b", "a"])
+    assert client.enqueue("a", tags=tags).tags == ("a", "b")
 
 
 def test_an_actor_is_refused(client: Client) -> None:

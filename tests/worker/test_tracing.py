@@ -16,9 +16,10 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from tenure import InvalidInput, NewJob, Snooze, Tenure, testing
+from tenure import JobNotFound, NewJob, Snooze, Tenure, testing
 from tenure.client import Client
 from tenure.errors import StoreUnavailable
+from tenure.jobs.ids import new_id
 from tenure.jobs.redaction import Redaction
 from tenure.jobs.work import ClaimRequest
 from tests.support.cli import PROGRAM, clean_environment
@@ -225,8 +226,8 @@ def test_a_trace_goes_through_a_server_that_knows_nothing_of_it(
         with tracer.start_as_current_span("request") as request:
             job = client.enqueue("pay", queue="money")
             several = client.enqueue_many([NewJob("pay", {}, {}), NewJob("pay", {}, {})])
-        with pytest.raises(InvalidInput):
-            client.enqueue("pay", queue="tenure.webhooks")
+        with pytest.raises(JobNotFound):
+            client.enqueue("pay", depends_on=[new_id()])
         with running_worker(app, client, tracing=client.tracing):
             for one in (job, *several):
                 wait_until_completed(app, one)

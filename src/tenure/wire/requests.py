@@ -13,8 +13,8 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
 from tenure.dependency import Meets
 from tenure.errors import InvalidInput
-from tenure.jobs import durations, ids, names
-from tenure.jobs.enqueue import OPTIONS, NewJob
+from tenure.jobs import ids, names
+from tenure.jobs.enqueue import PLAIN_OPTIONS, NewJob, check_job
 from tenure.jobs.graph import MAX_PARENTS, dependencies_of
 from tenure.jobs.json_types import MAX_SCHEMA_LENGTH
 from tenure.jobs.payload import JsonText, canonical
@@ -268,20 +268,26 @@ class NoFields(Request):
 
 
 def new_job(new_job: NewJob, at: str) -> dict[str, Any]:
-    """Return a job as the API takes it, with its payload checked before anything is sent."""
-    canonical(new_job.payload, path=f"{at}.payload")
-    body: dict[str, Any] = {"type": new_job.type, "payload": new_job.payload}
-    options: dict[str, Any] = dict(new_job.options)
-    options.pop("actor", None)  # the server names the caller
-    if unknown := options.keys() - OPTIONS:
-        raise InvalidInput(names.no_option(unknown, OPTIONS), path=at)
-    for name in options.keys() & {"delay", "timeout", "start_by"}:
-        if isinstance(options[name], float):  # JSON would make null of NaN
-            durations.seconds(options[name], path=f"{at}.{name}")
+    """Return a job as the API takes it, checked before anything is sent.
+
+    JSON has no NaN, bytes or UUID: null, which leaves an option out, or a text would come instead.
+    """
+    options: dict[str, Any] = {
+        name: value
+        for name, value in new_job.options.items()
+        if (value is not None or name in MAY_BE_NONE) and name != "actor"  # the server names it
+    }
+    if "tags" in options:
+        options["tags"] = names.check_tags(options["tags"], f"{at}.tags")
+    checked = structs.replace(new_job, options=options)
+    try:
+        check_job(checked, "", defaults=PLAIN_OPTIONS, actor="")
+    except InvalidInput as error:
+        path = at + error.path.removeprefix("$")
+        raise type(error)(error.message, path=path, code=error.code) from error.__cause__
     if "depends_on" in options:
         edges = dependencies_of(options["depends_on"])
         options["depends_on"] = [
             {name: v for name, v in structs.asdict(edge).items() if v is not None} for edge in edges
         ]
-    given = {name: v for name, v in options.items() if v is not None or name in MAY_BE_NONE}
-    return {**body, **given}
+    return {"type": new_job.type, "payload": new_job.payload, **options}
