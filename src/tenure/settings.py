@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from tenure.errors import InvalidInput
 from tenure.jobs import durations
 from tenure.jobs.enqueue import whole
+from tenure.jobs.names import check_queues
 from tenure.jobs.redaction import without_password
 from tenure.jobs.retention import FOREVER_SECONDS, age
 
@@ -134,9 +135,11 @@ def _names(value: Any, where: str) -> tuple[str, ...] | None:
 
 
 def _queues(value: Any, where: str) -> tuple[str, ...] | None:
-    if value == []:  # in a file; a variable that is empty is as good as none
+    names = _names(value, where)
+    is_empty = isinstance(value, str) and not value.strip()  # as good as left out
+    if names is None and not is_empty:
         raise InvalidInput("name at least one queue, or leave it out for every queue", path=where)
-    return _names(value, where)
+    return check_queues(names, where)
 
 
 _is_host_name = re.compile(r"[a-z0-9_.-]{1,253}").fullmatch

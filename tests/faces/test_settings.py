@@ -251,6 +251,8 @@ def test_a_name_of_a_host_is_served(app: Tenure, given: str) -> None:
         ("queues = 3", "queues"),
         ("queues = []", "queues"),
         ("queues = ['a', '']", "queues"),
+        ("queues = ','", "queues"),
+        ("queues = ['*']", "queues"),
         ("[server]\nport = 1", "server"),
         ("port = ", ""),
     ],
@@ -262,6 +264,18 @@ def test_a_refusal_in_the_file_names_file_and_key(tmp_path: Path, text: str, whe
         load({"config": str(file)}, {})
     assert refused.value.path == f"{file}: {where}" if where else str(file)
     assert "secret-token-in-file" not in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [",", " , ", "*", "mail*", "a b"])
+def test_queues_that_cannot_be_are_refused_where_they_are_given(given: str) -> None:
+    """`,`, which two empty parts of a template make, meant every queue.
+
+    Of a bad name a worker said that it runs jobs, and then that `queues` is wrong.
+    """
+    with pytest.raises(InvalidInput, match=r"^TENURE_QUEUES: "):
+        load({}, {"TENURE_QUEUES": given})
+    assert load({}, {"TENURE_QUEUES": " "}).queues is None
+    assert load({}, {"TENURE_QUEUES": "a,,b,"}).queues == ("a", "b")
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "two words\n", "é\n"])
