@@ -25,6 +25,10 @@ NOT_NAMES = "give a list of names, not of values of type int"
 
 WRONG_KINDS: dict[str, tuple[Callable[[Tenure, Any], Any], str]] = {
     "tags": (lambda app, wrong: app.enqueue("send", tags=wrong), f"$.tags: {NAMES}"),
+    "tags once": (
+        lambda app, wrong: app.enqueue("send", tags=(name for name in ["a"])),
+        "$.tags: give a list of names, not an iterator",
+    ),
     "tags by name": (
         lambda app, wrong: app.enqueue("send", tags={"customer": wrong}),
         "$.tags: give a list of names, not a dict",

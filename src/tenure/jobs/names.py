@@ -160,6 +160,8 @@ def check_tag(value: object, path: str = "$.tag") -> str:
 
 def check_tags(values: Iterable[str], path: str = "$.tags") -> tuple[str, ...]:
     """Return tags in order, each once; raises InvalidInput for a bad tag, or for too many."""
+    if hasattr(values, "__next__"):  # the next job with these options would have none
+        raise InvalidInput("give a list of names, not an iterator", path=path)
     tags = sorted({check_tag(tag, path) for tag in list_of_names(values, path)})
     if len(tags) > MAX_TAGS:
         raise InvalidInput(f"{len(tags)} tags; give at most {MAX_TAGS}", path=path)
