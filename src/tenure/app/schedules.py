@@ -389,10 +389,8 @@ class Schedules(Noun):
         read, most = self._core.store.read, whole(limit, 1, MAX_LISTED, "$.limit")
         if after:
             check_name(after, "schedule", "$.after")
-        d = read.dialect
-        return schedules.read(
-            read, f"WHERE name > {d.value} ORDER BY name LIMIT {most}", (after or "",)
-        )
+        rest = f"WHERE name > {read.dialect.value} ORDER BY name LIMIT {most}"
+        return schedules.read(read, rest, (after or "",))
 
 
 def _of_edition(schedule: Schedule, edition: int | None) -> Schedule:
