@@ -62,7 +62,7 @@ class Tenants:
 
 @pytest.fixture
 def tenants(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenants]:
-    monkeypatch.setattr(token_cache, "AT_ONCE_SECONDS", -1)
+    monkeypatch.setattr(token_cache, "PAUSE_SECONDS", -1)
     with Tenure(database_url) as app:
         payload = {"note": "foreign text"}
         for _ in range(3):

@@ -94,7 +94,7 @@ async def test_events_come_without_errors(sqlite_url: str) -> None:
 def test_a_key_of_another_token_is_no_way_to_guess_a_hidden_value(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
+    for name in ("FRESH_SECONDS", "STALE_SECONDS", "PAUSE_SECONDS"):
         monkeypatch.setattr(token_cache, name, -1)
     with Tenure(sqlite_url) as app, api_client(app, Settings(redact=("pin",))) as api:
         tokens = {name: app.tokens.create(name, ["enqueue"])[0] for name in ("shop", "thief")}

@@ -22,7 +22,7 @@ BEARER = {"Authorization": f"Bearer {OWNER}"}
 def web(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A server that logs every refusal, and looks at the tokens for every request."""
     monkeypatch.setattr(refusals, "LOG_SECONDS", 0.0)
-    for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
+    for name in ("FRESH_SECONDS", "STALE_SECONDS", "PAUSE_SECONDS"):
         monkeypatch.setattr(token_cache, name, -1)
     with api_client(app, Settings(tokens=(OWNER,))) as web:
         yield web

@@ -18,7 +18,7 @@ from tests.support.raw_sql import RawSql
 @pytest.fixture
 def app(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
     """Its servers look at the tokens in the database for every request."""
-    for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
+    for name in ("FRESH_SECONDS", "STALE_SECONDS", "PAUSE_SECONDS"):
         monkeypatch.setattr(token_cache, name, -1)
     with Tenure(sqlite_url) as app:
         yield app

@@ -33,7 +33,7 @@ def app(database_url: str) -> Iterator[Tenure]:
 @pytest.fixture
 def web(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A server that looks at the tokens in the database for every request."""
-    for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
+    for name in ("FRESH_SECONDS", "STALE_SECONDS", "PAUSE_SECONDS"):
         monkeypatch.setattr(token_cache, name, -1)
     with api_client(app, GUARDED) as web:
         yield web
@@ -75,36 +75,80 @@ def test_a_session_opens_the_dashboard_and_not_the_api(app: Tenure, web: TestCli
 
 
 @pytest.mark.requirement("C3")
-def test_a_session_is_known_when_its_secret_is_given_away(
+def test_a_session_has_ended_although_a_read_was_under_way(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock of a loop has steps of a millisecond, and a read from before had the same time.
+    """Two times of a loop's clock, which has milliseconds, do not say which came first."""
+    end, every = app.core.end_session, app.core.sessions
+    was_read, has_ended = threading.Event(), threading.Event()
 
-    So the browser was led to sign in again.
-    """
-    begin, every = app.core.begin_session, app.core.sessions
-    was_read, was_written = threading.Event(), threading.Event()
-
-    def begin_meanwhile(digest: bytes, token: bytes) -> None:
+    def end_meanwhile(digest: bytes) -> None:
         assert was_read.wait(30)
-        begin(digest, token)
-        was_written.set()
+        end(digest)
+        has_ended.set()
 
-    def every_before() -> dict[bytes, bytes]:
+    def every_held() -> dict[bytes, bytes]:
         found = every()
         was_read.set()
-        assert was_written.wait(30)
+        assert has_ended.wait(30)
         return found
 
-    async def sign_in(tokens: token_cache.TokenCache) -> None:
-        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 7.0)
-        tokens._read()  # as for the token that was sent
-        secret = await tokens.begin_session(OWNER.encode())
-        assert await tokens.caller(None, secret.encode()) is token_cache.OWNER
+    async def sign_out() -> None:
+        tokens = token_cache.TokenCache(app, (OWNER,), closed=True)
+        secret = (await tokens.begin_session(OWNER.encode())).encode()
+        assert await tokens.caller(None, secret) is token_cache.OWNER
+        monkeypatch.setattr(app.core, "end_session", end_meanwhile)
+        monkeypatch.setattr(app.core, "sessions", every_held)
+        tokens._read()
+        await tokens.end_session(secret)
+        assert tokens._find(None, secret) is None
 
-    monkeypatch.setattr(app.core, "begin_session", begin_meanwhile)
-    monkeypatch.setattr(app.core, "sessions", every_before)
-    asyncio.run(sign_in(token_cache.TokenCache(app, (OWNER,), closed=True)))
+    asyncio.run(sign_out())
+
+
+@pytest.mark.requirement("C3")
+def test_a_session_is_known_to_another_server_at_once(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that had read the sessions within the last tenth of a second led to sign in again."""
+    monkeypatch.setattr(token_cache, "PAUSE_SECONDS", 0.5)
+    here, there = (token_cache.TokenCache(app, (OWNER,), closed=True) for _ in range(2))
+
+    async def sign_in() -> None:
+        assert await there.caller(b"a-token-that-causes-a-read") is None
+        secret = await here.begin_session(OWNER.encode())
+        assert await there.caller(None, secret.encode()) is token_cache.OWNER
+
+    asyncio.run(sign_in())
+
+
+@pytest.mark.requirement("C3")
+def test_a_token_is_known_at_once_that_is_newer_than_a_read_under_way(
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = app.core.sessions
+    was_read, goes_on = threading.Event(), threading.Event()
+
+    def every_held() -> dict[bytes, bytes]:
+        found = every()
+        was_read.set()
+        assert goes_on.wait(30)
+        return found
+
+    async def use_it() -> None:
+        tokens = token_cache.TokenCache(app, (), closed=True)
+        tokens._read()
+        await asyncio.to_thread(was_read.wait, 30)
+        secret, made = await asyncio.to_thread(app.tokens.create, "new", ["read"])
+        used = asyncio.create_task(tokens.caller(secret.encode()))
+        await asyncio.sleep(0)
+        goes_on.set()
+        caller = await used
+        assert caller is not None
+        assert caller.name == f"token:{made.name}"
+
+    monkeypatch.setattr(app.core, "sessions", every_held)
+    asyncio.run(use_it())
 
 
 @pytest.mark.requirement("C3")
@@ -165,7 +209,7 @@ def test_a_session_counts_at_once_where_it_began(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However lately the server read the tokens."""
-    for name in ("FRESH_SECONDS", "STALE_SECONDS", "AT_ONCE_SECONDS"):
+    for name in ("FRESH_SECONDS", "STALE_SECONDS"):
         monkeypatch.setattr(token_cache, name, 3600)
     with api_client(app, GUARDED) as web:
         web.get("/jobs", headers={"Authorization": "Bearer unknown"})

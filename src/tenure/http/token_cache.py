@@ -27,8 +27,8 @@ OWNER = Caller("http", EVERY_SCOPE)
 """The caller with a token of the settings."""
 FRESH_SECONDS = 1.0
 STALE_SECONDS = 5.0
-AT_ONCE_SECONDS = 0.1
-"""Tokens older than this are read again for an unknown one: guesses cost ten reads a second."""
+PAUSE_SECONDS = 0.1
+"""What an unknown token waits for since the last read: guesses cost ten reads a second."""
 RECORD_SECONDS = 60.0
 """How often the use of a token is recorded."""
 
@@ -47,6 +47,7 @@ class TokenCache:
         self._any_stored = False
         self._read_at = -inf
         self._reading: asyncio.Future[None] | None = None
+        self._started = self._read_last = 0  # numbers of reads: the clock has milliseconds
         self._used: set[str] = set()
         self._recorded: dict[str, float] = {}
         self._repeats = Repeats()
@@ -62,15 +63,20 @@ class TokenCache:
             return OWNER
         if digest is None and session is None and not self._is_open:
             return None
-        age = max(asyncio.get_running_loop().time() - self._read_at, 0.0)
-        known = self._is_open or self._find(digest, session) is not None
-        if age > (STALE_SECONDS if known else AT_ONCE_SECONDS):
-            await asyncio.shield(self._read())
-        elif age > FRESH_SECONDS:
-            self._read()
+        loop, before = asyncio.get_running_loop(), self._started
+        if self._is_open or self._find(digest, session) is not None:
+            age = max(loop.time() - self._read_at, 0.0)
+            if age > STALE_SECONDS:
+                await asyncio.shield(self._read())
+            elif age > FRESH_SECONDS:
+                self._read()
         if self._is_open:
             return ANONYMOUS
-        found = self._find(digest, session)
+        while (found := self._find(digest, session)) is None and self._read_last <= before:
+            if (pause := self._read_at + PAUSE_SECONDS - loop.time()) > 0:
+                await asyncio.sleep(pause)
+            else:
+                await asyncio.shield(self._read())
         if found is not None and found is not OWNER:
             self._used.add(found.name)
         return found
@@ -94,18 +100,14 @@ class TokenCache:
         key = secret.encode()
         session = digest_of(key), hidden(digest_of(token), key)
         await asyncio.to_thread(self._app.core.begin_session, *session)
-        await self._read_again()
         return secret
 
     async def end_session(self, session: bytes) -> None:
         """End the session of a secret, if there is one: here at once, elsewhere within seconds."""
         await asyncio.to_thread(self._app.core.end_session, digest_of(session))
-        await self._read_again()
-
-    async def _read_again(self) -> None:
-        """Return once what this server has just written was read."""
-        await asyncio.wait([self._read()])  # may have started before, at the loop's same time
-        await asyncio.shield(self._read())
+        before = self._started
+        while self._read_last <= before:
+            await asyncio.shield(self._read())
 
     @property
     def _is_open(self) -> bool:
@@ -117,12 +119,13 @@ class TokenCache:
         loop = asyncio.get_running_loop()
         reading = self._reading
         if reading is None or reading.done() or reading.get_loop() is not loop:
-            reading = self._reading = loop.create_task(self._read_now())
+            self._started += 1
+            reading = self._reading = loop.create_task(self._read_now(self._started))
             # Retrieves a failure, which is logged already, so that asyncio does not warn of it.
             reading.add_done_callback(lambda done: done.cancelled() or done.exception())
         return reading
 
-    async def _read_now(self) -> None:
+    async def _read_now(self, number: int) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
@@ -136,7 +139,7 @@ class TokenCache:
         self._ended = {bytes.fromhex(t.digest): t.name for t in tokens if not t.valid}
         self._sessions = sessions
         self._any_stored = bool(tokens)
-        self._read_at = began
+        self._read_at, self._read_last = began, number
         self._record_use(began)
 
     def _record_use(self, now: float) -> None:
