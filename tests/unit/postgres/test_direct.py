@@ -166,7 +166,7 @@ class _Gap(list[Any]):
 
 @pytest.mark.usefixtures("never_late")
 def test_who_looks_while_the_connection_is_given_back_takes_no_other_one(
-    app: Tenure, raw: Connection, monkeypatch: pytest.MonkeyPatch
+    app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look for it and the question whether it is lent, it was lent no more."""
     monkeypatch.setattr(direct, "CALM_SECONDS", 0.0)
@@ -187,7 +187,7 @@ def test_who_looks_while_the_connection_is_given_back_takes_no_other_one(
     assert lent.wait(WAIT_SECONDS)
     app.enqueue("mail")
     assert ends.is_set()
-    assert sessions(raw) == 1
+    assert connected(app) == [False, True]
 
 
 def test_without_a_second_thread_work_waits_for_the_first_and_callers_go_on(app: Tenure) -> None:
