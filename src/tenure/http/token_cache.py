@@ -28,7 +28,7 @@ OWNER = Caller("http", EVERY_SCOPE)
 FRESH_SECONDS = 1.0
 STALE_SECONDS = 5.0
 PAUSE_SECONDS = 0.1
-"""What an unknown token waits for since the last read: guesses cost ten reads a second."""
+"""An unknown token waits until the last read is so old: guesses cost ten reads a second."""
 RECORD_SECONDS = 60.0
 """How often the use of a token is recorded."""
 

@@ -80,7 +80,9 @@ class DurableContext:
     def step_key(self, name: str) -> str:
         """Return a key of a step that is the same in every attempt, for idempotency outside.
 
-        `name` is that of the step, as of `step`. Raises InvalidInput.
+        - `name`: of the step, as of `step`.
+
+        Raises InvalidInput.
         """
         return f"{self.id}:{check_name(name, 'step', 'name')}"
 

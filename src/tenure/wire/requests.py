@@ -270,7 +270,7 @@ class NoFields(Request):
 def new_job(new_job: NewJob, at: str) -> dict[str, Any]:
     """Return a job as the API takes it, checked before anything is sent.
 
-    JSON has no NaN, bytes or UUID: null, which leaves an option out, or a text would come instead.
+    JSON would have null for NaN, which leaves an option out, and a text for bytes or a UUID.
     """
     options: dict[str, Any] = {
         name: value
