@@ -27,6 +27,11 @@ class InvalidInput(TenureError):
         self.message, self.path = message, path
         self.code = code or self.code
 
+    def inside(self, place: str) -> InvalidInput:
+        """Return the error as that of a larger value, which has this one at `place`."""
+        path = place + self.path.removeprefix("$")
+        return type(self)(self.message, path=path, code=self.code)
+
 
 class PayloadTooLarge(InvalidInput):
     """A payload, body or batch is over its size limit (bytes)."""

@@ -201,8 +201,7 @@ def check_jobs(
     except InvalidInput as error:
         if not several:
             raise
-        path = f"$[{len(made)}]{error.path.removeprefix('$')}"
-        raise type(error)(error.message, path=path, code=error.code) from error.__cause__
+        raise error.inside(f"$[{len(made)}]") from error.__cause__
     if workflow is not None:
         made = [linked(checked_job, workflow=workflow) for checked_job in made]
     return [with_own_key(checked_job) for checked_job in made] if own_keys else made

@@ -283,8 +283,7 @@ def new_job(new_job: NewJob, at: str) -> dict[str, Any]:
     try:
         check_job(checked, "", defaults=PLAIN_OPTIONS, actor="")
     except InvalidInput as error:
-        path = at + error.path.removeprefix("$")
-        raise type(error)(error.message, path=path, code=error.code) from error.__cause__
+        raise error.inside(at) from error.__cause__
     if "depends_on" in options:
         edges = dependencies_of(options["depends_on"])
         options["depends_on"] = [
