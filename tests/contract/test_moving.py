@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 import psycopg
@@ -371,6 +371,17 @@ def test_what_is_refused(
         monkeypatch.setattr(checks, "ALONE_SECONDS", 0.05)
         with pytest.raises(InvalidInput, match="another"):
             move(app.database, target_url)
+
+
+def test_a_text_that_postgresql_cannot_store_is_refused_by_name(
+    sqlite_url: str, target_url: str
+) -> None:
+    """The error was `None, None`, and that a generator was ignored."""
+    with Tenure(sqlite_url) as app, closing(RawSql(sqlite_url)) as raw:
+        id = app.enqueue("plain").id
+        raw.run("UPDATE {job} SET actor = ? WHERE id = ?", "web\0", id)
+    with pytest.raises(MoveRefused, match=r"^a row of job cannot be stored there: .* NUL "):
+        move(sqlite_url, target_url)
 
 
 def test_the_copy_of_another_database_was_dropped_with_its_jobs(

@@ -36,6 +36,7 @@ GOOD: list[tuple[str, Any]] = [
 ]
 BAD: list[tuple[str, Any]] = [
     ("id", "01a2136a-f5a6-42ea-a3c2-bbf630af6602"),
+    ("id", "01a2136a-f5a6-72ea-a3c2-bbf630af6602\0"),
     ("type", ""),
     ("type", "a" * 129),
     ("type", ".a"),
@@ -49,9 +50,12 @@ BAD: list[tuple[str, Any]] = [
     ("type", "ä"),
     ("type", "\x1b[31m"),
     ("type", "<script>"),
+    ("type", "a\0"),
+    ("type", "a\0 é"),
     ("queue", ""),
     ("queue", "a/b"),
     ("queue", "q\x07"),
+    ("queue", "default\0"),
     ("payload", ""),
     ("payload", "{not json"),
     ("payload", "[1]"),
@@ -71,6 +75,8 @@ BAD: list[tuple[str, Any]] = [
     ("idempotency_key", "a b"),
     ("idempotency_key", "k" * 256),
     ("idempotency_key", "schlüssel"),
+    ("idempotency_key", "k\0é"),
+    ("again_of", "01a2136a-f5a6-72ea-a3c2-bbf630af6602\0"),
     ("actor", "x" * 1_001),
     ("max_retries", 1_001),
 ]

@@ -46,7 +46,7 @@ TIMES = ("run_at", "start_by")
 REFUSED_OPTIONS = [
     *({"type": name} for name in ("", "a b", "a..b", ".a", "é", "x" * 129, "tenure.webhook")),
     *({"queue": name} for name in ("", "a/b", "x" * 129, "tenure.webhooks")),
-    *({"priority": number} for number in (-101, 101)),
+    *({"priority": number} for number in (-101, 101, -(2**31))),
     *({"max_retries": number} for number in (-1, 1001)),
     *({"timeout": seconds} for seconds in (0, -1, 315_360_001)),
     *({"delay": seconds} for seconds in (-1, 315_360_001)),

@@ -31,9 +31,16 @@ MAX_LABEL_STORED = 1_000
 VALUES_OF_A_JOB = ("id", "type", "queue", "payload", "priority", "timeout", "idempotency_key")
 """The columns of these conditions that no transition changes."""
 
-LEFT_TO_VERIFY = ("backoff_is_a_policy",)
+LEFT_TO_VERIFY = ("backoff_is_a_policy", "texts_have_no_nul")
 """Conditions that no insert tests: of the 17 µs that a job takes in bulk, to see that a policy is
 JSON would take 1, and to call `is_policy` 8. A policy that cannot be read acts as the default."""
+
+NO_NUL = "instr({}, char(0)) = 0"
+"""What GLOB, length and JSON functions of SQLite do not see: they read a text up to its first NUL.
+PostgreSQL has no such texts."""
+TEXTS = ("actor", "worker", "reason", "last_error", "payload", "result", "tags", "backoff")
+"""Columns that may have a NUL on SQLite until `verify` finds it: each text that another condition
+does not search for one."""
 
 FIRST_TIME, LAST_TIME = -62_135_596_800_000, 253_402_300_799_999
 """The years 1 to 9999, in milliseconds since 1970."""
@@ -65,7 +72,7 @@ def sqlite_values() -> dict[str, str]:
         "reason_is_short": f"reason IS NULL OR length(reason) <= {MAX_REASON_LENGTH}",
         # A sweep could not save a job whose id is not UTF-8, and no page could follow one that
         # Python refuses. It takes 0.3 of the 12 µs that a job takes in bulk.
-        "id_is_a_uuid_7": f"id GLOB '{ANY_UUID}'",
+        "id_is_a_uuid_7": f"id GLOB '{ANY_UUID}' AND {NO_NUL.format('id')}",
         "type_is_a_name": _sqlite_name("type"),
         "queue_is_a_name": f"queue = 'default' OR ({_sqlite_name('queue')})",
         "key_is_visible_ascii": "idempotency_key IS NULL"
@@ -79,8 +86,12 @@ def sqlite_values() -> dict[str, str]:
         f" THEN json_type(tags) = 'array' ELSE false END AND length(tags) <= {MAX_TAGS_LENGTH}",
         "partition_is_short_text": "partition IS NULL OR (length(partition) BETWEEN 1 AND"
         f" {MAX_PARTITION_LENGTH} AND partition NOT GLOB '*[' || char(1) || '-' || char(31)"
-        " || char(127) || '-' || char(159) || ']*' AND instr(partition, char(0)) = 0)",
-        "again_of_is_an_id": f"again_of IS NULL OR again_of GLOB '{ANY_UUID}'",
+        f" || char(127) || '-' || char(159) || ']*' AND {NO_NUL.format('partition')})",
+        "again_of_is_an_id": "again_of IS NULL"
+        f" OR (again_of GLOB '{ANY_UUID}' AND {NO_NUL.format('again_of')})",
+        "texts_have_no_nul": " AND ".join(
+            f"({column} IS NULL OR {NO_NUL.format(column)})" for column in TEXTS
+        ),
         "result_is_json": "result IS NULL OR (json_valid(result)"
         f" AND length(CAST(result AS BLOB)) <= {MAX_RESULT_BYTES})",
         "backoff_is_a_policy": "backoff IS NULL OR CASE WHEN json_valid(backoff)"
@@ -154,15 +165,18 @@ def _plain_values(row: str) -> dict[str, str]:
 def _sqlite_name(column: str) -> str:
     """`NAME_PATTERN` without a regular expression, in few steps for each character."""
     return (
-        f"length({column}) BETWEEN 1 AND {MAX_NAME_LENGTH} AND {column} NOT GLOB '*[^--:A-Z_a-z]*'"
-        f" AND {column} NOT GLOB '[.:-]*' AND instr({column} || '.', '..') = 0"
-        f" AND instr({column}, '/') = 0"
+        f"length({column}) BETWEEN 1 AND {MAX_NAME_LENGTH} AND {NO_NUL.format(column)}"
+        f" AND {column} NOT GLOB '*[^-.0-:A-Z_a-z]*' AND {column} NOT GLOB '[.:-]*'"
+        f" AND instr({column} || '.', '..') = 0"
     )
 
 
 # The key of a caller with rights to some queues is stored behind its queue and a space.
 def _sqlite_key(text: str) -> str:
-    return f"length({text}) BETWEEN 1 AND {MAX_KEY_LENGTH} AND {text} NOT GLOB '*[^!-~]*'"
+    return (
+        f"length({text}) BETWEEN 1 AND {MAX_KEY_LENGTH} AND {text} NOT GLOB '*[^!-~]*'"
+        f" AND {NO_NUL.format(text)}"
+    )
 
 
 def _postgres_key(text: str) -> str:

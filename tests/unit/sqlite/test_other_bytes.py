@@ -14,7 +14,12 @@ from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper, running_worker, wait_until_settled
 
 ID = "01a2136a-f5a6-72ea-a3c2-bbf630af6601"
-PAYLOADS = {"small": b'{"text": "\xff"}', "large": b'{"text": "' + b"x" * 9_000 + b'\x80"}'}
+OTHER_ID = b"01a2136a-f5a6-72ea-a3c2-bbf630af6602"
+PAYLOADS = {
+    "small": b'{"text": "\xff"}',
+    "large": b'{"text": "' + b"x" * 9_000 + b'\x80"}',
+    "more": b'{"text": "a"}\0{',
+}
 
 
 @pytest.fixture
@@ -44,7 +49,7 @@ def test_such_a_payload_fails_alone(app: Tenure, raw: RawSql, payload: bytes) ->
     with running_worker(app, concurrency=8):
         ends = [wait_until_settled(app, id) for id in (*good, ID)]
     assert [job.status for job in ends] == [*["completed"] * 5, "failed"]
-    assert "invalid escape character" in str(ends[-1].last_error)
+    assert "JSON is malformed" in str(ends[-1].last_error)
     assert ends[-1].attempts == 1
 
 
@@ -56,6 +61,20 @@ def test_such_a_payload_fails_alone_over_http(app: Tenure, raw: RawSql, payload:
         assert [lease["id"] for lease in claim_jobs(api, 10)] == [good]
         assert {job["id"] for job in api.get("/jobs").json()} == {ID, good}
     assert app.get(ID).status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("actor", "web"), ("payload", "{}"), ("tags", '["a"]'), ("backoff", '{"base":1}')],
+)
+def test_a_nul_hides_nothing_from_verify(app: Tenure, raw: RawSql, column: str, value: str) -> None:
+    """Functions of SQLite read a text up to its first NUL, so the guards do not see the rest."""
+    insert(raw, **{column: value.encode()})
+    assert app.verify() == []
+    insert(raw, OTHER_ID, **{column: f"{value}\0{{".encode()})
+    (violation,) = app.verify()
+    assert violation.job_id == OTHER_ID.decode()
+    assert violation.found == "refused by texts_have_no_nul"
 
 
 def test_every_list_shows_such_rows(app: Tenure, raw: RawSql) -> None:
@@ -98,4 +117,28 @@ def test_every_list_shows_such_rows(app: Tenure, raw: RawSql) -> None:
 def test_an_id_consists_of_hexadecimal_digits(app: Tenure, raw: RawSql, id: bytes) -> None:
     with pytest.raises(sqlite3.IntegrityError, match="id_is_a_uuid_7"):
         insert(raw, id)
+    assert app.find() == []
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("type", "a\0 é"),
+        ("queue", "default\0"),
+        ("tags", '["a\\u0000 b"]'),
+        ("partition", b"a"),
+        ("idempotency_key", "k\0é"),
+        ("idempotency_key", b"k"),
+        ("backoff", b"{}"),
+    ],
+)
+def test_the_view_refuses_bytes_and_what_a_nul_hides(
+    app: Tenure, raw: RawSql, column: str, value: str | bytes
+) -> None:
+    given = {"type": "mail", column: value}
+    marks = ", ".join("?" * len(given))
+    with pytest.raises(sqlite3.IntegrityError, match=rf"^tenure: invalid_input: \$\.{column}: "):
+        raw.run(
+            f"INSERT INTO tenure_enqueue ({', '.join(given)}) VALUES ({marks})", *given.values()
+        )
     assert app.find() == []

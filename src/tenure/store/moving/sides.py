@@ -11,7 +11,7 @@ import json
 import sys
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -128,7 +128,7 @@ class Side(ABC):
         keys = f"(SELECT {cells} FROM {self.d.json_rows}) AS k"
         return keys + self.joined.format(table=self.d.table(table.name), same=same)
 
-    def read(self, table: Table, keys: str | None = None) -> Iterator[Row]:
+    def read(self, table: Table, keys: str | None = None) -> Generator[Row, None, None]:
         """Yield the rows with these keys (a JSON array of arrays), or all rows.
 
         They have the columns of PostgreSQL. One that is not here is NULL.

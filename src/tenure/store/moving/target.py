@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -104,6 +104,12 @@ PLACED = ("transition", "measured", "webhook")
 """Tables that `place` writes."""
 
 
+def _said(error: psycopg.Error) -> str:
+    """Return what the server said of a value, or what the driver did before it sent it."""
+    said = error.diag.message_primary or str(error)
+    return ", ".join(filter(None, (said, error.diag.context)))
+
+
 class Mark(NamedTuple):
     """Whose copy this is, up to which job all were copied, and whether all rows were compared."""
 
@@ -187,15 +193,15 @@ class Target(PostgresSide):
             self.rows(EDITION)
 
     def _add(self, source: Source, table: Table, keys: str | None) -> None:
-        read = source.read(table, keys)
-        rows = list(read) if self.checks else read
-        try:
-            self._put(table.name, self.types[table.name], rows)
-        except psycopg.DataError as error:
-            raise MoveRefused(
-                f"a row of {table.name} cannot be stored there: {error.diag.message_primary},"
-                f" {error.diag.context}. `tenure verify` finds values that no enqueue accepts"
-            ) from error
+        with closing(source.read(table, keys)) as read:
+            rows = list(read) if self.checks else read
+            try:
+                self._put(table.name, self.types[table.name], rows)
+            except psycopg.DataError as error:
+                raise MoveRefused(
+                    f"a row of {table.name} cannot be stored there: {_said(error)}."
+                    " `tenure verify` finds values that no enqueue accepts"
+                ) from error
         if self.checks and (is_now := digest(self.read(table, keys))) != digest(rows):
             raise MoveRefused(f"a copy in {table.name} differs: {digest(rows)} became {is_now}")
 

@@ -44,7 +44,7 @@ BEGIN
             'strict $.** ? (@.type() == "number"'
             ' && (@ < -9223372036854775808 || @ > 9223372036854775807))')),
         ('$.priority', 'give a whole number from -{max_priority} to {max_priority}',
-            abs(priority) > {max_priority}),
+            priority NOT BETWEEN -{max_priority} AND {max_priority}),
         ('$.max_retries', 'give a whole number from 0 to {max_retries}',
             max_retries NOT BETWEEN 0 AND {max_retries}),
         ('$.timeout', 'give a time above 0', extract(epoch FROM timeout) <= 0),

@@ -70,13 +70,14 @@ BEGIN
                 UNION ALL SELECT part.id, depth + 1 FROM inside JOIN part ON part.parent = inside.id
             ) SELECT max(depth) FROM inside)
             THEN RAISE(ABORT, 'tenure: invalid_input: $.payload: nested more than {max_depth} levels deep')
-        WHEN typeof(priority) <> 'integer' OR abs(priority) > {max_priority}
+        WHEN typeof(priority) <> 'integer' OR priority NOT BETWEEN -{max_priority} AND {max_priority}
             THEN RAISE(ABORT, 'tenure: invalid_input: $.priority: give a whole number from -{max_priority} to {max_priority}')
         WHEN typeof(max_retries) <> 'integer' OR max_retries NOT BETWEEN 0 AND {max_retries}
             THEN RAISE(ABORT, 'tenure: invalid_input: $.max_retries: give a whole number from 0 to {max_retries}')
         WHEN typeof(timeout) NOT IN ('null', 'integer', 'real') OR timeout <= 0 OR timeout > {max_seconds}
             THEN RAISE(ABORT, 'tenure: invalid_input: $.timeout: give seconds above 0, up to {max_seconds}')
-        WHEN NOT ({backoff_is_a_policy}) OR EXISTS (SELECT 1 FROM json_each(asked.backoff) AS field
+        WHEN typeof(backoff) = 'blob' OR NOT ({backoff_is_a_policy})
+            OR EXISTS (SELECT 1 FROM json_each(asked.backoff) AS field
             WHERE field.key NOT IN ('base', 'factor', 'cap', 'delays'))
             THEN RAISE(ABORT, 'tenure: invalid_input: $.backoff: give an object of base, factor and cap, or delays')
         WHEN delay IS NOT NULL AND run_at IS NOT NULL
@@ -92,11 +93,12 @@ BEGIN
             OR json_array_length(tags) > {max_tags} OR EXISTS (
             SELECT 1 FROM json_each(asked.tags) AS tag WHERE tag.type <> 'text'
                 OR length(tag.value) NOT BETWEEN 1 AND {max_tag}
-                OR tag.value GLOB '*[^!-~]*')
+                OR tag.value GLOB '*[^!-~]*' OR instr(tag.value, char(0)))
             THEN RAISE(ABORT, 'tenure: invalid_input: $.tags: give a JSON array of at most {max_tags} texts of visible ASCII')
-        WHEN NOT ({partition_is_short_text})
+        WHEN typeof(partition) = 'blob' OR NOT ({partition_is_short_text})
             THEN RAISE(ABORT, 'tenure: invalid_input: $.partition: use 1 to {max_partition} characters, no control characters')
-        WHEN NOT ({key_is_visible_ascii}) OR instr(idempotency_key, ' ')
+        WHEN typeof(idempotency_key) = 'blob' OR NOT ({key_is_visible_ascii})
+            OR instr(idempotency_key, ' ')
             THEN RAISE(ABORT, 'tenure: invalid_input: $.idempotency_key: use 1 to {max_key} visible ASCII characters')
         WHEN EXISTS (SELECT 1 FROM tenure_job AS known WHERE known.idempotency_key = asked.idempotency_key)
             THEN CASE WHEN NOT EXISTS (
