@@ -102,6 +102,23 @@ def test_a_job_runs_again_with_another_payload(app: Tenure, web: TestClient) -> 
     assert f"/ui/jobs/{old.id}" in web.get(f"/ui/jobs/{new.id}").text
 
 
+@pytest.mark.parametrize("type", ["report", "unknown"])
+def test_what_turns_a_text_around_is_escaped_where_it_is_changed(
+    app: Tenure, web: TestClient, type: str
+) -> None:
+    """Who changes a job must see what it holds; with nothing changed, it holds the same."""
+    title = "to \u202eevil\u202c\x1b[2J\u2028 \u200d"
+    old = app.enqueue(type, {"month": 3, "title": title})
+    app.cancel(old.id)
+    page = web.get(f"/ui/jobs/{old.id}/again").text
+    name = "payload.title" if type == "report" else "payload."
+    (text,) = re.findall(f'(?s)<textarea id="f-{name}"[^>]*>(.*?)</textarea>', page)
+    assert text.replace("\n", "").isprintable()
+    given = {"payload.month": "3", name: html.unescape(text)}
+    assert post_form(web, f"/ui/jobs/{old.id}/again", given).status_code == 303
+    assert app.find(status="pending")[0].payload == old.payload
+
+
 def test_a_job_that_waits_is_changed(app: Tenure, web: TestClient) -> None:
     job = app.enqueue("unknown", {"n": 1})
     where = f"/ui/jobs/{job.id}/amend"

@@ -123,7 +123,7 @@ def print_json(value: Any, *, indent: int = 2) -> None:
         raise TenureError(
             f"a stored payload or result is not JSON ({flaw}); leave out --json to see its text"
         ) from None
-    click.echo("\n".join(map(printable_json, text.split("\n"))))
+    click.echo(printable_json(text))
 
 
 def excerpt(text: str) -> str:

@@ -21,6 +21,7 @@ from tenure.dashboard import format as fmt
 from tenure.dashboard.request import MAX_FORM_BYTES, PageRequest
 from tenure.errors import IllegalTransition, InvalidInput
 from tenure.jobs.payload import parse
+from tenure.jobs.text import printable_json, visible
 from tenure.lifecycle import Job
 
 KINDS = {"string": "text", "integer": "integer", "number": "number", "boolean": "checkbox"}
@@ -98,7 +99,8 @@ def payload_fields(schema: str | None, payload: Mapping[str, Any]) -> list[Field
                 _field(name, _resolved(whole, properties.get(name, {})), payload, root)
                 for name in dict.fromkeys((*properties, *payload))
             ]
-    return [Field("", "json", fmt.pretty(json.dumps(payload)), "JSON object", required=True)]
+    text = printable_json(fmt.pretty(json.dumps(payload)))
+    return [Field("", "json", text, "JSON object", required=True)]
 
 
 def _resolved(whole: Any, part: Any) -> Any:
@@ -122,7 +124,9 @@ def _field(name: str, part: Any, payload: Mapping[str, Any], root: Any) -> Field
         kind = "choice"
     elif known and (type(value) not in VALUES.get(kind, ()) or not _is_kept(kind, value)):
         kind = "json"
-    text = json.dumps(value, ensure_ascii=False, indent=2) if kind == "json" else str(value)
+    text = str(value)
+    if kind == "json":
+        text = printable_json(json.dumps(value, ensure_ascii=False, indent=2))
     hint = "JSON" if kind == "json" else str(part.get("format", part.get("type", "")))
     # A blank field that is not required is left out; but a box may be emptied, and what was blank
     # stays so.
@@ -132,10 +136,11 @@ def _field(name: str, part: Any, payload: Mapping[str, Any], root: Any) -> Field
 
 
 def _is_kept(kind: str, value: object) -> bool:
-    """Return whether a browser sends back what an input of this kind was made with."""
+    """Return whether a browser shows, and sends back, what an input of this kind was made with."""
     if kind == "date":
         return bool(re.fullmatch(r"\d{4}-\d\d-\d\d", str(value), re.ASCII))
-    return not {"\n", "\r"} & set(str(value))
+    text = str(value)
+    return "\n" not in text and visible(text, keep=fmt.KEPT) == text
 
 
 def shown(make: Callable[[PageRequest], Form]) -> Callable[[PageRequest], Response]:

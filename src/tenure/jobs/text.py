@@ -37,14 +37,17 @@ def worded(action: str, what: str = "") -> str:
     return " ".join(word for word in (verb, what, when) if word)
 
 
-def printable_json(line: str) -> str:
-    """Escape such characters in a line of JSON in the way of JSON, so that its value stays."""
-    if line.isprintable():
-        return line
-    return "".join(c if c.isprintable() else _json_escape(c) for c in line)
+def printable_json(text: str) -> str:
+    """Escape such characters in JSON in the way of JSON, so that its value and lines stay."""
+    return "\n".join(
+        line if line.isprintable() else "".join(map(_json_escape, line))
+        for line in text.split("\n")
+    )
 
 
 def _json_escape(character: str) -> str:
+    if character.isprintable():
+        return character
     units = character.encode("utf-16-be").hex()
     return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
