@@ -57,6 +57,9 @@ SPARE_SECONDS = 5.0
 """How long a new server ends no lease: workers over HTTP could not renew theirs without it, and try
 each second."""
 KEEP_ALIVE_SECONDS = 75
+MAX_UNSENT = 128 * 1024
+"""Bytes of a connection that the kernel takes before they can be sent, where it may be said. Linux
+would take up to 4 MiB for a client that does not read, and events be read for it all the time."""
 GRACEFUL_SECONDS = 5
 MAX_CONNECTIONS = 2_000
 OTHER_FILES = 200
@@ -221,6 +224,8 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # connections inherit it
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT)
         listener.bind(address)
     except OSError as error:
         listener.close()
