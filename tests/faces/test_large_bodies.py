@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -264,6 +265,14 @@ def test_bodies_that_wait_are_bounded_together(app: Tenure, monkeypatch: Any) ->
                 api.post("/jobs", content=body[:-60_002] + b'"}}', headers=JSON).status_code == 201
             )
             assert_problem(api.post("/jobs", content=body, headers=JSON), 503, "too_many_bodies")
+    assert frames_of(bodies.receive) == []
+
+
+def frames_of(function: Callable[..., Any]) -> list[FrameType]:
+    """The calls of a function that something still holds, such as an error, with their values."""
+    gc.collect()
+    frames = (one for one in gc.get_objects() if isinstance(one, FrameType))
+    return [frame for frame in frames if frame.f_code is function.__code__]
 
 
 def test_the_limits_fit_what_a_payload_may_be() -> None:

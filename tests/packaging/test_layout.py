@@ -44,6 +44,28 @@ def test_a_long_function_is_found() -> None:
     assert list(long_functions(f"def f():\n{body}")) == [("f", MAX_FUNCTION_LINES + 1)]
 
 
+def raised_constants(text: str) -> Iterator[str]:
+    """What a module raises that has the name of a constant."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Name | ast.Attribute):
+            raised = node.exc.id if isinstance(node.exc, ast.Name) else node.exc.attr
+            if raised.isupper():
+                yield raised
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_each_raise_has_a_new_error(path: Path) -> None:
+    """An error keeps the frames that it left, each time it is raised: a constant keeps them all.
+
+    So 43 batches that were refused as too many held 300 MB of their bodies, for good.
+    """
+    assert list(raised_constants(path.read_text("utf-8"))) == []
+
+
+def test_a_raised_constant_is_found() -> None:
+    assert list(raised_constants("def f():\n    raise _CROWDED from None")) == ["_CROWDED"]
+
+
 def test_every_room_is_on_the_map() -> None:
     """A room is a module or a package of `tenure`; the map has a line for each."""
     rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in SOURCES}

@@ -80,7 +80,7 @@ class BodyReader:
             held += size
             self._held += size
             if self._held > MAX_HELD_BYTES and held > SMALL_BODY:
-                raise _CROWDED
+                raise _crowded()
 
         try:
             data = await receive(request, body.limit, hold)
@@ -100,14 +100,15 @@ class BodyReader:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
-_CROWDED = Refusal(
-    503,
-    "too_many_bodies",
-    "Too many large bodies",
-    f"this server already holds {MAX_HELD_BYTES} bytes of requests, which is its limit; send it "
-    "again in a moment, in smaller parts",
-    RETRY_LATER,
-)
+def _crowded() -> Refusal:
+    return Refusal(
+        503,
+        "too_many_bodies",
+        "Too many large bodies",
+        f"this server already holds {MAX_HELD_BYTES} bytes of requests, which is its limit; send "
+        "it again in a moment, in smaller parts",
+        RETRY_LATER,
+    )
 
 
 def _check_media_type(request: Request, *, optional: bool) -> None:

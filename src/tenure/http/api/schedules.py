@@ -26,15 +26,6 @@ NO_EDITION = 0
 TAG = r'(W/)?"[!#-~]*"'
 MATCH_PATTERN = rf"^(\*|{TAG}( *, *{TAG})*)$"
 _tags_in = re.compile(TAG)
-_EXISTS = Refusal(
-    412, "schedule_exists", "The schedule exists", "there is a schedule of this name already"
-)
-_OTHER = Refusal(
-    412,
-    "precondition_failed",
-    "The schedule is another one",
-    "no schedule has this name and the `ETag` of `If-Match`; read it, then send this again",
-)
 
 
 class SchedulesQuery(Struct, kw_only=True):
@@ -68,6 +59,20 @@ def show_schedule(call: Call) -> Response:
     return _shown(call, call.app.schedules.get(call.path["name"]))
 
 
+def _exists() -> Refusal:
+    detail = "there is a schedule of this name already"
+    return Refusal(412, "schedule_exists", "The schedule exists", detail)
+
+
+def _is_another() -> Refusal:
+    return Refusal(
+        412,
+        "precondition_failed",
+        "The schedule is another one",
+        "no schedule has this name and the `ETag` of `If-Match`; read it, then send this again",
+    )
+
+
 def put_schedule(call: Call) -> Response:
     """Make a schedule, or replace it: with `If-Match` that edition, with `If-None-Match` none."""
     only_new = _only_new(call)
@@ -77,14 +82,14 @@ def put_schedule(call: Call) -> Response:
             return _shown(call, _matched(call, schedules.update, **options))
         except ScheduleNotFound:
             if call.header("If-Match") is not None:
-                raise _OTHER from None
+                raise _is_another() from None
     try:
         return _shown(call, schedules.create(**options), 201)
     except InvalidInput as refused:  # perhaps because there is one, by now
         try:
             if only_new:
                 schedules.get(options["name"])
-                raise _EXISTS from None
+                raise _exists() from None
             return _shown(call, schedules.update(**options))
         except ScheduleNotFound:
             raise refused from None
@@ -109,7 +114,7 @@ def _matched(call: Call, change: Callable[..., Schedule], **given: Any) -> Sched
     except IllegalEdition as error:
         if edition in (None, error.edition):  # it is declared in code
             raise
-        raise _OTHER from None
+        raise _is_another() from None
 
 
 def _only_new(call: Call) -> bool:
