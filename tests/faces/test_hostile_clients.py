@@ -8,7 +8,8 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -17,11 +18,14 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from tenure import Tenure
+from tenure import NewJob, Tenure
 from tenure.dashboard import OPEN_PATHS
+from tenure.dashboard import jobs as pages
 from tenure.http.api import bodies
+from tenure.http.api import jobs as api_jobs
 from tenure.http.guard import ADMITTED
 from tenure.http.protocol import MAX_OVERHEAD_BYTES, BoundedProtocol, Room
+from tenure.http.waiting import READS_AT_ONCE
 from tenure.server import MAX_UNSENT, build
 from tenure.settings import Settings
 from tests.support.cli import PROGRAM
@@ -322,3 +326,38 @@ def test_a_server_looks_for_slow_clients(sqlite_url: str) -> None:
         server.connect() as connection,
     ):
         assert connection.recv(1) == b""
+
+
+def threads_in(function: Callable[..., object]) -> int:
+    """How many threads are in a call of a function at this moment."""
+    return sum(
+        any(frame.f_code is function.__code__ for frame, _ in traceback.walk_stack(top))
+        for top in sys._current_frames().values()
+    )
+
+
+@pytest.mark.anyio
+@pytest.mark.scenario(98)
+@pytest.mark.parametrize(
+    ("path", "function"), [("/jobs", api_jobs.list_jobs), ("/ui/jobs", pages.listed)]
+)
+async def test_few_reads_are_made_at_once(
+    sqlite_url: str, path: str, function: Callable[..., object]
+) -> None:
+    """40 threads made pages at once: a hundred readers, and /health took 2.5 seconds."""
+    most = 0
+    with Tenure(sqlite_url) as app:
+        app.enqueue_many([NewJob("a", {}, {}) for _ in range(500)])
+        site = build(app)
+
+        async def read() -> int:
+            async with Exchange(site, "GET", path) as exchange:
+                await exchange.task
+                return exchange.status
+
+        reading = [asyncio.create_task(read()) for _ in range(40)]
+        while not all(task.done() for task in reading):
+            most = max(most, threads_in(function))
+            await asyncio.sleep(0)
+        assert {task.result() for task in reading} == {200}
+    assert 0 < most <= READS_AT_ONCE

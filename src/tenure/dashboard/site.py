@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import jinja2
 import msgspec
+from anyio import CapacityLimiter, to_thread
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -40,7 +41,7 @@ from tenure.dashboard.request import (
 from tenure.errors import Forbidden, TenureError, Unauthorized
 from tenure.http.guard import GUARD, AccessGuard, note_refusal, path_in
 from tenure.http.token_cache import TokenCache
-from tenure.http.waiting import EventStream
+from tenure.http.waiting import READS_AT_ONCE, EventStream
 from tenure.jobs import text
 from tenure.jobs.queue_rights import Patterns
 from tenure.jobs.redaction import Redaction
@@ -150,6 +151,7 @@ class Dashboard:
         """`stopped` says whether the server stops, which ends the live streams."""
         self.app = app
         self.redaction = redaction
+        self._pages = CapacityLimiter(READS_AT_ONCE)
         self._tokens = tokens
         self._stopped = stopped
         self._streams: set[EventStream] = set()
@@ -204,7 +206,8 @@ class Dashboard:
             if not request.may(scope):
                 raise Forbidden(f"this needs {tokens_with([scope])}")
             try:
-                return await run_in_threadpool(page, request)
+                limiter = self._pages if method == "GET" else None
+                return await to_thread.run_sync(page, request, limiter=limiter)
             finally:
                 if method == "POST":
                     request.cache.forget()

@@ -19,8 +19,8 @@ from urllib.parse import quote, urlencode
 from uuid import UUID
 
 import msgspec
+from anyio import CapacityLimiter, to_thread
 from msgspec import UNSET, Meta, UnsetType
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import compile_path
@@ -41,7 +41,7 @@ from tenure.errors import (
 from tenure.http.api.bodies import JSON, BodyReader, convert
 from tenure.http.guard import as_problem, path_in
 from tenure.http.refusals import loggable
-from tenure.http.waiting import WorkNotifier
+from tenure.http.waiting import READS_AT_ONCE, WorkNotifier
 from tenure.jobs.progress import JobProgress
 from tenure.jobs.redaction import Redaction
 from tenure.lifecycle import Job
@@ -145,6 +145,7 @@ class Dispatcher:
         self._app = app
         self._notifier = notifier
         self._redaction = redaction
+        self._reads = CapacityLimiter(READS_AT_ONCE)
         # Apart, so that no batch of jobs delays a heartbeat or a report.
         self._work_reader, self._reader = BodyReader(), BodyReader()
         self._fixed: dict[str, dict[str, Route]] = {}
@@ -181,7 +182,9 @@ class Dispatcher:
         if route.is_async:
             response: Response = await route.endpoint(call)
         else:
-            response = await run_in_threadpool(route.endpoint, call)
+            # Changes wait for commits, which take as many at once as there are.
+            limiter = self._reads if route.method == "GET" else None
+            response = await to_thread.run_sync(route.endpoint, call, limiter=limiter)
         return response
 
     def _find(self, scope: AsgiScope) -> tuple[Route, Mapping[str, str]]:
