@@ -28,8 +28,8 @@ from tenure.wire.problems import RETRY_LATER, Refusal
 T = TypeVar("T")
 
 READS_AT_ONCE = 4
-"""Pages, and reads of the API, that are made at once. Each holds the interpreter for milliseconds:
-with 40 threads the event loop waited for its turn, and a page took twice the time."""
+"""Pages that are made at once, and as many reads of the API. Each holds the interpreter for
+milliseconds: with 40 threads the event loop waited for its turn, and a page took twice the time."""
 LOOK_SECONDS = 0.25
 """How often a waiting request looks without a notification."""
 SURE_LOOK_SECONDS = 2.0
