@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Message
 
 from tenure import Tenure
 from tenure.errors import InvalidInput
@@ -23,7 +24,14 @@ from tenure.http.api.routes import BATCH_BODY, MAX_BATCH_BYTES, REPORTS
 from tenure.jobs import payload
 from tenure.server import Application, build
 from tenure.worker.process import SWITCH_SECONDS, tuned_for_jobs
-from tests.support.http import JSON, Exchange, api_client, assert_problem, claim_jobs
+from tests.support.http import (
+    JSON,
+    Exchange,
+    api_client,
+    asgi_scope,
+    assert_problem,
+    claim_jobs,
+)
 
 PAUSE_SECONDS = 0.1
 """Processor time of this process between two turns of the loop. None here takes more than 0.02."""
@@ -113,9 +121,41 @@ def test_no_more_is_looked_at_than_the_limit_needs(unit: str) -> None:
     body = filled(unit)
     each = 1 + unit.replace(r'"\"\\,[{"', "").count("[") + unit.count('{"a"') + (unit == "{}")
     bytes_of_most = bodies.MAX_BATCH_VALUES // each * (len(unit) + 1)
-    reached = bodies._reach(body, 0, len(body), bodies.MAX_BATCH_VALUES)
+    reached = bodies._Values(bodies.MAX_BATCH_VALUES).reach(body, 0, len(body))
     assert abs(reached - bytes_of_most) <= bodies.SLICE
-    bodies.check_values(body[: bytes_of_most - bodies.SLICE], bodies.MAX_BATCH_VALUES)
+    fits = body[: bytes_of_most - bodies.SLICE]
+    assert bodies._Values(bodies.MAX_BATCH_VALUES).reach(fits, 0, len(fits)) == len(fits)
+
+
+@pytest.mark.anyio
+@pytest.mark.requirement("C9")
+async def test_ten_bodies_of_too_many_values_are_refused_before_they_have_arrived(
+    app: Tenure,
+) -> None:
+    served, part = build(app), b"{}," * 20_000
+    taken = []
+
+    async def post() -> None:
+        sent: list[Message] = []
+        count = 0
+
+        async def receive() -> Message:
+            nonlocal count
+            count += 1
+            await asyncio.sleep(0)
+            return {"type": "http.request", "body": part, "more_body": True}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await served(asgi_scope("POST", "/jobs/batch"), receive, send)
+        assert sent[0]["status"] == 413
+        taken.append(count * len(part))
+
+    async with watched_loop() as pauses:
+        await asyncio.gather(*[post() for _ in range(10)])
+    assert max(taken) < 3 * bodies.MAX_BATCH_VALUES
+    assert max(pauses) < PAUSE_SECONDS
 
 
 @pytest.mark.anyio
@@ -235,7 +275,7 @@ def test_windows_cut_nothing(
         found = list(bodies._items(data, REPORTS if lenient else BATCH_BODY))
         assert found == items
         marks = data.decode()
-        count = bodies._reach(data, 0, len(data), 0)
+        count = bodies._Values(0).reach(data, 0, len(data))
         assert count < len(data) or not marks
 
 

@@ -1,8 +1,9 @@
 """Reading the bodies of requests, so that no body holds the event loop for more than milliseconds.
 
-The values of a body are counted in its bytes, before it is decoded. A small body is read where it
-arrives. Others are read on one thread, one after the other. Decoding holds the interpreter, so that
-an array is decoded item by item there, and other threads get their turn between two items.
+The values of a body are counted in its bytes while it arrives, and one with too many is refused
+before the rest of it is received. A small body is decoded where it arrives. Others are decoded on
+one thread, one after the other. Decoding holds the interpreter, so that an array is decoded item by
+item there, and other threads get their turn between two items.
 """
 
 from __future__ import annotations
@@ -74,13 +75,15 @@ class BodyReader:
             return None, False
         _check_media_type(request, optional=body.optional)
         held = 0
+        values = _Values(MAX_BATCH_VALUES if body.item else MAX_VALUES)
 
-        def hold(size: int) -> None:
+        def hold(part: bytes) -> None:
             nonlocal held
-            held += size
-            self._held += size
+            held += len(part)
+            self._held += len(part)
             if self._held > MAX_HELD_BYTES and held > SMALL_BODY:
                 raise _crowded()
+            values.arrived(part, small=held <= READ_IN_PLACE)
 
         try:
             data = await receive(request, body.limit, hold)
@@ -141,11 +144,11 @@ _PLAIN = [(b"content-type", JSON.encode())]
 
 
 async def receive(
-    request: Request, limit: int, hold: Callable[[int], None] = lambda size: None
+    request: Request, limit: int, hold: Callable[[bytes], None] = lambda part: None
 ) -> bytes:
     """Receive the body, at most `limit` bytes, in time. The rest of a larger one is not read.
 
-    `hold` is called with the size of each part; what it raises ends the body.
+    `hold` is called with each part; what it raises ends the body.
     """
     if _declared_bytes(request.headers) > limit:
         raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
@@ -164,9 +167,9 @@ async def receive(
                 raise ClientDisconnect
             chunk, more = message.get("body", b""), message.get("more_body", False)
             size += len(chunk)
-            hold(len(chunk))
             if size > limit:
                 raise PayloadTooLarge(f"over the limit of {limit} bytes here", path="$")
+            hold(chunk)
             received.write(chunk)
         return received.getvalue()
     except asyncio.CancelledError as cancelled:
@@ -201,33 +204,44 @@ def _read_whole(data: bytes, body: Body) -> Any:
 
 
 def _read_large(data: bytes, body: Body) -> Any:
-    """Do what `_read_whole` does, with a bound on values, and arrays item by item."""
-    check_values(data, MAX_BATCH_VALUES if body.item else MAX_VALUES)
+    """Do what `_read_whole` does, arrays item by item."""
     return _read_items(data, body) if body.item else _read_whole(data, body)
 
 
-def check_values(data: bytes, most: int) -> None:
-    """Raise PayloadTooLarge if JSON has more than `most` values; an object's keys do not count."""
-    if len(data) > 2 * most and _reach(data, 0, len(data), most) < len(data):
-        raise PayloadTooLarge(f"more than {most} values; {ADVICE}", path="$")
+class _Values:
+    """Counts the values of a JSON text that comes in parts; the keys of objects do not count.
 
-
-def _reach(data: bytes, start: int, stop: int, most: int) -> int:
-    """Return where, up to `stop`, the part of `data` ends that has `most` values, or a slice more.
-
-    It begins outside of strings. Counted is what precedes a value: a comma or an open bracket.
+    Counted is what precedes a value: a comma or an open bracket, outside of strings.
     """
-    in_string, escape, found = False, b"", 0
-    for at in range(start, stop, SLICE):
-        plain = escape + data[at : min(at + SLICE, stop)]
-        plain = plain.replace(rb"\\", b"").replace(rb"\"", b"")
-        escape = plain[-1:] if plain.endswith(b"\\") else b""  # its other half is in the next slice
-        parts = plain.split(b'"')
-        found += len(b"".join(parts[in_string::2]).translate(None, _UNCOUNTED))
-        in_string ^= len(parts) % 2 == 0
-        if found > most:
-            return at
-    return stop
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count = 0
+        self._in_string = False
+        self._escape = b""  # its other half is in the next part
+        self._early = b""  # not counted unless more follows
+
+    def arrived(self, part: bytes, *, small: bool) -> None:
+        """Count a part of a body; raises PayloadTooLarge. A body that stays small is not counted."""
+        if small:
+            self._early += part
+            return
+        part, self._early = self._early + part, b""
+        if self.reach(part, 0, len(part)) < len(part):
+            raise PayloadTooLarge(f"more than {self._most} values; {ADVICE}", path="$")
+
+    def reach(self, data: bytes, start: int, stop: int) -> int:
+        """Return where there are too many, at most a slice earlier; `stop` if there are not."""
+        for at in range(start, stop, SLICE):
+            plain = self._escape + data[at : min(at + SLICE, stop)]
+            plain = plain.replace(rb"\\", b"").replace(rb"\"", b"")
+            self._escape = plain[-1:] if plain.endswith(b"\\") else b""
+            parts = plain.split(b'"')
+            self._count += len(b"".join(parts[self._in_string :: 2]).translate(None, _UNCOUNTED))
+            self._in_string ^= len(parts) % 2 == 0
+            if self._count > self._most:
+                return at
+        return stop
 
 
 def _read_items(data: bytes, body: Body) -> list[Any]:
@@ -257,7 +271,7 @@ def _items(data: bytes, body: Body) -> Iterator[object]:
     while True:
         stop = min(start + MAX_ITEM_BYTES, len(data))
         if stop - start > 2 * MAX_VALUES:
-            stop = _reach(data, start, stop, MAX_VALUES + SLICE)
+            stop = _Values(MAX_VALUES + SLICE).reach(data, start, stop)
         text, stop = _window(data, start, stop, body)
         at = end = 0
         try:
