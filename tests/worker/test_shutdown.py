@@ -9,13 +9,15 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-from tenure import Job, NewJob, Status, Tenure, failpoints
-from tenure.jobs.work import ClaimRequest
+from tenure import Job, JobContext, NewJob, Status, Tenure, failpoints
+from tenure.jobs.work import ClaimRequest, Exchange, Report
 from tenure.settings import Settings
 from tenure.worker.process import maintained, stopped_by_signals
 from tests.support.cli import PROGRAM, clean_environment
@@ -298,6 +300,58 @@ def test_jobs_that_arrive_when_the_worker_is_stopping_are_handed_back(app: Tenur
     for job in jobs:
         assert app.get(job.id).attempts == 0
         assert transitions(app, job) == ["enqueued", "claimed", "released"]
+
+
+class HeldClaims(SlowAnswers):
+    """Claims reach the application when the test lets them, once `hold` is set."""
+
+    hold = False
+
+    def exchange(self, reports: Sequence[Report], claim: ClaimRequest | None) -> Future[Exchange]:
+        real = self._app.core.exchange
+        if not self.hold or claim is None or not claim.limit:
+            return real(reports, claim)
+        held: Future[Exchange] = Future()
+
+        def answer() -> None:
+            self.claimed.set()
+            self.let_through.wait(WAIT_SECONDS)
+            held.set_result(real(reports, claim).result())
+
+        threading.Thread(target=answer, daemon=True).start()
+        return held
+
+
+@pytest.mark.scenario(75)
+def test_what_says_that_it_stops_has_no_claim_under_way(
+    app: Tenure, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a loaded machine, a job that was added after that line was claimed and handed back."""
+    source, is_stopping = HeldClaims(app), threading.Event()
+
+    @app.job
+    def work(context: JobContext) -> None:
+        source.hold = True
+        while not context.stopping:
+            time.sleep(0.003)
+        is_stopping.set()
+
+    def says_so() -> bool:
+        return any(record.message.startswith("stopping") for record in caplog.records)
+
+    caplog.set_level("INFO", "tenure")
+    work.enqueue()
+    with running_worker(app, source, concurrency=2) as worker:
+        assert source.claimed.wait(WAIT_SECONDS)
+        worker.request_stop()
+        assert is_stopping.wait(WAIT_SECONDS)
+        assert worker.turns()
+        assert not says_so()
+        source.let_through.set()
+        wait_until(says_so, "the worker to say that it stops")
+        late = work.enqueue()
+
+    assert transitions(app, late) == ["enqueued"]
 
 
 @pytest.mark.scenario(75)

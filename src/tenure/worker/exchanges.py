@@ -166,6 +166,12 @@ class Exchanges:
             if flight.task is not None and (held or not held_only):
                 flight.task.cancel()
 
+    async def finish_claims(self) -> None:
+        """Wait for the answers of claims under way, if they come soon."""
+        claiming = [flight.task for flight in self._flights if flight.claim and flight.task]
+        if claiming:
+            await asyncio.wait(claiming, timeout=LEAVE_SECONDS)
+
     async def leave(self) -> None:
         """Have this worker listed no longer; in vain if the source does not answer soon."""
         self._worklog.catch_up(math.inf)

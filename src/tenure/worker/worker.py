@@ -205,10 +205,12 @@ class Worker:
     async def _drain(self) -> None:
         """Hand back what has not started, let handlers finish, then interrupt them; report all.
 
-        Nothing is claimed any more. Leases whose outcome the store does not record in time run out.
+        Nothing is claimed any more from the first line of the log that says "stopping". Leases
+        whose outcome the store does not record in time run out.
         """
         self._exchanges.cancel(held_only=True)
         self._attempts.announce_stop()
+        await self._exchanges.finish_claims()
         await self._drain_running()
         self._attempts.interrupt_all()
         deadline = time.monotonic() + CANCEL_SECONDS
