@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from functools import partial
 
 from tenure import JobContext, Tenure
@@ -23,9 +24,9 @@ from tenure.worker.process import run_worker
 _this_version = migrate.steps
 
 
-def later(engine: str, versions: int = 1) -> list[tuple[int, str]]:
+def later(engine: str, versions: int = 1) -> Sequence[tuple[int, str]]:
     """The steps of a later version. Each adds a column to every table, and a table."""
-    known = _this_version(engine)
+    known = list(_this_version(engine))
     newest, sql = known[-1]
     tables = re.findall(r"^CREATE TABLE ([^ ]+) \(", sql, re.MULTILINE)
     schema = "" if engine == "sqlite" else "{schema}."

@@ -9,8 +9,9 @@ stopped. Processes of the version before keep working: a step adds, and removes 
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import get_args
@@ -75,17 +76,21 @@ SPELLED = {
 and of indexes begin with, types, and how a table is stored. A `word` is compared byte by byte."""
 
 
-def steps(engine: str) -> list[tuple[int, str]]:
-    """Return the migrations of an engine: (number, SQL text with placeholders), in order."""
+@functools.cache
+def steps(engine: str) -> Sequence[tuple[int, str]]:
+    """Return the migrations of an engine: (number, SQL text with placeholders), in order.
+
+    They are read once: each database that is opened asks for the newest number.
+    """
     from importlib.resources import files
 
     both = files("tenure.store.migrations")
     entries = (*both.iterdir(), *(both / engine).iterdir())
     scripts = sorted((one for one in entries if one.name.endswith(".sql")), key=attrgetter("name"))
-    return [
+    return tuple(
         (number, "\n".join(part.read_text("utf-8") for part in parts))
         for number, parts in groupby(scripts, lambda script: int(script.name.split("_")[0]))
-    ]
+    )
 
 
 def generated(

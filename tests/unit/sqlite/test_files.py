@@ -106,10 +106,12 @@ def test_a_folder_that_this_user_may_not_enter(tmp_path: Path, option: str) -> N
         Tenure(f"sqlite:///{closed}/jobs.db{option}").open()
 
 
-@pytest.mark.usefixtures("app")  # what is imported late, without rights it could not be
 def test_a_folder_that_this_user_may_not_write() -> None:
     """It said `attempt to write a readonly database`, and not what to do."""
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        with closing(Tenure(f"sqlite:///{folder}/before.db")) as before:
+            before.open()  # reads modules and the schema, which may lie where only root may read
         for rights in (0o777, 0o555):
             Path(folder).chmod(rights)
             app = Tenure(f"sqlite:///{folder}/jobs.db")

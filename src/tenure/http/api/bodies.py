@@ -222,7 +222,7 @@ class _Values:
         self._early = b""  # not counted unless more follows
 
     def arrived(self, part: bytes, *, small: bool) -> None:
-        """Count a part of a body; raises PayloadTooLarge. A body that stays small is not counted."""
+        """Count a part of a body, unless all is small until now; raises PayloadTooLarge."""
         if small:
             self._early += part
             return
