@@ -1,10 +1,12 @@
-"""What a release publishes, as tools/release.py builds and checks it, and the workflow."""
+"""What a release publishes, as tools/release.py builds and checks it, and the workflows."""
 
 from __future__ import annotations
 
 import re
 import tarfile
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -78,14 +80,22 @@ def test_a_wrong_tag_builds_nothing(
     assert not (tmp_path / "dist").exists()
 
 
-# --- the workflow
+# --- the workflows
 
-WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text("utf-8"))
-JOBS = WORKFLOW["jobs"]
+
+def workflow(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(
+        (ROOT / ".github" / "workflows" / name).read_text("utf-8")
+    )
+    return loaded
+
+
+RELEASE = workflow("release.yml")
+JOBS = RELEASE["jobs"]
 
 
 def test_the_job_that_publishes_runs_no_code_of_the_project() -> None:
-    assert WORKFLOW["permissions"] == {}
+    assert RELEASE["permissions"] == {}
     assert JOBS["build"]["permissions"] == {"contents": "read"}
     publish = JOBS["publish"]
     assert publish["permissions"] == {"id-token": "write"}
@@ -98,9 +108,11 @@ def test_the_job_that_publishes_runs_no_code_of_the_project() -> None:
     assert publish["steps"][-1]["with"]["attestations"] is True
 
 
-def test_actions_are_pinned_by_commit() -> None:
-    used = [step["uses"] for job in JOBS.values() for step in job["steps"] if "uses" in step]
-    assert len(used) == 5
+@pytest.mark.parametrize(("name", "count"), [("release.yml", 5), ("ci.yml", 4)])
+def test_actions_are_pinned_by_commit(name: str, count: int) -> None:
+    jobs = workflow(name)["jobs"].values()
+    used = [step["uses"] for job in jobs for step in job["steps"] if "uses" in step]
+    assert len(used) == count
     assert [one for one in used if not re.search(r"@[0-9a-f]{40}$", one)] == []
 
 
@@ -109,3 +121,21 @@ def test_the_build_gets_the_tag_by_the_environment_and_make_knows_the_target() -
     assert run["run"] == "make dist"  # a tag in the text of a script would be run by the shell
     assert set(run["env"]) == {"RELEASE_TAG"}
     assert re.search(r"^dist: dev ", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+
+
+def test_every_push_runs_what_a_change_has_to_pass_on_every_python() -> None:
+    """It runs the same commands as people do, and may write nothing."""
+    ci = workflow("ci.yml")
+    assert ci["permissions"] == {}
+    assert {"push", "pull_request", "schedule"} <= set(ci[True])  # YAML reads `on` as true
+    assert {job: jobs["permissions"] for job, jobs in ci["jobs"].items()} == {
+        "test": {"contents": "read"},
+        "dist": {"contents": "read"},
+    }
+    runs = [s["run"] for job in ci["jobs"].values() for s in job["steps"] if "run" in s]
+    assert runs == [".ci/run", "make dist"]
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
+        "classifiers"
+    ]
+    pythons = [re.search(r":: (3\.\d+)$", one) for one in classifiers]
+    assert ci["jobs"]["test"]["strategy"]["matrix"]["python"] == [one[1] for one in pythons if one]
