@@ -15,7 +15,7 @@ from tenure import Tenure
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "tenure"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-MAX_LINES = 400
+MAX_LINES = 800
 MAX_FUNCTION_LINES = 60
 
 
