@@ -48,7 +48,7 @@ def _drain_with(stage: Stage, subject: Subject, jobs: int, **limits: Any) -> Fig
 def drain_workflows(stage: Stage, subject: Subject) -> Figures:
     """Workflows in which one job comes before `FAN` jobs side by side, and one after them."""
     from tenure import Tenure
-    from tenure.jobs.enqueue import NewJob
+    from tenure.rules.jobs import NewJob
 
     size = FAN + 2
     flows = max(stage.size.jobs_retried(subject) // size, 1)
@@ -66,7 +66,7 @@ def drain_workflows(stage: Stage, subject: Subject) -> Figures:
 def fire_schedules(stage: Stage, subject: Subject) -> Figures:
     """Schedules that are all due at one moment: from then on until their jobs have started."""
     from tenure import Tenure
-    from tenure.jobs.enqueue import NewJob
+    from tenure.rules.jobs import NewJob
 
     number = stage.size.samples * 10
     setting = stage.fresh(subject)

@@ -29,8 +29,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from tenure import Tenure
-from tenure.jobs.enqueue import NewJob
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.jobs import NewJob
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 from tests.support.postgres import PostgresServer
 
 BITE = 5_000

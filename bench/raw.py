@@ -16,8 +16,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from tenure.jobs.work import ClaimRequest, Outcome, Report
-from tenure.store.protocol import Database
+from tenure.rules.reports import ClaimRequest, Outcome, Report
+from tenure.store.database import Database
 
 BATCH = 500
 LEASE_SECONDS = 60.0

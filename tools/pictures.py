@@ -29,8 +29,8 @@ import msgspec
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tenure import JobContext, Tenure
-from tenure.jobs.results import failure
-from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
+from tenure.handlers.results import failure
+from tenure.rules.reports import ClaimRequest, Lease, Outcome, Report
 from tenure.worker.process import run_loop, stopped_by_signals
 from tenure.worker.worker import Worker
 

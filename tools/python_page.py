@@ -33,31 +33,28 @@ from tenure import (
     Unique,
 )
 from tenure.app.bulk import BulkActions
-from tenure.app.job_types import JobOptions
 from tenure.app.queues import Queues, Types, Workers
 from tenure.app.retention import Retention
 from tenure.app.schedules import Schedules
 from tenure.app.signals import Signals
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
+from tenure.app.types import JobOptions
 from tenure.app.webhooks import Webhooks
 from tenure.app.within import Within
 from tenure.app.workflows import Workflows
 from tenure.client import AsyncClient, Client
 from tenure.contrib import django, fastapi, flask, sentry, sqlalchemy
 from tenure.errors import TenureError
-from tenure.jobs.context import JobTransaction
-from tenure.jobs.enqueue import Options
-from tenure.jobs.explain import Explanation
-from tenure.jobs.findings import Check, Violation
-from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition, Webhook
-from tenure.jobs.limits import Limits
-from tenure.jobs.progress import JobProgress
-from tenure.jobs.queries import Bulk, Counted, Filter, Page
-from tenure.jobs.retention import RetentionRule
-from tenure.jobs.schedule_times import Preview, When
-from tenure.jobs.schedules import Fire, Schedule, Template
-from tenure.jobs.stats import (
+from tenure.handlers.context import JobTransaction
+from tenure.rules.explain import Explanation
+from tenure.rules.jobs import Options
+from tenure.rules.ledger import EventFilter, LedgerEvent, LedgerPage, Transition, Webhook
+from tenure.rules.queues import Limits
+from tenure.rules.retention import RetentionRule
+from tenure.rules.schedules import Fire, Schedule, Template
+from tenure.rules.search import Bulk, Counted, Filter, Page
+from tenure.rules.stats import (
     Activity,
     Count,
     FailureGroup,
@@ -67,8 +64,10 @@ from tenure.jobs.stats import (
     TypeState,
     WorkerState,
 )
-from tenure.jobs.steps import ParentJob
-from tenure.jobs.workflows import (
+from tenure.rules.steps import JobProgress, ParentJob
+from tenure.rules.times import Preview, When
+from tenure.rules.tokens import AccessToken
+from tenure.rules.workflows import (
     GraphDependency,
     GraphJob,
     GraphPage,
@@ -78,7 +77,7 @@ from tenure.jobs.workflows import (
     WorkflowPage,
 )
 from tenure.testing import Drained, Jobs, Run, databases
-from tenure.tokens.scopes import AccessToken
+from tenure.values.findings import Check, Violation
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "python.md"
 
@@ -97,7 +96,7 @@ take and return. Every other name is internal and may change in any release.
 A duration is a number of seconds, a `timedelta`, or text such as `30s`, `1h30m` or `PT5M`. A
 backoff is a `RetryPolicy`, a duration (the `base`), or an object with `base`, `factor` and `cap`.
 [Errors](errors.md) has the exceptions. If a signature names a type that this page does not
-describe, the type is in a module of `tenure.jobs`.
+describe, the type is in a module of `tenure.values`, `tenure.rules` or `tenure.handlers`.
 """
 
 MAX_LINE = 96
@@ -313,7 +312,7 @@ def page() -> str:
     parts += ["## Status\n", _text(Status), f"{', '.join(f'`{status}`' for status in Status)}.\n"]
     parts += [
         "## Filter\n",
-        "From `tenure.jobs.queries`.\n",
+        "From `tenure.rules.search`.\n",
         _text(Filter),
         _table(_annotated(Filter)),
     ]

@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from tenure import JobContext, NewJob, PermanentFailure, Tenure
-from tenure.jobs.enqueue import Options
+from tenure.rules.jobs import Options
 
 app = Tenure(os.environ["TENURE_DATABASE"])
 work = asyncio.sleep

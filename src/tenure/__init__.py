@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
-    from tenure.app.flow import NewWorkflow, Node
-    from tenure.app.job_types import JobType
+    from tenure.app.types import JobType
     from tenure.app.waiting import Handle
+    from tenure.app.workflows import NewWorkflow, Node
     from tenure.dependency import Dependency
     from tenure.errors import (
         DuplicateJob,
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
         StoreUnavailable,
         TenureError,
     )
-    from tenure.jobs.context import JobContext
-    from tenure.jobs.enqueue import NewJob
-    from tenure.jobs.hooks import Failure
-    from tenure.jobs.limits import PerPartition
-    from tenure.jobs.postpone import RateLimited, RetryAfter, Snooze
-    from tenure.jobs.signals import Signal
-    from tenure.jobs.uniqueness import Unique
+    from tenure.handlers.context import JobContext
+    from tenure.handlers.registry import Failure
     from tenure.lifecycle import Job, Status
     from tenure.retry import RetryPolicy
+    from tenure.rules.jobs import NewJob
+    from tenure.rules.queues import PerPartition
+    from tenure.rules.reports import RateLimited, RetryAfter, Snooze
+    from tenure.rules.signals import Signal
+    from tenure.rules.unique_keys import Unique
 
 __version__ = "0.1.0"
 
@@ -84,22 +84,22 @@ __all__ = [
 _HOMES = {
     "Dependency": "dependency",
     "Handle": "app.waiting",
-    "NewJob": "jobs.enqueue",
-    "NewWorkflow": "app.flow",
-    "Node": "app.flow",
+    "NewJob": "rules.jobs",
+    "NewWorkflow": "app.workflows",
+    "Node": "app.workflows",
     "Job": "lifecycle",
-    "JobContext": "jobs.context",
-    "Failure": "jobs.hooks",
-    "PerPartition": "jobs.limits",
-    "JobType": "app.job_types",
-    "RateLimited": "jobs.postpone",
-    "RetryAfter": "jobs.postpone",
+    "JobContext": "handlers.context",
+    "Failure": "handlers.registry",
+    "PerPartition": "rules.queues",
+    "JobType": "app.types",
+    "RateLimited": "rules.reports",
+    "RetryAfter": "rules.reports",
     "RetryPolicy": "retry",
-    "Signal": "jobs.signals",
-    "Snooze": "jobs.postpone",
+    "Signal": "rules.signals",
+    "Snooze": "rules.reports",
     "Status": "lifecycle",
     "Tenure": "app.app",
-    "Unique": "jobs.uniqueness",
+    "Unique": "rules.unique_keys",
 }
 
 

@@ -20,15 +20,16 @@ from urllib.parse import parse_qs, urlsplit
 from msgspec import structs
 
 from tenure.errors import InvalidInput, JobNotFound
-from tenure.jobs import durations, ids
-from tenure.jobs.enqueue import Duration, NewJob, Options, listed, whole
-from tenure.jobs.explain import Explanation
-from tenure.jobs.ledger import Transition
-from tenure.jobs.names import check_choice, check_key
-from tenure.jobs.queries import MAX_LISTED, Fields, Order
-from tenure.jobs.signals import Signal, check_signal_name, signal_text
-from tenure.jobs.stats import Count
 from tenure.lifecycle import Job
+from tenure.rules.explain import Explanation
+from tenure.rules.jobs import Duration, NewJob, Options, listed
+from tenure.rules.ledger import Transition
+from tenure.rules.search import MAX_LISTED, Fields, Order
+from tenure.rules.signals import Signal, check_signal_name, signal_text
+from tenure.rules.stats import Count
+from tenure.values import durations, ids
+from tenure.values.names import check_choice, check_key
+from tenure.values.numbers import whole
 from tenure.wire import requests, responses
 from tenure.wire.transport import DEFAULT_TIMEOUT_SECONDS, Transport, blocking
 from tenure.wire.worker_calls import WorkerCalls

@@ -30,15 +30,14 @@ from tenure import dashboard, forks
 from tenure.app.app import Tenure
 from tenure.errors import InvalidInput, StoreMoved
 from tenure.http import guard
-from tenure.http.api.call import Dispatcher
-from tenure.http.api.routes import OPEN_PATHS, ROUTES
+from tenure.http.call import Dispatcher
+from tenure.http.guard import Refusals, TokenCache
 from tenure.http.protocol import BoundedProtocol, Room
-from tenure.http.refusals import Refusals
-from tenure.http.token_cache import TokenCache
+from tenure.http.routes import OPEN_PATHS, ROUTES
 from tenure.http.waiting import WorkNotifier
-from tenure.jobs.names import check_function, check_kind, check_queues
 from tenure.settings import Settings
 from tenure.telemetry import logs
+from tenure.values.names import check_function, check_kind, check_queues
 from tenure.worker.maintenance import StallWatch
 from tenure.worker.process import (
     maintained,

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tenure.errors import InvalidInput
-from tenure.jobs import durations
-from tenure.jobs.enqueue import whole
-from tenure.jobs.names import check_queues
-from tenure.jobs.redaction import without_password
-from tenure.jobs.retention import FOREVER_SECONDS, age
+from tenure.rules.retention import FOREVER_SECONDS, age
+from tenure.values import durations
+from tenure.values.names import check_queues
+from tenure.values.numbers import whole
+from tenure.values.redaction import without_password
 
 T = TypeVar("T")
 

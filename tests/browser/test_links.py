@@ -5,8 +5,8 @@ from __future__ import annotations
 from playwright.sync_api import expect
 
 from tenure import Tenure
-from tenure.jobs.signals import new_token, token_digest
-from tenure.store.dialect import Statements
+from tenure.rules.signals import new_token, token_digest
+from tenure.store.database import Statements
 from tests.browser.conftest import Window, flaws
 
 

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tenure import JobContext, NewJob, Tenure
-from tenure.jobs.queries import Filter
+from tenure.rules.search import Filter
 from tests.browser.conftest import PATIENCE, WINDOWS, Window, flaws, flaws_of
 from tests.support.http import ServerProcess
 from tests.support.waiting import wait_until

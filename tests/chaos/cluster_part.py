@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tenure import JobContext, NewJob, Tenure, Unique
 from tenure.errors import StoreUnavailable
-from tenure.jobs.enqueue import Options
+from tenure.rules.jobs import Options
 from tenure.worker.process import run_loop
 from tenure.worker.worker import Worker
 from tests.chaos.history import History, Recorded, record_handlers

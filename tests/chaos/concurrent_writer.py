@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ids import new_ids
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 from tenure.store import open_store
+from tenure.values.ids import new_ids
 
 
 def write(url: str, log: Path, seconds: float) -> None:

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from tenure.jobs.queries import Query
-from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Lease, Outcome, Report
+from tenure.rules.search import Query
 from tenure.store import Store, open_store
 
 LEASE_SECONDS = 0.5

@@ -39,7 +39,7 @@ GUARDED_FILES = (
     SQLITE,
     POSTGRES,
     "store/constraints.py",
-    "store/row_values.py",
+    "store/constraints.py",
     "store/migrations/sqlite/0001_1_jobs.sql",
     "store/migrations/postgres/0001_1_jobs.sql",
     HOT_PATH,
@@ -333,19 +333,19 @@ WHERE status = 'processing' AND lease_expires_at <= {NOW} + interval '1 day'""",
     ),
     Control(
         "what is overdue is counted by a retry, too",
-        "store/tables/revisits.py",
+        "store/transitions.py",
         "late.parent IS NULL AND ",
         "",
     ),
     Control(
         "a job behind an overdue one is counted twice",
-        "store/borrowed/links.py",
+        "store/borrowed/dependencies.py",
         "if parent.rests and parent.followed]",
         "if parent.rests and parent.followed > 1_000]",
     ),
     Control(
         "PostgreSQL: a step does not look at its lease when it is stored",
-        "store/borrowed/json_jobs.py",
+        "store/borrowed/drivers.py",
         '"{share}": SHARE,',
         '"{share}": "",',
     ),
@@ -399,7 +399,7 @@ def parts_of_generated_guards() -> Iterator[Control]:
     file = "store/constraints.py"
     text = (SOURCE / file).read_text("utf-8")
     rules = text[text.index("def row_rules(") : text.index("def is_legal(")]
-    rules += (SOURCE / "store/row_values.py").read_text("utf-8")
+    rules += (SOURCE / "store/constraints.py").read_text("utf-8")
     for name in dict.fromkeys(re.findall(r'^        "(\w+)": ', rules, re.MULTILINE)):
         others = f"for name, rule in rules.items() if name != {name!r}"
         filtered = text.replace("for name, rule in rules.items())", f"{others})")

@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from tenure import StoreUnavailable, Tenure
-from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Lease, Outcome, Report
 from tests.support import fault_counts
 
 BIG = {"text": "x" * 20_000}

@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 from tenure import Job, JobContext, NewJob, Tenure, failpoints
 from tenure.app.bulk import run_batches
 from tenure.errors import IllegalTransition
-from tenure.jobs.queries import Filter
-from tenure.jobs.work import ClaimRequest
+from tenure.rules.reports import ClaimRequest
+from tenure.rules.search import Filter
 from tenure.store.sqlite import connection as sqlite_connection
 from tests.chaos.history import History, Recorded, record_handlers
 from tests.support.waiting import wait_until

@@ -18,7 +18,7 @@ from contextlib import closing, suppress
 
 from tenure import Dependency, IllegalTransition, JobNotFound, NewJob, StoreUnavailable, Tenure
 from tenure.dependency import Meets
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 from tests.support.raw_sql import RawSql
 
 WORKERS = 3

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tenure import Job, Tenure
-from tenure.app import adding
+from tenure.app import jobs as app_jobs
 from tenure.errors import (
     IllegalTransition,
     InvalidInput,
@@ -34,10 +34,10 @@ from tenure.errors import (
     SchemaMismatch,
     Unauthorized,
 )
-from tenure.jobs.context import JobContext
-from tenure.jobs.enqueue import Enqueued, NewJob, TypeOptions
-from tenure.jobs.handlers import Handler, Handlers
-from tenure.jobs.work import Answer, ClaimRequest, Exchange, Report
+from tenure.handlers.context import JobContext
+from tenure.handlers.registry import Handler, Handlers
+from tenure.rules.jobs import Enqueued, NewJob, TypeOptions
+from tenure.rules.reports import Answer, ClaimRequest, Exchange, Report
 from tenure.store.transitions import Steps
 
 DID_NOT_HAPPEN = (
@@ -163,7 +163,7 @@ class Recorded:
     def add(self, new_jobs: Sequence[NewJob], *, batch: bool = False) -> Future[list[Enqueued]]:
         numbers = self._invoke_enqueue(new_jobs)
         try:
-            future: Future[list[Enqueued]] = adding.add(self.source.core, new_jobs, batch=batch)
+            future: Future[list[Enqueued]] = app_jobs.add(self.source.core, new_jobs, batch=batch)
         except BaseException as error:
             self.record.failed(numbers, error)
             raise

@@ -22,15 +22,15 @@ from tests.chaos.disk import Disk
 disk = Disk(remember=False)
 
 from tenure.errors import StoreUnavailable  # noqa: E402
-from tenure.jobs.enqueue import CheckedJob  # noqa: E402
-from tenure.jobs.ids import new_ids  # noqa: E402
-from tenure.jobs.work import ClaimRequest, Outcome, Report  # noqa: E402
-from tenure.store import Store, direct, open_store  # noqa: E402
+from tenure.rules.jobs import CheckedJob  # noqa: E402
+from tenure.rules.reports import ClaimRequest, Outcome, Report  # noqa: E402
+from tenure.store import Store, commit, open_store  # noqa: E402
 from tenure.store.sqlite import connection as sqlite_connection  # noqa: E402
+from tenure.values.ids import new_ids  # noqa: E402
 
 sqlite_connection.CHECKPOINT_PAGES = 40  # so that there is one in a short run
 sqlite_connection.resets_wal_unsafely = lambda version: True
-direct.CALM_SECONDS = 0  # so that a job alone is added on this thread
+commit.CALM_SECONDS = 0  # so that a job alone is added on this thread
 ROUNDS = 6
 CLAIM = ClaimRequest(worker="w", limit=4, lease_seconds=600)
 

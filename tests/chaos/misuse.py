@@ -28,9 +28,9 @@ import httpx2
 
 from tenure import Tenure
 from tenure.dashboard.site import ACTIONS, PAGES
-from tenure.http.api.openapi import document
-from tenure.http.api.routes import ROUTES
-from tenure.tokens.scopes import Scope
+from tenure.http.openapi import document
+from tenure.http.routes import ROUTES
+from tenure.rules.tokens import Scope
 from tests.chaos.fuzz import TOKEN, judged
 from tests.support.http import UNKNOWN_ID, ServerProcess
 from tests.support.raw_sql import RawSql

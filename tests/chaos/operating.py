@@ -19,9 +19,9 @@ from contextlib import closing, suppress
 from tenure import IllegalTransition, InvalidInput, NewJob, PerPartition, StoreUnavailable, Tenure
 from tenure.app.bulk import run_batches
 from tenure.errors import LimitConflict
-from tenure.jobs.enqueue import Options
-from tenure.jobs.queries import Filter
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.jobs import Options
+from tenure.rules.reports import ClaimRequest, Outcome, Report
+from tenure.rules.search import Filter
 from tests.support.raw_sql import RawSql
 
 QUEUE = "q"

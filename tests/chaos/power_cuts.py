@@ -52,11 +52,11 @@ def record(setting: str, chance: random.Random, rounds: int) -> Recording:
     if setting != "full":
         _weaken(setting)
     disk = Disk()
-    from tenure.store import direct, open_store
+    from tenure.store import commit, open_store
     from tenure.store.sqlite import connection as sqlite_connection
 
-    direct.CALM_SECONDS = 0  # so that single jobs are added on this thread
-    direct.MAX_COMMITS = 5
+    commit.CALM_SECONDS = 0  # so that single jobs are added on this thread
+    commit.MAX_COMMITS = 5
     facts: list[Fact] = []
     checkpoints: list[tuple[int, int]] = []
     sqlite_connection.CHECKPOINT_PAGES = PAGES
@@ -98,10 +98,10 @@ def _weaken(setting: str) -> None:
 
 def _one_round(store: Any, chance: random.Random, disk: Disk, facts: list[Fact]) -> None:
     """Jobs are added, some at once; others are claimed and settled."""
-    from tenure.jobs.enqueue import CheckedJob
-    from tenure.jobs.ids import new_ids
-    from tenure.jobs.work import ClaimRequest, Outcome, Report
     from tenure.retry import RetryPolicy
+    from tenure.rules.jobs import CheckedJob
+    from tenure.rules.reports import ClaimRequest, Outcome, Report
+    from tenure.values.ids import new_ids
 
     added: list[tuple[list[str], Future[Any]]] = []
     for _ in range(chance.randrange(3)):

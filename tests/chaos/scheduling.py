@@ -11,8 +11,8 @@ import sys
 import time
 
 from tenure import StoreUnavailable, Tenure
-from tenure.app.evaluation import decide_due, set_right
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.app.schedules import decide_due, set_right
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 
 LEASE_SECONDS = 60
 

@@ -26,7 +26,7 @@ import psycopg
 
 from tenure import StoreUnavailable, Tenure
 from tenure.app.bulk import run_batches
-from tenure.jobs.queries import Filter
+from tenure.rules.search import Filter
 from tests.chaos import checker
 from tests.chaos.soak_part import LEASE_SECONDS
 from tests.support import fault_counts

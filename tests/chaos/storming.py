@@ -17,7 +17,7 @@ import time
 from contextlib import closing, suppress
 
 from tenure import NewJob, StoreUnavailable, Tenure
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 from tests.support.raw_sql import RawSql, Refused
 
 CLAIMERS, VANDALS = 4, 2

@@ -10,8 +10,8 @@ import pytest
 
 from tenure import Tenure
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.jobs.enqueue import NewJob
-from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
+from tenure.rules.jobs import NewJob
+from tenure.rules.reports import ClaimRequest, Lease, Outcome, Report
 from tests.chaos import checker
 from tests.chaos.checker import Call, Records, Rule, Run
 from tests.chaos.history import History, Recorded, record_handlers

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tenure import InvalidInput, NewJob, Status, Tenure
-from tenure.jobs.work import ClaimRequest, Outcome, Report
-from tenure.store.times import MIN_STEP_SECONDS
+from tenure.rules.reports import ClaimRequest, Outcome, Report
+from tenure.store.transitions import MIN_STEP_SECONDS
 from tests.support import fault_counts
 from tests.support.clock import Clock
 from tests.support.waiting import wait_until

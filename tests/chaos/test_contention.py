@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ids import new_ids
 from tenure.retry import RetryPolicy
+from tenure.rules.jobs import CheckedJob
 from tenure.store import open_store
+from tenure.values.ids import new_ids
 from tests.chaos import contending_process
 from tests.support.programs import Program
 from tests.support.raw_sql import RawSql

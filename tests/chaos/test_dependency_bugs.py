@@ -15,10 +15,10 @@ import pytest
 from tenure import Dependency, Job, NewJob, Status, Tenure, failpoints
 from tenure.app.bulk import run_batches
 from tenure.events import Retried
-from tenure.jobs.enqueue import LinkedJob
-from tenure.jobs.ids import new_ids
-from tenure.jobs.queries import Filter
-from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
+from tenure.rules.jobs import LinkedJob
+from tenure.rules.reports import Answer, ClaimRequest, Lease, Outcome, Report
+from tenure.rules.search import Filter
+from tenure.values.ids import new_ids
 from tests.support.clock import Clock
 from tests.support.programs import run
 from tests.support.raw_sql import RawSql
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.chaos
 COMPLETE = """
 import sys
 from tenure import Tenure
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 core = Tenure(sys.argv[1]).core
 (lease,) = core.claim(ClaimRequest(worker="w", limit=1, lease_seconds=30)).leases
 core.report([Report(lease.id, lease.lease_id, Outcome.COMPLETED)])

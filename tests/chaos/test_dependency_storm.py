@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
-from tenure.store import dependency_audit
+from tenure.store import audit
 from tests.chaos import graphing
 from tests.support import fault_counts
 from tests.support.programs import Program
@@ -43,7 +43,7 @@ def wrong(app: Tenure) -> list[tuple[str, str, str]]:
     read = app.core.store.read
     found = list[tuple[str, str, str]]()
     for asked in read.questions:
-        if asked in (*dependency_audit.ON_SQLITE, *dependency_audit.ON_POSTGRES):
+        if asked in (*audit.ON_SQLITE, *audit.ON_POSTGRES):
             for job_id, *said in read.rows(asked.statement(read.dialect)):
                 found.append((asked.about, str(job_id), str(said)))
     return found

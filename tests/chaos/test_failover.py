@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from tenure import JobNotFound, Status, Tenure
-from tenure.jobs.work import Answer
+from tenure.rules.reports import Answer
 from tests.chaos import checker
 from tests.chaos.load import Load
 from tests.support import fault_counts

@@ -23,7 +23,7 @@ import pytest
 from tenure import Tenure, failpoints
 from tenure.errors import StoreUnavailable
 from tenure.events import Cancelled, Retried
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 from tenure.store.sqlite.connection import resets_wal_unsafely
 from tests.chaos import checker, every_failpoint
 from tests.support import fault_counts

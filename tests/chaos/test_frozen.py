@@ -14,7 +14,7 @@ import pytest
 from tenure import NewJob, Status, Tenure, failpoints
 from tenure.client import Client
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
+from tenure.rules.reports import Answer, ClaimRequest, Lease, Outcome, Report
 from tenure.store.sqlite import connection as sqlite_connection
 from tests.chaos import checker
 from tests.chaos.history import History, Recorded
@@ -35,7 +35,7 @@ class Armed:
     """A process that runs `code` with an application `app`, stopped where it is armed."""
 
     def __init__(self, url: str, code: str, failpoint: str) -> None:
-        imports = ("tenure", "tenure.jobs.enqueue", "tenure.jobs.work")
+        imports = ("tenure", "tenure.rules.jobs", "tenure.rules.reports")
         head = "".join(f"from {module} import *\n" for module in imports)
         head += f"app = Tenure({url!r})\n"
         self.process = Program(

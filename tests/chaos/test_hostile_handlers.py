@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tenure import JobContext, NewJob, PermanentFailure, Status, Tenure
-from tenure.jobs.results import failure
+from tenure.handlers.results import failure
 from tenure.worker import attempts, heartbeat
 from tests.support.clock import Clock
 from tests.support.waiting import WAIT_SECONDS, wait_until

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tenure import NewJob, PerPartition, Tenure, failpoints
-from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Lease, Outcome, Report
 from tests.chaos import storming
 from tests.support.clock import Clock
 from tests.support.programs import Program, run
@@ -139,7 +139,7 @@ def test_a_claimer_that_is_killed_at_its_commit_holds_no_place_for_ever(
     """As solid_queue#456, sidekiq-unique-jobs#379: places of the dead had to be repaired."""
     app.queues.limit("q", max_running=2, per_partition=PerPartition(max_running=1))
     app.enqueue_many(storming.jobs(8))
-    code = "from tenure import Tenure; from tenure.jobs.work import ClaimRequest; import sys;"
+    code = "from tenure import Tenure; from tenure.rules.reports import ClaimRequest; import sys;"
     code += "Tenure(sys.argv[1]).core.claim(ClaimRequest(worker='w', limit=9, lease_seconds=30))"
     armed = {**os.environ, failpoints.ENVIRONMENT: f"claim.{moment}_commit=kill"}
     done = run([sys.executable, "-c", code, app.database], env=armed, check=False)

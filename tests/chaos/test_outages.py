@@ -26,7 +26,7 @@ from tenure.settings import Settings
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import session as postgres
 from tenure.worker import process
-from tenure.worker.demand import MAX_BACKOFF_SECONDS
+from tenure.worker.exchanges import MAX_BACKOFF_SECONDS
 from tenure.worker.maintenance import MaintenanceThread, StallWatch
 from tenure.worker.worker import Worker
 from tests.chaos.remote_stores import REMOTE_STORES, RemoteStore, remote_store

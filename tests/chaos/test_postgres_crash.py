@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.enqueue import NewJob, Options
+from tenure.rules.jobs import NewJob, Options
 from tests.chaos import checker
 from tests.chaos.load import Load
 from tests.support import fault_counts

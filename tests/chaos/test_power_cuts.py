@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from tenure.errors import StoreUnavailable
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.work import ClaimRequest
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.reports import ClaimRequest
 from tenure.store import open_store
 from tests.chaos import disk
 from tests.chaos.power_cuts import NAME, Cut, Recording

@@ -15,10 +15,10 @@ import pytest
 
 from tenure import NewJob, Status, Tenure
 from tenure.errors import IllegalTransition
-from tenure.jobs.enqueue import Options
-from tenure.jobs.ids import new_id
-from tenure.jobs.work import ClaimRequest, Outcome, Report
 from tenure.lifecycle import SETTLED
+from tenure.rules.jobs import Options
+from tenure.rules.reports import ClaimRequest, Outcome, Report
+from tenure.values.ids import new_id
 from tests.chaos import checker
 from tests.chaos.history import History, Recorded, record_handlers
 from tests.support import fault_counts

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tenure import JobNotFound, Status, Tenure
-from tenure.jobs.work import Answer
+from tenure.rules.reports import Answer
 from tests.support.postgres import PostgresServer
 from tests.support.store import claim_request as asking
 from tests.support.store import report_completed, report_failed

@@ -19,10 +19,10 @@ import pytest
 from psycopg.errors import DeadlockDetected
 
 from tenure import NewJob, Tenure, failpoints
-from tenure.jobs.queries import Filter
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Outcome, Report
+from tenure.rules.search import Filter
+from tenure.store.database import Trouble
 from tenure.store.postgres.session import PostgresSession
-from tenure.store.protocol import Trouble
 from tenure.store.tables import schedules
 from tests.chaos import scheduling
 from tests.support import fault_counts

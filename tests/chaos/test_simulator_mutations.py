@@ -18,8 +18,8 @@ from msgspec.structs import replace as changed
 
 from tenure import lifecycle
 from tenure.events import Failed, LeaseExpired, Released
-from tenure.jobs.enqueue import Enqueued
-from tenure.jobs.work import ALREADY_RECORDED
+from tenure.rules.jobs import Enqueued
+from tenure.rules.reports import ALREADY_RECORDED
 from tenure.simulator import simulate
 from tenure.simulator.database import SimulatedDatabase
 from tenure.store import enqueue, transitions

@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from tenure.errors import KeyConflict, QueueFull
 from tenure.events import Cancelled
-from tenure.jobs.enqueue import Enqueued
-from tenure.jobs.queries import Query
 from tenure.lifecycle import Job
 from tenure.retry import RetryPolicy
+from tenure.rules.jobs import Enqueued
+from tenure.rules.search import Query
 from tenure.store import open_store
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.store import StoreHarness, new_job, report_completed

@@ -9,8 +9,8 @@ import pytest
 
 from tenure import Tenure
 from tenure.errors import IllegalTransition, InvalidInput
-from tenure.jobs.queries import Filter, State
 from tenure.retry import RetryPolicy
+from tenure.rules.search import Filter, State
 from tenure.store import search
 from tenure.store.tables import bulk as bulks
 from tests.support.store import StoreHarness, report_completed, report_failed, report_snoozed

@@ -11,7 +11,7 @@ import sqlite3
 import pytest
 
 from tenure.events import Retried
-from tenure.store import audit, dependency_audit, limit_audit, open_store
+from tenure.store import audit, open_store
 from tests.support.effort import on_either_engine
 from tests.support.store import (
     LEASE_SECONDS,
@@ -329,11 +329,11 @@ def test_an_index_without_its_jobs_is_found(sqlite_url: str) -> None:
 def test_there_is_a_case_for_every_question_and_advice_for_every_answer() -> None:
     questions = (*audit.QUERIES, audit.PLACES)
     asked = {name for each in questions for name in each.invariants}
-    assert {name for each in limit_audit.QUERIES for name in each.invariants} == {audit.FOLLOWED}
+    assert {name for each in audit.LIMIT_QUERIES for name in each.invariants} == {audit.FOLLOWED}
     breaks = LEDGER_BREAKS + ROW_BREAKS + PLACE_BREAKS
     shown = {invariant for broken, _ in breaks for invariant in broken}
     others = {audit.SOUND, audit.TICKS, audit.HELD, audit.FOLLOWED}
-    graphs = (*dependency_audit.ON_SQLITE, *dependency_audit.ON_POSTGRES)
+    graphs = (*audit.ON_SQLITE, *audit.ON_POSTGRES)
     others |= {name for each in graphs for name in each.invariants}
     assert asked | others == shown | {KEY, HOLDERS, *others} == set(audit.INVARIANTS)
     assert all(audit.INVARIANTS.values())

@@ -10,10 +10,10 @@ from msgspec.structs import replace
 
 from tenure import InvalidInput, Tenure
 from tenure.events import Cancelled, Retried
-from tenure.jobs.ids import new_id
-from tenure.jobs.queries import Action, Bulk, Counted, Filter, Query
 from tenure.lifecycle import Job
+from tenure.rules.search import Action, Bulk, Counted, Filter, Query
 from tenure.store.tables import bulk as bulks
+from tenure.values.ids import new_id
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.store import StoreHarness, new_job, report_failed
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tenure.jobs.queries import Query
-from tenure.jobs.work import MAX_BYTES, is_full
 from tenure.lifecycle import Job
 from tenure.retry import RetryPolicy
+from tenure.rules.reports import MAX_BYTES, is_full
+from tenure.rules.search import Query
 from tenure.store import reader as store_reader
 from tenure.store import search
 from tenure.store.postgres import reader

@@ -10,7 +10,7 @@ from itertools import chain
 
 import pytest
 
-from tenure.jobs.work import Lease
+from tenure.rules.reports import Lease
 from tenure.store import open_store
 from tenure.webhooks.deliveries import WEBHOOK, queue_of
 from tests.contract.granted_role import also_as_granted_role

@@ -7,7 +7,7 @@ from psycopg.errors import SerializationFailure
 
 from tenure import InvalidInput, JobContext, LeaseLost, PermanentFailure, Tenure
 from tenure.app.fence import LeaseFence
-from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report
+from tenure.rules.reports import Answer, ClaimRequest, Lease, Outcome, Report
 from tenure.worker.child import context_of
 from tenure.worker.note_writer import AttemptSource, NoteWriter
 from tests.support.effects import effects, own_connection

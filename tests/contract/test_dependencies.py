@@ -8,9 +8,9 @@ import pytest
 
 from tenure import Dependency, JobNotFound, KeyConflict, NewJob, QueueFull, Tenure, Unique
 from tenure.app.app import limited_to
-from tenure.jobs.enqueue import TypeOptions, check_job
-from tenure.jobs.ids import new_id, new_ids
 from tenure.lifecycle import Job
+from tenure.rules.jobs import TypeOptions, check_job
+from tenure.values.ids import new_id, new_ids
 from tests.support.store import StoreHarness, new_job, report_completed, report_failed
 
 

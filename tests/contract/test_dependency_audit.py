@@ -9,12 +9,12 @@ import re
 
 import pytest
 
-from tenure.jobs.ids import new_ids
-from tenure.store import audit, dependency_audit
+from tenure.store import audit
+from tenure.values.ids import new_ids
 from tests.support.store import StoreHarness
 
-COUNTED = dependency_audit.COUNTED
-SKIPPED = dependency_audit.SKIPPED
+COUNTED = audit.COUNTED
+SKIPPED = audit.SKIPPED
 CYCLE = "no jobs wait for each other"
 FOLLOWED = "a job that others wait for counts them"
 STEP = "a step is of an attempt of its job"
@@ -269,7 +269,7 @@ def test_steps_and_signals(unaudited_harness: StoreHarness) -> None:
 
 
 def test_there_is_a_case_for_every_question() -> None:
-    questions = (*dependency_audit.ON_SQLITE, *dependency_audit.ON_POSTGRES)
+    questions = (*audit.ON_SQLITE, *audit.ON_POSTGRES)
     assert {name for each in questions for name in each.invariants} == OWN
     assert {name for _, broken in DAMAGE for name, _ in broken} | {STEP, SUSPENDED} == OWN
     assert set(audit.INVARIANTS) >= OWN

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tenure import events, lifecycle
-from tenure.jobs.ids import new_id
 from tenure.lifecycle import Guard, Rule, Status
 from tenure.retry import RetryPolicy
+from tenure.values.ids import new_id
 from tests.contract.situations import job_before
 from tests.support.store import StoreHarness
 

@@ -11,7 +11,9 @@ import pytest
 from tenure import Tenure, Unique
 from tenure.app.app import limited_to
 from tenure.events import Amended, Cancelled
-from tenure.jobs.explain import (
+from tenure.handlers.results import result_text
+from tenure.lifecycle import ATTEMPT_ENDS, Job
+from tenure.rules.explain import (
     RATE_MINUTES,
     SWEEP_IS_LATE,
     WORKER_IS_LIVE,
@@ -20,12 +22,10 @@ from tenure.jobs.explain import (
     explain,
     rate,
 )
-from tenure.jobs.queries import MAX_AHEAD
-from tenure.jobs.results import result_text
-from tenure.jobs.stats import BUCKETS, Activity, WorkerState
-from tenure.jobs.steps import Record
-from tenure.jobs.work import ClaimRequest
-from tenure.lifecycle import ATTEMPT_ENDS, Job
+from tenure.rules.reports import ClaimRequest
+from tenure.rules.search import MAX_AHEAD
+from tenure.rules.stats import BUCKETS, Activity, WorkerState
+from tenure.rules.steps import Record
 from tenure.webhooks.deliveries import WEBHOOK, queue_of
 from tests.support.store import (
     LEASE_SECONDS,

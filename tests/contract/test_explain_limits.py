@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from tenure import PerPartition, Tenure
-from tenure.jobs.postpone import Pause, Wait
-from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
 from tenure.lifecycle import Job
+from tenure.rules.reports import ClaimRequest, Lease, Outcome, Pause, Report, Wait
 from tests.support.clock import Clock
 
 

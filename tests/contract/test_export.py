@@ -20,8 +20,8 @@ from tenure.app import export as exports
 from tenure.app.export import ExportedFile, export
 from tenure.errors import InvalidInput
 from tenure.events import Cancelled, Retried
-from tenure.jobs.queries import Filter, Query
-from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
+from tenure.rules.search import Filter, Query
+from tenure.values.redaction import NOTHING_HIDDEN, Redaction
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.cli import clean_environment
 from tests.support.store import StoreHarness, new_job, report_completed, report_failed
@@ -194,8 +194,8 @@ import sys
 from pathlib import Path
 from tenure import Tenure
 from tenure.app import export
-from tenure.jobs.queries import Filter
-from tenure.jobs.redaction import NOTHING_HIDDEN
+from tenure.rules.search import Filter
+from tenure.values.redaction import NOTHING_HIDDEN
 
 export.MAX_AT_ONCE = 10
 app = Tenure(sys.argv[1])

@@ -15,13 +15,13 @@ from msgspec.structs import replace
 
 from tenure.errors import WriteRefused
 from tenure.events import Completed, Failed
-from tenure.jobs.ids import new_id
 from tenure.lifecycle import Job, Status, decide
 from tenure.store import transitions
+from tenure.store.database import Database
 from tenure.store.postgres.writer import Postgres
-from tenure.store.protocol import Database
 from tenure.store.sqlite.connection import path_of
 from tenure.store.sqlite.writer import Sqlite
+from tenure.values.ids import new_id
 from tests.support.store import LEASE_SECONDS, StoreHarness, report_completed
 
 

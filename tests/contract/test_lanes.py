@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tenure import PerPartition, Tenure
-from tenure.jobs.work import Lease
+from tenure.rules.reports import Lease
 from tenure.store import lanes
 from tenure.store.lanes import (
     IN_ORDER_AGAIN,

@@ -8,10 +8,10 @@ from uuid import uuid4
 import pytest
 
 from tenure.events import Cancelled
-from tenure.jobs.ids import new_id
-from tenure.jobs.work import Answer, Duty, Lease, Verdict
 from tenure.retry import RetryPolicy
+from tenure.rules.reports import Answer, Duty, Lease, Verdict
 from tenure.store import open_store
+from tenure.values.ids import new_id
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.clock import TICK
 from tests.support.graphs import CLAIMED

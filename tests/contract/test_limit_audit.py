@@ -9,7 +9,7 @@ import pytest
 
 from tenure import PerPartition, Tenure
 from tenure.app.queues import Queues
-from tenure.store import limit_audit
+from tenure.store import audit
 from tenure.store.audit import FOLLOWED, HELD
 from tests.support.store import StoreHarness, new_job, report_completed, report_failed
 
@@ -174,11 +174,11 @@ def test_what_does_not_follow_the_jobs_is_found(
 
 def test_windows_are_counted_also_out_of_order() -> None:
     times: list[int] = []
-    seen = [limit_audit.busiest(times, at, 1000, 3) for at in (0, 500, 999, 1000, 900, 5000)]
+    seen = [audit.busiest(times, at, 1000, 3) for at in (0, 500, 999, 1000, 900, 5000)]
     assert seen == [1, 2, 3, 3, 4, 1]
-    assert limit_audit.busiest(times, 2999, 9000, 3) == 1  # a clock that was set back
+    assert audit.busiest(times, 2999, 9000, 3) == 1  # a clock that was set back
     for at in range(10_000):
-        limit_audit.busiest(times, at * 10, 1000, 3)
+        audit.busiest(times, at * 10, 1000, 3)
     assert len(times) <= 8
 
 
@@ -187,7 +187,7 @@ def test_a_million_entries_take_seconds() -> None:
     change = ("q", None, '{"max_running": 9, "rate_starts": 100, "rate_seconds": 1}', 0, "", 0)
     rows = (("q", "p", None, 1 - 2 * (n % 2), "", n * 10) for n in range(200_000))
     began = time.process_time()
-    assert limit_audit.Replay().findings((change, *rows), 9) == []
+    assert audit.Replay().findings((change, *rows), 9) == []
     assert time.process_time() - began < 3
 
 

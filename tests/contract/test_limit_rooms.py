@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tenure import PerPartition, Tenure
-from tenure.jobs.limits import Rate
-from tenure.jobs.work import Lease
+from tenure.rules.queues import Rate
+from tenure.rules.reports import Lease
 from tests.support.store import StoreHarness, new_job, report_completed, report_released
 
 PARTITIONS = ("", "a", "b", "c")

@@ -11,8 +11,8 @@ import pytest
 from tenure import Tenure
 from tenure.app.app import limited_to
 from tenure.errors import Forbidden, InvalidInput, LimitConflict
-from tenure.jobs.limits import Limits, PerPartition
-from tenure.jobs.stats import QueueState
+from tenure.rules.queues import Limits, PerPartition
+from tenure.rules.stats import QueueState
 from tests.support.clock import Clock
 from tests.support.raw_sql import RawSql
 

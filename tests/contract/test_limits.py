@@ -16,11 +16,11 @@ from tenure import PerPartition, Tenure
 from tenure.app.queues import Queues
 from tenure.app.retention import Retention
 from tenure.events import Cancelled, Retried
-from tenure.jobs.work import Lease
+from tenure.rules.reports import Lease
 from tenure.store import open_store
 from tenure.store.lanes import BUSY_AGAIN_SECONDS, LOOKS_OVER_MANY, MAX_LOOKS
-from tenure.store.retention import delete_unchanged
 from tenure.store.tables import limits
+from tenure.store.tables.retention import delete_unchanged
 from tests.support.clock import TICK
 from tests.support.raw_sql import RawSql, Refused
 from tests.support.store import (

@@ -15,12 +15,9 @@ import pytest
 from tenure import InvalidInput, NewJob, PerPartition, Tenure, failpoints, testing
 from tenure.app import moving
 from tenure.errors import MoveRefused, StoreMoved, StoreUnavailable
-from tenure.store.moving import checks, mover, tables
-from tenure.store.moving.checks import opened
-from tenure.store.moving.postgres import PostgresSource
-from tenure.store.moving.sides import Source, digest
-from tenure.store.moving.sqlite import SqliteSource
-from tenure.store.moving.tables import ALONE, JOB
+from tenure.store.moving import mover, sides
+from tenure.store.moving.mover import opened
+from tenure.store.moving.sides import ALONE, JOB, PostgresSource, Source, SqliteSource, digest
 from tenure.store.moving.target import FOLLOW, FORGET, Target, deletion
 from tests.support.cli import output_of, run_cli
 from tests.support.every_table import fill
@@ -75,19 +72,19 @@ def digests(side: Source | Target, of: Target) -> dict[str, str]:
         of.transaction(),
         side.transaction() if isinstance(side, PostgresSource) else nullcontext(),
     ):
-        return {table.name: digest(side.read(table)) for table in tables.COPIED}
+        return {table.name: digest(side.read(table)) for table in sides.COPIED}
 
 
 def test_every_table_is_in_a_list(sqlite_url: str, postgres_url: str) -> None:
     """A new table has to be copied, made again, or left out for a reason."""
     Tenure(sqlite_url).migrate()
     Tenure(postgres_url).migrate()
-    listed = [*(table.name for table in tables.COPIED), *RECREATED, *APART]
+    listed = [*(table.name for table in sides.COPIED), *RECREATED, *APART]
     assert len(set(listed)) == len(listed)
     with opened(sqlite_url, postgres_url) as (source, target):
         assert isinstance(source, SqliteSource)
         assert {*source.tables, *target.tables} == set(listed)
-        for table in tables.COPIED:  # no column is lost
+        for table in sides.COPIED:  # no column is lost
             assert {*source.tables.get(table.name, ())} <= {*target.tables[table.name]}
 
 
@@ -364,11 +361,11 @@ def test_what_is_refused(
         move(app.database, f"sqlite:///{tmp_path}/other.db")
     with pytest.raises(InvalidInput, match="no database of Tenure"):
         move(f"sqlite:///{tmp_path}/none.db", target_url)
-    assert {one.health for one in moving.check(app.database, target_url)} == {"ok"}
+    assert {one.health for one in moving.check_move(app.database, target_url)} == {"ok"}
     assert schema_of(target_url) == []
     with opened(app.database, target_url):
         # Not before: the server ends the session of the check when it comes to it.
-        monkeypatch.setattr(checks, "ALONE_SECONDS", 0.05)
+        monkeypatch.setattr(mover, "ALONE_SECONDS", 0.05)
         with pytest.raises(InvalidInput, match="another"):
             move(app.database, target_url)
 

@@ -9,9 +9,9 @@ import pytest
 
 from tenure.errors import IllegalTransition, JobNotFound
 from tenure.events import Cancelled, Event, LeaseExpired, Retried
-from tenure.jobs.ids import new_id
-from tenure.jobs.queries import Query
 from tenure.lifecycle import Job, Status
+from tenure.rules.search import Query
+from tenure.values.ids import new_id
 from tests.contract.granted_role import also_as_granted_role
 from tests.contract.situations import INSERT, NEW_ID
 from tests.support.clock import TICK

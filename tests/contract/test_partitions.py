@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 
 from tenure import InvalidInput, JobType, KeyConflict, NewJob, Tenure
 from tenure.errors import IllegalTransition
-from tenure.jobs.partitions import partitioner
-from tenure.jobs.queries import Filter
+from tenure.handlers.arguments import partitioner
+from tenure.rules.search import Filter
 from tenure.store import search
 from tests.support.cli import run_cli
 from tests.support.http import JSON, api_client

@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 from tenure import InvalidInput, NewJob, Tenure
 from tenure.app.queues import Types
 from tenure.errors import Forbidden
-from tenure.jobs.enqueue import TypeOptions
-from tenure.jobs.work import ClaimRequest
+from tenure.rules.jobs import TypeOptions
+from tenure.rules.reports import ClaimRequest
 from tenure.store.lanes import MAX_SEEN
 from tenure.store.tables import types
 from tests.support.cli import output_of

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from tenure import RetryPolicy, Tenure, lifecycle
-from tenure.jobs.work import Lease, Report
+from tenure.rules.reports import Lease, Report
 from tests.support.http import api_client, claim_jobs
 from tests.support.raw_sql import EPOCH
 from tests.support.store import ALREADY, RECORDED, StoreHarness, report_failed, report_snoozed

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tenure.jobs.findings import no_progress
 from tenure.retry import RetryPolicy
+from tenure.values.findings import no_progress
 from tests.contract.situations import DRESS, NEW_ID, accepted, refused
 from tests.support.store import StoreHarness, report_failed
 

@@ -13,11 +13,11 @@ import pytest
 from tenure import Tenure
 from tenure.errors import InvalidInput
 from tenure.events import Cancelled
-from tenure.jobs.ids import new_id
-from tenure.jobs.ledger import EventFilter, Transition
-from tenure.jobs.queries import MAX_AHEAD, Query
-from tenure.jobs.stats import Count, QueueQuery, QueueState
+from tenure.rules.ledger import EventFilter, Transition
+from tenure.rules.search import MAX_AHEAD, Query
+from tenure.rules.stats import Count, QueueQuery, QueueState
 from tenure.store.tables import queues, workers
+from tenure.values.ids import new_id
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.store import (
     LEASE_SECONDS,

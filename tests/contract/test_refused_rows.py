@@ -11,15 +11,14 @@ import pytest
 
 from tenure import NewJob, Tenure
 from tenure.app.bulk import run_batches
-from tenure.app.evaluation import decide_due
 from tenure.app.export import export
+from tenure.app.schedules import decide_due
 from tenure.errors import TenureError, WriteRefused
-from tenure.jobs.queries import Filter
-from tenure.jobs.redaction import NOTHING_HIDDEN
-from tenure.store import times, transitions
+from tenure.rules.search import Filter
+from tenure.store import transitions
+from tenure.store.database import Database
 from tenure.store.migrate import MAX_FOLLOWERS_OF_ONE
-from tenure.store.protocol import Database
-from tenure.store.tables import revisits
+from tenure.values.redaction import NOTHING_HIDDEN
 from tests.contract.other_triggers import add_trigger, drop_trigger
 from tests.support.store import (
     LEASE_SECONDS,
@@ -144,16 +143,16 @@ def test_more_refused_waits_than_are_ended_at_once(harness: StoreHarness, app: T
 def test_more_refused_jobs_than_are_skipped_at_once(
     harness: StoreHarness, app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(revisits, "AT_ONCE", 2)
+    monkeypatch.setattr(transitions, "AT_ONCE", 2)
     parents = add(app, *([5] * 7))
     for parent, priority in zip(parents, [7] * 5 + [5] * 2, strict=True):
         app.enqueue("mail", depends_on=[parent], priority=priority)
     add_trigger(harness.url, "BEFORE UPDATE", "new.priority = 7 AND new.status = 'cancelled'")
     harness.report(*map(report_failed, harness.claim(7)))
-    of_each_call(harness, revisits.advance, 6)
+    of_each_call(harness, transitions.advance, 6)
     assert app.count(status="cancelled").jobs == 2
     drop_trigger(harness.url)
-    of_each_call(harness, revisits.advance, 9)
+    of_each_call(harness, transitions.advance, 9)
     assert app.count(status="cancelled").jobs == 7
 
 
@@ -172,10 +171,10 @@ def test_more_refused_jobs_than_are_set_right_at_once(harness: StoreHarness, app
         return all(a.lease_expires_at == hour and b.run_at == harness.clock.now for a, b in jobs)
 
     add_trigger(harness.url, "BEFORE UPDATE", "new.priority = 7")
-    of_each_call(harness, lambda db: times.set_right(db, 2), 4)
+    of_each_call(harness, lambda db: transitions.set_right(db, 2), 4)
     assert are_right(5, 6)
     drop_trigger(harness.url)
-    of_each_call(harness, lambda db: times.set_right(db, 2), 5)
+    of_each_call(harness, lambda db: transitions.set_right(db, 2), 5)
     assert are_right(*range(7))
 
 

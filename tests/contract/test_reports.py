@@ -9,9 +9,9 @@ from uuid import uuid4
 import pytest
 
 from tenure.events import Cancelled
-from tenure.jobs.ids import new_id
-from tenure.jobs.work import Answer, Outcome, Report, Verdict
 from tenure.retry import RetryPolicy, delay
+from tenure.rules.reports import Answer, Outcome, Report, Verdict
+from tenure.values.ids import new_id
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.clock import TICK
 from tests.support.store import (

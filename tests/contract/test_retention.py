@@ -10,9 +10,9 @@ import pytest
 from tenure import Tenure
 from tenure.errors import Forbidden, InvalidInput
 from tenure.events import Cancelled
-from tenure.jobs.queries import Query
-from tenure.jobs.retention import FOREVER_SECONDS, RetentionRule
-from tenure.jobs.work import Duty
+from tenure.rules.reports import Duty
+from tenure.rules.retention import FOREVER_SECONDS, RetentionRule
+from tenure.rules.search import Query
 from tenure.store.duties import look
 from tenure.webhooks.deliveries import WEBHOOK
 from tests.contract.granted_role import also_as_granted_role

@@ -16,11 +16,11 @@ from msgspec.structs import replace
 
 from tenure import InvalidInput, KeyConflict, NewJob, Status, Tenure
 from tenure.app import schedules as verbs
-from tenure.app.evaluation import decide_due, declare, set_right
+from tenure.app.schedules import decide_due, declare, set_right
 from tenure.errors import IllegalEdition, ScheduleNotFound
-from tenure.jobs.schedules import Overlap
-from tenure.jobs.work import ClaimRequest, Duty, Outcome, Report
-from tenure.store import dependency_audit, fires
+from tenure.rules.reports import ClaimRequest, Duty, Outcome, Report
+from tenure.rules.schedules import Overlap
+from tenure.store import audit
 from tenure.store.tables import schedules
 from tests.support.clock import START, Clock
 from tests.support.raw_sql import RawSql, Refused
@@ -205,7 +205,7 @@ def test_no_buffered_job_runs_beside_another_if_they_were_decided_together(
     app: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of them waited for the one before it alone: what came after a cancelled one ran."""
-    for room in ("jobs.fires", "store.borrowed.links"):  # as if they were many more
+    for room in ("rules.schedules", "store.borrowed.dependencies"):  # as if they were many more
         monkeypatch.setattr(f"tenure.{room}.MAX_LINKS", 20)
     for name in ("s", "t"):
         app.schedules.create(name, MAIL, every=60, overlap="buffer_all", missed="all")
@@ -265,7 +265,7 @@ def test_schedules_due_together_need_no_more_statements_than_one(
 
     def act(db: Any) -> int:
         counted: Any = Counted(db)
-        fires.evaluate(counted, (), app.core.defaults.known, ())
+        schedules.evaluate(counted, (), app.core.defaults.known, ())
         return int(counted.calls)
 
     def decide() -> int:
@@ -613,7 +613,7 @@ def test_other_rules_of_a_zone(app: Tenure, clock: Clock, raw: RawSql) -> None:
     set_right(app.core, zones=True)
     assert app.schedules.get("s") == right
     paused = app.schedules.pause("s")
-    app.core.store.write("schedule", partial(fires.recompute, name="s")).result()
+    app.core.store.write("schedule", partial(schedules.recompute, name="s")).result()
     assert app.schedules.get("s") == paused
 
 
@@ -843,7 +843,7 @@ def test_what_cannot_be_decided_here_stops_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("tenure.store.fires.BATCH", 2)
+    monkeypatch.setattr("tenure.store.tables.schedules.BATCH", 2)
     for name in ("a", "b", "c"):
         app.schedules.create(name, MAIL, cron="* * * * *")
     app.schedules.create("later", MAIL, every=60, offset=1)
@@ -992,7 +992,7 @@ def test_what_verify_finds(app_on_each_engine: Tenure, clock: Clock) -> None:
         raw.without_triggers(
             "UPDATE {job} SET status = 'completed', finished_at = {now} WHERE status = 'pending'"
         )
-        assert dependency_audit.COUNTED in {one.invariant for one in app.verify()}
+        assert audit.COUNTED in {one.invariant for one in app.verify()}
 
 
 def test_old_fires_are_deleted(app: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,12 @@ from msgspec import structs
 from msgspec.structs import replace
 
 from tenure.events import Cancelled
-from tenure.jobs import ids
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ids import new_id
-from tenure.jobs.queries import Filter, Query, State, check_filter, query_of
 from tenure.lifecycle import Job, Status
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.search import Filter, Query, State, check_filter, query_of
 from tenure.store import search
+from tenure.values import ids
+from tenure.values.ids import new_id
 from tests.support.clock import START
 from tests.support.store import (
     StoreHarness,

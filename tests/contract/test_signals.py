@@ -23,14 +23,14 @@ from tenure.errors import (
     SignalTokenNotFound,
 )
 from tenure.events import Cancelled
-from tenure.jobs.queries import Filter
-from tenure.jobs.signals import NewSignal, TokenSignal, new_token, token_digest
-from tenure.jobs.steps import FindSignal, FoundSignal, KeepToken
-from tenure.jobs.work import Answer, ClaimRequest, Duty, Lease, Verdict
+from tenure.rules.reports import Answer, ClaimRequest, Duty, Lease, Verdict
+from tenure.rules.search import Filter
+from tenure.rules.signals import NewSignal, TokenSignal, new_token, token_digest
+from tenure.rules.steps import FindSignal, FoundSignal, KeepToken
 from tenure.store import transitions
-from tenure.store.borrowed import signals as sending
-from tenure.store.borrowed.opened import opened
-from tenure.store.protocol import Database
+from tenure.store.borrowed import workflows as sending
+from tenure.store.borrowed.connections import opened
+from tenure.store.database import Database
 from tenure.store.tables import signals
 from tests.support.clock import TICK
 from tests.support.raw_sql import Refused

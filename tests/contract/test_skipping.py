@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from tenure import Dependency, NewJob, Tenure, Unique
-from tenure.jobs.enqueue import CheckedJob, TypeOptions, check_job
-from tenure.jobs.graph import MAX_COUNTED
-from tenure.jobs.ids import new_ids
-from tenure.jobs.queries import Filter
 from tenure.lifecycle import Job
+from tenure.rules.dependencies import MAX_COUNTED
+from tenure.rules.jobs import CheckedJob, TypeOptions, check_job
+from tenure.rules.search import Filter
+from tenure.values.ids import new_ids
 from tests.support.store import StoreHarness, report_completed, report_failed, report_suspended
 
 

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from tenure import KeyConflict, Tenure, TenureError
-from tenure.jobs.enqueue import Options, TypeOptions
+from tenure.rules.jobs import Options, TypeOptions
 from tests.support.http import JSON, api_client
 from tests.support.sql_door import SqlDoor, code_of
 

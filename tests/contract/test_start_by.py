@@ -10,9 +10,9 @@ import pytest
 
 from tenure import IllegalTransition, InvalidInput, Job, KeyConflict, NewJob, Tenure
 from tenure.client import Client
-from tenure.jobs.queries import Filter
-from tenure.jobs.work import ClaimRequest, Duty, Outcome, Report
-from tenure.store.borrowed.opened import opened
+from tenure.rules.reports import ClaimRequest, Duty, Outcome, Report
+from tenure.rules.search import Filter
+from tenure.store.borrowed.connections import opened
 from tests.support.cli import cli_json
 from tests.support.clock import START, TICK, Clock
 from tests.support.http import ServerProcess

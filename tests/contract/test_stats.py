@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 import pytest
 
 from tenure.events import Cancelled, Event, Retried
-from tenure.jobs.queries import Query
-from tenure.jobs.stats import BUCKETS, Count, Total
+from tenure.rules.search import Query
+from tenure.rules.stats import BUCKETS, Count, Total
 from tenure.store import Store, open_store
 from tenure.store.tables import stats as measures
 from tenure.store.tables import stats_sql as measure_words

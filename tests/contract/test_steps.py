@@ -9,8 +9,8 @@ import pytest
 
 from tenure.errors import InvalidInput, LeaseLost
 from tenure.events import Cancelled, Retried
-from tenure.jobs.steps import JobSteps, KeepState, Load, Notes, Record, StepCall
-from tenure.jobs.work import Lease
+from tenure.rules.reports import Lease
+from tenure.rules.steps import JobSteps, KeepState, Load, Notes, Record, StepCall
 from tenure.store.tables import steps
 from tests.contract.granted_role import also_as_granted_role
 from tests.support.raw_sql import Refused

@@ -12,7 +12,7 @@ import pytest
 
 from tenure import Status, Tenure
 from tenure.errors import InvalidInput, StoreUnavailable
-from tenure.jobs.queries import Query
+from tenure.rules.search import Query
 from tenure.store import migrate_store, open_store, waits
 from tests.support.no_threads import no_new_threads
 from tests.support.programs import run

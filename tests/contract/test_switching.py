@@ -14,13 +14,11 @@ import pytest
 from tenure import Tenure, failpoints
 from tenure.app import moving
 from tenure.errors import MoveRefused
-from tenure.jobs.findings import no_note, no_progress
-from tenure.store.moving import mover, postgres
-from tenure.store.moving.checks import opened
-from tenure.store.moving.postgres import PostgresSide, PostgresSource
-from tenure.store.moving.sides import Side, Source
-from tenure.store.moving.sqlite import SqliteSource
+from tenure.store.moving import mover, sides
+from tenure.store.moving.mover import opened
+from tenure.store.moving.sides import PostgresSide, PostgresSource, Side, Source, SqliteSource
 from tenure.store.moving.target import Target
+from tenure.values.findings import no_note, no_progress
 from tests.support.postgres import PostgresServer
 from tests.support.waiting import wait_until
 
@@ -187,7 +185,7 @@ def test_an_abort_lets_others_work_while_it_waits_for_who_reads(
 def test_an_abort_says_whom_it_waits_for(
     begun_url: str, target_url: str, side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres, "LOCK_TRIES", 2)
+    monkeypatch.setattr(sides, "LOCK_TRIES", 2)
     with psycopg.connect(begun_url if side == "source" else target_url) as reads:
         reads.execute("SELECT FROM tenure.job")
         with pytest.raises(MoveRefused, match=r"reads or writes the tables of .* again after it"):
@@ -199,7 +197,7 @@ def test_an_abort_says_whom_it_waits_for(
 def test_a_move_says_that_it_waits_for_who_writes(
     begun_url: str, target_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres, "LOCK_TRIES", 2)
+    monkeypatch.setattr(sides, "LOCK_TRIES", 2)
     with psycopg.connect(begun_url) as writes:
         writes.execute("UPDATE tenure.queue SET name = name")
         with pytest.raises(MoveRefused, match=r"writes to the tables of .* again after it"):

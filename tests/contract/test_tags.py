@@ -8,8 +8,8 @@ import pytest
 
 from tenure import Tenure
 from tenure.errors import InvalidInput, KeyConflict
-from tenure.jobs.queries import Filter, query_of
 from tenure.lifecycle import Job
+from tenure.rules.search import Filter, query_of
 from tenure.store import search
 from tests.support.raw_sql import Refused
 from tests.support.store import StoreHarness, report_completed

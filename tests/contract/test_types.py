@@ -10,9 +10,9 @@ import pytest
 from tenure import Tenure
 from tenure.app.queues import Types
 from tenure.errors import Forbidden
-from tenure.jobs.enqueue import NewJob, TypeOptions
-from tenure.jobs.stats import TypeState
 from tenure.retry import RetryPolicy
+from tenure.rules.jobs import NewJob, TypeOptions
+from tenure.rules.stats import TypeState
 from tenure.store.tables import types
 from tests.support.store import StoreHarness
 

@@ -20,10 +20,10 @@ from tenure import (
     Unique,
 )
 from tenure.app.app import limited_to
-from tenure.jobs.enqueue import with_unique_key
-from tenure.jobs.ids import new_id
 from tenure.lifecycle import Job
-from tenure.store.borrowed import unique_keys
+from tenure.rules.jobs import with_unique_key
+from tenure.store.borrowed import dependencies
+from tenure.values.ids import new_id
 from tests.support.store import StoreHarness, new_job, report_completed, report_failed
 
 ONE = Unique(("doc",))
@@ -339,13 +339,13 @@ def test_many_keys_are_not_locked_and_a_conflict_is_looked_at_again(
     if harness.sql.engine == "sqlite":
         pytest.skip("there is one writer")
     first = add(app)
-    real, looks = unique_keys.look, []
+    real, looks = dependencies.look, []
 
     def late(engine: str, jobs: Any) -> Any:
         looks.append(jobs)
         seen = yield from real(engine, jobs)
         return seen if len(looks) > 1 else type(seen)(seen.now)
 
-    monkeypatch.setattr(unique_keys, "look", late)
+    monkeypatch.setattr(dependencies, "look", late)
     assert add(app) == first
     assert len(looks) == 2

@@ -9,14 +9,14 @@ import pytest
 
 from tenure.errors import IllegalTransition
 from tenure.events import Cancelled, Retried
-from tenure.jobs.enqueue import Enqueued
-from tenure.jobs.ids import new_id
-from tenure.jobs.queries import Action, Counted, Filter
-from tenure.jobs.uniqueness import Unique, uniqueness
 from tenure.lifecycle import Job
 from tenure.retry import RetryPolicy
+from tenure.rules.jobs import Enqueued
+from tenure.rules.search import Action, Counted, Filter
+from tenure.rules.unique_keys import Unique, uniqueness
 from tenure.store import POSTGRES_WRITERS
 from tenure.store.tables import bulk
+from tenure.values.ids import new_id
 from tests.contract.situations import DRESS, refused
 from tests.support.raw_sql import Refused
 from tests.support.store import (

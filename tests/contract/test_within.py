@@ -17,9 +17,8 @@ from tenure import (
     Tenure,
     Unique,
 )
-from tenure.jobs.enqueue import TypeOptions
-from tenure.jobs.postpone import Wait
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.jobs import TypeOptions
+from tenure.rules.reports import ClaimRequest, Outcome, Report, Wait
 from tenure.store import rows
 from tests.support.lenders import DRIVERS, Kind, Lender, lent
 

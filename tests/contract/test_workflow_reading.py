@@ -8,10 +8,10 @@ import pytest
 
 from tenure import Tenure
 from tenure.app.app import limited_to
-from tenure.app.shown import shape_shown, types_shown
+from tenure.app.jobs import shape_shown, types_shown
 from tenure.errors import InvalidInput, JobNotFound, WorkflowNotFound
-from tenure.jobs.work import ClaimRequest, Outcome, Report
-from tenure.jobs.workflows import ENDINGS, WorkflowStatus, endings_of, status_of
+from tenure.rules.reports import ClaimRequest, Outcome, Report
+from tenure.rules.workflows import ENDINGS, WorkflowStatus, endings_of, status_of
 from tenure.store.tables import workflows
 from tests.support.http import UNKNOWN_ID
 from tests.support.raw_sql import RawSql

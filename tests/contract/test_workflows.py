@@ -13,9 +13,9 @@ import pytest
 from tenure import Tenure
 from tenure.app.app import limited_to
 from tenure.errors import InvalidInput, JobNotFound, KeyConflict, WorkflowNotFound
-from tenure.jobs.enqueue import NewJob
-from tenure.jobs.ids import new_id
-from tenure.store.tables import flow as flows
+from tenure.rules.jobs import NewJob
+from tenure.store.tables import workflows as flows
+from tenure.values.ids import new_id
 from tests.support.store import StoreHarness, report_completed, report_failed, report_suspended
 
 

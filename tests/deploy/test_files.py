@@ -13,7 +13,7 @@ import pytest
 
 from tenure import settings
 from tenure.cli import cli
-from tenure.jobs.durations import seconds
+from tenure.values.durations import seconds
 from tests.deploy.plans import (
     ROOT,
     UNITS,

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tenure.http.api import metrics
-from tenure.jobs.limits import Limits
-from tenure.jobs.stats import BUCKETS, Count, QueueState, Total
+from tenure.http import stats
+from tenure.rules.queues import Limits
+from tenure.rules.stats import BUCKETS, Count, QueueState, Total
 from tenure.wire.responses import MetricsBody
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
@@ -36,7 +36,7 @@ SEEN = MetricsBody(
 def metrics_with_labels() -> dict[str, set[str]]:
     """Name -> labels; a histogram by the name that its parts have in common."""
     found = {}
-    for family in text_string_to_metric_families(metrics.prometheus_text(SEEN, NOW).decode()):
+    for family in text_string_to_metric_families(stats.prometheus_text(SEEN, NOW).decode()):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         found[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
     return found
@@ -44,6 +44,6 @@ def metrics_with_labels() -> dict[str, set[str]]:
 
 def series() -> set[str]:
     """Every name that a query may use."""
-    text = metrics.prometheus_text(SEEN, NOW).decode()
+    text = stats.prometheus_text(SEEN, NOW).decode()
     families = text_string_to_metric_families(text)
     return {sample.name for family in families for sample in family.samples}

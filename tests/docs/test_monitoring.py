@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tenure.http.api import metrics
+from tenure.http import stats
 from tenure.lifecycle import FAILURES
 from tests.docs.monitoring import NOW, SEEN, series
 from tests.docs.pages import DOCS
@@ -75,7 +75,7 @@ def test_who_asks_for_failures_asks_for_all_three() -> None:
 
 def test_failures_are_counted_from_zero() -> None:
     """A counter that begins at 16, since a worker died, has not increased for Prometheus."""
-    text = metrics.prometheus_text(SEEN, NOW).decode()
+    text = stats.prometheus_text(SEEN, NOW).decode()
     for event in FAILURES:
         labels = f'event="{event}",queue="mail",type="email"'
         assert f"tenure_transitions_total{{{labels}}} 0.0\n" in text

@@ -15,7 +15,7 @@ import pytest
 
 from tenure import settings
 from tenure.cli import cli
-from tenure.http.api.routes import ROUTES
+from tenure.http.routes import ROUTES
 from tenure.lifecycle import FIRST_EVENT, TRANSITIONS, Status
 from tests.docs.monitoring import series
 from tests.docs.pages import DOCS, ROOT, Page, every_page

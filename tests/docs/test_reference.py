@@ -16,19 +16,20 @@ import tenure
 from tenure import errors, settings
 from tenure.cli import cli
 from tenure.cli.command import exit_code
-from tenure.cli.outcomes import OUTCOMES, TIME_OVER
-from tenure.http.api import openapi
-from tenure.http.api.routes import ROUTES
-from tenure.jobs import explain, explain_limits, payload
-from tenure.jobs.enqueue import MAX_JOBS_AT_ONCE, MAX_PRIORITY, MAX_RETRIES
-from tenure.jobs.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH
-from tenure.jobs.queries import MAX_LISTED
-from tenure.jobs.stats import PartitionState, QueueState, TypeState, WorkerState
-from tenure.jobs.work import Answer, Outcome
+from tenure.cli.jobs import OUTCOMES, TIME_OVER
+from tenure.http import openapi
+from tenure.http.routes import ROUTES
 from tenure.lifecycle import FIRST_EVENT, MAX_RETURNS, TRANSITIONS, Status
-from tenure.tokens.scopes import Scope
+from tenure.rules import explain, queues
+from tenure.rules.jobs import MAX_JOBS_AT_ONCE, MAX_PRIORITY, MAX_RETRIES
+from tenure.rules.reports import Answer, Outcome
+from tenure.rules.search import MAX_LISTED
+from tenure.rules.stats import PartitionState, QueueState, TypeState, WorkerState
+from tenure.rules.tokens import Scope
+from tenure.values import payload
+from tenure.values.names import MAX_KEY_LENGTH, MAX_NAME_LENGTH
 from tenure.webhooks import deliveries
-from tenure.wire import problems, queues, reports, requests, responses
+from tenure.wire import problems, reports, requests, responses
 from tenure.wire.reports import MAX_LEASED
 from tests.docs.monitoring import metrics_with_labels
 from tests.docs.pages import DOCS, Page, reference, table_rows
@@ -150,9 +151,9 @@ def test_every_field_and_parameter_is_named() -> None:
         *(
             responses.HeldBody,
             responses.StatsBody,
-            queues.LimitRequest,
+            requests.LimitRequest,
             TypeState,
-            queues.PartitionSettings,
+            requests.PartitionSettings,
         ),
         *(route.query for route in ROUTES if route.query is not None),
     )
@@ -187,7 +188,7 @@ def test_every_metric_stands_with_its_labels() -> None:
 
 
 def test_every_reason_is_explained() -> None:
-    returned = {*explain_limits.OF_QUEUE, *explain_limits.OF_PARTITION}
+    returned = {*queues.OF_QUEUE, *queues.OF_PARTITION}
     for module in ("explain.py", "explain_limits.py"):
         for node in ast.walk(ast.parse((SOURCES / "jobs" / module).read_text("utf-8"))):
             match node:

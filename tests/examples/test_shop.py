@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.limits import Limits
+from tenure.rules.queues import Limits
 from tests.examples.programs import line_with, program, serving
 from tests.support.waiting import wait_until
 

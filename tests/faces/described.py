@@ -21,7 +21,7 @@ from schemathesis.schemas import APIOperation
 from schemathesis.specs.openapi.schemas import OpenApiSchema
 from starlette.types import ASGIApp
 
-from tenure.jobs.payload import MAX_INTEGER, MIN_INTEGER
+from tenure.values.payload import MAX_INTEGER, MIN_INTEGER
 
 CONFIG = {
     "request-timeout": 60,  # a batch of 10,000 jobs on a busy machine

@@ -13,11 +13,11 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from tenure import Tenure
-from tenure.http.api import bodies
-from tenure.http.api.routes import MAX_BATCH_BYTES, MAX_JOB_BYTES
-from tenure.jobs import payload
-from tenure.jobs import results as produced
+from tenure.handlers import results as produced
+from tenure.http import bodies
+from tenure.http.routes import MAX_BATCH_BYTES, MAX_JOB_BYTES
 from tenure.server import build
+from tenure.values import payload
 from tenure.wire.problems import REQUEST_ID
 from tests.support.http import (
     JSON,
@@ -402,7 +402,7 @@ def test_a_report_must_be_json_at_least(api: TestClient, body: str) -> None:
 
 
 FIRST_BODIES = """
-from tenure.http.api.bodies import convert
+from tenure.http.bodies import convert
 from tenure.wire.requests import AmendRequest, EnqueueRequest, TypeRequest
 from tests.support.first_reads import read_in_forks
 

@@ -19,11 +19,11 @@ from starlette.testclient import TestClient
 
 from tenure import Tenure
 from tenure.app import stats
-from tenure.http import waiting
-from tenure.http.api import events as streams
-from tenure.http.api import leases, metrics, operations
-from tenure.jobs.stats import BUCKETS, Count, Total
-from tenure.jobs.work import ClaimRequest
+from tenure.http import jobs as streams
+from tenure.http import leases, waiting
+from tenure.http import stats as http_stats
+from tenure.rules.reports import ClaimRequest
+from tenure.rules.stats import BUCKETS, Count, Total
 from tenure.server import build
 from tenure.wire.responses import MetricsBody
 from tests.support.clock import Clock
@@ -45,7 +45,7 @@ def test_a_database_that_does_not_answer_is_not_waited_for(
     api: TestClient, app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that hangs lets a read fail after a minute: probes have given up long before."""
-    monkeypatch.setattr(operations, "READY_SECONDS", 0.1)
+    monkeypatch.setattr(streams, "READY_SECONDS", 0.1)
     answers = threading.Event()
     monkeypatch.setattr(app.core, "check_store", lambda: answers.wait(30))
     try:
@@ -230,7 +230,7 @@ def test_histograms_add_up_queues_and_outcomes() -> None:
         next_tick=None,
         refused={},
     )
-    lines = metrics.prometheus_text(seen, datetime.now(UTC)).decode().splitlines()
+    lines = http_stats.prometheus_text(seen, datetime.now(UTC)).decode().splitlines()
     assert 'tenure_run_seconds_sum{type="a"} 5.0' in lines
     jobs = {"0.01": 2, "0.03": 2, "0.1": 6, "0.3": 6, "3600.0": 6, "+Inf": 8}
     for bound, up_to in jobs.items():
@@ -240,11 +240,11 @@ def test_histograms_add_up_queues_and_outcomes() -> None:
 @pytest.mark.requirement("C15")
 def test_series_are_bounded() -> None:
     counts = [Count("pending", "q", f"type{n}", n) for n in range(10_000)]
-    few = metrics.bounded(counts)
-    assert len(few) <= metrics.MAX_SERIES + 1
+    few = http_stats.bounded(counts)
+    assert len(few) <= http_stats.MAX_SERIES + 1
     assert sum(count.jobs for count in few) == sum(count.jobs for count in counts)
     assert few[0].type == "type9999", "the largest are kept"
-    assert few[-1].type == metrics.OTHER
+    assert few[-1].type == http_stats.OTHER
 
 
 def test_queues_are_listed_in_bounded_pages(api: TestClient) -> None:
@@ -260,7 +260,7 @@ def test_queues_are_listed_in_bounded_pages(api: TestClient) -> None:
 def test_metrics_have_the_queues_with_most_jobs(
     api: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "MAX_QUEUES", 1)
+    monkeypatch.setattr(http_stats, "MAX_QUEUES", 1)
     for name in ("few", "most", "most"):
         api.post("/jobs", json={"type": "a", "queue": name})
     text = api.get("/metrics").text

@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import InvalidInput, NewJob, Tenure
-from tenure.jobs.queries import Filter
+from tenure.rules.search import Filter
 from tenure.settings import Settings
 from tests.support.cli import (
     PROGRAM,

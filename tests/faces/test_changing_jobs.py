@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import Tenure
-from tenure.jobs.steps import Record
+from tenure.rules.steps import Record
 from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.http import assert_problem
 from tests.support.store import claim_request, report_snoozed

@@ -12,10 +12,9 @@ import pytest
 from msgspec.structs import replace
 
 from tenure import PerPartition, Tenure, Unique
-from tenure.cli.advice import REMEDIES, advice
-from tenure.jobs.explain import Explanation
-from tenure.jobs.postpone import Pause, Wait
-from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
+from tenure.cli.jobs import REMEDIES, advice
+from tenure.rules.explain import Explanation
+from tenure.rules.reports import ClaimRequest, Lease, Outcome, Pause, Report, Wait
 from tenure.webhooks.deliveries import WEBHOOK
 from tests.support.cli import cli_json, output_of
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tenure import InvalidInput, Tenure
-from tenure.jobs.payload import MAX_PAYLOAD_BYTES
-from tenure.jobs.text import visible
+from tenure.values.payload import MAX_PAYLOAD_BYTES
+from tenure.values.text import visible
 from tests.support.cli import cli_json, run_cli
 from tests.support.payloads import HOSTILE_NAMES, REFUSED_JSON
 

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from tenure import Job, PerPartition, StoreUnavailable, Tenure
-from tenure.jobs.limits import Limits
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.queues import Limits
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 from tenure.store import transitions
 from tenure.wire import responses
 from tests.support.cli import cli_json, output_of, run_cli

@@ -15,7 +15,7 @@ import pytest
 from tenure import Job, Tenure
 from tenure.cli.running import _place
 from tenure.client import Client
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 from tests.support.cli import PROGRAM, clean_environment, run_cli, run_program
 from tests.support.programs import Program
 from tests.support.waiting import WAIT_SECONDS, wait_until

@@ -99,10 +99,10 @@ def test_help_imports_no_more_than_it_needs() -> None:
     assert {name for name in loaded if name.startswith("tenure.") and ".cli" not in name} == {
         *(
             "tenure.errors",
-            "tenure.jobs",
-            "tenure.jobs.findings",
-            "tenure.jobs.names",
-            "tenure.jobs.text",
+            "tenure.values",
+            "tenure.values.findings",
+            "tenure.values.names",
+            "tenure.values.text",
         )
     }
 

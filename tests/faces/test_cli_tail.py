@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 from tests.support.cli import PROGRAM, Terminal, clean_environment, output_of, run_cli
 from tests.support.programs import Program
 

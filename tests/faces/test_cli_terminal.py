@@ -11,8 +11,8 @@ import pytest
 
 from tenure import Tenure
 from tenure.cli import terminal
-from tenure.jobs import text
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Outcome, Report
+from tenure.values import text
 from tests.support.cli import output_on_terminal, run_cli
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -11,7 +11,7 @@ import pytest
 
 from tenure import StoreUnavailable, Tenure
 from tenure.cli import watching
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 from tests.support.cli import PROGRAM, Terminal, output_of, run_cli
 
 

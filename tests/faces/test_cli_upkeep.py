@@ -13,8 +13,8 @@ import pytest
 
 import tenure
 from tenure import Tenure
-from tenure.jobs.explain import WORKER_IS_LIVE
-from tenure.jobs.work import ClaimRequest
+from tenure.rules.explain import WORKER_IS_LIVE
+from tenure.rules.reports import ClaimRequest
 from tests.support.cli import PROGRAM, clean_environment, cli_json, output_of, run_cli
 from tests.support.programs import Program
 from tests.support.raw_sql import RawSql

@@ -19,7 +19,7 @@ import pytest
 
 from tenure import NewJob, RetryPolicy, Tenure, errors
 from tenure.client import AsyncClient, Client
-from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report, Verdict
+from tenure.rules.reports import Answer, ClaimRequest, Outcome, Report, Verdict
 from tests.support.http import UNKNOWN_ID, ServerProcess
 from tests.support.no_threads import no_new_threads
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -335,7 +335,7 @@ def test_a_waiting_claim_does_not_keep_the_process(server: ServerProcess) -> Non
 
     code = (
         "import sys; from tenure.client import Client\n"
-        "from tenure.jobs.work import ClaimRequest\n"
+        "from tenure.rules.reports import ClaimRequest\n"
         f"client = Client({server.url!r}, {TOKEN!r})\n"
         "client.exchange((), ClaimRequest(worker='w', limit=1, lease_seconds=30.0,"
         " types=('never',), wait_seconds=30.0))\n"

@@ -18,9 +18,9 @@ from starlette.testclient import TestClient
 
 from tenure import Tenure
 from tenure.dashboard import cache, overview, queues, site
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.demo import add_fake_handlers
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 from tenure.settings import Settings
-from tenure.worker.fake_handlers import add_fake_handlers
 from tests.support.cli import cli_json
 from tests.support.http import HERE, UNKNOWN_ID, Exchange, api_client, post_form, secret_of
 from tests.support.waiting import wait_until
@@ -571,7 +571,7 @@ async def test_viewers_are_told_what_moved_and_no_more(app: Tenure) -> None:
 
 
 def _new_job() -> Any:
-    from tenure.jobs.enqueue import NewJob
+    from tenure.rules.jobs import NewJob
 
     return NewJob("email", {}, {})
 

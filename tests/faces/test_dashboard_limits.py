@@ -11,11 +11,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import PerPartition, Tenure
-from tenure.jobs.findings import CheckResult
-from tenure.jobs.limits import Limits
-from tenure.jobs.stats import PartitionState, QueueState
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.queues import Limits
+from tenure.rules.reports import ClaimRequest, Outcome, Report
+from tenure.rules.stats import PartitionState, QueueState
 from tenure.settings import Settings
+from tenure.values.findings import CheckResult
 from tests.support.cli import output_of, run_cli
 from tests.support.http import api_client, assert_problem, post_form
 from tests.support.waiting import wait_until

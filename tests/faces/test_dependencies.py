@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import JobNotFound, NewJob, Tenure
-from tenure.jobs.ids import new_id
+from tenure.values.ids import new_id
 from tenure.wire import requests
 from tests.support.cli import output_of, run_cli
 from tests.support.http import assert_problem

@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import Tenure
-from tenure.jobs.work import ClaimRequest
+from tenure.rules.reports import ClaimRequest
 from tests.support.http import post_form
 
 

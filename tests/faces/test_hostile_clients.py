@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 
 from tenure import Tenure, server
 from tenure.dashboard import OPEN_PATHS, site
-from tenure.http.api import bodies
+from tenure.http import bodies
 from tenure.http.guard import ADMITTED
 from tenure.http.protocol import MAX_OVERHEAD_BYTES, BoundedProtocol, Room
 from tenure.http.waiting import READS_AT_ONCE

@@ -13,7 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import InvalidInput, Tenure
-from tenure.jobs.payload import MAX_PAYLOAD_BYTES
+from tenure.values.payload import MAX_PAYLOAD_BYTES
 from tests.support.cli import run_cli
 from tests.support.http import JSON, api_client, claim_jobs
 from tests.support.sql_door import SqlDoor, code_of
@@ -48,7 +48,7 @@ REFUSED = [
     pytest.param('{"a": ' + "9" * 5000 + "}", marks=S(90), id="5000 digits"),
     pytest.param('{"a": 1e400}', marks=S(90), id="1e400"),
     pytest.param('{"a": ' + "[" * 100 + "]" * 100 + "}", marks=S(91), id="101 deep"),
-    pytest.param('{"a": ' + "[" * 100_000, marks=S(91), id="depth bomb"),
+    pytest.param('{"a": ' + "[" * 90_000, marks=S(91), id="depth bomb"),
     pytest.param('{"a": 1, "a": 1}', marks=S(92), id="a key twice"),
     pytest.param('{"a": {"b": 1, "b": 2}}', marks=S(92), id="and deeper"),
     pytest.param('{"a": "' + "é" * (MAX_PAYLOAD_BYTES // 2) + '"}', marks=S(94), id="a byte more"),

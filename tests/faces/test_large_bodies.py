@@ -19,10 +19,10 @@ from starlette.types import Message
 
 from tenure import Tenure
 from tenure.errors import InvalidInput
-from tenure.http.api import bodies
-from tenure.http.api.routes import BATCH_BODY, MAX_BATCH_BYTES, REPORTS
-from tenure.jobs import payload
+from tenure.http import bodies
+from tenure.http.routes import BATCH_BODY, MAX_BATCH_BYTES, REPORTS
 from tenure.server import Application, build
+from tenure.values import payload
 from tenure.worker.process import SWITCH_SECONDS, tuned_for_jobs
 from tests.support.http import (
     JSON,

@@ -7,7 +7,7 @@ import pytest
 from tenure import Tenure
 from tenure.client import Client
 from tenure.dashboard.jobs import MAX_TRANSITIONS as MOST_ON_A_PAGE
-from tenure.http.api.jobs import MAX_TRANSITIONS
+from tenure.http.jobs import MAX_TRANSITIONS
 from tests.support.http import ServerProcess, api_client
 
 TOKEN = "a-token-for-the-client"

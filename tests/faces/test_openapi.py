@@ -13,10 +13,10 @@ import pytest
 
 from tenure import Tenure
 from tenure.dependency import Meets
-from tenure.http.api.openapi import document
-from tenure.http.api.routes import ROUTES
-from tenure.jobs.explain_limits import Reason
+from tenure.http.openapi import document
+from tenure.http.routes import ROUTES
 from tenure.lifecycle import EVENTS, Status
+from tenure.rules.queues import Reason
 from tenure.server import Application, build
 from tenure.settings import Settings
 

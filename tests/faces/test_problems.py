@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tenure import errors
-from tenure.jobs import postpone
+from tenure.rules import reports
 from tenure.wire import problems
 from tenure.wire.problems import KINDS, Refusal, error_of, problem_of
 
@@ -65,7 +65,7 @@ def every_error() -> Iterator[type[errors.TenureError]]:
 def test_every_error_has_a_place_in_the_table() -> None:
     """All but those that handlers raise, and those that say why a result cannot be had."""
     listed = {kind.error for kind in KINDS}
-    raised = {kind for kind in every_error() if kind.__module__ == postpone.__name__}
+    raised = {kind for kind in every_error() if kind.__module__ == reports.__name__}
     raised |= {errors.PermanentFailure, errors.JobFailed, errors.JobCancelled}
     raised |= {errors.ResultGone, errors.ResultTruncated, errors.DuplicateStep, errors.JobUnsettled}
     raised |= {errors.SignalTimeout, errors.MoveRefused}

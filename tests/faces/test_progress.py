@@ -13,8 +13,8 @@ import pytest
 from tenure import JobContext, Tenure
 from tenure.client import Client
 from tenure.dashboard.site import FILES
-from tenure.jobs.progress import JobProgress
-from tenure.jobs.work import ClaimRequest, Lease, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Lease, Outcome, Report
+from tenure.rules.steps import JobProgress
 from tenure.server import build
 from tests.support.cli import cli_json, output_of
 from tests.support.http import JSON, Exchange, ServerProcess, api_client

@@ -19,15 +19,15 @@ from tenure.app.stats import Statistics
 from tenure.client import Client
 from tenure.dashboard import push, site
 from tenure.errors import Forbidden, InvalidInput, JobNotFound
-from tenure.http import token_cache
-from tenure.http.api.route import Route
-from tenure.http.api.routes import ROUTES
-from tenure.jobs.enqueue import TypeOptions
-from tenure.jobs.queries import Filter
-from tenure.jobs.retention import DeclaredType
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.http import guard
+from tenure.http.call import Route
+from tenure.http.routes import ROUTES
+from tenure.rules.jobs import TypeOptions
+from tenure.rules.reports import ClaimRequest, Outcome, Report
+from tenure.rules.retention import DeclaredType
+from tenure.rules.search import Filter
+from tenure.rules.tokens import Scope
 from tenure.server import build
-from tenure.tokens.scopes import Scope
 from tests.support.cli import cli_json, output_of
 from tests.support.http import (
     UNKNOWN_ID,
@@ -62,7 +62,7 @@ class Tenants:
 
 @pytest.fixture
 def tenants(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenants]:
-    monkeypatch.setattr(token_cache, "PAUSE_SECONDS", -1)
+    monkeypatch.setattr(guard, "PAUSE_SECONDS", -1)
     with Tenure(database_url) as app:
         payload = {"note": "foreign text"}
         for _ in range(3):

@@ -8,12 +8,11 @@ import pytest
 
 from tenure import Tenure
 from tenure.client import Client
-from tenure.http import token_cache
-from tenure.http.api import events as streams
-from tenure.jobs.hiding import MARK
-from tenure.jobs.redaction import without_password
+from tenure.http import guard
+from tenure.http import jobs as streams
 from tenure.server import build
 from tenure.settings import Settings
+from tenure.values.redaction import MARK, without_password
 from tenure.worker.process import worker_of
 from tests.support.cli import run_cli
 from tests.support.http import Exchange, api_client
@@ -95,7 +94,7 @@ def test_a_key_of_another_token_is_no_way_to_guess_a_hidden_value(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "PAUSE_SECONDS"):
-        monkeypatch.setattr(token_cache, name, -1)
+        monkeypatch.setattr(guard, name, -1)
     with Tenure(sqlite_url) as app, api_client(app, Settings(redact=("pin",))) as api:
         tokens = {name: app.tokens.create(name, ["enqueue"])[0] for name in ("shop", "thief")}
 

@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import Tenure
-from tenure.http import refusals, token_cache
+from tenure.http import guard
 from tenure.settings import Settings
 from tests.support.http import api_client
 
@@ -21,9 +21,9 @@ BEARER = {"Authorization": f"Bearer {OWNER}"}
 @pytest.fixture
 def web(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A server that logs every refusal, and looks at the tokens for every request."""
-    monkeypatch.setattr(refusals, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(guard, "LOG_SECONDS", 0.0)
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "PAUSE_SECONDS"):
-        monkeypatch.setattr(token_cache, name, -1)
+        monkeypatch.setattr(guard, name, -1)
     with api_client(app, Settings(tokens=(OWNER,))) as web:
         yield web
 
@@ -121,13 +121,13 @@ def test_no_path_is_logged_with_what_only_its_caller_knows(
 def test_a_flood_is_one_line_a_second_and_counted_whole(
     web: TestClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refusals, "LOG_SECONDS", 3600.0)
+    monkeypatch.setattr(guard, "LOG_SECONDS", 3600.0)
     with caplog.at_level(logging.WARNING):
         for _ in range(50):
             web.get("/" + "x" * 10_000)
         assert len(caplog.messages) == 1
         assert len(caplog.messages[0]) < 300
-        monkeypatch.setattr(refusals, "LOG_SECONDS", 0.0)
+        monkeypatch.setattr(guard, "LOG_SECONDS", 0.0)
         web.get("/jobs")
     assert caplog.messages[1].endswith("no valid token; 49 more since the last line")
     assert refused(web) == {"unauthorized": 51}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.retention import FOREVER_SECONDS, RetentionRule
+from tenure.rules.retention import FOREVER_SECONDS, RetentionRule
 from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.clock import Clock
 from tests.support.http import api_client, assert_problem

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from tenure import Tenure
-from tenure.http import token_cache, waiting
+from tenure.http import guard, waiting
 from tenure.server import build
 from tests.support.http import Exchange, api_client
 from tests.support.raw_sql import RawSql
@@ -19,7 +19,7 @@ from tests.support.raw_sql import RawSql
 def app(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
     """Its servers look at the tokens in the database for every request."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "PAUSE_SECONDS"):
-        monkeypatch.setattr(token_cache, name, -1)
+        monkeypatch.setattr(guard, name, -1)
     with Tenure(sqlite_url) as app:
         yield app
 
@@ -122,9 +122,9 @@ def test_a_wait_for_a_job_ends_with_its_token(app: Tenure) -> None:
 
 
 def test_each_use_of_a_token_is_recorded_once(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_cache, "RECORD_SECONDS", 0)
+    monkeypatch.setattr(guard, "RECORD_SECONDS", 0)
     secret, _ = app.tokens.create("reader", ["read"])
-    tokens = token_cache.TokenCache(app, (), closed=True)
+    tokens = guard.TokenCache(app, (), closed=True)
 
     async def ask(*secrets: str) -> None:
         for one in secrets:
@@ -145,9 +145,9 @@ def test_each_use_of_a_token_is_recorded_once(app: Tenure, monkeypatch: pytest.M
 def test_tokens_are_read_again_while_they_are_still_fresh_enough(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_cache, "STALE_SECONDS", 3_600)
+    monkeypatch.setattr(guard, "STALE_SECONDS", 3_600)
     secret, _ = app.tokens.create("reader", ["read"])
-    tokens = token_cache.TokenCache(app, (), closed=True)
+    tokens = guard.TokenCache(app, (), closed=True)
 
     async def ask() -> bool:
         found = await tokens.caller(secret.encode())

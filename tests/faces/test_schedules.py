@@ -10,9 +10,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import NewJob, Tenure
-from tenure.app.evaluation import decide_due, declare
-from tenure.app.schedules import Schedules
-from tenure.jobs.schedules import Schedule
+from tenure.app.schedules import Schedules, decide_due, declare
+from tenure.rules.schedules import Schedule
 from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.clock import START, Clock
 from tests.support.http import api_client, assert_problem, post_form

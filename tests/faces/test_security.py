@@ -20,12 +20,12 @@ from starlette.testclient import TestClient
 
 import tenure
 from tenure import InvalidInput, Tenure, failpoints, settings
-from tenure.jobs import durations, ids
-from tenure.jobs import payload as payloads
-from tenure.jobs.names import check_key
 from tenure.store.postgres.connection import address_of
 from tenure.store.sqlite.connection import path_of
 from tenure.telemetry.logs import JsonLines, TextLines
+from tenure.values import durations, ids
+from tenure.values import payload as payloads
+from tenure.values.names import check_key
 from tenure.wire import reports
 from tests.support.http import ServerProcess, api_client, assert_problem
 from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
@@ -43,7 +43,7 @@ IMPORTERS = {
     "contrib/django/__init__.py",  # likewise
     "contrib/django/web.py",  # the sessions that the settings of the site name
 }
-READERS = {"contrib/django/results.py", "contrib/django/checks.py"}
+READERS = {"contrib/django/tasks.py", "contrib/django/databases.py"}
 """What asks on a connection of Django's, which is not the store's to use."""
 CANARY = "canary-7c1f"
 

@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 
 from tenure import Tenure
 from tenure.errors import InvalidInput, SchemaMismatch, StoreUnavailable
-from tenure.http.api.routes import ROUTES
 from tenure.http.guard import check_binding
+from tenure.http.routes import ROUTES
 from tenure.settings import Settings, is_loopback
 from tests.support.http import HERE, UNKNOWN_ID, ServerProcess, api_client, assert_problem
 

@@ -11,11 +11,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import Tenure
-from tenure.http import token_cache
+from tenure.http import guard
+from tenure.rules.tokens import digest_of, hidden
 from tenure.settings import Settings
 from tenure.store.tables import sessions
-from tenure.tokens.scopes import digest_of
-from tenure.tokens.sessions import hidden
 from tests.support.clock import Clock
 from tests.support.http import api_client, assert_problem
 from tests.support.raw_sql import RawSql
@@ -34,7 +33,7 @@ def app(database_url: str) -> Iterator[Tenure]:
 def web(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A server that looks at the tokens in the database for every request."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "PAUSE_SECONDS"):
-        monkeypatch.setattr(token_cache, name, -1)
+        monkeypatch.setattr(guard, name, -1)
     with api_client(app, GUARDED) as web:
         yield web
 
@@ -94,9 +93,9 @@ def test_a_session_has_ended_although_a_read_was_under_way(
         return found
 
     async def sign_out() -> None:
-        tokens = token_cache.TokenCache(app, (OWNER,), closed=True)
+        tokens = guard.TokenCache(app, (OWNER,), closed=True)
         secret = (await tokens.begin_session(OWNER.encode())).encode()
-        assert await tokens.caller(None, secret) is token_cache.OWNER
+        assert await tokens.caller(None, secret) is guard.OWNER
         monkeypatch.setattr(app.core, "end_session", end_meanwhile)
         monkeypatch.setattr(app.core, "sessions", every_held)
         tokens._read()
@@ -111,13 +110,13 @@ def test_a_session_is_known_to_another_server_at_once(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that had read the sessions within the last tenth of a second led to sign in again."""
-    monkeypatch.setattr(token_cache, "PAUSE_SECONDS", 0.5)
-    here, there = (token_cache.TokenCache(app, (OWNER,), closed=True) for _ in range(2))
+    monkeypatch.setattr(guard, "PAUSE_SECONDS", 0.5)
+    here, there = (guard.TokenCache(app, (OWNER,), closed=True) for _ in range(2))
 
     async def sign_in() -> None:
         assert await there.caller(b"a-token-that-causes-a-read") is None
         secret = await here.begin_session(OWNER.encode())
-        assert await there.caller(None, secret.encode()) is token_cache.OWNER
+        assert await there.caller(None, secret.encode()) is guard.OWNER
 
     asyncio.run(sign_in())
 
@@ -136,7 +135,7 @@ def test_a_token_is_known_at_once_that_is_newer_than_a_read_under_way(
         return found
 
     async def use_it() -> None:
-        tokens = token_cache.TokenCache(app, (), closed=True)
+        tokens = guard.TokenCache(app, (), closed=True)
         tokens._read()
         await asyncio.to_thread(was_read.wait, 30)
         secret, made = await asyncio.to_thread(app.tokens.create, "new", ["read"])
@@ -210,7 +209,7 @@ def test_a_session_counts_at_once_where_it_began(
 ) -> None:
     """However lately the server read the tokens."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS"):
-        monkeypatch.setattr(token_cache, name, 3600)
+        monkeypatch.setattr(guard, name, 3600)
     with api_client(app, GUARDED) as web:
         web.get("/jobs", headers={"Authorization": "Bearer unknown"})
         secret = sign_in(web)

@@ -33,7 +33,7 @@ def test_adding_a_job_over_http(url: str, request: pytest.FixtureRequest) -> Non
                 assert client.post("/jobs", json=new).status_code == 201
             ways.append(set(way.modules))
     modules = set.intersection(*ways)
-    assert "http/api/jobs.py" in modules
+    assert "http/jobs.py" in modules
     assert len(modules) <= MAX_MODULES, " ".join(sorted(modules))
 
 
@@ -73,6 +73,6 @@ def test_a_failing_handler(url: str, request: pytest.FixtureRequest) -> None:
     # Of the claim that the report brings along, of the heartbeat, the maintenance and the wake-ups,
     # which come at times.
     modules -= {"store/lanes.py", "store/refusals.py"}
-    modules -= {"worker/heartbeat.py", "store/__init__.py", "store/direct.py", "store/notify.py"}
+    modules -= {"worker/heartbeat.py", "store/__init__.py", "store/commit.py", "store/notify.py"}
     assert {"lifecycle.py", "retry.py", "worker/attempts.py"} <= modules
     assert len(modules) <= MAX_MODULES_OF_A_FAILURE, " ".join(sorted(modules))

@@ -13,11 +13,10 @@ from starlette.testclient import TestClient
 from tenure import Tenure
 from tenure.app.signals import of_token
 from tenure.http import protocol
-from tenure.http.api import signals as endpoints
-from tenure.jobs.postpone import Wait
-from tenure.jobs.signals import new_token, token_digest
-from tenure.jobs.steps import KeepToken
-from tenure.jobs.work import Lease, Outcome, Report
+from tenure.http import signals as endpoints
+from tenure.rules.reports import Lease, Outcome, Report, Wait
+from tenure.rules.signals import new_token, token_digest
+from tenure.rules.steps import KeepToken
 from tenure.settings import Settings
 from tenure.store.tables import signals
 from tenure.wire.reports import join_lease

@@ -11,8 +11,8 @@ from starlette.testclient import TestClient
 
 from tenure import InvalidInput, Tenure
 from tenure.client import Client
-from tenure.jobs.queries import Filter, check_filter
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Outcome, Report
+from tenure.rules.search import Filter, check_filter
 from tests.support.cli import cli_json, run_cli
 from tests.support.clock import Clock
 from tests.support.http import ServerProcess, api_client, assert_problem

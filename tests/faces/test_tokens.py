@@ -13,13 +13,13 @@ from starlette.testclient import TestClient
 from tenure import InvalidInput, StoreUnavailable, Tenure
 from tenure.client import Client
 from tenure.errors import Forbidden, Unauthorized
-from tenure.http import token_cache
-from tenure.http.api.route import Route
-from tenure.http.api.routes import ROUTES
+from tenure.http import guard
+from tenure.http.call import Route
+from tenure.http.routes import ROUTES
+from tenure.rules.tokens import Scope, tokens_with
 from tenure.settings import Settings
-from tenure.store.dialect import Reads
+from tenure.store.database import Reads
 from tenure.store.tables import tokens as token_table
-from tenure.tokens.scopes import Scope, tokens_with
 from tests.support.cli import cli_json, output_of, run_cli
 from tests.support.clock import Clock
 from tests.support.http import (
@@ -76,7 +76,7 @@ routes is a change of two places, and a new route fails until somebody has thoug
 def guarded(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A server that looks at the tokens in the database for every request."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "PAUSE_SECONDS"):
-        monkeypatch.setattr(token_cache, name, -1)
+        monkeypatch.setattr(guard, name, -1)
     with api_client(app, Settings(tokens=(OWNER,))) as api:
         yield api
 
@@ -268,7 +268,7 @@ def test_an_open_server_asks_for_tokens_once_there_was_one(
 ) -> None:
     """And goes on asking when the last is revoked: nobody is let in by taking a token away."""
     for name in ("FRESH_SECONDS", "STALE_SECONDS", "PAUSE_SECONDS"):
-        monkeypatch.setattr(token_cache, name, -1)
+        monkeypatch.setattr(guard, name, -1)
     with api_client(app) as api:
         assert api.get("/jobs").status_code == 200
         token, _ = app.tokens.create("one", ["read"])
@@ -311,7 +311,7 @@ def test_guessing_reads_the_database_ten_times_a_second_at_most(
     reads: list[int] = []
     found = token_table.every
     monkeypatch.setattr(token_table, "every", lambda db: reads.append(1) or found(db))
-    tokens = token_cache.TokenCache(app, (OWNER,), closed=True)
+    tokens = guard.TokenCache(app, (OWNER,), closed=True)
 
     async def guess() -> float:
         began = asyncio.get_running_loop().time()
@@ -321,7 +321,7 @@ def test_guessing_reads_the_database_ten_times_a_second_at_most(
         return asyncio.get_running_loop().time() - began
 
     took = asyncio.run(guess())
-    assert len(reads) <= 2 + took / token_cache.PAUSE_SECONDS
+    assert len(reads) <= 2 + took / guard.PAUSE_SECONDS
 
 
 @pytest.mark.requirement("C9")
@@ -337,7 +337,7 @@ def test_who_sends_no_token_or_one_of_the_settings_causes_no_read(
 IMPATIENT = (
     sys.executable,
     "-c",
-    "from tenure import cli; from tenure.http import token_cache as cache\n"
+    "from tenure import cli; from tenure.http import guard as cache\n"
     "cache.FRESH_SECONDS, cache.STALE_SECONDS = 0.1, 0.5\n"
     "cli.main()",
 )

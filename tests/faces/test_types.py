@@ -22,9 +22,9 @@ from starlette.testclient import TestClient
 from tenure import Job, KeyConflict, NewJob, RetryPolicy, StoreUnavailable, Tenure
 from tenure.app.type_defaults import OptionsByType, TypeDefaults
 from tenure.client import Client
-from tenure.jobs.enqueue import TypeOptions
-from tenure.jobs.findings import CheckResult
-from tenure.jobs.work import ClaimRequest
+from tenure.rules.jobs import TypeOptions
+from tenure.rules.reports import ClaimRequest
+from tenure.values.findings import CheckResult
 from tenure.worker import process
 from tests.support.cli import PROGRAM, clean_environment, cli_json, output_of, run_cli, run_program
 from tests.support.http import ServerProcess, api_client, assert_problem

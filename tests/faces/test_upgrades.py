@@ -16,9 +16,9 @@ import pytest
 
 from tenure import Tenure
 from tenure.errors import InvalidInput, SchemaMismatch
-from tenure.jobs.findings import CheckResult
 from tenure.settings import Settings
 from tenure.store import migrate
+from tenure.values.findings import CheckResult
 from tenure.worker.process import run_worker
 from tests.support.cli import output_of, run_cli
 from tests.support.next_version import later

@@ -29,9 +29,9 @@ from tenure.events import (
     Released,
     Retried,
 )
-from tenure.jobs.work import Answer, Outcome, Verdict
 from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy
+from tenure.rules.reports import Answer, Outcome, Verdict
 from tenure.store import transitions
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -21,17 +21,16 @@ from tenure import Dependency
 from tenure.dependency import Meets
 from tenure.errors import IllegalTransition
 from tenure.events import Cancelled, Retried, Unblocked
-from tenure.jobs import graph
-from tenure.jobs.enqueue import LinkedJob
-from tenure.jobs.ids import new_ids
-from tenure.jobs.payload import JsonText
-from tenure.jobs.postpone import Wait
-from tenure.jobs.signals import NewSignal
-from tenure.jobs.steps import Record
-from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report
 from tenure.retry import RetryPolicy
+from tenure.rules import dependencies
+from tenure.rules.jobs import LinkedJob
+from tenure.rules.reports import Answer, ClaimRequest, Outcome, Report, Wait
+from tenure.rules.signals import NewSignal
+from tenure.rules.steps import Record
 from tenure.store import Store, migrate
 from tenure.store.tables import signals
+from tenure.values.ids import new_ids
+from tenure.values.payload import JsonText
 from tests.model.graph_reference import Bounds, Graph, Node
 from tests.support.clock import Clock
 from tests.support.raw_sql import EPOCH, RawSql
@@ -389,6 +388,6 @@ def low_bounds(low: bool) -> Iterator[Bounds]:
         if low:
             patch.setattr(migrate, "MAX_FOLLOWERS_OF_ONE", 3)
             patch.setattr(migrate, "MAX_FOLLOWERS_AT_ONCE", 7)
-            patch.setattr(graph, "FEW", 2)
-            patch.setattr(graph, "MAX_COUNTED", 6)
-        yield graph.FEW, graph.MAX_COUNTED
+            patch.setattr(dependencies, "FEW", 2)
+            patch.setattr(dependencies, "MAX_COUNTED", 6)
+        yield dependencies.FEW, dependencies.MAX_COUNTED

@@ -21,16 +21,16 @@ from hypothesis.stateful import (
 
 from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, LeaseLost, TenureError
 from tenure.events import Cancelled, Completed, Event, Retried
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ids import new_id
-from tenure.jobs.queries import Action, Counted, Filter, Query
-from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report
 from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.reports import Answer, ClaimRequest, Outcome, Report
+from tenure.rules.search import Action, Counted, Filter, Query
 from tenure.store import Store, open_store
 from tenure.store.borrowed import jobs
-from tenure.store.borrowed.dispatch import borrow
+from tenure.store.borrowed.connections import borrow
 from tenure.store.tables import bulk as bulk_table
+from tenure.values.ids import new_id
 from tests.model.reference import OUTCOMES, Entry, Reference
 from tests.support.clock import START, Clock
 from tests.support.effects import own_connection

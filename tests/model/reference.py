@@ -22,9 +22,9 @@ from tenure.events import (
     Released,
     Snoozed,
 )
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job, decide, follow
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.reports import Answer, Lease, Outcome, Report, Verdict
 
 FINAL = ("completed", "failed", "cancelled")
 OUTCOMES = tuple(outcome for outcome in Outcome if outcome is not Outcome.SUSPENDED)

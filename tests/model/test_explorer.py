@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from tenure import lifecycle
 from tenure.errors import IllegalTransition
 from tenure.events import Claimed, Completed, Event, Failed, GaveUp, LeaseExpired, Released
-from tenure.jobs.work import ALREADY_RECORDED, Answer, Outcome, Verdict
 from tenure.lifecycle import Job, Status
+from tenure.rules.reports import ALREADY_RECORDED, Answer, Outcome, Verdict
 from tenure.store import transitions
 from tests.model import explorer
 from tests.model.explorer import Limits, Row, explore

@@ -13,8 +13,8 @@ from typing import Any
 from hypothesis.stateful import MultipleResults
 
 from tenure.events import Cancelled, Retried
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.work import Outcome
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.reports import Outcome
 from tests.model.histories import AT_ONCE, LEASE_SECONDS, LISTED, SLOWLY, STEPS, History, Receipt
 from tests.model.reference import OUTCOMES
 

@@ -7,14 +7,13 @@ from typing import Any
 
 from tenure import PerPartition, Tenure, Unique
 from tenure.app.bulk import run_batches
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ids import new_id
-from tenure.jobs.progress import JobProgress
-from tenure.jobs.queries import Filter
-from tenure.jobs.signals import new_token, token_digest
-from tenure.jobs.steps import KeepState, KeepToken, Record
-from tenure.jobs.work import Lease
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.reports import Lease
+from tenure.rules.search import Filter
+from tenure.rules.signals import new_token, token_digest
+from tenure.rules.steps import JobProgress, KeepState, KeepToken, Record
 from tenure.store.tables import sessions
+from tenure.values.ids import new_id
 from tests.support.store import claim_request, report_completed, report_failed, report_suspended
 
 FAR = datetime(2999, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)

@@ -33,7 +33,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import tenure.sqlite
 from tenure import JobContext, Tenure
-from tenure.jobs.enqueue import Wake
+from tenure.rules.jobs import Wake
 
 
 class Lender:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tenure.errors import StoreUnavailable
-from tenure.jobs import step_book
-from tenure.jobs.steps import StepCall
+from tenure.handlers import step_book
+from tenure.rules.steps import StepCall
 from tenure.store.tables import steps
 
 

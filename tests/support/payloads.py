@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from tenure.errors import InvalidInput
-from tenure.jobs.payload import MAX_DEPTH, MAX_INTEGER, MAX_PAYLOAD_BYTES, MIN_INTEGER
+from tenure.values.payload import MAX_DEPTH, MAX_INTEGER, MAX_PAYLOAD_BYTES, MIN_INTEGER
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 leaves = (

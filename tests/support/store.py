@@ -10,15 +10,14 @@ from typing import Any
 from msgspec.structs import replace
 
 from tenure.events import Cancelled
-from tenure.jobs.enqueue import CheckedJob, Enqueued
-from tenure.jobs.ids import new_id
-from tenure.jobs.ledger import Transition
-from tenure.jobs.postpone import Wait
-from tenure.jobs.work import Answer, ClaimRequest, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import Job
+from tenure.rules.jobs import CheckedJob, Enqueued
+from tenure.rules.ledger import Transition
+from tenure.rules.reports import Answer, ClaimRequest, Lease, Outcome, Report, Verdict, Wait
 from tenure.store import Store
 from tenure.store.tables import queues
 from tenure.store.work import EnqueueWork
+from tenure.values.ids import new_id
 from tests.support.clock import Clock
 from tests.support.waiting import wait_until
 

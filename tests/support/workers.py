@@ -9,8 +9,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from tenure import Job, Status, Tenure
-from tenure.jobs.work import ClaimRequest, Exchange, Report, WorkSource
 from tenure.lifecycle import SETTLED
+from tenure.rules.reports import ClaimRequest, Exchange, Report, WorkSource
 from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.process import run_loop
 from tenure.worker.worker import Worker

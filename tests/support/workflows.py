@@ -9,8 +9,8 @@ from msgspec.structs import asdict
 
 from tenure import Dependency, NewJob, Tenure
 from tenure.dependency import Meets
-from tenure.jobs import ids
-from tenure.jobs.enqueue import LinkedJob, Options, check_jobs
+from tenure.rules.jobs import LinkedJob, Options, check_jobs
+from tenure.values import ids
 from tests.support.raw_sql import RawSql
 
 IMPORT: Mapping[str, Any] = {

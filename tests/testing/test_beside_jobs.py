@@ -13,8 +13,8 @@ import psycopg
 import pytest
 
 from tenure import Failure, JobContext, JobFailed, SignalTimeout, Tenure, testing
-from tenure.jobs.queries import Filter
-from tenure.jobs.work import ClaimRequest
+from tenure.rules.reports import ClaimRequest
+from tenure.rules.search import Filter
 from tenure.store.postgres import session
 from tenure.store.tables import bulk, workers
 from tenure.worker import maintenance

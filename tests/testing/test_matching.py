@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from tenure import InvalidInput, NewJob, Tenure, testing
-from tenure.jobs.queries import MAX_LISTED
+from tenure.rules.search import MAX_LISTED
 from tenure.testing.matching import MAX_SHOWN
 
 

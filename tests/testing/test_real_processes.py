@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tenure import InvalidInput, Tenure, testing
-from tenure.jobs.work import ClaimRequest
+from tenure.rules.reports import ClaimRequest
 from tests.testing import handlers
 from tests.testing.conftest import transaction
 

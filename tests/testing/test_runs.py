@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 
 from tenure import Failure, InvalidInput, JobContext, Tenure, testing
+from tenure.demo import add_fake_handlers
 from tenure.errors import ScheduleNotFound
-from tenure.worker.fake_handlers import add_fake_handlers
 from tests.testing import handlers
 from tests.testing.conftest import Enter
 

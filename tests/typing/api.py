@@ -25,8 +25,8 @@ from tenure import (
 )
 from tenure.app.within import Within
 from tenure.client import AsyncClient, Client
-from tenure.jobs.enqueue import NewJobOf
-from tenure.jobs.queries import Bulk
+from tenure.rules.jobs import NewJobOf
+from tenure.rules.search import Bulk
 
 app = Tenure("sqlite:///jobs.db")
 

@@ -11,11 +11,11 @@ from msgspec.structs import replace
 from tenure.dashboard import charts, machine
 from tenure.dashboard.health import health
 from tenure.dashboard.timeline import attempts, periods
-from tenure.jobs.ledger import Transition
-from tenure.jobs.limits import Limits
-from tenure.jobs.stats import BUCKETS, Activity, QueueState, TypeState, WorkerState
-from tenure.jobs.text import length
 from tenure.lifecycle import TRANSITIONS, Rule, Status
+from tenure.rules.ledger import Transition
+from tenure.rules.queues import Limits
+from tenure.rules.stats import BUCKETS, Activity, QueueState, TypeState, WorkerState
+from tenure.values.text import length
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 WORKER = WorkerState("w", "host:1", ("mail",), None, NOW, 0, NOW)

@@ -10,7 +10,7 @@ import pytest
 from tenure import Tenure
 from tenure.dashboard.cache import OLD_SECONDS, WAIT_SECONDS, ReadCache
 from tenure.errors import StoreUnavailable
-from tenure.jobs.stats import Count
+from tenure.rules.stats import Count
 
 ONE = [Count("pending", "default", "a", 1)]
 TWO = [Count("pending", "default", "a", 2)]

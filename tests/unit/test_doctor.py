@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.findings import CheckResult
 from tenure.store import doctor as checks
 from tenure.store.postgres import doctor as postgres_checks
 from tenure.store.sqlite import doctor as sqlite_checks
 from tenure.store.sqlite.connection import path_of
+from tenure.values.findings import CheckResult
 from tenure.worker.process import log_checks
 from tests.support.clock import Clock
 

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tenure.errors import InvalidInput
-from tenure.jobs.durations import MAX_LENGTH, MAX_SECONDS, seconds
+from tenure.values.durations import MAX_LENGTH, MAX_SECONDS, seconds
 
 MICROS = 1_000_000
 

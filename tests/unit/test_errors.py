@@ -10,7 +10,7 @@ from multiprocessing import get_context
 import pytest
 
 from tenure import errors
-from tenure.jobs.postpone import RateLimited, RetryAfter, Snooze
+from tenure.rules.reports import RateLimited, RetryAfter, Snooze
 
 ERRORS = (
     errors.InvalidInput("not a name", path="$.name", code="other"),

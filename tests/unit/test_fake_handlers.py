@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tenure import InvalidInput, JobContext
-from tenure.jobs.handlers import BadArguments, Handlers
-from tenure.worker.fake_handlers import FakeFailure, add_fake_handlers
+from tenure.demo import FakeFailure, add_fake_handlers
+from tenure.handlers.registry import BadArguments, Handlers
 
 
 def handlers(**rules: Any) -> Handlers:
@@ -131,8 +131,8 @@ def test_a_handler_of_the_application_goes_first() -> None:
 CRASH = """
 import asyncio, sys
 from tenure import JobContext
-from tenure.jobs.handlers import Handlers
-from tenure.worker.fake_handlers import add_fake_handlers
+from tenure.handlers.registry import Handlers
+from tenure.demo import add_fake_handlers
 
 handlers = Handlers()
 add_fake_handlers(handlers)

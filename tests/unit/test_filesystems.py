@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tenure import InvalidInput, Tenure
-from tenure.jobs.findings import CheckResult
-from tenure.store.sqlite import filesystems
-from tenure.store.sqlite.filesystems import filesystem_of, kind_at
+from tenure.store.sqlite import connection
+from tenure.store.sqlite.connection import filesystem_of, kind_at
+from tenure.values.findings import CheckResult
 
 MOUNTS = r"""
 22 27 0:21 / /proc rw,relatime - proc proc rw
@@ -43,7 +43,7 @@ def test_the_nearest_mount_tells_the_kind(path: str, kind: str) -> None:
 
 def test_what_nobody_tells_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kind_at(Path("/x"), "") == ""
-    monkeypatch.setattr(filesystems, "MOUNTS", tmp_path / "there is none")
+    monkeypatch.setattr(connection, "MOUNTS", tmp_path / "there is none")
     assert filesystem_of(tmp_path) == ""
 
 
@@ -58,7 +58,7 @@ def mounted_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "folder").mkdir()
     table = tmp_path / "mountinfo"
     table.write_text(f"27 1 8:1 / / rw - ext4 x rw\n28 27 0:9 / {tmp_path}/folder rw - nfs4 x rw\n")
-    monkeypatch.setattr(filesystems, "MOUNTS", table)
+    monkeypatch.setattr(connection, "MOUNTS", table)
     return tmp_path
 
 
@@ -90,7 +90,7 @@ def test_who_vouches_for_the_place_may_use_it(mounted_as: Path) -> None:
 
 
 def test_every_kind_is_told_from_a_local_one() -> None:
-    assert not filesystems.REMOTE & {"ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "apfs"}
+    assert not connection.REMOTE & {"ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "apfs"}
 
 
 STICKY, OWN = 0o41777, 0o40755
@@ -116,7 +116,7 @@ def stat_of(mode: int, owner: int) -> os.stat_result:
 )
 def test_whose_links_are_followed(owner: int, mode: int, folders: int, planted: bool) -> None:
     link, folder = stat_of(0o120777, owner), stat_of(mode, folders)
-    assert filesystems.is_planted(link, folder, ME) == planted
+    assert connection.is_planted(link, folder, ME) == planted
 
 
 @pytest.mark.requirement("C19")
@@ -146,4 +146,4 @@ def test_a_link_that_another_user_planted_is_refused(tmp_path: Path, by_way_of: 
 def test_links_that_lead_in_a_circle_end(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
-    filesystems.refuse_planted(tmp_path / "a")
+    connection.refuse_planted(tmp_path / "a")

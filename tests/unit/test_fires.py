@@ -9,9 +9,19 @@ from typing import Any
 import pytest
 
 from tenure.errors import InvalidInput
-from tenure.jobs.enqueue import NewJob, TypeOptions
-from tenure.jobs.fires import LOOKAHEAD, MAX_BUFFERED, Decision, Tick, decide_fires, job_for
-from tenure.jobs.schedules import MAX_FIRES, Schedule, check_rules, new_schedule
+from tenure.rules.jobs import NewJob, TypeOptions
+from tenure.rules.schedules import (
+    LOOKAHEAD,
+    MAX_BUFFERED,
+    MAX_FIRES,
+    Decision,
+    Schedule,
+    Tick,
+    check_rules,
+    decide_fires,
+    job_for,
+    new_schedule,
+)
 from tests.support.clock import START
 from tests.support.schedules import TABLE, shown, situation
 
@@ -87,7 +97,7 @@ def test_no_decision_makes_more_jobs_than_one_enqueue_may() -> None:
 def test_no_tick_is_left_out_between_those_made_up_and_those_due(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tenure.jobs.fires.MAX_FIRES", 3)
+    monkeypatch.setattr("tenure.rules.schedules.MAX_FIRES", 3)
     one = schedule(every=60, missed="all", catch_up=2, grace=300)
     assert shown(decide(one, 600).ticks, 60) == "m1-7 f8 f9 f10"
     one = schedule(every=60, missed="all", catch_up=2, grace=150)

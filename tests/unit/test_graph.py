@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from tenure import Dependency, InvalidInput, NewJob, Status
-from tenure.jobs.enqueue import CheckedJob, LinkedJob, TypeOptions, check_job
-from tenure.jobs.graph import (
+from tenure.rules.dependencies import (
     Edge,
     Numbers,
     Tally,
@@ -21,7 +20,8 @@ from tenure.jobs.graph import (
     restored_by,
     skipped_by,
 )
-from tenure.jobs.ids import new_id, new_ids
+from tenure.rules.jobs import CheckedJob, LinkedJob, TypeOptions, check_job
+from tenure.values.ids import new_id, new_ids
 
 A, B, C, D = new_ids(4)
 

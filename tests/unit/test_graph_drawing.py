@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from tenure.dashboard.graph_drawing import GraphPicture, draw
-from tenure.jobs.stacks import MANY, MAX_STACKS, Link, Member, Shape, shape_of
+from tenure.rules.workflows import MANY, MAX_STACKS, Link, Member, Shape, shape_of
 
 
 def job(

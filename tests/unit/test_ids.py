@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenure.errors import InvalidInput
-from tenure.jobs import ids
-from tenure.jobs.ids import check_id, is_id, new_id, new_ids
+from tenure.values import ids
+from tenure.values.ids import check_id, is_id, new_id, new_ids
 
 FROM_THE_RFC = "017f22e2-79b0-7cc3-98c4-dc0c0c07398f"  # RFC 9562, appendix A.6
 
@@ -154,7 +154,7 @@ def test_no_other_thread_comes_between(monkeypatch: pytest.MonkeyPatch) -> None:
 FORK = """
 import ctypes, os, sys, threading, warnings
 warnings.simplefilter("ignore")  # newer Pythons warn about forking beside threads: the point here
-from tenure.jobs import ids
+from tenure.values import ids
 print(ids.new_id(), flush=True)
 held, done = threading.Event(), threading.Event()
 def hold():

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from tenure.errors import InvalidInput
-from tenure.jobs.limits import (
+from tenure.rules.queues import (
     NEXT,
     Open,
     PerPartition,

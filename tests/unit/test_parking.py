@@ -7,9 +7,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from tenure import Snooze
-from tenure.jobs.postpone import Parked, Wait
-from tenure.jobs.results import failure
-from tenure.jobs.steps import Waiting, awaited, waited
+from tenure.handlers.results import failure
+from tenure.rules.reports import Parked, Wait
+from tenure.rules.steps import Waiting, awaited, waited
 
 PARKED = Parked("sleep", delay=60.0)
 WAIT = Wait("approved", 1)

@@ -28,8 +28,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tenure.errors import InvalidInput, PayloadTooLarge
-from tenure.jobs import payload as rules
-from tenure.jobs.payload import (
+from tenure.values import payload as rules
+from tenure.values.payload import (
     MAX_DEPTH,
     MAX_INTEGER,
     MAX_PAYLOAD_BYTES,
@@ -180,8 +180,8 @@ def test_bombs_do_not_lean_on_the_recursion_limit() -> None:
     """An application may have raised it; then recursion would end in a crash, not an error."""
     code = """
 import sys; sys.setrecursionlimit(10**7)
-from tenure.jobs.payload import check; from tenure.jobs.payload import parse
-from tenure.jobs.results import result_text
+from tenure.values.payload import check; from tenure.values.payload import parse
+from tenure.handlers.results import result_text
 from tenure.errors import InvalidInput
 deep = []
 for _ in range(10**6): deep = [deep]

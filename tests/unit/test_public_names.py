@@ -178,15 +178,15 @@ def test_every_public_thing_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("thing", "arguments"),
     [
-        (Tenure.enqueue, tenure.jobs.enqueue.Options.__annotations__),
-        (Tenure.job, ("name", "process", *tenure.jobs.enqueue.TypeOptions.__annotations__)),
-        (Tenure.find, ("limit", "before", *tenure.jobs.queries.Fields.__annotations__)),
+        (Tenure.enqueue, tenure.rules.jobs.Options.__annotations__),
+        (Tenure.job, ("name", "process", *tenure.rules.jobs.TypeOptions.__annotations__)),
+        (Tenure.find, ("limit", "before", *tenure.rules.search.Fields.__annotations__)),
         (Tenure.within, ("connection", "wake")),
         (Tenure.run_worker, set(Tenure.run_worker.__annotations__) - {"app", "return"}),
         (tenure.RetryPolicy, tenure.RetryPolicy.__annotations__),
         (tenure.Unique, tenure.Unique.__annotations__),
         (tenure.JobContext, {n for n in tenure.JobContext.__annotations__ if n[0] != "_"}),
-        (JobType.options, tenure.jobs.enqueue.Options.__annotations__),
+        (JobType.options, tenure.rules.jobs.Options.__annotations__),
     ],
 )
 def test_help_names_every_argument(thing: object, arguments: set[str]) -> None:

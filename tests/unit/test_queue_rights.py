@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.queries import Filter, query_of
-from tenure.jobs.queue_rights import Patterns, covers, includes
+from tenure.rules.search import Filter, query_of
+from tenure.rules.tokens import Patterns, covers, includes
 from tenure.store.search import MAX_ROWS, bounded, fits
 
 NAMES = ("mail", "Mail", "mailing", "shop", "shop.a", "shop.b.c", "shopping", "a_b", "axb")

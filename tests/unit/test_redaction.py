@@ -16,11 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenure.jobs.hiding import MARK, MAX_CUTS, MAX_VALUES
-from tenure.jobs.redaction import Redaction
-from tenure.jobs.results import describe_exception
-from tenure.jobs.text import CUT
+from tenure.handlers.results import describe_exception
 from tenure.lifecycle import Job
+from tenure.values.redaction import MARK, MAX_CUTS, MAX_VALUES, Redaction
+from tenure.values.text import CUT
 
 SECRET = "sk_live_" + "abcdefgh" * 8
 PEM = "-----BEGIN KEY-----\nMIIE+canary/w==\n-----END KEY-----\n"

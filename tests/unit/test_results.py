@@ -19,8 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tenure.errors import PermanentFailure
-from tenure.jobs.payload import MAX_DEPTH, parse
-from tenure.jobs.results import (
+from tenure.handlers.results import (
     MAX_ERROR_BYTES,
     MAX_EXCEPTIONS,
     MAX_FRAMES,
@@ -30,6 +29,7 @@ from tenure.jobs.results import (
     result_text,
     success,
 )
+from tenure.values.payload import MAX_DEPTH, parse
 from tests.support.payloads import (
     CIRCLE,
     SHARED,

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tenure.jobs.retention import FOREVER_SECONDS, Cutoffs, RetentionRule, RetentionRules
+from tenure.rules.retention import FOREVER_SECONDS, Cutoffs, RetentionRule, RetentionRules
 
 NOW = datetime(2030, 1, 2, tzinfo=UTC)
 RULES = (

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tenure.errors import InvalidInput
-from tenure.jobs.schedule_times import (
+from tenure.rules.times import (
     MAX_CRON_LENGTH,
     When,
     check_when,

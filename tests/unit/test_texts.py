@@ -32,7 +32,7 @@ def test_a_job_without_a_result_has_none() -> None:
 FIRST_VALUES = """
 import types
 from msgspec import Struct
-from tenure.jobs.results import read_result
+from tenure.handlers.results import read_result
 from tenure.wire.responses import EventBody, LeaseBody, StatsBody
 from tenure.wire.transport import Transport
 from tests.support.first_reads import read_in_forks

@@ -11,7 +11,7 @@ import pytest
 
 from tenure import StoreUnavailable, Tenure
 from tenure.app.type_defaults import STALE_SECONDS, OptionsByType, TypeDefaults
-from tenure.jobs.enqueue import TypeOptions
+from tenure.rules.jobs import TypeOptions
 
 MAIL = TypeOptions(queue="mail")
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from tenure import InvalidInput, NewJob, Unique
 from tenure.errors import DuplicateJob
-from tenure.jobs.enqueue import CheckedJob, TypeOptions, check_job
-from tenure.jobs.ids import new_id
-from tenure.jobs.uniqueness import Seen, Throttled, checked_for, plan, uniqueness
 from tenure.lifecycle import Job, Status
+from tenure.rules.jobs import CheckedJob, TypeOptions, check_job
+from tenure.rules.unique_keys import Seen, Throttled, checked_for, plan, uniqueness
+from tenure.values.ids import new_id
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -32,7 +32,7 @@ from tenure import (
     Snooze,
     Tenure,
 )
-from tenure.jobs.enqueue import Options
+from tenure.rules.jobs import Options
 from tenure.worker.child import PROGRESS_SECONDS
 
 app = Tenure("sqlite:///never-opened.db")

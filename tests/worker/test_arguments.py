@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from tenure import InvalidInput, JobContext, NewJob, Tenure
-from tenure.jobs.queries import Filter
-from tenure.jobs.results import read_result
+from tenure.handlers.results import read_result
+from tenure.rules.search import Filter
 from tenure.store.sqlite import writer
 from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
 from tests.worker import children

@@ -15,8 +15,8 @@ import pytest
 
 from tenure import Job, JobContext, Status, Tenure
 from tenure.client import Client
-from tenure.jobs.queries import Filter
-from tenure.jobs.work import WorkSource
+from tenure.rules.reports import WorkSource
+from tenure.rules.search import Filter
 from tests.support.http import ServerProcess
 from tests.support.raw_sql import RawSql
 from tests.support.waiting import WAIT_SECONDS, wait_until

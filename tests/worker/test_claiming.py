@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tenure import JobContext, NewJob, Status, Tenure
-from tenure.jobs.work import ClaimRequest, Exchange, Report
-from tenure.worker import demand, exchanges
+from tenure.rules.reports import ClaimRequest, Exchange, Report
+from tenure.worker import exchanges
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit
 from tests.support.workers import (
@@ -219,7 +219,7 @@ def test_a_backlog_is_worked_off_without_waiting_for_a_poll(
         runs.append(number)
 
     jobs = app.enqueue_many([work.new_job(number) for number in range(3000)])
-    monkeypatch.setattr(demand, "POLL_SECONDS", 60)
+    monkeypatch.setattr(exchanges, "POLL_SECONDS", 60)
     # Heartbeats ring, too: the first comes much later.
     with running_worker(app, Silent(), concurrency=100, lease_seconds=300):
         assert wait_until(lambda: len(runs) == 3000)
@@ -325,8 +325,8 @@ def test_a_claim_that_ends_at_its_bytes_is_followed_by_another(
 ) -> None:
     """No hint, poll or report brings the second claim: none arrives, and no handler ends."""
     monkeypatch.setattr(app.core, "on_work", lambda notify: lambda: None)
-    monkeypatch.setattr(demand, "POLL_SECONDS", 3_600.0)
-    monkeypatch.setattr(demand, "QUIET_POLL_SECONDS", 3_600.0)
+    monkeypatch.setattr(exchanges, "POLL_SECONDS", 3_600.0)
+    monkeypatch.setattr(exchanges, "QUIET_POLL_SECONDS", 3_600.0)
     started: list[int] = []
     may_end = threading.Event()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tenure import NewJob, Status, Tenure
-from tenure.jobs.enqueue import Options
+from tenure.rules.jobs import Options
 from tests.support.clock import Clock
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit

@@ -23,11 +23,10 @@ from tenure import (
     Unique,
 )
 from tenure.client import Client
-from tenure.jobs.enqueue import TypeOptions
-from tenure.jobs.follow_ups import MAX_FOLLOW_UP_BYTES, MAX_FOLLOW_UPS
-from tenure.jobs.ids import new_id, new_ids
-from tenure.jobs.ledger import Transition
-from tenure.jobs.work import WorkSource
+from tenure.rules.jobs import TypeOptions
+from tenure.rules.ledger import Transition
+from tenure.rules.reports import MAX_FOLLOW_UP_BYTES, MAX_FOLLOW_UPS, WorkSource
+from tenure.values.ids import new_id, new_ids
 from tests.support.effects import effects, make_effects, own_connection
 from tests.support.effort import on_either_engine
 from tests.support.http import ServerProcess, api_client, assert_problem, claim_jobs

@@ -20,7 +20,7 @@ import pytest
 
 from tenure import Tenure
 from tenure.errors import InvalidInput
-from tenure.jobs.work import ClaimRequest, Exchange, Report
+from tenure.rules.reports import ClaimRequest, Exchange, Report
 from tenure.worker import exchanges, health, worker
 from tenure.worker.health import Health, health_served
 from tests.support.cli import clean_environment

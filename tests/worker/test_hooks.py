@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tenure import Failure, JobContext, Snooze, Tenure
-from tenure.jobs.work import ClaimRequest
-from tenure.worker import failures as worker_failures
+from tenure.rules.reports import ClaimRequest
+from tenure.worker import log as worker_failures
 from tenure.worker.worker import Worker
 from tests.support.waiting import wait_until
 from tests.support.workers import (

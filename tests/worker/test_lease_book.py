@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.work import RECORDED, Answer, Exchange, Lease, Outcome, Verdict
+from tenure.rules.reports import RECORDED, Answer, Exchange, Lease, Outcome, Verdict
 from tenure.worker.leases import Attempt, AttemptState, LeaseBook, Wakeup, reports_of
 from tenure.worker.worker import Worker
 

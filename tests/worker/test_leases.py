@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tenure import JobContext, NewJob, Status, Tenure
-from tenure.jobs.work import ClaimRequest
+from tenure.rules.reports import ClaimRequest
 from tenure.worker.worker import Worker
 from tests.support.clock import Clock
 from tests.support.waiting import WAIT_SECONDS, wait_until

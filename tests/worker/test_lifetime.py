@@ -69,7 +69,7 @@ def test_an_application_that_was_closed_needs_no_thread_for_that() -> None:
     use()
     closing: list[object] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tenure.app.lifetime._close", lambda *what: closing.append(what))
+        patch.setattr("tenure.app.core._close", lambda *what: closing.append(what))
         for _ in range(2):
             use()
         gc.collect()
@@ -80,7 +80,7 @@ IN_CHILD = """
 import ctypes, gc, os, sys, threading, warnings
 import psycopg
 from tenure import Tenure
-from tenure.app import lifetime
+from tenure.app import core as lifetime
 
 warnings.simplefilter("ignore")  # newer Pythons warn about forking beside threads: the point here
 SESSIONS = (  # not those of autovacuum, which comes and goes

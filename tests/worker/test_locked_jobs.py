@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from tenure import PermanentFailure, Tenure
-from tenure.store.postgres import lock_holders, session
+from tenure.store.postgres import reader, session
 from tenure.worker import exchanges, worker
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import running_worker, wait_until_completed, wait_until_failed
@@ -59,7 +59,7 @@ def test_a_worker_goes_on_while_one_of_its_jobs_is_locked(
             locked.set()
             said = f"the outcome of job {held.id} (mail) cannot be recorded: another transaction"
             wait_until(lambda: said in caplog.text, "the worker to name the job")
-            monkeypatch.setattr(lock_holders, "SHORT_SECONDS", 0.0)
+            monkeypatch.setattr(reader, "SHORT_SECONDS", 0.0)
             assert app.explain(held.id).reason == "running", "so it does not say who that is"
             assert "until that ends; `tenure doctor` says who it is" in caplog.text
             for _ in range(10):

@@ -19,9 +19,7 @@ import pytest
 from tenure import JobContext, NewJob, Tenure
 from tenure.app.bulk import run_batches
 from tenure.client import Client
-from tenure.jobs.hiding import MARK
-from tenure.jobs.queries import Filter
-from tenure.jobs.redaction import Redaction
+from tenure.rules.search import Filter
 from tenure.telemetry.logs import (
     LOG_FIELDS,
     MAX_FIELD,
@@ -32,6 +30,7 @@ from tenure.telemetry.logs import (
     log_failure,
     log_transition,
 )
+from tenure.values.redaction import MARK, Redaction
 from tenure.worker import log as worker_log
 from tests.support.http import ServerProcess
 from tests.support.waiting import wait_until
@@ -132,7 +131,7 @@ def test_every_move_is_a_line_with_the_fields_of_its_job(sqlite_url: str, lines:
 
 
 def test_a_lease_that_ran_out_is_a_line(sqlite_url: str, lines: Lines) -> None:
-    from tenure.jobs.work import ClaimRequest
+    from tenure.rules.reports import ClaimRequest
 
     with Tenure(sqlite_url) as app:
         job = app.enqueue("mail", backoff=100)
@@ -151,7 +150,7 @@ def test_a_lease_that_ran_out_is_a_line(sqlite_url: str, lines: Lines) -> None:
 def test_a_lease_that_ran_out_for_good_brings_no_line_of_a_retry(
     sqlite_url: str, lines: Lines
 ) -> None:
-    from tenure.jobs.work import ClaimRequest
+    from tenure.rules.reports import ClaimRequest
 
     with Tenure(sqlite_url) as app:
         job = app.enqueue("mail", max_retries=1)

@@ -13,11 +13,10 @@ import pytest
 from tenure import InvalidInput, JobNotFound, NewJob, Status, Tenure
 from tenure.app.core import Core
 from tenure.errors import BulkNotFound
-from tenure.jobs.queries import Filter
-from tenure.jobs.work import ClaimRequest, Duty, Outcome, Report
-from tenure.store import fires
-from tenure.store.retention import MAX_WAIT
-from tenure.store.tables import stats
+from tenure.rules.reports import ClaimRequest, Duty, Outcome, Report
+from tenure.rules.search import Filter
+from tenure.store.tables import schedules, stats
+from tenure.store.tables.retention import MAX_WAIT
 from tenure.telemetry import repeats
 from tenure.webhooks.deliveries import WEBHOOK
 from tenure.worker import maintenance
@@ -402,7 +401,7 @@ def test_ticks_that_are_left_do_not_wait_for_the_next_look(
     """After half a second of 1,000 schedules due at once, the others were a second late."""
     app = app_on_each_engine
     monkeypatch.setattr(maintenance, "SCHEDULES_SHARE", 0)
-    monkeypatch.setattr(fires, "BATCH", 1)
+    monkeypatch.setattr(schedules, "BATCH", 1)
     for number in range(3):
         app.schedules.create(f"s{number}", NewJob("work", {}, {}), every=60)
     clock.advance(60)

@@ -19,7 +19,7 @@ import pytest
 from tenure import InvalidInput, JobContext, JobNotFound, RetryPolicy, Tenure
 from tenure.client import Client
 from tenure.errors import ScheduleNotFound
-from tenure.jobs.enqueue import OPTIONS
+from tenure.rules.jobs import OPTIONS
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript
 from tests.support.workers import running_worker, wait_until_completed, wait_until_failed

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from tenure import InvalidInput, Tenure
-from tenure.jobs import json_types
+from tenure.handlers import arguments
 from tests.support.workers import running_worker
 
 
@@ -156,7 +156,7 @@ def test_the_schema_of_a_type_has_that_of_its_models(app: Tenure) -> None:
 
     handler = app.core.handlers.find("pack")
     assert handler is not None
-    schema = json_types.known(handler.defaults, handler.decoder, {}).schema
+    schema = arguments.known(handler.defaults, handler.decoder, {}).schema
     assert schema is not None
     found = json.dumps(json.loads(schema)["$defs"])
     assert '"orderNumber": {"exclusiveMinimum": 0' in found
@@ -229,7 +229,7 @@ def test_an_object_is_anything_in_the_schema(app: Tenure) -> None:
 
     handler = app.core.handlers.find("note")
     assert handler is not None
-    schema = json_types.known(handler.defaults, handler.decoder, {}).schema
+    schema = arguments.known(handler.defaults, handler.decoder, {}).schema
     assert schema is not None
     assert '"fields":{"type":"object","additionalProperties":{"description":' in schema
 

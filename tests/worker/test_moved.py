@@ -11,9 +11,8 @@ import pytest
 
 from tenure import JobContext, Tenure
 from tenure.errors import StoreMoved
-from tenure.store.moving.sides import Destination
-from tenure.store.moving.sqlite import SqliteSource
-from tenure.store.protocol import ELSEWHERE
+from tenure.store.database import ELSEWHERE
+from tenure.store.moving.sides import Destination, SqliteSource
 from tenure.telemetry import repeats
 from tenure.worker import webhook_delivery
 from tenure.worker.maintenance import MaintenanceThread

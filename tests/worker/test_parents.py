@@ -10,8 +10,8 @@ from tenure import JobContext, JobType, LeaseLost, NewJob, Tenure
 from tenure.app.app import limited_to
 from tenure.client import Client
 from tenure.errors import Forbidden, JobCancelled, JobFailed, JobUnsettled
-from tenure.jobs.steps import ReadParents
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Outcome, Report
+from tenure.rules.steps import ReadParents
 from tenure.store.tables import dependencies
 from tests.support.http import ServerProcess
 from tests.support.workers import running_sweeper, running_worker, wait_until_completed

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from tenure import Tenure
-from tenure.worker import demand
+from tenure.worker import exchanges as worker_exchanges
 from tests.support.programs import Program
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import running_worker, wait_until_completed
@@ -31,7 +31,7 @@ def never_asks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def set_pauses() -> None:
         for name in ("POLL_SECONDS", "QUIET_POLL_SECONDS", "SURE_POLL_SECONDS"):
-            monkeypatch.setattr(demand, name, 3_600)
+            monkeypatch.setattr(worker_exchanges, name, 3_600)
 
     return set_pauses
 

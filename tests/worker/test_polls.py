@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tenure import Tenure
-from tenure.worker.demand import (
+from tenure.worker.exchanges import (
     CALM_SECONDS,
     MAX_BACKOFF_SECONDS,
     POLL_SECONDS,

@@ -11,7 +11,7 @@ import pytest
 import tenure
 from tenure import Tenure
 from tenure.client import Client
-from tenure.jobs.stats import WorkerState
+from tenure.rules.stats import WorkerState
 from tenure.store.tables import workers
 from tenure.worker import exchanges
 from tests.support.cli import cli_json, output_of

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.enqueue import Options
+from tenure.rules.jobs import Options
 from tenure.worker.processes import MAX_ANSWER_BYTES
 from tests.support.waiting import wait_until
 from tests.support.worker_scripts import WorkerScript, is_running, wait_for_exit

@@ -13,8 +13,8 @@ import pytest
 
 from tenure import JobContext, Status, Tenure
 from tenure.errors import InvalidInput, StoreUnavailable
-from tenure.jobs.progress import MAX_MESSAGE, JobProgress
-from tenure.jobs.work import ClaimRequest, Lease
+from tenure.rules.reports import ClaimRequest, Lease
+from tenure.rules.steps import MAX_MESSAGE, JobProgress
 from tenure.worker import note_writer
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import (

@@ -15,7 +15,7 @@ import tenure.worker.exchanges
 import tenure.worker.worker
 from tenure import Failure, Job, JobContext, Tenure
 from tenure.client import Client
-from tenure.jobs.work import ClaimRequest
+from tenure.rules.reports import ClaimRequest
 from tenure.telemetry import repeats
 from tests.support.http import ServerProcess
 from tests.support.waiting import WAIT_SECONDS, wait_until

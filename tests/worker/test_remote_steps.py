@@ -11,8 +11,8 @@ import pytest
 
 from tenure import JobContext, LeaseLost, Tenure
 from tenure.client import Client
-from tenure.jobs.steps import MAX_STEPS, KeepState, Load, Notes, Record
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Outcome, Report
+from tenure.rules.steps import MAX_STEPS, KeepState, Load, Notes, Record
 from tests.support.effort import on_either_engine
 from tests.support.http import ServerProcess, api_client, assert_problem, claim_jobs
 from tests.support.proxy import Proxy

@@ -26,9 +26,9 @@ from tenure import (
 )
 from tenure.client import Client
 from tenure.errors import InvalidInput
-from tenure.jobs.enqueue import TypeOptions
-from tenure.jobs.handlers import Errors, describe
-from tenure.jobs.results import failure
+from tenure.handlers.registry import Errors, describe
+from tenure.handlers.results import failure
+from tenure.rules.jobs import TypeOptions
 from tests.support.effort import on_either_engine
 from tests.support.http import ServerProcess
 from tests.support.raw_sql import RawSql

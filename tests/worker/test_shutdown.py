@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Job, JobContext, NewJob, Status, Tenure, failpoints
-from tenure.jobs.work import ClaimRequest, Exchange, Report
+from tenure.rules.reports import ClaimRequest, Exchange, Report
 from tenure.settings import Settings
 from tenure.worker.process import maintained, stopped_by_signals
 from tests.support.cli import PROGRAM, clean_environment

@@ -15,8 +15,8 @@ from tenure import IllegalTransition, InvalidInput, JobContext, SignalTimeout, T
 from tenure.app.signals import by_token, of_token
 from tenure.client import Client
 from tenure.errors import StoreUnavailable
-from tenure.jobs import step_book
-from tenure.jobs.steps import FindSignal, Load, Record, StepCall
+from tenure.handlers import step_book
+from tenure.rules.steps import FindSignal, Load, Record, StepCall
 from tenure.store.tables import steps
 from tests.support.clock import Clock
 from tests.support.http import ServerProcess

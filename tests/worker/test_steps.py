@@ -18,7 +18,8 @@ import pytest
 
 from tenure import JobContext, Tenure
 from tenure.errors import DuplicateStep, InvalidInput, LeaseLost, StoreUnavailable
-from tenure.jobs import step_book, steps
+from tenure.handlers import step_book
+from tenure.rules import steps
 from tenure.worker import note_writer
 from tests.support.clock import Clock
 from tests.support.effects import effects, make_effects

@@ -19,9 +19,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from tenure import JobNotFound, NewJob, Snooze, Tenure, testing
 from tenure.client import Client
 from tenure.errors import StoreUnavailable
-from tenure.jobs.ids import new_id
-from tenure.jobs.redaction import Redaction
-from tenure.jobs.work import ClaimRequest
+from tenure.rules.reports import ClaimRequest
+from tenure.values.ids import new_id
+from tenure.values.redaction import Redaction
 from tests.support.cli import PROGRAM, clean_environment
 from tests.support.http import ServerProcess, api_client, claim_jobs
 from tests.support.lenders import POSTGRES, SQLITE, lent

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Job, NewJob, Tenure
-from tenure.jobs.work import ClaimRequest, Exchange, Report
+from tenure.rules.reports import ClaimRequest, Exchange, Report
 from tenure.worker import fitness
 from tenure.worker.health import Health
 from tests.support.no_threads import no_new_threads

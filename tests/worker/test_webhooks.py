@@ -26,8 +26,8 @@ from tenure import (
     failpoints,
 )
 from tenure.errors import StoreUnavailable
-from tenure.jobs.hiding import MARK
 from tenure.lifecycle import EVENTS
+from tenure.values.redaction import MARK
 from tenure.webhooks import deliveries as delivery_jobs
 from tenure.webhooks import request as outbound
 from tenure.webhooks.deliveries import WEBHOOK, queue_of

@@ -10,8 +10,8 @@ import pytest
 from tenure import InvalidInput, NewJob, RetryPolicy, Tenure, testing
 from tenure.client import Client
 from tenure.contrib import flask, sentry, sqlalchemy
-from tenure.jobs.ledger import EventFilter
-from tenure.jobs.queries import Filter
+from tenure.rules.ledger import EventFilter
+from tenure.rules.search import Filter
 from tenure.server import build
 
 LIST: Any = [5]
@@ -46,7 +46,7 @@ WRONG_KINDS: dict[str, tuple[Callable[[Tenure, Any], Any], str]] = {
     "hidden": (lambda app, wrong: app.find(text="a", hidden=wrong), f"$.hidden: {NAMES}"),
     "filter": (
         lambda app, wrong: app.bulk.start("cancel", wrong),
-        "give a Filter of tenure.jobs.queries, not a value of type int",
+        "give a Filter of tenure.rules.search, not a value of type int",
     ),
     "sample": (
         lambda app, wrong: app.bulk.sample(Filter(), "cancel", LIST),
@@ -58,7 +58,7 @@ WRONG_KINDS: dict[str, tuple[Callable[[Tenure, Any], Any], str]] = {
     ),
     "events": (
         lambda app, wrong: app.events.read(filter=wrong),
-        "$.filter: give an EventFilter of tenure.jobs.ledger, not a value of type int",
+        "$.filter: give an EventFilter of tenure.rules.ledger, not a value of type int",
     ),
     "event types": (
         lambda app, wrong: app.events.read(filter=EventFilter(types=wrong)),

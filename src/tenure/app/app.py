@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack, overload
 
-from tenure.app import enqueueing, flow, hooks, operations, queries, running, upkeep, waiting
+from tenure.app import jobs, running, upkeep, waiting, workflows
+from tenure.app import types as app_types
 from tenure.app.bulk import BulkActions
 from tenure.app.core import Core, Noun
-from tenure.app.job_types import JobOptions, JobType, Register
 from tenure.app.queues import Queues, Types, Workers
 from tenure.app.retention import Retention
 from tenure.app.schedules import Schedules, schedule
@@ -21,14 +21,15 @@ from tenure.app.signals import Signals, signal
 from tenure.app.stats import Events, Statistics
 from tenure.app.tokens import Tokens
 from tenure.app.twins import twin
+from tenure.app.types import JobOptions, JobType, Register
 from tenure.app.webhooks import Webhooks
 from tenure.app.workflows import Workflows
-from tenure.jobs.context import JobContext
-from tenure.jobs.names import check_label, list_of_names
-from tenure.jobs.queue_rights import Patterns
-from tenure.jobs.redaction import Redaction
+from tenure.handlers.context import JobContext
+from tenure.rules.tokens import Patterns
 from tenure.settings import check_migrate, database_url, default_of
 from tenure.telemetry.tracing import Tracing
+from tenure.values.names import check_label, list_of_names
+from tenure.values.redaction import Redaction
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -181,56 +182,56 @@ class Tenure:
 
     schedule = schedule
 
-    enqueue = enqueueing.enqueue
-    enqueue_async = enqueueing.enqueue_async
-    enqueue_many = enqueueing.enqueue_many
-    enqueue_many_async = enqueueing.enqueue_many_async
-    within = enqueueing.within
-    wake = enqueueing.wake
+    enqueue = jobs.enqueue
+    enqueue_async = jobs.enqueue_async
+    enqueue_many = jobs.enqueue_many
+    enqueue_many_async = jobs.enqueue_many_async
+    within = jobs.within
+    wake = jobs.wake
 
-    get = queries.get
-    get_async = twin(queries.get)
-    progress = queries.progress
-    progress_async = twin(queries.progress)
-    steps = queries.steps
-    steps_async = twin(queries.steps)
-    find = queries.find
-    find_async = twin(queries.find)
-    count = queries.count
-    count_async = twin(queries.count)
-    history = queries.history
-    history_async = twin(queries.history)
-    explain = queries.explain
-    explain_async = twin(queries.explain)
+    get = jobs.get
+    get_async = twin(jobs.get)
+    progress = jobs.progress
+    progress_async = twin(jobs.progress)
+    steps = jobs.steps
+    steps_async = twin(jobs.steps)
+    find = jobs.find
+    find_async = twin(jobs.find)
+    count = jobs.count
+    count_async = twin(jobs.count)
+    history = jobs.history
+    history_async = twin(jobs.history)
+    explain = jobs.explain
+    explain_async = twin(jobs.explain)
 
     wait = waiting.wait
     wait_async = waiting.wait_async
     as_completed = waiting.as_completed
 
-    cancel = operations.cancel
-    cancel_async = twin(operations.cancel)
-    amend = operations.amend
-    amend_async = twin(operations.amend)
-    run_again = enqueueing.run_again
-    run_again_async = twin(enqueueing.run_again)
-    retry = operations.retry
-    retry_async = twin(operations.retry)
-    unblock = operations.unblock
-    unblock_async = twin(operations.unblock)
+    cancel = jobs.cancel
+    cancel_async = twin(jobs.cancel)
+    amend = jobs.amend
+    amend_async = twin(jobs.amend)
+    run_again = jobs.run_again
+    run_again_async = twin(jobs.run_again)
+    retry = jobs.retry
+    retry_async = twin(jobs.retry)
+    unblock = jobs.unblock
+    unblock_async = twin(jobs.unblock)
 
     signal = signal
     signal_async = twin(signal)
-    workflow = flow.workflow
-    chain = flow.chain
-    chain_async = flow.chain_async
-    group = flow.group
-    group_async = flow.group_async
-    batch = flow.batch
-    batch_async = flow.batch_async
+    workflow = workflows.workflow
+    chain = workflows.chain
+    chain_async = workflows.chain_async
+    group = workflows.group
+    group_async = workflows.group_async
+    batch = workflows.batch
+    batch_async = workflows.batch_async
 
-    around = hooks.around
-    lifespan = hooks.lifespan
-    on_failure = hooks.on_failure
+    around = app_types.around
+    lifespan = app_types.lifespan
+    on_failure = app_types.on_failure
     run_worker = running.run_worker
     running = running.running
 

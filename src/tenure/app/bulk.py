@@ -7,15 +7,16 @@ from functools import partial
 
 from tenure.app.core import MAX_COUNTED, Core, Noun
 from tenure.errors import BulkNotFound, InvalidInput, StoreUnavailable, TenureError
-from tenure.jobs import ids
-from tenure.jobs.enqueue import MAX_RETRIES, whole
-from tenure.jobs.names import check_reason
-from tenure.jobs.queries import MAX_LISTED, Bulk, Filter, action_of, check_filter
-from tenure.jobs.queue_rights import covers
-from tenure.jobs.text import quantity
 from tenure.lifecycle import Job
+from tenure.rules.jobs import MAX_RETRIES
+from tenure.rules.search import MAX_LISTED, Bulk, Filter, action_of, check_filter
+from tenure.rules.tokens import covers
 from tenure.store import search
 from tenure.store.tables import bulk as bulks
+from tenure.values import ids
+from tenure.values.names import check_reason
+from tenure.values.numbers import whole
+from tenure.values.text import quantity
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class BulkActions(Noun):
 
         - `action`: `retry`, `cancel`, or `run_now`: pending jobs that are not due run at once;
           snoozed ones only if the filter has the state `snoozed`.
-        - `filter`: which jobs, as a `Filter` from `tenure.jobs.queries`, with one field at least: a
+        - `filter`: which jobs, as a `Filter` from `tenure.rules.search`, with one field at least: a
           value that is None by mistake must not mean every job. Jobs whose status does not allow
           the action are left out, and so are jobs that are added or fail from now on.
         - `more_retries`: with `retry`, how much to add to each job's `max_retries`, 1 to 1,000.

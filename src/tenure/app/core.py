@@ -1,44 +1,98 @@
-"""What `Tenure` and its nouns share, and what workers and servers call beside them. Internal."""
+"""How long what an application opens stays open: until a fork, or as long as it is in use."""
 
 from __future__ import annotations
 
 import copy
 import os
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
+from weakref import WeakKeyDictionary, WeakSet, finalize
 
 from msgspec.structs import replace
 
 from tenure import forks
-from tenure.app import lifetime
 from tenure.app.type_defaults import DeclaredByType, TypeDefaults, declare, known_types
 from tenure.errors import Forbidden, InvalidInput, JobNotFound
-from tenure.jobs import ids
-from tenure.jobs.durations import retention
-from tenure.jobs.enqueue import Duration, whole
-from tenure.jobs.handlers import Handlers
-from tenure.jobs.ledger import EventFilter, Transition
-from tenure.jobs.names import check_label
-from tenure.jobs.queries import Counted, Filter, Order, Page, action_of, check_filter, checked_query
-from tenure.jobs.queue_rights import ANY_REST, Patterns, includes, require
-from tenure.jobs.redaction import Redaction
-from tenure.jobs.steps import ReadParents, StepAnswer, StepCall
-from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
+from tenure.handlers.registry import Handlers
 from tenure.lifecycle import Job
+from tenure.rules.jobs import Duration
+from tenure.rules.ledger import EventFilter, Transition
+from tenure.rules.reports import ClaimRequest, Duty, Exchange, HeldLeases, Report
+from tenure.rules.search import Counted, Filter, Order, Page, action_of, check_filter, checked_query
+from tenure.rules.steps import ReadParents, StepAnswer, StepCall
+from tenure.rules.tokens import ANY_REST, SESSION_SECONDS, Patterns, includes, require
 from tenure.settings import is_sqlite
 from tenure.store import Store, open_store, search
-from tenure.store.retention import Note
-from tenure.store.tables import flow, progress, sessions, tokens, webhooks
+from tenure.store.tables import progress, sessions, tokens, webhooks, workflows
 from tenure.store.tables.bulk import about
+from tenure.store.tables.retention import Note
 from tenure.store.transitions import Steps
 from tenure.store.work import nothing
 from tenure.telemetry.tracing import Tracing
-from tenure.tokens.sessions import SESSION_SECONDS
+from tenure.values import ids
+from tenure.values.durations import retention
+from tenure.values.names import check_label
+from tenure.values.numbers import whole
+from tenure.values.redaction import Redaction
 from tenure.webhooks import deliveries
+
+_cores: WeakSet[Core] = WeakSet()
+_ends: WeakKeyDictionary[Core, finalize[[Store, int], Core]] = WeakKeyDictionary()
+_of_parent: list[object] = []
+"""Kept for ever: if one were collected in the child, it might speak on its parent's connections."""
+
+
+def watch(core: Core) -> None:
+    """Let a core forget its parent in each child of a fork."""
+    _cores.add(core)
+
+
+def tied(core: Core, store: Store) -> Store:
+    """Return a store that a core opens. It is closed when the core is collected.
+
+    Otherwise its threads would keep it and its connections as long as the process runs.
+    """
+    untie(core)
+    _ends[core] = end = finalize(core, _close, store, forks.pid)
+    end.atexit = False
+    return store
+
+
+def untie(core: Core) -> None:
+    """Forget the store of a core that is closed in order."""
+    if (end := _ends.pop(core, None)) is not None:
+        end.detach()
+
+
+def _close(store: Store, pid: int) -> None:
+    """Close on another thread, because the garbage collector may call this in the middle of any.
+
+    `Thread.start` waits for its thread, which waits for a lock that this one may have.
+    """
+    closing = threading.Thread(target=_end, args=[store, pid], name="tenure-close", daemon=True)
+    with suppress(RuntimeError):  # the interpreter ends, or a limit of the machine
+        start_new_thread(closing.start, ())
+
+
+def _end(store: Store, pid: int) -> None:
+    if os.getpid() == pid:
+        store.close()
+    else:
+        _of_parent.append(store)
+
+
+def _begin() -> None:
+    _of_parent.extend(core.forget_parent() for core in _cores)
+
+
+forks.in_child(_begin)
+
+# What `Tenure` and its nouns share, and what workers and servers call beside them. Internal.
 
 MAX_COUNTED = 1_000_000
 
@@ -75,7 +129,7 @@ class Core:
         self._opened: Store | None = None
         self._stays_open = False
         self._opening = threading.Lock()
-        lifetime.watch(self)
+        watch(self)
 
     @property
     def database(self) -> str:
@@ -126,7 +180,7 @@ class Core:
                 if self._opened is None:
                     make, upgrade = make and self.migrate != "never", self.migrate == "auto"
                     store = open_store(self.database, make=make, upgrade=upgrade)
-                    self._opened = lifetime.tied(self, store)
+                    self._opened = tied(self, store)
         return self._opened
 
     def forget_parent(self) -> Store | None:
@@ -151,7 +205,7 @@ class Core:
         if self._opened is not None and not self._stays_open:
             self._opened.close()
             self._opened = None
-            lifetime.untie(self)
+            untie(self)
         self.defaults.forget()
 
     @contextmanager
@@ -319,9 +373,9 @@ class Core:
 
         Takes those before the id `before`, newest first. Returns the `before` of the next call.
         """
-        found, following = flow.unfinished(self.store.read, before or ids.AFTER_ALL)
+        found, following = workflows.unfinished(self.store.read, before or ids.AFTER_ALL)
         if found:
-            finish = partial(flow.finish, workflows=found)
+            finish = partial(workflows.finish, workflows=found)
             self.store.write("sweep", finish, brings=nothing).result()
         return following
 

@@ -15,14 +15,15 @@ from msgspec import json
 from msgspec.structs import replace
 
 from tenure.app.core import Core
-from tenure.app.shown import transitions_shown
+from tenure.app.jobs import transitions_shown
 from tenure.errors import InvalidInput
-from tenure.jobs.ids import check_id, new_id
-from tenure.jobs.queries import Filter, Query, check_filter, query_of
-from tenure.jobs.redaction import Redaction
-from tenure.jobs.retention import STATUSES
-from tenure.store import retention, search
+from tenure.rules.retention import STATUSES
+from tenure.rules.search import Filter, Query, check_filter, query_of
+from tenure.store import search
+from tenure.store.tables import retention
 from tenure.store.work import nothing
+from tenure.values.ids import check_id, new_id
+from tenure.values.redaction import Redaction
 from tenure.wire import responses
 
 MAX_JOBS = 50_000

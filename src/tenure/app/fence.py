@@ -10,17 +10,23 @@ from typing import Any
 
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound, LeaseLost, PermanentFailure
 from tenure.events import Completed
-from tenure.jobs.context import JobTransaction
-from tenure.jobs.follow_ups import Defaults, FollowUp, FollowUps, unknown_types, with_options
-from tenure.jobs.postpone import Parked, swallowed
-from tenure.jobs.results import success
-from tenure.jobs.steps import Record, job_locked
-from tenure.jobs.work import Lease
+from tenure.handlers.context import JobTransaction
+from tenure.handlers.results import success
 from tenure.lifecycle import Status
+from tenure.rules.reports import (
+    Defaults,
+    FollowUp,
+    FollowUps,
+    Lease,
+    Parked,
+    swallowed,
+    unknown_types,
+    with_options,
+)
+from tenure.rules.steps import Record, job_locked
 from tenure.store.borrowed import jobs
-from tenure.store.borrowed.dispatch import Borrowed, borrow
+from tenure.store.borrowed.connections import Borrowed, borrow, opened
 from tenure.store.borrowed.drivers import Steps
-from tenure.store.borrowed.opened import opened
 from tenure.store.tables import steps
 
 REMOTE = (

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from tenure.errors import MoveRefused
-from tenure.jobs.findings import Check, CheckResult, Progress
-from tenure.store.moving.checks import check as check_sides
-from tenure.store.moving.checks import opened
-from tenure.store.moving.mover import Mover, Note
+from tenure.store.moving.mover import Mover, Note, opened
+from tenure.store.moving.mover import check as check_sides
+from tenure.values.findings import Check, CheckResult, Progress
 
 
 def move(source: str, target: str, progress: Progress, note: Note) -> None:
@@ -27,7 +26,7 @@ def move(source: str, target: str, progress: Progress, note: Note) -> None:
         Mover(*sides, progress, note).run()
 
 
-def check(source: str, target: str) -> list[Check]:
+def check_move(source: str, target: str) -> list[Check]:
     """Return what would stop `move`, and how much there is to move. Changes nothing."""
     with opened(source, target) as sides:
         return check_sides(*sides)

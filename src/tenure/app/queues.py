@@ -11,11 +11,8 @@ from msgspec.structs import replace
 
 from tenure.app.core import Noun
 from tenure.errors import InvalidInput
-from tenure.jobs.enqueue import whole
-from tenure.jobs.limits import KEEP, Ordered, PerPartition, check_running, check_weight
-from tenure.jobs.names import MAX_NAME_LENGTH, check_name, check_open, check_partition, check_reason
-from tenure.jobs.queue_rights import Patterns, includes, require
-from tenure.jobs.stats import (
+from tenure.rules.queues import KEEP, Ordered, PerPartition, check_running, check_weight
+from tenure.rules.stats import (
     PartitionState,
     QueueOrder,
     QueueQuery,
@@ -23,8 +20,17 @@ from tenure.jobs.stats import (
     TypeState,
     WorkerState,
 )
-from tenure.store.dialect import Statements
+from tenure.rules.tokens import Patterns, includes, require
+from tenure.store.database import Statements
 from tenure.store.tables import limits, queues, types
+from tenure.values.names import (
+    MAX_NAME_LENGTH,
+    check_name,
+    check_open,
+    check_partition,
+    check_reason,
+)
+from tenure.values.numbers import whole
 
 T = TypeVar("T")
 

@@ -11,14 +11,14 @@ from msgspec import UnsetType
 
 from tenure.app.core import Core, Noun
 from tenure.errors import InvalidInput
-from tenure.jobs.enqueue import Duration
-from tenure.jobs.limits import KEEP
-from tenure.jobs.names import check_name
-from tenure.jobs.queries import Counted, Query
-from tenure.jobs.queue_rights import includes, require
-from tenure.jobs.retention import FOREVER_SECONDS, RetentionRule, Subject, age
+from tenure.rules.jobs import Duration
+from tenure.rules.queues import KEEP
+from tenure.rules.retention import FOREVER_SECONDS, RetentionRule, Subject, age
+from tenure.rules.search import Counted, Query
+from tenure.rules.tokens import includes, require
 from tenure.store import search
 from tenure.store.tables import retention
+from tenure.values.names import check_name
 
 MAX_COUNTED = 10_000
 """Jobs of a status that are counted before a rule deletes them."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tenure.jobs import durations
-from tenure.jobs.durations import positive
-from tenure.jobs.enqueue import Duration, whole
-from tenure.jobs.names import check_queues
+from tenure.rules.jobs import Duration
+from tenure.values import durations
+from tenure.values.durations import positive
+from tenure.values.names import check_queues
+from tenure.values.numbers import whole
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure

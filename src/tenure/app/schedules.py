@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -11,17 +13,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack
 
 from msgspec.structs import replace
 
-from tenure.app.core import Noun
-from tenure.app.job_types import JobType
+from tenure.app.core import Core, Noun
+from tenure.app.types import JobType
 from tenure.errors import IllegalEdition, InvalidInput
-from tenure.jobs.durations import check_time
-from tenure.jobs.enqueue import PLAIN_OPTIONS, NewJob, defaults_of, whole
-from tenure.jobs.fires import INSTANT, Defaults, fire_of
-from tenure.jobs.ids import EPOCH
-from tenure.jobs.names import check_choice, check_key, check_kind, check_name, check_reason
-from tenure.jobs.schedule_times import MAX_PREVIEWED, Preview, check_when, preview, times, zone_of
-from tenure.jobs.schedules import (
+from tenure.rules.jobs import PLAIN_OPTIONS, NewJob, defaults_of
+from tenure.rules.schedules import (
+    INSTANT,
     MAX_FIRES,
+    Defaults,
     Fire,
     Overlap,
     Rules,
@@ -29,11 +28,25 @@ from tenure.jobs.schedules import (
     ScheduleOptions,
     changed_rules,
     check_rules,
+    fire_of,
     new_schedule,
 )
-from tenure.store import fires
-from tenure.store.protocol import Database
+from tenure.rules.times import (
+    MAX_PREVIEWED,
+    Preview,
+    check_when,
+    next_after,
+    preview,
+    times,
+    zone_of,
+)
+from tenure.store.database import Database
 from tenure.store.tables import schedules
+from tenure.store.work import nothing
+from tenure.values.durations import check_time
+from tenure.values.ids import EPOCH
+from tenure.values.names import check_choice, check_key, check_kind, check_name, check_reason
+from tenure.values.numbers import whole
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -173,7 +186,7 @@ class Schedules(Noun):
             if old.declared:
                 raise IllegalEdition(name, old.edition, "it is declared in code, change it there")
             rules = self._fitting(changed_rules(old, job, options))
-            return fires.change(db, old, rules, by, defaults)
+            return schedules.change(db, old, rules, by, defaults)
 
         return self._write(act)
 
@@ -233,7 +246,7 @@ class Schedules(Noun):
             schedule = schedules.hold(db, name)
             if overlap is not None:
                 schedule = replace(schedule, overlap=overlap)
-            return fires.trigger(db, schedule, by, defaults, own)
+            return schedules.trigger(db, schedule, by, defaults, own)
 
         return self._write(act)
 
@@ -280,7 +293,7 @@ class Schedules(Noun):
 
         if dry_run:
             schedule = replace(self.get(name), overlap=overlap)
-            planned = fires.plan(self._core.store.read, schedule, wanted)
+            planned = schedules.plan(self._core.store.read, schedule, wanted)
             return [fire_of(name, tick, now, by) for tick in planned]
         defaults = self._defaults()
 
@@ -288,7 +301,7 @@ class Schedules(Noun):
             schedule = schedules.hold(db, name)
             template = replace(schedule.template, options=schedule.template.options | options)
             schedule = replace(schedule, overlap=overlap, template=template)
-            return fires.backfill(db, schedule, some, by, defaults)
+            return schedules.backfill(db, schedule, some, by, defaults)
 
         made: list[Fire] = []
         # With others, few of the ticks have jobs: which, is decided of all of them at once.
@@ -348,7 +361,7 @@ class Schedules(Noun):
         by, defaults = self._core.signed(actor), self._defaults()
 
         def act(db: Database) -> Schedule:
-            return fires.set_paused(db, schedules.hold(db, name), by, defaults, **change)
+            return schedules.set_paused(db, schedules.hold(db, name), by, defaults, **change)
 
         return self._write(act)
 
@@ -397,3 +410,65 @@ def _of_edition(schedule: Schedule, edition: int | None) -> Schedule:
     if edition not in (None, schedule.edition):
         raise IllegalEdition(schedule.name, schedule.edition, "it was changed since you read it")
     return schedule
+
+
+# What workers and servers do for schedules: declare them, decide their ticks. Internal.
+
+log = logging.getLogger(__name__)
+
+PAGE = 500
+
+
+def declare(core: Core) -> None:
+    """Store the schedules that an application declares, where they differ."""
+    if core.handlers.schedules:
+        core.defaults.refresh()
+        act = partial(
+            schedules.declare,
+            declared=core.handlers.schedules,
+            actor=core.actor,
+            defaults=core.defaults.known,
+        )
+        core.store.write("schedule", act, brings=nothing).result()
+
+
+def decide_due(core: Core, left: set[str]) -> bool:
+    """Decide due ticks; return whether there may be more.
+
+    Schedules that this process cannot decide, or whose jobs the database refuses, are logged, added
+    to `left`, and passed over while they are in it.
+    """
+    core.defaults.refresh()
+    act = partial(
+        schedules.evaluate,
+        declared=tuple(core.handlers.schedules),
+        defaults=core.defaults.known,
+        left=tuple(left),
+    )
+    written = core.store.write("schedule", act, brings=lambda answer: bool(answer[0]))
+    number, undecided = written.result()
+    for name, error in undecided.items():
+        log.warning(
+            "schedule %s is left for a minute, or to a process that can decide it: %s", name, error
+        )
+    left.update(undecided)
+    return number == schedules.BATCH
+
+
+def set_right(core: Core, *, zones: bool) -> None:
+    """Repair schedules if the clock was put back; with `zones`, also if a time zone has changed."""
+    after: str | None = ""
+    while after is not None:
+        act = partial(schedules.set_right, after=after)
+        after = core.store.write("schedule", act, brings=nothing).result()
+    value, after = core.store.read.dialect.value, "" if zones else None
+    where = f"WHERE name > {value} AND zone <> 'UTC' AND paused_at IS NULL"
+    while after is not None:  # read where it is written: each worker has one connection less
+        page = partial(schedules.read, rest=f"{where} ORDER BY name LIMIT {PAGE}", values=(after,))
+        found = core.store.write("schedule", page, brings=nothing).result()
+        for one in found:
+            with suppress(InvalidInput):  # a zone that is not known here
+                if next_after(one.when, one.cursor_at) != one.next_at:
+                    again = partial(schedules.recompute, name=one.name)
+                    core.store.write("schedule", again, brings=nothing).result()
+        after = found[-1].name if found else None

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from tenure.app.core import Core, Noun
 from tenure.errors import SignalTokenNotFound
-from tenure.jobs.ids import id_of
-from tenure.jobs.names import check_key
-from tenure.jobs.postpone import Wait
-from tenure.jobs.signals import (
+from tenure.lifecycle import Job, Status
+from tenure.rules.reports import Wait
+from tenure.rules.signals import (
     NewSignal,
     Signal,
     TokenSignal,
@@ -19,8 +18,9 @@ from tenure.jobs.signals import (
     signal_text,
     token_digest,
 )
-from tenure.lifecycle import Job, Status
 from tenure.store.tables import signals as stored
+from tenure.values.ids import id_of
+from tenure.values.names import check_key
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure

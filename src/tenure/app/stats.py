@@ -9,16 +9,16 @@ from msgspec.structs import replace
 
 from tenure.app.core import Core, Noun
 from tenure.errors import InvalidInput
-from tenure.jobs.enqueue import whole
-from tenure.jobs.ids import check_id
-from tenure.jobs.ledger import EventFilter, LedgerPage
-from tenure.jobs.names import check_kind, check_name, list_of_names
-from tenure.jobs.queries import MAX_LISTED
-from tenure.jobs.queue_rights import includes, require
-from tenure.jobs.stats import Activity, Count, FailureGroup, Total
 from tenure.lifecycle import EVENTS
+from tenure.rules.ledger import EventFilter, LedgerPage
+from tenure.rules.search import MAX_LISTED
+from tenure.rules.stats import Activity, Count, FailureGroup, Total
+from tenure.rules.tokens import includes, require
 from tenure.store.tables import limits, schedules
 from tenure.store.work import nothing
+from tenure.values.ids import check_id
+from tenure.values.names import check_kind, check_name, list_of_names
+from tenure.values.numbers import whole
 
 MAX_HALTING = 100
 """Queues in which halted partitions are counted."""
@@ -145,7 +145,7 @@ class Events(Noun):
         Each transition comes with the type and queue of its job. Continue at the `position` of the
         page, also when it holds no transition. Raises InvalidInput.
         """
-        check_kind(filter, EventFilter, "an EventFilter of tenure.jobs.ledger", "$.filter")
+        check_kind(filter, EventFilter, "an EventFilter of tenure.rules.ledger", "$.filter")
         if not set(list_of_names(filter.events or (), "$.events")).issubset(EVENTS):
             said = f"no such event; give one of {', '.join(EVENTS)}"
             raise InvalidInput(said, path="$.events")

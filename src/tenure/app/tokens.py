@@ -8,12 +8,11 @@ from typing import Any
 
 from tenure.app.core import Noun
 from tenure.errors import InvalidInput
-from tenure.jobs import durations
-from tenure.jobs.names import check_name
-from tenure.jobs.queue_rights import check_patterns
+from tenure.rules import tokens as access
+from tenure.rules.tokens import AccessToken, check_patterns
 from tenure.store.tables import tokens
-from tenure.tokens import scopes as access
-from tenure.tokens.scopes import AccessToken
+from tenure.values import durations
+from tenure.values.names import check_name
 
 MAX_TOKENS = 1_000
 """How many may be valid at a time: a server keeps them all in memory."""

@@ -15,13 +15,13 @@ from msgspec.structs import asdict
 
 from tenure.app.twins import answer_of
 from tenure.errors import Forbidden, StoreUnavailable
-from tenure.jobs.enqueue import PLAIN_OPTIONS, TypeOptions
-from tenure.jobs.handlers import Handlers
-from tenure.jobs.queue_rights import Patterns, covers, require
-from tenure.jobs.retention import DeclaredType
-from tenure.jobs.stats import TypeState
+from tenure.handlers.registry import Handlers
+from tenure.rules.jobs import PLAIN_OPTIONS, TypeOptions
+from tenure.rules.retention import DeclaredType
+from tenure.rules.stats import TypeState
+from tenure.rules.tokens import Patterns, covers, require
 from tenure.store import Store
-from tenure.store.protocol import Database
+from tenure.store.database import Database
 from tenure.store.tables import retention, types
 from tenure.store.work import nothing
 

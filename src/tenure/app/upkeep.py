@@ -6,16 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tenure.jobs.enqueue import whole
-from tenure.jobs.findings import Check, Progress, Violation, no_note, no_progress
-from tenure.jobs.names import check_function
 from tenure.settings import is_sqlite
 from tenure.store import check_store, migrate_store, schema_of
 from tenure.store import migration_sql as sql_of_migration
 from tenure.store.audit import INVARIANTS
-from tenure.store.borrowed import schema
-from tenure.store.borrowed.dispatch import borrow
+from tenure.store.borrowed import connections
+from tenure.store.borrowed.connections import borrow
 from tenure.store.migrate import advice, newest
+from tenure.values.findings import Check, Progress, Violation, no_note, no_progress
+from tenure.values.names import check_function
+from tenure.values.numbers import whole
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -48,13 +48,13 @@ def migrate_within(app: Tenure, connection: Any) -> tuple[int, int]:
     """
     url = app.database
     borrowed = borrow(connection, url, together=True)
-    return borrowed.call(partial(schema.upgrade, url=url), verb="migrate_within")
+    return borrowed.call(partial(connections.upgrade, url=url), verb="migrate_within")
 
 
 def version_within(app: Tenure, connection: Any) -> tuple[int, int]:
     """Return the version of the schema on a connection (0: none) and the one that is needed."""
     borrowed = borrow(connection, app.database, together=True)
-    found = borrowed.call(schema.version, verb="version_within")
+    found = borrowed.call(connections.version, verb="version_within")
     return found, newest("sqlite" if is_sqlite(app.database) else "postgres")
 
 

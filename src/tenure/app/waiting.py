@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from tenure.app.core import Core
 from tenure.dependency import Parent
 from tenure.errors import JobCancelled, JobFailed, JobNotFound, ResultTruncated, TenureError
-from tenure.jobs import durations, ids
-from tenure.jobs.enqueue import Duration
-from tenure.jobs.names import check_kind
-from tenure.jobs.progress import JobProgress
-from tenure.jobs.results import read_result
-from tenure.jobs.text import UNSTORABLE
+from tenure.handlers.results import read_result
 from tenure.lifecycle import Job, Status, at_rest
+from tenure.rules.jobs import Duration
+from tenure.rules.steps import JobProgress
 from tenure.telemetry.logs import LOG_FIELDS
+from tenure.values import durations, ids
+from tenure.values.names import check_kind
+from tenure.values.text import UNSTORABLE
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 from tenure.app.core import Core, Noun
 from tenure.errors import InvalidInput
-from tenure.jobs import ids
-from tenure.jobs.ledger import Webhook
-from tenure.jobs.names import check_name, list_of_names, some_or_any
-from tenure.jobs.queue_rights import ANY_REST
 from tenure.lifecycle import EVENTS
+from tenure.rules.ledger import Webhook
+from tenure.rules.tokens import ANY_REST
 from tenure.store.tables import webhooks
+from tenure.values import ids
+from tenure.values.names import check_name, list_of_names, some_or_any
 from tenure.webhooks import deliveries
 
 MAX_WEBHOOKS = 100

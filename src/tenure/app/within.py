@@ -6,31 +6,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
-from tenure.app import enqueueing, flow
-from tenure.app.adding import Adding
-from tenure.app.flow import NewWorkflow
+from tenure.app import jobs as app_jobs
+from tenure.app import workflows as app_workflows
+from tenure.app.jobs import Adding
 from tenure.app.signals import new_signal
+from tenure.app.workflows import NewWorkflow
 from tenure.errors import InvalidInput, JobNotFound
 from tenure.events import Cancelled, Event, Retried
-from tenure.jobs import ids
-from tenure.jobs.enqueue import (
-    MAX_RETRIES,
-    Enqueued,
-    NewJob,
-    Options,
-    TypeOptions,
-    Wake,
-    listed,
-    whole,
-)
-from tenure.jobs.graph import Ties
-from tenure.jobs.names import check_reason
-from tenure.jobs.queue_rights import includes
-from tenure.jobs.signals import NewSignal, Signal
 from tenure.lifecycle import Job
-from tenure.store.borrowed import jobs, links, signals, workflows
-from tenure.store.borrowed.dispatch import WORKFLOW, Borrowed, borrow
+from tenure.rules.dependencies import Ties
+from tenure.rules.jobs import MAX_RETRIES, Enqueued, NewJob, Options, TypeOptions, Wake, listed
+from tenure.rules.signals import NewSignal, Signal
+from tenure.rules.tokens import includes
+from tenure.store.borrowed import dependencies, jobs, workflows
+from tenure.store.borrowed.connections import WORKFLOW, Borrowed, borrow
 from tenure.store.borrowed.drivers import Steps
+from tenure.values import ids
+from tenure.values.names import check_reason
+from tenure.values.numbers import whole
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -62,9 +55,9 @@ class Within:
         which the transaction can continue, SchemaMismatch, and the errors of your driver. If your
         own trigger drops the job, it raises one of these, or WriteRefused on SQLite.
         """
-        return self.enqueue_many([enqueueing.by_name(type, payload, options)])[0]
+        return self.enqueue_many([app_jobs.by_name(type, payload, options)])[0]
 
-    enqueue_async = enqueueing.enqueue_async
+    enqueue_async = app_jobs.enqueue_async
 
     def enqueue_many(self, new_jobs: Iterable[NewJob]) -> list[Job]:
         """Add jobs, all or none: at most 10,000. Returns them in the same order.
@@ -104,16 +97,16 @@ class Within:
         """
         return _Workflow(self._app, name, key, actor, self._borrowed, self._notifies)
 
-    chain = flow.chain
-    group = flow.group
-    batch = flow.batch
+    chain = app_workflows.chain
+    group = app_workflows.group
+    batch = app_workflows.batch
 
     async def chain_async(
         self, new_jobs: Iterable[NewJob], *, name: str = "chain", key: str | None = None
     ) -> NewWorkflow:
         """Add jobs like `chain`, on an asynchronous connection."""
         async with self.workflow(name, key=key) as made:
-            flow.add_chain(made, new_jobs)
+            app_workflows.add_chain(made, new_jobs)
         return made
 
     async def group_async(
@@ -139,7 +132,7 @@ class Within:
     ) -> NewWorkflow:
         """Add jobs like `batch`, on an asynchronous connection."""
         async with self.workflow(name, key=key) as made:
-            flow.add_batch(made, new_jobs, on_success, on_failure, on_end)
+            app_workflows.add_batch(made, new_jobs, on_success, on_failure, on_end)
         return made
 
     def get(self, job_id: str) -> Job:
@@ -151,7 +144,7 @@ class Within:
         return await self._borrowed.call_async(partial(self._get, job_id), verb="get")
 
     def _ties(self, job_id: str) -> Ties:
-        return self._borrowed.call(partial(links.ties, job_id=job_id), verb="get")
+        return self._borrowed.call(partial(dependencies.ties, job_id=job_id), verb="get")
 
     def _get(self, job_id: str, engine: str) -> Steps[Job]:
         if not ids.is_id(job_id):
@@ -239,7 +232,7 @@ class Within:
 
     def _signal(self, job_id: str, new: NewSignal, engine: str) -> Steps[Signal]:
         yield from self._get(job_id, engine)
-        return (yield from signals.send(engine, job_id, new))
+        return (yield from workflows.send(engine, job_id, new))
 
     def _cancelled(self, actor: str | None, reason: str | None) -> Cancelled:
         return Cancelled(actor=self._core.signed(actor), reason=check_reason(reason))

@@ -13,18 +13,16 @@ import click
 
 import tenure
 from tenure.cli.bulk import bulk
-from tenure.cli.command import Group
+from tenure.cli.command import Group, database_option
 from tenure.cli.completing import VARIABLE, completion
-from tenure.cli.export import export
 from tenure.cli.jobs import enqueue, explain, jobs
 from tenure.cli.moving import move
-from tenure.cli.options import database_option
 from tenure.cli.queues import queues, stats, types, workers
-from tenure.cli.retention import retention
+from tenure.cli.retention import export, retention
 from tenure.cli.running import demo, serve, worker
 from tenure.cli.schedules import schedules
-from tenure.cli.secrets import tokens, webhooks
 from tenure.cli.signals import signals
+from tenure.cli.tokens import tokens, webhooks
 from tenure.cli.upkeep import doctor, migrate, simulate, verify
 from tenure.cli.watching import tail, top
 from tenure.cli.workflows import workflows

@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenure.cli import completing
-from tenure.cli.command import Group, confirm, existing
-from tenure.cli.options import (
+from tenure.cli.command import (
+    Group,
     Id,
     answer_options,
+    confirm,
+    existing,
     flag,
     option,
+    past_option,
     reading_options,
     reason_option,
     together,
 )
 from tenure.cli.terminal import print_json, progress_bar, table
-from tenure.cli.times import past_option
-from tenure.jobs.text import first_line, quantity, worded
+from tenure.values.text import first_line, quantity, worded
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
-    from tenure.jobs.queries import Bulk, Counted, Filter
+    from tenure.rules.search import Bulk, Counted, Filter
 
 
 filter_options = together(
@@ -61,7 +63,7 @@ bulk_options = together(
 
 def filter_of(**given: Any) -> Filter:
     """Make the filter that the options of a command describe."""
-    from tenure.jobs.queries import Filter, check_filter
+    from tenure.rules.search import Filter, check_filter
 
     return check_filter(Filter(**given), at="--", between="-")
 
@@ -124,7 +126,7 @@ def _snoozed(app: Tenure, action: str, matching: Filter) -> Counted | None:
     """Count the jobs that match, but that the action leaves because they are snoozed."""
     from msgspec.structs import replace
 
-    from tenure.jobs.queries import State, action_of, leaves_snoozed
+    from tenure.rules.search import State, action_of, leaves_snoozed
 
     if not leaves_snoozed(action_of(action), matching):
         return None

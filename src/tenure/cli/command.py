@@ -1,4 +1,4 @@
-"""What all commands share: the application that they use, and how errors end the program."""
+"""The options that commands share: --database, --json and --wide, and how the others are made."""
 
 from __future__ import annotations
 
@@ -8,14 +8,111 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from datetime import datetime, timedelta
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import tenure
 from tenure import errors
-from tenure.cli.options import APPLICATION, DATABASE, PROGRAM
-from tenure.jobs.text import visible
+from tenure.errors import InvalidInput
+from tenure.values.text import visible
+
+if TYPE_CHECKING:
+    from tenure.app.app import Tenure
+
+DATABASE = "tenure.database"
+APPLICATION = "tenure.application"
+"""Where a program that has these commands puts its `Tenure`, in the `meta` of its context."""
+PROGRAM = "tenure.program"
+"""Where it puts how the commands are called there, such as `flask tenure`."""
+WIDE = "tenure.wide"
+Decorator = Callable[[Any], Any]
+
+
+class Id(click.ParamType):  # type: ignore[type-arg]
+    """An id as people copy it: with spaces or quotes around it, or in capitals."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the id as Tenure writes it."""
+        from tenure.values.ids import is_id
+
+        tidy = str(value).strip(" \t\r\n,;'\"").lower()
+        return tidy if is_id(tidy) else str(value)
+
+
+def option(
+    flags: str, metavar: str | None, help: str, complete: Any = None, **more: Any
+) -> Decorator:
+    """Make an option that has a value, with completion of that value."""
+    return click.option(
+        *flags.split(),
+        metavar=metavar,
+        help=help,
+        shell_complete=complete,
+        show_default=True,
+        **more,
+    )
+
+
+def repeated(flags: str, metavar: str, help: str, complete: Any = None, **more: Any) -> Decorator:
+    """Make an option that may be given several times; its last flag names the values."""
+    return option(flags, metavar, f"{help}; may be repeated.", complete, multiple=True, **more)
+
+
+def queues(help: str, complete: Any) -> Decorator:
+    """Make the option --queue, which names one queue each time that it is given."""
+    return repeated("--queue queues", "NAME", help, complete, callback=_without_commas)
+
+
+def _without_commas(
+    ctx: click.Context, parameter: click.Parameter, names: Sequence[str]
+) -> Sequence[str]:
+    if any("," in name for name in names):
+        raise click.BadParameter("no name has a comma: give --queue once for each queue")
+    return names
+
+
+def flag(flags: str, help: str, **more: Any) -> Decorator:
+    """Make an option without a value."""
+    return click.option(*flags.split(), is_flag=True, help=help, **more)
+
+
+def together(*options: Decorator) -> Decorator:
+    """Make one decorator of several options, which help lists in this order."""
+    return lambda command: reduce(lambda done, add: add(done), reversed(options), command)
+
+
+def _keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Keep a value beside the command's arguments, under its option before the command too."""
+    if value is not None:
+        ctx.meta[f"tenure.{parameter.name}"] = value
+
+
+database_option = option(
+    "--database",
+    "URL",
+    "sqlite:///jobs.db or postgresql://host/name; also before the command.",
+    expose_value=False,
+    callback=_keep,
+)
+json_option = flag("--json as_json", "Print one JSON document.")
+wide_option = flag(
+    "--wide",
+    "Print all columns and whole texts, even if the terminal is too narrow.",
+    expose_value=False,
+    callback=_keep,
+)
+reason_option = option("--reason", "TEXT", "Why, for the ledger.")
+answer_options = together(database_option, json_option)
+"""The options of a command whose answer may be asked for as JSON."""
+reading_options = together(answer_options, wide_option)
+"""The options of a command that prints a table."""
+
+# What all commands share: the application that they use, and how errors end the program.
 
 REFUSED = 1
 EXIT_CODES: Mapping[type[errors.TenureError], int] = {
@@ -205,3 +302,63 @@ def operator() -> str:
         name = str(os.getuid())
     label = f"cli:{name}@{socket.gethostname()}"
     return label if label.isprintable() and len(label) <= 255 else "cli"
+
+
+# Times as the command line takes them: a date and a time, and for what is past, how long ago.
+
+Past = datetime | timedelta
+"""A time, or how long it is before the time of the store: only that one decides."""
+ZONED = "write it with a zone, such as 2026-01-31T12:00:00Z"
+
+
+def time_given(_: click.Context, given: click.Parameter, text: str | None) -> datetime | None:
+    """Read a time; the callback of an option."""
+    try:
+        return None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidInput(f"not a time; {ZONED}", path=given.opts[0]) from None
+
+
+def past_given(_: click.Context, given: click.Parameter, text: str | None) -> Past | None:
+    """Read a time, `now`, or how long ago a time is; the callback of an option or an argument.
+
+    A number needs its unit: without, it may be meant as a year.
+    """
+    from tenure.values.durations import seconds
+
+    if text is None:
+        return None
+    if text == "now":
+        return timedelta()
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        advice = f"not a time; {ZONED}, or how long ago, such as 2h or 3d, or now"
+        if not text[-1:].isalpha():
+            raise InvalidInput(advice, path=given.opts[0]) from None
+    try:
+        return timedelta(seconds=seconds(text))
+    except InvalidInput:
+        raise InvalidInput(advice, path=given.opts[0]) from None
+
+
+def past_option(flags: str, help: str) -> Decorator:
+    """Make an option that takes such a time."""
+    said = f"{help}: 2h (ago), now, 2026-01-31T12:00:00Z."
+    return option(flags, "WHEN", said, callback=past_given)
+
+
+def at(app: Tenure, past: Past) -> datetime:
+    """Return the time that is meant, by the store's clock if it is how long ago."""
+    return app.core.clock() - past if isinstance(past, timedelta) else past
+
+
+def all_at(app: Tenure, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the times that are meant."""
+    some = {key: at(app, past) for key, past in options.items() if isinstance(past, timedelta)}
+    return {**options, **some}
+
+
+def known_before(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options whose values are known before the store is asked for its time."""
+    return {key: value for key, value in options.items() if not isinstance(value, timedelta)}

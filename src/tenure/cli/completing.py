@@ -19,8 +19,8 @@ from click.shell_completion import CompletionItem
 import tenure
 from tenure.cli.command import application
 from tenure.errors import TenureError
-from tenure.jobs.names import is_name
-from tenure.jobs.text import visible
+from tenure.values.names import is_name
+from tenure.values.text import visible
 
 VARIABLE = "_TENURE_COMPLETE"
 """The shell asks the program for completions with this variable, which click names."""
@@ -96,7 +96,7 @@ def statuses(_context: click.Context, _parameter: click.Parameter, typed: str) -
 
 
 def states(_context: click.Context, _parameter: click.Parameter, typed: str) -> Any:
-    from tenure.jobs.queries import State
+    from tenure.rules.search import State
 
     return _matching(typed, ((str(state), "") for state in State))
 

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tenure.cli.terminal import COLOURS, ENDLESS, room
-from tenure.jobs.stats import used
-from tenure.jobs.text import ago, first_line, visible
+from tenure.rules.stats import used
+from tenure.values.text import ago, first_line, visible
 
 BARS = "·▁▂▃▄▅▆▇█"
 WITHOUT_TERMINAL = 160
@@ -49,7 +49,7 @@ def screen() -> Iterator[Draw]:
         def draw(shown: dict[str, Any] | None, trouble: str) -> None:
             if shown is not None:
                 kept[0] = _drawn(shown, live.console.width)
-            lines = [_text(trouble, "bold red"), kept[0]] if trouble else [kept[0]]
+            lines = [_styled(trouble, "bold red"), kept[0]] if trouble else [kept[0]]
             live.update(Group(*lines), refresh=True)
 
         yield draw
@@ -61,7 +61,7 @@ def _drawn(shown: dict[str, Any], width: int) -> Group:
     if until is not None and (now - until).total_seconds() > 10:
         late = f"   rates and failures as of {ago(until, now)}"
     return Group(
-        _text(f"tenure top   {now:%Y-%m-%d %H:%M:%S}Z{late}   q ends", "bold"),
+        _styled(f"tenure top   {now:%Y-%m-%d %H:%M:%S}Z{late}   q ends", "bold"),
         _statuses(used(shown["by_status"]), shown["last_minute"]),
         _throughput(shown["ended_by_minute"], width),
         Text(),
@@ -74,9 +74,9 @@ def _drawn(shown: dict[str, Any], width: int) -> Group:
 
 
 def _statuses(by_status: dict[str, int], rates: dict[str, int]) -> Table:
-    counts = [_text(f"{jobs:,}", COLOURS[status]) for status, jobs in by_status.items()]
+    counts = [_styled(f"{jobs:,}", COLOURS[status]) for status, jobs in by_status.items()]
     events = (EVENT_OF.get(status, status) for status in by_status)
-    changes = [_text(f"+{rates.get(event, 0):,}/min", "dim") for event in events]
+    changes = [_styled(f"+{rates.get(event, 0):,}/min", "dim") for event in events]
     return _table((*by_status, ""), [(*counts, ""), (*changes, "")], right=by_status)
 
 
@@ -86,13 +86,13 @@ def _throughput(ended: Sequence[int], width: int) -> Text:
     words = f"  {ended[-1]:,} ended/min, peak {most:,}"
     shown = ended[-max(width - len(words), 1) :]
     bars = "".join(BARS[-(-count * 8 // most) if most else 0] for count in shown)
-    return _text(bars, "green").append(words, style="default")
+    return _styled(bars, "green").append(words, style="default")
 
 
 def _queues(queues: Sequence[dict[str, Any]], now: datetime) -> Table:
     rows = []
     for queue in sorted(queues, key=lambda q: -(q["pending"] + q["processing"])):
-        paused = _text(ago(queue["paused_at"], now), "yellow" if queue["paused_at"] else "")
+        paused = _styled(ago(queue["paused_at"], now), "yellow" if queue["paused_at"] else "")
         due = ago(queue["oldest_due_at"], now)
         numbers = [f"{queue[n]:,}" for n in ("pending", "processing", "ended_last_minute")]
         rows.append((queue["name"], *numbers[:2], due, numbers[2], paused))
@@ -114,7 +114,7 @@ def _workers(workers: Sequence[dict[str, Any]], now: datetime) -> Table:
 def _failures(failures: Sequence[dict[str, Any]], now: datetime) -> Table:
     rows = []
     for group in failures:
-        last, error = ago(group["last_seen_at"], now), _text(first_line(group["error"]), "red")
+        last, error = ago(group["last_seen_at"], now), _styled(first_line(group["error"]), "red")
         rows.append((group["type"], f"{group['attempts']:,}", last, error))
     return _table(("FAILED", "TIMES", "LAST", "ERROR"), rows, right=("TIMES",))
 
@@ -129,10 +129,10 @@ def _table(
         drawn.add_column(head, justify=justify, no_wrap=True, overflow="ellipsis")
     drawn.columns[-1].ratio = 1
     for row in rows:
-        drawn.add_row(*(_text(cell) if isinstance(cell, str) else cell for cell in row))
+        drawn.add_row(*(_styled(cell) if isinstance(cell, str) else cell for cell in row))
     return drawn
 
 
-def _text(text: str, style: str = "") -> Text:
+def _styled(text: str, style: str = "") -> Text:
     """Make a text without markup, in which no character can act on the terminal."""
     return Text(visible(text), style=style, no_wrap=True, overflow="ellipsis")

@@ -1,8 +1,10 @@
-"""Commands about jobs: add them, list them, show one, say why it waits, retry, cancel."""
+"""The options that describe a job to add, for `enqueue` and for schedules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -10,21 +12,154 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli import completing, outcomes, terminal
+from tenure.cli import completing, terminal
 from tenure.cli.bulk import bulk_options, change_all, filter_of, filter_options, preview
-from tenure.cli.command import Group, application, as_called, change_each, existing
-from tenure.cli.new_job import job_options, options_given, parent_options, unique_options
-from tenure.cli.options import Id, answer_options, flag, option, reading_options, reason_option
-from tenure.cli.outcomes import finish
-from tenure.cli.times import all_at, known_before, time_given
-from tenure.errors import TenureError
-from tenure.jobs.text import ago, first_line, visible
+from tenure.cli.command import (
+    Group,
+    Id,
+    all_at,
+    answer_options,
+    application,
+    application_of_host,
+    as_called,
+    change_each,
+    existing,
+    flag,
+    known_before,
+    option,
+    program,
+    reading_options,
+    reason_option,
+    repeated,
+    time_given,
+    together,
+)
+from tenure.errors import InvalidInput, TenureError
+from tenure.values.names import RESERVED
+from tenure.values.text import ago, first_line, visible
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
-    from tenure.jobs.ledger import Transition
-    from tenure.jobs.queries import Order
     from tenure.lifecycle import Job
+    from tenure.rules.explain import Explanation
+    from tenure.rules.ledger import Transition
+    from tenure.rules.search import Order
+
+job_options = together(
+    option(
+        "--queue", "NAME", "Queue of the job.  [default: that of its type]", completing.queue_names
+    ),
+    click.option("--priority", type=int, help="Smaller runs first, -100 to 100."),
+    click.option("--max-retries", type=int, help="Attempts in all, with the first."),
+    click.option("--start-by", help="Cancel it if it has not started by then: 10m, or a time."),
+    option("--timeout", "TIME", "Longest time that one attempt may run: 30s, 5m."),
+    option(
+        "--backoff",
+        "TIME|JSON",
+        "Wait before the first retry, then tripled; or each wait: 10s,1m,10m; or an object of "
+        "base, factor and cap.",
+    ),
+    repeated("--tag tags", "TAG", "A word to find the job by, such as customer:17"),
+    option("--partition", "TEXT", "What divides the queue, such as a tenant."),
+)
+"""What an enqueue may say of its job, but when it runs."""
+
+
+unique_options = together(
+    repeated("--unique-by", "NAME", "A payload value: one unsettled job of the type with it"),
+    option("--unique-until", "settled|started", "How long the earlier job counts."),
+    option("--on-conflict", "WORD", "If there is one: return, error, replace or reschedule."),
+)
+"""With which other jobs the job is the same."""
+UNIQUE = {"unique_by": "by", "unique_until": "until", "on_conflict": "on_conflict"}
+
+
+parent_options = together(
+    repeated("--depends-on", "ID[:HOW]", "Job that must end before: completed, settled, failed"),
+    option("--needs", "all|any|N", "How many of those jobs.  [default: all]"),
+)
+"""What the job depends on."""
+
+
+def options_given(given: dict[str, Any], payload: str | None) -> Any:
+    """Return what was given of the options, and the payload as a value."""
+    from tenure.values.payload import MAX_PAYLOAD_BYTES
+
+    options = {name: value for name, value in given.items() if value not in (None, ())}
+    rule = {field: options.pop(name) for name, field in UNIQUE.items() if name in options}
+    if rule:
+        options["unique"] = rule
+    if "depends_on" in options:
+        parts = [one.partition(":") for one in options["depends_on"]]
+        options["depends_on"] = [
+            {"job_id": id, "meets": meets or "completed"} for id, _, meets in parts
+        ]
+    needs = str(options.get("needs", ""))
+    if needs.isdecimal() and len(needs) < 16:
+        options["needs"] = int(needs)
+    backoff = options.get("backoff", "")
+    if backoff.startswith("{"):
+        options["backoff"] = _json(backoff.encode(), "$.backoff")
+    elif "," in backoff:
+        options["backoff"] = backoff.split(",")
+    if payload == "-":
+        options["payload"] = _json(sys.stdin.buffer.read(MAX_PAYLOAD_BYTES + 1), "$.payload")
+    elif payload is not None:  # arguments that are not valid UTF-8 must be refused, not changed
+        options["payload"] = _json(payload.encode("utf-8", "surrogatepass"), "$.payload")
+    return options
+
+
+def _json(data: bytes, at: str) -> object:
+    """Decode a JSON text by the rules of the HTTP API; `at` is its path in error messages."""
+    from tenure.values.payload import parse
+
+    try:
+        return parse(data)
+    except InvalidInput as flaw:
+        path = at + flaw.path.removeprefix("$")
+        raise flaw.__class__(flaw.message, path=path, code=flaw.code) from None
+
+
+# Commands that wait until a job is settled.
+
+OUTCOMES = {"completed": 0, "failed": 1, "cancelled": 6}
+TIME_OVER = 5
+
+
+@click.command()
+@click.argument("id", type=Id(), shell_complete=completing.job_ids())
+@option("--timeout", "TIME", "Longest time to wait: 30s, 5m.  [default: as long as it takes]")
+@answer_options
+def wait(id: str, timeout: str | None, as_json: bool) -> None:
+    """Wait until a job is settled, and print its result.
+
+    The exit code is 0 if it completed, 1 if it failed, 6 if it was cancelled, and 5 if it is not
+    settled in time. The job then continues.
+    """
+    with existing() as app:
+        finish(app, id, timeout, as_json=as_json)
+
+
+def finish(app: Tenure, job_id: str, timeout: str | None, *, as_json: bool) -> None:
+    """Wait for a job, print how it ended, and exit with the code for that."""
+    from tenure.wire import responses
+
+    try:
+        job = app.core.redaction.job(app.wait(job_id, timeout))
+    except TimeoutError as error:
+        click.echo(f"Error: {error}", err=True)
+        click.get_current_context().exit(TIME_OVER)
+    if as_json:
+        terminal.print_json(responses.job_body(job))
+    elif job.status == "completed":
+        click.echo(visible(job.result_json or "null"))
+    else:
+        why = f": {first_line(job.last_error)}" if job.status == "failed" else ""
+        click.echo(visible(f"job {job.id} {job.event}{why}"), err=True)
+    click.get_current_context().exit(OUTCOMES[job.status])
+
+
+# Commands about jobs: add them, list them, show one, say why it waits, retry, cancel.
 
 SHOWN = (
     *("id", "type", "queue", "status", "attempts", "priority", "timeout", "idempotency_key"),
@@ -52,7 +187,7 @@ def enqueue(type: str, payload: str, wait: bool, as_json: bool, **given: Any) ->
 
     Options that you omit come from the type, as its workers and servers have stored it.
     """
-    from tenure.jobs.enqueue import NewJob
+    from tenure.rules.jobs import NewJob
 
     options = options_given(given, payload)
     new_job = NewJob(type, options.pop("payload"), options)
@@ -79,7 +214,7 @@ def _show_added(app: Tenure, job: Job, as_json: bool) -> None:
 
 def _warn_if_nowhere(app: Tenure, job: Job) -> None:
     """Say if the workers that run jobs of this type take from other queues only."""
-    from tenure.jobs.stats import queues_instead
+    from tenure.rules.stats import queues_instead
 
     with suppress(TenureError):  # the job is added, and its id is printed
         if queues := queues_instead(job.type, job.queue, app.workers.list()):
@@ -141,7 +276,7 @@ def show(id: str, as_json: bool) -> None:
     """Show a job, its history, and why it is not running."""
     from msgspec.structs import replace
 
-    from tenure.app.shown import progress_shown, steps_shown, transitions_shown
+    from tenure.app.jobs import progress_shown, steps_shown, transitions_shown
     from tenure.wire import responses
     from tenure.wire.kept import steps_body
 
@@ -208,8 +343,6 @@ def _time_line(history: Sequence[Transition]) -> None:
 def explain(id: str, as_json: bool) -> None:
     """Say why a job is not running, and what you can do."""
     from msgspec.structs import replace
-
-    from tenure.cli.advice import advice
 
     with existing() as app:
         reason, job = app.explain(id), app.get(id)
@@ -362,4 +495,64 @@ def _each(app: Tenure, change: Callable[[str], Job], ids: Sequence[str], as_json
     click.get_current_context().exit(code)
 
 
-jobs.add_command(outcomes.wait)
+jobs.add_command(wait)
+
+# Which commands help a job that does not run.
+
+ACTIONS = {"retry": "run it again", "cancel": "cancel it", "run_now": "run it now"}
+REMEDIES = {
+    "no_worker": "start a worker: {program} worker{app}",
+    "no_worker_for_queue": "start a worker: {program} worker{app} --queue {queue}",
+    "no_worker_for_type": "start a worker: {program} worker{app} --queue {queue}",
+    "behind_others": "start another worker: {program} worker{app} --queue {queue}",
+    "queue_paused": "resume the queue: {program} queues resume {queue}",
+    "type_paused": "resume the type: {program} types resume {type}",
+    "partition_paused": "resume it: {program} queues partition --resume {queue} {partition}",
+    "halted": "pass over that job: {program} queues partition --pass-over {queue} {partition}",
+    "queue_waits": "end the wait: {program} queues resume {queue}",
+    "partition_waits": "end the wait: {program} queues partition --resume {queue} {partition}",
+    "queue_full": "change its limit: {program} queues limit {queue} --max-running N",
+    "queue_rate": "change its rate: {program} queues limit {queue} --rate N/TIME",
+    "partition_full": (
+        "change its limit: {program} queues partition --max-running N {queue} {partition}"
+    ),
+    "partition_rate": (
+        "change what each partition may do: {program} queues limit {queue} --per-partition "
+        "max_running=N,rate=N/TIME"
+    ),
+    "suspended": "send the signal: {program} signals send {id} {signal}",
+    "locked": "see which transactions may have jobs locked: {program} doctor",
+    "cancelled": "add a job like it: {program} jobs run-again {id}",
+    "expired": "add a job like it: {program} jobs run-again {id}",
+}
+"""By the reason of an explanation: what to do, and the command that does it."""
+OF_DELIVERIES = "see the webhooks: {program} webhooks list"
+"""What to do where the queue of a webhook starts no delivery: its receiver has to answer."""
+UNBLOCK = "let it run without them: {program} jobs unblock {id}"
+
+
+def advice(job: Job, explanation: Explanation) -> Iterator[str]:
+    """Yield what can be done about a job, each with its command."""
+    from tenure.rules.search import EVENT_OF
+
+    where = {"id": job.id, "queue": job.queue, "type": job.type, "partition": job.partition or ""}
+    where["signal"] = explanation.signal or ""
+    quoted = {name: shlex.quote(value) for name, value in where.items()}
+    if where["partition"].startswith("-"):
+        quoted["partition"] = f"-- {quoted['partition']}"  # else it is an option
+    quoted["program"] = program()
+    quoted["app"] = "" if application_of_host() else " --app MODULE:NAME"
+    remedy = REMEDIES.get(explanation.reason)
+    if explanation.reason == "queue_waits" and job.type.startswith(RESERVED):
+        remedy = OF_DELIVERIES
+    if remedy:
+        yield f"You can {remedy.format(**quoted)}"
+    for id in explanation.jobs:
+        yield f"You can look at job {id}: {program()} explain {id}"
+    if explanation.reason == "blocked":
+        yield f"You can {UNBLOCK.format(**quoted)}"
+    for action, event in EVENT_OF.items():
+        if event in explanation.legal_events and (
+            action != "run_now" or explanation.reason == "not_due"
+        ):
+            yield f"You can {ACTIONS[action]}: {program()} jobs {action.replace('_', '-')} {job.id}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from tenure.cli.options import flag
+from tenure.cli.command import flag
 from tenure.cli.terminal import progress_bar
 from tenure.cli.upkeep import print_checks
 from tenure.errors import InvalidInput
-from tenure.jobs.text import visible
+from tenure.values.text import visible
 
 
 @click.command()
@@ -31,7 +31,7 @@ def move(source: str, target: str, only_check: bool, abort: bool) -> None:
         moving.abort(source, target)
         click.echo("undone: the jobs are where they were")
     elif only_check:
-        print_checks(moving.check(source, target))
+        print_checks(moving.check_move(source, target))
     else:
         with progress_bar("Moving", steady=True) as progress:
             moving.move(source, target, progress, lambda text: click.echo(visible(text)))

@@ -1,17 +1,23 @@
-"""Commands about queues and types, and the counts of their jobs."""
+"""Whether the name that a command was given is known: it may be misspelt.
+
+Queues, types and partitions can have settings before their first job, so no name is refused. Ask
+before the change: a type that is paused is known from then on."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import suppress
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tenure.cli import completing
-from tenure.cli.command import Group, application, existing
-from tenure.cli.known import partition_doubt, queue_doubt, type_doubt
-from tenure.cli.options import (
+from tenure.cli.command import (
+    Group,
+    application,
     database_option,
+    existing,
     flag,
     option,
     reading_options,
@@ -19,14 +25,66 @@ from tenure.cli.options import (
     together,
 )
 from tenure.cli.terminal import Cell, print_json, table
-from tenure.errors import InvalidInput
-from tenure.jobs.names import check_name, check_pause_reason
+from tenure.errors import InvalidInput, TenureError
+from tenure.values.names import check_name, check_pause_reason
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from tenure import Tenure
-    from tenure.jobs.stats import QueueState, WorkerState
+    from tenure import Tenure as tenure_Tenure
+    from tenure.app.app import Tenure
+    from tenure.rules.stats import QueueState, WorkerState
+
+MAX_PARTITIONS = 1_000
+"""Partitions among which the nearest name is searched."""
+
+
+def queue_doubt(app: Tenure, name: str) -> str:
+    """Return what to add to an answer about a queue: nothing if a job, type or worker names it."""
+    from tenure.rules.tokens import includes
+
+    with suppress(TenureError):  # the change itself says what is wrong
+        named = {count.queue for count in app.stats.counts()}
+        named |= {type.queue for type in app.types.list()}
+        limited = [worker for worker in app.workers.list() if worker.queues is not None]
+        named |= {queue for worker in limited for queue in worker.queues or ()}
+        taken = any(worker.serves(name) or includes(worker.queues, name) for worker in limited)
+        if name not in named and not taken:
+            return f"; no job, type or worker names this queue yet{_nearest(name, named)}"
+    return ""
+
+
+def type_doubt(app: Tenure, name: str) -> str:
+    """Return what to add to an answer about a type: nothing if a job or a program has it."""
+    with suppress(TenureError):
+        named = {count.type for count in app.stats.counts()}
+        named |= {type.name for type in app.types.list()}
+        named |= {type for worker in app.workers.list() for type in worker.types or ()}
+        if name not in named:
+            return f"; no job, handler or worker has this type yet{_nearest(name, named)}"
+    return ""
+
+
+def partition_doubt(app: Tenure, queue: str, name: str) -> str:
+    """Return what to add to an answer about a partition: nothing if jobs have it."""
+    if doubt := queue_doubt(app, queue):
+        return doubt
+    with suppress(TenureError):
+        found = app.count(at_most=1, queue=queue, partition=name) if name else None
+        if found is not None and found.exact and not found.jobs:
+            others = {each.partition for each in app.queues.partitions(queue, MAX_PARTITIONS)}
+            return f"; no job of the queue has this partition yet{_nearest(name, others - {name})}"
+    return ""
+
+
+def _nearest(name: str, others: Collection[str]) -> str:
+    from tenure.values.names import nearest
+
+    near = nearest(name, others)
+    return f", the nearest is {near}" if near else ""
+
+
+# Commands about queues and types, and the counts of their jobs.
 
 queues = Group("queues", help="List, pause, resume and limit queues.")
 
@@ -40,7 +98,7 @@ def list_queues(as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        from tenure.jobs.stats import limits_of
+        from tenure.rules.stats import limits_of
 
         columns = ("name", "pending", "processing", "oldest_due_at", "paused_at", "max_pending")
         heads = ("QUEUE", "PENDING", "PROCESSING", "OLDEST DUE", "PAUSED", "MAX PENDING", "LIMITS")
@@ -66,7 +124,7 @@ def pause(name: str, reason: str | None) -> None:
 @database_option
 def resume(name: str) -> None:
     """Start jobs of a paused queue again."""
-    from tenure.jobs.stats import rest_of
+    from tenure.rules.stats import rest_of
 
     with application() as app:
         queue = _state_of(app, name)
@@ -76,7 +134,7 @@ def resume(name: str) -> None:
     click.echo(f"queue {name} {'is resumed' if held else 'was not paused'}{doubt}")
 
 
-def _state_of(app: Tenure, name: str) -> QueueState | None:
+def _state_of(app: tenure_Tenure, name: str) -> QueueState | None:
     check_name(name, "queue", "$.queue")
     return next((each for each in app.queues.list(search=name) if each.name == name), None)
 
@@ -117,7 +175,7 @@ def _limit(key: str, text: str) -> Any:
         return text
     if key != "per_partition":
         return _number(text, key)
-    from tenure.jobs.limits import PerPartition
+    from tenure.rules.queues import PerPartition
 
     parts = [] if text == "turns" else [part.partition("=") for part in text.split(",")]
     if unknown := {key for key, _, _ in parts} - {"max_running", "rate", "burst"}:
@@ -238,7 +296,7 @@ def _seconds(timeout: float | None) -> str:
 
 
 def _state(worker: WorkerState, now: datetime) -> str:
-    from tenure.jobs.explain import is_live
+    from tenure.rules.explain import is_live
 
     if not is_live(worker, now):
         return "silent"
@@ -269,7 +327,7 @@ def workers(as_json: bool) -> None:
 @reading_options
 def stats(as_json: bool) -> None:
     """Count jobs by queue, type and status."""
-    from tenure.jobs.stats import used
+    from tenure.rules.stats import used
     from tenure.wire import responses
 
     with existing() as app:

@@ -1,12 +1,15 @@
-"""Commands that run jobs: serve, worker and demo."""
+"""`tenure worker --reload`: a worker that starts again when the code changes."""
 
 from __future__ import annotations
 
 import importlib
 import logging
 import os
+import signal
+import subprocess
 import sys
 import textwrap
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,19 +19,76 @@ from urllib.parse import parse_qsl
 
 import click
 
-from tenure.cli import completing, options
-from tenure.cli.command import REFUSED, application_of_host, chosen_database
-from tenure.cli.options import answer_options, database_option, flag, option, repeated, together
-from tenure.cli.reloading import GRACE, LEASE, run_again_on_changes
+from tenure.cli import command, completing
+from tenure.cli.command import (
+    REFUSED,
+    answer_options,
+    application_of_host,
+    chosen_database,
+    database_option,
+    flag,
+    option,
+    repeated,
+    together,
+)
 from tenure.cli.terminal import attempts, print_json, progress_bar, room
 from tenure.errors import InvalidInput
-from tenure.jobs.text import first_line, quantity, visible
+from tenure.values.text import first_line, quantity, visible
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
     from tenure.client import Client
     from tenure.demo import DemoResult
     from tenure.settings import Settings
+
+GRACE = "1s"
+"""For handlers that run during a change, if the user says nothing else. Their jobs go back
+uncharged, and run again with the new code."""
+LEASE = "5s"
+"""When the jobs of a worker that had to be killed run again, if the user says nothing else."""
+STOP_SECONDS = 15.0
+"""How long a worker may take to end after its grace."""
+
+
+def run_again_on_changes(arguments: Sequence[str], grace: float) -> None:
+    """Run Python with these arguments until SIGTERM or Ctrl-C; again after each change.
+
+    Watches the Python files below the current folder. `grace` is that of the worker, in seconds.
+    """
+    from watchfiles import PythonFilter, watch
+
+    from tenure.worker.child import answered_stop_signals
+
+    stopped = threading.Event()
+    for number in {*answered_stop_signals()} - {signal.SIGINT}:
+        signal.signal(number, lambda *_: stopped.set())
+    process = _start(arguments)
+    try:
+        files = PythonFilter()
+        for changes in watch(".", watch_filter=files, stop_event=stopped, raise_interrupt=False):
+            path = Path(min(path for _, path in changes))
+            click.echo(f"{path.name} has changed: the worker starts again", err=True)
+            _stop(process, grace)
+            process = _start(arguments)
+    finally:
+        _stop(process, grace)
+
+
+def _start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a worker in a separate group, which Ctrl-C does not reach: it is stopped once."""
+    return subprocess.Popen([sys.executable, *arguments], process_group=0)  # noqa: S603
+
+
+def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
+    process.terminate()
+    try:
+        process.wait(grace + STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+# Commands that run jobs: serve, worker and demo.
 
 work_options = together(
     repeated("--app apps", "MODULE:NAME", "Your Tenure object, whose handlers run here"),
@@ -45,7 +105,7 @@ work_options = together(
         "With --fake-handlers: fail the first attempt of every Nth job.",
         type=int,
     ),
-    options.queues("Run only jobs of this queue", completing.queue_names),
+    command.queues("Run only jobs of this queue", completing.queue_names),
     option("--concurrency", "N", "Jobs to run at once.  [default: 16]"),
     option(
         "--lease lease_seconds",
@@ -157,8 +217,8 @@ def worker(
     At the signal, running jobs get the time of --grace to finish. Jobs that have not started go to
     other workers. A second signal ends the worker at once.
     """
-    from tenure.jobs.durations import positive, seconds
     from tenure.telemetry import logs
+    from tenure.values.durations import positive, seconds
     from tenure.worker.process import end_process, run_worker
 
     if not (flags["apps"] or flags["fake_handlers"] or application_of_host()):
@@ -201,7 +261,7 @@ def worker(
 
 def _address(url: str) -> str:
     """Return an address for people; of a file all of it, since other folders have other files."""
-    from tenure.jobs.redaction import without_password
+    from tenure.values.redaction import without_password
 
     return f"sqlite:///{_place(url)[0]}" if url.startswith("sqlite:") else without_password(url)
 
@@ -216,9 +276,9 @@ def _prepared(
     **flags: Any,
 ) -> tuple[Tenure, Settings]:
     """Load the settings and applications that `work_options` name, and set up the log."""
+    from tenure.demo import add_fake_handlers
     from tenure.settings import load
     from tenure.telemetry import logs
-    from tenure.worker.fake_handlers import add_fake_handlers
 
     # An option that may be repeated is an empty tuple if it was not given.
     given = {name: value for name, value in flags.items() if value not in (None, ())}
@@ -275,8 +335,8 @@ def _application(specs: Sequence[str], settings: Settings, *, remote: bool) -> T
     this worker does not read. A `remote` worker gets its jobs from a server.
     """
     from tenure.app.app import Tenure
-    from tenure.jobs.redaction import without_password
     from tenure.settings import DEFAULT_DATABASE
+    from tenure.values.redaction import without_password
 
     chosen = settings.database
     given = chosen_database() is not None or "TENURE_DATABASE" in os.environ

@@ -9,26 +9,32 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenure.cli import completing
-from tenure.cli.command import Group, application, existing
-from tenure.cli.new_job import job_options, options_given
-from tenure.cli.options import (
+from tenure.cli.command import (
     Decorator,
+    Group,
+    Past,
     answer_options,
+    application,
+    at,
     database_option,
+    existing,
     flag,
     option,
+    past_given,
+    past_option,
     reading_options,
     reason_option,
+    time_given,
     together,
 )
+from tenure.cli.jobs import job_options, options_given
 from tenure.cli.terminal import print_json, table, when
-from tenure.cli.times import Past, at, past_given, past_option, time_given
-from tenure.jobs.text import visible
+from tenure.values.text import visible
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
-    from tenure.jobs.schedule_times import Preview
-    from tenure.jobs.schedules import Fire, Schedule
+    from tenure.rules.schedules import Fire, Schedule
+    from tenure.rules.times import Preview
 
 OVERLAPS = ("allow_all", "skip", "buffer_one", "buffer_all", "cancel_other")
 OF_THE_JOB = (
@@ -75,7 +81,7 @@ schedule_options = together(
 @reading_options
 def list_schedules(as_json: bool) -> None:
     """List the schedules, by name."""
-    from tenure.jobs.schedule_times import in_words
+    from tenure.rules.times import in_words
 
     found: list[Schedule] = []
     with existing() as app:
@@ -143,7 +149,7 @@ def edit(name: str, type: str | None, payload: str, as_json: bool, **given: Any)
 
     TYPE makes it another job: give its PAYLOAD and its options with it.
     """
-    from tenure.jobs.enqueue import NewJob
+    from tenure.rules.jobs import NewJob
 
     changes = _arguments(type, payload, given)
     with existing() as app:
@@ -245,7 +251,7 @@ def _arguments(type: str | None, payload: str, given: dict[str, Any]) -> dict[st
 
     Without a type, `options` are those of the job.
     """
-    from tenure.jobs.enqueue import NewJob
+    from tenure.rules.jobs import NewJob
 
     options: dict[str, Any] = options_given(given, payload)
     payload = options.pop("payload")
@@ -255,7 +261,7 @@ def _arguments(type: str | None, payload: str, given: dict[str, Any]) -> dict[st
 
 
 def _zoned(app: Tenure, name: str, given: Past) -> datetime:
-    from tenure.jobs.schedule_times import zone_of
+    from tenure.rules.times import zone_of
 
     time = at(app, given)
     zone = zone_of(app.schedules.get(name).when.zone)
@@ -263,7 +269,7 @@ def _zoned(app: Tenure, name: str, given: Past) -> datetime:
 
 
 def _body(app: Tenure, schedule: Schedule) -> Any:
-    from tenure.wire.schedules import schedule_body
+    from tenure.wire.requests import schedule_body
 
     return schedule_body(schedule, app.core.redaction)
 
@@ -271,7 +277,7 @@ def _body(app: Tenure, schedule: Schedule) -> Any:
 def _print(app: Tenure, schedule: Schedule, as_json: bool, count: int = 5) -> None:
     import msgspec
 
-    from tenure.jobs.schedule_times import preview
+    from tenure.rules.times import preview
 
     body = _body(app, schedule)
     if as_json:
@@ -298,8 +304,8 @@ def _print_times(preview: Preview) -> None:
 
 
 def _print_fires(app: Tenure, name: str, found: Sequence[Fire], as_json: bool) -> None:
-    from tenure.app.shown import statuses_of
-    from tenure.jobs.schedule_times import zone_of
+    from tenure.app.jobs import statuses_of
+    from tenure.rules.times import zone_of
 
     zone, status = zone_of(app.schedules.get(name).when.zone), statuses_of(app.core, found)
     rows = [

@@ -5,9 +5,8 @@ from __future__ import annotations
 import click
 
 from tenure.cli import completing
-from tenure.cli.command import Group, existing
-from tenure.cli.new_job import options_given
-from tenure.cli.options import Id, answer_options, option, reading_options
+from tenure.cli.command import Group, Id, answer_options, existing, option, reading_options
+from tenure.cli.jobs import options_given
 from tenure.cli.terminal import print_json, table
 
 signals = Group("signals", help="Send signals to jobs that wait for them.")

@@ -16,10 +16,10 @@ from typing import Any, TextIO
 
 import click
 
-from tenure.cli.options import WIDE
+from tenure.cli.command import WIDE
 from tenure.errors import TenureError
-from tenure.jobs.findings import Progress, no_progress
-from tenure.jobs.text import ago, length, printable_json, visible
+from tenure.values.findings import Progress, no_progress
+from tenure.values.text import ago, length, printable_json, visible
 
 GAP = "  "
 CUT = "…"

@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING
 import click
 
 import tenure
-from tenure.cli.command import REFUSED, application, as_called, existing, program
-from tenure.cli.options import database_option, flag, json_option, option, reading_options
+from tenure.cli.command import (
+    REFUSED,
+    application,
+    as_called,
+    database_option,
+    existing,
+    flag,
+    json_option,
+    option,
+    program,
+    reading_options,
+)
 from tenure.cli.terminal import print_json, progress_bar, table
 from tenure.errors import InvalidInput
-from tenure.jobs.findings import Check, CheckResult, Violation
-from tenure.jobs.text import quantity, visible
+from tenure.values.findings import Check, CheckResult, Violation
+from tenure.values.text import quantity, visible
 
 if TYPE_CHECKING:
     from tenure.simulator import SimulationResult

@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli import completing, options, terminal
-from tenure.cli.command import existing
-from tenure.cli.options import database_option, flag, option, repeated, wide_option
+from tenure.cli import command, completing, terminal
+from tenure.cli.command import database_option, existing, flag, option, repeated, wide_option
 from tenure.errors import StoreUnavailable
-from tenure.jobs.text import first_line, visible
+from tenure.values.text import first_line, visible
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
-    from tenure.jobs.ledger import EventFilter, LedgerEvent, Transition
+    from tenure.rules.ledger import EventFilter, LedgerEvent, Transition
 
 MINUTES = 60
 MAX_RUNNING = 200
@@ -124,7 +123,7 @@ def picture(app: Tenure) -> dict[str, Any]:
     """Read everything that is shown, as one JSON document has it."""
     from msgspec.structs import asdict
 
-    from tenure.app.shown import failures_shown
+    from tenure.app.jobs import failures_shown
     from tenure.lifecycle import ATTEMPT_ENDS
     from tenure.wire import responses
 
@@ -160,7 +159,7 @@ def picture(app: Tenure) -> dict[str, Any]:
 
 @click.command()
 @repeated("--type types", "TYPE", "Only jobs of this type", completing.types)
-@options.queues("Only jobs of this queue", completing.queue_names)
+@command.queues("Only jobs of this queue", completing.queue_names)
 @repeated("--event events", "EVENT", "Only this event, such as failed", type=completing.EventName())
 @option("--job", "ID", "Only this job.", completing.job_ids())
 @option(
@@ -183,7 +182,7 @@ def tail(
     They are read from the ledger, so none is missed. With --json each line has a `position`:
     --since continues after it. With a filter, --lines searches the newest 5000 transitions.
     """
-    from tenure.jobs.ledger import EventFilter
+    from tenure.rules.ledger import EventFilter
     from tenure.wire import responses
 
     wanted = EventFilter(job_id=job, **{name: given or None for name, given in several.items()})

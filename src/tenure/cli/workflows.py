@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING
 import click
 
 from tenure.cli.bulk import finish
-from tenure.cli.command import Group, existing
+from tenure.cli.command import (
+    Group,
+    Id,
+    answer_options,
+    existing,
+    flag,
+    option,
+    reading_options,
+    reason_option,
+)
 from tenure.cli.completing import words
-from tenure.cli.options import Id, answer_options, flag, option, reading_options, reason_option
 from tenure.cli.terminal import print_json, table, when
-from tenure.jobs.text import visible
+from tenure.values.text import visible
 
 if TYPE_CHECKING:
-    from tenure.jobs.stacks import Shape, Tie
+    from tenure.rules.workflows import Shape, Tie
 
 STATUSES = ("running", "completed", "failed", "cancelled")
 ARROWS = {"completed": "-->", "settled": "-. settled .->", "failed": "-. failed .->"}
@@ -105,7 +113,7 @@ def graph(id: str, mermaid: bool, as_json: bool) -> None:
 
     A workflow with too many different jobs is shown by type.
     """
-    from tenure.app.shown import shape_shown, types_shown
+    from tenure.app.jobs import shape_shown, types_shown
 
     with existing() as app:
         found = app.workflows.get(id)

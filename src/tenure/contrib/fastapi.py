@@ -15,8 +15,8 @@ from fastapi.params import Body, Depends, Param
 
 from tenure import InvalidInput, Tenure
 from tenure.app.within import Within
-from tenure.jobs.enqueue import Wake
-from tenure.jobs.hooks import AsyncPassing, Passing
+from tenure.handlers.registry import AsyncPassing, Passing
+from tenure.rules.jobs import Wake
 
 __all__ = ["Within", "enqueuer", "with_dependencies"]
 

@@ -14,8 +14,8 @@ import tenure
 from tenure import InvalidInput, JobContext
 from tenure.cli import COMMANDS
 from tenure.cli.command import Group, lend
-from tenure.jobs.names import check_kind
 from tenure.settings import database_url
+from tenure.values.names import check_kind
 
 KEY = "TENURE_DATABASE"
 SQLITE = "sqlite:///"

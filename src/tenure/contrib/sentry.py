@@ -11,8 +11,8 @@ from sentry_sdk.scope import Scope, use_isolation_scope, use_scope
 from sentry_sdk.utils import event_from_exception
 
 from tenure import Failure, JobContext, Snooze, Tenure
-from tenure.jobs.names import check_kind
-from tenure.jobs.postpone import Parked
+from tenure.rules.reports import Parked
+from tenure.values.names import check_kind
 
 NO_FAILURE = (Snooze, Parked)
 SCOPES = "_tenure_sentry_scopes"

@@ -20,8 +20,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import UUID
 
-from tenure.jobs.ids import EPOCH
-from tenure.jobs.names import check_kind
+from tenure.values.ids import EPOCH
+from tenure.values.names import check_kind
 
 PREFIX = "tenure_"
 """Begins the names of the tables on SQLite. On PostgreSQL they are in a schema."""

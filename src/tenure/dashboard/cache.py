@@ -21,9 +21,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from tenure.app.app import Tenure
-from tenure.app.shown import queues_shown
+from tenure.app.jobs import queues_shown
 from tenure.errors import StoreUnavailable
-from tenure.jobs.stats import PartitionState
+from tenure.rules.stats import PartitionState
 from tenure.telemetry.repeats import Repeats
 
 log = logging.getLogger(__name__)

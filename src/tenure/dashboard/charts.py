@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import inf
 
-from tenure.jobs.stats import BUCKETS, Activity
 from tenure.lifecycle import ATTEMPT_ENDS, FAILURES, FIRST_EVENT, RULE_OF, TRANSITIONS, Rule, Status
+from tenure.rules.stats import BUCKETS, Activity
 
 MINUTES = 60
 MINUTE = timedelta(minutes=1)

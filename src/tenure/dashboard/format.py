@@ -1,4 +1,4 @@
-"""Numbers, times and lists as the pages write them. Texts of jobs: see `jobs/text.py`."""
+"""Numbers, times and lists as the pages write them. Texts of jobs: see `values/text.py`."""
 
 from __future__ import annotations
 

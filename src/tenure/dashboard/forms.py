@@ -20,9 +20,9 @@ from starlette.responses import Response
 from tenure.dashboard import format as fmt
 from tenure.dashboard.request import MAX_FORM_BYTES, PageRequest
 from tenure.errors import IllegalTransition, InvalidInput
-from tenure.jobs.payload import parse
-from tenure.jobs.text import printable_json, visible
 from tenure.lifecycle import Job
+from tenure.values.payload import parse
+from tenure.values.text import printable_json, visible
 
 KINDS = {"string": "text", "integer": "integer", "number": "number", "boolean": "checkbox"}
 """The input for each type of a JSON schema; JSON is typed for the others."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tenure.jobs.stacks import Shape, Stack
+from tenure.rules.workflows import Shape, Stack
 
 BOX_WIDTH, LINE_WIDTH = 216, 12
 BESIDE, BELOW, MARGIN = 28, 52, 12

@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 from operator import itemgetter
 from typing import Literal
 
-from tenure.jobs.explain import is_live
-from tenure.jobs.stats import QueueState, TypeState, WorkerState, rest_of
-from tenure.jobs.text import length, quantity
+from tenure.rules.explain import is_live
+from tenure.rules.stats import QueueState, TypeState, WorkerState, rest_of
+from tenure.values.text import length, quantity
 
 LATE = timedelta(seconds=60)
 """A queue is late if a job has been due for longer."""

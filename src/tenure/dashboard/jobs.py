@@ -12,13 +12,13 @@ from msgspec.structs import replace
 from starlette.responses import PlainTextResponse, Response
 
 from tenure.app import signals
-from tenure.app.shown import progress_shown, run_again_as, steps_shown, transitions_shown
+from tenure.app.jobs import progress_shown, run_again_as, steps_shown, transitions_shown
 from tenure.dashboard import format as fmt
 from tenure.dashboard import timeline
 from tenure.dashboard.request import HEADERS, PageRequest, inside
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound, StoreUnavailable
-from tenure.jobs.payload import parse
-from tenure.jobs.queries import (
+from tenure.lifecycle import Job, Status
+from tenure.rules.search import (
     Action,
     Bulk,
     Filter,
@@ -29,11 +29,11 @@ from tenure.jobs.queries import (
     leaves_snoozed,
     sources,
 )
-from tenure.jobs.signals import MAX_SIGNAL_BYTES, Signal
-from tenure.jobs.stats import jobs_by_status, used
-from tenure.jobs.text import length, quantity, visible
-from tenure.lifecycle import Job, Status
-from tenure.tokens.scopes import Scope
+from tenure.rules.signals import MAX_SIGNAL_BYTES, Signal
+from tenure.rules.stats import jobs_by_status, used
+from tenure.rules.tokens import Scope
+from tenure.values.payload import parse
+from tenure.values.text import length, quantity, visible
 from tenure.wire.problems import Refusal
 
 PAGE = 50

@@ -7,16 +7,16 @@ from typing import Any
 
 from starlette.responses import RedirectResponse, Response
 
-from tenure.app.shown import failures_shown
+from tenure.app.jobs import failures_shown
 from tenure.dashboard import charts
 from tenure.dashboard import machine as machines
 from tenure.dashboard.health import RECENT_MINUTES, health
 from tenure.dashboard.request import SEEN, PageRequest
-from tenure.jobs.enqueue import NewJob
-from tenure.jobs.explain import is_live
-from tenure.jobs.stats import jobs_by_status, used
-from tenure.jobs.text import quantity
 from tenure.lifecycle import FIRST_EVENT, TRANSITIONS, Status
+from tenure.rules.explain import is_live
+from tenure.rules.jobs import NewJob
+from tenure.rules.stats import jobs_by_status, used
+from tenure.values.text import quantity
 
 MAX_FAILURES = 5
 MAX_ROWS = 8

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from tenure.app.app import Tenure
 from tenure.errors import TenureError
 from tenure.http.waiting import PING, EventStream, Source
-from tenure.jobs.ledger import Transition
+from tenure.rules.ledger import Transition
 from tenure.telemetry.repeats import Repeats
 from tenure.wire.problems import RETRY_LATER
 

@@ -9,16 +9,16 @@ from typing import Any
 
 from starlette.responses import Response
 
-from tenure.app.shown import queue_shown, queues_shown
+from tenure.app.jobs import queue_shown, queues_shown
 from tenure.dashboard import charts
 from tenure.dashboard.cache import MAX_QUEUES
 from tenure.dashboard.health import LATE
 from tenure.dashboard.request import PageRequest
 from tenure.errors import InvalidInput
-from tenure.jobs.explain import is_live
-from tenure.jobs.limits import Limits, PerPartition
-from tenure.jobs.stats import limits_of
 from tenure.lifecycle import Job, Status
+from tenure.rules.explain import is_live
+from tenure.rules.queues import Limits, PerPartition
+from tenure.rules.stats import limits_of
 
 MAX_RUNNING = 500
 LIMITS = ("max_pending", "max_running", "rate", "burst", "ordered")

@@ -1,7 +1,7 @@
 """One request to the dashboard: its caller, its fields, its cookies, and the ways to answer it.
 
 The session of a browser is a secret in a cookie that scripts cannot read and that other sites'
-pages do not send. It opens the dashboard and nothing else. `tokens/sessions.py` says what is
+pages do not send. It opens the dashboard and nothing else. `rules/tokens.py` says what is
 stored of it. A form shows that it comes from one of our
 pages by sending a secret that is also in the browser's cookie for this site. `http/guard.py` has
 checked `Origin` before.
@@ -22,10 +22,9 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import Scope as AsgiScope
 
 from tenure.errors import InvalidInput
-from tenure.http.api.bodies import receive
+from tenure.http.bodies import receive
 from tenure.http.guard import NO_CALLER
-from tenure.tokens.scopes import CALLER, Caller, Scope
-from tenure.tokens.sessions import SESSION_SECONDS
+from tenure.rules.tokens import CALLER, SESSION_SECONDS, Caller, Scope
 from tenure.wire.problems import Refusal
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from datetime import datetime
 import msgspec
 from starlette.responses import Response
 
-from tenure.app.shown import fires_of, statuses_of
+from tenure.app.jobs import fires_of, statuses_of
 from tenure.dashboard.format import pretty
 from tenure.dashboard.request import PageRequest
 from tenure.errors import InvalidInput
-from tenure.jobs.schedule_times import in_words, preview, zone_of
-from tenure.wire.schedules import schedule_body
+from tenure.rules.times import in_words, preview, zone_of
+from tenure.wire.requests import schedule_body
 
 LISTED = FIRES = 50
 AHEAD = 10

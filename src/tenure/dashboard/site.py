@@ -39,13 +39,11 @@ from tenure.dashboard.request import (
     session_secret,
 )
 from tenure.errors import Forbidden, TenureError, Unauthorized
-from tenure.http.guard import GUARD, AccessGuard, note_refusal, path_in
-from tenure.http.token_cache import TokenCache
+from tenure.http.guard import GUARD, AccessGuard, TokenCache, note_refusal, path_in
 from tenure.http.waiting import READS_AT_ONCE, EventStream
-from tenure.jobs import text
-from tenure.jobs.queue_rights import Patterns
-from tenure.jobs.redaction import Redaction
-from tenure.tokens.scopes import Scope, tokens_with
+from tenure.rules.tokens import Patterns, Scope, tokens_with
+from tenure.values import text
+from tenure.values.redaction import Redaction
 from tenure.wire.problems import Refusal, problem_of
 
 log = logging.getLogger(__name__)

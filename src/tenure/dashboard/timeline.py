@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
 
-from tenure.jobs.ledger import Transition
 from tenure.lifecycle import FIRST_EVENT, SETTLED
+from tenure.rules.ledger import Transition
 
 WIDTH = 1000.0
 MIN_WIDTH = 3.0

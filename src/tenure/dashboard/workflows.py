@@ -9,12 +9,12 @@ from typing import Any
 from starlette.responses import Response
 
 from tenure.app.app import Tenure
-from tenure.app.shown import shape_shown, types_shown
+from tenure.app.jobs import shape_shown, types_shown
 from tenure.dashboard.graph_drawing import GraphPicture, draw
 from tenure.dashboard.request import PageRequest
-from tenure.jobs.queries import Bulk
-from tenure.jobs.workflows import RelativePage, Workflow, WorkflowStatus
 from tenure.lifecycle import SETTLED
+from tenure.rules.search import Bulk
+from tenure.rules.workflows import RelativePage, Workflow, WorkflowStatus
 
 LISTED = 50
 

@@ -20,9 +20,9 @@ from starlette.types import Receive, Scope, Send
 
 from tenure.errors import StoreUnavailable, Unauthorized
 from tenure.http.guard import check_again
-from tenure.jobs.work import WorkSource
+from tenure.rules.reports import WorkSource
+from tenure.rules.tokens import CALLER, Caller
 from tenure.telemetry.repeats import Repeats
-from tenure.tokens.scopes import CALLER, Caller
 from tenure.wire.problems import RETRY_LATER, Refusal
 
 T = TypeVar("T")

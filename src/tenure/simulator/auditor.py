@@ -8,9 +8,9 @@ from operator import attrgetter
 from typing import Any
 
 from tenure.errors import TenureError
-from tenure.jobs.enqueue import Enqueued
-from tenure.jobs.ledger import Transition
-from tenure.jobs.work import Exchange
+from tenure.rules.jobs import Enqueued
+from tenure.rules.ledger import Transition
+from tenure.rules.reports import Exchange
 from tenure.simulator.database import UNKNOWN, SimulatedDatabase, StoreCall
 from tenure.simulator.expected import BrokenRule, ExpectedStore
 from tenure.store.reader import Reader

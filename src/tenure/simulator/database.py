@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from tenure.errors import StoreUnavailable
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ledger import Transition
 from tenure.lifecycle import Job
-from tenure.store import retention, transitions
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.ledger import Transition
+from tenure.store import transitions
 from tenure.store.sqlite import schema
 from tenure.store.sqlite.connection import MEMORY, to_millis
 from tenure.store.sqlite.reader import SqliteReader
 from tenure.store.sqlite.writer import Sqlite
-from tenure.store.tables import queues
+from tenure.store.tables import queues, retention
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, Work
 
 START = datetime(2026, 1, 1, tzinfo=UTC)  # when every world begins

@@ -16,9 +16,9 @@ from typing import Any
 
 from tenure.errors import IllegalTransition, JobNotFound, KeyConflict, QueueFull, TenureError
 from tenure.events import Cancelled, Retried
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ledger import Transition
-from tenure.jobs.work import Answer, ClaimRequest, Outcome, Report
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.ledger import Transition
+from tenure.rules.reports import Answer, ClaimRequest, Outcome, Report
 from tenure.simulator.database import SimulatedDatabase, StoreCall
 
 SETTLED = ("completed", "failed", "cancelled")

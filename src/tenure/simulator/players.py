@@ -10,8 +10,8 @@ from typing import Any
 
 from tenure.errors import TenureError
 from tenure.events import Cancelled, Retried
-from tenure.jobs.enqueue import CheckedJob, NewJob, Options, TypeOptions, check_job
-from tenure.jobs.work import ClaimRequest, Exchange, Lease, Outcome, Report
+from tenure.rules.jobs import CheckedJob, NewJob, Options, TypeOptions, check_job
+from tenure.rules.reports import ClaimRequest, Exchange, Lease, Outcome, Report
 from tenure.simulator.database import UNKNOWN
 from tenure.simulator.expected import SETTLED
 from tenure.simulator.world import SimulatedClient, World

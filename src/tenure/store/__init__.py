@@ -18,24 +18,24 @@ from msgspec.structs import replace
 
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.events import Event, Retried
-from tenure.jobs.enqueue import CheckedJob, Enqueued
-from tenure.jobs.findings import Check, Progress, no_progress
-from tenure.jobs.redaction import without_password
-from tenure.jobs.steps import StepAnswer, StepCall
-from tenure.jobs.work import ClaimRequest, Duty, Exchange, HeldLeases, Report
 from tenure.lifecycle import Job
+from tenure.rules.jobs import CheckedJob, Enqueued
+from tenure.rules.reports import ClaimRequest, Duty, Exchange, HeldLeases, Report
+from tenure.rules.steps import StepAnswer, StepCall
 from tenure.settings import is_sqlite
-from tenure.store import migrate, retention, times, transitions
+from tenure.store import migrate, transitions
 from tenure.store.commit import Committer
+from tenure.store.database import Database
 from tenure.store.doctor import problem
 from tenure.store.duties import look
 from tenure.store.notify import COMMIT, Notifier
-from tenure.store.protocol import Database
 from tenure.store.reader import Reader
-from tenure.store.tables import progress, revisits, steps, unique_keys
+from tenure.store.tables import progress, retention, steps, unique_keys
 from tenure.store.tables.stats import Place, add_next, reach
 from tenure.store.waits import Doubt, Waits
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, nothing
+from tenure.values.findings import Check, Progress, no_progress
+from tenure.values.redaction import without_password
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ class Store:
         def act(db: Database) -> Job:
             if not isinstance(event, Retried):
                 return transitions.apply(db, job_id, event)
-            job = revisits.retry(db, job_id, event)
+            job = transitions.retry(db, job_id, event)
             if from_scratch:
                 steps.forget(db, job_id)
             return job
@@ -140,7 +140,7 @@ class Store:
 
     def follow(self) -> Future[bool]:
         """Count, skip and restore some waiting jobs. The result is whether any was left."""
-        return self.write("dependencies", revisits.advance, brings=bool)
+        return self.write("dependencies", transitions.advance, brings=bool)
 
     def forget_throttles(self) -> Future[int]:
         """Delete some of the `within` of unique jobs that are over. The result is how many."""
@@ -151,7 +151,7 @@ class Store:
 
         The result is the steps of each job.
         """
-        return self.write("sweep", lambda db: times.set_right(db, limit), brings=bool)
+        return self.write("sweep", lambda db: transitions.set_right(db, limit), brings=bool)
 
     def prune(
         self,

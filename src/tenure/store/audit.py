@@ -1,14 +1,19 @@
-"""What `tenure verify` checks in the stored data, in SQL that both engines read.
+"""How a question of `tenure verify` is asked, and its answers are read.
 
-The legal transitions come from the lifecycle table.
-
-The data cannot show two things. Nothing is left of a deleted job, so deletion by retention and loss
-look the same. Times can be out of order because a clock was set back.
-"""
+An invariant is a sentence. A query reads a table once, in one statement, so all its rows belong to
+the same state of the data. Its columns, each with the sentence as its name, say of a row what
+breaks the invariant."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
 
 from tenure.lifecycle import (
     ENTRANCES,
@@ -22,8 +27,78 @@ from tenure.lifecycle import (
     rest_sql,
     room_sql,
 )
-from tenure.store.audit_query import AuditQuery
+from tenure.rules.dependencies import met_sql
 from tenure.store.constraints import SETTLED_SQL, quoted
+from tenure.store.database import Dialect
+from tenure.store.tables import stats_sql
+from tenure.values.findings import Progress
+
+
+class AuditQuery(Struct, frozen=True):
+    """A SELECT of a job and, in columns that are named for invariants, of what breaks them.
+
+    Such a column is NULL in rows that break nothing. Names in braces stand for tables and
+    `miscounts`.
+    """
+
+    about: str
+    select: str
+
+    @property
+    def invariants(self) -> list[str]:
+        return re.findall(r'AS "(.+)"', self.select)
+
+    def statement(self, dialect: Dialect) -> str:
+        """Return the SQL that selects the rows which break an invariant."""
+        broken = " OR ".join(f'"{name}" IS NOT NULL' for name in self.invariants)
+        text = f"SELECT * FROM ({self.select}) AS seen WHERE {broken}"
+        parts = {"broken_value": dialect.broken_value, "tags": dialect.tags}
+        parts |= {"miscounts": stats_sql.miscounts(dialect), "turns": dialect.turns}
+        name = re.compile("{([a-z_]+)}")
+        return name.sub(lambda it: parts.get(it[1]) or dialect.table(it[1]), text)
+
+
+Finding = tuple[str, str, str]
+"""(invariant, job id, what was found)."""
+
+
+def findings(
+    asked: AuditQuery, rows: Iterable[Sequence[Any]], before: Iterable[Finding], limit: int
+) -> list[Finding]:
+    """Return what the rows show, at most `limit` per invariant, counting those found `before`."""
+    listed = Counter(invariant for invariant, _, _ in before)
+    found = []
+    for job_id, *answers in rows:
+        for invariant, answer in zip(asked.invariants, answers, strict=True):
+            if answer is not None and listed[invariant] < limit:
+                listed[invariant] += 1
+                found.append((invariant, str(job_id), str(answer)))
+    return found
+
+
+def queries(
+    progress: Progress, questions: Sequence[AuditQuery], more: Sequence[str] = ()
+) -> Iterator[AuditQuery]:
+    """Yield the queries in turn; before each, report how many invariants were checked.
+
+    `more` names checks that the caller makes afterwards.
+    """
+    total = sum(len(asked.invariants) for asked in questions) + len(more)
+    done = 0
+    for asked in questions:
+        progress(done, total, asked.about)
+        yield asked
+        done += len(asked.invariants)
+    for number, check in enumerate(more):
+        progress(done + number, total, check)
+
+
+# What `tenure verify` checks in the stored data, in SQL that both engines read.
+#
+# The legal transitions come from the lifecycle table.
+#
+# The data cannot show two things. Nothing is left of a deleted job, so deletion by retention and
+# loss look the same. Times can be out of order because a clock was set back.
 
 EDITED = "ledger entries were edited or deleted: do not trust the history of this job"
 BYPASSED = (
@@ -332,3 +407,329 @@ FROM {{job}} AS job FULL JOIN {{ready}} AS token ON token.id = job.id
     ) AS arrived ON arrived.id = job.id AND arrived.status = job.status""",
 )
 """On PostgreSQL, where the store keeps tables of what is looked up by status."""
+
+# What `tenure verify` checks of jobs that wait: for other jobs, for signals; and of their steps.
+#
+# A job counts what it waits for as it comes. Here it is counted again, from all dependencies. A
+# job that waits without a dependency or a signal was added so by hand, and is released by hand.
+
+COUNTED = "a waiting job needs what its dependencies say"
+SKIPPED = "a job is skipped if and only if it can no longer run"
+
+EDGES = f"""
+    SELECT edge.child, CASE WHEN parent.id IS NULL THEN 'lost'
+        WHEN late.parent IS NOT NULL OR NOT {rest_sql("parent.")} THEN 'open'
+        WHEN {met_sql("edge", "parent")} THEN 'met' ELSE 'missed' END AS outcome
+    FROM {{dependency}} AS edge LEFT JOIN {{job}} AS parent ON parent.id = edge.parent
+        LEFT JOIN {{overdue}} AS late ON late.parent = edge.parent AND late.after < edge.child
+    WHERE edge.meets <> 'past'"""
+"""The outcome of each dependency; only outcomes that should be counted by now."""
+
+GATED = f"""{EDGES} AND edge.gate IS NULL UNION ALL SELECT child,
+    CASE WHEN need <= 0 THEN 'met' WHEN spare < 0 THEN 'missed' ELSE 'open' END FROM {{gate}}"""
+"""On PostgreSQL, where a job with many parents counts its gates."""
+
+
+def _sums(parts: str) -> str:
+    """A FROM item: of each job what it must still get, and how much of it may fail to come."""
+    sums = ", ".join(
+        f"sum(CASE outcome WHEN '{outcome}' THEN 1 ELSE 0 END) AS {outcome}"
+        for outcome in ("met", "missed", "lost")
+    )
+    return f"""(
+    SELECT job.id, coalesce(job.needs, parts) - met AS need,
+        parts - coalesce(job.needs, parts) - missed AS spare, lost
+    FROM (SELECT child, count(*) AS parts, {sums} FROM ({parts}) AS part GROUP BY child) AS counted
+        JOIN {{job}} AS job ON job.id = child) AS said"""
+
+
+def _waiting(parts: str) -> AuditQuery:
+    return AuditQuery(
+        "jobs that wait for others",
+        f"""
+SELECT job.id AS job_id,
+    CASE WHEN job.need <> said.need OR coalesce(job.spare, 0) <> said.spare OR lost > 0
+        THEN 'need ' || job.need || ', spare ' || coalesce(job.spare, 0) || '; counted again '
+            || said.need || ', ' || said.spare || ', ' || lost || ' lost'
+    END AS "{COUNTED}",
+    CASE WHEN job.spare < 0
+            AND NOT EXISTS (SELECT 1 FROM {{revisit}} AS again WHERE again.job_id = job.id)
+        THEN 'spare ' || job.spare || ', and it is not to be skipped'
+    END AS "{SKIPPED}"
+FROM {_sums(parts)} JOIN {{job}} AS job ON job.id = said.id
+WHERE job.status = 'waiting' AND job.token = 0""",
+    )
+
+
+# A unique key that another job holds by now keeps a job from coming back.
+DROPPED = AuditQuery(
+    "jobs that were skipped",
+    f"""
+SELECT job.id AS job_id, 'skipped, and spare is ' || said.spare AS "{SKIPPED}"
+FROM {_sums(EDGES)} JOIN {{job}} AS job ON job.id = said.id
+WHERE job.status = 'cancelled' AND job.event = 'skipped' AND job.unique_key IS NULL
+    AND said.spare >= 0 AND lost = 0
+    AND NOT EXISTS (SELECT 1 FROM {{revisit}} AS again WHERE again.job_id = job.id)""",
+)
+OVERDUE = AuditQuery(
+    "jobs whose end is not counted everywhere",
+    f"""
+SELECT late.parent AS job_id, coalesce(job.status || ' as ' || job.event, 'gone')
+    || ', to be counted as ' || late.status AS "{COUNTED}"
+FROM {{overdue}} AS late LEFT JOIN {{job}} AS job ON job.id = late.parent
+WHERE ({rest_sql("job.")} AND job.status = late.status) IS NOT TRUE""",
+)
+FOLLOWERS = AuditQuery(
+    "followers",
+    """
+SELECT job.id AS job_id, coalesce(max(job.followed), 0) || ', there are ' || count(*)
+    AS "a job that others wait for counts them"
+FROM {dependency} AS edge JOIN {job} AS job ON job.id = edge.parent
+GROUP BY job.id HAVING count(*) > coalesce(max(job.followed), 0)""",
+)
+# Ids rise from parents to children, so a cycle has a dependency that goes the other way.
+CYCLES = AuditQuery(
+    "circles of jobs",
+    """
+SELECT start AS job_id, 'it waits for itself' AS "no jobs wait for each other"
+FROM (
+    WITH RECURSIVE behind (start, id) AS (
+        SELECT edge.parent, edge.child FROM {dependency} AS edge
+            JOIN {job} AS job ON job.id = edge.child AND job.status = 'waiting'
+        WHERE edge.parent > edge.child AND edge.meets <> 'past'
+        UNION
+        SELECT behind.start, edge.child FROM behind JOIN {dependency} AS edge
+            ON edge.parent = behind.id AND edge.meets <> 'past' AND behind.id <> behind.start
+            JOIN {job} AS job ON job.id = edge.child AND job.status = 'waiting'
+    ) SELECT DISTINCT start FROM behind WHERE id = start
+) AS circle""",
+)
+GATES = AuditQuery(
+    "gates of jobs with many parents",
+    f"""
+SELECT said.child AS job_id, 'gate ' || said.gate || ': need ' || coalesce(gate.need, 0)
+    || ', spare ' || coalesce(gate.spare, 0) || '; counted again ' || wanted - met || ', '
+    || edges - wanted - missed AS "{COUNTED}"
+FROM (
+    SELECT child, part.gate, count(*) AS edges, coalesce(min(job.needs), count(*)) AS wanted,
+        count(*) FILTER (WHERE outcome = 'met') AS met,
+        count(*) FILTER (WHERE outcome = 'missed') AS missed
+    FROM ({EDGES.replace("edge.child,", "edge.child, edge.gate,")}) AS part
+        JOIN {{job}} AS job ON job.id = child
+    WHERE part.gate IS NOT NULL AND job.status = 'waiting' AND job.token = 0
+    GROUP BY child, part.gate
+) AS said LEFT JOIN {{gate}} AS gate ON gate.child = said.child AND gate.gate = said.gate
+WHERE (gate.need = wanted - met AND gate.spare = edges - wanted - missed) IS NOT TRUE""",
+)
+STEPS = AuditQuery(
+    "steps",
+    """
+SELECT done.job_id, done.what || ' of token ' || done.token AS "a step is of an attempt of its job"
+FROM (
+    SELECT job_id, token, 'step ' || name AS what FROM {step}
+    UNION ALL SELECT job_id, token, 'the state' FROM {checkpoint}
+) AS done
+WHERE NOT EXISTS (SELECT 1 FROM {transition} AS entry WHERE entry.job_id = done.job_id
+    AND entry.event = 'claimed' AND entry.token = done.token)""",
+)
+# A wait of a job that was ended by hand stays until it expires, and does no harm.
+SUSPENDED = AuditQuery(
+    "jobs that wait for signals",
+    """
+SELECT job.id AS job_id, coalesce('it waits for ' || sent.name || ', which has come',
+    'it is suspended, and waits for nothing') AS "a suspended job waits for what has not come"
+FROM {job} AS job LEFT JOIN {wait} AS wait ON wait.job_id = job.id LEFT JOIN {signal} AS sent
+    ON sent.job_id = job.id AND sent.name = wait.name AND sent.number = wait.number
+WHERE job.status = 'waiting' AND job.token > 0
+    AND (wait.job_id IS NULL OR sent.name IS NOT NULL)""",
+)
+WORKFLOWS = AuditQuery(
+    "workflows",
+    f"""
+SELECT job.id AS job_id, job.status || ' in ' || coalesce('workflow ' || job.workflow, '')
+    AS "a finished workflow has no unsettled job"
+FROM {{job}} AS job LEFT JOIN {{workflow}} AS workflow ON workflow.id = job.workflow
+WHERE job.workflow IS NOT NULL AND (workflow.id IS NULL OR NOT {rest_sql("job.")}
+    AND (workflow.finished_at IS NOT NULL OR job.id <= workflow.settled_to))""",
+)
+EITHER = (DROPPED, OVERDUE, FOLLOWERS, CYCLES, STEPS, SUSPENDED, WORKFLOWS)
+ON_SQLITE = (_waiting(EDGES), *EITHER)
+ON_POSTGRES = (_waiting(GATED), GATES, *EITHER)
+
+# What `tenure verify` checks of limits: in the ledger, and in the tables that follow the jobs.
+#
+# The ledger has every start and every end in the order in which the limits counted them: a start
+# takes its number under the lock of its queue or partition, an end before its commit.
+# `limit_change` has numbers of the same sequence. So what ran at once, and what was allowed, can
+# be counted again.
+
+BACK_MILLIS = 2_000
+"""A start that is so much earlier than one before it: the clock was set back."""
+
+SLOTS = AuditQuery(
+    "slots of queues with limits",
+    f"""
+SELECT CAST(job.id AS text) AS job_id, 'processing without a slot' AS "{FOLLOWED}"
+FROM {{queue_limit}} AS l JOIN {{job}} AS job ON job.queue = l.queue AND job.status = 'processing'
+WHERE (l.max_running IS NOT NULL OR l.rate_starts IS NOT NULL OR l.partitioned)
+    AND NOT EXISTS (SELECT 1 FROM {{slot}} AS s WHERE s.queue = job.queue
+        AND s.partition = coalesce(job.partition, '') AND s.job_id = job.id)
+UNION ALL SELECT CAST(s.job_id AS text), 'a slot in ' || s.queue || ', '
+    || coalesce(job.status, 'no job')
+FROM {{slot}} AS s LEFT JOIN {{job}} AS job ON job.id = s.job_id AND job.queue = s.queue
+    AND coalesce(job.partition, '') = s.partition
+WHERE coalesce(job.status, '') <> 'processing'
+    OR NOT EXISTS (SELECT 1 FROM {{queue_limit}} AS l WHERE l.queue = s.queue)""",
+)
+LINES = AuditQuery(
+    "lines of ordered queues",
+    f"""
+SELECT CAST(job.id AS text) AS job_id, job.status || ' and in no line' AS "{FOLLOWED}"
+FROM {{queue_limit}} AS l JOIN {{job}} AS job ON job.queue = l.queue
+WHERE l.ordered IS NOT NULL AND job.status NOT IN ({SETTLED_SQL})
+    AND NOT EXISTS (SELECT 1 FROM {{line}} AS place WHERE place.queue = job.queue
+        AND place.partition = coalesce(job.partition, '') AND place.id = job.id)
+UNION ALL SELECT CAST(place.id AS text), 'in a line of ' || place.queue || ', '
+    || coalesce(job.status, 'no job')
+FROM {{line}} AS place LEFT JOIN {{queue_limit}} AS l ON l.queue = place.queue
+    LEFT JOIN {{job}} AS job ON job.id = place.id AND job.queue = place.queue
+    AND coalesce(job.partition, '') = place.partition
+WHERE l.ordered IS NULL OR job.id IS NULL
+    OR job.status IN ({SETTLED_SQL}) AND NOT (job.status = 'failed' AND l.ordered = 'halt')""",
+)
+TURNS = AuditQuery(
+    "turns of partitions",
+    f"""
+SELECT coalesce(min(CAST(job_id AS text)), '') AS job_id, 'turns of ' || partition || ' in '
+    || queue || ': ' || sum(turns) || ' for ' || sum(jobs) || ' pending jobs' AS "{FOLLOWED}"
+FROM (
+    SELECT queue, partition, 1 AS turns, 0 AS jobs, NULL AS job_id FROM {{turns}}
+    UNION ALL SELECT job.queue, coalesce(job.partition, ''), 0, 1, CAST(job.id AS text)
+    FROM {{queue_limit}} AS l JOIN {{job}} AS job ON job.queue = l.queue
+    WHERE l.partitioned AND job.status = 'pending'
+) AS one GROUP BY queue, partition HAVING sum(turns) <> sum(jobs)""",
+)
+LIMIT_QUERIES = (SLOTS, LINES, TURNS)
+
+
+def used(dialect: Dialect) -> str:
+    """Select a row if any queue ever had limits."""
+    tables = (dialect.table("queue_limit"), dialect.table("limit_change"))
+    return " UNION ALL ".join(f"SELECT 1 FROM {table}" for table in tables) + " LIMIT 1"
+
+
+def starts_and_ends(dialect: Dialect) -> str:
+    """Select the starts and ends of queues that ever had limits, and the limits, in their order."""
+    d = dialect
+    changes = d.table("limit_change")
+    tie = "rowid" if d.engine == "sqlite" else "0"
+    at = d.millis.format(time="t.at")
+    return f"""
+SELECT queue, partition, setting, delta, job_id, at FROM (
+    SELECT place, 1 AS later, {tie} AS tie, queue, partition, setting, 0 AS delta, '' AS job_id,
+        0 AS at FROM {changes}
+    UNION ALL
+    SELECT t.seq, 0, 0, job.queue, coalesce(job.partition, ''), NULL,
+        CASE WHEN t.target = 'processing' THEN 1 ELSE -1 END, CAST(t.job_id AS text), {at}
+    FROM {d.table("transition")} AS t JOIN {d.table("job")} AS job ON job.id = t.job_id
+    WHERE (t.target = 'processing') <> (coalesce(t.source, '') = 'processing')
+        AND job.queue IN (SELECT queue FROM {changes})
+) AS one ORDER BY place, later, tie"""
+
+
+Setting = Mapping[str, Any]
+
+
+class Replay:
+    """Counts again what ran at once and what started in the time of a rate."""
+
+    def __init__(self) -> None:
+        self._settings: dict[tuple[str, str | None], Setting] = {}
+        self._running = Counter[tuple[str, str | None]]()
+        self._starts: dict[tuple[str, str | None], list[int]] = {}
+        self._most: dict[tuple[str, str], tuple[int, str]] = {}
+
+    def seen(self) -> list[str]:
+        """Say of each limit the largest number that was ever seen, of partitions in the fullest."""
+        return [text for _, (_, text) in sorted(self._most.items())]
+
+    def findings(self, rows: Iterable[tuple[Any, ...]], limit: int) -> list[Finding]:
+        """Return starts that the limits of their time did not allow, up to `limit` of them."""
+        found: list[Finding] = []
+        for queue, partition, setting, delta, job_id, at in rows:
+            if not delta:
+                self._change(queue, partition, setting)
+                continue
+            for place in ((queue, None), (queue, partition)):
+                self._running[place] += delta
+                if not self._running[place]:
+                    del self._running[place]
+            if delta > 0:
+                found += [(HELD, job_id, what) for what in self._broken(queue, partition, at)]
+                if len(found) >= limit:
+                    return found[:limit]
+        return found
+
+    def _change(self, queue: str, partition: str | None, setting: str | None) -> None:
+        self._settings[queue, partition] = json.loads(setting) if setting else {}
+        if partition is None:  # a change of a rate begins it again
+            for place in [place for place in self._starts if place[0] == queue]:
+                del self._starts[place]
+
+    def _broken(self, queue: str, partition: str, at: int) -> Iterable[str]:
+        whole = self._settings.get((queue, None), {})
+        yield from self._over(
+            (queue, None), f"queue {queue}", at, whole, "", whole.get("max_running")
+        )
+        if whole.get("partitioned"):
+            own = self._settings.get((queue, partition), {}).get("max_running")
+            most = whole.get("per_max_running") if own is None else own
+            if whole.get("ordered"):
+                most = 1 if most is None else min(most, 1)
+            name = f"partition {partition!r} of queue {queue}"
+            yield from self._over((queue, partition), name, at, whole, "per_", most)
+
+    def _over(
+        self,
+        place: tuple[str, str | None],
+        name: str,
+        at: int,
+        setting: Setting,
+        prefix: str,
+        most: int | None,
+    ) -> Iterable[str]:
+        if most is not None:
+            running = self._running[place]
+            self._note(place, f"{prefix}running", running, f"{name}: {running} of {most} at once")
+            if running > most:
+                yield f"{running} of {name} at once, {most} allowed"
+        if (starts := setting.get(f"{prefix}rate_starts")) is not None:
+            seconds = setting[f"{prefix}rate_seconds"]
+            seen = busiest(self._starts.setdefault(place, []), at, int(seconds * 1000), starts)
+            text = f"{name}: {seen} of {starts} starts in {seconds:g} s"
+            self._note(place, f"{prefix}rate", seen, text)
+            if seen > starts:
+                yield f"{seen} starts of {name} in {seconds:g} s, {starts} allowed"
+
+    def _note(self, place: tuple[str, str | None], kind: str, seen: int, text: str) -> None:
+        if seen > self._most.get((place[0], kind), (0, ""))[0]:
+            self._most[place[0], kind] = seen, text
+
+
+def busiest(times: list[int], at: int, length: int, most: int) -> int:
+    """Add a start to the last ones, in order; return how many the busiest window with it has.
+
+    A window is shorter than `length` milliseconds. No more than are needed to see over `most` stay.
+    """
+    if times and at < times[-1] - BACK_MILLIS:
+        times.clear()
+    insort(times, at)
+    last = bisect_left(times, at + length)
+    first = bisect_left(times, at - length + 1)
+    seen = max(
+        end + 1 - bisect_left(times, times[end] - length + 1)
+        for end in range(max(bisect_left(times, at), first), last)
+    )
+    if len(times) > 2 * most + 2:
+        del times[: len(times) - most - 1]
+    return seen

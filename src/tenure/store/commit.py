@@ -1,11 +1,13 @@
-"""Group commit: the writes of the process go through the committing threads of its store.
+"""Commits on the thread of a caller, which save waking two threads.
 
-There is one for each writing connection: one for SQLite, which has one writer, and up to two for
-PostgreSQL, so that one batch is executed while another waits for the disk or for Python. The second
-one starts when work would wait for the first, and ends when it is needed no longer. A thread takes
-what is waiting, applies it in one transaction, commits, and answers the callers' futures. Batches
-come from load, never from timers: an idle store commits at once. `direct` has the exception.
-"""
+One job that is a whole transaction in one call of the database is added where the caller waits for
+it, on another connection, while no other work is near that could share its commit. An exception
+such as KeyboardInterrupt may come between any two steps in here, and a signal handler may enqueue,
+too. So nothing here is locked: the caller who takes the connection out of the list has it, and if
+it gets lost on the way, all later work is queued.
+
+On PostgreSQL it is the connection of the second committing thread, which takes it away for as long
+as there is work for two."""
 
 from __future__ import annotations
 
@@ -20,10 +22,9 @@ from typing import Any
 
 from tenure import failpoints, forks
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.jobs.work import Exchange, adds_jobs
-from tenure.store import enqueue, follow_ups, transitions
-from tenure.store.direct import Direct
-from tenure.store.protocol import Database, Trouble, answer_to
+from tenure.rules.reports import Exchange, adds_jobs
+from tenure.store import enqueue, transitions
+from tenure.store.database import Database, Trouble, answer_to
 from tenure.store.tables import workers
 from tenure.store.work import (
     CallWork,
@@ -42,6 +43,125 @@ from tenure.store.work import (
     visit,
 )
 from tenure.telemetry.repeats import Repeats
+
+CALM_SECONDS = 0.02
+"""After so long without other work."""
+MAX_COMMITS = 333
+"""On SQLite, the next commit is the committing thread's, which tidies up."""
+
+
+class Direct:
+    """A connection for callers, or none."""
+
+    def __init__(self, db: Database | None, clock: Callable[[], float]) -> None:
+        """`db` must not wait for other writers: what is queued shares the wait."""
+        self._clock = clock
+        self._free = [db] if db else []
+        self._closed = False
+        self._commits = 0
+        self._crowded = -CALM_SECONDS  # when there was other work, by the clock
+        self._is_lent = False
+        self.is_used = False  # since the last `rest`
+
+    def use(self, act: Callable[[Database], bool]) -> bool:
+        """Return whether `act`, called with the connection, has committed; False if it fails.
+
+        Also False, without a call, while others use the connection or other work is near.
+        """
+        if self._clock() - self._crowded < CALM_SECONDS:
+            return False
+        while True:
+            try:
+                db = self._free.pop()
+                break
+            except IndexError:
+                # Lent for some microseconds, or given back since: that comes before the mark goes.
+                if not (self._is_lent or self._free):
+                    return False
+                time.sleep(0)
+        committed = False
+        try:
+            if db.alone is not None or self._commits < MAX_COMMITS:
+                committed = act(db)
+        except Exception:
+            db.rollback()
+        finally:
+            self._free.append(db)
+            if self._closed:
+                self.close()
+        self._commits += committed
+        self.is_used |= committed
+        return committed
+
+    def lend(self, act: Callable[[Database], None]) -> bool:
+        """Call `act` with the connection; return False, without a call, while a caller uses it.
+
+        For a committing thread, which would have to connect its own.
+        """
+        self._is_lent = True  # first: a caller who finds no connection waits for it
+        try:
+            db = self.take()
+            if db is not None:
+                try:
+                    act(db)
+                finally:
+                    self.give(db)
+        finally:
+            self._is_lent = False
+        return db is not None
+
+    def tidy(self, db: Database) -> None:
+        """Have `db` tidy up, also after the commits of callers, which have to wait meanwhile."""
+        if not self._commits or db.alone is not None:
+            return db.tidy()
+        taken = self.take()  # None if a caller uses it; what that caller adds is queued
+        try:
+            commits, self._commits = self._commits, 0
+            db.tidy(commits)
+        finally:
+            if taken is not None:
+                self.give(taken)
+
+    def take(self) -> Database | None:
+        """Take the connection away, None if another thread has it; `give` brings it back."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return None
+
+    def give(self, db: Database) -> None:
+        """Bring back what `take` has returned."""
+        self._free.append(db)
+        if self._closed:
+            self.close()
+
+    def rest(self) -> None:
+        """Give back what the connection costs, unless it was used since the last call."""
+        if not self.is_used and (db := self.take()) is not None:
+            try:
+                db.rest()
+            finally:
+                self.give(db)
+        self.is_used = False
+
+    def note_other_work(self) -> None:
+        self._crowded = self._clock()
+
+    def close(self) -> None:
+        """Close the connection, now or after its use."""
+        self._closed = True
+        while self._free:
+            self._free.pop().close()
+
+
+# Group commit: the writes of the process go through the committing threads of its store.
+#
+# There is one for each writing connection: one for SQLite, which has one writer, and up to two
+# for PostgreSQL, so that one batch is executed while another waits for the disk or for Python.
+# The second one starts when work would wait for the first, and ends when it is needed no longer.
+# A thread takes what is waiting, applies it in one transaction, commits, and answers the callers'
+# futures. Batches come from load, never from timers: an idle store commits at once. `direct` has
+# the exception.
 
 log = logging.getLogger(__name__)
 
@@ -323,7 +443,7 @@ class Committer:
         exchanges = [work for work in batch if isinstance(work, ExchangeWork)]
         calls = [work for work in batch if isinstance(work, CallWork)]
         reports = [report for exchange in exchanges for report in exchange.reports]
-        recording = follow_ups if adds_jobs(reports) else transitions
+        recording = enqueue if adds_jobs(reports) else transitions
         recording.hold(db, reports, [id for work in calls for id in work.job_ids or ()])
         verdicts = iter(recording.settle(db, reports) if reports else ())
         settled = [[next(verdicts) for _ in exchange.reports] for exchange in exchanges]

@@ -10,17 +10,17 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 
-from tenure.jobs.explain import is_live
-from tenure.jobs.findings import Check, CheckResult
-from tenure.jobs.names import listed
-from tenure.jobs.queries import Query, State
-from tenure.jobs.stats import TypeState, queues_instead
 from tenure.lifecycle import Status
+from tenure.rules.explain import is_live
+from tenure.rules.search import Query, State
+from tenure.rules.stats import TypeState, queues_instead
 from tenure.store import migrate
-from tenure.store.dialect import Reads
+from tenure.store.database import Reads
 from tenure.store.reader import Reader
 from tenure.store.tables import limits as limit_tables
 from tenure.store.tables import schedules as tables
+from tenure.values.findings import Check, CheckResult
+from tenure.values.names import listed
 
 Settings = Mapping[str, tuple[Collection[str], str]]
 """Setting -> the values with which the promises hold, and what to do about another one."""

@@ -8,10 +8,10 @@ processes does that each second.
 
 from __future__ import annotations
 
-from tenure.jobs.fires import LOOKAHEAD
-from tenure.jobs.names import RESERVED
-from tenure.jobs.work import Duty
-from tenure.store.dialect import Dialect, Reads
+from tenure.rules.reports import Duty
+from tenure.rules.schedules import LOOKAHEAD
+from tenure.store.database import Dialect, Reads
+from tenure.values.names import RESERVED
 
 AFTER = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)
 """After the names of all queues that are Tenure's."""

@@ -1,13 +1,12 @@
 """Add jobs: one or many, with idempotency keys, unique keys and queue limits.
 
-These functions run inside the committer's transaction. They are the same for every database.
-"""
+These functions run inside the committer's transaction. They are the same for every database."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -15,12 +14,14 @@ from typing import Any
 from msgspec.structs import replace
 
 from tenure.errors import InvalidInput, KeyConflict, QueueFull, TenureError, WriteRefused
-from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob
-from tenure.jobs.uniqueness import Plan, plan
 from tenure.lifecycle import Job
+from tenure.rules.jobs import CheckedJob, Enqueued, LinkedJob
+from tenure.rules.reports import Answer, Outcome, Report, Verdict, unknown_types, with_options
+from tenure.rules.unique_keys import Plan, plan
 from tenure.store import transitions
-from tenure.store.protocol import DROPPED, Database
+from tenure.store.database import DROPPED, Database
 from tenure.store.rows import UNIQUE
+from tenure.store.tables import types as tables_types
 from tenure.store.work import EnqueueWork, Work, undoing
 
 Known = Mapping[str, tuple[Job, str | None]]
@@ -120,12 +121,15 @@ def add_linked(
 
     `limited`: up to the limits of their queues.
     """
-    from tenure.store.borrowed import jobs, unique_keys  # they come with the drivers of callers
+    from tenure.store.borrowed import (
+        dependencies,  # they come with the drivers of callers
+        jobs,
+    )
 
     if limited:
         db.limits({checked_job.queue for checked_job in checked_jobs})  # locks them
     added = jobs.add(db.dialect.engine, checked_jobs, notify=False, limited=limited)
-    return unique_keys.run(db, added)
+    return dependencies.run(db, added)
 
 
 Add = Callable[[Database, Sequence[CheckedJob], Sequence[str]], list[Enqueued | TenureError]]
@@ -135,15 +139,15 @@ def _add_unique(
     db: Database, checked_jobs: Sequence[CheckedJob], add_all: Add
 ) -> list[Enqueued | TenureError]:
     """Add jobs that may have unique keys. `add_all` adds the jobs whose place is free."""
-    from tenure.store.borrowed import unique_keys  # it comes with the drivers of callers
+    from tenure.store.borrowed import dependencies  # it comes with the drivers of callers
 
     engine = db.dialect.engine
-    made = plan(checked_jobs, unique_keys.run(db, unique_keys.look(engine, checked_jobs)))
+    made = plan(checked_jobs, dependencies.run(db, dependencies.look(engine, checked_jobs)))
     transitions.save(db, [(before, (after,)) for before, after in made.changed.values()])
     added = add_all(db, made.fresh, UNIQUE) if made.fresh else []
     new = {one.job.id for one in added if isinstance(one, Enqueued) and one.created}
     accepted = [checked_job for checked_job in made.fresh if checked_job.id in new]
-    unique_keys.run(db, unique_keys.keep_throttles(engine, accepted))
+    dependencies.run(db, dependencies.keep_throttles(engine, accepted))
     return answers_of(made, added)
 
 
@@ -261,3 +265,60 @@ def add_works(db: Database, works: Sequence[EnqueueWork]) -> list[tuple[Work, An
             together = partial(add_together, checked_jobs=work.checked_jobs)
             answers.append((work, undoing(db, together)))
     return answers
+
+
+# Reports that add the jobs that a handler enqueued with `JobContext.enqueue`.
+#
+# The jobs are added if and only if the completion is recorded, in its transaction.
+
+REFUSED = "a job that the handler added with context.enqueue was refused:"
+
+
+def hold(db: Database, reports: Sequence[Report], others: Sequence[str]) -> None:
+    """Lock like `transitions.hold`: what adds jobs locks more than its own job afterwards."""
+    found = [r for r in reports if r.jobs is not None]
+    others = [*others, *(r.job_id for r in found), *(id for r in found for id in _parents(r))]
+    transitions.hold(db, reports, others)
+
+
+def _parents(report: Report) -> Iterator[str]:
+    """Return the jobs that those of a report name as what they depend on."""
+    if report.jobs is not None and not isinstance(report.jobs, TenureError):
+        for one in report.jobs:
+            if isinstance(one.checked, LinkedJob):
+                yield from (edge.job_id for edge in one.checked.edges)
+
+
+def settle(db: Database, reports: Sequence[Report]) -> list[Verdict]:
+    """Record the reports of workers like `transitions.settle`, and add the jobs of some."""
+    plain = [report for report in reports if report.jobs is None]
+    verdicts = iter(transitions.settle(db, plain))
+    return [next(verdicts) if r.jobs is None else _settle_adding(db, r) for r in reports]
+
+
+def _settle_adding(db: Database, report: Report) -> Verdict:
+    db.savepoint()
+    (verdict,) = transitions.settle(db, [report])
+    if verdict.answer is not Answer.RECORDED or report.outcome is not Outcome.COMPLETED:
+        return verdict
+    try:
+        _add(db, report)
+    except TenureError as refusal:
+        db.undo_to_savepoint()
+        error = f"{REFUSED} {type(refusal).__name__}: {refusal}"
+        failed = replace(report, outcome=Outcome.FAILED, result=None, error=error)
+        (verdict,) = transitions.settle(db, [failed])
+        return Verdict(Answer.CONFLICT, Outcome.FAILED, verdict.retry_in, error)
+    return verdict
+
+
+def _add(db: Database, report: Report) -> None:
+    if isinstance(report.jobs, TenureError):
+        raise report.jobs
+    jobs = report.jobs or ()
+    options = tables_types.every(db, tables_types.PLAIN) if unknown_types(jobs) else {}
+    checked_jobs = with_options(jobs, options)
+    if report.actor is None:  # over HTTP, where only the store knows which worker it is
+        actor = db.lock([report.job_id])[report.job_id].actor
+        checked_jobs = [replace(checked_job, actor=actor) for checked_job in checked_jobs]
+    add_follow_ups(db, checked_jobs)

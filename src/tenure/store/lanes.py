@@ -1,39 +1,113 @@
-"""Where a claim looks for jobs: in lanes, each one queue at one priority, and in bounded steps.
-
-A lane begins with its *head*, the job that has been due longest or is due next. A claim reads the
-heads, one search in an index each, and takes jobs from the lanes whose head is due. It reads
-`MAX_LANES` of them at most, or up to the end of the queue if it names its queues. Where there are
-more, the next claim reads on from there, and the lanes with due jobs that were seen are remembered
-here. Claims then take alternately from the queue whose turn it is and from the one that has waited
-longest. So many new queues cannot shut out an old one.
-
-A claim passes over jobs whose type its worker does not know, whose type is paused, or whose
-`start_by` is past. One look goes over `MAX_SEEN` jobs at most. If it finds nothing, the next one
-starts behind them.
-
-A queue may have limits. Its lanes give no more jobs than the limits leave `room` for, and than
-there are handlers free. If it has none it is closed: the claim continues with the next lane. The
-partitions of a queue take turns, if it is divided by them.
-"""
+"""What one claim asks of its engine: the lanes, and the jobs of each."""
 
 from __future__ import annotations
 
 import math
 import secrets
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from heapq import nsmallest
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
-from tenure.jobs.ids import first_of
-from tenure.jobs.limits import Turn
-from tenure.jobs.names import serves
-from tenure.jobs.work import ClaimRequest, Lease, is_full
-from tenure.store.claims import Claim, Head, Lane, Limited, Mark
-from tenure.store.refusals import TRY_AGAIN, TRY_ON, Floors
+from tenure.rules.queues import Turn
+from tenure.rules.reports import ClaimRequest, Lease, is_full
+from tenure.store.refusals import TRY_AGAIN, TRY_ON, Floors, RefusedClaims
 from tenure.telemetry.repeats import Repeats
+from tenure.values.ids import first_of
+from tenure.values.names import serves
+
+Lane = tuple[str, int]
+"""A queue and a priority."""
+Mark = tuple[Any, str]
+"""A time, as the database has it, and an id: the place of a job in its lane."""
+Limited = Literal["queue", "partitions"] | None
+"""How a queue is limited: not at all, as a whole, or with partitions that take turns."""
+
+
+class Head(NamedTuple):
+    """The first job of a lane; its time as the database has it."""
+
+    lane: Lane
+    run_at: Any
+    id: str
+    limited: Limited = None
+
+
+class Claim(Protocol):
+    """One claim, as its engine executes it, in one transaction."""
+
+    start: Mark
+    """Before every job of a lane."""
+    now: datetime
+    """The store's clock; known after `search`."""
+    refused: RefusedClaims
+    """What the database did not let start, if this claim is wary of that."""
+
+    def search(self, queues: Sequence[str] | None, after: Lane) -> tuple[list[Head], Lane | None]:
+        """Read the heads of the lanes after one; return them, and where the search stopped.
+
+        It stops once it has read `MAX_LANES`, with a whole queue if queues are named, and returns
+        None if it came to the end. Left out: paused queues, and any that `serves` refuses.
+        """
+
+    def time(self, run_at: Any) -> datetime:
+        """Return the time of a head."""
+
+    def newest(self) -> Iterable[Lane]:
+        """Return the lanes of some of the jobs that were added last."""
+
+    def open(self, lanes: Sequence[Lane]) -> Mapping[Lane, Limited]:
+        """Return those lanes that may have due jobs, without those of paused queues."""
+
+    def take(self, lane: Lane, after: Mark, limit: int) -> list[Lease]:
+        """Claim up to `limit` of the first `MAX_SEEN` due jobs of a lane after a mark."""
+
+    def passed(self, lane: Lane, after: Mark) -> Mark | None:
+        """Return the mark of the last of `MAX_SEEN` due jobs after one; None if there are fewer."""
+
+    def room(self, queue: str, most: int) -> int | None:
+        """Return how many jobs of a limited queue may start now, all partitions together.
+
+        `most` at most, and 0 while the queue is closed. Where that has to be counted, the queue is
+        locked until the end of the transaction; None if another transaction has locked it.
+        """
+
+    def take_in_turn(
+        self, lane: Lane, turn: Turn, limit: int, wide: bool = False
+    ) -> tuple[list[Lease], Turn, int]:
+        """Claim up to `limit` due jobs of a lane with partitions.
+
+        Returns them, the next turn, and what `effort` says of it.
+
+        The partitions begin at the turn, and have what `limits.quotas` deals them. A look goes over
+        a bounded number of them, and the turn that is returned is then behind the last one. So it
+        is behind the last one that got jobs, if their payloads are as many bytes as a claim has.
+
+        If `wide`, a look goes over as many of them as it may, however small the limit is.
+        """
+
+    def look_again(self, queue: str) -> float:
+        """Return what `limits.look_again` says of a limited queue."""
+
+
+# Where a claim looks for jobs: in lanes, each one queue at one priority, and in bounded steps.
+#
+# A lane begins with its *head*, the job that has been due longest or is due next. A claim reads
+# the heads, one search in an index each, and takes jobs from the lanes whose head is due. It
+# reads `MAX_LANES` of them at most, or up to the end of the queue if it names its queues. Where
+# there are more, the next claim reads on from there, and the lanes with due jobs that were seen
+# are remembered here. Claims then take alternately from the queue whose turn it is and from the
+# one that has waited longest. So many new queues cannot shut out an old one.
+#
+# A claim passes over jobs whose type its worker does not know, whose type is paused, or whose
+# `start_by` is past. One look goes over `MAX_SEEN` jobs at most. If it finds nothing, the next
+# one starts behind them.
+#
+# A queue may have limits. Its lanes give no more jobs than the limits leave `room` for, and than
+# there are handlers free. If it has none it is closed: the claim continues with the next lane.
+# The partitions of a queue take turns, if it is divided by them.
 
 MAX_LANES = 256
 """Heads that a search reads. One queue has fewer: its priorities are -100 to 100."""

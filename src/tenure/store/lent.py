@@ -14,11 +14,11 @@ from typing import Any
 from tenure.errors import InvalidInput, JobNotFound
 from tenure.lifecycle import Job
 from tenure.store import Store, migrate
+from tenure.store.borrowed.connections import LENT, Lent
 from tenure.store.borrowed.drivers import Psycopg, Sqlite3, driver_of
-from tenure.store.borrowed.opened import LENT, Lent
 from tenure.store.commit import Committer
+from tenure.store.database import Database
 from tenure.store.postgres.address import DEFAULT_SCHEMA, split_schema
-from tenure.store.protocol import Database
 from tenure.store.reader import Reader
 from tenure.store.waits import Doubt
 from tenure.store.work import EnqueueWork, W

@@ -18,16 +18,17 @@ from typing import get_args
 
 from tenure import failpoints
 from tenure.errors import SchemaMismatch
-from tenure.jobs import durations, enqueue, names, payload, uniqueness
-from tenure.jobs.findings import Progress, no_progress
-from tenure.jobs.graph import met_sql
-from tenure.jobs.names import MAX_REASON_LENGTH, MAX_TAG_LENGTH
-from tenure.jobs.results import MAX_RESULT_BYTES
-from tenure.jobs.signals import MAX_LINK_LABEL
-from tenure.jobs.stats import BUCKETS
+from tenure.handlers.results import MAX_RESULT_BYTES
 from tenure.lifecycle import AMENDABLE, DEFAULT_MAX_RETRIES, FIRST_EVENT, holds_sql, rest_sql
+from tenure.rules import jobs, unique_keys
+from tenure.rules.dependencies import met_sql
+from tenure.rules.signals import MAX_LINK_LABEL
+from tenure.rules.stats import BUCKETS
 from tenure.store import constraints as guards
-from tenure.store.row_values import MAX_LABEL_STORED
+from tenure.store.constraints import MAX_LABEL_STORED
+from tenure.values import durations, names, payload
+from tenure.values.findings import Progress, no_progress
+from tenure.values.names import MAX_REASON_LENGTH, MAX_TAG_LENGTH
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +119,8 @@ def generated(
         "held_key": holds_sql(f"{old}."),
         "holds_key": holds_sql(f"{new}."),
         "job_holds_key": holds_sql("job."),
-        "untils": guards.quoted(*get_args(uniqueness.Until)),
-        "max_locked_keys": str(uniqueness.MAX_LOCKED_KEYS),
+        "untils": guards.quoted(*get_args(unique_keys.Until)),
+        "max_locked_keys": str(unique_keys.MAX_LOCKED_KEYS),
         "illegal_delete": guards.ILLEGAL_DELETE,
         "first_event": FIRST_EVENT,
         "default_max_retries": str(DEFAULT_MAX_RETRIES),
@@ -139,8 +140,8 @@ def generated(
         "max_label": str(MAX_LABEL_STORED),
         "max_link_label": str(MAX_LINK_LABEL),
         "max_depth": str(payload.MAX_DEPTH),
-        "max_priority": str(enqueue.MAX_PRIORITY),
-        "max_retries": str(enqueue.MAX_RETRIES),
+        "max_priority": str(jobs.MAX_PRIORITY),
+        "max_retries": str(jobs.MAX_RETRIES),
         "max_seconds": str(durations.MAX_SECONDS),
         "ledger_columns": ", ".join(entry),
         "ledger_values": ",\n        ".join(entry.values()),

@@ -15,22 +15,21 @@ from functools import partial
 from typing import Any, TypeVar
 
 from tenure.errors import InvalidInput
-from tenure.jobs.findings import Progress, no_note, no_progress
-from tenure.jobs.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
-from tenure.jobs.lock_holders import LockHolder
-from tenure.jobs.names import check_kind
-from tenure.jobs.queries import Query
-from tenure.jobs.queue_rights import Patterns
-from tenure.jobs.stats import EVERY_QUEUE, QueueQuery, QueueState, WorkerState
 from tenure.lifecycle import Job
-from tenure.store import audit_query, limit_audit
-from tenure.store.dialect import Dialect
+from tenure.rules.explain import LockHolder
+from tenure.rules.ledger import EventFilter, LedgerEvent, LedgerPage, Transition
+from tenure.rules.search import Query
+from tenure.rules.stats import EVERY_QUEUE, QueueQuery, QueueState, WorkerState
+from tenure.rules.tokens import Patterns
+from tenure.store import audit
+from tenure.store.database import Dialect, check_moved
 from tenure.store.notify import Notify
-from tenure.store.protocol import check_moved
 from tenure.store.rows import COLUMNS, job_of, read_tags, selected
 from tenure.store.search import Statement
 from tenure.store.tables import queues, schedules, workers
 from tenure.store.tables.stats import StatsReader
+from tenure.values.findings import Progress, no_note, no_progress
+from tenure.values.names import check_kind
 
 ENTRY = (
     *("job_id", "at", "source", "target", "event"),
@@ -69,7 +68,7 @@ class Reader(ABC):
     """Whether `watch` calls after every commit of any process."""
     spares_writer = False
     """Whether a transaction that writes should do no reading that can be done before it."""
-    questions: Sequence[audit_query.AuditQuery]
+    questions: Sequence[audit.AuditQuery]
     """What `violations` asks."""
     more_checks: Sequence[str] = ()
     """What `violations` checks beside the questions of `audit`."""
@@ -125,17 +124,17 @@ class Reader(ABC):
 
         Calls `seen` with what `limit_audit.Replay.seen` says of each limit.
         """
-        found: list[audit_query.Finding] = []
+        found: list[audit.Finding] = []
         more = ("ticks of schedules", *self.more_checks)
-        limited = self.rows(limit_audit.used(self.dialect))
-        questions = (*self.questions, *(limit_audit.QUERIES if limited else ()))
-        for asked in audit_query.queries(progress, questions, more):
-            read = partial(audit_query.findings, asked, before=tuple(found), limit=limit)
+        limited = self.rows(audit.used(self.dialect))
+        questions = (*self.questions, *(audit.LIMIT_QUERIES if limited else ()))
+        for asked in audit.queries(progress, questions, more):
+            read = partial(audit.findings, asked, before=tuple(found), limit=limit)
             found += self.read_through(asked.statement(self.dialect), read)
         if limited:
-            replay = limit_audit.Replay()
+            replay = audit.Replay()
             again = partial(replay.findings, limit=limit)
-            found += self.read_through(limit_audit.starts_and_ends(self.dialect), again)
+            found += self.read_through(audit.starts_and_ends(self.dialect), again)
             for sentence in replay.seen():
                 seen(sentence)
         return found + schedules.unrecorded(self)[:limit]

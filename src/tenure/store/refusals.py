@@ -3,21 +3,23 @@
 A trigger or a constraint that is not from Tenure may refuse a row, again each time. A duty that is
 one transaction for many rows must not fail for all of them. So a claim that was refused is made
 once more by one that is wary: it picks jobs, starts them as `unless_refused` does, and notes where
-the refused ones are. Later claims look behind these places, and only now and then at them.
-"""
+the refused ones are. Later claims look behind these places, and only now and then at them."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
-from tenure.jobs.text import quantity
-from tenure.jobs.work import Lease
-from tenure.store.protocol import Database, Trouble, answer_to
+from tenure.rules.reports import Lease
+from tenure.store.database import Database, Statements, Trouble, answer_to
 from tenure.telemetry.repeats import Repeats
+from tenure.values.text import quantity
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -132,3 +134,31 @@ class Floors:
             _, until = self._places.get((lane, one.partition), (None, now))
             until = until if now < until else now + TRY_AGAIN
             self._places[lane, one.partition] = (one.place, until)
+
+
+# Deletes settled jobs, with what belongs to each.
+
+Kind: TypeAlias = tuple[str, str, str]
+"""Status, queue and type of jobs."""
+Refused: TypeAlias = Sequence[tuple[Any, TenureError]]
+"""Jobs (id, status, queue, type) that the database refused to delete, each with its error."""
+
+
+def delete(db: Database, jobs: Sequence[Any]) -> tuple[Counter[Kind], Refused]:
+    """Delete jobs (id, status, queue, type), and what belongs to them.
+
+    Returns how many of a status, queue and type were deleted, and what the database refused.
+    """
+    some, refused = unless_refused(db, partial(_delete, db), jobs) if jobs else ([], [])
+    return sum(some, Counter()), refused
+
+
+def _delete(db: Statements, jobs: Sequence[Any]) -> Counter[Kind]:
+    d = db.dialect
+    ids = [id for id, *_ in jobs]
+    among = d.ids(len(ids))
+    for name in ("job", "transition", "trace", "progress"):
+        column = "id" if name == "job" else "job_id"
+        db.changed(f"DELETE FROM {d.table(name)} WHERE {column} IN ({among})", ids)
+        failpoints.hit("prune.between_job_and_ledger")
+    return Counter((status, queue, type) for _, status, queue, type in jobs)

@@ -11,10 +11,10 @@ import msgspec
 from msgspec.structs import replace
 
 from tenure.errors import InvalidInput
-from tenure.jobs.enqueue import CheckedJob
 from tenure.lifecycle import TRANSITIONS, Job, Status
 from tenure.retry import DEFAULT_POLICY, RetryPolicy
-from tenure.store.dialect import Dialect, Reads
+from tenure.rules.jobs import CheckedJob
+from tenure.store.database import Dialect, Reads
 from tenure.texts import TEXT_FIELDS
 
 T = TypeVar("T")

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from tenure.events import Amended, Snoozed
-from tenure.jobs import ids
-from tenure.jobs.queries import TIMES, Counted, Filter, Page, Query, State
-from tenure.jobs.queue_rights import includes
-from tenure.jobs.redaction import Redaction
-from tenure.jobs.work import MAX_BYTES
 from tenure.lifecycle import Job, Status
+from tenure.rules.reports import MAX_BYTES
+from tenure.rules.search import TIMES, Counted, Filter, Page, Query, State
+from tenure.rules.tokens import includes
 from tenure.store.constraints import quoted
-from tenure.store.dialect import Dialect, Reads
+from tenure.store.database import Dialect, Reads
+from tenure.values import ids
+from tenure.values.redaction import Redaction
 
 if TYPE_CHECKING:
     from tenure.store.reader import Reader

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from tenure import failpoints
 from tenure.errors import TenureError, WriteRefused
-from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob
-from tenure.jobs.work import (
+from tenure.rules.jobs import CheckedJob, Enqueued, LinkedJob
+from tenure.rules.reports import (
     RECORDED,
     Answer,
     ClaimRequest,
@@ -23,7 +23,7 @@ from tenure.jobs.work import (
     Verdict,
     adds_jobs,
 )
-from tenure.store.protocol import Database, Trouble, answer_to, waited_for_a_lock
+from tenure.store.database import Database, Trouble, answer_to, waited_for_a_lock
 from tenure.store.tables import dependencies
 
 

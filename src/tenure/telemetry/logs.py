@@ -22,11 +22,10 @@ from typing import Any, BinaryIO, TextIO, cast
 import msgspec
 
 from tenure.events import LeaseExpired, Retried
-from tenure.jobs.hiding import MARK
-from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
-from tenure.jobs.results import traceback_of
-from tenure.jobs.text import printable_json, shortened, visible
+from tenure.handlers.results import traceback_of
 from tenure.lifecycle import Job, retry_in
+from tenure.values.redaction import MARK, NOTHING_HIDDEN, Redaction
+from tenure.values.text import printable_json, shortened, visible
 
 FIELDS = (
     *("job", "type", "queue", "status", "attempt", "worker", "actor"),

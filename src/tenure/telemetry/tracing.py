@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tenure.errors import InvalidInput
-from tenure.jobs.work import Lease
+from tenure.rules.reports import Lease
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

@@ -8,13 +8,12 @@ from uuid import uuid4
 from tenure.app.waiting import ONE_BY_ONE
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound
 from tenure.events import Amended, Cancelled, Claimed
-from tenure.jobs.ids import EPOCH
-from tenure.jobs.work import Lease
 from tenure.lifecycle import Job, decide, legal_events
+from tenure.rules.reports import Lease
 from tenure.store import search, transitions
-from tenure.store.dialect import Reads
-from tenure.store.protocol import Database
+from tenure.store.database import Database, Reads
 from tenure.store.tables import workers
+from tenure.values.ids import EPOCH
 
 ACTOR = "testing"
 """Who acts, in the ledger."""

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from tenure.app.app import Tenure
-from tenure.jobs.names import check_kind
 from tenure.settings import database_url
 from tenure.store import migrate_store, open_store
-from tenure.store.borrowed.files import TEST_FOLDER
-from tenure.store.borrowed.opened import LENT, Lent
+from tenure.store.borrowed.connections import LENT, TEST_FOLDER, Lent
 from tenure.store.lent import lent_store
 from tenure.testing.jobs import Jobs
 from tenure.testing.runs import Run, Runs, raise_error_of
+from tenure.values.names import check_kind
 
 MEMORY = "/dev/shm"  # noqa: S108 - the folder in it has a random name
 

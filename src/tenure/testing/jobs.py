@@ -8,14 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from tenure.errors import InvalidInput
-from tenure.jobs.context import JobContext
-from tenure.jobs.durations import positive
-from tenure.jobs.enqueue import Duration
-from tenure.jobs.text import quantity
+from tenure.handlers.context import JobContext
 from tenure.lifecycle import Job
+from tenure.rules.jobs import Duration
 from tenure.testing import changes
 from tenure.testing.matching import Type, Wanted, listed
 from tenure.testing.runs import Drained, DrainOptions, Runs
+from tenure.values.durations import positive
+from tenure.values.text import quantity
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure

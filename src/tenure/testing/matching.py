@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from tenure.app.job_types import JobType
-from tenure.jobs import json_types
-from tenure.jobs.names import check_kind
-from tenure.jobs.queries import MAX_LISTED, Fields
+from tenure.app.types import JobType
+from tenure.handlers import arguments as handlers_arguments
 from tenure.lifecycle import Job
+from tenure.rules.search import MAX_LISTED, Fields
+from tenure.values.names import check_kind
 
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
@@ -120,7 +120,7 @@ def _shown(job: Job) -> str:
 def _plain(value: Any) -> Any:
     """Return a value's form in JSON. A value without one, such as `mock.ANY`, is unchanged."""
     try:
-        return json_types.plain(value, keys_to_text=True)
+        return handlers_arguments.plain(value, keys_to_text=True)
     except (TypeError, ValueError):
         return value
 

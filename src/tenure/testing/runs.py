@@ -13,19 +13,19 @@ from typing import NamedTuple, TypeAlias, TypedDict, TypeVar
 
 from tenure.app.app import Tenure
 from tenure.app.bulk import run_batches
-from tenure.app.evaluation import declare as declare_schedules
+from tenure.app.schedules import declare as declare_schedules
 from tenure.app.twins import check_loop
 from tenure.app.waiting import ONE_BY_ONE
 from tenure.errors import IllegalTransition, InvalidInput, JobFailed
-from tenure.jobs import durations
-from tenure.jobs.enqueue import Duration
-from tenure.jobs.ids import id_of
-from tenure.jobs.names import check_kind, check_queues
-from tenure.jobs.work import Answer, ClaimRequest, Duty, Lease, Outcome, Report, Verdict
 from tenure.lifecycle import SETTLED, Job, Status
-from tenure.store.borrowed.opened import LENT
+from tenure.rules.jobs import Duration
+from tenure.rules.reports import Answer, ClaimRequest, Duty, Lease, Outcome, Report, Verdict
+from tenure.store.borrowed.connections import LENT
 from tenure.testing import changes
 from tenure.testing.matching import Named, Wanted, name_of
+from tenure.values import durations
+from tenure.values.ids import id_of
+from tenure.values.names import check_kind, check_queues
 from tenure.worker.leases import Attempt
 from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.single import SingleRunner

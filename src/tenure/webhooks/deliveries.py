@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tenure.jobs import ids, payload
-from tenure.jobs.durations import policy_of
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ledger import LedgerEvent, Webhook
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.ledger import LedgerEvent, Webhook
+from tenure.values import ids, payload
+from tenure.values.durations import policy_of
 from tenure.wire import responses
 
 WEBHOOK = "tenure.webhook"

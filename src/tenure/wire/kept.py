@@ -7,12 +7,10 @@ from typing import Annotated
 from msgspec import UNSET, Raw, Struct, UnsetType, structs
 
 from tenure.dependency import Meets
-from tenure.jobs.durations import Time
-from tenure.jobs.ledger import EventName, StatusName
-from tenure.jobs.names import check_name
-from tenure.jobs.results import storable_result
-from tenure.jobs.signals import check_link_label, signal_text
-from tenure.jobs.steps import (
+from tenure.handlers.results import storable_result
+from tenure.rules.ledger import EventName, StatusName
+from tenure.rules.signals import check_link_label, signal_text
+from tenure.rules.steps import (
     FoundSignal,
     JobSteps,
     KeepState,
@@ -24,6 +22,8 @@ from tenure.jobs.steps import (
     Record,
     Step,
 )
+from tenure.values.durations import Time
+from tenure.values.names import check_name
 from tenure.wire.reports import StateRequest, StepRequest, TokenRequest
 from tenure.wire.requests import Id, Name, embedded
 from tenure.wire.responses import Answered, AnyJson, text_of

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import msgspec
 
 from tenure import errors
-from tenure.jobs.ledger import EventName, StatusName
+from tenure.rules.ledger import EventName, StatusName
 
 MEDIA_TYPE = "application/problem+json"
 URN = "urn:tenure:problem:"

@@ -1,29 +1,33 @@
 """Requests as JSON: the shape of every request body; those of workers are in `reports`.
 
 What `payload`, `names` and the application check is only described here, for OpenAPI, so that HTTP
-gives the same errors as Python.
-"""
+gives the same errors as Python."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Any
 
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, defstruct, field, json, structs
 
 from tenure.dependency import Meets
 from tenure.errors import InvalidInput
-from tenure.jobs import ids, names
-from tenure.jobs.enqueue import PLAIN_OPTIONS, NewJob, check_job
-from tenure.jobs.graph import MAX_PARENTS, dependencies_of
-from tenure.jobs.json_types import MAX_SCHEMA_LENGTH
-from tenure.jobs.payload import JsonText, canonical
-from tenure.jobs.queries import MAX_SEARCHED_FOR, Action, State
-from tenure.jobs.retention import FOREVER_SECONDS
-from tenure.jobs.signals import MAX_LINK_LABEL
-from tenure.jobs.uniqueness import OnConflict, Until
+from tenure.handlers.arguments import MAX_SCHEMA_LENGTH
 from tenure.lifecycle import Status
 from tenure.retry import MAX_DELAYS
+from tenure.rules.dependencies import MAX_PARENTS, dependencies_of
+from tenure.rules.jobs import PLAIN_OPTIONS, NewJob, check_job
+from tenure.rules.queues import MAX_RUNNING, MAX_STARTS, MAX_WEIGHT, Ordered
+from tenure.rules.retention import FOREVER_SECONDS
+from tenure.rules.schedules import MAX_FIRES, MAX_TIME_KEY_LENGTH, Missed, Overlap, Schedule
+from tenure.rules.search import MAX_SEARCHED_FOR, Action, State
+from tenure.rules.signals import MAX_LINK_LABEL
+from tenure.rules.times import When
+from tenure.rules.unique_keys import OnConflict, Until
+from tenure.values import ids, names
+from tenure.values.names import MAX_PARTITION_LENGTH, TEXT_PATTERN
+from tenure.values.payload import JsonText, canonical
+from tenure.values.redaction import Redaction
 
 MAX_JOB_WAIT_SECONDS = 60.0
 
@@ -290,3 +294,140 @@ def new_job(new_job: NewJob, at: str) -> dict[str, Any]:
             {name: v for name, v in structs.asdict(edge).items() if v is not None} for edge in edges
         ]
     return {"type": new_job.type, "payload": new_job.payload, **options}
+
+
+# Limits of queues and partitions as JSON.
+
+MaxPending = Annotated[int, schema(minimum=0, maximum=2**53)]
+MaxRunning = Annotated[int, schema(minimum=0, maximum=MAX_RUNNING)]
+RateText = Annotated[str, schema(examples=["900/1m"], maxLength=40)]
+Burst = Annotated[int, schema(minimum=1, maximum=MAX_STARTS)]
+Weight = Annotated[int, schema(minimum=1, maximum=MAX_WEIGHT)]
+
+
+class PerPartitionForm(Request):
+    """What holds for each partition of a queue; `{}`: they only take turns."""
+
+    max_running: MaxRunning | None = None
+    rate: RateText | None = None
+    burst: Burst | None = None
+
+
+class LimitRequest(Request):
+    """The limits of a queue to change. Null removes one; a limit that is left out stays."""
+
+    max_pending: MaxPending | UnsetType | None = UNSET
+    max_running: MaxRunning | UnsetType | None = UNSET
+    rate: RateText | UnsetType | None = UNSET
+    burst: Burst | UnsetType | None = UNSET
+    per_partition: PerPartitionForm | UnsetType | None = UNSET
+    ordered: Ordered | UnsetType | None = UNSET
+
+
+class PartitionRequest(Request):
+    """A partition of a queue; empty for the jobs without one."""
+
+    partition: Annotated[str, schema(maxLength=MAX_PARTITION_LENGTH, pattern=TEXT_PATTERN)] = ""
+
+
+class PartitionSettings(PartitionRequest, kw_only=True):
+    """What differs for a partition; null removes it, and what is left out stays."""
+
+    max_running: MaxRunning | UnsetType | None = UNSET
+    weight: Weight | UnsetType | None = UNSET
+    paused: bool | UnsetType = UNSET
+    reason: Reason | None = None
+
+
+# Schedules as JSON. They are flat, as the arguments of `app.schedules`, so errors name the same
+# paths.
+
+
+class ScheduledJob(TypeRequest, kw_only=True):
+    """The job that a schedule adds. The options that are left out are those of its type."""
+
+    type: Name
+    payload: Annotated[dict[str, Any], JsonObject] = field(default_factory=dict)
+    tags: Tags | UnsetType = UNSET
+    partition: Partition | UnsetType = UNSET
+    start_by: Timeout | UnsetType = UNSET
+
+
+class WhenRequest(Request):
+    """When a schedule is due: give one of `cron`, `every` and `at`."""
+
+    cron: str | None = None
+    every: Timeout | None = None
+    offset: Seconds | None = None
+    at: RunAt | None = None
+    zone: str = "UTC"
+    starts_at: RunAt | None = None
+    ends_at: RunAt | None = None
+
+
+TimeKey = Annotated[str, schema(minLength=1, maxLength=MAX_TIME_KEY_LENGTH)]
+
+
+class ScheduleRequest(WhenRequest, kw_only=True):
+    """A whole schedule: a new one, or one that replaces the old."""
+
+    job: ScheduledJob
+    time_key: TimeKey | None = None
+    jitter: Seconds = 0.0
+    missed: Missed = "one"
+    grace: Seconds = 60.0
+    catch_up: Annotated[int, schema(minimum=1, maximum=MAX_FIRES)] = 100
+    catch_up_window: Timeout | None = None
+    overlap: Overlap = "allow_all"
+    note: Reason | None = None
+
+
+class ResumeRequest(Request):
+    """Whether to make up for the ticks since the pause, as the schedule says."""
+
+    catch_up: bool = False
+
+
+class TriggerRequest(Request):
+    """What to do if the last job is not settled. Left out: as the schedule says."""
+
+    overlap: Overlap | None = None
+
+
+class BackfillRequest(Request):
+    """The ticks from `start`, before `end`, and what differs for their jobs."""
+
+    start: RunAt
+    end: RunAt
+    overlap: Overlap = "buffer_all"
+    queue: Name | None = None
+    priority: Priority | None = None
+    dry_run: bool = False
+
+
+def arguments_of(request: Request) -> dict[str, Any]:
+    """Return what a request says as the arguments of `app.schedules`."""
+    arguments = structs.asdict(request)
+    if (job := arguments.get("job")) is not None:
+        options: Any = options_of(job)
+        arguments["job"] = NewJob(job.type, job.payload, options)
+    return arguments
+
+
+SHOWN = (*structs.fields(When), *structs.fields(Schedule))
+ScheduleBody = defstruct(
+    "ScheduleBody",
+    [
+        ("job", dict[str, Any]),
+        *((one.name, one.type) for one in SHOWN if one.name not in ("when", "template")),
+    ],
+)
+
+
+def schedule_body(schedule: Schedule, redaction: Redaction) -> Any:
+    """Show a schedule, without the hidden values of its payload."""
+    fields = structs.asdict(schedule)
+    when, template = fields.pop("when"), fields.pop("template")
+    payload = redaction.document(json.encode(template.payload).decode())
+    job = {"type": template.type, "payload": Raw(payload.encode()), **template.options}
+    return ScheduleBody(job=job, **structs.asdict(when), **fields)

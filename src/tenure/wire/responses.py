@@ -13,17 +13,17 @@ from typing import Annotated, Any, Self
 
 from msgspec import DecodeError, Raw, Struct, field, json, structs
 
-from tenure.jobs.durations import Time
-from tenure.jobs.ledger import EventName, LedgerEvent, StatusName
-from tenure.jobs.payload import JsonText
-from tenure.jobs.progress import JobProgress
-from tenure.jobs.queries import Action, Bulk
-from tenure.jobs.signals import Signal
-from tenure.jobs.stats import Count, QueueState, Total, jobs_by_status
-from tenure.jobs.work import Answer, Lease
 from tenure.lifecycle import Job, Status
 from tenure.retry import RetryPolicy
+from tenure.rules.ledger import EventName, LedgerEvent, StatusName
+from tenure.rules.reports import Answer, Lease
+from tenure.rules.search import Action, Bulk
+from tenure.rules.signals import Signal
+from tenure.rules.stats import Count, QueueState, Total, jobs_by_status
+from tenure.rules.steps import JobProgress
 from tenure.texts import TEXT_FIELDS
+from tenure.values.durations import Time
+from tenure.values.payload import JsonText
 from tenure.wire.reports import LeaseName, join_lease, split_lease
 from tenure.wire.requests import FilterForm, Id, JsonObject, component, embedded
 

@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tenure.errors import InvalidInput, StoreUnavailable
-from tenure.jobs import durations
-from tenure.jobs.reading import learn
-from tenure.jobs.redaction import without_password
 from tenure.lifecycle import Job
 from tenure.settings import check_token, is_loopback
 from tenure.telemetry.tracing import Tracing
+from tenure.values import durations
+from tenure.values.payload import learn
+from tenure.values.redaction import without_password
 from tenure.wire import problems, responses
 
 P = ParamSpec("P")

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 from msgspec import UNSET, structs
 
 from tenure.errors import Forbidden, StoreUnavailable, TenureError
-from tenure.jobs.progress import JobProgress
-from tenure.jobs.retention import DeclaredType
-from tenure.jobs.stats import TypeState
-from tenure.jobs.steps import (
+from tenure.rules.reports import ClaimRequest, Exchange, HeldLeases, Lease, Outcome, Report, Verdict
+from tenure.rules.retention import DeclaredType
+from tenure.rules.stats import TypeState
+from tenure.rules.steps import (
     FindSignal,
+    JobProgress,
     KeepState,
     KeepToken,
     Load,
@@ -24,8 +25,7 @@ from tenure.jobs.steps import (
     StepAnswer,
     StepCall,
 )
-from tenure.jobs.text import quantity
-from tenure.jobs.work import ClaimRequest, Exchange, HeldLeases, Lease, Outcome, Report, Verdict
+from tenure.values.text import quantity
 from tenure.wire import kept, responses
 from tenure.wire.reports import (
     MAX_WAIT_SECONDS,

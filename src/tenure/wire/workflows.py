@@ -9,8 +9,8 @@ from msgspec import UNSET, Meta, UnsetType, field
 
 from tenure.dependency import Meets
 from tenure.errors import InvalidInput
-from tenure.jobs.graph import MAX_PARENTS, in_order
-from tenure.jobs.workflows import GraphDependency, GraphJob, Workflow
+from tenure.rules.dependencies import MAX_PARENTS, in_order
+from tenure.rules.workflows import GraphDependency, GraphJob, Workflow
 from tenure.wire import requests
 from tenure.wire.requests import Id
 from tenure.wire.responses import Answered

@@ -20,15 +20,14 @@ from msgspec.structs import replace
 from tenure.app.fence import LeaseFence
 from tenure.errors import InvalidInput
 from tenure.events import Completed
-from tenure.jobs.context import Stopped
-from tenure.jobs.handlers import Handler, Handlers
-from tenure.jobs.hooks import bound
-from tenure.jobs.names import RESERVED
-from tenure.jobs.results import Ending, success
-from tenure.jobs.work import Outcome, Report
+from tenure.handlers.context import Stopped
+from tenure.handlers.registry import Handler, Handlers, bound
+from tenure.handlers.results import Ending, success
+from tenure.rules.reports import Outcome, Report
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
-from tenure.wire import new_jobs
+from tenure.values.names import RESERVED
+from tenure.wire import reports
 from tenure.worker.child import ChildTask, context_of, said
 from tenure.worker.fitness import Fitness, NotStarted
 from tenure.worker.leases import CLAIMED, STARTED, Attempt, LeaseBook, Wakeup
@@ -300,7 +299,7 @@ class Attempts:
         fence = attempt.fence or self._fence(attempt)
         try:
             if ending.jobs is not None:  # from a child, which does not have every handler
-                new_jobs.read(ending.jobs, fence.follow_ups())
+                reports.read(ending.jobs, fence.follow_ups())
         except InvalidInput as error:
             return attempt.outcome(Outcome.FAILED, None, said(error))
         return report if fence.jobs is None else replace(report, jobs=fence.signed())

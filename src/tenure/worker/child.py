@@ -25,17 +25,16 @@ from msgspec.structs import replace
 
 from tenure.app.fence import LeaseFence
 from tenure.errors import LeaseLost
-from tenure.jobs.context import Fence, JobContext
-from tenure.jobs.handlers import Handler, found_in
-from tenure.jobs.hooks import Lifespan, bound
-from tenure.jobs.hooks import enter as enter_manager
-from tenure.jobs.results import Ending, failure, success
-from tenure.jobs.steps import Notes, StepAnswer, StepCall, StepSource
-from tenure.jobs.work import Lease
+from tenure.handlers.context import Fence, JobContext
+from tenure.handlers.registry import Handler, Lifespan, bound, found_in
+from tenure.handlers.registry import enter as enter_manager
+from tenure.handlers.results import Ending, failure, success
+from tenure.rules.reports import Lease
+from tenure.rules.steps import Notes, StepAnswer, StepCall, StepSource
 from tenure.telemetry import logs
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import Tracing, enter
-from tenure.wire import new_jobs
+from tenure.wire import reports
 from tenure.wire.problems import error_of, problem_of
 from tenure.worker.note_writer import storable
 
@@ -347,7 +346,7 @@ def _call(
         else:
             ending = success(context.run(function, **arguments))
         if ending.error is None and fence.jobs is not None and not fence.completes:
-            ending = replace(ending, jobs=new_jobs.written(fence.jobs))
+            ending = replace(ending, jobs=reports.written(fence.jobs))
         return ending
     except BaseException as error:
         return failure(error, handler if isinstance(handler, Handler) else None)

@@ -19,11 +19,10 @@ from enum import Enum
 from typing import Any
 
 from tenure.app.fence import LeaseFence
-from tenure.jobs.context import JobContext
-from tenure.jobs.handlers import Handler
-from tenure.jobs.postpone import Pause, Wait
-from tenure.jobs.results import Ending, failure
-from tenure.jobs.work import Answer, Lease, Outcome, Report, Verdict
+from tenure.handlers.context import JobContext
+from tenure.handlers.registry import Handler
+from tenure.handlers.results import Ending, failure
+from tenure.rules.reports import Answer, Lease, Outcome, Pause, Report, Verdict, Wait
 from tenure.worker.processes import ChildCall
 
 

@@ -19,15 +19,15 @@ from functools import partial
 
 from tenure.app.app import Tenure
 from tenure.app.bulk import run_batches
-from tenure.app.evaluation import decide_due, set_right
+from tenure.app.schedules import decide_due, set_right
 from tenure.errors import StoreMoved, StoreUnavailable, TenureError
-from tenure.jobs.durations import retention
-from tenure.jobs.enqueue import Duration
-from tenure.jobs.work import Duty
 from tenure.lifecycle import Job, Status, retry_in
+from tenure.rules.jobs import Duration
+from tenure.rules.reports import Duty
 from tenure.telemetry import logs
 from tenure.telemetry.repeats import Repeats
-from tenure.worker.failures import FailureCalls
+from tenure.values.durations import retention
+from tenure.worker.log import FailureCalls
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from tenure.errors import LeaseLost
-from tenure.jobs.progress import MAX_MESSAGE
-from tenure.jobs.results import error_text
-from tenure.jobs.steps import Notes, StepCall
-from tenure.jobs.work import Lease, WorkSource
+from tenure.handlers.results import error_text
+from tenure.rules.reports import Lease, WorkSource
+from tenure.rules.steps import MAX_MESSAGE, Notes, StepCall
 from tenure.telemetry.repeats import Repeats
 
 log = logging.getLogger(__name__)

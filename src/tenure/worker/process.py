@@ -22,14 +22,14 @@ from typing import Any
 
 from tenure import forks
 from tenure.app.app import Tenure
-from tenure.app.evaluation import declare as declare_schedules
+from tenure.app.schedules import declare as declare_schedules
 from tenure.app.waiting import worker_on_this_loop
 from tenure.errors import InvalidInput, StoreUnavailable, TenureError, Unauthorized
-from tenure.jobs.findings import CheckResult
-from tenure.jobs.handlers import Handlers
-from tenure.jobs.names import check_queues
-from tenure.jobs.work import WorkSource
+from tenure.handlers.registry import Handlers
+from tenure.rules.reports import WorkSource
 from tenure.settings import Settings
+from tenure.values.findings import CheckResult
+from tenure.values.names import check_queues
 from tenure.worker.child import HANGUP, answered_stop_signals, new_loop
 from tenure.worker.health import health_served
 from tenure.worker.maintenance import MaintenanceThread, StallWatch

@@ -20,8 +20,8 @@ from multiprocessing.process import BaseProcess
 
 import msgspec
 
-from tenure.jobs.results import Ending, failure
-from tenure.jobs.steps import StepSource
+from tenure.handlers.results import Ending, failure
+from tenure.rules.steps import StepSource
 from tenure.telemetry import logs
 from tenure.worker.child import (
     READY,

@@ -14,15 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from tenure.jobs.handlers import Handlers
-from tenure.jobs.redaction import Redaction
-from tenure.jobs.work import Lease, Verdict, WorkSource
+from tenure.handlers.registry import Handlers
+from tenure.rules.reports import Lease, Verdict, WorkSource
 from tenure.telemetry.tracing import Tracing
+from tenure.values.redaction import Redaction
 from tenure.worker.attempts import Attempts
 from tenure.worker.child import Lifespans
-from tenure.worker.failures import FailureCalls
 from tenure.worker.leases import Attempt, LeaseBook, Wakeup
-from tenure.worker.log import WorkLog
+from tenure.worker.log import FailureCalls, WorkLog
 from tenure.worker.note_writer import NoteWriter
 from tenure.worker.threads import CallingThread, Threads
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-from tenure.jobs.handlers import Handler
-from tenure.jobs.results import Ending, success
+from tenure.handlers.registry import Handler
+from tenure.handlers.results import Ending, success
 from tenure.telemetry.logs import LOG_FIELDS
 from tenure.telemetry.tracing import enter
 from tenure.worker.fitness import NotStarted

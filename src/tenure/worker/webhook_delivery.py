@@ -24,10 +24,9 @@ import msgspec
 from tenure.app.app import Tenure
 from tenure.app.webhooks import queues_of_webhooks, queues_with_deliveries
 from tenure.errors import TenureError
-from tenure.jobs.context import JobContext
-from tenure.jobs.handlers import Handlers, PlainFailure, describe
-from tenure.jobs.postpone import longer_wait
-from tenure.jobs.work import Duty
+from tenure.handlers.context import JobContext
+from tenure.handlers.registry import Handlers, PlainFailure, describe
+from tenure.rules.reports import Duty, longer_wait
 from tenure.telemetry.repeats import Repeats
 from tenure.webhooks import request
 from tenure.webhooks.deliveries import BACKOFF, WEBHOOK

@@ -18,20 +18,17 @@ from contextlib import AsyncExitStack, ExitStack
 
 import tenure
 from tenure.errors import StoreMoved, TenureError
-from tenure.jobs.handlers import Handlers
-from tenure.jobs.hooks import enter
-from tenure.jobs.names import MAX_LABEL_LENGTH
-from tenure.jobs.redaction import NOTHING_HIDDEN, Redaction
-from tenure.jobs.text import quantity
-from tenure.jobs.work import ClaimRequest, WorkSource
+from tenure.handlers.registry import Handlers, enter
+from tenure.rules.reports import ClaimRequest, WorkSource
 from tenure.telemetry.tracing import Tracing
+from tenure.values.names import MAX_LABEL_LENGTH
+from tenure.values.redaction import NOTHING_HIDDEN, Redaction
+from tenure.values.text import quantity
 from tenure.worker.attempts import Attempts
-from tenure.worker.demand import POLL_SECONDS
-from tenure.worker.exchanges import Exchanges, Room
-from tenure.worker.failures import FailureCalls
+from tenure.worker.exchanges import POLL_SECONDS, Exchanges, Room
 from tenure.worker.heartbeat import Heartbeat
 from tenure.worker.leases import LeaseBook, Wakeup
-from tenure.worker.log import WorkLog
+from tenure.worker.log import FailureCalls, WorkLog
 from tenure.worker.note_writer import NoteWriter
 
 log = logging.getLogger(__name__)

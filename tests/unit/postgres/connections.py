@@ -9,10 +9,10 @@ from typing import Any
 
 import psycopg
 
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ids import new_ids
-from tenure.jobs.work import ClaimRequest, Lease
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.reports import ClaimRequest, Lease
 from tenure.store.postgres.writer import Postgres
+from tenure.values.ids import new_ids
 from tests.support.kept_databases import KEEPING
 from tests.support.store import claim_request
 from tests.support.waiting import wait_until

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tenure.jobs.ids import new_ids
+from tenure.values.ids import new_ids
 from tests.unit.postgres.connections import Connection
 
 START = """

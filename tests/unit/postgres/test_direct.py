@@ -12,8 +12,8 @@ import psycopg
 import pytest
 
 from tenure import NewJob, StoreUnavailable, Tenure
-from tenure.store import commit, direct
-from tenure.store.protocol import Database
+from tenure.store import commit
+from tenure.store.database import Database
 from tests.support.no_threads import no_new_threads
 from tests.support.store import new_job
 from tests.support.waiting import WAIT_SECONDS, wait_until
@@ -169,7 +169,7 @@ def test_who_looks_while_the_connection_is_given_back_takes_no_other_one(
     app: Tenure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look for it and the question whether it is lent, it was lent no more."""
-    monkeypatch.setattr(direct, "CALM_SECONDS", 0.0)
+    monkeypatch.setattr(commit, "CALM_SECONDS", 0.0)
     app.enqueue("mail")
     lent, ends = threading.Event(), threading.Event()
     shared = app.core.store._committer._direct

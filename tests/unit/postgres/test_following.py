@@ -9,9 +9,10 @@ from contextlib import closing, contextmanager
 import psycopg
 import pytest
 
-from tenure.jobs.ids import new_id
+from tenure.store import transitions
 from tenure.store.postgres.writer import Postgres
-from tenure.store.tables import flow, revisits
+from tenure.store.tables import workflows
+from tenure.values.ids import new_id
 from tests.support.graphs import STEPS, Graph
 from tests.support.raw_sql import NAMES, RawSql
 from tests.support.waiting import wait_until
@@ -136,7 +137,7 @@ def test_gates_are_locked_before_the_jobs_that_are_skipped(
     graph.gate(3, [2])
     graph.step("cancelled", 1)
     hold = f"SELECT FROM tenure.gate WHERE child = {graph.id(3)} FOR UPDATE"
-    with while_another_waits(url, raw, hold, revisits.decide_some):
+    with while_another_waits(url, raw, hold, transitions.decide_some):
         raw.execute(f"SELECT FROM tenure.job WHERE id = {graph.id(3)} FOR UPDATE NOWAIT".encode())
     assert graph.numbers("revisit", "job_id") == [3]
 
@@ -209,7 +210,7 @@ def test_a_workflow_that_another_session_holds_is_finished_later(
         for hold in ("SELECT FROM tenure.workflow FOR UPDATE", "SELECT"):
             with psycopg.connect(url) as other, committed(db):
                 other.execute(hold.encode())
-                flow.finish(db, [id])
+                workflows.finish(db, [id])
             ends += raw.execute("SELECT finished_at IS NULL FROM tenure.workflow").fetchall()
     assert ends == [(True,), (False,)]
 

@@ -15,20 +15,19 @@ from tenure.app.app import limited_to
 from tenure.app.signals import by_token
 from tenure.dashboard import jobs as selected
 from tenure.errors import StoreUnavailable
-from tenure.jobs.explain import Facts, explain
-from tenure.jobs.findings import Check, CheckResult
-from tenure.jobs.graph import FEW
-from tenure.jobs.lock_holders import LockHolder
-from tenure.jobs.queries import Filter
-from tenure.jobs.signals import new_token, token_digest
-from tenure.jobs.steps import KeepToken
-from tenure.jobs.work import Answer, ClaimRequest, Exchange, Outcome, Report
+from tenure.rules.dependencies import FEW
+from tenure.rules.explain import Facts, LockHolder, explain
+from tenure.rules.reports import Answer, ClaimRequest, Exchange, Outcome, Report
+from tenure.rules.search import Filter
+from tenure.rules.signals import new_token, token_digest
+from tenure.rules.steps import KeepToken
 from tenure.store import work
 from tenure.store.commit import MAX_TRIES
-from tenure.store.postgres import doctor, lock_holders, session
+from tenure.store.postgres import doctor, reader, session
 from tenure.store.postgres.writer import Postgres
 from tenure.store.tables import signals
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, Work
+from tenure.values.findings import Check, CheckResult
 from tests.support.cli import run_cli
 from tests.support.clock import Clock
 from tests.support.http import api_client, claim_jobs, post_form, report
@@ -448,7 +447,7 @@ def test_a_transaction_that_has_jobs_locked_for_long_is_named(
 ) -> None:
     assert transactions(url).health is CheckResult.OK
     raw.execute("SET application_name = 'repair'")
-    beside = [f"SELECT FROM tenure.{name} FOR UPDATE" for name in lock_holders.BESIDE]
+    beside = [f"SELECT FROM tenure.{name} FOR UPDATE" for name in reader.BESIDE]
     for uses in (LOCK_JOBS, "UPDATE tenure.job SET priority = priority WHERE false", *beside):
         raw.execute("BEGIN")
         raw.execute(uses.encode())
@@ -511,7 +510,7 @@ def test_no_more_than_three_transactions_are_named() -> None:
 @pytest.fixture
 def app(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tenure]:
     """An application that counts each transaction, however short."""
-    monkeypatch.setattr(lock_holders, "SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(reader, "SHORT_SECONDS", 0.0)
     with Tenure(url) as app:
         yield app
 
@@ -615,7 +614,7 @@ def test_short_transactions_and_other_reasons_are_no_lock(
     look_for_work(app)
     assert app.explain(later).reason == "not_due"
     assert app.explain(id).reason == "locked"
-    monkeypatch.setattr(lock_holders, "SHORT_SECONDS", 3600.0)
+    monkeypatch.setattr(reader, "SHORT_SECONDS", 3600.0)
     assert app.explain(id).reason == "next"
 
 

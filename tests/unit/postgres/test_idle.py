@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.enqueue import TypeOptions
-from tenure.store import Store, commit, direct, open_store
+from tenure.rules.jobs import TypeOptions
+from tenure.store import Store, commit, open_store
 from tenure.store.notify import WORK
 from tenure.store.postgres import reader
 from tenure.store.postgres.session import PostgresSession
-from tenure.worker import demand, maintenance
+from tenure.worker import exchanges, maintenance
 from tests.support.store import claim_request, new_job, report_completed
 from tests.support.waiting import wait_until
 from tests.support.workers import running_sweeper, running_worker, wait_until_completed
@@ -90,8 +90,8 @@ def test_so_has_who_enqueues_by_name(
         app.core.declare({"mail": TypeOptions(queue="letters")})
         app.close()
         wait_until(lambda: sessions(raw) == 0, "the connections of before to be gone")
-        for seconds in [direct.CALM_SECONDS, 0.0, 0.0]:
-            monkeypatch.setattr(direct, "CALM_SECONDS", seconds)
+        for seconds in [commit.CALM_SECONDS, 0.0, 0.0]:
+            monkeypatch.setattr(commit, "CALM_SECONDS", seconds)
             app.core.defaults.forget()
             assert app.enqueue("mail").queue == "letters"
             assert sessions(raw) == 1
@@ -160,9 +160,9 @@ def is_expected(statement: str) -> bool:
 def test_an_idle_worker_only_looks_and_claims(
     url: str, raw: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demand, "QUIET_SECONDS", 0.0)
-    monkeypatch.setattr(demand, "QUIET_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(demand, "SURE_POLL_SECONDS", 3_600.0)
+    monkeypatch.setattr(exchanges, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(exchanges, "QUIET_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(exchanges, "SURE_POLL_SECONDS", 3_600.0)
     ran: list[str] = []
     run = PostgresSession._run
 

@@ -16,7 +16,7 @@ import pytest
 
 from tenure import PerPartition, Tenure
 from tenure.errors import LimitConflict
-from tenure.jobs.limits import Limits
+from tenure.rules.queues import Limits
 from tests.support.raw_sql import RawSql
 from tests.support.store import claim_request, report_failed
 from tests.support.waiting import wait_until

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg import IsolationLevel
 
-from tenure.jobs.work import Outcome, Report
+from tenure.rules.reports import Outcome, Report
 from tenure.store import transitions
 from tenure.store.postgres.writer import Postgres
 from tests.support.store import claim_request

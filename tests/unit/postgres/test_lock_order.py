@@ -13,9 +13,9 @@ import psycopg
 import pytest
 
 from tenure.events import Cancelled
-from tenure.jobs.queries import Action, Counted, Filter
-from tenure.jobs.uniqueness import Unique, Uniqueness
-from tenure.jobs.work import Lease, Report
+from tenure.rules.reports import Lease, Report
+from tenure.rules.search import Action, Counted, Filter
+from tenure.rules.unique_keys import Unique, Uniqueness
 from tenure.store import commit, transitions
 from tenure.store.postgres.writer import Postgres
 from tenure.store.tables import bulk

@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ids import new_id
-from tenure.jobs.work import Answer, Lease
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.reports import Answer, Lease
 from tenure.store import transitions
 from tenure.store.postgres import lanes as postgres_lanes
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.writer import Postgres
+from tenure.values.ids import new_id
 from tests.support.clock import Clock
 from tests.support.store import LEASE_SECONDS, claim_request, report_completed, report_failed
 from tests.unit.postgres.connections import (

@@ -7,11 +7,11 @@ from datetime import timedelta
 
 import pytest
 
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ids import new_id
-from tenure.jobs.work import Lease
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.reports import Lease
 from tenure.store import transitions
 from tenure.store.postgres.writer import Postgres
+from tenure.values.ids import new_id
 from tests.support.clock import Clock
 from tests.support.store import LEASE_SECONDS, claim_request, report_completed
 from tests.unit.postgres.connections import Connection, add, claim_alone, committed

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.work import Lease, Report
+from tenure.rules.reports import Lease, Report
 from tenure.store import Store, open_store
 from tests.support.raw_sql import RawSql
 from tests.support.store import RECORDED, claim_request, report_completed, report_snoozed

@@ -8,10 +8,9 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ids import new_ids
-from tenure.jobs.queries import Query
 from tenure.lifecycle import Status
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.search import Query
 from tenure.store import duties, search
 from tenure.store.lanes import MAX_LANES, MAX_SEEN, START
 from tenure.store.postgres import lanes as lanes
@@ -24,6 +23,7 @@ from tenure.store.postgres.writer import Postgres
 from tenure.store.rows import COLUMNS, selected
 from tenure.store.search import ENDED
 from tenure.store.tables import queues, stats_sql
+from tenure.values.ids import new_ids
 from tests.support.effort import MANY_ROWS
 from tests.support.store import claim_request
 from tests.unit.postgres.connections import (

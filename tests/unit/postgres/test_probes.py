@@ -9,13 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from tenure.jobs.findings import Check, CheckResult
 from tenure.store import migrate_store
 from tenure.store.postgres import doctor
-from tenure.store.postgres.connection import address_of, connect
+from tenure.store.postgres.connection import address_of, connect, pools_transactions
 from tenure.store.postgres.doctor import holds_back, locked
-from tenure.store.postgres.pooler import pools_transactions
 from tenure.store.postgres.writer import Postgres
+from tenure.values.findings import Check, CheckResult
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import PostgresServer
 from tests.support.postgres_servers import durable_server
@@ -60,7 +59,7 @@ def test_a_pooler_is_known_by_what_it_lends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if size == 1 and not pools:  # nothing comes, however long it is waited for
-        monkeypatch.setattr("tenure.store.postgres.pooler.POOLER_SECONDS", 0.2)
+        monkeypatch.setattr("tenure.store.postgres.connection.POOLER_SECONDS", 0.2)
     with (
         PgBouncer(server, pool_mode=mode, pool_size=size, round_robin=round_robin) as pooler,
         connect(address_of(pooler.url("postgres"))) as connection,
@@ -75,7 +74,7 @@ def test_a_pooler_whose_sessions_are_all_in_use_is_known(
     server: PostgresServer, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others always wait for a session, so a second client gets none in time."""
-    monkeypatch.setattr("tenure.store.postgres.pooler.POOLER_SECONDS", 0.05)
+    monkeypatch.setattr("tenure.store.postgres.connection.POOLER_SECONDS", 0.05)
     enough = threading.Event()
 
     def use(url: str) -> None:
@@ -127,7 +126,7 @@ def test_a_second_client_that_is_answered_late_decides(
     server: PostgresServer, mode: str, pools: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a busy machine the pool counted as one that lends no session."""
-    monkeypatch.setattr("tenure.store.postgres.pooler.POOLER_SECONDS", 0.5)
+    monkeypatch.setattr("tenure.store.postgres.connection.POOLER_SECONDS", 0.5)
     with (
         PgBouncer(server, pool_mode=mode, pool_size=2) as pooler,
         Proxy(pooler.url("postgres")) as proxy,

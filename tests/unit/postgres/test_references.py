@@ -13,11 +13,11 @@ import psycopg
 import pytest
 
 from tenure import NewJob, PerPartition, Tenure, Unique
-from tenure.jobs.queries import Filter
-from tenure.jobs.work import Answer, Lease, Report
+from tenure.rules.reports import Answer, Lease, Report
+from tenure.rules.search import Filter
 from tenure.store import transitions
-from tenure.store.postgres import lock_holders, session
-from tenure.store.protocol import Database
+from tenure.store.database import Database
+from tenure.store.postgres import reader, session
 from tests.support.clock import Clock
 from tests.support.store import (
     LEASE_SECONDS,
@@ -175,7 +175,7 @@ def test_a_caller_holds_and_cancels_in_its_transaction(app: Tenure, refer: Refer
 def test_it_is_no_lock_for_one_who_asks_why_a_job_waits(
     app: Tenure, refer: Refer, raw: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock_holders, "SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(reader, "SHORT_SECONDS", 0.0)
     id = app.enqueue("mail").id
     referring = f"session {refer(id).info.backend_pid} of "
     app.core.claim(claim_request(0))

@@ -10,7 +10,7 @@ import pytest
 
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.writer import Postgres
-from tenure.store.tables import flow
+from tenure.store.tables import workflows
 from tests.support.effort import MANY_ROWS
 from tests.unit.postgres.connections import ask_in_store_session
 from tests.unit.postgres.plans import plan
@@ -87,7 +87,7 @@ def test_a_workflow_is_deleted_without_reading_the_others(
         " FROM pg_stat_xact_user_tables WHERE relname IN ('workflow', 'job')"
     )
     db.begin()
-    flow.prune(db, ends, (0, 0), 500)
+    workflows.prune(db, ends, (0, 0), 500)
     ((rows,),) = ask_in_store_session(db, read)
     db.commit()
     ((left,),) = raw.execute("SELECT count(*) FROM tenure.workflow").fetchall()
@@ -115,6 +115,6 @@ def test_a_workflow_that_runs_again_meanwhile_is_left(
 
     monkeypatch.setattr(db, "rows", rows_and_retry)
     db.begin()
-    flow.prune(db, {"failed": datetime.now(UTC)}, (0, 0), 500)
+    workflows.prune(db, {"failed": datetime.now(UTC)}, (0, 0), 500)
     db.commit()
     assert raw.execute("SELECT finished_at FROM tenure.workflow").fetchall() == [(None,)]

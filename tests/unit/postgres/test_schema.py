@@ -14,10 +14,10 @@ from psycopg import sql
 
 from tenure import NewJob, Tenure
 from tenure.errors import SchemaMismatch, StoreUnavailable
-from tenure.jobs.findings import CheckResult
 from tenure.store import migrate, open_store
 from tenure.store.postgres.doctor import check_postgres
 from tenure.store.postgres.schema import script, upgrade
+from tenure.values.findings import CheckResult
 from tests.support.postgres import PostgresServer
 from tests.support.store import claim_request, new_job
 

@@ -16,20 +16,20 @@ from psycopg.pq import ExecStatus
 from tenure import Tenure, failpoints
 from tenure.errors import StoreUnavailable
 from tenure.events import Cancelled
-from tenure.jobs.enqueue import CheckedJob, Enqueued
-from tenure.jobs.ids import new_id
-from tenure.jobs.work import Answer
 from tenure.lifecycle import Status
-from tenure.store import POSTGRES_WRITERS, Store, open_store, retention, transitions
+from tenure.rules.jobs import CheckedJob, Enqueued
+from tenure.rules.reports import Answer
+from tenure.store import POSTGRES_WRITERS, Store, open_store, transitions
 from tenure.store.commit import ANNOUNCE_SECONDS
+from tenure.store.database import Trouble
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import session as postgres
 from tenure.store.postgres.doctor import check_postgres
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.session import error_of
 from tenure.store.postgres.writer import Postgres
-from tenure.store.protocol import Trouble
-from tenure.store.tables import queues, workers
+from tenure.store.tables import queues, retention, workers
+from tenure.values.ids import new_id
 from tests.support.http import api_client, assert_problem
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from tenure.app.fence import LeaseFence
 from tenure.errors import InvalidInput, LeaseLost
-from tenure.jobs.steps import JOB_LOCKED, KeepState, Record
-from tenure.jobs.work import Lease
+from tenure.rules.reports import Lease
+from tenure.rules.steps import JOB_LOCKED, KeepState, Record
 from tenure.store import transitions
 from tenure.store.postgres.writer import Postgres
 from tenure.store.tables import steps

@@ -16,14 +16,13 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tenure.errors import StoreUnavailable
-from tenure.jobs.ids import new_id
 from tenure.store import open_store
 from tenure.store.postgres import reader as postgres_reader
 from tenure.store.postgres import session as postgres
-from tenure.store.postgres import watchdog
 from tenure.store.postgres.connection import address_of, connect
 from tenure.store.postgres.reader import PostgresReader
-from tenure.store.postgres.watchdog import Wire, answering
+from tenure.store.postgres.session import Wire, answering
+from tenure.values.ids import new_id
 from tests.support.no_threads import no_new_threads
 from tests.support.proxy import Proxy
 from tests.support.store import new_job
@@ -60,8 +59,8 @@ def test_a_slow_answer_of_the_primary_is_waited_for(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of several hosts, which new connections reach, too."""
-    monkeypatch.setattr(watchdog, "SUSPECT_SECONDS", 0.1)
-    monkeypatch.setattr(watchdog, "SEARCH_SECONDS", 0.1)
+    monkeypatch.setattr(postgres, "SUSPECT_SECONDS", 0.1)
+    monkeypatch.setattr(postgres, "SEARCH_SECONDS", 0.1)
     given = conninfo_to_dict(url)
     host = urllib.parse.quote(f"{given['host']},{given['host']}", safe="/,")
     address = address_of(f"{url}&host={host}")
@@ -69,7 +68,7 @@ def test_a_slow_answer_of_the_primary_is_waited_for(
     with connect(address) as connection:
         with answering(connection, WAIT_SECONDS, address):
             assert connection.execute("SELECT 1 FROM pg_sleep(1)").fetchone() == (1,)
-        search = watchdog._watch._search
+        search = postgres._watch._search
         assert search is not None
         search.join(WAIT_SECONDS)
         assert not search.is_alive(), "nothing waits any more"
@@ -88,7 +87,7 @@ def test_an_answer_in_time_ends_the_wait(url: str) -> None:
 def test_without_a_thread_that_looks_nothing_is_sent(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watchdog, "_watch", watchdog._Watch())
+    monkeypatch.setattr(postgres, "_watch", postgres._Watch())
     with connect(address_of(url)) as connection:
         with no_new_threads(), pytest.raises(psycopg.OperationalError, match="cannot be watched"):
             Wire(connection)

@@ -14,7 +14,7 @@ import pytest
 from tenure import InvalidInput, JobContext, JobNotFound, KeyConflict, NewJob, Tenure
 from tenure.errors import SchemaMismatch
 from tenure.store import rows
-from tenure.store.borrowed.opened import opened
+from tenure.store.borrowed.connections import opened
 from tests.support.lenders import POSTGRES, Kind, lent
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres import PostgresServer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Tenure
-from tenure.store import direct
+from tenure.store import commit
 from tenure.store.sqlite import connection as sqlite_connection
 from tenure.store.sqlite.connection import Checkpoints, begin_writing, connect, connect_writer
 
@@ -110,7 +110,7 @@ def test_jobs_go_through_beside_a_long_reader_and_the_log_shrinks_after_it(
 ) -> None:
     monkeypatch.setattr(sqlite_connection, "CHECKPOINT_PAGES", 60)
     monkeypatch.setattr(sqlite_connection, "LOG_BYTES", 400_000)
-    monkeypatch.setattr(direct, "MAX_COMMITS", 3)
+    monkeypatch.setattr(commit, "MAX_COMMITS", 3)
     monkeypatch.setattr(sqlite_connection, "resets_wal_unsafely", lambda _: True)
     log = path.with_name(path.name + "-wal")
     app = Tenure(f"sqlite:///{path}")

@@ -17,18 +17,18 @@ import pytest
 
 from tenure import failpoints
 from tenure.errors import StoreUnavailable
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ids import new_id
+from tenure.rules.jobs import CheckedJob
 from tenure.store.commit import Committer
 from tenure.store.sqlite.writer import Sqlite
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, Work
+from tenure.values.ids import new_id
 from tests.support.programs import Program
 from tests.support.store import claim_request
 
 ENQUEUE_OR_CLAIM = """
 import sys
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ids import new_id
+from tenure.rules.jobs import CheckedJob
+from tenure.values.ids import new_id
 from tenure.store import open_store
 from tests.support.store import claim_request
 

@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 
 from tenure import NewJob, StoreUnavailable, Tenure
-from tenure.jobs.enqueue import CheckedJob, Enqueued
-from tenure.jobs.ids import new_id
-from tenure.store import direct
-from tenure.store.commit import Announcements, CallWork, Committer, EnqueueWork
+from tenure.rules.jobs import CheckedJob, Enqueued
+from tenure.store import commit
+from tenure.store.commit import Announcements, Committer
 from tenure.store.sqlite.writer import Sqlite
+from tenure.store.work import CallWork, EnqueueWork
+from tenure.values.ids import new_id
 from tests.support.waiting import wait_until
 
 # An interrupt that loses the connection is followed by the first of these warnings from Python 3.13
@@ -31,7 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:.*generator:pytest.PytestUnraisableExceptionWarning"),
 ]
-SOURCE = str(Path(direct.__file__).parent)
+SOURCE = str(Path(commit.__file__).parent)
 """Where interrupts come: in the code of the store."""
 
 
@@ -79,14 +80,14 @@ def test_one_job_is_added_on_the_thread_of_a_caller_who_waits(counted: Counted) 
 def test_work_beside_it_is_committed_together(counted: Counted) -> None:
     counted.call()
     assert counted.add() == "committer"
-    counted.now += direct.CALM_SECONDS
+    counted.now += commit.CALM_SECONDS
     assert counted.add() == "caller"
 
 
 def test_who_queues_alone_comes_back_to_its_own_thread(counted: Counted) -> None:
     counted.call()
     assert counted.add() == "committer"
-    counted.now += direct.CALM_SECONDS
+    counted.now += commit.CALM_SECONDS
     assert [counted.add() for _ in range(3)] == ["caller"] * 3
 
 
@@ -101,7 +102,7 @@ def test_now_and_then_the_thread_tidies_up(
     counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With one commit, after which the next is again the caller's."""
-    monkeypatch.setattr(direct, "MAX_COMMITS", 3)
+    monkeypatch.setattr(commit, "MAX_COMMITS", 3)
     monkeypatch.setattr(Announcements, "owe", lambda _: None)  # each would have it tidy up, too
     others: list[int] = []
     taken: list[bool] = []
@@ -218,8 +219,8 @@ def test_an_interrupt_at_any_step_leaves_nothing_half_done(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Ctrl-C in the main thread does, but before each step in turn."""
-    monkeypatch.setattr(direct, "MAX_COMMITS", 10_000)  # all on this thread
-    monkeypatch.setattr(direct, "CALM_SECONDS", 0)
+    monkeypatch.setattr(commit, "MAX_COMMITS", 10_000)  # all on this thread
+    monkeypatch.setattr(commit, "CALM_SECONDS", 0)
     app = knowing(path)
     steps = steps_of(app)
     lost = whole = 0

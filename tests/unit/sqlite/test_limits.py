@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tenure.jobs.ids import new_ids
 from tenure.store import migrate_store
 from tenure.store.sqlite.connection import connect
+from tenure.values.ids import new_ids
 from tests.unit.sqlite.limits import CLOCK, START
 
 END = f"""

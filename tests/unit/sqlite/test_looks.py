@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tenure.store.sqlite.watch import HEARD, LOADED_SECONDS, MAX_SAVED, POLLED, REPORTED, Looks
+from tenure.store.sqlite.reader import HEARD, LOADED_SECONDS, MAX_SAVED, POLLED, REPORTED, Looks
 
 
 class Day:

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tenure.jobs.ids import EPOCH
-from tenure.jobs.queries import MAX_AHEAD, Query
-from tenure.jobs.workflows import WorkflowStatus
 from tenure.lifecycle import Status
+from tenure.rules.search import MAX_AHEAD, Query
+from tenure.rules.workflows import WorkflowStatus
 from tenure.store import duties, migrate_store, search
 from tenure.store.lanes import MAX_SEEN
 from tenure.store.rows import COLUMNS, selected
@@ -26,6 +25,7 @@ from tenure.store.sqlite.connection import connect
 from tenure.store.sqlite.reader import AHEAD, GATHERED_BY, SqliteReader
 from tenure.store.sqlite.statements import DIALECT, PADDING, SHAPES, OverRows, calls
 from tenure.store.tables import queues, stats_sql, workflows
+from tenure.values.ids import EPOCH
 from tests.support.effort import MANY_ROWS
 from tests.support.store import claim_request
 

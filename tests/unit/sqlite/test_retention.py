@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tenure.jobs.ids import EPOCH
-from tenure.jobs.retention import Cutoffs, RetentionRule, RetentionRules
+from tenure.rules.retention import Cutoffs, RetentionRule, RetentionRules
 from tenure.store import migrate_store
 from tenure.store.sqlite.connection import connect
 from tenure.store.sqlite.statements import MAX_PASSED
 from tenure.store.sqlite.writer import Sqlite
+from tenure.values.ids import EPOCH
 from tests.support.effort import MANY_ROWS
 
 STEPS = 100

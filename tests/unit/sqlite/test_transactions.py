@@ -22,9 +22,8 @@ import pytest
 
 import tenure.sqlite
 from tenure import NewJob, StoreUnavailable, Tenure
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ids import new_id
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 from tenure.store import enqueue
 from tenure.store.commit import Committer
 from tenure.store.sqlite import connection as sqlite_connection
@@ -33,6 +32,7 @@ from tenure.store.sqlite.schema import upgrade
 from tenure.store.sqlite.writer import Sqlite
 from tenure.store.tables import queues
 from tenure.store.work import CallWork
+from tenure.values.ids import new_id
 from tests.support.programs import Program
 
 WRITES = {"INSERT", "UPDATE", "DELETE", "REPLACE"}

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tenure.jobs.ids import new_ids
-from tenure.jobs.limits import Turn
-from tenure.jobs.work import MAX_BYTES, Lease
-from tenure.store.sqlite import turns
+from tenure.rules.queues import Turn
+from tenure.rules.reports import MAX_BYTES, Lease
+from tenure.store.sqlite import claim as sqlite_claim
 from tenure.store.sqlite.claim import SqliteClaim, SqliteLaneView
 from tenure.store.sqlite.connection import connect, to_time
+from tenure.values.ids import new_ids
 from tests.support.programs import Program
 from tests.support.store import claim_request
 
@@ -81,7 +81,12 @@ def test_no_partition_is_scanned_or_sorted(raw: sqlite3.Connection) -> None:
     }
     small = tuple(f"SCAN {name}" for name in ("part", "json_each", "walk", "token", "CONSTANT"))
     small += ("SCAN tenure_type USING INDEX tenure_type_paused",)
-    for statement in (turns.WALK, turns.ROOM, turns.PASSED, *turns.PICK.values()):
+    for statement in (
+        sqlite_claim.WALK,
+        sqlite_claim.ROOM,
+        sqlite_claim.PASSED,
+        *sqlite_claim.PICK.values(),
+    ):
         plan = [row[-1] for row in raw.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
         scans = [line for line in plan if line.startswith("SCAN") and not line.startswith(small)]
         assert scans == []
@@ -123,17 +128,17 @@ def test_a_closed_partition_in_front_is_one_look(raw: sqlite3.Connection) -> Non
 
 
 def test_where_all_are_closed_so_many_are_looked_at_and_no_more(raw: sqlite3.Connection) -> None:
-    for number in range(2 * turns.MAX_PARTITIONS):
+    for number in range(2 * sqlite_claim.MAX_PARTITIONS):
         add(raw, 1, f"p{number:04}")
     limit(raw, "per_max_running = 0")
     steps, leases = steps_of(raw, claim(raw), 16)
     assert leases == []
-    assert steps < 200 * turns.MAX_PARTITIONS
+    assert steps < 200 * sqlite_claim.MAX_PARTITIONS
 
 
 def test_the_looks_go_on_where_they_ended_and_around(raw: sqlite3.Connection) -> None:
     """The open partition is before as many closed ones as a claim looks at."""
-    names = [f"p{number:04}" for number in range(turns.MAX_PARTITIONS)]
+    names = [f"p{number:04}" for number in range(sqlite_claim.MAX_PARTITIONS)]
     for name in ("a", *names):
         add(raw, 1, name)
     limit(raw, "per_max_running = 0")
@@ -151,7 +156,7 @@ def test_the_look_goes_around_once(raw: sqlite3.Connection) -> None:
         add(raw, 2, name)
     limit(raw, "per_max_running = 1")
     values = {"queue": "q", "priority": 0, "now": 2**50}
-    parts, last, _ = turns.open_partitions(raw, values, Turn("b"), 9)
+    parts, last, _ = sqlite_claim.open_partitions(raw, values, Turn("b"), 9)
     assert ([part.partition for part in parts], last) == (["b", "c", "a"], None)
 
 
@@ -160,10 +165,10 @@ def test_a_worker_passes_over_jobs_of_other_types_in_bounded_steps(raw: sqlite3.
     wanted = add(raw, 1, "a")
     limit(raw)
     view = SqliteLaneView()
-    for _ in range(MANY // turns.MAX_SEEN):
+    for _ in range(MANY // sqlite_claim.MAX_SEEN):
         steps, leases = steps_of(raw, claim(raw, ("mail",), view=view), 5)
         assert leases == []
-        assert steps < 200 * turns.MAX_SEEN
+        assert steps < 200 * sqlite_claim.MAX_SEEN
     assert [lease.id for lease in steps_of(raw, claim(raw, ("mail",), view=view), 5)[1]] == wanted
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from tenure import Tenure
-from tenure.jobs.work import ClaimRequest
+from tenure.rules.reports import ClaimRequest
 from tenure.store import migrate_store
 from tenure.store.notify import COMMIT as COMMITTED
 from tenure.store.notify import WORK, Notify, Watch
-from tenure.store.sqlite import watch as sqlite_watch
+from tenure.store.sqlite import reader as sqlite_watch
 from tenure.store.sqlite.reader import SqliteReader
 from tests.support.no_threads import no_new_threads
 from tests.support.programs import Program
@@ -421,7 +421,7 @@ def test_stopping_does_not_wait_for_the_next_look_and_leaves_nothing_open(
 def test_errors_are_logged_once_and_end_nothing(
     connections: Connections, path: Path, wal: Path, other: Other, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, logger="tenure.store.sqlite.watch")
+    caplog.set_level(logging.WARNING, logger="tenure.store.sqlite.reader")
     away = path.parent / "away"
     other.run("SELECT 1 FROM tenure_queue")  # it has the file open from here on
     with watching(connections, wal) as watch:

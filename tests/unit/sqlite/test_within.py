@@ -15,7 +15,7 @@ import pytest
 import tenure.sqlite
 from tenure import InvalidInput, Tenure
 from tenure.errors import SchemaMismatch
-from tenure.store.borrowed import files
+from tenure.store.borrowed import connections
 
 
 @pytest.fixture
@@ -99,14 +99,14 @@ def test_a_warning_named_a_way_that_sqlalchemy_does_not_have(
     app: Tenure, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLAlchemy makes its connections itself: it can set what the warnings name."""
-    monkeypatch.setattr(files, "resets_wal_unsafely", lambda version: True)
+    monkeypatch.setattr(connections, "resets_wal_unsafely", lambda version: True)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA synchronous = NORMAL")
         app.within(connection).enqueue("mail")
         connection.commit()
     named = re.findall("`(PRAGMA [a-z_]+ = [A-Z0-9]+)`", caplog.text)
     assert named == ["PRAGMA synchronous = FULL", "PRAGMA wal_autocheckpoint = 0"]
-    files._warned.clear()
+    connections._warned.clear()
     caplog.clear()
     with closing(sqlite3.connect(path)) as connection:
         for pragma in named:

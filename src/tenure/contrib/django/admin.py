@@ -24,8 +24,8 @@ from django.utils.timezone import is_aware, localtime
 from tenure import InvalidInput, Tenure, TenureError
 from tenure.contrib.django.databases import backends
 from tenure.contrib.django.models import Job, Transition
-from tenure.jobs.names import MAX_LABEL_LENGTH
-from tenure.jobs.queries import Filter
+from tenure.rules.search import Filter
+from tenure.values.names import MAX_LABEL_LENGTH
 
 MAX_COUNTED = 10_000
 """Rows that a page looks at to say how many there are, and which queues and types."""

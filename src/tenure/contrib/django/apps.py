@@ -20,7 +20,7 @@ class TenureConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the checks, and what looks after databases of tests."""
-        from tenure.contrib.django.checks import check_databases, check_deployment
+        from tenure.contrib.django.databases import check_databases, check_deployment
 
         checks.register(check_databases, checks.Tags.database)
         checks.register(check_deployment, "tenure", deploy=True)  # not run with `database`

@@ -12,11 +12,17 @@ from django.utils import timezone
 from tenure import NewJob, Tenure
 from tenure.contrib.django._api import BaseTaskBackend, InvalidTask, base, normalize_json, signals
 from tenure.contrib.django.databases import tenure_of
-from tenure.contrib.django.results import read_result, result_of
-from tenure.contrib.django.tasks import OF_JOBS, TenureTask, declared, type_of
+from tenure.contrib.django.tasks import (
+    OF_JOBS,
+    TenureTask,
+    declared,
+    read_result,
+    result_of,
+    type_of,
+)
 
 if TYPE_CHECKING:
-    from tenure.contrib.django.results import Result
+    from tenure.contrib.django.tasks import Result
 
 DEFAULTS: Mapping[str, Any] = {"max_retries": 3}
 
@@ -107,6 +113,6 @@ class TenureBackend(BaseTaskBackend):
 
     def check(self, **_: Any) -> list[Any]:
         """Return what is wrong with the settings."""
-        from tenure.contrib.django.checks import check_settings
+        from tenure.contrib.django.databases import check_settings
 
         return list(check_settings(self))

@@ -21,10 +21,15 @@ from django.utils import timezone
 
 from tenure import InvalidInput, JobContext, RetryAfter, Tenure
 from tenure.contrib.django._api import InvalidTask, base, normalize_json, signals, task_backends
-from tenure.contrib.django.results import read_result
-from tenure.contrib.django.tasks import OF_TYPES, TenureContext, TenureTask, declared, type_of
-from tenure.jobs.handlers import Handler
-from tenure.jobs.hooks import Failure
+from tenure.contrib.django.tasks import (
+    OF_TYPES,
+    TenureContext,
+    TenureTask,
+    declared,
+    read_result,
+    type_of,
+)
+from tenure.handlers.registry import Failure, Handler
 
 if TYPE_CHECKING:
     from tenure.contrib.django.backend import TenureBackend

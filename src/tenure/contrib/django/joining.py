@@ -1,22 +1,26 @@
 """The `Tenure` of a site: what adds or changes a job joins the transaction of Django that is open.
 
 That is one of `atomic()`, of ATOMIC_REQUESTS, of a `TestCase`, or after `set_autocommit(False)`.
-Without one everything is done as by any other `Tenure`.
-"""
+Without one everything is done as by any other `Tenure`."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
 from asgiref.sync import sync_to_async
 from django.db import connections
 
 from tenure import Job, Tenure
-from tenure.app.enqueueing import again
-from tenure.app.flow import NewWorkflow
-from tenure.jobs.enqueue import Options, Wake
+from tenure.app.jobs import again
+from tenure.app.workflows import NewWorkflow
+from tenure.rules.jobs import Options, Wake
 
 if TYPE_CHECKING:
     from tenure.app.within import Within
@@ -131,3 +135,37 @@ class SiteWorkflow(NewWorkflow):
             await sync_to_async(self._store)()
         else:
             await super()._store_async()
+
+
+# How child processes come to a project that is set up, and to the databases of a test.
+
+WORKER = "tenure.contrib.django.worker"
+TEST_DATABASES = "TENURE_DJANGO_TEST_DATABASES"
+"""The variable of the environment that names the databases of a test to its child processes, as a
+JSON object by alias. The settings, which a child reads, name those of the site."""
+
+
+def import_worker_first() -> None:
+    """Let the child processes of this one import `WORKER` before anything else."""
+    sys.modules["__main__"].__spec__ = find_spec(WORKER)
+
+
+@contextmanager
+def for_test() -> Iterator[None]:
+    """Let child processes that begin in the block use the databases of the test."""
+    main = sys.modules["__main__"]
+    spec = main.__spec__
+    import_worker_first()
+    names = {alias: str(connections[alias].settings_dict["NAME"]) for alias in connections}
+    os.environ[TEST_DATABASES] = json.dumps(names)
+    try:
+        yield
+    finally:
+        del os.environ[TEST_DATABASES]
+        main.__spec__ = spec
+
+
+def test_databases() -> dict[str, str]:
+    """Return what the test of which this is a child process calls its databases, by alias."""
+    names: dict[str, str] = json.loads(os.environ.get(TEST_DATABASES, "{}"))
+    return names

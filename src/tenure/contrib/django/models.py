@@ -13,9 +13,9 @@ from django.db import DEFAULT_DB_ALIAS, connections, models
 from django.utils import timezone
 
 from tenure.contrib.django.databases import backends
-from tenure.contrib.django.results import time_of
-from tenure.jobs.ids import EPOCH
+from tenure.contrib.django.tasks import time_of
 from tenure.lifecycle import Status
+from tenure.values.ids import EPOCH
 
 
 def alias() -> str:

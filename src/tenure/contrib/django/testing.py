@@ -11,8 +11,8 @@ from django.db import connections
 
 from tenure import testing
 from tenure.contrib.django import handlers
-from tenure.contrib.django.children import for_test
 from tenure.contrib.django.databases import IN_MEMORY, backends
+from tenure.contrib.django.joining import for_test
 from tenure.testing import Jobs
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from django.utils.module_loading import autodiscover_modules, import_string
 
 from tenure import JobType, Tenure, TenureError
 from tenure.contrib.django._api import InvalidTask
-from tenure.contrib.django.children import test_databases
 from tenure.contrib.django.databases import backends
 from tenure.contrib.django.handlers import handler_at
+from tenure.contrib.django.joining import test_databases
 from tenure.contrib.django.tasks import TenureTask, declared
 
 if TYPE_CHECKING:

@@ -13,14 +13,16 @@ from typing import Any
 
 from tenure.errors import DuplicateJob, JobNotFound, KeyConflict, LeaseLost, QueueFull, TenureError
 from tenure.events import Event, Retried
-from tenure.jobs.enqueue import CheckedJob, Enqueued, LinkedJob
-from tenure.jobs.stats import StoredType
-from tenure.jobs.uniqueness import plan
 from tenure.lifecycle import Job, Status, follow
-from tenure.store.borrowed import links, unique_keys
-from tenure.store.borrowed.drivers import Ask, Steps
-from tenure.store.borrowed.json_jobs import (
+from tenure.rules.jobs import CheckedJob, Enqueued, LinkedJob
+from tenure.rules.stats import StoredType
+from tenure.rules.unique_keys import plan
+from tenure.store.borrowed import dependencies
+from tenure.store.borrowed.dependencies import Looked
+from tenure.store.borrowed.drivers import (
     SQLITE_JOB,
+    Ask,
+    Steps,
     ask,
     document,
     job_in,
@@ -29,7 +31,6 @@ from tenure.store.borrowed.json_jobs import (
     time_in,
     written,
 )
-from tenure.store.borrowed.links import Looked
 from tenure.store.enqueue import answer_known, answers_of
 from tenure.store.rows import CHANGED, CHANGED_BY, TIMED, UNIQUE, added_job, changed_values
 from tenure.store.sqlite.connection import kept
@@ -99,7 +100,7 @@ def add(
         yield LOCK_FILE
     if not any(checked_job.unique for checked_job in checked_jobs):
         return (yield from _add_all(engine, checked_jobs, notify, limited, {}))
-    made = plan(checked_jobs, (yield from unique_keys.look(engine, checked_jobs)))
+    made = plan(checked_jobs, (yield from dependencies.look(engine, checked_jobs)))
     for refusal in made.answers:
         if isinstance(refusal, DuplicateJob):
             raise refusal
@@ -111,7 +112,7 @@ def add(
     for _, after in made.changed.values():
         yield saved(engine, after)
     new = {one.job.id for one in added if one.created}
-    yield from unique_keys.keep_throttles(engine, [a for a in made.fresh if a.id in new])
+    yield from dependencies.keep_throttles(engine, [a for a in made.fresh if a.id in new])
     return [one for one in answers_of(made, added) if isinstance(one, Enqueued)]
 
 
@@ -136,7 +137,7 @@ def _add_all(
         on_sqlite = engine == "sqlite"
         added = _add_on_sqlite(ordered, limited) if on_sqlite else _add(ordered, notify, limited)
         if linked is not None:
-            added = links.add(engine, ordered, linked, limited=limited)
+            added = dependencies.add(engine, ordered, linked, limited=limited)
         looked: Looked = yield from added
         if looked.full:
             raise QueueFull(*looked.full)
@@ -216,7 +217,7 @@ def _add_on_sqlite(checked_jobs: Sequence[CheckedJob], limited: bool) -> Steps[L
     jobs = [added_job(a, now, due(a, now), kept=kept) for a in checked_jobs]
     for doc, job in zip(docs, jobs, strict=True):
         doc |= {name: millis(getattr(job, name)) for name in ("created_at", *TIMED)}
-    yield from links.insert("sqlite", "job", STORED, docs)
+    yield from dependencies.insert("sqlite", "job", STORED, docs)
     if any(checked_job.traceparent for checked_job in checked_jobs):
         traces = [{name: doc[name] for name in ("id", "traceparent")} for doc in docs]
         yield Ask(SQLITE_TRACE, written(traces))
@@ -239,7 +240,7 @@ def apply(engine: str, job_id: str, event: Event) -> Steps[Job]:
     job, now = yield from locked(engine, job_id)
     steps = follow(job, event, now)
     if isinstance(event, Retried):
-        check_retry(job, (yield from unique_keys.keys_of(engine, job_id)), set(), now)
+        check_retry(job, (yield from dependencies.keys_of(engine, job_id)), set(), now)
     for after in steps:
         yield saved(engine, after)
     if job.status is Status.WAITING and job.token:  # it was suspended

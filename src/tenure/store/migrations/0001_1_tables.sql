@@ -161,7 +161,7 @@ CREATE TABLE {of}type (
 ) {rows};
 CREATE INDEX {ix}type_paused ON {of}type (name) WHERE paused_at IS NOT NULL;
 
--- How many seconds settled jobs of a type or a queue are kept, up to ten years, 1e12 for ever; jobs/retention.py
+-- How many seconds settled jobs of a type or a queue are kept, up to ten years, 1e12 for ever; rules/retention.py
 -- says which rule holds.
 CREATE TABLE {of}retention (
     subject {word} NOT NULL CHECK (subject IN ('type', 'handler', 'queue')),

@@ -17,9 +17,16 @@ from typing import NamedTuple
 from tenure import failpoints
 from tenure.errors import MoveRefused
 from tenure.store.constraints import SETTLED_SQL
-from tenure.store.moving.postgres import PostgresSide
-from tenure.store.moving.sides import Columns, Row, Source, digest
-from tenure.store.moving.tables import JOB, OF_JOBS, Table
+from tenure.store.moving.sides import (
+    JOB,
+    OF_JOBS,
+    Columns,
+    PostgresSide,
+    Row,
+    Source,
+    Table,
+    digest,
+)
 from tenure.store.postgres import schema
 
 # isort: split

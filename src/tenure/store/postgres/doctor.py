@@ -8,10 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from tenure.errors import SchemaMismatch
-from tenure.jobs.findings import Check
-from tenure.jobs.lock_holders import LockHolder, named
-from tenure.jobs.names import listed
-from tenure.jobs.text import quantity
+from tenure.rules.explain import LockHolder, named
 from tenure.store import doctor, migrate
 from tenure.store.doctor import ok, problem, warning
 from tenure.store.postgres import schema as postgres_schema
@@ -22,12 +19,14 @@ from tenure.store.postgres.connection import (
     connect,
     name_safely,
     one,
+    pools_transactions,
     route_of,
 )
-from tenure.store.postgres.lock_holders import FOR_LONG, lock_holder
-from tenure.store.postgres.pooler import pools_transactions
-from tenure.store.postgres.reader import PostgresReader
+from tenure.store.postgres.reader import FOR_LONG, PostgresReader, lock_holder
 from tenure.store.tables import types
+from tenure.values.findings import Check
+from tenure.values.names import listed
+from tenure.values.text import quantity
 
 # The imports above say what to do where psycopg is missing.
 # isort: split

@@ -19,16 +19,15 @@ from typing import Any
 from uuid import UUID
 
 from tenure.errors import WriteRefused
-from tenure.jobs.ids import BEFORE_ALL, EPOCH
-from tenure.jobs.limits import NEXT, Open, Turn, has_enough, look_again, quotas
-from tenure.jobs.work import MAX_BYTES, ClaimRequest, Lease, is_full
+from tenure.rules.queues import NEXT, Open, Turn, has_enough, look_again, quotas
+from tenure.rules.reports import MAX_BYTES, ClaimRequest, Lease, is_full
 from tenure.store import lanes
-from tenure.store.claims import Head, Lane, Limited, Mark
-from tenure.store.lanes import MAX_LANES, MAX_PLACES, MAX_SEEN
+from tenure.store.database import DROPPED_CHANGE, Database
+from tenure.store.lanes import MAX_LANES, MAX_PLACES, MAX_SEEN, Head, Lane, Limited, Mark
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import NOW, to_time, uuids
-from tenure.store.protocol import DROPPED_CHANGE, Database
 from tenure.store.refusals import MAX_TRIED, Picked, RefusedClaims
+from tenure.values.ids import BEFORE_ALL, EPOCH
 
 MARGIN = timedelta(seconds=1)
 MAX_DEAD_ENTRIES = 5_000

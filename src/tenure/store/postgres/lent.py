@@ -10,9 +10,9 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from tenure.errors import InvalidInput
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.reports import ClaimRequest, Lease, Report
 from tenure.store.postgres.connection import ArrayDumper, BinaryArray, address_of
 from tenure.store.postgres.reader import PostgresReader
 from tenure.store.postgres.schema import version_of

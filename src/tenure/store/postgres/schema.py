@@ -10,9 +10,8 @@ from typing import Any
 
 from tenure import failpoints
 from tenure.errors import SchemaMismatch, StoreUnavailable
-from tenure.jobs.findings import Progress, no_progress
 from tenure.lifecycle import RULE_OF, Rule, Status
-from tenure.store import constraints, duties, migrate, row_values
+from tenure.store import constraints, duties, migrate
 from tenure.store.postgres.connection import (
     NOW,
     OLDEST_SERVER,
@@ -23,6 +22,7 @@ from tenure.store.postgres.connection import (
     one,
 )
 from tenure.store.postgres.statements import DIALECT, ENTERING, ENTERING_VALUES, NEW, type_of
+from tenure.values.findings import Progress, no_progress
 
 # The import above says what to do where psycopg is missing, so it comes first.
 # isort: split
@@ -211,29 +211,29 @@ def _steps(address: Address, version: int, progress: Progress = no_progress) -> 
 def _conditions(schema: str) -> dict[str, str]:
     """What triggers ask of rows, by placeholder."""
     json_type = "json_typeof({}::json)"
-    set_later = row_values.enforced(row_values.postgres_values(json_type, schema, "NEW."))
-    new = row_values.enforced(row_values.postgres_values(json_type, schema, "n."))
+    set_later = constraints.enforced(constraints.postgres_values(json_type, schema, "NEW."))
+    new = constraints.enforced(constraints.postgres_values(json_type, schema, "n."))
     result = {"result_is_json": new.pop("result_is_json")}  # a new job has none
     del set_later["result_is_json"]
-    every = {**row_values.in_reach("n."), "times_in_reach": row_values.postgres_times("n.")}
+    every = {**constraints.in_reach("n."), "times_in_reach": constraints.postgres_times("n.")}
     every |= constraints.row_rules("n.")
     illegal_change = constraints.illegal_change("IS DISTINCT FROM")
     counts = _renamed(constraints.is_no_transition("IS DISTINCT FROM"), OLD="o", NEW="n")
     illegal_entry = _renamed(constraints.ILLEGAL_INSERT, NEW="n")
-    unfit_new, unfit = row_values.unfit(new | every), row_values.unfit(every | result)
+    unfit_new, unfit = constraints.unfit(new | every), constraints.unfit(every | result)
     fit_entry = f"NOT ({illegal_entry}) AND NOT ({unfit_new})"
     pending = {"status": f"'{Status.PENDING}'::text"}
     waiting = {"status": f"'{Status.WAITING}'::text"}
     fresh = pending | {"attempts": "0", "token": "0"}
     missing = {column: f"NULL::{type_of(column)}" for column in (*RARE, *UNTRIED)}
     return {
-        "values_of_a_job": ", ".join(row_values.VALUES_OF_A_JOB),
-        "broken_value": row_values.broken(set_later),
-        "unfit_job": row_values.unfit(set_later),
-        "broken_new_value": row_values.broken(new | every),
+        "values_of_a_job": ", ".join(constraints.VALUES_OF_A_JOB),
+        "broken_value": constraints.broken(set_later),
+        "unfit_job": constraints.unfit(set_later),
+        "broken_new_value": constraints.broken(new | every),
         "unfit_new_job": unfit_new,
         "unfit_change": unfit,
-        "broken_change": row_values.broken(every | result),
+        "broken_change": constraints.broken(every | result),
         "illegal_entry": illegal_entry,
         "illegal_move": _renamed(illegal_change, OLD="o", NEW="n"),
         "is_entry": _known(fit_entry, n=pending),
@@ -242,8 +242,8 @@ def _conditions(schema: str) -> dict[str, str]:
         "is_plain_entry": _known(fit_entry, n=fresh | missing),
         "is_counted": _known(f"{counts} AND NOT ({unfit}) AND n.spare >= 0", o=waiting, n=waiting),
         **{f"is_{event}": _legal(RULE_OF[event, status], unfit) for event, status in SHORT},
-        "partition_is_short_text": row_values.postgres_values("", "")["partition_is_short_text"],
-        "is_policy": row_values.postgres_policy("value"),
+        "partition_is_short_text": constraints.postgres_values("", "")["partition_is_short_text"],
+        "is_policy": constraints.postgres_policy("value"),
     }
 
 

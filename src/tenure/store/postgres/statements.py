@@ -16,11 +16,10 @@ from itertools import chain
 from typing import Any
 
 from tenure.lifecycle import Status
-from tenure.store.constraints import quoted
-from tenure.store.dialect import Dialect
+from tenure.store.constraints import broken, in_reach, postgres_values, quoted
+from tenure.store.database import Dialect
 from tenure.store.lanes import MAX_LANES, MAX_SEEN
 from tenure.store.postgres.connection import NOW, array_of, is_uuid, to_time
-from tenure.store.row_values import broken, in_reach, postgres_values
 from tenure.store.rows import ADDED, CHANGED, COLUMNS, TIMED, TIMES, selected
 
 MAX_PARTITIONS = 250

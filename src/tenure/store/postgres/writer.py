@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from psycopg import errors
 
 from tenure.errors import TenureError
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.retention import Cutoffs
-from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job
-from tenure.store.deletion import Kind, Refused, delete
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.reports import ClaimRequest, Lease, Report
+from tenure.rules.retention import Cutoffs
+from tenure.store.database import Left, Passed
 from tenure.store.lanes import MARGIN, next_due
 from tenure.store.postgres import statements as sql
 from tenure.store.postgres.connection import (
@@ -28,8 +28,7 @@ from tenure.store.postgres.connection import (
 )
 from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes, in_order, seen_for
 from tenure.store.postgres.session import PostgresSession
-from tenure.store.protocol import Left, Passed
-from tenure.store.refusals import unless_refused
+from tenure.store.refusals import Kind, Refused, delete, unless_refused
 from tenure.store.rows import (
     CHANGED,
     added_job,

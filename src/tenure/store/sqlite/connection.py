@@ -1,14 +1,17 @@
-"""Connections to a SQLite file: settings that the promises rest on, times, and checkpoints."""
+"""Who holds up a writer: another process, or another connection of this one."""
 
 from __future__ import annotations
 
 import codecs
 import errno
 import os
+import re
 import sqlite3
+import stat
+import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,10 +19,151 @@ from typing import Any, TypeVar
 
 from tenure import failpoints, forks
 from tenure.errors import InvalidInput, StoreUnavailable
-from tenure.jobs.ids import EPOCH
-from tenure.jobs.redaction import without_password
-from tenure.store.sqlite import filesystems
-from tenure.store.sqlite.holder import is_held_here
+from tenure.values.ids import EPOCH
+from tenure.values.redaction import without_password
+
+WRITE_LOCK = 120
+"""The byte of the log's index that a writer locks."""
+COMMITS = "tenure.store.sqlite.writer"
+"""The module of the calls that also write without a transaction around them."""
+
+
+def is_held_here(path: Path, ours: Iterable[Callable[[], sqlite3.Connection | None]]) -> bool:
+    """Whether a write transaction of this process holds a file, and it is not one of `ours`.
+
+    `ours` return the connections of Tenure that no caller has. Only Linux says so; elsewhere the
+    answer is no.
+    """
+    try:
+        found = os.stat(f"{path}-shm")  # noqa: PTH116 - of a path with an ending
+        locks = Path("/proc/locks").read_text("ascii").splitlines()
+    except OSError:
+        return False
+    index = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    lock = ["POSIX", "ADVISORY", "WRITE", str(os.getpid()), index, str(WRITE_LOCK)]
+    if not any(line.split()[1:7] == lock for line in locks):
+        return False
+    tops = (frame.f_globals.get("__name__") for frame in sys._current_frames().values())
+    return COMMITS not in tops and not any(_is_in_transaction(each()) for each in ours)
+
+
+def _is_in_transaction(connection: sqlite3.Connection | None) -> bool:
+    try:
+        return connection is not None and connection.in_transaction
+    except sqlite3.ProgrammingError:  # closed meanwhile
+        return False
+
+
+# Whether a database may be where a path leads: the file system, and links on the way.
+#
+# The write-ahead log needs locks and shared memory that every process using the file sees alike.
+# On a network or a host's shared folder they do not exist, or not for all: commits are lost and
+# files damaged without an error. So such a place is refused before anything is written, where the
+# kind is known, which is on Linux.
+#
+# In a folder where every user may make files, such as /tmp, any user can put a link under the
+# name of a database, so that it is made elsewhere or another one is read. Linux refuses such
+# links if fs.protected_symlinks is 1, which not every system sets.
+
+MOUNTS = Path("/proc/self/mountinfo")
+"""Every mount of this process, one a line: proc_pid_mountinfo(5)."""
+
+REMOTE = frozenset(
+    {
+        # file servers and cluster storage
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "coda", "ceph", "lustre"),
+        *("glusterfs", "beegfs", "gpfs", "pvfs2", "orangefs"),
+        *("fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.juicefs", "fuse.smbnetfs"),
+        # object stores in the shape of folders
+        *("fuse.s3fs", "fuse.mount-s3", "fuse.gcsfuse", "fuse.rclone", "fuse.goofys"),
+        *("fuse.geesefs", "fuse.blobfuse", "fuse.blobfuse2"),
+        # folders of the host, shown to a virtual machine or container
+        *("9p", "virtiofs", "vboxsf", "vmhgfs", "prl_fs", "drvfs", "fakeowner"),
+        *("fuse.vmhgfs-fuse", "fuse.osxfs", "fuse.grpcfuse"),
+    }
+)
+"""Kinds that are known not to carry the log."""
+ANY = "filesystem=any"
+"""After `?` in a URL, it says that the log works there. In some sandboxes every folder is
+`9p`, with one kernel for all users: the log works, but the name of the kind does not show it."""
+
+_escaped = re.compile(r"\\([0-7]{3})")
+
+
+def filesystem_of(path: Path) -> str:
+    """The kind of file system that `path` is or would be on (`ext4`, `nfs4`); "" if unknown."""
+    try:
+        mounts = MOUNTS.read_text("utf-8", "surrogateescape")
+    except OSError:
+        return ""  # not Linux, or /proc is not there
+    return kind_at(path.resolve(), mounts)
+
+
+def kind_at(path: Path, mounts: str) -> str:
+    """The kind of file system at an absolute `path` without links, by the text of `mounts`."""
+    found, depth = "", -1
+    for line in mounts.splitlines():
+        place, _, source = line.partition(" - ")
+        where, kind = place.split()[4:5], source.split()[:1]
+        if not where or not kind:
+            continue
+        point = Path(_escaped.sub(lambda code: chr(int(code[1], 8)), where[0]))
+        # Of two mounts at one place the later one covers the other.
+        if path.is_relative_to(point) and len(point.parts) >= depth:
+            found, depth = kind[0], len(point.parts)
+    return found
+
+
+def refuse_remote(path: Path) -> None:
+    """Raise InvalidInput if SQLite's log does not work where `path` is or would be."""
+    kind = filesystem_of(path)
+    if kind in REMOTE:
+        raise InvalidInput(
+            f"{path} is on a file system of kind {kind}, where SQLite's locks and log do not "
+            "work: jobs would be lost or the file damaged. Put it on a local disk (of a container: "
+            "a volume that is a local folder), or use PostgreSQL. If only one kernel ever opens "
+            f"it, and you are sure of that, add ?{ANY} to the URL"
+        )
+
+
+MAX_LINKS = 40
+"""As many as Linux follows on the way to one file."""
+
+
+def refuse_planted(path: Path) -> None:
+    """Raise InvalidInput if `path` leads through a link that a stranger may have put there."""
+    waiting, followed = [path], 0
+    while waiting and followed < MAX_LINKS:
+        way = waiting.pop()
+        for step in (*reversed(way.parents), way):
+            if not _is_link(step):
+                continue
+            followed += 1
+            if is_planted(step.lstat(), step.parent.stat(), os.geteuid()):
+                raise InvalidInput(
+                    f"{path} leads through {step}, a link that another user made in a folder where "
+                    "every user may make files: put the database into a folder that is yours"
+                )
+            waiting.append(step.parent / step.readlink())
+
+
+def _is_link(path: Path) -> bool:
+    """Whether there is a link. Path.is_symlink says no for every OSError, from Python 3.14 on."""
+    try:
+        return stat.S_ISLNK(path.lstat().st_mode)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
+
+
+def is_planted(link: os.stat_result, folder: os.stat_result, user: int) -> bool:
+    """Whether a link is neither the user's nor the folder's owner's, where all may make files."""
+    open_to_all = folder.st_mode & stat.S_ISVTX and folder.st_mode & stat.S_IWOTH
+    return bool(open_to_all) and link.st_uid not in (user, folder.st_uid)
+
+
+# Connections to a SQLite file: settings that the promises rest on, times, and checkpoints.
 
 T = TypeVar("T")
 
@@ -66,7 +210,7 @@ def path_of(url: str) -> Path:
     """The file of a `sqlite:///relative.db` or `sqlite:////absolute.db` URL."""
     path, _, option = url.removeprefix("sqlite:///").partition("?")
     is_path = path != url and path not in {"", ":memory:"} and "\0" not in path
-    if not is_path or option not in {"", filesystems.ANY}:
+    if not is_path or option not in {"", ANY}:
         raise InvalidInput(
             f"{without_password(url)!r} is not the URL of a SQLite file; write "
             "sqlite:///jobs.db or sqlite:////var/lib/jobs.db"
@@ -81,9 +225,9 @@ def usable_path_of(url: str) -> Path:
     """
     path = path_of(url)
     try:
-        filesystems.refuse_planted(path)
-        if not url.endswith(f"?{filesystems.ANY}"):
-            filesystems.refuse_remote(path)
+        refuse_planted(path)
+        if not url.endswith(f"?{ANY}"):
+            refuse_remote(path)
     except OSError as error:
         said = f"the database {path} cannot be used: {error.strerror}"
         if error.errno == errno.ENAMETOOLONG:  # nor will it be usable later

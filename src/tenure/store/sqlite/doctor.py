@@ -11,15 +11,14 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from tenure.jobs.findings import Check
 from tenure.store import doctor, migrate
 from tenure.store.doctor import ok, problem, warning
 from tenure.store.sqlite import connection as sqlite_connection
-from tenure.store.sqlite import filesystems
 from tenure.store.sqlite import schema as sqlite_schema
 from tenure.store.sqlite.connection import AWAY, OLDEST_SQLITE, resets_wal_unsafely
 from tenure.store.sqlite.reader import SqliteReader
 from tenure.store.tables import types
+from tenure.values.findings import Check
 
 MIN_SPACE = 1024**3
 """Bytes; the log of a SQLite file alone may take some hundred MB while there is a long reader."""
@@ -68,7 +67,7 @@ def file_system(kind: str) -> Check:
         "If you are not sure, move it to a local disk, or use PostgreSQL"
     )
     found = kind or "not known on this system"
-    return warning("file_system", found, advice if kind in filesystems.REMOTE else "")
+    return warning("file_system", found, advice if kind in sqlite_connection.REMOTE else "")
 
 
 def space(free: int) -> Check:
@@ -120,7 +119,7 @@ DAMAGED = (
 def check_sqlite(url: str) -> Iterator[Check]:
     """The checks of an SQLite file, in order."""
     path = sqlite_connection.path_of(url)
-    filesystems.refuse_planted(path)
+    sqlite_connection.refuse_planted(path)
     yield sqlite_library(sqlite3.sqlite_version_info)
     if not path.exists() and not sqlite_connection.is_log_alone(os.path.realpath(path)):
         if path.parent.is_dir():
@@ -131,7 +130,7 @@ def check_sqlite(url: str) -> Iterator[Check]:
             yield problem("database", "not there yet", advice)
         return
     try:
-        yield file_system(filesystems.filesystem_of(path))
+        yield file_system(sqlite_connection.filesystem_of(path))
         yield space(shutil.disk_usage(path.parent).free)  # a full disk can be why it does not open
         with closing(sqlite_connection.connect(path)) as connection:
             yield ok("database", str(path))

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from tenure.errors import InvalidInput
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.findings import Progress, no_note, no_progress
 from tenure.lifecycle import Job
+from tenure.rules.jobs import CheckedJob
 from tenure.store.reader import Reader
 from tenure.store.sqlite.connection import MEMORY
 from tenure.store.sqlite.reader import SqliteReader
 from tenure.store.sqlite.schema import version_of
 from tenure.store.sqlite.writer import Sqlite
+from tenure.values.findings import Progress, no_note, no_progress
 
 ENDED = "the transaction of the test has ended: neither commit it nor roll it back in the block"
 

@@ -11,13 +11,12 @@ from pathlib import Path
 
 from tenure import failpoints
 from tenure.errors import SchemaMismatch, StoreUnavailable
-from tenure.jobs.durations import YEARS
-from tenure.jobs.findings import Progress, no_progress
 from tenure.lifecycle import TRANSITIONS, Rule
 from tenure.store import migrate
-from tenure.store.constraints import ledger_values
-from tenure.store.row_values import enforced, sqlite_values
+from tenure.store.constraints import enforced, ledger_values, sqlite_values
 from tenure.store.sqlite.connection import AWAY, NOW, READ_ONLY, connect, is_log_alone, to_millis
+from tenure.values.durations import YEARS
+from tenure.values.findings import Progress, no_progress
 
 
 def version_of(connection: sqlite3.Connection) -> int:

@@ -8,13 +8,13 @@ from functools import cache, lru_cache
 from itertools import chain
 from typing import Any
 
-from tenure.jobs.ids import EPOCH
-from tenure.jobs.work import ALONE_AFTER
-from tenure.store.dialect import Dialect
+from tenure.rules.reports import ALONE_AFTER
+from tenure.store.constraints import broken, sqlite_values
+from tenure.store.database import Dialect
 from tenure.store.lanes import MAX_SEEN
-from tenure.store.row_values import broken, sqlite_values
 from tenure.store.rows import ADDED, CHANGED, COLUMNS, TIMED
 from tenure.store.sqlite.connection import NOW, to_time
+from tenure.values.ids import EPOCH
 
 
 def to_bound(time: datetime | None) -> int | None:

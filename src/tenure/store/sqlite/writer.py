@@ -1,4 +1,8 @@
-"""The writing side of the SQLite store: every commit is on disk before it is acknowledged."""
+"""How far retention has come where types or queues have rules, or jobs cannot be deleted.
+
+What stays longer than others lies at the front of the only index of settled jobs. So a batch
+begins where the last one ended, and a new round at the front begins every hour, or with other
+rules. It finds what has become due, and what was needed by others."""
 
 from __future__ import annotations
 
@@ -15,14 +19,14 @@ from typing import Any
 
 import msgspec
 
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.retention import Cutoffs
-from tenure.jobs.work import ClaimRequest, Lease, Report
 from tenure.lifecycle import Job, Status
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.reports import ClaimRequest, Lease, Report
+from tenure.rules.retention import Cutoffs, RetentionRule
 from tenure.store.constraints import quoted
-from tenure.store.deletion import Kind, Refused, delete
+from tenure.store.database import ELSEWHERE, Left, Passed, Trouble
 from tenure.store.lanes import Lanes, next_due
-from tenure.store.protocol import ELSEWHERE, Left, Passed, Trouble
+from tenure.store.refusals import Kind, Refused, delete
 from tenure.store.rows import (
     ADDED,
     CHANGED,
@@ -48,8 +52,52 @@ from tenure.store.sqlite.connection import (
     to_time,
     when_free,
 )
-from tenure.store.sqlite.marks import Marks
 from tenure.store.tables.stats import StatsWriter
+
+ROUND = timedelta(hours=1)
+Mark = tuple[int, int]
+"""The time at which a job settled, and its rowid."""
+FRONT: Mark = (0, 0)
+
+
+class Marks:
+    """The place of the last batch, by status and by how much longer jobs were kept."""
+
+    def __init__(self) -> None:
+        self._marks: dict[tuple[str, timedelta], Mark] = {}
+        self._rules: tuple[RetentionRule, ...] = ()
+        self._since: datetime | None = None
+        self._refused = False
+
+    def are_needed(self, cutoffs: Cutoffs) -> bool:
+        """Whether jobs may lie at the front that stay."""
+        return bool(cutoffs.rules.every) or (self._refused and self._is_in_round(cutoffs))
+
+    def refused(self, cutoffs: Cutoffs) -> None:
+        """Note that the database refused to delete a job: a new round begins."""
+        self._begin(cutoffs)
+        self._refused = True
+
+    def start(self, cutoffs: Cutoffs) -> Mark:
+        """Return the place after which the next batch begins."""
+        if not self._is_in_round(cutoffs):
+            self._begin(cutoffs)
+        return self._marks.get((cutoffs.status, cutoffs.wait), FRONT)
+
+    def _is_in_round(self, cutoffs: Cutoffs) -> bool:
+        if self._since is None or cutoffs.rules.every != self._rules:
+            return False
+        return self._since <= cutoffs.now < self._since + ROUND
+
+    def _begin(self, cutoffs: Cutoffs) -> None:
+        self._marks, self._rules, self._since = {}, cutoffs.rules.every, cutoffs.now
+        self._refused = False
+
+    def end(self, cutoffs: Cutoffs, mark: Mark) -> None:
+        self._marks[cutoffs.status, cutoffs.wait] = mark
+
+
+# The writing side of the SQLite store: every commit is on disk before it is acknowledged.
 
 _read_jobs = msgspec.json.Decoder(list[list[Any]]).decode
 _added_values = attrgetter(*ADDED)

@@ -17,8 +17,8 @@ from msgspec.structs import replace
 from tenure import failpoints
 from tenure.errors import IllegalTransition
 from tenure.events import Amended, Cancelled, Event, Retried
-from tenure.jobs.ids import BEFORE_ALL
-from tenure.jobs.queries import (
+from tenure.lifecycle import Job, Status, follow
+from tenure.rules.search import (
     Action,
     Bulk,
     Counted,
@@ -28,17 +28,16 @@ from tenure.jobs.queries import (
     query_of,
     sources,
 )
-from tenure.lifecycle import Job, Status, follow
 from tenure.store import transitions
-from tenure.store.dialect import Reads, Statements
-from tenure.store.protocol import waited_for_a_lock
+from tenure.store.database import Reads, Statements, waited_for_a_lock
 from tenure.store.rows import read_rows
 from tenure.store.search import fits, put_off, some_ids
-from tenure.store.tables import dependencies, revisits, signals, unique_keys
+from tenure.store.tables import dependencies, signals, unique_keys
+from tenure.values.ids import BEFORE_ALL
 
 if TYPE_CHECKING:
     from tenure.store import Store
-    from tenure.store.protocol import Database
+    from tenure.store.database import Database
     from tenure.store.reader import Reader
 
 BATCH = 500
@@ -225,7 +224,7 @@ def batch(
     changes, _ = transitions.save_unless_refused(db, changes)
     signals.end_waits(db, [job for job, _ in changes])
     if bulk.action is Action.RETRY:
-        revisits.restore_behind(db, [job.id for job, _ in changes], bulk.signature)
+        transitions.restore_behind(db, [job.id for job, _ in changes], bulk.signature)
     failpoints.hit("bulk.between_jobs_and_cursor")
     done = replace(
         bulk,

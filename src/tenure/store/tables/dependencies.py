@@ -1,4 +1,4 @@
-"""Reads the table of dependencies. `store/borrowed/links.py` writes it."""
+"""Reads the table of dependencies. `store/borrowed/dependencies.py` writes it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from tenure.errors import Forbidden
-from tenure.jobs.graph import Ties
-from tenure.jobs.ids import BEFORE_ALL
-from tenure.jobs.queue_rights import includes
-from tenure.jobs.steps import ParentJob, Parents, ReadParents
-from tenure.store.dialect import Reads
-from tenure.store.protocol import Database
+from tenure.rules.dependencies import Ties
+from tenure.rules.steps import ParentJob, Parents, ReadParents
+from tenure.rules.tokens import includes
+from tenure.store.database import Database, Reads
+from tenure.values.ids import BEFORE_ALL
 
 PAGE = 500
 PAGE_LENGTH = 1024 * 1024
@@ -44,9 +43,9 @@ def parents(db: Reads, job_id: str) -> list[tuple[str, str, str, str]]:
 
 def ties(db: Reads, job_id: str) -> Ties:
     """Return what `links.ties` returns, on a connection of the store."""
-    from tenure.store.borrowed import links, unique_keys  # they come with the drivers of callers
+    from tenure.store.borrowed import dependencies  # they come with the drivers of callers
 
-    return unique_keys.run(db, links.ties(db.dialect.engine, job_id))
+    return dependencies.run(db, dependencies.ties(db.dialect.engine, job_id))
 
 
 def page(db: Reads, job_id: str, call: ReadParents) -> Parents:

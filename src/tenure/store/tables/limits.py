@@ -10,13 +10,12 @@ from datetime import datetime
 from typing import Any
 
 from tenure.errors import LimitConflict
-from tenure.jobs.explain_limits import LimitFacts, Part
-from tenure.jobs.limits import Limits, PerPartition, Rate, merged, parse_rate
-from tenure.jobs.queries import MAX_AHEAD
-from tenure.jobs.stats import PartitionState
-from tenure.jobs.work import Report
 from tenure.lifecycle import Job, Status
-from tenure.store.dialect import Reads, Statements
+from tenure.rules.queues import LimitFacts, Limits, Part, PerPartition, Rate, merged, parse_rate
+from tenure.rules.reports import Report
+from tenure.rules.search import MAX_AHEAD
+from tenure.rules.stats import PartitionState
+from tenure.store.database import Reads, Statements
 from tenure.store.rows import fields_of, read_rows, selected
 
 RATE = ("rate_starts", "rate_seconds", "burst", "every")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from tenure.jobs.progress import JobProgress
-from tenure.store.dialect import Reads, Statements
+from tenure.rules.steps import JobProgress
+from tenure.store.database import Reads, Statements
 
 Entry = tuple[str, str, JobProgress]
 """Job id, lease id, and what its holder says."""

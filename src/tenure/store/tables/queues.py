@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tenure.jobs.stats import QueueQuery, QueueState
-from tenure.store.dialect import Statements
+from tenure.rules.stats import QueueQuery, QueueState
+from tenure.store.database import Statements
 from tenure.store.tables import limits
 
 if TYPE_CHECKING:

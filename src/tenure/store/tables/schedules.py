@@ -3,20 +3,54 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
-from tenure.errors import KeyConflict, ScheduleNotFound
-from tenure.jobs.fires import INSTANT
-from tenure.jobs.names import check_kind, is_name
-from tenure.jobs.schedule_times import When, is_zone, newest
-from tenure.jobs.schedules import Fire, FireOutcome, How, Schedule, Template
+from tenure import failpoints
+from tenure.errors import InvalidInput, KeyConflict, ScheduleNotFound, TenureError
+from tenure.events import Cancelled
+from tenure.lifecycle import SETTLED, Job, Status, follow
+from tenure.rules.schedules import (
+    INSTANT,
+    MAX_BUFFERED,
+    MAX_FIRES,
+    RULE_OF,
+    Advance,
+    Decision,
+    Defaults,
+    Fire,
+    FireOutcome,
+    How,
+    Key,
+    Rules,
+    Schedule,
+    Template,
+    Tick,
+    actor_of,
+    advance,
+    decide_fires,
+    linked_jobs,
+    new_schedule,
+    rules_of,
+    ticks_between,
+    with_room,
+)
+from tenure.rules.times import When, in_words, is_zone, newest, next_after
+from tenure.store import enqueue, transitions
 from tenure.store.audit import TICKS
-from tenure.store.dialect import Dialect, Reads, Statements
+from tenure.store.database import Database, Dialect, Reads, Statements
+from tenure.store.duties import AHEAD
+from tenure.store.refusals import unless_refused
 from tenure.store.rows import read_rows
+from tenure.values.names import check_kind, is_name
+
+if TYPE_CHECKING:
+    from tenure.store.reader import Reader
 
 log = logging.getLogger(__name__)
 
@@ -263,3 +297,352 @@ def _objects(d: Dialect, some: Sequence[Schedule | Fire], columns: Sequence[str]
 
 def _bound(d: Dialect, value: Any) -> Any:
     return d.to_bound(value) if isinstance(value, datetime) else value
+
+
+# The fires of schedules: add the jobs, and record every tick that is due.
+#
+# A transaction locks the row of a schedule before it decides anything of it. So each tick is
+# decided once, however many processes try, and the primary key of `fire` holds it to one job.
+
+log = logging.getLogger(__name__)
+
+BATCH = 100
+"""Schedules that one transaction decides."""
+TRIM_EVERY = 100
+"""Ticks after which old fires of their schedule are looked for."""
+TAKEN = (
+    "schedule %s added jobs of type %s, and adds %s from now on: if another program declares it, "
+    "give one of the two another name"
+)
+CHANGED = "schedule %s had other rules, and has those of this program from now on: %s, edition %d"
+MIN_STEP_SECONDS = 60
+"""Smaller steps back of the clock are waited for."""
+
+
+def evaluate(
+    db: Database, declared: Collection[str], defaults: Defaults, left: Collection[str]
+) -> tuple[int, Mapping[str, TenureError]]:
+    """Decide the due ticks of up to BATCH schedules. Call again after BATCH.
+
+    Of the schedules in code it decides only the `declared` ones, and none of `left`. If a
+    schedule or its last job is locked, it waits for the next call. Returns how many schedules
+    were looked at, and what this process cannot decide, or the database refuses: name -> why.
+    """
+    d = db.dialect
+    here = f" OR name IN ({d.values(len(declared))})" if declared else ""
+    others = f" AND name NOT IN ({d.values(len(left))})" if left else ""
+    due = read(
+        db,
+        f"WHERE next_at <= {d.later(AHEAD)} AND (NOT declared{here}){others}"
+        f" AND (overlap = 'allow_all' OR next_at <= {d.now})"
+        f" ORDER BY next_at, name LIMIT {BATCH} {d.skip_locked}",
+        (*declared, *left),
+    )
+    before = _jobs_before(db, due)
+    ids = {id for some in before.values() for id in some}
+    busy = db.busy(sorted(ids)) if ids else set()
+    free = [one for one in due if not before[one.name] & busy]
+    if not free:
+        return 0, {}
+    done, undecided = _decide(db, free, defaults, before)
+    _, refused = unless_refused(db, partial(carry_out, db), done) if done else ((), ())
+    return len(free), {**undecided, **{one.schedule.name: error for one, error in refused}}
+
+
+def _decide(
+    db: Database, due: Sequence[Schedule], defaults: Defaults, before: Mapping[str, set[str]]
+) -> tuple[Sequence[Advance], Mapping[str, TenureError]]:
+    """Decide the due ticks of locked schedules that are not paused; nothing is written yet.
+
+    `before` has the jobs of each, as `_jobs_before` finds them. Returns beside the decisions the
+    schedules that this process cannot decide: name -> why.
+    """
+    now, done, undecided = db.now(), list[Advance](), dict[str, TenureError]()
+    fired, held = _fired_ahead(db, due), _open_jobs(db, due, before)
+    for schedule in due:
+        jobs = held[schedule.name]
+        try:
+            had = fired.get(schedule.name, ())
+            decision = decide_fires(
+                schedule, now, is_open=bool(jobs), waiting=_waiting(jobs), fired=had
+            )
+            done.append(advance(schedule, decision, now, defaults, None, list(jobs)))
+        except InvalidInput as error:
+            undecided[schedule.name] = error
+    return done, undecided
+
+
+def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
+    """Add the jobs of locked schedules that were decided, and record it; return the fires."""
+    _cancel(db, done)
+    jobs = [job for one in done for job in one.jobs]
+    if plain := [job for job, parents in jobs if not parents]:
+        for answer in enqueue.add(db, plain):
+            if isinstance(answer, TenureError):  # its key was used meanwhile
+                raise answer
+    for waiting in linked_jobs(done):
+        enqueue.add_linked(db, waiting, limited=False)
+    failpoints.hit("schedule.between_jobs_and_cursor")
+    made = [fire for one in done for fire in one.fires]
+    record(db, made)
+    save_states(db, [one.schedule for one in done])
+    for one in done:
+        if one.schedule.decided % TRIM_EVERY < len(one.fires):
+            trim(db, one.schedule.name)
+    return made
+
+
+def _fired_ahead(db: Database, due: Sequence[Schedule]) -> Mapping[str, set[datetime]]:
+    """The ticks after the cursor that have a job, by schedule: a clock was ahead, or a backfill."""
+    d, found = db.dialect, dict[str, set[datetime]]()
+    rest = (
+        f"JOIN {d.table('schedule')} AS one ON one.name = schedule AND at > cursor_at"
+        f" WHERE one.name IN ({d.values(len(due))}) AND outcome = 'fired'"
+    )
+    for fire in fires(db, rest, [schedule.name for schedule in due]):
+        found.setdefault(fire.schedule, set()).add(fire.at)
+    return found
+
+
+def _jobs_before(db: Reads, due: Sequence[Schedule]) -> Mapping[str, set[str]]:
+    """The ids of the jobs of each schedule on which its `overlap` depends, by schedule.
+
+    Of several that wait for one another the last may have settled before the others.
+    """
+    found = {one.name: set[str]() for one in due}
+    buffers = [one.name for one in due if one.overlap in ("buffer_one", "buffer_all")]
+    for name, id in open_jobs(db, buffers, MAX_BUFFERED + 1) if buffers else ():
+        found[name].add(id)
+    for one in due:
+        if one.last_job_id and one.overlap != "allow_all":
+            found[one.name].add(one.last_job_id)
+    return found
+
+
+def _open_jobs(
+    db: Database, due: Sequence[Schedule], before: Mapping[str, set[str]]
+) -> Mapping[str, Mapping[str, Job]]:
+    """Those of the jobs before each schedule that are not settled, locked."""
+    ids = {id for one in due for id in before[one.name]}
+    jobs = db.lock(sorted(ids)) if ids else {}
+    held = {id: job for id, job in jobs.items() if job.status not in SETTLED}
+    return {
+        one.name: {id: held[id] for id in sorted(before[one.name]) if id in held} for one in due
+    }
+
+
+def _waiting(jobs: Mapping[str, Job]) -> int:
+    # One that waits for a signal has started, so it is what others wait for.
+    return sum(job.status is Status.WAITING and job.token == 0 for job in jobs.values())
+
+
+def _cancel(db: Database, done: Sequence[Advance]) -> None:
+    who = {one.cancels: actor_of(one.schedule.name) for one in done if one.cancels}
+    now, changes = db.now(), list[tuple[Job, tuple[Job, ...]]]()
+    for id, job in db.lock(sorted(who)).items() if who else ():
+        if job.status not in SETTLED:
+            event = Cancelled(actor=who[id], reason="the schedule is due again")
+            changes.append((job, follow(job, event, now)))
+    transitions.save(db, changes)
+
+
+def trigger(
+    db: Database, schedule: Schedule, actor: str, defaults: Defaults, key: Key | None = None
+) -> Fire:
+    """Fire a locked schedule at this moment, unless it was with this key; raises KeyConflict."""
+    if key and (known := triggered(db, schedule.name, *key)):
+        return known
+    d, v, now = db.dialect, db.dialect.value, db.now()
+    at = now.replace(microsecond=now.microsecond // 1000 * 1000)
+    last = f"WHERE schedule = {v} AND at >= {v} AND outcome = 'fired' ORDER BY at DESC LIMIT 1"
+    for fire in fires(db, last, (schedule.name, d.to_bound(at))):
+        at = fire.at + timedelta(milliseconds=1)
+    return by_hand(db, schedule, [Tick(at=at, how=How.TRIGGER)], actor, defaults, key=key)[0]
+
+
+def by_hand(
+    db: Database,
+    schedule: Schedule,
+    ticks: list[Tick],
+    actor: str,
+    defaults: Defaults,
+    most: int = MAX_BUFFERED,
+    key: Key | None = None,
+) -> list[Fire]:
+    """Fire ticks of a locked schedule beside those due, as its `overlap` says.
+
+    Raises InvalidInput if its job is no longer valid.
+    """
+    jobs = _open_jobs(db, [schedule], _jobs_before(db, [schedule]))[schedule.name]
+    decided = _with_room(schedule, ticks, jobs, most)
+    decision = Decision(
+        ticks=tuple(decided), cursor_at=schedule.cursor_at, next_at=schedule.next_at
+    )
+    done = advance(schedule, decision, db.now(), defaults, actor, list(jobs), key)
+    return carry_out(db, [done])
+
+
+def _with_room(
+    schedule: Schedule, ticks: list[Tick], jobs: Mapping[str, Job], most: int
+) -> Sequence[Tick]:
+    """Return ticks as `overlap` lets them be, beside jobs of the schedule that are not settled."""
+    facts: Any = {"is_open": bool(jobs), "waiting": _waiting(jobs)}
+    return with_room(ticks, schedule.overlap, **facts, most=most)
+
+
+def backfill(
+    db: Database, schedule: Schedule, ticks: Sequence[datetime], actor: str, defaults: Defaults
+) -> list[Fire]:
+    """Fire those of the ticks of a locked schedule that have no job, oldest first."""
+    todo = _without_job(db, schedule.name, ticks)
+    return by_hand(db, schedule, todo, actor, defaults, most=MAX_FIRES)
+
+
+def plan(read: Reader, schedule: Schedule, ticks: Sequence[datetime]) -> Sequence[Tick]:
+    """Return what `backfill` would decide now; nothing is written or locked."""
+    before = _jobs_before(read, [schedule])[schedule.name]
+    jobs = [job for id in sorted(before) if (job := read.get(id)) is not None]
+    still_open = {job.id: job for job in jobs if job.status not in SETTLED}
+    todo = _without_job(read, schedule.name, ticks)
+    return _with_room(schedule, todo, still_open, MAX_FIRES)
+
+
+def _without_job(db: Reads, name: str, ticks: Sequence[datetime]) -> list[Tick]:
+    if not ticks:
+        return []
+    d, v = db.dialect, db.dialect.value
+    where = f"WHERE schedule = {v} AND at BETWEEN {v} AND {v} AND outcome = 'fired'"
+    values = (name, d.to_bound(ticks[0]), d.to_bound(ticks[-1]))
+    known = {fire.at for fire in fires(db, where, values)}
+    return [Tick(at=at, how=How.BACKFILL) for at in ticks if at not in known]
+
+
+def change(
+    db: Database, old: Schedule, rules: Rules, actor: str, defaults: Defaults, **more: Any
+) -> Schedule:
+    """Give a locked schedule other rules. What is due before is decided by the old ones.
+
+    If its old job is no longer valid, those ticks are missed: the new rules are the remedy.
+    """
+    try:
+        catch_up_to_now(db, old, defaults)
+    except InvalidInput as error:
+        if not is_readable(old):
+            raise
+        log.warning("the ticks of schedule %s before this change are missed: %s", old.name, error)
+        _add_no_jobs(db, old, FireOutcome.MISSED, RULE_OF[old.missed], defaults)
+    now = db.now()
+    new = replace(
+        get(db, old.name),
+        **{name: getattr(rules, name) for name in Rules.__struct_fields__},
+        edition=old.edition + 1,
+        cursor_at=now,
+        next_at=None if old.paused_at else next_after(rules.when, now),
+        changed_at=now,
+        changed_by=actor,
+        **more,
+    )
+    save(db, new, COLUMNS)
+    return new
+
+
+def set_paused(
+    db: Database,
+    schedule: Schedule,
+    actor: str,
+    defaults: Defaults,
+    *,
+    paused: bool,
+    reason: str | None = None,
+    catch_up: bool = False,
+) -> Schedule:
+    """Pause or resume a locked schedule; with `catch_up` the ticks of the pause are still due."""
+    if paused == (schedule.paused_at is not None):
+        return schedule
+    if not catch_up:
+        catch_up_to_now(db, schedule, defaults)
+    before = get(db, schedule.name)
+    after = replace(
+        before,
+        paused_at=db.now() if paused else None,
+        paused_by=actor,
+        pause_reason=reason,
+        next_at=None if paused else next_after(before.when, before.cursor_at),
+    )
+    save(db, after, (*PAUSE, "next_at"))
+    return get(db, schedule.name)
+
+
+def catch_up_to_now(db: Database, schedule: Schedule, defaults: Defaults) -> None:
+    """Decide the ticks of a locked schedule that are due; those of a paused one as such.
+
+    Raises InvalidInput if this process cannot: no tick is passed over.
+    """
+    if schedule.paused_at is None:
+        due = [schedule]
+        done, undecided = _decide(db, due, defaults, _jobs_before(db, due))
+        for error in undecided.values():
+            raise error
+        carry_out(db, done)
+        return
+    _add_no_jobs(db, schedule, FireOutcome.PAUSED, How.DUE, defaults)
+
+
+def _add_no_jobs(
+    db: Database, schedule: Schedule, outcome: FireOutcome, how: How, defaults: Defaults
+) -> None:
+    until = max(db.now(), schedule.cursor_at)
+    ticks = ticks_between(schedule.when, schedule.cursor_at, until, outcome)
+    decided = tuple(replace(tick, how=how) for tick in ticks)
+    decision = Decision(ticks=decided, cursor_at=until, next_at=None)
+    carry_out(db, [advance(schedule, decision, db.now(), defaults, None)])
+
+
+def declare(db: Database, declared: Mapping[str, Rules], actor: str, defaults: Defaults) -> None:
+    """Write the schedules of a program, by name, that are not there or differ."""
+    d, now = db.dialect, db.now()
+    where = f"WHERE name IN ({d.values(len(declared))}) ORDER BY name{d.hold}"
+    known = {schedule.name: schedule for schedule in read(db, where, tuple(declared))}
+    for name, rules in sorted(declared.items()):
+        old = known.get(name)
+        if old is None:
+            add(db, new_schedule(name, rules, actor, now, declared=True))
+        elif not old.declared or rules_of(old) != rules:
+            if old.template.type != rules.template.type:
+                log.warning(TAKEN, name, old.template.type, rules.template.type)
+            try:
+                new = change(db, old, rules, actor, defaults, declared=True, declared_seen_at=now)
+                log.info(CHANGED, name, in_words(rules.when), new.edition)
+            except InvalidInput as error:  # where its zone is known, its ticks can be decided
+                log.warning("schedule %s stays unchanged: %s", name, error)
+        else:
+            save(db, replace(old, declared_seen_at=now), ("declared_seen_at",))
+
+
+def set_right(db: Database, after: str) -> str | None:
+    """If the clock was put back, let up to BATCH schedules after a name continue from now.
+
+    What was fired ahead of time is on record, and is not fired again. Returns the last of the
+    names, None if there was none.
+    """
+    d, now = db.dialect, db.now()
+    found = read(
+        db,
+        f"WHERE paused_at IS NULL AND cursor_at > {d.later(MIN_STEP_SECONDS)}"
+        f" AND name > {d.value} ORDER BY name LIMIT {BATCH} {d.skip_locked}",
+        (after,),
+    )
+    for schedule in filter(is_readable, found):
+        log.warning("the clock was put back: schedule %s continues from now", schedule.name)
+        next_at, edition = next_after(schedule.when, now), schedule.edition + 1
+        right = replace(schedule, cursor_at=now, next_at=next_at, edition=edition)
+        save(db, right, ("cursor_at", "next_at", "edition"))
+    return found[-1].name if found else None
+
+
+def recompute(db: Database, name: str) -> None:
+    """Compute the next tick of a schedule again, by the time zones that this process knows."""
+    schedule = hold(db, name)
+    if schedule.paused_at is None:
+        next_at = next_after(schedule.when, schedule.cursor_at)
+        save(db, replace(schedule, next_at=next_at), ("next_at",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from tenure.store.dialect import Reads, Statements
+from tenure.store.database import Reads, Statements
 
 MAX_SESSIONS = 1_000
 """How many there may be: a server keeps them all in memory. The oldest makes room for a new one."""

@@ -1,6 +1,6 @@
 """The tables of signals, of what suspended jobs wait for, and of one-use tokens.
 
-`store/borrowed/signals.py` stores a signal. A row of `wait` counts only while its job is waiting.
+`store/borrowed/workflows.py` stores a signal. A row of `wait` counts only while its job is waiting.
 """
 
 from __future__ import annotations
@@ -10,32 +10,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tenure.errors import InvalidInput, LeaseLost
-from tenure.jobs.postpone import Wait
-from tenure.jobs.signals import MAX_SIGNAL_TOKENS, NewSignal, Signal, TokenSignal
-from tenure.jobs.steps import FindSignal, FoundSignal, KeepToken
 from tenure.lifecycle import Job, Status
-from tenure.store.dialect import Reads, Statements
+from tenure.rules.reports import Wait
+from tenure.rules.signals import MAX_SIGNAL_TOKENS, NewSignal, Signal, TokenSignal
+from tenure.rules.steps import FindSignal, FoundSignal, KeepToken
+from tenure.store.database import Reads, Statements
 from tenure.store.rows import read_rows
 
 if TYPE_CHECKING:
-    from tenure.store.protocol import Database
+    from tenure.store.database import Database
 
 COLUMNS = ("job_id", "name", "number", "at", "key", "payload", "actor")
 
 
 def send(db: Database, job_id: str, signal: NewSignal) -> Signal:
     """Store a signal and release the job that waits for it, as `borrowed.signals.send` says."""
-    from tenure.store.borrowed import signals, unique_keys  # they come with the drivers of callers
+    from tenure.store.borrowed import (
+        dependencies,  # they come with the drivers of callers
+        workflows,
+    )
 
-    return unique_keys.run(db, signals.send(db.dialect.engine, job_id, signal))
+    return dependencies.run(db, workflows.send(db.dialect.engine, job_id, signal))
 
 
 def send_by_token(db: Database, digest: str, payload: str | None, actor: str) -> Signal:
     """Send the signal of a one-use token, as `borrowed.signals.send_by_token` says."""
-    from tenure.store.borrowed import signals, unique_keys
+    from tenure.store.borrowed import dependencies, workflows
 
-    steps = signals.send_by_token(db.dialect.engine, digest, payload, actor)
-    return unique_keys.run(db, steps)
+    steps = workflows.send_by_token(db.dialect.engine, digest, payload, actor)
+    return dependencies.run(db, steps)
 
 
 def of_job(db: Reads, job_id: str) -> list[Signal]:
@@ -134,9 +137,9 @@ def lock_expired(db: Database, limit: int, after: int = 0) -> list[Job]:
 
 def of_token(db: Reads, digest: str) -> TokenSignal:
     """Return what a token sends; raises SignalTokenNotFound."""
-    from tenure.store.borrowed import signals, unique_keys
+    from tenure.store.borrowed import dependencies, workflows
 
-    return unique_keys.run(db, signals.of_token(db.dialect.engine, digest))
+    return dependencies.run(db, workflows.of_token(db.dialect.engine, digest))
 
 
 def keep_token(db: Statements, job_id: str, lease_id: str, token: KeepToken) -> None:

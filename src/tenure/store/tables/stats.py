@@ -22,16 +22,16 @@ import msgspec
 from msgspec import Struct
 
 from tenure import failpoints
-from tenure.jobs.ids import EPOCH
-from tenure.jobs.queue_rights import Patterns
-from tenure.jobs.stats import BUCKETS, Activity, Count, FailureGroup, Total
 from tenure.lifecycle import FAILURES
-from tenure.store.dialect import Dialect, Statements
+from tenure.rules.stats import BUCKETS, Activity, Count, FailureGroup, Total
+from tenure.rules.tokens import Patterns
+from tenure.store.database import Dialect, Statements
 from tenure.store.rows import as_json
 from tenure.store.tables import stats_sql as sql
+from tenure.values.ids import EPOCH
 
 if TYPE_CHECKING:
-    from tenure.store.protocol import Database
+    from tenure.store.database import Database
     from tenure.store.reader import Reader
 
 MAX_ENTRIES = 2_000

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tenure.jobs.stats import BUCKETS
 from tenure.lifecycle import FAILURES
-from tenure.store.dialect import Dialect
+from tenure.rules.stats import BUCKETS
+from tenure.store.database import Dialect
 
 MAX_UNCOUNTED = 200_000
 """Transitions since the tally from which on it is faster to count the jobs themselves."""

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from tenure.errors import InvalidInput, LeaseLost
-from tenure.jobs.steps import (
+from tenure.rules.steps import (
     MAX_STEPS,
     FindSignal,
     JobSteps,
@@ -30,9 +30,9 @@ from tenure.jobs.steps import (
     StepCall,
     job_locked,
 )
+from tenure.store.borrowed.drivers import SHARE, ask, spelled
 from tenure.store.borrowed.drivers import Steps as Asks
-from tenure.store.borrowed.json_jobs import SHARE, ask, spelled
-from tenure.store.dialect import Dialect, Reads, Statements
+from tenure.store.database import Dialect, Reads, Statements
 from tenure.store.tables import dependencies, progress, signals
 
 HELD = """

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tenure.store.dialect import Reads, Statements
+from tenure.rules.tokens import AccessToken, Scope
+from tenure.store.database import Reads, Statements
 from tenure.store.rows import fields_of, read_names, selected, write_names
-from tenure.tokens.scopes import AccessToken, Scope
 
 COLUMNS = (
     *("name", "prefix", "digest", "scopes", "queues", "created_by"),

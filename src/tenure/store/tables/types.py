@@ -9,10 +9,10 @@ from typing import Any
 from msgspec.structs import asdict
 
 from tenure.errors import InvalidInput
-from tenure.jobs.enqueue import TypeOptions, defaults_of
-from tenure.jobs.queue_rights import Patterns
-from tenure.jobs.stats import StoredType, TypeState
-from tenure.store.dialect import Reads, Statements
+from tenure.rules.jobs import TypeOptions, defaults_of
+from tenure.rules.stats import StoredType, TypeState
+from tenure.rules.tokens import Patterns
+from tenure.store.database import Reads, Statements
 from tenure.store.rows import read_names, read_policy, read_rows, write_names, write_policy
 
 MAX_TYPES = 2_000

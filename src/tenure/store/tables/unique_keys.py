@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tenure.store.dialect import Reads, Statements
+from tenure.store.database import Reads, Statements
 
 FORGET_AT_ONCE = 1_000
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tenure import failpoints
-from tenure.jobs.enqueue import CheckedJob
-from tenure.jobs.ledger import Webhook
+from tenure.rules.jobs import CheckedJob
+from tenure.rules.ledger import Webhook
 from tenure.store import enqueue
-from tenure.store.dialect import Reads, Statements
+from tenure.store.database import Reads, Statements
 from tenure.store.rows import read_names, read_rows, write_names
 
 if TYPE_CHECKING:
-    from tenure.store.protocol import Database
+    from tenure.store.database import Database
 
 COLUMNS = (
     *("name", "id", "url", "events", "types", "queues", "created_by", "position"),

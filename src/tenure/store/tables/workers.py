@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from tenure.jobs.names import listed
-from tenure.jobs.queue_rights import Patterns, includes
-from tenure.jobs.stats import WorkerState
-from tenure.jobs.work import ClaimRequest
-from tenure.store.dialect import Reads, Statements
+from tenure.rules.reports import ClaimRequest
+from tenure.rules.stats import WorkerState
+from tenure.rules.tokens import Patterns, includes
+from tenure.store.database import Reads, Statements
 from tenure.store.rows import read_names, write_names
+from tenure.values.names import listed
 
 SHOWN_SECONDS = 600
 """How long a worker is listed after it last asked."""

@@ -25,7 +25,7 @@ from shop.tasks import fail, ship, ship_once, tell
 from tenure.contrib.django import TenureBackend, app
 from tenure.contrib.django._api import task_backends
 from tenure.contrib.django.handlers import send_failed
-from tenure.jobs.hooks import Failure
+from tenure.handlers.registry import Failure
 
 pytestmark = pytest.mark.usefixtures("cleared")
 DUMMY = f"{task.__module__.rpartition('.')[0]}.backends.dummy.DummyBackend"

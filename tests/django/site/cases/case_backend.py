@@ -25,11 +25,11 @@ from shop.tasks import count_orders, fail, ship, ship_async, ship_once
 from tenure import DuplicateJob, InvalidInput, KeyConflict, Unique, testing
 from tenure.contrib.django import TenureBackend, WorkerLost, app
 from tenure.contrib.django.databases import url_of
-from tenure.contrib.django.results import result_of
-from tenure.jobs.redaction import without_password
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.contrib.django.tasks import result_of
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 from tenure.store.borrowed.drivers import driver_of
 from tenure.store.postgres.address import split_schema
+from tenure.values.redaction import without_password
 
 InvalidTask, TaskResultDoesNotExist = task_api.InvalidTask, task_api.TaskResultDoesNotExist
 pytestmark = pytest.mark.usefixtures("cleared")

@@ -22,7 +22,7 @@ from tenure import JobNotFound, NewJob, Tenure, testing
 from tenure.contrib.django import app
 from tenure.contrib.django._api import task_backends
 from tenure.contrib.django.databases import _tenure_of
-from tenure.jobs.work import ClaimRequest, Outcome, Report
+from tenure.rules.reports import ClaimRequest, Outcome, Report
 from tenure.store.tables import dependencies
 
 pytestmark = pytest.mark.usefixtures("cleared")

@@ -32,7 +32,7 @@ from shop.tasks import fail, ship
 from tenure import InvalidInput
 from tenure.contrib.django import app
 from tenure.contrib.django.testing import jobs_of
-from tenure.jobs.work import ClaimRequest
+from tenure.rules.reports import ClaimRequest
 from tenure.testing import Jobs
 
 pytestmark = [pytest.mark.usefixtures("cleared"), pytest.mark.django_db(transaction=True)]

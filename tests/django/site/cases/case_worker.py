@@ -32,7 +32,7 @@ from shop.tasks import (
 
 from tenure import RetryAfter
 from tenure.contrib.django import TaskCancelled, TenureBackend, app, handlers
-from tenure.contrib.django.results import read_result
+from tenure.contrib.django.tasks import read_result
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.db import migrations
 from django.db.migrations.state import ModelState
 
-from tenure.contrib.django.migrating import RunTenure
+from tenure.contrib.django.databases import RunTenure
 from tenure.contrib.django.models import Job, Transition
 
 UNMANAGED = [ModelState.from_model(model) for model in (Job, Transition)]

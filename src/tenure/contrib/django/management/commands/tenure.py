@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from tenure.cli import COMMANDS
 from tenure.cli.command import Group, lend
-from tenure.contrib.django.children import import_worker_first
+from tenure.contrib.django.joining import import_worker_first
 
 
 class Command(BaseCommand):

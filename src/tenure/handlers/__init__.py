@@ -1,0 +1,1 @@
+"""What an application declares: handlers, their arguments and results, and the context of a run."""

@@ -1,1 +1,0 @@
-"""What a job is made of: values, payloads, results, ids, durations, handlers, filters. Pure."""

@@ -1,0 +1,1 @@
+"""What Tenure decides without a database, one module a noun. Pure."""

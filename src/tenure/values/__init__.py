@@ -1,0 +1,1 @@
+"""What a value may be: names, numbers, times, ids, JSON. Pure."""
