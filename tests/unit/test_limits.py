@@ -90,7 +90,9 @@ def test_partitions_that_come_and_go_each_get_their_turn(chance: Random) -> None
     steady = chance.choice("abcdef")
     for _ in range(60):
         there = {steady, *chance.sample("abcdef", chance.randint(0, 6))}
-        parts = [Open(name, chance.randint(1, 3), 2) for name in sorted(there)]
+        rooms = {name: chance.randint(1, 3) for name in sorted(there)}
+        rooms[steady] += 1  # for a whole turn: with less, it would get less of each
+        parts = [Open(name, room, 2) for name, room in rooms.items()]
         shares, turn = claim(parts, turn, chance.randint(1, 4))
         for name, share in shares.items():
             got[name] += share
