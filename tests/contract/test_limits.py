@@ -19,7 +19,7 @@ from tenure.events import Cancelled, Retried
 from tenure.rules.reports import Lease
 from tenure.store import open_store
 from tenure.store.lanes import BUSY_AGAIN_SECONDS, LOOKS_OVER_MANY, MAX_LOOKS
-from tenure.store.tables import limits
+from tenure.store.tables import queues as tables_queues
 from tenure.store.tables.retention import delete_unchanged
 from tests.support.clock import TICK
 from tests.support.raw_sql import RawSql, Refused
@@ -471,8 +471,8 @@ def test_a_halted_partition_goes_on_with_the_retry_of_its_job(
     add(harness, 1, "b")
     halts = {part.partition: part.halted_by for part in queues.partitions("q")}
     assert halts == {"a": first, "b": None}
-    assert [limits.halted(harness.store.read, "q", most) for most in (0, 1, 2)] == [0, 1, 1]
-    assert limits.halted(harness.store.read, "r", 9) == 0
+    assert [tables_queues.halted(harness.store.read, "q", most) for most in (0, 1, 2)] == [0, 1, 1]
+    assert tables_queues.halted(harness.store.read, "r", 9) == 0
     assert len(harness.claim(9)) == 1  # others go on
     harness.store.apply(first, Retried(more_retries=1, actor="ada")).result()
     (again,) = harness.claim(9)

@@ -15,7 +15,6 @@ from tenure.rules.search import Query
 from tenure.rules.stats import BUCKETS, Count, Total
 from tenure.store import Store, open_store
 from tenure.store.tables import stats as measures
-from tenure.store.tables import stats_sql as measure_words
 from tests.support.store import (
     LEASE_SECONDS,
     StoreHarness,
@@ -188,7 +187,7 @@ def test_the_jobs_are_counted_instead_when_the_tally_is_far_behind(
     harness = unaudited_harness
     harness.report(report_completed(harness.take()), report_failed(harness.take()))
     harness.sql.run("INSERT INTO {tally} VALUES ('failed', 'none', 'none', 7)")
-    monkeypatch.setattr(measure_words, "MAX_UNCOUNTED", 3)
+    monkeypatch.setattr(measures, "MAX_UNCOUNTED", 3)
     check(harness)
 
 
@@ -199,7 +198,7 @@ def test_the_jobs_are_counted_instead_while_most_are_not_in_the_tally(
     harness = unaudited_harness
     harness.report(report_completed(harness.take()), report_failed(harness.take()))
     harness.sql.run("INSERT INTO {tally} VALUES ('failed', 'none', 'none', 3)")
-    monkeypatch.setattr(measure_words, "MIN_UNCOUNTED", 3)
+    monkeypatch.setattr(measures, "MIN_UNCOUNTED", 3)
     check(harness)
 
 

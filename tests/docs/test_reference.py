@@ -189,8 +189,8 @@ def test_every_metric_stands_with_its_labels() -> None:
 
 def test_every_reason_is_explained() -> None:
     returned = {*queues.OF_QUEUE, *queues.OF_PARTITION}
-    for module in ("explain.py", "explain_limits.py"):
-        for node in ast.walk(ast.parse((SOURCES / "jobs" / module).read_text("utf-8"))):
+    for module in ("explain.py", "queues.py"):
+        for node in ast.walk(ast.parse((SOURCES / "rules" / module).read_text("utf-8"))):
             match node:
                 case (
                     ast.Return(value=ast.Tuple([ast.Constant(str(reason)), _]))
@@ -351,8 +351,6 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 
 def test_every_fake_type_is_in_the_reference() -> None:
-    types = re.findall(
-        r'"(fake\.\w+)":', (SOURCES / "worker" / "fake_handlers.py").read_text("utf-8")
-    )
+    types = re.findall(r'"(fake\.\w+)":', (SOURCES / "demo.py").read_text("utf-8"))
     assert types
     assert all(f"`{type}`" in reference() for type in types)

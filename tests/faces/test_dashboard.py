@@ -17,7 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tenure import Tenure
-from tenure.dashboard import cache, overview, queues, site
+from tenure.dashboard import overview, push, queues, site
 from tenure.demo import add_fake_handlers
 from tenure.rules.reports import ClaimRequest, Outcome, Report
 from tenure.settings import Settings
@@ -132,8 +132,8 @@ def test_numbers_that_are_old_are_said_to_be_old(
         (0.0, 21.0, " numbers of jobs are 21s behind."),
         (25.0, 21.0, " rates and failures are 25s behind, numbers of jobs are 21s behind."),
     ):
-        lag = cache.Lag(rates, jobs)
-        monkeypatch.setattr(cache.ReadCache, "lag", lambda *_, lag=lag: lag)
+        lag = push.Lag(rates, jobs)
+        monkeypatch.setattr(push.ReadCache, "lag", lambda *_, lag=lag: lag)
         found = re.findall(
             r"Newer numbers are on their way:([^<]*\.) Everything", web.get("/").text
         )
@@ -420,7 +420,7 @@ def test_the_page_of_queues_is_bounded_and_says_so(
         app.enqueue("email", queue=name)
     app.queues.pause("night")
     assert "Name contains" not in web.get("/ui/queues").text
-    monkeypatch.setattr(cache, "MAX_QUEUES", 2)
+    monkeypatch.setattr(push, "MAX_QUEUES", 2)
     monkeypatch.setattr(queues, "MAX_QUEUES", 2)
     with api_client(app) as web:
         assert shown("/ui/queues") == ["night", "mail"]

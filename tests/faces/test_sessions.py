@@ -14,7 +14,7 @@ from tenure import Tenure
 from tenure.http import guard
 from tenure.rules.tokens import digest_of, hidden
 from tenure.settings import Settings
-from tenure.store.tables import sessions
+from tenure.store.tables import tokens as tables_tokens
 from tests.support.clock import Clock
 from tests.support.http import api_client, assert_problem
 from tests.support.raw_sql import RawSql
@@ -227,7 +227,7 @@ def test_an_open_server_begins_no_session(app: Tenure) -> None:
 
 @pytest.mark.requirement("C9")
 def test_sessions_are_bounded(app: Tenure, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sessions, "MAX_SESSIONS", 3)
+    monkeypatch.setattr(tables_tokens, "MAX_SESSIONS", 3)
     clock = Clock(app.database)
     digests = [digest_of(str(number).encode()) for number in range(5)]
     for digest in digests:

@@ -77,12 +77,13 @@ def test_every_room_is_on_the_map() -> None:
 
 
 def test_only_nouns_and_parts_of_an_engine_name_three_modules() -> None:
-    """A noun of `Tenure` has one name in every room; both engines have parts of the same name."""
+    """A noun has one name in every room; both engines have parts of the same name."""
     rooms: defaultdict[str, set[str]] = defaultdict(set)
     for path in SOURCES:
         rooms[path.stem].add(path.parent.relative_to(PACKAGE).as_posix())
     frequent = {stem for stem, where in rooms.items() if len(where) > 2} - {"__init__"}
-    nouns = {"jobs", *vars(Tenure("sqlite:///none.db"))}
+    nouns = {path.stem for path in (PACKAGE / "rules").iterdir()}
+    nouns |= set(vars(Tenure("sqlite:///none.db")))
     parts = {stem for stem, where in rooms.items() if where >= {"store/sqlite", "store/postgres"}}
     assert "bulk" in frequent & nouns
     assert frequent <= nouns | parts

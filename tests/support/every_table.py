@@ -12,7 +12,7 @@ from tenure.rules.reports import Lease
 from tenure.rules.search import Filter
 from tenure.rules.signals import new_token, token_digest
 from tenure.rules.steps import JobProgress, KeepState, KeepToken, Record
-from tenure.store.tables import sessions
+from tenure.store.tables import tokens
 from tenure.values.ids import new_id
 from tests.support.store import claim_request, report_completed, report_failed, report_suspended
 
@@ -70,7 +70,7 @@ def _administer(app: Tenure, plain: Any) -> None:
     while run_batches(app.core):
         pass
     store = app.core.store
-    store.write("operator", lambda db: sessions.add(db, b"digest", b"token", FAR)).result()
+    store.write("operator", lambda db: tokens.add_session(db, b"digest", b"token", FAR)).result()
     traced = CheckedJob(
         id=new_id(), type="plain", queue="traced", max_retries=1, traceparent="00-1-2-01"
     )

@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from msgspec.structs import replace
 
-from tenure.dashboard import charts, machine
-from tenure.dashboard.health import health
-from tenure.dashboard.timeline import attempts, periods
+from tenure.dashboard import format, machine
+from tenure.dashboard.jobs import attempts, periods
+from tenure.dashboard.overview import health
 from tenure.lifecycle import TRANSITIONS, Rule, Status
 from tenure.rules.ledger import Transition
 from tenure.rules.queues import Limits
@@ -189,12 +189,12 @@ def test_rates_and_times_are_of_what_was_counted() -> None:
         Activity("email", "mail", "completed", 99, 5.0, buckets, minute - timedelta(hours=2)),
     ]
     rates = {
-        transition.event: rate for transition, rate in charts.rates(activity, NOW).items() if rate
+        transition.event: rate for transition, rate in format.rates(activity, NOW).items() if rate
     }
     assert rates == {"claimed": 2.0, "completed": 1.8}
-    assert charts.throughput(activity, NOW).lines["completed"][-1] == 9
-    assert charts.latency(activity, NOW).lines["waited"][-1] == pytest.approx(0.965)
-    assert charts.quantile((), 0.95) is None
+    assert format.throughput(activity, NOW).lines["completed"][-1] == 9
+    assert format.latency(activity, NOW).lines["waited"][-1] == pytest.approx(0.965)
+    assert format.quantile((), 0.95) is None
 
 
 def test_each_line_has_the_jobs_that_went_along_it() -> None:
@@ -202,7 +202,7 @@ def test_each_line_has_the_jobs_that_went_along_it() -> None:
     ran = (2, *(0 for _ in BUCKETS[2:]), 1)
     none = (0,) * len(BUCKETS)
     minute = NOW.replace(second=0)
-    counts = charts.transition_counts(
+    counts = format.transition_counts(
         [
             Activity("a", "q", "enqueued", 9, 0.0, none, minute),
             Activity("a", "q", "cancelled", 7, 0.0, ran, minute),

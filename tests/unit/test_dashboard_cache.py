@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tenure import Tenure
-from tenure.dashboard.cache import OLD_SECONDS, WAIT_SECONDS, ReadCache
+from tenure.dashboard.push import OLD_SECONDS, WAIT_SECONDS, ReadCache
 from tenure.errors import StoreUnavailable
 from tenure.rules.stats import Count
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tenure.dashboard.graph_drawing import GraphPicture, draw
+from tenure.dashboard.workflows import GraphPicture, draw
 from tenure.rules.workflows import MANY, MAX_STACKS, Link, Member, Shape, shape_of
 
 

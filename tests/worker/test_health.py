@@ -247,7 +247,7 @@ def slow() -> None:
     time.sleep(1.5)
 """
     (tmp_path / "shop.py").write_text(SHOP + slow)
-    main = "from tenure.cli import main, reloading; reloading.STOP_SECONDS = 0.2; main()"
+    main = "from tenure.cli import main, running; running.STOP_SECONDS = 0.2; main()"
     arguments = ("worker", "--app", "shop:app", "--reload", "--grace", "20s")
     with Tenure(f"sqlite:///{tmp_path}/shop.db") as app:
         job = app.enqueue("slow")

@@ -17,7 +17,7 @@ from tenure.rules.reports import ClaimRequest, Duty, Outcome, Report
 from tenure.rules.search import Filter
 from tenure.store.tables import schedules, stats
 from tenure.store.tables.retention import MAX_WAIT
-from tenure.telemetry import repeats
+from tenure.telemetry import logs
 from tenure.webhooks.deliveries import WEBHOOK
 from tenure.worker import maintenance
 from tenure.worker.maintenance import MaintenanceThread, StallWatch
@@ -143,7 +143,7 @@ def test_a_failure_that_lasts_is_logged_now_and_then(
     for _ in range(5):
         sweeper.do_once()
     assert caplog.text.count("the sweep failed") == 1
-    monkeypatch.setattr(repeats, "REPEAT_SECONDS", 0)
+    monkeypatch.setattr(logs, "REPEAT_SECONDS", 0)
     sweeper.do_once()
     assert caplog.text.count("the sweep failed") == 2
 

@@ -13,7 +13,7 @@ from tenure import JobContext, Tenure
 from tenure.errors import StoreMoved
 from tenure.store.database import ELSEWHERE
 from tenure.store.moving.sides import Destination, SqliteSource
-from tenure.telemetry import repeats
+from tenure.telemetry import logs
 from tenure.worker import webhook_delivery
 from tenure.worker.maintenance import MaintenanceThread
 from tenure.worker.webhook_delivery import WebhookDelivery
@@ -120,7 +120,7 @@ def test_the_sweep_says_once_where_the_jobs_are(
     app: Tenure, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It said for ever that it is tried again."""
-    monkeypatch.setattr(repeats, "REPEAT_SECONDS", 0)
+    monkeypatch.setattr(logs, "REPEAT_SECONDS", 0)
     app.enqueue("work")
     hand_over(app)
     sweeper = MaintenanceThread(app)
@@ -136,7 +136,7 @@ def test_deliveries_wait_quietly(
 ) -> None:
     """Their worker was started and ended again every two seconds, with a line each time."""
     monkeypatch.setattr(webhook_delivery, "WEBHOOK_CHECK_SECONDS", 0.01)
-    monkeypatch.setattr(repeats, "REPEAT_SECONDS", 0)
+    monkeypatch.setattr(logs, "REPEAT_SECONDS", 0)
     app.webhooks.create("shop", "https://example.com", ["enqueued"])
     hand_over(app)
     delivery = WebhookDelivery(app, private=False)

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from tenure import Status, StoreUnavailable, Tenure
-from tenure.telemetry import repeats
+from tenure.telemetry import logs
 from tests.support.postgres import PostgresServer, PostgresUnavailable
 from tests.support.waiting import RECOVERY_SECONDS, WAIT_SECONDS, wait_until
 from tests.support.worker_scripts import WorkerScript, wait_for_exit
@@ -75,7 +75,7 @@ def test_outcomes_are_kept_while_the_tables_are_missing(
     app: Tenure, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As during a restore. They were taken for outcomes that nobody can record, and given up."""
-    monkeypatch.setattr(repeats, "REPEAT_SECONDS", 0)
+    monkeypatch.setattr(logs, "REPEAT_SECONDS", 0)
     with psycopg.connect(app.database, autocommit=True) as admin:
 
         @app.job(max_retries=1)

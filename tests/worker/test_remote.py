@@ -16,7 +16,7 @@ import tenure.worker.worker
 from tenure import Failure, Job, JobContext, Tenure
 from tenure.client import Client
 from tenure.rules.reports import ClaimRequest
-from tenure.telemetry import repeats
+from tenure.telemetry import logs
 from tests.support.http import ServerProcess
 from tests.support.waiting import WAIT_SECONDS, wait_until
 from tests.support.workers import (
@@ -207,7 +207,7 @@ def test_an_outcome_is_kept_while_the_token_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The refusal is about the caller: it says nothing against the outcome."""
-    monkeypatch.setattr(repeats, "REPEAT_SECONDS", 0)
+    monkeypatch.setattr(logs, "REPEAT_SECONDS", 0)
     runs, ends = threading.Event(), threading.Event()
 
     @app.job

@@ -28,7 +28,7 @@ from tenure.rules.steps import ReadParents, StepAnswer, StepCall
 from tenure.rules.tokens import ANY_REST, SESSION_SECONDS, Patterns, includes, require
 from tenure.settings import is_sqlite
 from tenure.store import Store, open_store, search
-from tenure.store.tables import progress, sessions, tokens, webhooks, workflows
+from tenure.store.tables import steps, tokens, webhooks, workflows
 from tenure.store.tables.bulk import about
 from tenure.store.tables.retention import Note
 from tenure.store.transitions import Steps
@@ -337,7 +337,7 @@ class Core:
     def heartbeat(self, leases: HeldLeases, lease_seconds: float) -> Mapping[str, str]:
         return self.limited_store.heartbeat(leases, lease_seconds)
 
-    def record_progress(self, entries: Sequence[progress.Entry]) -> int:
+    def record_progress(self, entries: Sequence[steps.Entry]) -> int:
         return self.limited_store.record_progress(entries)
 
     def ask(self, job_id: str, lease_id: str, call: StepCall) -> Future[StepAnswer]:
@@ -424,16 +424,16 @@ class Core:
 
     def sessions(self) -> dict[bytes, bytes]:
         """The hidden token of each session of the dashboard, by the digest of its secret."""
-        return sessions.every(self.store.read)
+        return tokens.sessions(self.store.read)
 
     def begin_session(self, digest: bytes, token: bytes) -> None:
         """Keep a new session, with its token already hidden."""
         end = self.clock() + timedelta(seconds=SESSION_SECONDS)
-        self.store.write("operator", lambda db: sessions.add(db, digest, token, end)).result()
+        self.store.write("operator", lambda db: tokens.add_session(db, digest, token, end)).result()
 
     def end_session(self, digest: bytes) -> None:
         """End a session."""
-        self.store.write("operator", lambda db: sessions.remove(db, digest)).result()
+        self.store.write("operator", lambda db: tokens.remove(db, digest)).result()
 
 
 class Noun:

@@ -48,8 +48,7 @@ from tenure.rules.steps import JobProgress, JobSteps
 from tenure.rules.tokens import Patterns, includes, own_key, require
 from tenure.rules.workflows import Shape, shape_of
 from tenure.store import search
-from tenure.store.tables import dependencies, limits, queues, schedules, unique_keys, workflows
-from tenure.store.tables import progress as tables_progress
+from tenure.store.tables import dependencies, queues, schedules, unique_keys, workflows
 from tenure.store.tables import steps as tables_steps
 from tenure.store.tables import types as tables_types
 from tenure.telemetry import logs
@@ -556,7 +555,7 @@ def progress_shown(
 ) -> Mapping[str, JobProgress]:
     """Return how far jobs have come, by id, of those whose handlers have said so."""
     ran = {job.id: job for job in jobs if job.token}
-    found = tables_progress.of(core.limited_store.read, list(ran)) if ran else {}
+    found = tables_steps.progress_of(core.limited_store.read, list(ran)) if ran else {}
     if not redaction:
         return found
     return {
@@ -752,5 +751,5 @@ def _facts(core: Core, job: Job) -> Facts:
         wait=waited_for(core, job),
         asleep_until=None if due else _asleep_until(core, job),
         holder=holder,
-        limits=limits.facts(read, job) if due else None,
+        limits=queues.facts(read, job) if due else None,
     )

@@ -22,7 +22,7 @@ from tenure.rules.stats import (
 )
 from tenure.rules.tokens import Patterns, includes, require
 from tenure.store.database import Statements
-from tenure.store.tables import limits, queues, types
+from tenure.store.tables import queues, types
 from tenure.values.names import (
     MAX_NAME_LENGTH,
     check_name,
@@ -97,7 +97,7 @@ class Queues(Noun):
         """
 
         def resume(db: Statements, name: str, actor: str) -> None:
-            limits.end_wait(db, name)
+            queues.end_wait(db, name)
             queues.set_queue(db, name, paused=False, actor=actor)
 
         self._write(queue, resume, actor)
@@ -146,7 +146,7 @@ class Queues(Noun):
         given |= {"per_partition": per_partition, "ordered": ordered}
 
         def change(db: Statements, name: str, actor: str) -> None:
-            limits.change(db, name, given)  # before the queue: it may wait for all who change jobs
+            queues.change(db, name, given)  # before the queue: it may wait for all who change jobs
             queues.set_queue(db, name, max_pending=pending, actor=actor)
 
         self._write(queue, change, actor, limits=True)
@@ -216,7 +216,7 @@ class Queues(Noun):
         """
         name, most = check_name(queue, "queue", "$.queue"), whole(limit, 1, 1_000, "$.limit")
         require(self._core.queues, [name])
-        return limits.partitions(self._core.limited_store.read, name, most)
+        return queues.partitions(self._core.limited_store.read, name, most)
 
     def pass_over(self, queue: str, partition: str, *, actor: str | None = None) -> str | None:
         """Let a partition continue that a failed job has halted; see `ordered` of `limit`.
@@ -229,12 +229,12 @@ class Queues(Noun):
         Returns the id of that job, or None if the partition does not wait for a failed one.
         Raises InvalidInput.
         """
-        return self._write(queue, partial(limits.pass_over, partition=_place(partition)), actor)
+        return self._write(queue, partial(queues.pass_over, partition=_place(partition)), actor)
 
     def _change_partition(
         self, queue: str, partition: str, actor: str | None, **change: Any
     ) -> None:
-        act = partial(limits.change_partition, partition=_place(partition), **change)
+        act = partial(queues.change_partition, partition=_place(partition), **change)
         self._write(queue, act, actor)
 
     def _write(

@@ -14,7 +14,7 @@ from tenure.rules.ledger import EventFilter, LedgerPage
 from tenure.rules.search import MAX_LISTED
 from tenure.rules.stats import Activity, Count, FailureGroup, Total
 from tenure.rules.tokens import includes, require
-from tenure.store.tables import limits, schedules
+from tenure.store.tables import queues, schedules
 from tenure.store.work import nothing
 from tenure.values.ids import check_id
 from tenure.values.names import check_kind, check_name, list_of_names
@@ -121,13 +121,13 @@ def halted(core: Core, counts: Sequence[Count]) -> dict[str, int]:
     read, failed = core.limited_store.read, {one.queue for one in counts if one.status == "failed"}
     halting = [
         queue
-        for queue, (limit, *_) in limits.read(read).items()
+        for queue, (limit, *_) in queues.read_limits(read).items()
         if limit.ordered == "halt" and includes(core.queues, queue)
     ]
     none = dict.fromkeys((queue for queue in halting if queue not in failed), 0)
     looked_at = [queue for queue in halting if queue in failed][:MAX_HALTING]
-    most = limits.MAX_PARTITIONS // max(len(looked_at), 1)
-    return none | {queue: limits.halted(read, queue, most) for queue in looked_at}
+    most = queues.MAX_PARTITIONS // max(len(looked_at), 1)
+    return none | {queue: queues.halted(read, queue, most) for queue in looked_at}
 
 
 class Events(Noun):

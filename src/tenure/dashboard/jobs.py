@@ -1,11 +1,13 @@
-"""The list of jobs, the page of a job, and actions on one, on some and on all that match."""
+"""A job's history as its page shows it: titles, attempts, time per status. Pure."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import accumulate
 from typing import Any, cast
 
 from msgspec.structs import replace
@@ -14,10 +16,10 @@ from starlette.responses import PlainTextResponse, Response
 from tenure.app import signals
 from tenure.app.jobs import progress_shown, run_again_as, steps_shown, transitions_shown
 from tenure.dashboard import format as fmt
-from tenure.dashboard import timeline
 from tenure.dashboard.request import HEADERS, PageRequest, inside
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound, StoreUnavailable
-from tenure.lifecycle import Job, Status
+from tenure.lifecycle import FIRST_EVENT, SETTLED, Job, Status
+from tenure.rules.ledger import Transition
 from tenure.rules.search import (
     Action,
     Bulk,
@@ -35,6 +37,72 @@ from tenure.rules.tokens import Scope
 from tenure.values.payload import parse
 from tenure.values.text import length, quantity, visible
 from tenure.wire.problems import Refusal
+
+WIDTH = 1000.0
+MIN_WIDTH = 3.0
+"""Width of the shortest period, so that it can be seen."""
+
+TITLES: Mapping[str, str] = {
+    FIRST_EVENT: "enqueued",
+    "claimed": "claimed by a worker",
+    "completed": "completed",
+    "failed": "attempt failed",
+    "lease_expired": "worker lost: its lease expired",
+    "retried": "to be retried",
+    "gave_up": "attempt failed for good",
+    "released": "released before it started",
+    "interrupted": "interrupted: its worker stopped",
+    "snoozed": "snoozed",
+    "suspended": "suspended until a signal comes",
+    "unblocked": "no longer waiting",
+    "skipped": "skipped: what it waited for cannot come",
+    "restored": "waiting again",
+    "amended": "amended",
+    "expired": "expired before it could start",
+    "cancelled": "cancelled",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """Time in one status, as a part of a bar."""
+
+    status: str
+    x: float
+    width: float
+    seconds: float
+
+
+def attempts(transitions: Sequence[Transition]) -> list[tuple[Transition, Transition | None]]:
+    """Return every claim and what ended it, newest first: people look for the last."""
+    pairs = zip(transitions, [*transitions[1:], None], strict=True)
+    return [(claim, end) for claim, end in pairs if claim.event == "claimed"][::-1]
+
+
+def periods(transitions: Sequence[Transition], now: datetime) -> list[Period]:
+    """Return how long the job was in which status, until it settled or until `now`.
+
+    Short periods are widened to `MIN_WIDTH`. Then all are scaled to the width of the bar.
+    """
+    ends = [*(transition.at for transition in transitions[1:]), now]
+    spans = [
+        (one.target, (end - one.at).total_seconds())
+        for one, end in zip(transitions, ends, strict=True)
+        if end > one.at and (one.target not in SETTLED or one is not transitions[-1])
+    ]
+    if not spans:
+        return []
+    whole = sum(seconds for _, seconds in spans)
+    widths = [max(seconds / whole * WIDTH, MIN_WIDTH) for _, seconds in spans]
+    scale = WIDTH / sum(widths)
+    starts = accumulate(widths, initial=0.0)
+    return [
+        Period(status, round(x * scale, 2), round(width * scale, 2), seconds)
+        for (status, seconds), width, x in zip(spans, widths, starts, strict=False)
+    ]
+
+
+# The list of jobs, the page of a job, and actions on one, on some and on all that match.
 
 PAGE = 50
 MAX_SELECTED = 500
@@ -257,9 +325,9 @@ def show(request: PageRequest) -> Response:
         asleep=explanation.reason == "sleeping",
         transitions=transitions,
         has_older=len(history) > len(transitions),
-        titles=timeline.TITLES,
-        attempts=timeline.attempts(transitions),
-        periods=timeline.periods(transitions, request.now),
+        titles=TITLES,
+        attempts=attempts(transitions),
+        periods=periods(transitions, request.now),
         span=((job.finished_at or request.now) - job.created_at).total_seconds(),
         signals=_signals(request, job),
         wait=signals.waited_for(request.app.core, job),

@@ -26,10 +26,9 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from tenure.app.app import Tenure, limited_to
-from tenure.dashboard import charts, forms, jobs, overview, queues, schedules, workflows
 from tenure.dashboard import format as fmt
-from tenure.dashboard.cache import ReadCache
-from tenure.dashboard.push import Follower
+from tenure.dashboard import forms, jobs, overview, queues, schedules, workflows
+from tenure.dashboard.push import Follower, ReadCache
 from tenure.dashboard.request import (
     HEADERS,
     SESSION,
@@ -322,7 +321,7 @@ def _templates() -> jinja2.Environment:
         shortened=text.shortened,
         exactly=fmt.exactly,
         json=lambda chart: msgspec.json.encode(chart).decode(),
-        paths=charts.paths,
+        paths=fmt.paths,
     )
     made.globals.update(
         static=f"/ui/static/{VERSION}", count=text.quantity, command=shlex.join, ago=text.ago

@@ -22,8 +22,16 @@ import msgspec
 from msgspec import Struct, field
 
 from tenure.errors import InvalidInput
-from tenure.handlers import arguments as handlers_arguments
-from tenure.handlers.arguments import By, partitioner
+from tenure.handlers.arguments import (
+    By,
+    decoded,
+    decoder_of,
+    has_numbers,
+    known,
+    partitioner,
+    plain,
+    said_and_place,
+)
 from tenure.handlers.context import JobContext, meant_context
 from tenure.rules.jobs import PLAIN_OPTIONS, HandlerOptions, Options, PartitionBy, TypeOptions
 from tenure.rules.retention import DeclaredType
@@ -240,9 +248,7 @@ class Handler:
         try:
             for name, value in arguments.items():
                 numbers = name in self.numbered
-                written[name] = (
-                    value if type(value) in _PLAIN else handlers_arguments.plain(value, numbers)
-                )
+                written[name] = value if type(value) in _PLAIN else plain(value, numbers)
             return written
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidInput(
@@ -261,7 +267,7 @@ class Handler:
                 self._other_arguments(payload)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             payloads.check(payload, path="$.payload")  # JSON may have no such value: it says why
-            said, place = handlers_arguments.said_and_place(error)
+            said, place = said_and_place(error)
             raise InvalidInput(said, path=f"$.payload{place}") from None
 
     def _advice(self, kwargs: Mapping[str, Any]) -> str:
@@ -304,11 +310,9 @@ class Handler:
             try:
                 if self.wants_context and name == first.name and first.kind is not _BY_PLACE:
                     raise msgspec.ValidationError("Object contains the context's name")
-                others[name] = msgspec.convert(
-                    payload[name], self.others, dec_hook=handlers_arguments.decoded
-                )
+                others[name] = msgspec.convert(payload[name], self.others, dec_hook=decoded)
             except msgspec.ValidationError as error:
-                said, place = handlers_arguments.said_and_place(error)
+                said, place = said_and_place(error)
                 raise msgspec.ValidationError(f"{said} - at `$.{name}{place}`") from error
         return others
 
@@ -381,13 +385,11 @@ def describe(
         is_async=inspect.iscoroutinefunction(function),
         wants_context=wants_context,
         signature=signature,
-        decoder=None if takes_any else handlers_arguments.decoder_of(name, fields, others),
+        decoder=None if takes_any else decoder_of(name, fields, others),
         fields=tuple(field[0] for field in fields),
         required=frozenset(field[0] for field in fields if len(field) == 2),
         others=others,
-        numbered=frozenset(
-            n for n, hint in annotated.items() if handlers_arguments.has_numbers(hint)
-        ),
+        numbered=frozenset(n for n, hint in annotated.items() if has_numbers(hint)),
         returns=hints.get("return", Any),
     )
 
@@ -515,7 +517,7 @@ class Handlers:
     def options(self) -> Mapping[str, DeclaredType]:
         """Return what is known of every type whose handler is here, by name."""
         return {
-            name: handlers_arguments.known(one.defaults, one.decoder, one.keep)
+            name: known(one.defaults, one.decoder, one.keep)
             for name, one in self._by_name.copy().items()  # other threads may add
         }
 

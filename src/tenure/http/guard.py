@@ -33,7 +33,7 @@ from tenure.rules.tokens import (
     scopes_of,
 )
 from tenure.settings import Settings, is_loopback
-from tenure.telemetry.repeats import Repeats
+from tenure.telemetry.logs import Repeats
 from tenure.values.names import check_label
 from tenure.values.text import shortened
 from tenure.wire.problems import MEDIA_TYPE, REQUEST_ID, Refusal, problem_of

@@ -22,7 +22,7 @@ from tenure.errors import StoreUnavailable, Unauthorized
 from tenure.http.guard import check_again
 from tenure.rules.reports import WorkSource
 from tenure.rules.tokens import CALLER, Caller
-from tenure.telemetry.repeats import Repeats
+from tenure.telemetry.logs import Repeats
 from tenure.wire.problems import RETRY_LATER, Refusal
 
 T = TypeVar("T")

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from random import Random
 
 from tenure.simulator import players
-from tenure.simulator.auditor import SHOWN
 from tenure.simulator.database import START
-from tenure.simulator.expected import BrokenRule
+from tenure.simulator.expected import SHOWN, BrokenRule
 from tenure.simulator.world import World
 
 HOURS_OF_A_WORLD = 24.0

@@ -18,7 +18,6 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-from tenure.simulator.auditor import SHOWN, Auditor
 from tenure.simulator.database import (
     CRASHES,
     FAILURES,
@@ -28,6 +27,7 @@ from tenure.simulator.database import (
     SimulatedSqlite,
     StoreCall,
 )
+from tenure.simulator.expected import SHOWN, Auditor
 from tenure.store.commit import Committer
 from tenure.store.sqlite.connection import to_millis
 

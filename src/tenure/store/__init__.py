@@ -30,7 +30,7 @@ from tenure.store.doctor import problem
 from tenure.store.duties import look
 from tenure.store.notify import COMMIT, Notifier
 from tenure.store.reader import Reader
-from tenure.store.tables import progress, retention, steps, unique_keys
+from tenure.store.tables import retention, steps, unique_keys
 from tenure.store.tables.stats import Place, add_next, reach
 from tenure.store.waits import Doubt, Waits
 from tenure.store.work import CallWork, EnqueueWork, ExchangeWork, nothing
@@ -195,9 +195,9 @@ class Store:
         ended = self._on_heart(lambda db: db.settled_as(others))
         return {lease[1]: ended.get(lease, "") for lease in others}
 
-    def record_progress(self, entries: Sequence[progress.Entry]) -> int:
+    def record_progress(self, entries: Sequence[steps.Entry]) -> int:
         """Store the progress of attempts whose lease is held; return how many these were."""
-        return self._on_heart(lambda db: progress.record(db, entries))
+        return self._on_heart(lambda db: steps.record(db, entries))
 
     def ask(self, job_id: str, lease_id: str, call: StepCall) -> Future[StepAnswer]:
         """Return what the attempt with a lease asks for, as `steps.answer`."""

@@ -30,7 +30,7 @@ from tenure.lifecycle import (
 from tenure.rules.dependencies import met_sql
 from tenure.store.constraints import SETTLED_SQL, quoted
 from tenure.store.database import Dialect
-from tenure.store.tables import stats_sql
+from tenure.store.tables import stats
 from tenure.values.findings import Progress
 
 
@@ -53,7 +53,7 @@ class AuditQuery(Struct, frozen=True):
         broken = " OR ".join(f'"{name}" IS NOT NULL' for name in self.invariants)
         text = f"SELECT * FROM ({self.select}) AS seen WHERE {broken}"
         parts = {"broken_value": dialect.broken_value, "tags": dialect.tags}
-        parts |= {"miscounts": stats_sql.miscounts(dialect), "turns": dialect.turns}
+        parts |= {"miscounts": stats.miscounts(dialect), "turns": dialect.turns}
         name = re.compile("{([a-z_]+)}")
         return name.sub(lambda it: parts.get(it[1]) or dialect.table(it[1]), text)
 

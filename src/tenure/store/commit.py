@@ -42,7 +42,7 @@ from tenure.store.work import (
     undoing,
     visit,
 )
-from tenure.telemetry.repeats import Repeats
+from tenure.telemetry.logs import Repeats
 
 CALM_SECONDS = 0.02
 """After so long without other work."""

@@ -17,7 +17,7 @@ from tenure.rules.stats import TypeState, queues_instead
 from tenure.store import migrate
 from tenure.store.database import Reads
 from tenure.store.reader import Reader
-from tenure.store.tables import limits as limit_tables
+from tenure.store.tables import queues as limit_tables
 from tenure.store.tables import schedules as tables
 from tenure.values.findings import Check, CheckResult
 from tenure.values.names import listed
@@ -153,7 +153,7 @@ def schedules(db: Reads, now: datetime) -> Check:
 
 def limits(db: Reads) -> Check:
     """Whether each queue with limits may start jobs."""
-    found = limit_tables.read(db)
+    found = limit_tables.read_limits(db)
     closed = sorted(name for name, (limits, _, _) in found.items() if limits.max_running == 0)
     advice = (
         f"{', '.join(listed(closed))}: at most 0 jobs may run, so none starts. If that is "

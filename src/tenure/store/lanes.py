@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 from tenure.rules.queues import Turn
 from tenure.rules.reports import ClaimRequest, Lease, is_full
 from tenure.store.refusals import TRY_AGAIN, TRY_ON, Floors, RefusedClaims
-from tenure.telemetry.repeats import Repeats
+from tenure.telemetry.logs import Repeats
 from tenure.values.ids import first_of
 from tenure.values.names import serves
 

@@ -18,7 +18,7 @@ from tenure import failpoints
 from tenure.errors import StoreUnavailable, TenureError
 from tenure.rules.reports import Lease
 from tenure.store.database import Database, Statements, Trouble, answer_to
-from tenure.telemetry.repeats import Repeats
+from tenure.telemetry.logs import Repeats
 from tenure.values.text import quantity
 
 T = TypeVar("T")

@@ -43,7 +43,7 @@ from tenure.rules.reports import (
 from tenure.store.database import DROPPED_CHANGE, Database
 from tenure.store.refusals import unless_refused
 from tenure.store.rows import CHANGED_BY
-from tenure.store.tables import limits, signals, unique_keys
+from tenure.store.tables import queues, signals, unique_keys
 from tenure.store.tables.steps import write_notes
 from tenure.values.names import RESERVED
 from tenure.values.text import quantity
@@ -134,7 +134,7 @@ def _settle_others(
     if waiting:
         signals.begin_waits(db, waiting)
     if paused:
-        limits.begin_waits(db, paused)
+        queues.begin_waits(db, paused)
     return late
 
 
@@ -623,7 +623,7 @@ def set_right(db: Database, limit: int) -> list[Steps]:
     it was claimed. Others may have been delayed by the application, and wait. Rates are set right
     without such a sign, and rows of limits that limit nothing are deleted.
     """
-    limits.tidy(db)
+    queues.tidy(db)
     d = db.dialect
     ahead = f"millis > {d.millis.format(time=d.now)} + {MIN_STEP_SECONDS * 1000}"
     if not db.rows(f"SELECT 1 FROM {d.table('measured')} WHERE {ahead}"):

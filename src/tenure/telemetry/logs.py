@@ -4,8 +4,7 @@ The line of a transition has the message `job_` and the event, with fields of th
 other programs know no such fields, so the message that they get ends with them. A line that a
 handler logs gets the fields of its job. In JSON it also has the fields of `extra`. Texts in a log
 come from jobs and requests, so control characters are written as escapes. No stored text can then
-forge a second line or send an escape sequence to the terminal.
-"""
+forge a second line or send an escape sequence to the terminal."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ import io
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
@@ -327,3 +327,23 @@ def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 def _time(record: logging.LogRecord) -> str:
     at = datetime.fromtimestamp(record.created, UTC)
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# Which errors to log, where an outage would bring the same one again and again.
+
+REPEAT_SECONDS = 30.0
+"""How long the same error has no further line."""
+
+
+class Repeats:
+    """Remembers the errors that were logged lately, for one place that logs."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}  # by the monotonic clock
+
+    def is_due(self, error: BaseException | str) -> bool:
+        """Whether to log an error, or what a text names, now. Call it once for each."""
+        now = time.monotonic()
+        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        self._said = {it: at for it, at in self._said.items() if now - at < REPEAT_SECONDS}
+        return self._said.setdefault(text, now) == now

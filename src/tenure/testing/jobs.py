@@ -11,7 +11,7 @@ from tenure.errors import InvalidInput
 from tenure.handlers.context import JobContext
 from tenure.lifecycle import Job
 from tenure.rules.jobs import Duration
-from tenure.testing import changes
+from tenure.testing import runs
 from tenure.testing.matching import Type, Wanted, listed
 from tenure.testing.runs import Drained, DrainOptions, Runs
 from tenure.values.durations import positive
@@ -157,7 +157,7 @@ class Jobs:
 
         Raises InvalidInput if there was such a worker.
         """
-        self._runs.store.write("prune", partial(changes.clear, force=force)).result()
+        self._runs.store.write("prune", partial(runs.clear, force=force)).result()
         self._runs.reset()
 
 

@@ -26,7 +26,7 @@ from tenure.errors import (
 )
 from tenure.handlers.registry import Handlers
 from tenure.rules.reports import ClaimRequest, Exchange, Lease, Outcome, WorkSource, is_full
-from tenure.telemetry.repeats import Repeats
+from tenure.telemetry.logs import Repeats
 from tenure.values.text import quantity
 from tenure.worker.attempts import Attempts
 from tenure.worker.heartbeat import Heartbeat

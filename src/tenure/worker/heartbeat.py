@@ -15,7 +15,7 @@ import time
 from tenure.errors import Forbidden, Unauthorized
 from tenure.events import LeaseExpired
 from tenure.rules.reports import WorkSource
-from tenure.telemetry.repeats import Repeats
+from tenure.telemetry.logs import Repeats
 from tenure.worker.leases import LeaseBook, Wakeup, reports_of
 from tenure.worker.log import WorkLog
 

@@ -17,8 +17,7 @@ from tenure.events import STORE, Claimed, Retried
 from tenure.handlers.registry import Failure, OnFailure, PlainFailure
 from tenure.lifecycle import Job
 from tenure.rules.reports import Answer, Lease, Outcome, Report, Verdict
-from tenure.telemetry.logs import log_failure, log_transition
-from tenure.telemetry.repeats import Repeats
+from tenure.telemetry.logs import Repeats, log_failure, log_transition
 from tenure.values.redaction import Redaction
 from tenure.worker.leases import BUSY, Attempt, log_fields
 

@@ -25,7 +25,7 @@ from tenure.lifecycle import Job, Status, retry_in
 from tenure.rules.jobs import Duration
 from tenure.rules.reports import Duty
 from tenure.telemetry import logs
-from tenure.telemetry.repeats import Repeats
+from tenure.telemetry.logs import Repeats
 from tenure.values.durations import retention
 from tenure.worker.log import FailureCalls
 

@@ -15,7 +15,7 @@ from tenure.errors import LeaseLost
 from tenure.handlers.results import error_text
 from tenure.rules.reports import Lease, WorkSource
 from tenure.rules.steps import MAX_MESSAGE, Notes, StepCall
-from tenure.telemetry.repeats import Repeats
+from tenure.telemetry.logs import Repeats
 
 log = logging.getLogger(__name__)
 

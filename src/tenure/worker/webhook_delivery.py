@@ -27,7 +27,7 @@ from tenure.errors import TenureError
 from tenure.handlers.context import JobContext
 from tenure.handlers.registry import Handlers, PlainFailure, describe
 from tenure.rules.reports import Duty, longer_wait
-from tenure.telemetry.repeats import Repeats
+from tenure.telemetry.logs import Repeats
 from tenure.webhooks import request
 from tenure.webhooks.deliveries import BACKOFF, WEBHOOK
 from tenure.worker.worker import Worker

@@ -22,7 +22,7 @@ from tenure.store.postgres.statements import DIALECT
 from tenure.store.postgres.writer import Postgres
 from tenure.store.rows import COLUMNS, selected
 from tenure.store.search import ENDED
-from tenure.store.tables import queues, stats_sql
+from tenure.store.tables import queues, stats
 from tenure.values.ids import new_ids
 from tests.support.effort import MANY_ROWS
 from tests.support.store import claim_request
@@ -220,20 +220,20 @@ def check_numbers(url: str, raw: Connection) -> None:
     """Neither every job is read for them nor the whole ledger, whatever the statistics say."""
     between = ("3", 0, "4", 0)
     for statement, values in (
-        (stats_sql.counts(DIALECT), ()),
-        (stats_sql.is_far(DIALECT), ()),
-        (stats_sql.until(DIALECT), ()),
-        (stats_sql.end(DIALECT), ()),
-        (stats_sql.batch_end(DIALECT), ("3", 0, 100)),
-        (stats_sql.sums(DIALECT), between),
-        (stats_sql.failures(DIALECT), between),
-        (stats_sql.filled(DIALECT, queues.of_all(PostgresReader(url))), ()),
+        (stats.counts(DIALECT), ()),
+        (stats.is_far(DIALECT), ()),
+        (stats.until(DIALECT), ()),
+        (stats.end_sql(DIALECT), ()),
+        (stats.batch_end(DIALECT), ("3", 0, 100)),
+        (stats.sums_sql(DIALECT), between),
+        (stats.failures_sql(DIALECT), between),
+        (stats.filled(DIALECT, queues.of_all(PostgresReader(url))), ()),
     ):
         found = plan(raw, url, statement, *values, begin=SEARCHING)
         assert not re.search("Seq Scan on (job|transition)", found)
         assert "Hash Join" not in found
         assert "Merge Join" not in found
-    assert "Sort" not in plan(raw, url, stats_sql.end(DIALECT), begin=SEARCHING)
+    assert "Sort" not in plan(raw, url, stats.end_sql(DIALECT), begin=SEARCHING)
     place = {"queue": "default", "priority": 9, "run_at": datetime.now(UTC), "id": new_ids(1)[0]}
     found = plan(raw, url, AHEAD, place, begin=SEARCHING)
     assert found.count("using ready_pkey") == 4

@@ -15,7 +15,7 @@ import pytest
 from tenure import InvalidInput, StoreUnavailable, Tenure
 from tenure.errors import SchemaMismatch
 from tenure.store.sqlite.reader import SqliteReader
-from tenure.telemetry import repeats
+from tenure.telemetry import logs
 from tests.support.waiting import wait_until
 from tests.support.workers import running_worker, wait_until_completed
 
@@ -148,7 +148,7 @@ def test_a_worker_keeps_what_it_cannot_report_meanwhile(
     app: Tenure, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The outcome was taken for one that nobody can record: sent as a failure, then given up."""
-    monkeypatch.setattr(repeats, "REPEAT_SECONDS", 0)
+    monkeypatch.setattr(logs, "REPEAT_SECONDS", 0)
     trouble = ExitStack()
 
     @app.job(max_retries=1)

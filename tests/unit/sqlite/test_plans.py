@@ -24,7 +24,7 @@ from tenure.store.sqlite.claim import SqliteClaim
 from tenure.store.sqlite.connection import connect
 from tenure.store.sqlite.reader import AHEAD, GATHERED_BY, SqliteReader
 from tenure.store.sqlite.statements import DIALECT, PADDING, SHAPES, OverRows, calls
-from tenure.store.tables import queues, stats_sql, workflows
+from tenure.store.tables import queues, stats, workflows
 from tenure.values.ids import EPOCH
 from tests.support.effort import MANY_ROWS
 from tests.support.store import claim_request
@@ -247,13 +247,13 @@ def test_a_move_finds_its_jobs_by_key(
 @pytest.mark.parametrize(
     ("statement", "values"),
     [
-        (stats_sql.counts(DIALECT), ()),
-        (stats_sql.is_far(DIALECT), ()),
-        (stats_sql.until(DIALECT), ()),
-        (stats_sql.batch_end(DIALECT), (0, 100)),
-        (stats_sql.sums(DIALECT), (0, 100)),
-        (stats_sql.failures(DIALECT), (0, 100)),
-        (stats_sql.filled(DIALECT, queues.of_all(SqliteReader(Path()))), ()),
+        (stats.counts(DIALECT), ()),
+        (stats.is_far(DIALECT), ()),
+        (stats.until(DIALECT), ()),
+        (stats.batch_end(DIALECT), (0, 100)),
+        (stats.sums_sql(DIALECT), (0, 100)),
+        (stats.failures_sql(DIALECT), (0, 100)),
+        (stats.filled(DIALECT, queues.of_all(SqliteReader(Path()))), ()),
         (sql.DELETABLE.replace("{status}", "'failed'"), (0, 0, 0, 100)),
     ],
     ids=["counts", "far", "until", "end", "sums", "failures", "queues", "prune"],

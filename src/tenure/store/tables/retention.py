@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from tenure.errors import TenureError, WriteRefused
 from tenure.rules.retention import STATUSES, Cutoffs, RetentionRule, RetentionRules, Subject
 from tenure.store.database import Database, Reads, Statements
-from tenure.store.tables import stats_sql, webhooks, workers, workflows
+from tenure.store.tables import stats, webhooks, workers, workflows
 from tenure.values.text import quantity
 
 
@@ -136,6 +136,6 @@ def _passes(db: Database) -> list[Pass]:
     done_with = min(places)
     if done_with == places[0]:
         return [(timedelta(0), until, done_with)]
-    next_entries = db.rows(stats_sql.next_entry(db.dialect), done_with)
+    next_entries = db.rows(stats.next_entry(db.dialect), done_with)
     delivered = min([until, *(at for (at,) in next_entries)])
     return [(timedelta(0), delivered, done_with), (MAX_WAIT, until, places[0])]

@@ -1,14 +1,9 @@
-"""The tables of what attempts keep: their steps, and their last state.
-
-Both count only if the attempt has the lease when they are committed. On PostgreSQL a lock on the
-job makes sure of that: without it, a statement that began before another worker took the job over
-could still record a step. On SQLite the right to write is the lock.
-"""
+"""The table of how far attempts have come, as their handlers say."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +11,7 @@ from tenure.errors import InvalidInput, LeaseLost
 from tenure.rules.steps import (
     MAX_STEPS,
     FindSignal,
+    JobProgress,
     JobSteps,
     KeepState,
     KeepToken,
@@ -33,7 +29,55 @@ from tenure.rules.steps import (
 from tenure.store.borrowed.drivers import SHARE, ask, spelled
 from tenure.store.borrowed.drivers import Steps as Asks
 from tenure.store.database import Dialect, Reads, Statements
-from tenure.store.tables import dependencies, progress, signals
+from tenure.store.tables import dependencies, signals
+
+Entry = tuple[str, str, JobProgress]
+"""Job id, lease id, and what its holder says."""
+
+
+def record(db: Statements, entries: Sequence[Entry]) -> int:
+    """Store the progress of attempts whose lease is held; return how many these were.
+
+    Of several entries of an attempt the last one counts.
+    """
+    d = db.dialect
+    # Each attempt once: PostgreSQL changes no row twice in a statement.
+    stored = {(job, lease): p for job, lease, p in entries if d.is_id(job) and d.is_id(lease)}
+    rows = [[*attempt, p.done, p.total, p.message] for attempt, p in stored.items()]
+    job, lease = (d.as_id(f"(new.value ->> {place})") for place in (0, 1))
+    done, total = (f"CAST(new.value ->> {place} AS double precision)" for place in (2, 3))
+    # In the order of the ids, so that no two wait in a circle. A claim may have been committed
+    # since the statement began, hence the look at the token.
+    statement = f"""
+INSERT INTO {d.table("progress")} AS old (job_id, token, done, total, message, at)
+SELECT job.id, job.token, {done}, {total}, new.value ->> 4, {d.now}
+FROM {d.json_rows} JOIN {d.table("job")} AS job ON job.id = {job} AND job.lease_id = {lease}
+WHERE true ORDER BY job.id
+ON CONFLICT (job_id) DO UPDATE SET token = excluded.token, done = excluded.done,
+    total = excluded.total, message = excluded.message, at = excluded.at
+WHERE old.token <= excluded.token"""
+    return db.changed(statement, (json.dumps(rows),))
+
+
+def progress_of(db: Reads, job_ids: Sequence[str]) -> Mapping[str, JobProgress]:
+    """Return the progress of jobs, by id; while one runs, only what this attempt has said."""
+    d = db.dialect
+    ids = d.ids(len(job_ids))
+    statement = f"""
+SELECT {d.id("job.id")}, p.done, p.total, p.message, {d.time("p.at")}
+FROM {d.table("progress")} AS p JOIN {d.table("job")} AS job ON job.id = p.job_id
+WHERE p.job_id IN ({ids}) AND (p.token = job.token OR job.status <> 'processing')"""
+    return {
+        id: JobProgress(done, total, message, d.to_time(at))
+        for id, done, total, message, at in db.rows(statement, job_ids)
+    }
+
+
+# The tables of what attempts keep: their steps, and their last state.
+#
+# Both count only if the attempt has the lease when they are committed. On PostgreSQL a lock on
+# the job makes sure of that: without it, a statement that began before another worker took the
+# job over could still record a step. On SQLite the right to write is the lock.
 
 HELD = """
 FROM (SELECT {json} AS doc) AS new, {s}job AS job
@@ -107,7 +151,7 @@ def write_notes(db: Statements, said: Sequence[tuple[str, str, Notes, bool]]) ->
     The last of the four says whether to wait for a lock on the job, such as that of a heartbeat.
     Otherwise the notes are left out: the report that brings them is sent again.
     """
-    progress.record(db, [(id, lease, n.progress) for id, lease, n, _ in said if n.progress])
+    record(db, [(id, lease, n.progress) for id, lease, n, _ in said if n.progress])
     is_id = db.dialect.is_id
     for job_id, lease_id, notes, waits in sorted(said, key=lambda one: one[0]):
         if notes.state is not None and is_id(job_id) and is_id(lease_id):
