@@ -1,9 +1,10 @@
-"""Fake handlers that succeed and fail on purpose, for any job type. Nothing about them is random.
+"""The example that `tenure demo` runs, and fake handlers, which succeed and fail by rule.
 
-Rules for every type: `fail_types` names types of which every attempt fails. `fail_every=N` fails
-the first attempt of every Nth job that this process starts.
+Programs with --fake-handlers run these for any job type. Nothing about them is random. Rules for
+every type: `fail_types` names types of which every attempt fails. `fail_every=N` fails the first
+attempt of every Nth job that this process starts.
 
-Some types behave in a special way, beside the rules:
+Some types behave in a special way, beside these rules:
 
     fake.flaky   {"fail_times": k}   fails the first k attempts
     fake.sleep   {"seconds": s}      sleeps
@@ -11,7 +12,8 @@ Some types behave in a special way, beside the rules:
     fake.crash   {"crash_times": k}  kills its worker process with SIGKILL in the first k attempts
                                      (default 1): the lease runs out, and another worker takes over
 
-Every other type succeeds at once, whatever its payload."""
+Every other type succeeds at once, whatever its payload.
+"""
 
 from __future__ import annotations
 
@@ -103,11 +105,9 @@ def _fakes(check: Check) -> dict[str, Handler]:
     return {name: describe(function, name) for name, function in functions.items()}
 
 
-# The example that `tenure demo` runs: jobs through success, retry and permanent failure.
-#
-# The store, the worker and the sweeper are real; the handlers are fake and fail by rule, not by
-# chance. All jobs are on disk before the worker starts, and its first claim takes them all, so
-# every run ends the same way, job by job.
+# --- demo -----------------------------------------------------------------------------------------
+# The store, the worker and the sweeper are real. All jobs are on disk before the worker starts, and
+# its first claim takes them all, so every run ends the same way, job by job.
 
 QUICK = {"base": 0.1, "factor": 2.0, "cap": 1.0}
 VANISHED = ClaimRequest(

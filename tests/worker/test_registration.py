@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from tenure import InvalidInput, JobContext, KeyConflict, Tenure, Unique
-from tenure.handlers import arguments as handlers_arguments
+from tenure.handlers import registry
 from tests.support.workers import running_worker
 
 Anything = TypeVar("Anything")
@@ -243,14 +243,14 @@ def test_a_handler_may_come_while_a_worker_declares_the_types(
 ) -> None:
     """Django adds one when a view uses a task at another backend; the worker has its own thread."""
     app.job(name="first")(lambda: None)
-    handlers, known = app.core.handlers, handlers_arguments.known
+    handlers, known = app.core.handlers, registry.known
 
     def meanwhile(*described: Any) -> Any:
         if handlers.find("second") is None:
             app.job(name="second")(lambda: None)
         return known(*described)
 
-    monkeypatch.setattr(handlers_arguments, "known", meanwhile)
+    monkeypatch.setattr(registry, "known", meanwhile)
     assert list(handlers.options()) == ["first"]
     assert handlers.types() == ("first", "second")
 

@@ -1,4 +1,8 @@
-"""How long what an application opens stays open: until a fork, or as long as it is in use."""
+"""What `Tenure` and its nouns share, and what workers and servers call beside them. Internal.
+
+A `Core` opens its store at the first use. The store stays open until `close`, or until the core is
+collected. The child of a fork opens PostgreSQL again.
+"""
 
 from __future__ import annotations
 
@@ -45,25 +49,21 @@ _cores: WeakSet[Core] = WeakSet()
 _ends: WeakKeyDictionary[Core, finalize[[Store, int], Core]] = WeakKeyDictionary()
 _of_parent: list[object] = []
 """Kept for ever: if one were collected in the child, it might speak on its parent's connections."""
+MAX_COUNTED = 1_000_000
 
 
-def watch(core: Core) -> None:
-    """Let a core forget its parent in each child of a fork."""
-    _cores.add(core)
-
-
-def tied(core: Core, store: Store) -> Store:
+def _tied(core: Core, store: Store) -> Store:
     """Return a store that a core opens. It is closed when the core is collected.
 
     Otherwise its threads would keep it and its connections as long as the process runs.
     """
-    untie(core)
+    _untie(core)
     _ends[core] = end = finalize(core, _close, store, forks.pid)
     end.atexit = False
     return store
 
 
-def untie(core: Core) -> None:
+def _untie(core: Core) -> None:
     """Forget the store of a core that is closed in order."""
     if (end := _ends.pop(core, None)) is not None:
         end.detach()
@@ -92,9 +92,8 @@ def _begin() -> None:
 
 forks.in_child(_begin)
 
-# What `Tenure` and its nouns share, and what workers and servers call beside them. Internal.
 
-MAX_COUNTED = 1_000_000
+# --- core -----------------------------------------------------------------------------------------
 
 
 class Core:
@@ -129,7 +128,7 @@ class Core:
         self._opened: Store | None = None
         self._stays_open = False
         self._opening = threading.Lock()
-        watch(self)
+        _cores.add(self)  # each child of a fork lets it forget its parent
 
     @property
     def database(self) -> str:
@@ -180,7 +179,7 @@ class Core:
                 if self._opened is None:
                     make, upgrade = make and self.migrate != "never", self.migrate == "auto"
                     store = open_store(self.database, make=make, upgrade=upgrade)
-                    self._opened = tied(self, store)
+                    self._opened = _tied(self, store)
         return self._opened
 
     def forget_parent(self) -> Store | None:
@@ -205,7 +204,7 @@ class Core:
         if self._opened is not None and not self._stays_open:
             self._opened.close()
             self._opened = None
-            untie(self)
+            _untie(self)
         self.defaults.forget()
 
     @contextmanager

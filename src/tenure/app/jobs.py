@@ -1,4 +1,9 @@
-"""One call that adds jobs: its checks and its span. Internal."""
+"""The verbs of `Tenure` that add, change and read jobs, and what these verbs share.
+
+A call that adds jobs checks them, and has a span if the application traces: see `Adding`, which
+workflows and `Within` use, too. `*_shown` is what the HTTP API, the dashboard and the command line
+show, limited to the queues of who asks, or with the values of redacted keys cut out.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,15 @@ from tenure.errors import Forbidden, InvalidInput, JobNotFound, StoreUnavailable
 from tenure.events import Amended, Cancelled, Event, Retried, Snoozed, Unblocked
 from tenure.lifecycle import FIRST_EVENT, Job, Status
 from tenure.rules.dependencies import ParentEdge, Ties, depends_again
-from tenure.rules.explain import ELSEWHERE, MAY_BE_LOCKED, RATE_MINUTES, Explanation, Facts, rate
+from tenure.rules.explain import (
+    ELSEWHERE,
+    MAY_BE_LOCKED,
+    RATE_MINUTES,
+    Explanation,
+    Facts,
+    LockHolder,
+    rate,
+)
 from tenure.rules.explain import explain as explanation
 from tenure.rules.jobs import (
     MAX_JOBS_AT_ONCE,
@@ -48,9 +61,8 @@ from tenure.rules.steps import JobProgress, JobSteps
 from tenure.rules.tokens import Patterns, includes, own_key, require
 from tenure.rules.workflows import Shape, shape_of
 from tenure.store import search
-from tenure.store.tables import dependencies, queues, schedules, unique_keys, workflows
-from tenure.store.tables import steps as tables_steps
-from tenure.store.tables import types as tables_types
+from tenure.store.tables import dependencies, queues, schedules, types, unique_keys, workflows
+from tenure.store.tables import steps as stored_steps
 from tenure.telemetry import logs
 from tenure.values.ids import is_id
 from tenure.values.names import MAX_REASON_LENGTH, check_name, check_reason
@@ -63,7 +75,6 @@ if TYPE_CHECKING:
 
     from tenure.app.app import Tenure
     from tenure.app.within import Within
-    from tenure.rules.explain import LockHolder
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +195,10 @@ def _limited_to(queues: Patterns, job: CheckedJob) -> CheckedJob:
     return job if key is None else replace(job, idempotency_key=own_key(job.queue, key))
 
 
-# The verbs of `Tenure` that add jobs.
+# --- add ------------------------------------------------------------------------------------------
+
+AGAIN = ("tags", "partition")
+"""What a job that runs another one again takes from it, beside the options of a type."""
 
 
 def by_name(type: Any, payload: Mapping[str, Any] | None, options: Options) -> NewJob:
@@ -268,10 +282,6 @@ def run_again(
     """
     new_job = again(app.core, app.core.get(job_id), payload, options)
     return add(app.core, [new_job]).result()[0].job
-
-
-AGAIN = ("tags", "partition")
-"""What a job that runs another one again takes from it, beside the options of a type."""
 
 
 def again(
@@ -363,9 +373,7 @@ def wake(app: Tenure) -> None:
     app.core.wake()
 
 
-# The verbs of `Tenure` that change a job.
-
-log = logging.getLogger(__name__)
+# --- change ---------------------------------------------------------------------------------------
 
 FROM_SCRATCH = "from scratch"
 """How the reason of a retry begins that deletes what the attempts have kept."""
@@ -484,7 +492,7 @@ def _apply(app: Tenure, job_id: str, event: Event, *, from_scratch: bool = False
     return job
 
 
-# What is shown of transitions and failures where keys are redacted.
+# --- show -----------------------------------------------------------------------------------------
 
 
 def queue_shown(core: Core, name: str) -> QueueState:
@@ -555,7 +563,7 @@ def progress_shown(
 ) -> Mapping[str, JobProgress]:
     """Return how far jobs have come, by id, of those whose handlers have said so."""
     ran = {job.id: job for job in jobs if job.token}
-    found = tables_steps.progress_of(core.limited_store.read, list(ran)) if ran else {}
+    found = stored_steps.progress_of(core.limited_store.read, list(ran)) if ran else {}
     if not redaction:
         return found
     return {
@@ -567,7 +575,7 @@ def steps_shown(core: Core, job: Job, redaction: Redaction = NOTHING_HIDDEN) -> 
     """Return what the attempts of a job have kept."""
     if not job.token:
         return JobSteps()
-    kept = tables_steps.of(core.limited_store.read, job.id)
+    kept = stored_steps.of(core.limited_store.read, job.id)
     if not redaction:
         return kept
     shown = [replace(one, result_json=_hidden(one.result_json, redaction)) for one in kept.steps]
@@ -599,7 +607,7 @@ def _last_error(core: Core, group: FailureGroup, redaction: Redaction) -> str:
     return (job.last_error or MARK).partition("\n")[0]
 
 
-# The verbs of `Tenure` that read jobs.
+# --- read -----------------------------------------------------------------------------------------
 
 ASLEEP = (Snoozed.name, Amended.name)
 """The last events of a job that may be asleep: one that was changed sleeps on."""
@@ -716,7 +724,7 @@ def _asleep_until(core: Core, job: Job) -> datetime | None:
     """Return when the sleep ends that a job began last; None if it cannot be asleep."""
     if job.status is not Status.PENDING or job.event not in ASLEEP:
         return None
-    step = tables_steps.last_sleep(core.limited_store.read, job.id)
+    step = stored_steps.last_sleep(core.limited_store.read, job.id)
     try:
         return None if step is None else step.until
     except (TypeError, ValueError, OverflowError):  # a worker over HTTP may record anything
@@ -738,7 +746,7 @@ def _facts(core: Core, job: Job) -> Facts:
     return Facts(
         now=now,
         queue=next(iter(read.queues(QueueQuery(name=job.queue))), None),
-        type=tables_types.every(read, tables_types.PLAIN).get(job.type),
+        type=types.every(read, types.PLAIN).get(job.type),
         workers=read.workers(core.queues),
         ahead=read.ahead(job) if due else 0,
         counted_until=read.stats.until() if due else None,

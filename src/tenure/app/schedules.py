@@ -1,4 +1,8 @@
-"""Making, changing and reading schedules: `app.schedules`, and the decorator `app.schedule`."""
+"""Schedules: `app.schedules` and the decorator `app.schedule`, and how their ticks are decided.
+
+Workers and servers store the schedules that an application declares, decide the ticks that are due,
+and repair schedules after a change of the clock or of a time zone.
+"""
 
 from __future__ import annotations
 
@@ -412,7 +416,7 @@ def _of_edition(schedule: Schedule, edition: int | None) -> Schedule:
     return schedule
 
 
-# What workers and servers do for schedules: declare them, decide their ticks. Internal.
+# --- evaluation -----------------------------------------------------------------------------------
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,7 @@
-"""Job types: what `@app.job` makes of a function, and how their jobs are enqueued."""
+"""Job types, `@app.job`: how their jobs are enqueued, and what runs around handlers and workers.
+
+The verbs at the end, `around`, `lifespan` and `on_failure`, hold for all types of an application.
+"""
 
 from __future__ import annotations
 
@@ -224,7 +227,7 @@ class JobType(Generic[P, R]):
         return f"<job type {self.name}>"
 
 
-# The verbs of `Tenure` that put something around handlers and workers, and call of failures.
+# --- hooks ----------------------------------------------------------------------------------------
 
 A = TypeVar("A", bound=Around)
 L = TypeVar("L", bound=Lifespan)

@@ -1,6 +1,8 @@
-"""Adding workflows: `app.workflow`, and `chain`, `group` and `batch`, which are made of it.
+"""Workflows: `app.workflow` adds them, `app.workflows` reads, cancels, retries and extends them.
 
-Those three are verbs of `Within`, too, whose workflows are stored in the caller's transaction."""
+`chain`, `group` and `batch` are made of `app.workflow`. These three are verbs of `Within`, too,
+whose workflows are stored in the caller's transaction.
+"""
 
 from __future__ import annotations
 
@@ -359,7 +361,8 @@ def add_batch(
 
 chain_async, group_async, batch_async = twin(chain), twin(group), twin(batch)
 
-# Reading, cancelling and retrying workflows: `app.workflows`.
+
+# --- app.workflows --------------------------------------------------------------------------------
 
 
 class Workflows(Noun):

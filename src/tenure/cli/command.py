@@ -1,4 +1,8 @@
-"""The options that commands share: --database, --json and --wide, and how the others are made."""
+"""What all commands share: options, the application that they use, how errors end the program.
+
+The options are --database, --json and --wide, and what makes the others. Times are read as the
+command line takes them: a date and a time, and for what is past, how long ago.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import tenure
 from tenure import errors
-from tenure.errors import InvalidInput
 from tenure.values.text import visible
 
 if TYPE_CHECKING:
@@ -112,7 +114,8 @@ answer_options = together(database_option, json_option)
 reading_options = together(answer_options, wide_option)
 """The options of a command that prints a table."""
 
-# What all commands share: the application that they use, and how errors end the program.
+
+# --- application and errors -----------------------------------------------------------------------
 
 REFUSED = 1
 EXIT_CODES: Mapping[type[errors.TenureError], int] = {
@@ -246,7 +249,7 @@ def chosen_database() -> str | None:
     return host.database if value is None and host is not None else value
 
 
-def lend(context: click.Context, app: tenure.Tenure) -> None:
+def lend(context: click.Context, app: Tenure) -> None:
     """Let the commands of a context use the application of the program that has them."""
     context.meta[APPLICATION] = app
     context.meta[PROGRAM] = context.command_path
@@ -263,13 +266,13 @@ def as_called(text: str) -> str:
     return text.replace("`tenure ", f"`{program()} ")
 
 
-def application_of_host() -> tenure.Tenure | None:
+def application_of_host() -> Tenure | None:
     """Return the application of the program that has these commands, such as `flask`."""
-    found: tenure.Tenure | None = click.get_current_context().meta.get(APPLICATION)
+    found: Tenure | None = click.get_current_context().meta.get(APPLICATION)
     return found
 
 
-def application() -> tenure.Tenure:
+def application() -> Tenure:
     """Make the application on the chosen database; its actor is the user who is logged in."""
     from tenure.app.app import Tenure
     from tenure.settings import load
@@ -286,7 +289,7 @@ def application() -> tenure.Tenure:
     return Tenure(found.database, migrate=found.migrate, actor=operator(), redact=found.redact)
 
 
-def existing() -> tenure.Tenure:
+def existing() -> Tenure:
     """Open the application on a database that exists, so that a mistyped address makes no file."""
     return application().open(make=False)
 
@@ -304,7 +307,7 @@ def operator() -> str:
     return label if label.isprintable() and len(label) <= 255 else "cli"
 
 
-# Times as the command line takes them: a date and a time, and for what is past, how long ago.
+# --- times ----------------------------------------------------------------------------------------
 
 Past = datetime | timedelta
 """A time, or how long it is before the time of the store: only that one decides."""
@@ -316,7 +319,7 @@ def time_given(_: click.Context, given: click.Parameter, text: str | None) -> da
     try:
         return None if text is None else datetime.fromisoformat(text)
     except ValueError:
-        raise InvalidInput(f"not a time; {ZONED}", path=given.opts[0]) from None
+        raise errors.InvalidInput(f"not a time; {ZONED}", path=given.opts[0]) from None
 
 
 def past_given(_: click.Context, given: click.Parameter, text: str | None) -> Past | None:
@@ -335,11 +338,11 @@ def past_given(_: click.Context, given: click.Parameter, text: str | None) -> Pa
     except ValueError:
         advice = f"not a time; {ZONED}, or how long ago, such as 2h or 3d, or now"
         if not text[-1:].isalpha():
-            raise InvalidInput(advice, path=given.opts[0]) from None
+            raise errors.InvalidInput(advice, path=given.opts[0]) from None
     try:
         return timedelta(seconds=seconds(text))
-    except InvalidInput:
-        raise InvalidInput(advice, path=given.opts[0]) from None
+    except errors.InvalidInput:
+        raise errors.InvalidInput(advice, path=given.opts[0]) from None
 
 
 def past_option(flags: str, help: str) -> Decorator:

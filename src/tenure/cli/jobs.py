@@ -1,4 +1,7 @@
-"""The options that describe a job to add, for `enqueue` and for schedules."""
+"""Commands about jobs: add them, list them, show one, say why it waits, wait, retry, cancel.
+
+The options that describe a job to add are those of `enqueue` and of schedules.
+"""
 
 from __future__ import annotations
 
@@ -120,46 +123,7 @@ def _json(data: bytes, at: str) -> object:
         raise flaw.__class__(flaw.message, path=path, code=flaw.code) from None
 
 
-# Commands that wait until a job is settled.
-
-OUTCOMES = {"completed": 0, "failed": 1, "cancelled": 6}
-TIME_OVER = 5
-
-
-@click.command()
-@click.argument("id", type=Id(), shell_complete=completing.job_ids())
-@option("--timeout", "TIME", "Longest time to wait: 30s, 5m.  [default: as long as it takes]")
-@answer_options
-def wait(id: str, timeout: str | None, as_json: bool) -> None:
-    """Wait until a job is settled, and print its result.
-
-    The exit code is 0 if it completed, 1 if it failed, 6 if it was cancelled, and 5 if it is not
-    settled in time. The job then continues.
-    """
-    with existing() as app:
-        finish(app, id, timeout, as_json=as_json)
-
-
-def finish(app: Tenure, job_id: str, timeout: str | None, *, as_json: bool) -> None:
-    """Wait for a job, print how it ended, and exit with the code for that."""
-    from tenure.wire import responses
-
-    try:
-        job = app.core.redaction.job(app.wait(job_id, timeout))
-    except TimeoutError as error:
-        click.echo(f"Error: {error}", err=True)
-        click.get_current_context().exit(TIME_OVER)
-    if as_json:
-        terminal.print_json(responses.job_body(job))
-    elif job.status == "completed":
-        click.echo(visible(job.result_json or "null"))
-    else:
-        why = f": {first_line(job.last_error)}" if job.status == "failed" else ""
-        click.echo(visible(f"job {job.id} {job.event}{why}"), err=True)
-    click.get_current_context().exit(OUTCOMES[job.status])
-
-
-# Commands about jobs: add them, list them, show one, say why it waits, retry, cancel.
+# --- commands -------------------------------------------------------------------------------------
 
 SHOWN = (
     *("id", "type", "queue", "status", "attempts", "priority", "timeout", "idempotency_key"),
@@ -167,6 +131,8 @@ SHOWN = (
     *("lease_expires_at", "again_of", "partition", "workflow"),
 )
 """What `jobs show` prints of a job, if it is set, in this order."""
+OUTCOMES = {"completed": 0, "failed": 1, "cancelled": 6}
+TIME_OVER = 5
 
 
 @click.command()
@@ -447,6 +413,39 @@ def run_again(id: str, as_json: bool, **given: Any) -> None:
         _show_added(app, app.run_again(id, options.pop("payload", None), **options), as_json)
 
 
+@jobs.command()
+@click.argument("id", type=Id(), shell_complete=completing.job_ids())
+@option("--timeout", "TIME", "Longest time to wait: 30s, 5m.  [default: as long as it takes]")
+@answer_options
+def wait(id: str, timeout: str | None, as_json: bool) -> None:
+    """Wait until a job is settled, and print its result.
+
+    The exit code is 0 if it completed, 1 if it failed, 6 if it was cancelled, and 5 if it is not
+    settled in time. The job then continues.
+    """
+    with existing() as app:
+        finish(app, id, timeout, as_json=as_json)
+
+
+def finish(app: Tenure, job_id: str, timeout: str | None, *, as_json: bool) -> None:
+    """Wait for a job, print how it ended, and exit with the code for that."""
+    from tenure.wire import responses
+
+    try:
+        job = app.core.redaction.job(app.wait(job_id, timeout))
+    except TimeoutError as error:
+        click.echo(f"Error: {error}", err=True)
+        click.get_current_context().exit(TIME_OVER)
+    if as_json:
+        terminal.print_json(responses.job_body(job))
+    elif job.status == "completed":
+        click.echo(visible(job.result_json or "null"))
+    else:
+        why = f": {first_line(job.last_error)}" if job.status == "failed" else ""
+        click.echo(visible(f"job {job.id} {job.event}{why}"), err=True)
+    click.get_current_context().exit(OUTCOMES[job.status])
+
+
 def _change(
     action: str,
     ids: Sequence[str],
@@ -495,9 +494,7 @@ def _each(app: Tenure, change: Callable[[str], Job], ids: Sequence[str], as_json
     click.get_current_context().exit(code)
 
 
-jobs.add_command(wait)
-
-# Which commands help a job that does not run.
+# --- advice ---------------------------------------------------------------------------------------
 
 ACTIONS = {"retry": "run it again", "cancel": "cancel it", "run_now": "run it now"}
 REMEDIES = {

@@ -1,7 +1,9 @@
-"""Whether the name that a command was given is known: it may be misspelt.
+"""Commands about queues, types and workers, and the counts of their jobs.
 
-Queues, types and partitions can have settings before their first job, so no name is refused. Ask
-before the change: a type that is paused is known from then on."""
+Queues, types and partitions can have settings before their first job, so no name is refused.
+Answers say if the name is not known: it may be misspelt. Ask for this doubt before the change: a
+type that is paused is known from then on.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,11 @@ from tenure.cli.command import (
 )
 from tenure.cli.terminal import Cell, print_json, table
 from tenure.errors import InvalidInput, TenureError
-from tenure.values.names import check_name, check_pause_reason
+from tenure.values.names import check_name, check_pause_reason, nearest
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from tenure import Tenure as tenure_Tenure
     from tenure.app.app import Tenure
     from tenure.rules.stats import QueueState, WorkerState
 
@@ -78,13 +79,11 @@ def partition_doubt(app: Tenure, queue: str, name: str) -> str:
 
 
 def _nearest(name: str, others: Collection[str]) -> str:
-    from tenure.values.names import nearest
-
     near = nearest(name, others)
     return f", the nearest is {near}" if near else ""
 
 
-# Commands about queues and types, and the counts of their jobs.
+# --- commands -------------------------------------------------------------------------------------
 
 queues = Group("queues", help="List, pause, resume and limit queues.")
 
@@ -134,7 +133,7 @@ def resume(name: str) -> None:
     click.echo(f"queue {name} {'is resumed' if held else 'was not paused'}{doubt}")
 
 
-def _state_of(app: tenure_Tenure, name: str) -> QueueState | None:
+def _state_of(app: Tenure, name: str) -> QueueState | None:
     check_name(name, "queue", "$.queue")
     return next((each for each in app.queues.list(search=name) if each.name == name), None)
 

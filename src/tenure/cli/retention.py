@@ -1,4 +1,4 @@
-"""Commands about how long settled jobs of types and queues are kept."""
+"""Commands about how long settled jobs are kept, and the one that writes them to files."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def set_rule(type: str | None, queue: str | None, *, yes: bool, **ages: str | No
     click.echo(f"{rule.subject} {rule.name} is changed{doubt}")
 
 
-# The command that writes settled jobs to files.
+# --- export ---------------------------------------------------------------------------------------
 
 KEPT = "jobs of a workflow, jobs that others or webhooks need, and jobs that have changed since"
 """Which jobs of a file stay when the others are deleted."""

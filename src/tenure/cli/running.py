@@ -1,4 +1,7 @@
-"""`tenure worker --reload`: a worker that starts again when the code changes."""
+"""Commands that run jobs: serve, worker and demo.
+
+With --reload, `tenure worker` starts a worker as another process, and again when the code changes.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +91,7 @@ def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
         process.wait()
 
 
-# Commands that run jobs: serve, worker and demo.
+# --- serve and worker -----------------------------------------------------------------------------
 
 work_options = together(
     repeated("--app apps", "MODULE:NAME", "Your Tenure object, whose handlers run here"),
@@ -380,6 +383,8 @@ def _place(url: str) -> tuple[str, ...]:
     host = (host or given.get("host", "")).removesuffix(":5432")
     return (host, given.get("port", ""), given.get("dbname", name), given.get("schema", "tenure"))
 
+
+# --- demo -----------------------------------------------------------------------------------------
 
 OPENING = """\
 A few dozen jobs, one worker, one store. Payments always fail, and so does the first attempt of

@@ -1,4 +1,7 @@
-"""Numbers, times and lists as the pages write them. Texts of jobs: see `values/text.py`."""
+"""Numbers, times and lists as the pages write them, and charts of the last hour. Pure.
+
+Charts are made from the activity of each minute. Texts of jobs: see `values/text.py`.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ def listed(words: Sequence[str], most: int = 3) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
 
 
-# Charts of the last hour, from the activity of each minute. Pure.
+# --- charts ---------------------------------------------------------------------------------------
 
 MINUTES = 60
 MINUTE = timedelta(minutes=1)

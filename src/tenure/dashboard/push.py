@@ -1,10 +1,11 @@
-"""Reads what all viewers ask for once for all of them.
+"""What is done once for all viewers: to read what pages show, and to notify pages of changes.
 
 Ten open pages that refresh twice a second would otherwise count a million jobs twenty times a
 second. A value is used again for a moment, longer the longer it took to read, so that viewers never
 cost more than a fraction of what the database can do. If there is an older value, a page does not
 wait long for a new one: it shows the older one and how old it is, while the new one is read. An
-action clears everything but the counts, so that its effect is seen."""
+action clears everything but the counts, so that its effect is seen.
+"""
 
 from __future__ import annotations
 
@@ -166,14 +167,12 @@ def _trouble(app: Tenure, repeats: Repeats) -> str | None:
     return None
 
 
-# Notifies open pages of changes: how many transitions there were, of which jobs, by which rules.
-#
-# One task follows the ledger for all viewers, as long as there are any. It notifies each viewer
-# at most twice a second, with a bounded note: under load it reads a sample and skips to the end
-# of the ledger, because a page that hears of many transitions asks again for everything it shows.
-# A slow viewer finds one note about all that happened meanwhile, never a queue of notes.
-
-log = logging.getLogger(__name__)
+# --- notes of changes -----------------------------------------------------------------------------
+# A note says how many transitions there were, of which jobs, by which rules. One task follows the
+# ledger for all viewers, as long as there are any. It notifies each viewer at most twice a second,
+# with a bounded note: under load it reads a sample and skips to the end of the ledger, because a
+# page that hears of many transitions asks again for everything it shows. A slow viewer finds one
+# note about all that happened meanwhile, never a queue of notes.
 
 NOTIFY_SECONDS = 0.5
 START_SECONDS = 0.02

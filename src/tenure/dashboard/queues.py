@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import Response
 
 from tenure.app.jobs import queue_shown, queues_shown
-from tenure.dashboard import format
+from tenure.dashboard import format as fmt
 from tenure.dashboard.overview import LATE
 from tenure.dashboard.push import MAX_QUEUES
 from tenure.dashboard.request import PageRequest
@@ -39,7 +39,7 @@ def show(request: PageRequest) -> Response:
         queues=queues if number > len(queues) else sorted(queues, key=attrgetter("name")),
         number=number,
         search=search,
-        rates=format.queue_rates(cache.activity(), now),
+        rates=fmt.queue_rates(cache.activity(), now),
         lag=cache.lag(now, "queues"),
         late=now - LATE,
         limits_of=limits_of,

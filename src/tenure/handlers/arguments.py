@@ -1,6 +1,8 @@
-"""What annotations make of JSON: the decoder of payloads, and the models of Pydantic.
+"""How arguments of handlers become JSON and values again, and which partition a job is in.
 
-Pydantic checks its models. It is not imported here: a program without it has no models."""
+Annotations make the decoder of payloads. Pydantic checks its models. It is not imported here: a
+program without it has no models. The partition is as `partition_by` of the job's type says.
+"""
 
 from __future__ import annotations
 
@@ -263,7 +265,7 @@ def _without_references(part: Any, known: Mapping[str, Any], inside: tuple[str, 
     return {name: _without_references(each, known, inside) for name, each in part.items()}
 
 
-# Which partition a job is in, as `partition_by` of its type says. Pure.
+# --- partitions -----------------------------------------------------------------------------------
 
 By = str | tuple[str, ...] | Callable[[dict[str, Any]], Any]
 """The name of a parameter, the names of some, or a function of the payload."""

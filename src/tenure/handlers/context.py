@@ -1,7 +1,13 @@
-"""The part of `JobContext` that remembers across attempts: steps, sleep, state."""
+"""What a handler knows about its attempt, and what it does through it: `JobContext`.
+
+A handler may run again from its begin, after a failure, a sleep or a wait for a signal. What it has
+done once is then read from what the job keeps: see `StepBook`. The `Fence` of the attempt ties the
+transactions of the handler to its lease.
+"""
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -53,19 +59,86 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 NO_ATTEMPT = "only a worker gives a connection: here no attempt runs, so pass one"
+NO_SIGNALS = "only a worker's attempt can wait for signals; this is a plain call of the handler"
+
+Stopped = Literal["cancelled", "timeout", "shutdown", "lost"]
+"""Why the outcome of a handler no longer counts."""
 
 
-class DurableContext:
-    """What a handler does once, although it may run again."""
+@dataclass(slots=True)
+class JobTransaction:
+    """A transaction on the database of the jobs, as `JobContext.transaction` begins it.
 
-    __slots__ = ()
+    - `connection`: of psycopg or sqlite3, for your statements. It is committed for you.
+    - `result`: set it to the result of the job. Default: None.
+    """
+
+    connection: Any
+    result: Any = None
+
+
+class Fence(Protocol):
+    """What ties transactions of a handler to the lease of its attempt."""
+
+    def complete(self, connection: Any, result: object) -> None: ...
+    async def complete_async(self, connection: Any, result: object) -> None: ...
+    def hold(self, connection: Any) -> None: ...
+    async def hold_async(self, connection: Any) -> None: ...
+    def transaction(self) -> AbstractContextManager[JobTransaction]: ...
+    def opened(self) -> AbstractContextManager[Any]: ...
+    def record(self, connection: Any, step: Record) -> None: ...
+    async def record_async(self, connection: Any, step: Record) -> None: ...
+    def park(self, parked: Parked) -> None: ...
+    def follow_ups(self) -> FollowUps: ...
+    def check_free(self) -> None: ...
+
+
+@dataclass(slots=True)
+class JobContext:
+    """What a handler knows about its attempt: annotate its first parameter with `JobContext`.
+
+    - `id`: the id of the job.
+    - `type`, `queue`: the job's type and queue.
+    - `attempt`: the number of this attempt; 1 for the first.
+    - `max_retries`: how many attempts the job gets in all. If this attempt fails and `attempt` is
+      not less than `max_retries`, the job has failed for good.
+    - `token`: rises with every claim of the job and never falls. Hand it to outside systems as a
+      fencing token, so that they refuse a stale attempt.
+    - `deadline`: when the timeout of this attempt ends it, by the clock of the worker; None if it
+      has no timeout.
+    - `stopping`: turns True when the worker was asked to stop. A handler that returns within the
+      grace period of the worker is recorded as always. One that takes longer is interrupted, and
+      the job runs again elsewhere, without a charge.
+    - `stopped`: why the handler should return now, since nothing that it does is recorded any more.
+      None as long as its outcome counts, then `cancelled` (the job was, normally within 200 ms),
+      `timeout`, `shutdown` (the grace period is over), or `lost` (the lease ran out).
+
+    In a child process, `stopping` and `stopped` never change: when the outcome no longer counts,
+    the worker kills the child.
+
+    The worker makes it; a handler only reads it.
+    """
+
+    __signature__: ClassVar[inspect.Signature]
+
     id: str
-    token: int
-    _source: StepSource | None
-    _fence: Any
-    _book: StepBook | None
+    type: str
+    queue: str
+    attempt: int  # 1 for the first
+    max_retries: int  # attempts in all
+    token: int  # rises with every claim
+    deadline: datetime | None  # by the worker's clock
+    stopping: bool = False  # the worker is
+    stopped: Stopped | None = None  # why the outcome of the handler no longer counts
+    _source: StepSource | None = field(default=None, repr=False)
+    _fence: Fence | None = field(default=None, repr=False)
+    _book: Any = field(default=None, repr=False, compare=False)  # StepBook | None; see `_steps`
+    _jobs: FollowUps | None = field(default=None, repr=False)
+
+    # --- steps
 
     def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function once, and return what it returned in every attempt of this job.
@@ -140,9 +213,13 @@ class DurableContext:
         returns = book.returned_by(function)
         step = waited(book.begin(name))
         if step is None:
-            if fence is None and connection is None:
+            lent: AbstractContextManager[Any]
+            if connection is not None:
+                lent = nullcontext(connection)
+            elif fence is not None:
+                lent = fence.opened()
+            else:
                 raise InvalidInput(NO_ATTEMPT, path="connection")
-            lent = nullcontext(connection) if connection is not None else fence.opened()
             with book.doing(name), lent as used:
                 new = book.new(name, function(used, *args))
                 if fence is not None:
@@ -166,6 +243,8 @@ class DurableContext:
             step = book.noted(new)
         value: R = book.value(step, returns)
         return value
+
+    # --- sleep and state
 
     def sleep(self, duration: Duration, *, name: str | None = None) -> None:
         """Sleep as long, also if the worker is restarted meanwhile; without a slot, and at no cost.
@@ -221,31 +300,18 @@ class DurableContext:
             from tenure.handlers.step_book import StepBook  # it reads results, which know handlers
 
             fence = self._fence
-            hooks = (None, None) if fence is None else (fence.park, fence.check_free)
-            self._book = StepBook(self.token, self._source, *hooks)  # type: ignore[misc]
-        return self._book
+            park, check_free = (None, None) if fence is None else (fence.park, fence.check_free)
+            self._book = StepBook(self.token, self._source, park, check_free)
+        book: StepBook = self._book
+        return book
 
-
-# The part of `JobContext` that waits for signals, and makes the tokens to send them with.
-
-T = TypeVar("T")
-
-NO_SIGNALS = "only a worker's attempt can wait for signals; this is a plain call of the handler"
-
-
-class SignalContext:
-    """What a handler says to, and hears from, the world outside."""
-
-    __slots__ = ()
-    if TYPE_CHECKING:
-
-        def _steps(self) -> StepBook: ...
+    # --- signals
 
     @overload
     def wait_for_signal(self, name: str, timeout: Duration | None = None) -> Any: ...
     @overload
     def wait_for_signal(
-        self, name: str, timeout: Duration | None = None, *, type: type[T]
+        self, name: str, timeout: Duration | None = None, *, type: builtins.type[T]
     ) -> T: ...
     def wait_for_signal(
         self, name: str, timeout: Duration | None = None, *, type: Any = Any
@@ -277,7 +343,7 @@ class SignalContext:
     async def wait_for_signal_async(self, name: str, timeout: Duration | None = None) -> Any: ...
     @overload
     async def wait_for_signal_async(
-        self, name: str, timeout: Duration | None = None, *, type: type[T]
+        self, name: str, timeout: Duration | None = None, *, type: builtins.type[T]
     ) -> T: ...
     async def wait_for_signal_async(
         self, name: str, timeout: Duration | None = None, *, type: Any = Any
@@ -313,65 +379,7 @@ class SignalContext:
         await awaited(self._steps().ask(keep))
         return token
 
-
-def _new_token(name: str, payload: Any, label: str | None) -> tuple[str, KeepToken]:
-    token = new_token()
-    text = None if payload is None else signal_text(payload)
-    said = check_link_label(label, "label")
-    return token, KeepToken(str(token_digest(token)), check_signal_name(name), text, said)
-
-
-def receive(book: StepBook, name: str, timeout: Duration | None) -> Waiting[str]:
-    """Return the payload of the signal that this wait of a run takes, as JSON text."""
-    check_signal_name(name, "name")
-    seconds = None if timeout is None else durations.seconds(timeout, "$.timeout")
-    if not book.is_attempt:
-        raise InvalidInput(NO_SIGNALS)
-    place = book.next_place(f"wait:{name}:")
-    own = f"wait:{name}:{place}"
-    kept = yield from book.begin(own, reserved=True)
-    with book.doing(own):
-        payload = yield from _received(book, name, place, seconds, kept)
-    if payload is None:
-        raise SignalTimeout(name)
-    return payload
-
-
-def _received(
-    book: StepBook, name: str, place: int, seconds: float | None, kept: Step | None
-) -> Waiting[str | None]:
-    """Return what the signal says, None if the time of the wait is over."""
-    steps = yield from book.steps()
-    ends = [f"timeout:{name}:{n}" for n in range(1, place + 1)]
-    if ends[-1] in steps:
-        return None
-    number = place - sum(end in steps for end in ends)
-    limit = None if seconds is None else kept
-    is_over = limit is not None and book.left(limit) <= 0  # before it looks: nothing is missed
-    found: FoundSignal | None = yield from book.ask(FindSignal(name, number))
-    if found is not None and (limit is None or found.at < limit.until):
-        return found.payload
-    if seconds is not None and limit is None:
-        limit = yield from book.record(book.new(f"wait:{name}:{place}", seconds))
-        is_over = book.left(limit) <= 0
-    if found is None and not is_over:
-        wait = Wait(name, number, None if limit is None else limit.until)
-        book.park(Parked(f"it waits for the signal {name}", wait=wait))
-    yield from book.begin(ends[-1], reserved=True)
-    with book.doing(ends[-1]):
-        yield from book.record(book.new(ends[-1], None))
-    return None
-
-
-# The part of `JobContext` that reads what the jobs have left that a job depends on.
-
-T_parents = TypeVar("T_parents")
-
-
-class ParentsContext:
-    """What a handler can know of the jobs that its job depends on, in the order of their adding."""
-
-    __slots__ = ()
+    # --- parents
 
     @property
     def parents(self) -> list[ParentJob]:
@@ -405,7 +413,7 @@ class ParentsContext:
         return Results(self)
 
     @overload
-    def results_async(self, type: type[T_parents]) -> AsyncIterator[T_parents]: ...
+    def results_async(self, type: builtins.type[T]) -> AsyncIterator[T]: ...
     @overload
     def results_async(self, type: Any = Any) -> AsyncIterator[Any]: ...
     async def results_async(self, type: Any = Any) -> AsyncIterator[Any]:
@@ -416,7 +424,7 @@ class ParentsContext:
                     yield value_of(one, type)
 
     @overload
-    async def result_async(self, name: str, type: type[T_parents]) -> T_parents: ...
+    async def result_async(self, name: str, type: builtins.type[T]) -> T: ...
     @overload
     async def result_async(self, name: str, type: Any = Any) -> Any: ...
     async def result_async(self, name: str, type: Any = Any) -> Any:
@@ -440,145 +448,7 @@ class ParentsContext:
     def _ask(self, call: ReadParents) -> Waiting[Parents]:
         return (yield from self._steps().ask(call)) or Parents()
 
-    if TYPE_CHECKING:
-
-        def _steps(self) -> StepBook: ...
-
-
-class Results:
-    """Results of the jobs that a job depends on, as `JobContext.results` says."""
-
-    def __init__(self, context: ParentsContext) -> None:
-        self._context = context
-
-    @overload
-    def __call__(self, type: type[T_parents]) -> Iterator[T_parents]: ...
-    @overload
-    def __call__(self, type: Any = Any) -> Iterator[Any]: ...
-    def __call__(self, type: Any = Any) -> Iterator[Any]:
-        for page in self._context._pages():
-            for one in page:
-                if one.status == Status.COMPLETED:
-                    yield value_of(one, type)
-
-    def __getitem__(self, name: str) -> Any:
-        return _only(waited(self._context._ask(ReadParents(name=name))), name, Any)
-
-
-def _only(page: Parents, name: str, type: Any) -> Any:
-    if not page.jobs:
-        raise KeyError(f"this job depends on no job named {name}")
-    return value_of(page.jobs[0], type)
-
-
-def value_of(parent: ParentJob, type: Any) -> Any:
-    """Return the result of a job as a type says; raises what `JobContext.results` says."""
-    from tenure.handlers.results import read_result  # it knows handlers, which know contexts
-
-    if parent.status == Status.FAILED:
-        raise JobFailed(parent.id, parent.error)
-    if parent.status == Status.CANCELLED:
-        raise JobCancelled(parent.id, parent.event, parent.actor)
-    if parent.status != Status.COMPLETED:
-        raise JobUnsettled(parent.id, parent.status)
-    if (parent.result_json or "").startswith(f'{{"{UNSTORABLE}":'):
-        raise ResultTruncated(parent.id, parent.result["reason"])
-    return read_result(parent.result_json, type, f"the result of job {parent.id}")
-
-
-# What a handler knows about its attempt.
-
-Stopped = Literal["cancelled", "timeout", "shutdown", "lost"]
-"""Why the outcome of a handler no longer counts."""
-
-
-@dataclass(slots=True)
-class JobTransaction:
-    """A transaction on the database of the jobs, as `JobContext.transaction` begins it.
-
-    - `connection`: of psycopg or sqlite3, for your statements. It is committed for you.
-    - `result`: set it to the result of the job. Default: None.
-    """
-
-    connection: Any
-    result: Any = None
-
-
-class Fence(Protocol):
-    """What ties transactions of a handler to the lease of its attempt."""
-
-    def complete(self, connection: Any, result: object) -> None: ...
-    async def complete_async(self, connection: Any, result: object) -> None: ...
-    def hold(self, connection: Any) -> None: ...
-    async def hold_async(self, connection: Any) -> None: ...
-    def transaction(self) -> AbstractContextManager[JobTransaction]: ...
-    def opened(self) -> AbstractContextManager[Any]: ...
-    def record(self, connection: Any, step: Record) -> None: ...
-    async def record_async(self, connection: Any, step: Record) -> None: ...
-    def park(self, parked: Parked) -> None: ...
-    def follow_ups(self) -> FollowUps: ...
-    def check_free(self) -> None: ...
-
-
-@dataclass(slots=True)
-class JobContext(DurableContext, SignalContext, ParentsContext):
-    """What a handler knows about its attempt: annotate its first parameter with `JobContext`.
-
-    - `id`: the id of the job.
-    - `type`, `queue`: the job's type and queue.
-    - `attempt`: the number of this attempt; 1 for the first.
-    - `max_retries`: how many attempts the job gets in all. If this attempt fails and `attempt` is
-      not less than `max_retries`, the job has failed for good.
-    - `token`: rises with every claim of the job and never falls. Hand it to outside systems as a
-      fencing token, so that they refuse a stale attempt.
-    - `deadline`: when the timeout of this attempt ends it, by the clock of the worker; None if it
-      has no timeout.
-    - `stopping`: turns True when the worker was asked to stop. A handler that returns within the
-      grace period of the worker is recorded as always. One that takes longer is interrupted, and
-      the job runs again elsewhere, without a charge.
-    - `stopped`: why the handler should return now, since nothing that it does is recorded any more.
-      None as long as its outcome counts, then `cancelled` (the job was, normally within 200 ms),
-      `timeout`, `shutdown` (the grace period is over), or `lost` (the lease ran out).
-
-    In a child process, `stopping` and `stopped` never change: when the outcome no longer counts,
-    the worker kills the child.
-
-    The worker makes it; a handler only reads it.
-    """
-
-    __signature__: ClassVar[inspect.Signature]
-
-    id: str
-    type: str
-    queue: str
-    attempt: int  # 1 for the first
-    max_retries: int  # attempts in all
-    token: int  # rises with every claim
-    deadline: datetime | None  # by the worker's clock
-    stopping: bool = False  # the worker is
-    stopped: Stopped | None = None  # why the outcome of the handler no longer counts
-    _source: StepSource | None = field(default=None, repr=False)
-    _fence: Fence | None = field(default=None, repr=False)
-    _book: Any = field(default=None, repr=False, compare=False)
-    _jobs: FollowUps | None = field(default=None, repr=False)
-
-    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
-        """Say how far this attempt has come; others see it within about a second.
-
-        - `done`: how much is done, in any unit: up to 2**53 - 1, as `total`.
-        - `total`: how much there is in all. Default: None, not known.
-        - `message`: what is being done, for people; 500 characters are kept. Default: none.
-
-        It only notes this, so call it as often as you like. What was said last is also kept with
-        the end of the attempt, and deleted with the job. Raises InvalidInput if a number is
-        larger, or none.
-        """
-        try:
-            said = JobProgress(float(done), None if total is None else float(total), str(message))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidInput(f"not a valid progress: {error}") from error
-        if self._source is not None:
-            self._source.note(Notes(progress=said))
+    # --- follow-ups
 
     def enqueue(self, new_job: NewJob) -> str:
         """Add a job if and only if this run completes the job, in the same transaction.
@@ -608,6 +478,28 @@ class JobContext(DurableContext, SignalContext, ParentsContext):
     def enqueued(self) -> Sequence[NewJob]:
         """The jobs that this run adds if it completes, in order; for tests of a handler."""
         return [] if self._jobs is None else self._jobs.given()
+
+    # --- progress
+
+    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Say how far this attempt has come; others see it within about a second.
+
+        - `done`: how much is done, in any unit: up to 2**53 - 1, as `total`.
+        - `total`: how much there is in all. Default: None, not known.
+        - `message`: what is being done, for people; 500 characters are kept. Default: none.
+
+        It only notes this, so call it as often as you like. What was said last is also kept with
+        the end of the attempt, and deleted with the job. Raises InvalidInput if a number is
+        larger, or none.
+        """
+        try:
+            said = JobProgress(float(done), None if total is None else float(total), str(message))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidInput(f"not a valid progress: {error}") from error
+        if self._source is not None:
+            self._source.note(Notes(progress=said))
+
+    # --- transactions
 
     def complete(self, connection: Any, result: object = None) -> None:
         """Complete this job in the transaction that is open on your connection.
@@ -676,3 +568,99 @@ def meant_context(signature: inspect.Signature, error: Exception) -> str:
     if not is_missing or first.annotation is not first.empty:
         return ""
     return f"; for the context of the attempt write {first.name}: JobContext"
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+def _new_token(name: str, payload: Any, label: str | None) -> tuple[str, KeepToken]:
+    token = new_token()
+    text = None if payload is None else signal_text(payload)
+    said = check_link_label(label, "label")
+    return token, KeepToken(str(token_digest(token)), check_signal_name(name), text, said)
+
+
+def receive(book: StepBook, name: str, timeout: Duration | None) -> Waiting[str]:
+    """Return the payload of the signal that this wait of a run takes, as JSON text."""
+    check_signal_name(name, "name")
+    seconds = None if timeout is None else durations.seconds(timeout, "$.timeout")
+    if not book.is_attempt:
+        raise InvalidInput(NO_SIGNALS)
+    place = book.next_place(f"wait:{name}:")
+    own = f"wait:{name}:{place}"
+    kept = yield from book.begin(own, reserved=True)
+    with book.doing(own):
+        payload = yield from _received(book, name, place, seconds, kept)
+    if payload is None:
+        raise SignalTimeout(name)
+    return payload
+
+
+def _received(
+    book: StepBook, name: str, place: int, seconds: float | None, kept: Step | None
+) -> Waiting[str | None]:
+    """Return what the signal says, None if the time of the wait is over."""
+    steps = yield from book.steps()
+    ends = [f"timeout:{name}:{n}" for n in range(1, place + 1)]
+    if ends[-1] in steps:
+        return None
+    number = place - sum(end in steps for end in ends)
+    limit = None if seconds is None else kept
+    is_over = limit is not None and book.left(limit) <= 0  # before it looks: nothing is missed
+    found: FoundSignal | None = yield from book.ask(FindSignal(name, number))
+    if found is not None and (limit is None or found.at < limit.until):
+        return found.payload
+    if seconds is not None and limit is None:
+        limit = yield from book.record(book.new(f"wait:{name}:{place}", seconds))
+        is_over = book.left(limit) <= 0
+    if found is None and not is_over:
+        wait = Wait(name, number, None if limit is None else limit.until)
+        book.park(Parked(f"it waits for the signal {name}", wait=wait))
+    yield from book.begin(ends[-1], reserved=True)
+    with book.doing(ends[-1]):
+        yield from book.record(book.new(ends[-1], None))
+    return None
+
+
+# --- parents --------------------------------------------------------------------------------------
+
+
+class Results:
+    """Results of the jobs that a job depends on, as `JobContext.results` says."""
+
+    def __init__(self, context: JobContext) -> None:
+        self._context = context
+
+    @overload
+    def __call__(self, type: type[T]) -> Iterator[T]: ...
+    @overload
+    def __call__(self, type: Any = Any) -> Iterator[Any]: ...
+    def __call__(self, type: Any = Any) -> Iterator[Any]:
+        for page in self._context._pages():
+            for one in page:
+                if one.status == Status.COMPLETED:
+                    yield value_of(one, type)
+
+    def __getitem__(self, name: str) -> Any:
+        return _only(waited(self._context._ask(ReadParents(name=name))), name, Any)
+
+
+def _only(page: Parents, name: str, type: Any) -> Any:
+    if not page.jobs:
+        raise KeyError(f"this job depends on no job named {name}")
+    return value_of(page.jobs[0], type)
+
+
+def value_of(parent: ParentJob, type: Any) -> Any:
+    """Return the result of a job as a type says; raises what `JobContext.results` says."""
+    from tenure.handlers.results import read_result  # it knows handlers, which know contexts
+
+    if parent.status == Status.FAILED:
+        raise JobFailed(parent.id, parent.error)
+    if parent.status == Status.CANCELLED:
+        raise JobCancelled(parent.id, parent.event, parent.actor)
+    if parent.status != Status.COMPLETED:
+        raise JobUnsettled(parent.id, parent.status)
+    if (parent.result_json or "").startswith(f'{{"{UNSTORABLE}":'):
+        raise ResultTruncated(parent.id, parent.result["reason"])
+    return read_result(parent.result_json, type, f"the result of job {parent.id}")

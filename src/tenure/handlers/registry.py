@@ -1,4 +1,11 @@
-"""What an application puts around its handlers and workers, and who is called of failures."""
+"""Handlers: the functions that run jobs, how arguments become payloads, and hooks around them.
+
+A handler's payload is its keyword arguments as a JSON object. Arguments are converted as the
+parameters are annotated: dataclasses, msgspec structs, datetime, UUID, Decimal and enums. A payload
+that does not fit is refused, with the place where it does not.
+
+Hooks are what an application puts around its handlers and workers, and who is called of failures.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +20,12 @@ from contextlib import (
     AsyncExitStack,
     ExitStack,
 )
-from dataclasses import dataclass
-from dataclasses import field as dataclasses_field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from tenure.errors import InvalidInput
 from tenure.handlers.arguments import (
@@ -39,6 +45,8 @@ from tenure.rules.schedules import Rules
 from tenure.rules.unique_keys import Unique, checked_for
 from tenure.values import payload as payloads
 from tenure.values.numbers import size_in_bytes, whole
+
+# --- hooks ----------------------------------------------------------------------------------------
 
 Manager = AbstractContextManager[Any] | AbstractAsyncContextManager[Any]
 Around = Callable[[JobContext], Manager]
@@ -76,9 +84,9 @@ OnFailure = Callable[[Failure], Awaitable[object] | object]
 class Hooks(Struct):
     """What the functions of an application are called for beside its jobs, in their order."""
 
-    around: list[Around] = field(default_factory=list)
-    lifespans: list[Lifespan] = field(default_factory=list)
-    on_failure: list[OnFailure] = field(default_factory=list)
+    around: list[Around] = []
+    lifespans: list[Lifespan] = []
+    on_failure: list[OnFailure] = []
 
 
 def bound(handler: Handler, context: JobContext) -> Callable[..., Any]:
@@ -158,15 +166,15 @@ async def enter(stack: AsyncExitStack, manager: Manager) -> None:
         stack.enter_context(manager)
 
 
-# Handlers: the functions that run jobs, and how their arguments become payloads and back.
-#
-# A handler's payload is its keyword arguments as a JSON object. Arguments are converted as the
-# parameters are annotated: dataclasses, msgspec structs, datetime, UUID, Decimal and enums. A
-# payload that does not fit is refused, with the place where it does not.
+# --- handlers -------------------------------------------------------------------------------------
 
 Errors = tuple[type[BaseException], ...]
 OnInterrupt = Literal["again", "fail"]
 """What becomes of a job whose handler still runs when its worker has to stop."""
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_BY_PLACE = inspect.Parameter.POSITIONAL_ONLY
+_BY_PLACE_OR_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 class PlainFailure(Exception):
@@ -196,12 +204,12 @@ class Handler:
     retry_on: Errors | None = None  # None: all others
     max_jobs: int | None = None  # of one child process
     max_memory: int | None = None  # bytes of a child process after a job
-    keep: Mapping[str, float] = dataclasses_field(default_factory=dict)  # seconds, by status
+    keep: Mapping[str, float] = field(default_factory=dict)  # seconds, by status
     lifespans: Sequence[Lifespan] = ()  # of its application, which may add to it
     around: Sequence[Around] = ()  # likewise
     is_async: bool = False
     wants_context: bool = False
-    signature: inspect.Signature = dataclasses_field(default_factory=inspect.Signature)
+    signature: inspect.Signature = field(default_factory=inspect.Signature)
     decoder: msgspec.json.Decoder[Any] | None = None  # None: any object is a payload
     fields: tuple[str, ...] = ()
     required: frozenset[str] = frozenset()  # those of `fields` without a default
@@ -325,11 +333,6 @@ def found_in(module: Any, name: str, type: str) -> Any:
     found = functools.reduce(getattr, name.split("."), module)
     handler_of = getattr(found, "handler_of", None)
     return getattr(found, "handler", None) if handler_of is None else handler_of(type)
-
-
-_PLAIN = frozenset({str, int, float, bool, type(None)})
-_BY_PLACE = inspect.Parameter.POSITIONAL_ONLY
-_BY_PLACE_OR_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 def describe(

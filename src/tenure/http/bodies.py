@@ -1,4 +1,14 @@
-"""What a refusal says of the value of a field: which other ones the field can have."""
+"""The bodies of requests: received, decoded and checked without holding up the event loop.
+
+No body holds the event loop for more than milliseconds. The values of a body are counted in its
+bytes while it arrives, and one with too many is refused before the rest of it is received. A small
+body is decoded where it arrives. Others are decoded on one thread, one after the other. Decoding
+holds the interpreter, so that an array is decoded item by item there, and other threads get their
+turn between two items.
+
+What is decoded becomes the type that the call takes. A refusal names the field that does not fit,
+and what it can be, but repeats no value.
+"""
 
 from __future__ import annotations
 
@@ -29,66 +39,6 @@ from tenure.wire.problems import RETRY_LATER, Refusal
 
 if TYPE_CHECKING:
     from tenure.http.call import Body
-
-A_TIME = "not a time; write it with its zone, such as 2026-11-24T15:42:00Z, in an address %2B for +"
-
-
-def advice(message: str, kind: Any, path: str) -> str:
-    """Return what msgspec says of the value at a path of `kind`, as callers understand it.
-
-    A refusal repeats no value.
-    """
-    if message.startswith("Invalid enum value"):
-        return f"give one of {', '.join(sorted(map(str, choices(kind, path))))}"
-    if "datetime" in message:
-        return A_TIME
-    if "matching regex" in message and path.endswith("cursor"):
-        return "not a cursor; send the address in the `Link` of the page before"
-    if message.startswith("Expected"):
-        return _quoted.sub(lambda found: _word.sub(_in_json, found[0]), message)
-    return message
-
-
-_quoted, _word = re.compile("`[^`]*`"), re.compile(r"\w+")
-_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
-
-
-def _in_json(word: re.Match[str]) -> str:
-    return _TYPES.get(word[0], word[0])
-
-
-def choices(kind: Any, path: str) -> set[object]:
-    """Return the values of the enumeration at a path, such as `.filter.status` or `[0].outcome`."""
-    steps = re.findall(r"[^.\[\]]+", path)
-    return set(_choices(inspect.type_info(kind), steps))
-
-
-def _choices(kind: inspect.Type, steps: list[str]) -> Iterator[object]:
-    inner: Iterable[inspect.Type] = ()
-    match kind:
-        case inspect.EnumType():
-            yield from (one.value for one in kind.cls)
-        case inspect.LiteralType():
-            yield from kind.values
-        case inspect.UnionType():
-            inner = kind.types
-        case inspect.Metadata():
-            inner = [kind.type]
-        case inspect.ListType() if steps:
-            inner, steps = [kind.item_type], steps[1:]
-        case inspect.StructType() if steps:
-            inner = [one.type for one in kind.fields if one.encode_name == steps[0]]
-            steps = steps[1:]
-    for each in inner:
-        yield from _choices(each, steps)
-
-
-# Reading the bodies of requests, so that no body holds the event loop for more than milliseconds.
-#
-# The values of a body are counted in its bytes while it arrives, and one with too many is refused
-# before the rest of it is received. A small body is decoded where it arrives. Others are decoded
-# on one thread, one after the other. Decoding holds the interpreter, so that an array is decoded
-# item by item there, and other threads get their turn between two items.
 
 T = TypeVar("T")
 
@@ -463,3 +413,56 @@ def _is_struct(kind: Any) -> bool:
 def _whole_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
     types = typing.get_type_hints(kind)  # without their annotations
     return frozenset(name for name, type in types.items() if int in (type, *typing.get_args(type)))
+
+
+# --- advice ---------------------------------------------------------------------------------------
+
+A_TIME = "not a time; write it with its zone, such as 2026-11-24T15:42:00Z, in an address %2B for +"
+_quoted, _word = re.compile("`[^`]*`"), re.compile(r"\w+")
+_TYPES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
+
+
+def advice(message: str, kind: Any, path: str) -> str:
+    """Return what msgspec says of the value at a path of `kind`, as callers understand it.
+
+    A refusal repeats no value.
+    """
+    if message.startswith("Invalid enum value"):
+        return f"give one of {', '.join(sorted(map(str, choices(kind, path))))}"
+    if "datetime" in message:
+        return A_TIME
+    if "matching regex" in message and path.endswith("cursor"):
+        return "not a cursor; send the address in the `Link` of the page before"
+    if message.startswith("Expected"):
+        return _quoted.sub(lambda found: _word.sub(_in_json, found[0]), message)
+    return message
+
+
+def _in_json(word: re.Match[str]) -> str:
+    return _TYPES.get(word[0], word[0])
+
+
+def choices(kind: Any, path: str) -> set[object]:
+    """Return the values of the enumeration at a path, such as `.filter.status` or `[0].outcome`."""
+    steps = re.findall(r"[^.\[\]]+", path)
+    return set(_choices(inspect.type_info(kind), steps))
+
+
+def _choices(kind: inspect.Type, steps: list[str]) -> Iterator[object]:
+    inner: Iterable[inspect.Type] = ()
+    match kind:
+        case inspect.EnumType():
+            yield from (one.value for one in kind.cls)
+        case inspect.LiteralType():
+            yield from kind.values
+        case inspect.UnionType():
+            inner = kind.types
+        case inspect.Metadata():
+            inner = [kind.type]
+        case inspect.ListType() if steps:
+            inner, steps = [kind.item_type], steps[1:]
+        case inspect.StructType() if steps:
+            inner = [one.type for one in kind.fields if one.encode_name == steps[0]]
+            steps = steps[1:]
+    for each in inner:
+        yield from _choices(each, steps)

@@ -1,12 +1,14 @@
-"""One HTTP call: what the API takes and answers, how the call that is meant is found, read and run.
+"""One HTTP call: how it is described, what it takes and answers, how it is found, read and run.
 
-`Dispatcher` is the API as an ASGI application: it finds the `Route` of a request, checks the
-caller's scopes, reads and checks query and body, and passes them as a `Call` to the endpoint. An
-endpoint makes one call on the application and encodes the answer. A plain `def` endpoint runs in a
-thread, an `async def` endpoint on the event loop. Errors become problems.
+A `Route` describes a call of the API: its path, its scopes, its body, its answers. `Dispatcher` is
+the API as an ASGI application: it finds the `Route` of a request, checks the caller's scopes, reads
+and checks query and body, and passes them as a `Call` to the endpoint. An endpoint makes one call
+on the application and encodes the answer. A plain `def` endpoint runs in a thread, an `async def`
+endpoint on the event loop. Errors become problems.
 
 Starlette's router does the same through several layers of calls per request, which take a third of
-a request's time."""
+a request's time.
+"""
 
 from __future__ import annotations
 
@@ -240,7 +242,7 @@ def _read_query(route: Route, request: Request) -> Any:
     return route.query and convert(values, route.query, strict=False, root="query ")
 
 
-# What describes a call of the HTTP API: its path, its scopes, its body, its answers.
+# --- routes ---------------------------------------------------------------------------------------
 
 SCHEDULE = "/schedules/{name}"
 TO_JOB = "/jobs/{id}/signals/{signal}"

@@ -1,4 +1,9 @@
-"""Enqueueing, showing and changing jobs over HTTP."""
+"""Jobs over HTTP: one, many at once, all that match, what operators watch, and every transition.
+
+The endpoints that enqueue, show and change jobs come first. What operators and their tools call
+follows: health, bulk actions, types, workers, counts, metrics. The last is the stream of events:
+every transition of every job as server-sent events, resumable by position.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +16,8 @@ from functools import partial
 from typing import Annotated, cast
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType, structs
-from msgspec.structs import replace
+from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import asdict, replace
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -37,6 +42,8 @@ from tenure.values import ids
 from tenure.values.names import check_key, check_name
 from tenure.wire import requests, responses
 from tenure.wire.kept import steps_body
+
+log = logging.getLogger(__name__)
 
 MAX_TRANSITIONS = 1_000
 MAX_POSITION = 50
@@ -234,11 +241,11 @@ def run_job_again(call: Call) -> Response:
 def retry_job(call: Call) -> Response:
     """Retry a job that failed for good, with a higher limit."""
     body: requests.RetryRequest = call.body
-    job = call.app.retry(call.path["id"], actor=call.caller.name, **structs.asdict(body))
+    job = call.app.retry(call.path["id"], actor=call.caller.name, **asdict(body))
     return answer(call.shown(job))
 
 
-# What operators and their tools call over HTTP: health, bulk actions, queues, counts, metrics.
+# --- operators ------------------------------------------------------------------------------------
 
 READY_SECONDS = 5.0
 """How long `GET /ready` waits for the database."""
@@ -346,9 +353,7 @@ def show_metrics(call: Call) -> Response:
     return Response(text, media_type=stats.CONTENT_TYPE)
 
 
-# The event stream: every transition of every job as server-sent events, resumable by position.
-
-log = logging.getLogger(__name__)
+# --- the stream of events -------------------------------------------------------------------------
 
 RECONNECT_MILLISECONDS = 1_000
 PROGRESS = b"event: progress\ndata: %b\n\n"

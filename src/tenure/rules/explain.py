@@ -1,4 +1,4 @@
-"""Transactions of other programs that have jobs locked, in words. Pure."""
+"""Why a job is not running, and who has it locked, in words. Pure: facts in, reasons out."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from tenure.rules.search import MAX_AHEAD
 from tenure.rules.stats import Activity, QueueState, TypeState, WorkerState
 from tenure.values.names import RESERVED
 from tenure.values.text import UNSTORABLE, first_line, length, quantity, shortened, visible
+
+# --- locks ----------------------------------------------------------------------------------------
 
 MAX_NAME = 64
 """Characters of the name of a user or a program that a sentence has."""
@@ -80,7 +82,7 @@ def locked_text(holders: Sequence[LockHolder]) -> str:
     return f"A transaction has it locked, so {effect}. It is one of these: {named(holders)}."
 
 
-# Why a job is not running, in words. Pure: facts in, reasons out.
+# --- reasons --------------------------------------------------------------------------------------
 
 Parent = tuple[str, str, str]
 """A job that another one depends on: its id, its status, and which ending of it counts."""
@@ -241,7 +243,7 @@ def _blocked(job: Job, facts: Facts) -> tuple[Reason, str]:
         return "blocked", f"It waits for {job.need} more before it can run."
     some = f" It needs {job.need} of them." if job.spare and len(facts.parents) <= 256 else ""
     jobs = quantity(len(facts.parents), "job")
-    said = f"It waits for {len(open_jobs):,} of {jobs}: {_named(open_jobs)}."
+    said = f"It waits for {len(open_jobs):,} of {jobs}: {_jobs_named(open_jobs)}."
     return "blocked", said + some
 
 
@@ -256,10 +258,10 @@ def _missed(facts: Facts) -> list[Parent]:
 def _why_missed(facts: Facts) -> str:
     """Why a job cannot run: what it depends on has ended in another way."""
     missed = _missed(facts)
-    return f": what it depends on has ended otherwise: {_named(missed)}" if missed else ""
+    return f": what it depends on has ended otherwise: {_jobs_named(missed)}" if missed else ""
 
 
-def _named(jobs: Sequence[Parent]) -> str:
+def _jobs_named(jobs: Sequence[Parent]) -> str:
     more = f", and {len(jobs) - MAX_NAMED:,} more" if len(jobs) > MAX_NAMED else ""
     return ", ".join(f"{id} ({status})" for id, status, _ in jobs[:MAX_NAMED]) + more
 

@@ -1,8 +1,9 @@
-"""Limits of queues and partitions: how many jobs run at once, how many start in a time, whose turn
-it is.
+"""Limits of queues and partitions, whose turn it is, and why limits keep a due job from starting.
 
-Pure, with whole microseconds, so that both engines decide alike. The databases hold the limits
-themselves; what is computed here says how far a claim may go, and when to look again."""
+A limit says how many jobs run at once, or how many start in a time. Pure, with whole microseconds,
+so that both engines decide alike. The databases hold the limits themselves; what is computed here
+says how far a claim may go, and when to look again, and makes the sentences for people.
+"""
 
 from __future__ import annotations
 
@@ -136,14 +137,14 @@ def parse_rate(text: object, burst: object, path: str) -> Rate | None:
         raise InvalidInput(NO_RATE, path=f"{path}.rate")
     starts = whole(int(number), 1, MAX_STARTS, f"{path}.rate")
     try:
-        length = seconds(time if time.strip()[0] in "0123456789P" else f"1{time}")
+        span = seconds(time if time.strip()[0] in "0123456789P" else f"1{time}")
     except InvalidInput as error:
         raise InvalidInput(NO_RATE, path=f"{path}.rate") from error
-    if not MIN_RATE_SECONDS <= length <= MAX_RATE_SECONDS:
+    if not MIN_RATE_SECONDS <= span <= MAX_RATE_SECONDS:
         raise InvalidInput(NO_RATE, path=f"{path}.rate")
     if burst is None:
-        return Rate(starts, length, max(1, starts // 10))
-    return Rate(starts, length, whole(burst, 1, starts, f"{path}.burst"))
+        return Rate(starts, span, max(1, starts // 10))
+    return Rate(starts, span, whole(burst, 1, starts, f"{path}.burst"))
 
 
 def look_again(
@@ -163,7 +164,7 @@ def look_again(
     return ceil(min(known) / 1_000) / 1_000
 
 
-# --- whose turn it is
+# --- whose turn it is -----------------------------------------------------------------------------
 
 
 class Turn(NamedTuple):
@@ -219,7 +220,7 @@ def _due(part: Open, turn: Turn) -> int:
     return min(turn.left, part.weight) if began else part.weight
 
 
-# Why limits keep a due job from starting, in words. Pure: facts in, a reason out.
+# --- reasons --------------------------------------------------------------------------------------
 
 Reason = Literal[
     "queue_paused", "type_paused", "not_due", "sleeping", "no_worker", "no_worker_for_queue",
@@ -231,6 +232,12 @@ Reason = Literal[
 ReasonName = Annotated[str, Meta(extra_json_schema={"enum": list(get_args(Reason))})]
 """Why a job does not run, or how it ended. Programs decide by these names."""
 Three = tuple[Reason, Reason, Reason]
+
+OF_QUEUE: Three = ("queue_waits", "queue_full", "queue_rate")
+OF_PARTITION: Three = ("partition_waits", "partition_full", "partition_rate")
+"""What keeps a job from starting: a rest after a rate limit outside, its limit, its rate."""
+IN_ORDER = ("behind_in_order", "halted")
+"""What keeps a job of an ordered queue from starting: another one of its partition."""
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -270,17 +277,6 @@ class LimitFacts(Struct, frozen=True, kw_only=True):
     partition: Part | None = None
     ahead: int = 0
     before: tuple[str, Status, datetime] | None = None
-
-
-OF_QUEUE: Three = ("queue_waits", "queue_full", "queue_rate")
-OF_PARTITION: Three = (
-    "partition_waits",
-    "partition_full",
-    "partition_rate",
-)
-"""What keeps a job from starting: a rest after a rate limit outside, its limit, its rate."""
-IN_ORDER = ("behind_in_order", "halted")
-"""What keeps a job of an ordered queue from starting: another one of its partition."""
 
 
 def limit_reason(queue: str, facts: LimitFacts, now: datetime) -> tuple[Reason, str] | None:

@@ -1,4 +1,9 @@
-"""The jobs that a run of a handler adds if it completes: `JobContext.enqueue`. Pure."""
+"""What workers and the store exchange: claims, leases, reports, verdicts, duties.
+
+A report has the jobs that a run of a handler adds if it completes (`JobContext.enqueue`). It also
+says when the job of a handler runs again that has given its slot back: such a handler raises one of
+the exceptions here.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +26,8 @@ from tenure.rules.steps import JobProgress, Notes, StepCall
 from tenure.values import durations
 from tenure.values.ids import new_id
 from tenure.values.payload import MAX_PAYLOAD_BYTES, JsonText, load
+
+# --- follow-ups -----------------------------------------------------------------------------------
 
 MAX_FOLLOW_UPS = 1_000
 """Jobs that one run adds. They are reported and stored together with its end."""
@@ -122,7 +129,7 @@ def with_options(
     return made
 
 
-# How a handler gives its slot back: exceptions that say when its job runs again.
+# --- giving the slot back -------------------------------------------------------------------------
 
 Pause = Literal["partition", "queue"]
 """What waits together with a job."""
@@ -245,7 +252,16 @@ def swallowed(parked: Parked) -> str:
     )
 
 
-# What workers and the store exchange: claims, leases, reports, verdicts, duties.
+# --- exchanges ------------------------------------------------------------------------------------
+
+MAX_BYTES = 8 * 1024 * 1024
+"""Payloads and results, in bytes, after which a page or a claim ends: each job may have 1 MiB."""
+ALONE_AFTER = ("lease expired", "the child process ")
+"""How the last error begins of a job that may have ended its worker, or would have. `lifecycle` and
+`worker.processes` write these errors, and the function `claim` on PostgreSQL looks for them."""
+
+HeldLeases: TypeAlias = Sequence[tuple[str, str]]
+"""The job id and the lease id of each."""
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -268,18 +284,6 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True):
     traces: bool = False  # whether leases name the span that added their jobs
     leaves: bool = False  # the worker ends: it gets nothing and is no longer listed
     next_due: bool = False  # whether to say when the next job falls due, if there is none now
-
-
-MAX_BYTES = 8 * 1024 * 1024
-"""Payloads and results, in bytes, after which a page or a claim ends: each job may have 1 MiB."""
-
-
-HeldLeases: TypeAlias = Sequence[tuple[str, str]]
-"""The job id and the lease id of each."""
-
-ALONE_AFTER = ("lease expired", "the child process ")
-"""How the last error begins of a job that may have ended its worker, or would have. `lifecycle` and
-`worker.processes` write these errors, and the function `claim` on PostgreSQL looks for them."""
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):

@@ -1,6 +1,8 @@
 """Schedules: when they are due, which job each of their ticks adds, and their check. Pure.
 
-A tick is a time at which a schedule is due. A fire is its outcome: see `fires.py`."""
+A tick is a time at which a schedule is due. A fire is its outcome. `decide_fires` is the whole
+decision: which ticks add a job, and by which rule the others add none.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +34,7 @@ Overlap = Literal["allow_all", "skip", "buffer_one", "buffer_all", "cancel_other
 MAX_FIRES = 10_000
 """Ticks that one decision, or one backfill, makes into jobs."""
 MAX_TIME_KEY_LENGTH = 128
+WHEN = When.__struct_fields__
 
 
 class FireOutcome(StrEnum):
@@ -175,9 +178,6 @@ def check_rules(job: NewJob, options: ScheduleOptions) -> Rules:
     return Rules(when=check_when(**when), template=_template_of(job, time_key), **given)
 
 
-WHEN = When.__struct_fields__
-
-
 def changed_rules(rules: Rules, job: NewJob | None, options: ScheduleOptions) -> Rules:
     """Return rules with other options, and perhaps another job; raises InvalidInput."""
     old: dict[str, Any] = {name: getattr(rules, name) for name in Rules.__struct_fields__}
@@ -197,7 +197,7 @@ def _template_of(job: NewJob, time_key: str | None) -> Template:
     options: dict[str, Any] = {**job.options}
     if refused := options.keys() & {"delay", "run_at", "idempotency_key", "actor", "unique"}:
         raise InvalidInput(f"the schedule decides this: {', '.join(refused)}", path="$.job")
-    plain = msgspec.structs.replace(job, options=options)
+    plain = replace(job, options=options)
     checked = check_job(plain, new_id(), defaults=TypeOptions(), actor="schedule")
     payload = payloads.load(checked.payload)
     if time_key is not None:  # it counts, too
@@ -229,10 +229,7 @@ def new_schedule(
     )
 
 
-# What becomes of the ticks of a schedule. Pure.
-#
-# `decide_fires` is the whole decision: which ticks add a job, and by which rule the others add
-# none.
+# --- fires ----------------------------------------------------------------------------------------
 
 Defaults = Callable[[str], TypeOptions]
 """The options of a type."""

@@ -1,4 +1,9 @@
-"""How far an attempt has come, as its handler says."""
+"""What attempts keep: steps, the last state, how far they have come; and how it is asked for.
+
+The attempts after them read the steps and the state. A handler does not know where these are
+stored: beside its worker, behind a server or behind the pipe of a child process. Each call is a
+struct, and one method carries them all.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,10 @@ import msgspec
 
 from tenure.errors import InvalidInput
 from tenure.values.durations import Time
+
+T = TypeVar("T")
+
+# --- progress -------------------------------------------------------------------------------------
 
 MAX_MESSAGE = 500
 """Characters of a message that are kept."""
@@ -45,12 +54,7 @@ class JobProgress(msgspec.Struct, frozen=True):
         return min(max(self.done / self.total, 0.0), 1.0) if self.total else None
 
 
-# What attempts keep for the attempts after them: steps, the last state; and how it is asked for.
-#
-# A handler does not know where its steps are stored: beside its worker, behind a server or behind
-# the pipe of a child process. Each call is a struct, and one method carries them all.
-
-T = TypeVar("T")
+# --- steps ----------------------------------------------------------------------------------------
 
 MAX_STEPS = 1_000
 """Steps of one job."""

@@ -1,8 +1,17 @@
-"""Sessions of the dashboard: a secret that a browser keeps instead of a token. Plain values.
+"""Who may call, and what for: the queues, scopes and tokens of callers, and sessions. Plain values.
 
-A session is a row in the database: the digest of its secret, and the digest of its token, hidden
-with the secret. So a reader of the database can neither make a session nor test guesses of a token
-of the settings. Without its token a session is worth nothing."""
+The rights to queues are patterns: the name of a queue, or its beginning and a `*`. None instead of
+patterns means every queue. `Core` applies them to each call, `Dialect.in_queues` says the same in
+SQL.
+
+A token has 256 random bits, so keeping its plain SHA-256 is safe: slow hashes protect passwords
+that can be guessed, and would cost time in every request.
+
+A browser with the dashboard keeps the secret of a session instead of a token. A session is a row in
+the database: the digest of its secret, and the digest of its token, hidden with the secret. So a
+reader of the database can neither make a session nor test guesses of a token of the settings.
+Without its token a session is worth nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +29,7 @@ from msgspec import Struct
 from tenure.errors import Forbidden, InvalidInput
 from tenure.values.names import RESERVED, check_open, list_of_names, some_or_any
 
-SESSION_SECONDS = 12 * 3600
-"""How long a session lasts: a working day."""
-
-
-def new_session_secret() -> str:
-    """Return a random secret of 256 bits."""
-    return secrets.token_urlsafe(32)
-
-
-def hidden(token_digest: bytes, secret: bytes) -> bytes:
-    """Hide the digest of a session's token with the session's secret. Applied twice, show it."""
-    return bytes(map(xor, token_digest, hmac.digest(secret, b"token of a session", "sha256")))
-
-
-# Which queues a caller may use. Pure.
-#
-# The rights are patterns: the name of a queue, or its beginning and a `*`. None instead of
-# patterns means every queue. `Core` applies them to each call, `Dialect.in_queues` says the same
-# in SQL.
+# --- queues ---------------------------------------------------------------------------------------
 
 Patterns = tuple[str, ...]
 
@@ -108,10 +99,7 @@ def own_key(queue: str, key: str) -> str:
     return f"{queue} {key}"
 
 
-# Who may call the HTTP API, and what for: scopes, tokens and callers. Plain values.
-#
-# A token has 256 random bits, so keeping its plain SHA-256 is safe: slow hashes protect passwords
-# that can be guessed, and would cost time in every request.
+# --- tokens ---------------------------------------------------------------------------------------
 
 MARK = "tenure_"
 """The beginning of every token, so that people and secret scanners recognise one."""
@@ -201,3 +189,19 @@ def scopes_of(names: Iterable[str], path: str) -> tuple[Scope, ...]:
     if not given or not given <= set(Scope):
         raise InvalidInput(f"name one or more of {', '.join(Scope)}", path=path)
     return tuple(scope for scope in Scope if scope in given)
+
+
+# --- sessions -------------------------------------------------------------------------------------
+
+SESSION_SECONDS = 12 * 3600
+"""How long a session lasts: a working day."""
+
+
+def new_session_secret() -> str:
+    """Return a random secret of 256 bits."""
+    return secrets.token_urlsafe(32)
+
+
+def hidden(token_digest: bytes, secret: bytes) -> bytes:
+    """Hide the digest of a session's token with the session's secret. Applied twice, show it."""
+    return bytes(map(xor, token_digest, hmac.digest(secret, b"token of a session", "sha256")))

@@ -1,4 +1,9 @@
-"""Workflows: jobs that were added together, and that may wait for each other."""
+"""Workflows: jobs that were added together, and that may wait for each other. Pure.
+
+To draw a large workflow, its alike jobs are put into stacks. A stack has jobs of one type with the
+same parents and the same children. If there are many such stacks, jobs are alike if their parents
+and children are alike, so that fifty equal chains are drawn as one.
+"""
 
 from __future__ import annotations
 
@@ -143,11 +148,7 @@ def fingerprint_of(
     return hashlib.sha256(msgspec.json.encode(said)).hexdigest()
 
 
-# Puts alike jobs of a workflow into stacks, so that a large workflow can be drawn. Pure.
-#
-# A stack has jobs of one type with the same parents and the same children. If there are many such
-# stacks, jobs are alike if their parents and children are alike, so that fifty equal chains are
-# drawn as one.
+# --- stacks ---------------------------------------------------------------------------------------
 
 MANY = 40
 """If there were more stacks of jobs with the same parents, jobs with alike parents share one."""
@@ -156,7 +157,6 @@ MAX_TIES = 2_000
 
 Ends = list[list[int]]
 """For each job the others that dependencies lead to: four times the place, plus what is met."""
-
 
 Member: TypeAlias = tuple[str, str, str, int | None]
 """What is drawn of a job: id, type, status, and how many parents it needs; None: all."""

@@ -1,8 +1,11 @@
-"""The store as dictionaries: what each call must be answered, and what it must leave behind.
+"""The store as dictionaries, and an auditor that compares every commit of the real one with it.
 
-The rules here are those of docs/reference/lifecycle.md, written again by hand: a check that asked
-the lifecycle would agree with its mistakes. Some things the store chooses: ids of leases, jobs of
-different queues, jitter, how much it prunes. They are read from the database, and checked."""
+`ExpectedStore` says what each call must be answered, and what it must leave behind; `Auditor`
+compares the ledger, the rows and the answers. The rules here are those of
+docs/reference/lifecycle.md, written again by hand: a check that asked the lifecycle would agree
+with its mistakes. Some things the store chooses: ids of leases, jobs of different queues, jitter,
+how much it prunes. They are read from the database, and checked.
+"""
 
 from __future__ import annotations
 
@@ -320,7 +323,7 @@ def _turn(call: StoreCall) -> int:
     return 3 if call.verb == "exchange" else 2
 
 
-# Compares every commit with what it must have done: its ledger, its rows and its answers.
+# --- auditor --------------------------------------------------------------------------------------
 
 SHOWN = 12  # lines of the trace, and transitions of the job, that a finding shows
 

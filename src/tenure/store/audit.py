@@ -1,8 +1,12 @@
-"""How a question of `tenure verify` is asked, and its answers are read.
+"""What `tenure verify` checks in the stored data, in SQL that both engines read.
 
 An invariant is a sentence. A query reads a table once, in one statement, so all its rows belong to
 the same state of the data. Its columns, each with the sentence as its name, say of a row what
-breaks the invariant."""
+breaks the invariant. The legal transitions come from the lifecycle table.
+
+The data cannot show two things. Nothing is left of a deleted job, so deletion by retention and loss
+look the same. Times can be out of order because a clock was set back.
+"""
 
 from __future__ import annotations
 
@@ -93,12 +97,7 @@ def queries(
         progress(done + number, total, check)
 
 
-# What `tenure verify` checks in the stored data, in SQL that both engines read.
-#
-# The legal transitions come from the lifecycle table.
-#
-# The data cannot show two things. Nothing is left of a deleted job, so deletion by retention and
-# loss look the same. Times can be out of order because a clock was set back.
+# --- invariants -----------------------------------------------------------------------------------
 
 EDITED = "ledger entries were edited or deleted: do not trust the history of this job"
 BYPASSED = (
@@ -107,12 +106,12 @@ BYPASSED = (
 )
 
 TICKS = "every tick that was due is on record"
-"""Checked by computing the ticks again: `store.fires.unrecorded`."""
+"""Checked by computing the ticks again: `store.tables.schedules.unrecorded`."""
 SOUND = "the tables and their indexes are sound"
 """Checked on SQLite files only, by SQLite itself."""
 HELD = "each start kept to the limits of its time"
 FOLLOWED = "slots, turns and lines are those of the jobs"
-"""Checked in `store.limit_audit`, where queues have limits."""
+"""Both are checked where queues have limits."""
 
 INVARIANTS: Mapping[str, str] = {
     "every transition in the ledger is legal": EDITED,
@@ -408,10 +407,9 @@ FROM {{job}} AS job FULL JOIN {{ready}} AS token ON token.id = job.id
 )
 """On PostgreSQL, where the store keeps tables of what is looked up by status."""
 
-# What `tenure verify` checks of jobs that wait: for other jobs, for signals; and of their steps.
-#
-# A job counts what it waits for as it comes. Here it is counted again, from all dependencies. A
-# job that waits without a dependency or a signal was added so by hand, and is released by hand.
+# --- jobs that wait, and steps --------------------------------------------------------------------
+# A job counts what it waits for as it comes. Here it is counted again, from all dependencies. A job
+# that waits without a dependency or a signal was added so by hand, and is released by hand.
 
 COUNTED = "a waiting job needs what its dependencies say"
 SKIPPED = "a job is skipped if and only if it can no longer run"
@@ -556,12 +554,11 @@ EITHER = (DROPPED, OVERDUE, FOLLOWERS, CYCLES, STEPS, SUSPENDED, WORKFLOWS)
 ON_SQLITE = (_waiting(EDGES), *EITHER)
 ON_POSTGRES = (_waiting(GATED), GATES, *EITHER)
 
-# What `tenure verify` checks of limits: in the ledger, and in the tables that follow the jobs.
-#
+# --- limits ---------------------------------------------------------------------------------------
 # The ledger has every start and every end in the order in which the limits counted them: a start
 # takes its number under the lock of its queue or partition, an end before its commit.
-# `limit_change` has numbers of the same sequence. So what ran at once, and what was allowed, can
-# be counted again.
+# `limit_change` has numbers of the same sequence. So what ran at once, and what was allowed, can be
+# counted again.
 
 BACK_MILLIS = 2_000
 """A start that is so much earlier than one before it: the clock was set back."""

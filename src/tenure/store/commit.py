@@ -1,13 +1,16 @@
-"""Commits on the thread of a caller, which save waking two threads.
+"""Group commit: the writes of the process go through the committing threads of its store.
 
-One job that is a whole transaction in one call of the database is added where the caller waits for
-it, on another connection, while no other work is near that could share its commit. An exception
-such as KeyboardInterrupt may come between any two steps in here, and a signal handler may enqueue,
-too. So nothing here is locked: the caller who takes the connection out of the list has it, and if
-it gets lost on the way, all later work is queued.
+There is one for each writing connection: one for SQLite, which has one writer, and up to two for
+PostgreSQL, so that one batch is executed while another waits for the disk or for Python. The second
+one starts when work would wait for the first, and ends when it is needed no longer. A thread takes
+what is waiting, applies it in one transaction, commits, and answers the callers' futures. Batches
+come from load, never from timers: an idle store commits at once.
 
-On PostgreSQL it is the connection of the second committing thread, which takes it away for as long
-as there is work for two."""
+`Direct` is the exception. It saves waking two threads: one job that is a whole transaction in one
+call of the database is added on the thread of the caller who waits for it, on another connection,
+while no other work is near that could share its commit. On PostgreSQL that is the connection of the
+second committing thread, which takes it away for as long as there is work for two.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,11 @@ from tenure.store.work import (
     visit,
 )
 from tenure.telemetry.logs import Repeats
+
+# --- commits on the thread of a caller ------------------------------------------------------------
+# An exception such as KeyboardInterrupt may come between any two steps in here, and a signal
+# handler may enqueue, too. So nothing here is locked: the caller who takes the connection out of
+# the list has it, and if it gets lost on the way, all later work is queued.
 
 CALM_SECONDS = 0.02
 """After so long without other work."""
@@ -154,14 +162,7 @@ class Direct:
             self._free.pop().close()
 
 
-# Group commit: the writes of the process go through the committing threads of its store.
-#
-# There is one for each writing connection: one for SQLite, which has one writer, and up to two
-# for PostgreSQL, so that one batch is executed while another waits for the disk or for Python.
-# The second one starts when work would wait for the first, and ends when it is needed no longer.
-# A thread takes what is waiting, applies it in one transaction, commits, and answers the callers'
-# futures. Batches come from load, never from timers: an idle store commits at once. `direct` has
-# the exception.
+# --- group commit ---------------------------------------------------------------------------------
 
 log = logging.getLogger(__name__)
 

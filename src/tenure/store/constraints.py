@@ -1,11 +1,14 @@
-"""What the databases themselves enforce, generated from the table of transitions.
+"""What the databases themselves enforce: the transitions of jobs, and the values of their rows.
 
-Three things are generated, the same for both engines except for the dialect: what holds of every
-row, the condition under which a change of a row is illegal, and the ledger entry of a transition.
-SQLite has the first as CHECK constraints and the second as the WHEN clause of a trigger, so a legal
-change costs no call there. On PostgreSQL a trigger asks both, whose plans a session keeps.
+From the table of transitions three things are generated, the same for both engines except for the
+dialect: what holds of every row, the condition under which a change of a row is illegal, and the
+ledger entry of a transition. SQLite has the first as CHECK constraints and the second as the WHEN
+clause of a trigger, so a legal change costs no call there. On PostgreSQL a trigger asks both, whose
+plans a session keeps.
 
-What the values of a row may be is not from that table: see `row_values`."""
+What the values of a row may be is not from that table. It is as strict as the check of an enqueue
+in Python.
+"""
 
 from __future__ import annotations
 
@@ -250,16 +253,14 @@ def ledger_values(
     }
 
 
-# What the values of a row of the job table may be, as strict as the check of an enqueue in
-# Python.
-#
+# --- values ---------------------------------------------------------------------------------------
 # Conditions over the columns, by name; none is ever NULL. SQLite has them as CHECK constraints,
 # which it tests for the columns that a statement sets. PostgreSQL would read and prepare a CHECK,
-# or the condition of a trigger, again in every statement: those of a row took a quarter of what
-# it costs to complete one job. So a trigger asks them there by one query for all rows, which each
+# or the condition of a trigger, again in every statement: those of a row took a quarter of what it
+# costs to complete one job. So a trigger asks them there by one query for all rows, which each
 # session keeps. `tenure verify` asks them of every row. They cost each job some time, so they say
-# no more than they must: what only a reader of the JSON finds (depth, a key that is given twice)
-# is left to that reader.
+# no more than they must: what only a reader of the JSON finds (depth, a key that is given twice) is
+# left to that reader.
 
 MAX_LABEL_STORED = 1_000
 """Characters of an actor or a worker. Over HTTP, the name of a token may precede a label."""

@@ -1,7 +1,14 @@
-"""How an engine spells what the statements of both have in common.
+"""What the store needs of a database, and how each engine spells the statements of both.
 
 Each engine has one `Dialect`. The statements of `tables/` and the searches are written over it;
-what an engine does in its own way, above all the hot path, is in the engine's `statements.py`."""
+what an engine does in its own way, above all the hot path, is in the engine's `statements.py`.
+
+A `Database` has a small set of set-based statements, and nothing else. It is called inside one
+transaction by one thread (the committer's), `reader.Reader` by any thread outside it. Neither
+decides anything: guarded writes report which rows they changed, and `transitions.py` asks the
+lifecycle what to do about the rest. Side tables are not in here: see `tables/`, which is written
+over `Statements`.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +105,7 @@ class Dialect(Struct, frozen=True, kw_only=True):
     def in_queues(self, column: str, patterns: Patterns | None) -> tuple[str, list[Any]]:
         """Return the condition that a `column` of queues fits patterns, and its values.
 
-        It says what `queue_rights.includes` says.
+        It says what `tokens.includes` says.
         """
         if patterns is None:
             return "1 = 1", []
@@ -149,12 +156,7 @@ class Statements(Reads, Protocol):
         """Execute a statement and return how many rows it changed."""
 
 
-# What a database must do for the store: a small set of set-based statements, and nothing else.
-#
-# `Database` is called inside one transaction by one thread (the committer's), `reader.Reader` by
-# any thread outside it. Neither decides anything: guarded writes report which rows they changed,
-# and `transitions.py` asks the lifecycle what to do about the rest. Side tables are not in here:
-# see `tables/`, which is written over `Statements`.
+# --- the database ---------------------------------------------------------------------------------
 
 T = TypeVar("T")
 

@@ -1,6 +1,9 @@
 """Add jobs: one or many, with idempotency keys, unique keys and queue limits.
 
-These functions run inside the committer's transaction. They are the same for every database."""
+These functions run inside the committer's transaction. They are the same for every database. The
+jobs that a handler enqueued with `JobContext.enqueue` are in its report: they are added if and only
+if the completion is recorded, in its transaction.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from tenure.rules.unique_keys import Plan, plan
 from tenure.store import transitions
 from tenure.store.database import DROPPED, Database
 from tenure.store.rows import UNIQUE
-from tenure.store.tables import types as tables_types
+from tenure.store.tables import types
 from tenure.store.work import EnqueueWork, Work, undoing
 
 Known = Mapping[str, tuple[Job, str | None]]
@@ -121,10 +124,7 @@ def add_linked(
 
     `limited`: up to the limits of their queues.
     """
-    from tenure.store.borrowed import (
-        dependencies,  # they come with the drivers of callers
-        jobs,
-    )
+    from tenure.store.borrowed import dependencies, jobs  # they come with the drivers of callers
 
     if limited:
         db.limits({checked_job.queue for checked_job in checked_jobs})  # locks them
@@ -267,9 +267,7 @@ def add_works(db: Database, works: Sequence[EnqueueWork]) -> list[tuple[Work, An
     return answers
 
 
-# Reports that add the jobs that a handler enqueued with `JobContext.enqueue`.
-#
-# The jobs are added if and only if the completion is recorded, in its transaction.
+# --- reports that add jobs ------------------------------------------------------------------------
 
 REFUSED = "a job that the handler added with context.enqueue was refused:"
 
@@ -316,7 +314,7 @@ def _add(db: Database, report: Report) -> None:
     if isinstance(report.jobs, TenureError):
         raise report.jobs
     jobs = report.jobs or ()
-    options = tables_types.every(db, tables_types.PLAIN) if unknown_types(jobs) else {}
+    options = types.every(db, types.PLAIN) if unknown_types(jobs) else {}
     checked_jobs = with_options(jobs, options)
     if report.actor is None:  # over HTTP, where only the store knows which worker it is
         actor = db.lock([report.job_id])[report.job_id].actor

@@ -1,4 +1,16 @@
-"""What one claim asks of its engine: the lanes, and the jobs of each."""
+"""Where a claim looks for jobs: in lanes, each one queue at one priority, and in bounded steps.
+
+A lane begins with its *head*, the job that has been due longest or is due next. A `Claim` reads the
+heads, one search in an index each, and takes jobs from the lanes whose head is due. It reads
+`MAX_LANES` of them at most, or up to the end of the queue if it names its queues. Where there are
+more, the next claim reads on from there, and the lanes with due jobs that were seen are remembered
+here. Claims then take alternately from the queue whose turn it is and from the one that has waited
+longest. So many new queues cannot shut out an old one.
+
+A claim passes over jobs whose type its worker does not know, whose type is paused, or whose
+`start_by` is past. One look goes over `MAX_SEEN` jobs at most. If it finds nothing, the next one
+starts behind them.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +93,7 @@ class Claim(Protocol):
 
         Returns them, the next turn, and what `effort` says of it.
 
-        The partitions begin at the turn, and have what `limits.quotas` deals them. A look goes over
+        The partitions begin at the turn, and have what `queues.quotas` deals them. A look goes over
         a bounded number of them, and the turn that is returned is then behind the last one. So it
         is behind the last one that got jobs, if their payloads are as many bytes as a claim has.
 
@@ -89,25 +101,13 @@ class Claim(Protocol):
         """
 
     def look_again(self, queue: str) -> float:
-        """Return what `limits.look_again` says of a limited queue."""
+        """Return what `queues.look_again` says of a limited queue."""
 
 
-# Where a claim looks for jobs: in lanes, each one queue at one priority, and in bounded steps.
-#
-# A lane begins with its *head*, the job that has been due longest or is due next. A claim reads
-# the heads, one search in an index each, and takes jobs from the lanes whose head is due. It
-# reads `MAX_LANES` of them at most, or up to the end of the queue if it names its queues. Where
-# there are more, the next claim reads on from there, and the lanes with due jobs that were seen
-# are remembered here. Claims then take alternately from the queue whose turn it is and from the
-# one that has waited longest. So many new queues cannot shut out an old one.
-#
-# A claim passes over jobs whose type its worker does not know, whose type is paused, or whose
-# `start_by` is past. One look goes over `MAX_SEEN` jobs at most. If it finds nothing, the next
-# one starts behind them.
-#
+# --- lanes ----------------------------------------------------------------------------------------
 # A queue may have limits. Its lanes give no more jobs than the limits leave `room` for, and than
-# there are handlers free. If it has none it is closed: the claim continues with the next lane.
-# The partitions of a queue take turns, if it is divided by them.
+# there are handlers free. If it has none it is closed: the claim continues with the next lane. The
+# partitions of a queue take turns, if it is divided by them.
 
 MAX_LANES = 256
 """Heads that a search reads. One queue has fewer: its priorities are -100 to 100."""

@@ -149,7 +149,7 @@ def generated(
 
 
 def buckets(type: str) -> str:
-    """Return the columns that count times by `jobs.stats.BUCKETS`."""
+    """Return the columns that count times by `rules.stats.BUCKETS`."""
     return ", ".join(f"bucket_{n} {type} NOT NULL" for n in range(len(BUCKETS)))
 
 

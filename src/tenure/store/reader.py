@@ -122,7 +122,7 @@ class Reader(ABC):
     ) -> list[tuple[str, str, str]]:
         """Return stored facts that break an invariant: (invariant, job id, what was found).
 
-        Calls `seen` with what `limit_audit.Replay.seen` says of each limit.
+        Calls `seen` with what `audit.Replay.seen` says of each limit.
         """
         found: list[audit.Finding] = []
         more = ("ticks of schedules", *self.more_checks)

@@ -1,9 +1,13 @@
-"""What the database refuses of several rows, while the other rows are written; claims included.
+"""What the database refuses of several rows, while the other rows are written.
 
 A trigger or a constraint that is not from Tenure may refuse a row, again each time. A duty that is
-one transaction for many rows must not fail for all of them. So a claim that was refused is made
-once more by one that is wary: it picks jobs, starts them as `unless_refused` does, and notes where
-the refused ones are. Later claims look behind these places, and only now and then at them."""
+one transaction for many rows must not fail for all of them: `unless_refused` writes the others, and
+`delete` deletes settled jobs with it.
+
+A claim that was refused is made once more by one that is wary: it picks jobs, starts them as
+`unless_refused` does, and notes where the refused ones are. Later claims look behind these places,
+and only now and then at them.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +140,7 @@ class Floors:
             self._places[lane, one.partition] = (one.place, until)
 
 
-# Deletes settled jobs, with what belongs to each.
+# --- deletion -------------------------------------------------------------------------------------
 
 Kind: TypeAlias = tuple[str, str, str]
 """Status, queue and type of jobs."""

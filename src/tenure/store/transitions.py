@@ -1,8 +1,15 @@
-"""Everything that ends a claim, and what operators do to one job.
+"""Everything that ends a claim, what operators do to one job, and what follows for other jobs.
 
 These functions run inside the committer's transaction. They lock the rows, ask the lifecycle what
 happens, and save what it answered under guards. They are the same for every database. Only a plain
-claim and a plain completion are statements of the database itself."""
+claim and a plain completion are statements of the database itself.
+
+The triggers of the jobs count each ending, and release each job for which it was the last one. Two
+tables say what is left: `revisit` has jobs for which this module decides whether they can still
+run, and `overdue` has jobs with more followers than one statement counts.
+
+`set_right` is for what a clock that was ahead has left behind, once it has been put back.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +54,8 @@ from tenure.store.tables import queues, signals, unique_keys
 from tenure.store.tables.steps import write_notes
 from tenure.values.names import RESERVED
 from tenure.values.text import quantity
+
+log = logging.getLogger(__name__)
 
 Steps: TypeAlias = tuple[Job, ...]
 """The rows that one job passes through in one transaction, as `follow` returns them."""
@@ -351,12 +360,7 @@ def next_due(db: Database, request: ClaimRequest | None, leases: Sequence[Lease]
     return db.next_due(request) if request and request.next_due and not leases else None
 
 
-# What follows from endings and retries for jobs that wait: they are skipped, restored, or
-# counted.
-#
-# The triggers of the jobs count each ending, and release each job for which it was the last one.
-# Two tables say what is left: `revisit` has jobs for which this module decides whether they can
-# still run, and `overdue` has jobs with more followers than one statement counts.
+# --- jobs that wait -------------------------------------------------------------------------------
 
 AT_ONCE = 1_000
 """Jobs of which one transaction decides."""
@@ -433,7 +437,7 @@ def _decide(db: Database, ids: Sequence[str], *, alone: bool = False) -> Sequenc
 
 
 def retry(db: Database, job_id: str, event: Retried) -> Job:
-    """Do what `transitions.apply` does, and restore what was skipped because of the failure."""
+    """Do what `apply` does, and restore what was skipped because of the failure."""
     job = apply(db, job_id, event)
     restore_behind(db, [job_id], event.actor)
     return job
@@ -605,9 +609,7 @@ def _forget(db: Database, job_ids: Iterable[str]) -> None:
         db.changed(f"DELETE FROM {d.table('revisit')} WHERE job_id IN ({d.ids(len(ids))})", ids)
 
 
-# Set right what a clock that was ahead has left behind, once it has been put back.
-
-log = logging.getLogger(__name__)
+# --- the clock ------------------------------------------------------------------------------------
 
 MIN_STEP_SECONDS = 60
 """Smaller steps back are waited for."""

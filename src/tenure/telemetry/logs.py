@@ -4,7 +4,10 @@ The line of a transition has the message `job_` and the event, with fields of th
 other programs know no such fields, so the message that they get ends with them. A line that a
 handler logs gets the fields of its job. In JSON it also has the fields of `extra`. Texts in a log
 come from jobs and requests, so control characters are written as escapes. No stored text can then
-forge a second line or send an escape sequence to the terminal."""
+forge a second line or send an escape sequence to the terminal.
+
+`Repeats` says which errors to log, where an outage would bring the same one again and again.
+"""
 
 from __future__ import annotations
 
@@ -329,7 +332,7 @@ def _time(record: logging.LogRecord) -> str:
     return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# Which errors to log, where an outage would bring the same one again and again.
+# --- repeats --------------------------------------------------------------------------------------
 
 REPEAT_SECONDS = 30.0
 """How long the same error has no further line."""

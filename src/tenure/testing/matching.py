@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from tenure.app.types import JobType
-from tenure.handlers import arguments as handlers_arguments
+from tenure.handlers.arguments import plain
 from tenure.lifecycle import Job
 from tenure.rules.search import MAX_LISTED, Fields
 from tenure.values.names import check_kind
@@ -120,7 +120,7 @@ def _shown(job: Job) -> str:
 def _plain(value: Any) -> Any:
     """Return a value's form in JSON. A value without one, such as `mock.ANY`, is unchanged."""
     try:
-        return handlers_arguments.plain(value, keys_to_text=True)
+        return plain(value, keys_to_text=True)
     except (TypeError, ValueError):
         return value
 

@@ -1,4 +1,7 @@
-"""Changes to a store that only tests make: each in one transaction, under the store's rules."""
+"""Runs jobs for a test: claims, runs and reports them one by one, and moves the store's clock.
+
+Each change that only tests make to a store is one transaction, under the store's rules.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +159,7 @@ def clear(db: Database, *, force: bool) -> None:
     db.changed(f"UPDATE {d.table('type')} SET paused_at = NULL WHERE paused_at IS NOT NULL")
 
 
-# Runs jobs for a test: claims, runs and reports them one by one, and moves the store's clock.
+# --- runs -----------------------------------------------------------------------------------------
 
 T = TypeVar("T")
 

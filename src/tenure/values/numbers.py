@@ -1,4 +1,4 @@
-"""Sizes, as people write them."""
+"""Whole numbers within bounds, and sizes in bytes as people write them."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 A payload is accepted only if Python, SQLite, PostgreSQL and JSON all keep it unchanged. Everything
 else is refused with InvalidInput, which says what, where and what to do instead. It never repeats a
-value, because values may be secrets. Results of handlers are never refused: see results.py."""
+value, because values may be secrets. Results of handlers are never refused: see
+`handlers.results`.
+"""
 
 from __future__ import annotations
 
@@ -385,7 +387,7 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _is_word = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}").fullmatch
 
-# What has to be done before several threads read values of a type.
+# --- types ----------------------------------------------------------------------------------------
 
 _learning = threading.Lock()
 

@@ -1,9 +1,14 @@
-"""Replaces values in texts, such as errors, also where they are spelled in another way.
+"""Hides values of payloads, results and errors by the names of their keys.
 
-A text is read unchanged, then as what its escapes stand for (of JSON, Python, URLs and HTML), then
-as what theirs do. Values are looked for in each, in lower case. Longer ones are found by letters
-and digits alone, so that it does not matter where lines were broken, also in base64 and in
-hexadecimal. The time is linear in the sizes of the values and the text. Pure."""
+Only what people see is redacted, over HTTP and on the command line. The store and workers keep the
+values. A value is hidden with everything inside it, at any depth. Errors are text, so the hidden
+values of their job are searched in them and replaced, also where they are spelled in another way.
+
+For that, a text is read unchanged, then as what its escapes stand for (of JSON, Python, URLs and
+HTML), then as what theirs do. Values are looked for in each, in lower case. Longer ones are found
+by letters and digits alone, so that it does not matter where lines were broken, also in base64 and
+in hexadecimal. The time is linear in the sizes of the values and the text. Pure.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +104,7 @@ def _texts(hidden: Iterable[object]) -> set[str]:
     return found
 
 
-# --- what a text stands for
+# --- what a text stands for -----------------------------------------------------------------------
 
 
 def _read(text: str) -> Iterator[Spelling]:
@@ -174,7 +179,7 @@ def _letters_and_digits(text: str) -> str:
     return "".join(_words.findall(text))
 
 
-# --- where they are
+# --- where they are -------------------------------------------------------------------------------
 
 
 def _spans(sought: Sequence[tuple[bool, str]], text: str, start: int, end: int) -> Iterator[Span]:
@@ -248,21 +253,16 @@ def _without(text: str, spans: Iterable[Span]) -> str:
     return "".join((*shown, text[reached:]))
 
 
-# Hides values of payloads, results and errors by the names of their keys.
-#
-# Only what people see is redacted, over HTTP and on the command line. The store and workers keep
-# the values. A value is hidden with everything inside it, at any depth. Errors are text, so the
-# hidden values of their job are searched in them and replaced: see `hiding`.
+# --- what is hidden -------------------------------------------------------------------------------
+
+# They accept texts that are no URLs: most of the messages are about a mistake in the address.
+_password_of_user = re.compile(r"^([^/?#]*//[^/?#:@]*):[^?]*@")
+_password_option = re.compile(r"((?:^|[?&\s])(?:ssl)?password=)[^&\s]*")
 
 
 def without_password(url: str) -> str:
     """Return the address of a server or database without its password."""
     return _password_option.sub(r"\1…", _password_of_user.sub(r"\1:…@", url))
-
-
-# They accept texts that are no URLs: most of the messages are about a mistake in the address.
-_password_of_user = re.compile(r"^([^/?#]*//[^/?#:@]*):[^?]*@")
-_password_option = re.compile(r"((?:^|[?&\s])(?:ssl)?password=)[^&\s]*")
 
 
 class Redaction:

@@ -1,4 +1,8 @@
-"""The jobs that a run adds if it completes, as JSON: in reports, and from child processes."""
+"""What workers send over HTTP, as JSON: claims, reports, heartbeats, progress.
+
+A report has the jobs that its run adds if it completes; child processes hand these to their worker
+in the same form. A lease id of HTTP is `<job id>.<lease id>`, so that a report names its job.
+"""
 
 from __future__ import annotations
 
@@ -114,9 +118,7 @@ def add(request: FollowUpRequest, into: FollowUps, actor: str | None = None) -> 
     into.add(NewJob(request.type, request.payload, options, again_of), id)
 
 
-# What workers send over HTTP, as JSON: claims, reports, heartbeats, progress.
-#
-# A lease id of HTTP is `<job id>.<lease id>`, so that a report names its job.
+# --- leases and reports ---------------------------------------------------------------------------
 
 MAX_LEASED = 1_000
 MAX_WORKER_LENGTH = 120

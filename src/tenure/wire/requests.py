@@ -1,7 +1,9 @@
 """Requests as JSON: the shape of every request body; those of workers are in `reports`.
 
 What `payload`, `names` and the application check is only described here, for OpenAPI, so that HTTP
-gives the same errors as Python."""
+gives the same errors as Python. Schedules are flat, as the arguments of `app.schedules`, so errors
+name the same paths; `ScheduleBody` shows one in the same form.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,6 @@ from tenure.rules.signals import MAX_LINK_LABEL
 from tenure.rules.times import When
 from tenure.rules.unique_keys import OnConflict, Until
 from tenure.values import ids, names
-from tenure.values.names import MAX_PARTITION_LENGTH, TEXT_PATTERN
 from tenure.values.payload import JsonText, canonical
 from tenure.values.redaction import Redaction
 
@@ -296,7 +297,7 @@ def new_job(new_job: NewJob, at: str) -> dict[str, Any]:
     return {"type": new_job.type, "payload": new_job.payload, **options}
 
 
-# Limits of queues and partitions as JSON.
+# --- queues ---------------------------------------------------------------------------------------
 
 MaxPending = Annotated[int, schema(minimum=0, maximum=2**53)]
 MaxRunning = Annotated[int, schema(minimum=0, maximum=MAX_RUNNING)]
@@ -327,7 +328,9 @@ class LimitRequest(Request):
 class PartitionRequest(Request):
     """A partition of a queue; empty for the jobs without one."""
 
-    partition: Annotated[str, schema(maxLength=MAX_PARTITION_LENGTH, pattern=TEXT_PATTERN)] = ""
+    partition: Annotated[
+        str, schema(maxLength=names.MAX_PARTITION_LENGTH, pattern=names.TEXT_PATTERN)
+    ] = ""
 
 
 class PartitionSettings(PartitionRequest, kw_only=True):
@@ -339,8 +342,9 @@ class PartitionSettings(PartitionRequest, kw_only=True):
     reason: Reason | None = None
 
 
-# Schedules as JSON. They are flat, as the arguments of `app.schedules`, so errors name the same
-# paths.
+# --- schedules ------------------------------------------------------------------------------------
+
+TimeKey = Annotated[str, schema(minLength=1, maxLength=MAX_TIME_KEY_LENGTH)]
 
 
 class ScheduledJob(TypeRequest, kw_only=True):
@@ -363,9 +367,6 @@ class WhenRequest(Request):
     zone: str = "UTC"
     starts_at: RunAt | None = None
     ends_at: RunAt | None = None
-
-
-TimeKey = Annotated[str, schema(minLength=1, maxLength=MAX_TIME_KEY_LENGTH)]
 
 
 class ScheduleRequest(WhenRequest, kw_only=True):

@@ -1,4 +1,9 @@
-"""How many jobs a worker asks for and when, and how long it waits after no answer."""
+"""When a worker talks to its source: which reports it sends, and how many jobs it asks for.
+
+One exchange reports and claims, unless the source holds claims until there is work. Under a backlog
+the next exchange starts while the last one is under way. `Demand` says how many jobs to claim and
+when, `ReportBackoff` how long to wait after no answer.
+"""
 
 from __future__ import annotations
 
@@ -133,10 +138,7 @@ class Demand:
                 self.ahead = min(max(2 * self.ahead, 2 * self._concurrency), max_ahead)
 
 
-# When a worker talks to its source: which reports it sends, and how many jobs it asks for.
-#
-# One exchange reports and claims, unless the source holds claims until there is work. Under a
-# backlog the next exchange starts while the last one is under way.
+# --- exchanges ------------------------------------------------------------------------------------
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,13 @@
-"""Calls the functions that an application registered with `on_failure`."""
+"""What a worker says of its jobs: its log, and calls of the functions of `on_failure`.
+
+The log has one line for each transition that the worker causes, written after the store has
+recorded it. Claims and releases are logged at level `debug` only: a line for each would cost more
+than a short job. So are snoozes that let no other job wait, and completions, but of these one a
+second has a line at `info`, so that people see the worker work. A failure is logged with its
+exception, as `warning` if a retry follows, which has a line too, and as `error` if it is final. A
+job that fails at once would spend a tenth of its time on that. So where many of one type fail and
+are tried again, not all have lines, and one says how many others there are.
+"""
 
 from __future__ import annotations
 
@@ -87,17 +96,7 @@ class FailureCalls:
             asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 
-# What a worker logs of its jobs: one line for each transition that it causes.
-#
-# A line is written after the store has recorded the transition. Claims and releases are logged at
-# level `debug` only: a line for each would cost more than a short job. So are snoozes that let no
-# other job wait, and completions, but of these one a second has a line at `info`, so that people
-# see the worker work. A failure is logged with its exception, as `warning` if a retry follows,
-# which has a line too, and as `error` if it is final. A job that fails at once would spend a
-# tenth of its time on that. So where many of one type fail and are tried again, not all have
-# lines, and one says how many others there are.
-
-log = logging.getLogger(__name__)
+# --- log ------------------------------------------------------------------------------------------
 
 SHOWN_SECONDS = 1.0
 """Pause between two completions that have a line, and the time in which failures are counted."""

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from tenure import NewJob, Tenure
 from tenure.contrib.django._api import BaseTaskBackend, InvalidTask, base, normalize_json, signals
-from tenure.contrib.django.databases import tenure_of
+from tenure.contrib.django.databases import check_settings, tenure_of
 from tenure.contrib.django.tasks import (
     OF_JOBS,
     TenureTask,
@@ -113,6 +113,4 @@ class TenureBackend(BaseTaskBackend):
 
     def check(self, **_: Any) -> list[Any]:
         """Return what is wrong with the settings."""
-        from tenure.contrib.django.databases import check_settings
-
         return list(check_settings(self))

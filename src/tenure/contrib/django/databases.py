@@ -1,4 +1,8 @@
-"""The `Tenure` of each database of the settings, and the schema in it."""
+"""The `Tenure` of each database of the settings, the schema in it, and the checks of the settings.
+
+`RunTenure` is the operation of migrations that runs the steps of Tenure's own schema. The checks
+say what is wrong with the settings, as `manage.py check` shows it.
+"""
 
 from __future__ import annotations
 
@@ -108,11 +112,10 @@ def migration_sql(connection: Any) -> list[str]:
 def _apps_on(connection: Any) -> list[Tenure]:
     if not router.allow_migrate(connection.alias, "tenure"):
         return []
-    apps = {one.app: None for one in backends() if one.database == connection.alias}
-    return list(apps)
+    return list({one.app: None for one in backends() if one.database == connection.alias})
 
 
-# The operation of migrations that runs the steps of Tenure's own schema.
+# --- migration ------------------------------------------------------------------------------------
 
 
 class RunTenure(Operation):
@@ -150,7 +153,7 @@ class RunTenure(Operation):
         return "Create or upgrade Tenure's schema"
 
 
-# What is wrong with the settings, as `manage.py check` shows it.
+# --- checks ---------------------------------------------------------------------------------------
 
 OPTIONS = ("database", "schema", "wake", "redact", "tasks", "schedules", "limits")
 """Of a backend, beside those of tasks."""

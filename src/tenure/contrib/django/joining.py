@@ -1,7 +1,9 @@
 """The `Tenure` of a site: what adds or changes a job joins the transaction of Django that is open.
 
 That is one of `atomic()`, of ATOMIC_REQUESTS, of a `TestCase`, or after `set_autocommit(False)`.
-Without one everything is done as by any other `Tenure`."""
+Without one everything is done as by any other `Tenure`. Child processes come to a project that is
+set up, and to the databases of a test, because they import `WORKER` before anything else.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +139,7 @@ class SiteWorkflow(NewWorkflow):
             await super()._store_async()
 
 
-# How child processes come to a project that is set up, and to the databases of a test.
+# --- child processes ------------------------------------------------------------------------------
 
 WORKER = "tenure.contrib.django.worker"
 TEST_DATABASES = "TENURE_DJANGO_TEST_DATABASES"

@@ -1,4 +1,4 @@
-"""What a task says to Tenure, and what it gets when it runs."""
+"""What a task says to Tenure, what it gets when it runs, and its result as Django has it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from tenure.values.ids import EPOCH
 
 if TYPE_CHECKING:
     from tenure.contrib.django.backend import TenureBackend
+
+    Result = base.TaskResult[..., Any]
 
 OF_JOBS = (
     *("max_retries", "timeout", "backoff", "unique"),
@@ -127,12 +129,7 @@ class TenureContext(base.TaskContext):  # type: ignore[misc,type-arg]
     job: JobContext
 
 
-# Results of tasks, as a job and its history have them.
-
-if TYPE_CHECKING:
-    from tenure.contrib.django.backend import TenureBackend
-
-    Result = base.TaskResult[..., Any]
+# --- results --------------------------------------------------------------------------------------
 
 STATUS = {
     "processing": base.TaskResultStatus.RUNNING,

@@ -1,4 +1,17 @@
-"""A connection of SQLite that a caller lends: is it to the file of the jobs, and is it careful?"""
+"""Run statements in the transaction that is open on a caller's connection.
+
+`borrow(connection, url)` returns a `Borrowed`. What is to be done there is a function that yields
+an `Ask` for each statement, so that synchronous and asynchronous connections share it:
+
+    def count(engine: str) -> Steps[int]:
+        ((jobs,),) = yield Ask("SELECT count(*) FROM {s}job")
+        return jobs
+
+    borrowed.call(count, verb="count")  # or: await borrowed.call_async(count, verb="count")
+
+Errors of the driver reach the caller unchanged, because the caller's own code for retries knows
+them. Only a schema that is missing or too old is a SchemaMismatch.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +42,8 @@ from tenure.store.sqlite.connection import begin_writing, connect, path_of, rese
 from tenure.values.redaction import without_password
 
 log = logging.getLogger(__name__)
+
+# --- SQLite files ---------------------------------------------------------------------------------
 
 OTHER_FILE = (
     "the main file of this connection is {main}, and the jobs are in {jobs}. A commit to two files "
@@ -93,7 +108,7 @@ def _is_same_file(path: Path, other: bytes) -> bool:
         return False
 
 
-# A connection to the database of the jobs that is opened for one transaction of a handler.
+# --- connections for handlers ---------------------------------------------------------------------
 
 
 class Lent(Struct):
@@ -142,12 +157,7 @@ def savepoint(connection: Any) -> Iterator[None]:
     connection.execute("RELEASE SAVEPOINT tenure_opened")
 
 
-# Run statements in the transaction that is open on a caller's connection.
-#
-# `borrow(connection, url)` returns a `Borrowed`. What is to be done there is a function that
-# yields an `Ask` for each statement, so that synchronous and asynchronous connections share it.
-# Errors of the driver reach the caller unchanged, because the caller's own code for retries knows
-# them. Only a schema that is missing or too old is a SchemaMismatch.
+# --- connections of callers -----------------------------------------------------------------------
 
 T = TypeVar("T")
 
@@ -302,7 +312,7 @@ def _is_missing(error: BaseException) -> bool:
     return False
 
 
-# The schema on a caller's connection: which version is there, and the steps to the newest one.
+# --- the schema -----------------------------------------------------------------------------------
 
 EXISTS = {
     "postgres": "SELECT 1 WHERE to_regclass('{s}schema_version') IS NOT NULL",

@@ -1,6 +1,9 @@
-"""Add jobs that depend on others: look at those, count what they meet, and tie the jobs to them.
+"""Add jobs that depend on others, and read what an enqueue asks about unique keys.
 
-It is the same for a connection of a caller and for one of the store."""
+It looks at the jobs that others depend on, counts what they meet, and ties the others to them. Of
+unique keys it reads who holds them, and which job was accepted last. Both are the same for a
+connection of a caller and for one of the store, where `run` executes them.
+"""
 
 from __future__ import annotations
 
@@ -122,6 +125,7 @@ UPDATE tenure_job SET followed = coalesce(followed, 0) + (new.value ->> 'followe
 FROM json_each({p}) AS new WHERE tenure_job.id = new.value ->> 'id' RETURNING 1
 """,
 }
+_JSON = "CAST(CAST({p} AS text) AS json)"
 
 
 def insert(
@@ -139,9 +143,6 @@ def insert(
         added = yield Ask(statement, written(part))
         if len(added) < len(part):
             raise WriteRefused(DROPPED)
-
-
-_JSON = "CAST(CAST({p} AS text) AS json)"
 
 
 class Looked(NamedTuple):
@@ -314,9 +315,7 @@ def ties(engine: str, job_id: str) -> Steps[Ties]:
     return [ParentEdge(*row[:-1]) for row in rows], rows[0][-1] if rows else None
 
 
-# What an enqueue asks about unique keys: who holds them, and which job was accepted last.
-#
-# It is the same for a connection of a caller and for one of the store, where `run` executes it.
+# --- unique keys ----------------------------------------------------------------------------------
 
 T = TypeVar("T")
 

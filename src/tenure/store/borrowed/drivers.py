@@ -1,7 +1,12 @@
-"""How each kind of a caller's connection executes a statement, and when it is in a transaction.
+"""How each kind of a caller's connection executes a statement, and the JSON of its values.
 
 This imports no driver, because a caller with a connection has imported it. The driver is found by
-the names of the classes of the connection, so subclasses work, too."""
+the names of the classes of the connection, so subclasses work, too. A driver also says when its
+connection is in a transaction.
+
+Jobs and times are in JSON, as SQL reads and answers it on each engine. It has ASCII characters
+only, so the encoding of a caller's connection does not matter.
+"""
 
 from __future__ import annotations
 
@@ -288,9 +293,7 @@ def _rows(rows: Any) -> Rows:
     return [tuple(row) for row in rows]
 
 
-# Jobs and times in the JSON that SQL reads and answers, on each engine.
-#
-# It has ASCII characters only, so the encoding of a caller's connection does not matter.
+# --- JSON -----------------------------------------------------------------------------------------
 
 _PAIRS = ", ".join(f"'{column}', {column}" for column in (*COLUMNS, "fingerprint"))
 SQLITE_JOB = f"json_object({_PAIRS})"

@@ -1,4 +1,8 @@
-"""Add a workflow with its jobs in the transaction of a caller."""
+"""Add a workflow with its jobs, and send signals to jobs, in one transaction.
+
+It is the same for a connection of a caller and for one of the store, where `dependencies.run`
+executes it.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +78,7 @@ def begin(engine: str, new: New, jobs: int) -> Steps[Stored | None]:
     """Add the row of a workflow, unless one with its key is there; raises KeyConflict.
 
     Returns that one with its first so many jobs; None if it was added. Also for a connection of
-    the store, where `unique_keys.run` executes it.
+    the store, where `dependencies.run` executes it.
     """
     while not (yield ask(engine, ADD, written(new._asdict()))):
         asked = written({"key": new.key, "jobs": jobs})
@@ -86,11 +90,9 @@ def begin(engine: str, new: New, jobs: int) -> Steps[Stored | None]:
     return None
 
 
-# Signals to jobs: stored, and the job that waits for one released, in one transaction.
-#
-# It is the same for a connection of a caller and for one of the store, where `unique_keys.run`
-# executes it. The job is locked first, so that a signal and a suspension that happen at the same
-# time see each other.
+# --- signals --------------------------------------------------------------------------------------
+# The job is locked first, so that a signal and a suspension that happen at the same time see each
+# other.
 
 ASKED = "WITH asked AS MATERIALIZED (SELECT {json} AS r)"
 ID = "CAST(r ->> 'job_id' AS {uuid})"

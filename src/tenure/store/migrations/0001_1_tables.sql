@@ -38,7 +38,7 @@ CREATE TABLE {of}access (
 
 -- What the ledger adds up to, read from it in batches after the transitions (store/tables/stats.py). Minutes
 -- and milliseconds since 1970 UTC, in both databases. `bucket_n` counts times by the bounds in
--- jobs.stats.BUCKETS. Few rows that are rewritten every second: on PostgreSQL they have room for that in
+-- rules.stats.BUCKETS. Few rows that are rewritten every second: on PostgreSQL they have room for that in
 -- their pages.
 
 -- How many jobs had each status at the place of the ledger that `measured` names.

@@ -10,7 +10,8 @@
    target. What takes longer with more jobs, or waits for others, is done before that lock.
 
 It can be killed anywhere and continues from there: the target has the copies and how far they go,
-and the source forgets a change only after its copy."""
+and the source forgets a change only after its copy.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +24,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from sqlite3 import Error as SqliteError
-
-from psycopg import Error as PostgresError
 
 from tenure import failpoints
 from tenure.errors import InvalidInput, MoveRefused, StoreUnavailable
@@ -49,6 +48,10 @@ from tenure.values.findings import Check, CheckResult, Progress, no_note, no_pro
 from tenure.values.ids import BEFORE_ALL
 from tenure.values.redaction import without_password
 from tenure.values.text import quantity
+
+# The imports above say what to do where psycopg is missing.
+# isort: split
+from psycopg import Error as PostgresError
 
 JOBS_AT_ONCE = 5_000
 CHANGES_AT_ONCE = 20_000
@@ -257,9 +260,7 @@ def _violations(url: str) -> list[str]:
         store.close()
 
 
-# What `tenure move` finds out before it changes anything.
-
-# isort: split
+# --- checks ---------------------------------------------------------------------------------------
 
 ALONE_SECONDS = 10.0
 RIGHTS = """

@@ -1,4 +1,11 @@
-"""The tables of a database that `tenure move` copies. What follows from jobs is made again."""
+"""The two databases as `tenure move` sees them, and the tables that it copies.
+
+What follows from jobs is made again on the target.
+
+Both engines give rows in one form, so that they can be compared: times are whole microseconds since
+1970, ids are text, truth values are 0 and 1. Jobs can leave a SQLite file or a PostgreSQL database.
+They move to PostgreSQL.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +22,19 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import msgspec
-import psycopg
-from psycopg import errors
 
 from tenure.errors import MoveRefused
 from tenure.store.database import Dialect
 from tenure.store.postgres.connection import address_of, connect, name_safely
 from tenure.store.postgres.statements import DIALECT as POSTGRES
 from tenure.store.sqlite.connection import begin_writing, connect_writer, usable_path_of
-from tenure.store.sqlite.statements import DIALECT
+from tenure.store.sqlite.statements import DIALECT as SQLITE
 from tenure.values.redaction import without_password
+
+# The imports above say what to do where psycopg is missing.
+# isort: split
+import psycopg
+from psycopg import errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +77,7 @@ FIXED: Mapping[tuple[str, str], str] = {("transition", "xid"): "'0'", ("webhook"
 OWN = ("move", "move_change", "move_copy")
 """Tables that exist only during `tenure move`: two on the source, the last on the target."""
 
-# The two databases as `tenure move` sees them.
-#
-# Both engines give rows in one form, so that they can be compared: times are whole microseconds
-# since 1970, ids are text, truth values are 0 and 1.
+# --- sides ----------------------------------------------------------------------------------------
 
 Row = Sequence[Any]
 Columns = Mapping[str, str]
@@ -314,7 +321,7 @@ class Source(Side):
         return [seq for (seq,) in self.rows(f"SELECT t.seq FROM {of}", place)]
 
 
-# An SQLite file that its jobs leave.
+# --- SQLite ---------------------------------------------------------------------------------------
 
 NOTE_SQLITE = """
 CREATE TRIGGER tenure_move_{event}_{table} AFTER {event} ON tenure_{table}
@@ -327,7 +334,7 @@ BEGIN SELECT RAISE(ABORT, {message}); END"""
 class SqliteSource(Source):
     """`Source` on SQLite."""
 
-    d = DIALECT
+    d = SQLITE
     catalog = (
         "SELECT t.name, c.name, c.type FROM sqlite_schema AS t, pragma_table_info(t.name) AS c"
         " WHERE t.type = 'table' AND t.name GLOB 'tenure_*' ORDER BY 1"
@@ -401,9 +408,7 @@ class SqliteSource(Source):
         self._db.close()
 
 
-# A PostgreSQL database that `tenure move` reads and writes, and one that its jobs leave.
-
-# isort: split
+# --- PostgreSQL -----------------------------------------------------------------------------------
 
 AT_ONCE = 5_000
 """Rows that are fetched at once."""

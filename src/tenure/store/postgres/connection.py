@@ -1,8 +1,9 @@
-"""Connect to PostgreSQL: the URL, the schema in it, times, and array parameters.
+"""Connect to PostgreSQL: the URL, the schema in it, poolers, times, and array parameters.
 
 Everything here holds behind a transaction pooler: no session settings and no named prepared
 statements unless the session is the server's own (`session.py`). A statement names its schema
-(`Address.sql`)."""
+(`Address.sql`). A pooler between a connection and the server is recognized by what it lends.
+"""
 
 from __future__ import annotations
 
@@ -248,7 +249,7 @@ def to_time(stored: datetime) -> datetime:
     return stored.replace(tzinfo=UTC)
 
 
-# Recognize a pooler between a connection and the server, by what it lends.
+# --- poolers --------------------------------------------------------------------------------------
 
 BACKEND = "SELECT pg_backend_pid()"
 POOLER_ROUNDS = 20

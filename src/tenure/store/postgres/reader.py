@@ -1,4 +1,7 @@
-"""Which transactions use the tables of jobs, and which has a job locked: for people to read."""
+"""The reading side of the PostgreSQL store, on separate connections.
+
+For people it also reads which transactions use the tables of jobs, and which has a job locked.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,10 @@ from tenure.store.postgres.statements import DIALECT
 from tenure.store.reader import Reader
 from tenure.store.rows import job_of
 from tenure.store.search import ENDED, Statement, between, others
+
+log = logging.getLogger(__name__)
+
+# --- locks ----------------------------------------------------------------------------------------
 
 BESIDE = ("slot", "line", "unique_key", "queue_limit")
 """Tables whose rows a report or a claim locks with those of jobs."""
@@ -127,9 +134,7 @@ def lock_holder(row: Sequence[Any]) -> LockHolder:
     )
 
 
-# The reading side of the PostgreSQL store, on separate connections.
-
-log = logging.getLogger(__name__)
+# --- the reader -----------------------------------------------------------------------------------
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any]

@@ -1,16 +1,17 @@
-"""Cut connections to PostgreSQL that wait too long for an answer.
+"""One connection to PostgreSQL and its transactions, as the writing side uses them.
 
-TCP notices a peer that is gone. It does not notice a pooler or a server that hangs: their machine
-still confirms every packet, so a wait for an answer would never end. Therefore one thread of this
-process looks at the waiting connections, and cuts each that has waited too long. A cut connection
-fails like any broken one, and the next use connects again.
+One that waits too long for an answer is cut. TCP notices a peer that is gone. It does not notice a
+pooler or a server that hangs: their machine still confirms every packet, so a wait for an answer
+would never end. Therefore one thread of this process looks at the waiting connections, and cuts
+each that has waited too long. A cut connection fails like any broken one, and the next use connects
+again.
 
 Where an address names several hosts, a connection that waits for one of them is cut as soon as a
-new connection leads to another: that is the primary now, and the former one may be frozen."""
+new connection leads to another: that is the primary now, and the former one may be frozen.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import re
@@ -18,7 +19,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, cast
 
@@ -94,7 +95,7 @@ class Wire:
         """End the connection, so that the thread that waits for it fails."""
         self.deadline = None
         log.warning("%s: its connection is cut", why)
-        with contextlib.suppress(OSError):  # closed meanwhile
+        with suppress(OSError):  # closed meanwhile
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -103,7 +104,7 @@ class Wire:
         self._socket.close()
 
 
-@contextlib.contextmanager
+@contextmanager
 def answering(
     connection: psycopg.Connection[Any], seconds: float, address: Address | None = None
 ) -> Iterator[None]:
@@ -177,13 +178,13 @@ class _Watch:
             self._search = threading.Thread(
                 None, self._find_primary, "tenure-primary", (address,), daemon=True
             )
-            with contextlib.suppress(RuntimeError):  # a limit of the machine
+            with suppress(RuntimeError):  # a limit of the machine
                 self._search.start()
 
     def _find_primary(self, address: Address) -> None:
         """Cut who waits for another server than the one that new connections lead to."""
         while any(wire.address == address and wire.is_suspect() for wire in self._all()):
-            with contextlib.suppress(psycopg.Error), connect(address) as found:
+            with suppress(psycopg.Error), connect(address) as found:
                 for wire in self._all():
                     if wire.address == address and wire.server != _server_of(found):
                         wire.cut("another server is the primary now")
@@ -193,7 +194,7 @@ class _Watch:
 _watch = _Watch()
 forks.in_child(_watch.begin)
 
-# One connection to PostgreSQL and its transactions, as the writing side uses them.
+# --- the session ----------------------------------------------------------------------------------
 
 WAIT_FOR_STANDBY = "SyncRepWaitForLSN"
 """The function of PostgreSQL in which a commit waits for its standby. A notice names it in every

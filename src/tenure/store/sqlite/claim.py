@@ -1,7 +1,9 @@
-"""Claims from queues with limits on SQLite: what room there is, and the turns of partitions.
+"""A claim of the SQLite store: how its lanes are read, and how jobs of one are leased.
 
-No other transaction writes meanwhile, so what is read here is still true when the jobs start. The
-triggers of `0001_4_limits.sql` compute the same once more, for starts by any other SQL."""
+For queues with limits it also reads what room there is, and the turns of partitions. No other
+transaction writes meanwhile, so what is read is still true when the jobs start. The triggers of
+`0001_4_limits.sql` compute the same once more, for starts by any other SQL.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,8 @@ from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.connection import kept, to_millis, to_time
 from tenure.store.sqlite.statements import OF_TYPES, PICKED
 from tenure.values.names import serves
+
+# --- limits and turns -----------------------------------------------------------------------------
 
 MAX_PARTITIONS = 250
 """Partitions that one look into a lane goes over."""
@@ -131,7 +135,7 @@ def room(db: sqlite3.Connection, values: Mapping[str, Any]) -> int:
 
 
 def opens(db: sqlite3.Connection, queue: str, now: int) -> float:
-    """Return what `limits.look_again` says of a queue; the time is in milliseconds."""
+    """Return what `queues.look_again` says of a queue; the time is in milliseconds."""
     return look_again(now * 1000, *db.execute(LOOK_AGAIN, (queue,)).fetchone())
 
 
@@ -200,7 +204,7 @@ def pick(
     return rows
 
 
-# A claim of the SQLite store: how its lanes are read, and how jobs of one are leased.
+# --- the claim ------------------------------------------------------------------------------------
 
 _read_picked = msgspec.json.Decoder(
     list[tuple[int, str, str, str, Any, int, int, int, float | None, int]]
@@ -217,7 +221,7 @@ class SqliteLaneView(LaneView):
 class SqliteClaim:
     """One claim, in the open transaction of a connection; see `lanes.Claim`."""
 
-    start: Mark = (-(2**62), "")
+    start: Mark = START
 
     def __init__(
         self,
@@ -237,7 +241,7 @@ class SqliteClaim:
         self._values: dict[str, Any] = {"now": to_millis(now), "worker": request.worker}
         self._of_types = request.types is not None
         if self._of_types:
-            self._values["types"] = msgspec.json.encode(request.types).decode()
+            self._values["types"] = as_json(request.types)
         self._paused: set[str | None] = set()  # and None, if any queue has limits
 
     def search(self, queues: Sequence[str] | None, after: Lane) -> tuple[list[Head], Lane | None]:
@@ -297,7 +301,7 @@ class SqliteClaim:
             picked = self._with_large_payloads(picked)
         if self._wary is None:
             return self._start(picked), []
-        rowids = msgspec.json.encode([row[0] for row in picked]).decode()
+        rowids = as_json([row[0] for row in picked])
         rows = self._db.execute(sql.PLACES, (rowids,))
         places = {row: (place, partition) for row, partition, *place in rows}
         some = [Picked(row, tuple(places[row[0]][0]), places[row[0]][1], row[1]) for row in picked]

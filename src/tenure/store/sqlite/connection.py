@@ -1,4 +1,16 @@
-"""Who holds up a writer: another process, or another connection of this one."""
+"""Connections to a SQLite file: its place, settings that the promises rest on, times, checkpoints.
+
+The write-ahead log needs locks and shared memory that every process using the file sees alike. On
+a network or a host's shared folder they do not exist, or not for all: commits are lost and files
+damaged without an error. So such a place is refused before anything is written, where the kind is
+known, which is on Linux.
+
+In a folder where every user may make files, such as /tmp, any user can put a link under the name of
+a database, so that it is made elsewhere or another one is read. Linux refuses such links if
+fs.protected_symlinks is 1, which not every system sets.
+
+A writer that waits finds out who holds it up: another process, or another connection of this one.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +33,8 @@ from tenure import failpoints, forks
 from tenure.errors import InvalidInput, StoreUnavailable
 from tenure.values.ids import EPOCH
 from tenure.values.redaction import without_password
+
+# --- who holds up a writer ------------------------------------------------------------------------
 
 WRITE_LOCK = 120
 """The byte of the log's index that a writer locks."""
@@ -54,16 +68,7 @@ def _is_in_transaction(connection: sqlite3.Connection | None) -> bool:
         return False
 
 
-# Whether a database may be where a path leads: the file system, and links on the way.
-#
-# The write-ahead log needs locks and shared memory that every process using the file sees alike.
-# On a network or a host's shared folder they do not exist, or not for all: commits are lost and
-# files damaged without an error. So such a place is refused before anything is written, where the
-# kind is known, which is on Linux.
-#
-# In a folder where every user may make files, such as /tmp, any user can put a link under the
-# name of a database, so that it is made elsewhere or another one is read. Linux refuses such
-# links if fs.protected_symlinks is 1, which not every system sets.
+# --- file systems and links -----------------------------------------------------------------------
 
 MOUNTS = Path("/proc/self/mountinfo")
 """Every mount of this process, one a line: proc_pid_mountinfo(5)."""
@@ -163,7 +168,7 @@ def is_planted(link: os.stat_result, folder: os.stat_result, user: int) -> bool:
     return bool(open_to_all) and link.st_uid not in (user, folder.st_uid)
 
 
-# Connections to a SQLite file: settings that the promises rest on, times, and checkpoints.
+# --- connections ----------------------------------------------------------------------------------
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""Notice what other processes commit to a SQLite file: soon after a commit, cheaply when idle.
+"""The reading side of the SQLite store, and how it notices what other processes commit.
 
 SQLite does not announce a commit; it can only be asked (`PRAGMA data_version`). So it is asked when
 there is reason to: on Linux the kernel reports writes to the write-ahead log. A write comes before
@@ -8,7 +8,8 @@ the time: there are file systems whose writes the kernel does not report.
 
 Each process that works on the file sees each commit of every other, and most of these bring it no
 work. So workers are notified only if a job is due now or soon. While no worker of this process
-waits for work, commits are looked at together, for cancels."""
+waits for work, commits are looked at together, for cancels.
+"""
 
 from __future__ import annotations
 
@@ -314,7 +315,7 @@ def _notify_of_work(connection: sqlite3.Connection, notify: Notify, attention: A
         notify(WORK)
 
 
-# The reading side of the SQLite store, on separate connections.
+# --- the reader -----------------------------------------------------------------------------------
 
 T = TypeVar("T")
 

@@ -1,8 +1,10 @@
-"""How far retention has come where types or queues have rules, or jobs cannot be deleted.
+"""The writing side of the SQLite store: every commit is on disk before it is acknowledged.
 
-What stays longer than others lies at the front of the only index of settled jobs. So a batch
-begins where the last one ended, and a new round at the front begins every hour, or with other
-rules. It finds what has become due, and what was needed by others."""
+`Marks` say how far retention has come where types or queues have rules, or jobs cannot be deleted.
+What stays longer than others lies at the front of the only index of settled jobs. So a batch begins
+where the last one ended, and a new round at the front begins every hour, or with other rules. It
+finds what has become due, and what was needed by others.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,7 @@ class Marks:
         self._marks[cutoffs.status, cutoffs.wait] = mark
 
 
-# The writing side of the SQLite store: every commit is on disk before it is acknowledged.
+# --- the writer -----------------------------------------------------------------------------------
 
 _read_jobs = msgspec.json.Decoder(list[list[Any]]).decode
 _added_values = attrgetter(*ADDED)

@@ -1,8 +1,8 @@
 """One module for each table beside `job` and `transition`, written once for both engines.
 
-To add a thing with a table takes six edits: its value in `jobs/<x>.py`, its statements in
+To add a thing with a table takes six edits: its value in `rules/<x>.py`, its statements in
 `store/tables/<x>.py`, its table in `store/migrations/`, and its verbs in `app/<x>.py`,
-`http/api/<x>.py` and `cli/<x>.py`. Neither `Store`, `protocol.py` nor the readers and writers
+`http/<x>.py` and `cli/<x>.py`. Neither `Store`, `database.py` nor the readers and writers
 of the engines change.
 
 A module here has functions. To read, they take a connection that answers (`Reads`), as in

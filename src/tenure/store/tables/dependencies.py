@@ -42,7 +42,7 @@ def parents(db: Reads, job_id: str) -> list[tuple[str, str, str, str]]:
 
 
 def ties(db: Reads, job_id: str) -> Ties:
-    """Return what `links.ties` returns, on a connection of the store."""
+    """Return what `borrowed.dependencies.ties` returns, on a connection of the store."""
     from tenure.store.borrowed import dependencies  # they come with the drivers of callers
 
     return dependencies.run(db, dependencies.ties(db.dialect.engine, job_id))

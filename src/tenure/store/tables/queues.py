@@ -1,6 +1,8 @@
-"""The tables of limits: of queues, and of what differs for some of their partitions.
+"""The tables of queues with settings, and of limits: of queues, and of some of their partitions.
 
-Triggers of these tables keep slots, turns and lines of the jobs, and the history of the limits."""
+Triggers of the tables of limits keep slots, turns and lines of the jobs, and the history of the
+limits.
+"""
 
 from __future__ import annotations
 
@@ -372,7 +374,7 @@ def _part(
     )
 
 
-# The table of queues that have settings, and every queue with its jobs.
+# --- queues ---------------------------------------------------------------------------------------
 
 FIRST = {
     "name": "name",

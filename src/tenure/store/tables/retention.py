@@ -1,4 +1,8 @@
-"""The table of retention rules: empty where every type and queue is kept as the settings say."""
+"""How long settled jobs are kept: the table of rules, and the deletion of what is older.
+
+The table is empty where every type and queue is kept as the settings say. Jobs are deleted in
+batches: each is one transaction.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from tenure.rules.retention import STATUSES, Cutoffs, RetentionRule, RetentionRu
 from tenure.store.database import Database, Reads, Statements
 from tenure.store.tables import stats, webhooks, workers, workflows
 from tenure.values.text import quantity
+
+log = logging.getLogger(__name__)
 
 
 def every(db: Reads) -> list[RetentionRule]:
@@ -54,9 +60,7 @@ def declare(db: Statements, keeps: Mapping[str, Mapping[str, float]]) -> None:
             change(db, "handler", name, new)
 
 
-# The deletion of settled jobs, in batches: each is one transaction.
-
-log = logging.getLogger(__name__)
+# --- deletion -------------------------------------------------------------------------------------
 
 MAX_WAIT = timedelta(hours=1)
 """How much longer a settled job is kept until each webhook has its transitions."""

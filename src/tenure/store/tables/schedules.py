@@ -1,4 +1,8 @@
-"""The tables of schedules and of their fires."""
+"""Schedules and their fires: the tables, and what adds jobs and records every tick that is due.
+
+A transaction locks the row of a schedule before it decides anything of it. So each tick is decided
+once, however many processes try, and the primary key of `fire` holds it to one job.
+"""
 
 from __future__ import annotations
 
@@ -299,12 +303,7 @@ def _bound(d: Dialect, value: Any) -> Any:
     return d.to_bound(value) if isinstance(value, datetime) else value
 
 
-# The fires of schedules: add the jobs, and record every tick that is due.
-#
-# A transaction locks the row of a schedule before it decides anything of it. So each tick is
-# decided once, however many processes try, and the primary key of `fire` holds it to one job.
-
-log = logging.getLogger(__name__)
+# --- ticks ----------------------------------------------------------------------------------------
 
 BATCH = 100
 """Schedules that one transaction decides."""

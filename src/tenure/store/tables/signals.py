@@ -24,7 +24,7 @@ COLUMNS = ("job_id", "name", "number", "at", "key", "payload", "actor")
 
 
 def send(db: Database, job_id: str, signal: NewSignal) -> Signal:
-    """Store a signal and release the job that waits for it, as `borrowed.signals.send` says."""
+    """Store a signal and release the job that waits for it, as `borrowed.workflows.send` says."""
     from tenure.store.borrowed import (
         dependencies,  # they come with the drivers of callers
         workflows,
@@ -34,7 +34,7 @@ def send(db: Database, job_id: str, signal: NewSignal) -> Signal:
 
 
 def send_by_token(db: Database, digest: str, payload: str | None, actor: str) -> Signal:
-    """Send the signal of a one-use token, as `borrowed.signals.send_by_token` says."""
+    """Send the signal of a one-use token, as `borrowed.workflows.send_by_token` says."""
     from tenure.store.borrowed import dependencies, workflows
 
     steps = workflows.send_by_token(db.dialect.engine, digest, payload, actor)

@@ -1,6 +1,15 @@
-"""The statements of the statistics, over the dialect of an engine; see `stats.py`.
+"""What the ledger adds up to: counts, activity, totals and kinds of failures.
 
-In them `t` is an entry of the ledger and `j` its job."""
+Nothing is counted while jobs change. Afterwards a *batch* of the ledger, from where the last one
+ended, is added up in one statement on a reading connection. One transaction adds the sums to a few
+small tables and keeps the place where the next batch starts, unless another process has changed
+that place. So each entry counts exactly once, however many processes do this and whenever they die.
+
+The tally (jobs by status, queue and type) is exact at any moment: what it says of that place, and
+the transitions since, are read in one statement.
+
+In the statements `t` is an entry of the ledger and `j` its job.
+"""
 
 from __future__ import annotations
 
@@ -235,16 +244,7 @@ def add_failures(d: Dialect) -> str:
     return _upsert(d, "failure", ("type", "queue", "error"), others, change)
 
 
-# What the ledger adds up to: counts, activity, totals and kinds of failures.
-#
-# Nothing is counted while jobs change. Afterwards a *batch* of the ledger, from where the last
-# one ended, is added up in one statement on a reading connection. One transaction adds the sums
-# to a few small tables and keeps the place where the next batch starts, unless another process
-# has changed that place. So each entry counts exactly once, however many processes do this and
-# whenever they die.
-#
-# The tally (jobs by status, queue and type) is exact at any moment: what it says of that place,
-# and the transitions since, are read in one statement.
+# --- batches --------------------------------------------------------------------------------------
 
 MAX_ENTRIES = 2_000
 """Ledger entries in a batch."""

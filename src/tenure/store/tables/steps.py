@@ -1,4 +1,9 @@
-"""The table of how far attempts have come, as their handlers say."""
+"""The tables of what attempts keep: their steps, their last state, and how far they have come.
+
+Steps and states count only if the attempt has the lease when they are committed. On PostgreSQL a
+lock on the job makes sure of that: without it, a statement that began before another worker took
+the job over could still record a step. On SQLite the right to write is the lock.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,8 @@ from tenure.store.borrowed.drivers import SHARE, ask, spelled
 from tenure.store.borrowed.drivers import Steps as Asks
 from tenure.store.database import Dialect, Reads, Statements
 from tenure.store.tables import dependencies, signals
+
+# --- progress -------------------------------------------------------------------------------------
 
 Entry = tuple[str, str, JobProgress]
 """Job id, lease id, and what its holder says."""
@@ -73,11 +80,7 @@ WHERE p.job_id IN ({ids}) AND (p.token = job.token OR job.status <> 'processing'
     }
 
 
-# The tables of what attempts keep: their steps, and their last state.
-#
-# Both count only if the attempt has the lease when they are committed. On PostgreSQL a lock on
-# the job makes sure of that: without it, a statement that began before another worker took the
-# job over could still record a step. On SQLite the right to write is the lock.
+# --- steps and states -----------------------------------------------------------------------------
 
 HELD = """
 FROM (SELECT {json} AS doc) AS new, {s}job AS job

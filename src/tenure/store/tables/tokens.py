@@ -1,4 +1,7 @@
-"""The table of the tokens of the HTTP API. The row of a token stays after its revocation."""
+"""The tables of the tokens of the HTTP API and of the dashboard's sessions.
+
+The row of a token stays after its revocation.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,7 @@ def note_use(db: Statements, names: Iterable[str]) -> None:
         db.changed(statement, (name,))
 
 
-# The table of the dashboard's sessions.
+# --- sessions -------------------------------------------------------------------------------------
 
 MAX_SESSIONS = 1_000
 """How many there may be: a server keeps them all in memory. The oldest makes room for a new one."""

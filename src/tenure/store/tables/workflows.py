@@ -1,4 +1,7 @@
-"""The table of workflows, and what their pages and pictures read."""
+"""The table of workflows: what their pages and pictures read, and what happens to workflows.
+
+They are added, extended, finished and, once they are old, deleted.
+"""
 
 from __future__ import annotations
 
@@ -206,7 +209,7 @@ def _in_order(jobs: Mapping[str, int]) -> Mapping[str, int]:
     return {str(status): jobs[status] for status in Status if jobs.get(status)}
 
 
-# What happens to workflows: they are added, extended, finished and, once they are old, deleted.
+# --- adding ---------------------------------------------------------------------------------------
 
 MAX_JOBS = 100_000
 """Jobs of a workflow."""
@@ -242,10 +245,7 @@ def add(
     db: Database, new: New, jobs: Sequence[CheckedJob], queues: Patterns | None = None
 ) -> Stored:
     """Add a workflow with jobs, unless one with its key is there; raises KeyConflict."""
-    from tenure.store.borrowed import (
-        dependencies,
-        workflows,  # they come with drivers of callers
-    )
+    from tenure.store.borrowed import dependencies, workflows  # they come with drivers of callers
 
     known = dependencies.run(db, workflows.begin(db.dialect.engine, new, len(jobs)))
     return known or _with_jobs(db, new.id, jobs)
