@@ -23,12 +23,13 @@ quick: dev ## run the unit and contract tests on SQLite, in under a minute
 test: dev ## run every test, on real SQLite files and a real PostgreSQL
 	$(BIN)/pytest -n 6 --dist worksteal
 
-check: dev ## formatting, lint, import rules, types, words
+check: dev ## formatting, lint, import rules, types, words, size of the house
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/python tools/words.py
+	$(BIN)/python tools/house.py --check
 
 words: dev ## words that the project does not use (ARGS="src/tenure/store docs")
 	@$(BIN)/python tools/words.py $(ARGS)

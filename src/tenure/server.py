@@ -38,16 +38,8 @@ from tenure.http.waiting import WorkNotifier
 from tenure.settings import Settings
 from tenure.telemetry import logs
 from tenure.values.names import check_function, check_kind, check_queues
+from tenure.worker import process
 from tenure.worker.maintenance import StallWatch
-from tenure.worker.process import (
-    maintained,
-    may_open,
-    run_loop,
-    stopped_by_signals,
-    tuned_for_jobs,
-    work,
-    worker_of,
-)
 from tenure.worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -188,24 +180,24 @@ def serve(app: Tenure, settings: Settings, *, workers: int = 1) -> None:
         running.enter_context(app)
         watch = StallWatch(spare=SPARE_SECONDS)
         has_handlers = app.core.handlers.types() != ()
-        crew = [worker_of(app, settings) for _ in range(workers if has_handlers else 0)]
+        crew = [process.worker_of(app, settings) for _ in range(workers if has_handlers else 0)]
         stops = [worker.request_stop for worker in crew]
         built = Application(app, settings, mounted=False)
         server = _Server(built, settings, [built.state.notifier.stop, *stops], watch, places)
         if threading.current_thread() is threading.main_thread():
             # Until workers and webhooks are done, which may be long after uvicorn.
-            running.enter_context(stopped_by_signals(server.stop))
-        delivery = running.enter_context(maintained(app, settings, crew, watch))
+            running.enter_context(process.stopped_by_signals(server.stop))
+        delivery = running.enter_context(process.maintained(app, settings, crew, watch))
         server.on_stop.append(delivery.ask_to_stop)
         running.callback(built.state.notifier.stop)
         threads = running.enter_context(ThreadPoolExecutor(max(workers, 1), "tenure-worker"))
         for stop in stops:
             running.callback(stop)
-        running.enter_context(tuned_for_jobs())
+        running.enter_context(process.tuned_for_jobs())
         listeners = [listener, *(listener.dup() for _ in range(MAX_ACCEPTED - 1))]
         running.enter_context(forks.kept_from_children(*listeners))
         ends = [threads.submit(_run_beside, server, app, worker) for worker in crew]
-        run_loop(server.serve(sockets=listeners))
+        process.run_loop(server.serve(sockets=listeners))
         for end in ends:
             end.result()
 
@@ -314,14 +306,14 @@ def _connections_that_fit() -> int:
     """
     wanted = MAX_CONNECTIONS + OTHER_FILES
     more = f", and {wanted} for all its connections"
-    soft = may_open(MIN_FILES, f"a server needs {MIN_FILES}{more}", wanted)
+    soft = process.may_open(MIN_FILES, f"a server needs {MIN_FILES}{more}", wanted)
     return MAX_CONNECTIONS if soft < 0 else min(MAX_CONNECTIONS, max(soft - OTHER_FILES, soft // 2))
 
 
 def _run_beside(server: _Server, app: Tenure, worker: Worker) -> None:
     """Run a worker on this thread, with its own event loop, so that no handler delays HTTP."""
     try:
-        run_loop(work(app, worker))
+        process.run_loop(process.work(app, worker))
     except BaseException as error:
         info = None if isinstance(error, StoreMoved) else error  # which the worker has logged
         log.error("the worker in this process failed, so the server stops", exc_info=info)

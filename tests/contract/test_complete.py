@@ -6,7 +6,7 @@ import pytest
 from psycopg.errors import SerializationFailure
 
 from tenure import InvalidInput, JobContext, LeaseLost, PermanentFailure, Tenure
-from tenure.app.fence import LeaseFence
+from tenure.app.within import LeaseFence
 from tenure.rules.reports import Answer, ClaimRequest, Lease, Outcome, Report
 from tenure.worker.child import context_of
 from tenure.worker.note_writer import AttemptSource, NoteWriter

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tenure import InvalidInput, StoreUnavailable, Tenure
-from tenure.worker import inside
+from tenure.worker import process
 from tests.support.cli import clean_environment
 from tests.support.waiting import WAIT_SECONDS, wait_until
 
@@ -335,4 +335,4 @@ def test_a_worker_that_a_script_leaves_behind_ends_with_it(database_url: str) ->
 def test_a_python_without_the_private_function_has_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then each `app.running()` would be an AttributeError."""
     monkeypatch.delattr(threading, "_register_atexit")
-    assert runpy.run_path(inside.__file__)["Running"]
+    assert runpy.run_path(process.__file__)["Running"]

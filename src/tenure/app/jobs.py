@@ -34,7 +34,9 @@ from tenure.rules.explain import (
     LockHolder,
     rate,
 )
-from tenure.rules.explain import explain as explanation
+from tenure.rules.explain import (
+    explain as explanation,
+)
 from tenure.rules.jobs import (
     MAX_JOBS_AT_ONCE,
     MAX_RETRIES,
@@ -61,8 +63,17 @@ from tenure.rules.steps import JobProgress, JobSteps
 from tenure.rules.tokens import Patterns, includes, own_key, require
 from tenure.rules.workflows import Shape, shape_of
 from tenure.store import search
-from tenure.store.tables import dependencies, queues, schedules, types, unique_keys, workflows
-from tenure.store.tables import steps as stored_steps
+from tenure.store.tables import (
+    dependencies,
+    queues,
+    schedules,
+    types,
+    unique_keys,
+    workflows,
+)
+from tenure.store.tables import (
+    steps as stored_steps,
+)
 from tenure.telemetry import logs
 from tenure.values.ids import is_id
 from tenure.values.names import MAX_REASON_LENGTH, check_name, check_reason

@@ -14,7 +14,7 @@ from tenure.values.numbers import whole
 if TYPE_CHECKING:
     from tenure.app.app import Tenure
     from tenure.settings import Settings
-    from tenure.worker.inside import Running
+    from tenure.worker.process import Running
 
 
 def run_worker(
@@ -79,7 +79,7 @@ def running(
     block. At its begin it raises StoreUnavailable or SchemaMismatch, at its end what has ended the
     worker early.
     """
-    from tenure.worker.inside import Running
+    from tenure.worker.process import Running
 
     return Running(app, _settings(queues, concurrency, lease, grace, keep, webhooks_private))
 

@@ -7,20 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli import completing
-from tenure.cli.command import (
-    Group,
-    Id,
-    answer_options,
-    confirm,
-    existing,
-    flag,
-    option,
-    past_option,
-    reading_options,
-    reason_option,
-    together,
-)
+from tenure.cli import command, completing
 from tenure.cli.terminal import print_json, progress_bar, table
 from tenure.values.text import first_line, quantity, worded
 
@@ -29,34 +16,36 @@ if TYPE_CHECKING:
     from tenure.rules.search import Bulk, Counted, Filter
 
 
-filter_options = together(
-    option("--status", "STATUS", "Only jobs with this status.", completing.statuses),
-    option(
+filter_options = command.together(
+    command.option("--status", "STATUS", "Only jobs with this status.", completing.statuses),
+    command.option(
         *("--state", "STATE"),
         "Only jobs scheduled, ready, retrying, snoozed or blocked.",
         completing.states,
     ),
-    option("--running-longer-than", "TIME", "Only jobs claimed more than so long ago: 5m."),
-    option("--type", "TYPE", "Only jobs of this type.", completing.types),
-    option("--queue", "NAME", "Only jobs of this queue.", completing.queue_names),
-    option("--tag", "TAG", "Only jobs with this tag."),
-    option("--partition", "TEXT", "Only jobs of this partition."),
-    option("--workflow", "ID", "Only jobs of this workflow."),
-    past_option("--created-after", "Only jobs added at or after this time"),
-    past_option("--created-before", "Only jobs added before this time"),
-    past_option("--finished-after", "Only jobs settled at or after this time"),
-    past_option("--finished-before", "Only jobs settled before this time"),
-    option("--error", "TEXT", "Only jobs with this text in their last error or its traceback."),
-    option("--text", "TEXT", "Only jobs with this text in their payload."),
+    command.option("--running-longer-than", "TIME", "Only jobs claimed more than so long ago: 5m."),
+    command.option("--type", "TYPE", "Only jobs of this type.", completing.types),
+    command.option("--queue", "NAME", "Only jobs of this queue.", completing.queue_names),
+    command.option("--tag", "TAG", "Only jobs with this tag."),
+    command.option("--partition", "TEXT", "Only jobs of this partition."),
+    command.option("--workflow", "ID", "Only jobs of this workflow."),
+    command.past_option("--created-after", "Only jobs added at or after this time"),
+    command.past_option("--created-before", "Only jobs added before this time"),
+    command.past_option("--finished-after", "Only jobs settled at or after this time"),
+    command.past_option("--finished-before", "Only jobs settled before this time"),
+    command.option(
+        "--error", "TEXT", "Only jobs with this text in their last error or its traceback."
+    ),
+    command.option("--text", "TEXT", "Only jobs with this text in their payload."),
 )
 """The options that select jobs."""
 
-bulk_options = together(
+bulk_options = command.together(
     filter_options,
-    reason_option,
-    flag("--dry-run", "Only print how many jobs match, and a few of them; not with ids."),
-    flag("--yes", "Do not ask for confirmation."),
-    answer_options,
+    command.reason_option,
+    command.flag("--dry-run", "Only print how many jobs match, and a few of them; not with ids."),
+    command.flag("--yes", "Do not ask for confirmation."),
+    command.answer_options,
 )
 """The options of a command that can change many jobs."""
 
@@ -102,7 +91,7 @@ def change_all(
         _say_left(_snoozed(app, action, matching))
         return
     _say_left(_snoozed(app, action, matching), err=True)
-    confirm(worded(action, number(found)), yes=yes, instead=", or look with --dry-run")
+    command.confirm(worded(action, number(found)), yes=yes, instead=", or look with --dry-run")
     finish(app, app.bulk.start(action, matching, **how), as_json)
 
 
@@ -146,33 +135,33 @@ def number(found: Counted) -> str:
     return f"{'' if found.exact else 'at least '}{quantity(found.jobs, 'job')}"
 
 
-bulk = Group("bulk", help="List, show and stop actions on all jobs that match.")
+bulk = command.Group("bulk", help="List, show and stop actions on all jobs that match.")
 
 
 @bulk.command("list")
-@option("--limit", None, "Most actions to list, up to 500.", type=int, default=50)
-@reading_options
+@command.option("--limit", None, "Most actions to list, up to 500.", type=int, default=50)
+@command.reading_options
 def list_bulks(limit: int, as_json: bool) -> None:
     """List bulk actions, newest first."""
-    with existing() as app:
+    with command.existing() as app:
         _show(app, app.bulk.list(limit), as_json, several=True)
 
 
 @bulk.command()
-@click.argument("id", type=Id())
-@reading_options
+@click.argument("id", type=command.Id())
+@command.reading_options
 def show(id: str, as_json: bool) -> None:
     """Show a bulk action and its progress."""
-    with existing() as app:
+    with command.existing() as app:
         _show(app, [app.bulk.get(id)], as_json)
 
 
 @bulk.command()
-@click.argument("id", type=Id())
-@reading_options
+@click.argument("id", type=command.Id())
+@command.reading_options
 def stop(id: str, as_json: bool) -> None:
     """Stop a bulk action; jobs that it has changed stay changed."""
-    with existing() as app:
+    with command.existing() as app:
         _show(app, [app.bulk.stop(id)], as_json)
 
 

@@ -15,28 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli import completing, terminal
+from tenure.cli import command, completing, terminal
 from tenure.cli.bulk import bulk_options, change_all, filter_of, filter_options, preview
-from tenure.cli.command import (
-    Group,
-    Id,
-    all_at,
-    answer_options,
-    application,
-    application_of_host,
-    as_called,
-    change_each,
-    existing,
-    flag,
-    known_before,
-    option,
-    program,
-    reading_options,
-    reason_option,
-    repeated,
-    time_given,
-    together,
-)
 from tenure.errors import InvalidInput, TenureError
 from tenure.values.names import RESERVED
 from tenure.values.text import ago, first_line, visible
@@ -48,38 +28,44 @@ if TYPE_CHECKING:
     from tenure.rules.ledger import Transition
     from tenure.rules.search import Order
 
-job_options = together(
-    option(
+job_options = command.together(
+    command.option(
         "--queue", "NAME", "Queue of the job.  [default: that of its type]", completing.queue_names
     ),
     click.option("--priority", type=int, help="Smaller runs first, -100 to 100."),
     click.option("--max-retries", type=int, help="Attempts in all, with the first."),
     click.option("--start-by", help="Cancel it if it has not started by then: 10m, or a time."),
-    option("--timeout", "TIME", "Longest time that one attempt may run: 30s, 5m."),
-    option(
+    command.option("--timeout", "TIME", "Longest time that one attempt may run: 30s, 5m."),
+    command.option(
         "--backoff",
         "TIME|JSON",
         "Wait before the first retry, then tripled; or each wait: 10s,1m,10m; or an object of "
         "base, factor and cap.",
     ),
-    repeated("--tag tags", "TAG", "A word to find the job by, such as customer:17"),
-    option("--partition", "TEXT", "What divides the queue, such as a tenant."),
+    command.repeated("--tag tags", "TAG", "A word to find the job by, such as customer:17"),
+    command.option("--partition", "TEXT", "What divides the queue, such as a tenant."),
 )
 """What an enqueue may say of its job, but when it runs."""
 
 
-unique_options = together(
-    repeated("--unique-by", "NAME", "A payload value: one unsettled job of the type with it"),
-    option("--unique-until", "settled|started", "How long the earlier job counts."),
-    option("--on-conflict", "WORD", "If there is one: return, error, replace or reschedule."),
+unique_options = command.together(
+    command.repeated(
+        "--unique-by", "NAME", "A payload value: one unsettled job of the type with it"
+    ),
+    command.option("--unique-until", "settled|started", "How long the earlier job counts."),
+    command.option(
+        "--on-conflict", "WORD", "If there is one: return, error, replace or reschedule."
+    ),
 )
 """With which other jobs the job is the same."""
 UNIQUE = {"unique_by": "by", "unique_until": "until", "on_conflict": "on_conflict"}
 
 
-parent_options = together(
-    repeated("--depends-on", "ID[:HOW]", "Job that must end before: completed, settled, failed"),
-    option("--needs", "all|any|N", "How many of those jobs.  [default: all]"),
+parent_options = command.together(
+    command.repeated(
+        "--depends-on", "ID[:HOW]", "Job that must end before: completed, settled, failed"
+    ),
+    command.option("--needs", "all|any|N", "How many of those jobs.  [default: all]"),
 )
 """What the job depends on."""
 
@@ -139,13 +125,19 @@ TIME_OVER = 5
 @click.argument("type", shell_complete=completing.types)
 @click.argument("payload", default="{}")
 @job_options
-@option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
-@option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=time_given)
+@command.option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
+@command.option(
+    "--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=command.time_given
+)
 @unique_options
 @parent_options
-@option("--key idempotency_key", "TEXT", "Idempotency key: using it again prints the same job.")
-@flag("--wait", "Wait until it is settled, and print its result; exit codes as `jobs wait`.")
-@answer_options
+@command.option(
+    "--key idempotency_key", "TEXT", "Idempotency key: using it again prints the same job."
+)
+@command.flag(
+    "--wait", "Wait until it is settled, and print its result; exit codes as `jobs wait`."
+)
+@command.answer_options
 def enqueue(type: str, payload: str, wait: bool, as_json: bool, **given: Any) -> None:
     """Add a job of TYPE, and print its id once it is on disk.
 
@@ -157,7 +149,7 @@ def enqueue(type: str, payload: str, wait: bool, as_json: bool, **given: Any) ->
 
     options = options_given(given, payload)
     new_job = NewJob(type, options.pop("payload"), options)
-    with application() as app:
+    with command.application() as app:
         job = app.enqueue_many([new_job])[0]
         if not wait:
             _show_added(app, job, as_json)
@@ -193,29 +185,31 @@ def _warn_if_nowhere(app: Tenure, job: Job) -> None:
 
 ORDER = click.Choice(["newest", "oldest"])
 
-jobs = Group("jobs", help="List, show, retry and cancel jobs.")
+jobs = command.Group("jobs", help="List, show, retry and cancel jobs.")
 
 
 @jobs.command("list")
 @filter_options
-@option("--limit", None, "Most jobs to list, up to 500.", type=int, default=50)
-@option("--before", "ID", "Only jobs older than this job: the next page.", completing.job_ids())
-@option(
+@command.option("--limit", None, "Most jobs to list, up to 500.", type=int, default=50)
+@command.option(
+    "--before", "ID", "Only jobs older than this job: the next page.", completing.job_ids()
+)
+@command.option(
     "--after",
     "ID",
     "Only jobs newer than this job: the next page, oldest first.",
     completing.job_ids(),
 )
-@option("--order", None, "Which jobs come first.", type=ORDER, default="newest")
-@reading_options
+@command.option("--order", None, "Which jobs come first.", type=ORDER, default="newest")
+@command.reading_options
 def list_jobs(limit: int, order: Order, as_json: bool, **given: Any) -> None:
     """List jobs, newest first."""
     from tenure.wire import responses
 
     place = {name: given.pop(name) for name in ("before", "after")}
-    filter_of(**known_before(given))  # names the option that is wrong
-    with existing() as app:
-        jobs = app.find(limit=limit, order=order, **place, **all_at(app, given))
+    filter_of(**command.known_before(given))  # names the option that is wrong
+    with command.existing() as app:
+        jobs = app.find(limit=limit, order=order, **place, **command.all_at(app, given))
         found, now = [app.core.redaction.job(job) for job in jobs], app.core.clock()
     if as_json:
         terminal.print_json([responses.job_body(job) for job in found])
@@ -236,8 +230,8 @@ def list_jobs(limit: int, order: Order, as_json: bool, **given: Any) -> None:
 
 
 @jobs.command()
-@click.argument("id", type=Id(), shell_complete=completing.job_ids())
-@reading_options
+@click.argument("id", type=command.Id(), shell_complete=completing.job_ids())
+@command.reading_options
 def show(id: str, as_json: bool) -> None:
     """Show a job, its history, and why it is not running."""
     from msgspec.structs import replace
@@ -246,7 +240,7 @@ def show(id: str, as_json: bool) -> None:
     from tenure.wire import responses
     from tenure.wire.kept import steps_body
 
-    with existing() as app:
+    with command.existing() as app:
         now = app.core.clock()
         stored, reason = app.get(id), app.explain(id)
         job = app.core.redaction.job(stored)
@@ -304,20 +298,20 @@ def _time_line(history: Sequence[Transition]) -> None:
 
 
 @click.command()
-@click.argument("id", type=Id(), shell_complete=completing.job_ids())
-@answer_options
+@click.argument("id", type=command.Id(), shell_complete=completing.job_ids())
+@command.answer_options
 def explain(id: str, as_json: bool) -> None:
     """Say why a job is not running, and what you can do."""
     from msgspec.structs import replace
 
-    with existing() as app:
+    with command.existing() as app:
         reason, job = app.explain(id), app.get(id)
         reason = replace(reason, text=app.core.redaction.text(reason.text, job))
     if as_json:
         terminal.print_json(reason)
         return
     sentence, _, traceback = reason.text.partition("\n")
-    click.echo(click.wrap_text(as_called(visible(sentence)), width=terminal.room()))
+    click.echo(click.wrap_text(command.as_called(visible(sentence)), width=terminal.room()))
     if traceback:
         click.echo(terminal.excerpt(traceback))
     for line in advice(job, reason):
@@ -326,10 +320,14 @@ def explain(id: str, as_json: bool) -> None:
 
 @jobs.command()
 @click.argument(
-    "ids", type=Id(), nargs=-1, metavar="[ID...]", shell_complete=completing.job_ids("failed")
+    "ids",
+    type=command.Id(),
+    nargs=-1,
+    metavar="[ID...]",
+    shell_complete=completing.job_ids("failed"),
 )
-@option("--more", None, "Attempts to add to the limit.", type=int, default=1)
-@flag("--from-scratch", "Delete its steps, checkpoint and signals; only by id.")
+@command.option("--more", None, "Attempts to add to the limit.", type=int, default=1)
+@command.flag("--from-scratch", "Delete its steps, checkpoint and signals; only by id.")
 @bulk_options
 def retry(ids: Sequence[str], more: int, *, from_scratch: bool, **given: Any) -> None:
     """Run failed jobs again: by id, or all that match."""
@@ -342,7 +340,7 @@ def retry(ids: Sequence[str], more: int, *, from_scratch: bool, **given: Any) ->
 @jobs.command()
 @click.argument(
     "ids",
-    type=Id(),
+    type=command.Id(),
     nargs=-1,
     metavar="[ID...]",
     shell_complete=completing.job_ids("pending", "processing"),
@@ -355,21 +353,25 @@ def cancel(ids: Sequence[str], **given: Any) -> None:
 
 @jobs.command()
 @click.argument(
-    "ids", type=Id(), nargs=-1, required=True, shell_complete=completing.job_ids("waiting")
+    "ids", type=command.Id(), nargs=-1, required=True, shell_complete=completing.job_ids("waiting")
 )
-@answer_options
+@command.answer_options
 def unblock(ids: Sequence[str], as_json: bool) -> None:
     """Let waiting jobs run now, whatever they wait for.
 
     A job that waits for a signal runs its handler, which then waits for the signal again.
     """
-    with existing() as app:
+    with command.existing() as app:
         _each(app, app.unblock, ids, as_json)
 
 
 @jobs.command()
 @click.argument(
-    "ids", type=Id(), nargs=-1, metavar="[ID...]", shell_complete=completing.job_ids("pending")
+    "ids",
+    type=command.Id(),
+    nargs=-1,
+    metavar="[ID...]",
+    shell_complete=completing.job_ids("pending"),
 )
 @bulk_options
 def run_now(ids: Sequence[str], **given: Any) -> None:
@@ -381,49 +383,53 @@ def run_now(ids: Sequence[str], **given: Any) -> None:
 
 
 @jobs.command()
-@click.argument("id", type=Id(), shell_complete=completing.job_ids("pending"))
-@option("--payload", "JSON", "A new payload, before the first attempt; `-` reads it.")
+@click.argument("id", type=command.Id(), shell_complete=completing.job_ids("pending"))
+@command.option("--payload", "JSON", "A new payload, before the first attempt; `-` reads it.")
 @click.option("--priority", type=int, help="Smaller runs first, -100 to 100.")
 @click.option("--max-retries", type=int, help="Attempts in all, with the first.")
-@option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
-@option("--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=time_given)
-@option("--timeout", "TIME|none", "Longest time that one attempt may run.")
-@option("--backoff", "TIME|JSON", "Wait before the first retry, or a policy.")
-@reason_option
-@answer_options
+@command.option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
+@command.option(
+    "--run-at", "WHEN", "Earliest start: 2026-01-31T12:00:00Z.", callback=command.time_given
+)
+@command.option("--timeout", "TIME|none", "Longest time that one attempt may run.")
+@command.option("--backoff", "TIME|JSON", "Wait before the first retry, or a policy.")
+@command.reason_option
+@command.answer_options
 def amend(id: str, reason: str | None, as_json: bool, **given: Any) -> None:
     """Change a pending job. What you omit stays unchanged."""
     changes = options_given(given, given.pop("payload"))
     if changes.get("timeout") == "none":
         changes["timeout"] = None
-    with existing() as app:
+    with command.existing() as app:
         _each(app, partial(app.amend, reason=reason, **changes), [id], as_json)
 
 
 @jobs.command()
-@click.argument("id", type=Id(), shell_complete=completing.job_ids())
-@option("--payload", "JSON", "Another payload; `-` reads it.  [default: that of the job]")
-@option("--queue", "NAME", "Another queue.", completing.queue_names)
-@option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
-@answer_options
+@click.argument("id", type=command.Id(), shell_complete=completing.job_ids())
+@command.option("--payload", "JSON", "Another payload; `-` reads it.  [default: that of the job]")
+@command.option("--queue", "NAME", "Another queue.", completing.queue_names)
+@command.option("--delay", "TIME", "Earliest start, from now: 30s, 1h30m.")
+@command.answer_options
 def run_again(id: str, as_json: bool, **given: Any) -> None:
     """Add a new job like an earlier one, and print its id."""
     options = options_given(given, given.pop("payload"))
-    with existing() as app:
+    with command.existing() as app:
         _show_added(app, app.run_again(id, options.pop("payload", None), **options), as_json)
 
 
 @jobs.command()
-@click.argument("id", type=Id(), shell_complete=completing.job_ids())
-@option("--timeout", "TIME", "Longest time to wait: 30s, 5m.  [default: as long as it takes]")
-@answer_options
+@click.argument("id", type=command.Id(), shell_complete=completing.job_ids())
+@command.option(
+    "--timeout", "TIME", "Longest time to wait: 30s, 5m.  [default: as long as it takes]"
+)
+@command.answer_options
 def wait(id: str, timeout: str | None, as_json: bool) -> None:
     """Wait until a job is settled, and print its result.
 
     The exit code is 0 if it completed, 1 if it failed, 6 if it was cancelled, and 5 if it is not
     settled in time. The job then continues.
     """
-    with existing() as app:
+    with command.existing() as app:
         finish(app, id, timeout, as_json=as_json)
 
 
@@ -464,9 +470,9 @@ def _change(
         raise click.UsageError("name jobs by their ids or by options such as --status, not by both")
     if ids and dry_run:
         raise click.UsageError("--dry-run is for jobs that match options, not for ids")
-    filter_of(**known_before(chosen))
-    with existing() as app:
-        matching = filter_of(**all_at(app, chosen))
+    filter_of(**command.known_before(chosen))
+    with command.existing() as app:
+        matching = filter_of(**command.all_at(app, chosen))
         if ids:
             verbs = {"retry": app.retry, "cancel": app.cancel}
             change: Any = verbs.get(action, partial(app.amend, delay=0))
@@ -488,7 +494,7 @@ def _each(app: Tenure, change: Callable[[str], Job], ids: Sequence[str], as_json
         if not as_json:
             click.echo(f"{changed[-1].id}  {changed[-1].status}")
 
-    code = change_each(ids, change_one)
+    code = command.change_each(ids, change_one)
     if as_json:
         terminal.print_json([responses.job_body(job) for job in changed])
     click.get_current_context().exit(code)
@@ -537,19 +543,20 @@ def advice(job: Job, explanation: Explanation) -> Iterator[str]:
     quoted = {name: shlex.quote(value) for name, value in where.items()}
     if where["partition"].startswith("-"):
         quoted["partition"] = f"-- {quoted['partition']}"  # else it is an option
-    quoted["program"] = program()
-    quoted["app"] = "" if application_of_host() else " --app MODULE:NAME"
+    quoted["program"] = command.program()
+    quoted["app"] = "" if command.application_of_host() else " --app MODULE:NAME"
     remedy = REMEDIES.get(explanation.reason)
     if explanation.reason == "queue_waits" and job.type.startswith(RESERVED):
         remedy = OF_DELIVERIES
     if remedy:
         yield f"You can {remedy.format(**quoted)}"
     for id in explanation.jobs:
-        yield f"You can look at job {id}: {program()} explain {id}"
+        yield f"You can look at job {id}: {command.program()} explain {id}"
     if explanation.reason == "blocked":
         yield f"You can {UNBLOCK.format(**quoted)}"
     for action, event in EVENT_OF.items():
         if event in explanation.legal_events and (
             action != "run_now" or explanation.reason == "not_due"
         ):
-            yield f"You can {ACTIONS[action]}: {program()} jobs {action.replace('_', '-')} {job.id}"
+            verb = action.replace("_", "-")
+            yield f"You can {ACTIONS[action]}: {command.program()} jobs {verb} {job.id}"

@@ -14,18 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli import completing
-from tenure.cli.command import (
-    Group,
-    application,
-    database_option,
-    existing,
-    flag,
-    option,
-    reading_options,
-    reason_option,
-    together,
-)
+from tenure.cli import command, completing
 from tenure.cli.terminal import Cell, print_json, table
 from tenure.errors import InvalidInput, TenureError
 from tenure.values.names import check_name, check_pause_reason, nearest
@@ -85,14 +74,14 @@ def _nearest(name: str, others: Collection[str]) -> str:
 
 # --- commands -------------------------------------------------------------------------------------
 
-queues = Group("queues", help="List, pause, resume and limit queues.")
+queues = command.Group("queues", help="List, pause, resume and limit queues.")
 
 
 @queues.command("list")
-@reading_options
+@command.reading_options
 def list_queues(as_json: bool) -> None:
     """List queues that have unfinished jobs or settings."""
-    with existing() as app:
+    with command.existing() as app:
         found, now = app.queues.list(), app.core.clock()
     if as_json:
         print_json(found)
@@ -108,11 +97,11 @@ def list_queues(as_json: bool) -> None:
 
 @queues.command()
 @click.argument("name", shell_complete=completing.queue_names)
-@reason_option
-@database_option
+@command.reason_option
+@command.database_option
 def pause(name: str, reason: str | None) -> None:
     """Stop starting jobs of a queue; running jobs continue."""
-    with application() as app:
+    with command.application() as app:
         doubt = queue_doubt(app, name)
         app.queues.pause(name, reason=reason)
     click.echo(f"queue {name} is paused{doubt}")
@@ -120,12 +109,12 @@ def pause(name: str, reason: str | None) -> None:
 
 @queues.command()
 @click.argument("name", shell_complete=completing.queue_names)
-@database_option
+@command.database_option
 def resume(name: str) -> None:
     """Start jobs of a paused queue again."""
     from tenure.rules.stats import rest_of
 
-    with application() as app:
+    with command.application() as app:
         queue = _state_of(app, name)
         held = queue is not None and (queue.paused_at or rest_of(queue, app.core.clock()))
         doubt = queue_doubt(app, name)
@@ -138,29 +127,31 @@ def _state_of(app: Tenure, name: str) -> QueueState | None:
     return next((each for each in app.queues.list(search=name) if each.name == name), None)
 
 
-LIMITS = together(
-    option("--max-pending", "N", "Refuse new jobs while N are pending."),
-    option("--max-running", "N", "Process at most N at once, on all machines together."),
-    option("--rate", "N/TIME", "Start at most N in any period of TIME: 900/1m."),
-    option("--burst", "N", "How many of a rate may start at once."),
-    option(
+LIMITS = command.together(
+    command.option("--max-pending", "N", "Refuse new jobs while N are pending."),
+    command.option("--max-running", "N", "Process at most N at once, on all machines together."),
+    command.option("--rate", "N/TIME", "Start at most N in any period of TIME: 900/1m."),
+    command.option("--burst", "N", "How many of a rate may start at once."),
+    command.option(
         "--per-partition",
         "LIMITS",
         "For each partition, max_running=N,rate=N/TIME,burst=N, or only `turns`.",
     ),
-    option("--ordered", "halt|pass", "Run a partition in order; after a failure halt it, or not."),
+    command.option(
+        "--ordered", "halt|pass", "Run a partition in order; after a failure halt it, or not."
+    ),
 )
 
 
 @queues.command()
 @click.argument("name", shell_complete=completing.queue_names)
 @LIMITS
-@database_option
+@command.database_option
 def limit(name: str, **given: str | None) -> None:
     """Change limits of a queue, for all workers; `none` removes one."""
     if not (wanted := {key: _limit(key, text) for key, text in given.items() if text}):
         raise InvalidInput("give a limit: --help lists them", path="NAME")
-    with application() as app:
+    with command.application() as app:
         doubt = queue_doubt(app, name)
         app.queues.limit(name, **wanted)
     said = ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in given.items() if text)
@@ -190,11 +181,11 @@ def _number(text: str, of: str) -> int:
 
 @queues.command()
 @click.argument("name", shell_complete=completing.queue_names)
-@option("--limit", "N", "How many to list.", type=click.IntRange(1, 1_000), default=20)
-@reading_options
+@command.option("--limit", "N", "How many to list.", type=click.IntRange(1, 1_000), default=20)
+@command.reading_options
 def partitions(name: str, limit: int, as_json: bool) -> None:
     """List the partitions of a queue with limits, the fullest first."""
-    with existing() as app:
+    with command.existing() as app:
         found, now = app.queues.partitions(name, limit), app.core.clock()
     if as_json:
         print_json(found)
@@ -208,13 +199,13 @@ def partitions(name: str, limit: int, as_json: bool) -> None:
 @queues.command()
 @click.argument("name", shell_complete=completing.queue_names)
 @click.argument("partition")
-@option("--max-running", "N", "Process at most N at once; `none`: as for others.")
-@option("--weight", "N", "How many jobs its turn has, 1 to 1,000; `none`: 1.")
-@flag("--pause", "Stop starting its jobs.")
-@flag("--resume", "Start its jobs again.")
-@flag("--pass-over", "Continue after the failed job that halts it.")
-@reason_option
-@database_option
+@command.option("--max-running", "N", "Process at most N at once; `none`: as for others.")
+@command.option("--weight", "N", "How many jobs its turn has, 1 to 1,000; `none`: 1.")
+@command.flag("--pause", "Stop starting its jobs.")
+@command.flag("--resume", "Start its jobs again.")
+@command.flag("--pass-over", "Continue after the failed job that halts it.")
+@command.reason_option
+@command.database_option
 def partition(
     name: str,
     partition: str,
@@ -229,7 +220,7 @@ def partition(
     if sum((pause, resume)) > 1 or not (wanted or pause or resume or pass_over):
         raise InvalidInput("say what to change: --help lists it", path="PARTITION")
     check_pause_reason(reason, pauses=pause, path="--reason", option="--pause")
-    with application() as app:
+    with command.application() as app:
         doubt = partition_doubt(app, name, partition)
         if wanted:
             app.queues.limit_partition(name, partition, **wanted)
@@ -243,17 +234,17 @@ def partition(
         click.echo(f"passed over {passed}" if passed else "no failed job halts it")
 
 
-types = Group("types", help="List, pause and resume types of jobs.")
+types = command.Group("types", help="List, pause and resume types of jobs.")
 
 
 @types.command("list")
-@reading_options
+@command.reading_options
 def list_types(as_json: bool) -> None:
     """List the known types of jobs, with their options.
 
     Workers and servers store what `@app.job` says. Enqueues by name use it.
     """
-    with existing() as app:
+    with command.existing() as app:
         found, now = app.types.list(), app.core.clock()
     if as_json:
         print_json(found)
@@ -268,11 +259,11 @@ def list_types(as_json: bool) -> None:
 
 @types.command("pause")
 @click.argument("name", shell_complete=completing.types)
-@reason_option
-@database_option
+@command.reason_option
+@command.database_option
 def pause_type(name: str, reason: str | None) -> None:
     """Stop starting jobs of a type; running jobs continue."""
-    with application() as app:
+    with command.application() as app:
         doubt = type_doubt(app, name)
         app.types.pause(name, reason=reason)
     click.echo(f"type {name} is paused{doubt}")
@@ -280,10 +271,10 @@ def pause_type(name: str, reason: str | None) -> None:
 
 @types.command("resume")
 @click.argument("name", shell_complete=completing.types)
-@database_option
+@command.database_option
 def resume_type(name: str) -> None:
     """Start jobs of a paused type again."""
-    with application() as app:
+    with command.application() as app:
         paused = {type.name for type in app.types.list() if type.paused_at is not None}
         doubt = type_doubt(app, name)
         app.types.resume(name)
@@ -303,10 +294,10 @@ def _state(worker: WorkerState, now: datetime) -> str:
 
 
 @click.command()
-@reading_options
+@command.reading_options
 def workers(as_json: bool) -> None:
     """List the workers that asked for jobs lately."""
-    with existing() as app:
+    with command.existing() as app:
         found, now = app.workers.list(), app.core.clock()
     if as_json:
         print_json(found)
@@ -323,13 +314,13 @@ def workers(as_json: bool) -> None:
 
 
 @click.command()
-@reading_options
+@command.reading_options
 def stats(as_json: bool) -> None:
     """Count jobs by queue, type and status."""
     from tenure.rules.stats import used
     from tenure.wire import responses
 
-    with existing() as app:
+    with command.existing() as app:
         counts = app.stats.counts()
     body = responses.stats_body(counts)
     if as_json:

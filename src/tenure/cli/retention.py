@@ -9,22 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli import completing
+from tenure.cli import command, completing
 from tenure.cli.bulk import filter_of, filter_options, number
-from tenure.cli.command import (
-    NO_ROOM,
-    Group,
-    all_at,
-    answer_options,
-    application,
-    confirm,
-    database_option,
-    existing,
-    flag,
-    known_before,
-    option,
-    reading_options,
-)
 from tenure.cli.queues import queue_doubt, type_doubt
 from tenure.cli.terminal import print_json, table
 from tenure.errors import InvalidInput
@@ -33,11 +19,11 @@ from tenure.values.text import quantity
 if TYPE_CHECKING:
     from tenure.app.export import ExportedFile, Format
 
-retention = Group("retention", help="List and set how long settled jobs are kept.")
+retention = command.Group("retention", help="List and set how long settled jobs are kept.")
 
 
 @retention.command("list")
-@reading_options
+@command.reading_options
 def list_rules(as_json: bool) -> None:
     """List the rules of types and queues.
 
@@ -46,7 +32,7 @@ def list_rules(as_json: bool) -> None:
     """
     from tenure.rules.retention import STATUSES, said
 
-    with existing() as app:
+    with command.existing() as app:
         rules, now = app.retention.list(), app.core.clock()
     if as_json:
         print_json(rules)
@@ -60,13 +46,15 @@ def list_rules(as_json: bool) -> None:
 
 
 @retention.command("set")
-@option("--type", "NAME", "The type that gets its own times.", completing.types)
-@option("--queue", "NAME", "The queue that gets its own times.", completing.queue_names)
-@option("--completed", "AGE", "How long completed jobs are kept: 1h, 30d, forever, or none.")
-@option("--cancelled", "AGE", "How long cancelled jobs are kept.")
-@option("--failed", "AGE", "How long failed jobs are kept.")
-@flag("--yes", "Do not ask for confirmation.")
-@database_option
+@command.option("--type", "NAME", "The type that gets its own times.", completing.types)
+@command.option("--queue", "NAME", "The queue that gets its own times.", completing.queue_names)
+@command.option(
+    "--completed", "AGE", "How long completed jobs are kept: 1h, 30d, forever, or none."
+)
+@command.option("--cancelled", "AGE", "How long cancelled jobs are kept.")
+@command.option("--failed", "AGE", "How long failed jobs are kept.")
+@command.flag("--yes", "Do not ask for confirmation.")
+@command.database_option
 def set_rule(type: str | None, queue: str | None, *, yes: bool, **ages: str | None) -> None:
     """Change how long settled jobs are kept; `none` removes a rule.
 
@@ -79,12 +67,12 @@ def set_rule(type: str | None, queue: str | None, *, yes: bool, **ages: str | No
     }
     if not given:
         raise InvalidInput("say how long to keep them: --help lists the options")
-    with application() as app:
+    with command.application() as app:
         found = settled_before(app.core, type=type, queue=queue, ages=given)
         if found.jobs or not found.exact:
             are = "is" if found.exact and found.jobs == 1 else "are"
             perhaps = "perhaps " if None in given.values() else ""
-            confirm(f"{perhaps}delete {number(found)} that {are} settled", yes=yes)
+            command.confirm(f"{perhaps}delete {number(found)} that {are} settled", yes=yes)
         rule = app.retention.set(type=type, queue=queue, **given)
         doubt = type_doubt(app, type) if type else queue_doubt(app, rule.name)
     click.echo(f"{rule.subject} {rule.name} is changed{doubt}")
@@ -102,7 +90,7 @@ def _a_folder_for_files() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None or error.errno in NO_ROOM:
+        if error.filename is None or error.errno in command.NO_ROOM:
             raise
         why = f"{error.filename} cannot be written: {error.strerror}"
         raise InvalidInput(why, path="FOLDER") from error
@@ -122,17 +110,19 @@ def _answer_of_some(found: list[ExportedFile], as_json: bool) -> Iterator[None]:
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @filter_options
-@option("--after", "ID", "Only jobs added after this job, to continue.", completing.job_ids())
-@option(
+@command.option(
+    "--after", "ID", "Only jobs added after this job, to continue.", completing.job_ids()
+)
+@command.option(
     "--format",
     None,
     "Lines of JSON, or Parquet, which needs tenure[parquet].",
     type=click.Choice(["jsonl", "parquet"]),
     default="jsonl",
 )
-@flag("--raw", "Write hidden values of payloads, results and errors, too.")
-@flag("--delete", "Delete the jobs of each file once it is on disk.")
-@answer_options
+@command.flag("--raw", "Write hidden values of payloads, results and errors, too.")
+@command.flag("--delete", "Delete the jobs of each file once it is on disk.")
+@command.answer_options
 def export(
     folder: Path,
     after: str | None,
@@ -152,10 +142,10 @@ def export(
     from tenure.app.export import export as export_jobs
     from tenure.values.redaction import NOTHING_HIDDEN
 
-    filter_of(**known_before(filters))  # names the option that is wrong
+    filter_of(**command.known_before(filters))  # names the option that is wrong
     found: list[ExportedFile] = []
-    with existing() as app, _a_folder_for_files(), _answer_of_some(found, as_json):
-        matching = filter_of(**all_at(app, filters))
+    with command.existing() as app, _a_folder_for_files(), _answer_of_some(found, as_json):
+        matching = filter_of(**command.all_at(app, filters))
         redaction = NOTHING_HIDDEN if raw else app.core.redaction
         for file in export_jobs(
             app.core,

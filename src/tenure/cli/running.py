@@ -23,17 +23,6 @@ from urllib.parse import parse_qsl
 import click
 
 from tenure.cli import command, completing
-from tenure.cli.command import (
-    REFUSED,
-    answer_options,
-    application_of_host,
-    chosen_database,
-    database_option,
-    flag,
-    option,
-    repeated,
-    together,
-)
 from tenure.cli.terminal import attempts, print_json, progress_bar, room
 from tenure.errors import InvalidInput
 from tenure.values.text import first_line, quantity, visible
@@ -93,54 +82,56 @@ def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
 
 # --- serve and worker -----------------------------------------------------------------------------
 
-work_options = together(
-    repeated("--app apps", "MODULE:NAME", "Your Tenure object, whose handlers run here"),
-    flag("--fake-handlers", "Run fake handlers for every type that has no handler."),
-    repeated(
+work_options = command.together(
+    command.repeated("--app apps", "MODULE:NAME", "Your Tenure object, whose handlers run here"),
+    command.flag("--fake-handlers", "Run fake handlers for every type that has no handler."),
+    command.repeated(
         "--fail-type fail_types",
         "TYPE",
         "With --fake-handlers: fail every attempt of this type",
         completing.types,
     ),
-    option(
+    command.option(
         "--fail-every",
         "N",
         "With --fake-handlers: fail the first attempt of every Nth job.",
         type=int,
     ),
     command.queues("Run only jobs of this queue", completing.queue_names),
-    option("--concurrency", "N", "Jobs to run at once.  [default: 16]"),
-    option(
+    command.option("--concurrency", "N", "Jobs to run at once.  [default: 16]"),
+    command.option(
         "--lease lease_seconds",
         "TIME",
         "Time until a dead worker's jobs go to other workers.  [default: 30s]",
     ),
-    option(
+    command.option(
         "--grace grace_seconds",
         "TIME",
         "Time that running jobs get to finish when this stops.  [default: 30s]",
     ),
-    option("--config", "FILE", "TOML file with settings; also TENURE_CONFIG.", type=click.Path()),
-    option(
+    command.option(
+        "--config", "FILE", "TOML file with settings; also TENURE_CONFIG.", type=click.Path()
+    ),
+    command.option(
         "--token-file",
         "FILE",
         "File with one API token a line; see also TENURE_TOKEN.",
         type=click.Path(),
     ),
-    flag("--webhooks-private", "Also deliver webhooks to private addresses.", default=None),
-    option(
+    command.flag("--webhooks-private", "Also deliver webhooks to private addresses.", default=None),
+    command.option(
         "--log-format",
         "text|json",
         "Format of the log lines.  [default: text]",
         completing.words("text", "json"),
     ),
-    option(
+    command.option(
         "--log-level",
         "LEVEL",
         "debug, info, warning or error.  [default: info]",
         completing.words("debug", "info", "warning", "error"),
     ),
-    database_option,
+    command.database_option,
 )
 """The options that `serve` and `worker` share."""
 
@@ -173,8 +164,8 @@ class HostAndPort(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.command(cls=WorkCommand)
-@option("--host", "NAME", "Address to listen on.  [default: 127.0.0.1]")
-@option("--port", "N", "Port to listen on; also TENURE_PORT or PORT.  [default: 8080]")
+@command.option("--host", "NAME", "Address to listen on.  [default: 127.0.0.1]")
+@command.option("--port", "N", "Port to listen on; also TENURE_PORT or PORT.  [default: 8080]")
 @work_options
 def serve(**flags: Any) -> None:
     """Serve dashboard and HTTP API until SIGTERM or Ctrl-C.
@@ -190,18 +181,22 @@ def serve(**flags: Any) -> None:
 
 
 @click.command(cls=WorkCommand)
-@option(
+@command.option(
     "--server", "URL", "Get jobs from this server instead of a database; the token is TENURE_TOKEN."
 )
-@flag("--prune", "Delete settled jobs by the keep settings; not needed where a server runs.")
-@option(
+@command.flag(
+    "--prune", "Delete settled jobs by the keep settings; not needed where a server runs."
+)
+@command.option(
     "--health",
     "[HOST:]PORT",
     "Answer GET /live and /ready there; HOST is 127.0.0.1 if not given.",
     type=HostAndPort(),
 )
-@option("--max-idle", "TIME", "End once there was no job to run for so long; jobs due later stay.")
-@flag(
+@command.option(
+    "--max-idle", "TIME", "End once there was no job to run for so long; jobs due later stay."
+)
+@command.flag(
     "--reload",
     "Start again when a Python file below this folder changes; "
     f"then --grace is {GRACE} and --lease {LEASE} by default.",
@@ -224,7 +219,7 @@ def worker(
     from tenure.values.durations import positive, seconds
     from tenure.worker.process import end_process, run_worker
 
-    if not (flags["apps"] or flags["fake_handlers"] or application_of_host()):
+    if not (flags["apps"] or flags["fake_handlers"] or command.application_of_host()):
         raise InvalidInput(
             "nothing to run: give --app module:name, or --fake-handlers", path="--app"
         )
@@ -285,7 +280,7 @@ def _prepared(
 
     # An option that may be repeated is an empty tuple if it was not given.
     given = {name: value for name, value in flags.items() if value not in (None, ())}
-    settings = load({"database": chosen_database(), **given}, os.environ)
+    settings = load({"database": command.chosen_database(), **given}, os.environ)
     app = _application(apps, settings, remote=remote)
     if fake_handlers:
         add_fake_handlers(app.core.handlers, fail_types=fail_types, fail_every=fail_every)
@@ -342,11 +337,11 @@ def _application(specs: Sequence[str], settings: Settings, *, remote: bool) -> T
     from tenure.values.redaction import without_password
 
     chosen = settings.database
-    given = chosen_database() is not None or "TENURE_DATABASE" in os.environ
+    given = command.chosen_database() is not None or "TENURE_DATABASE" in os.environ
     given = given or chosen != DEFAULT_DATABASE  # by the file
     if given:
         os.environ["TENURE_DATABASE"] = chosen  # for Tenure() without a URL, in children too
-    apps = [_imported(spec) for spec in specs] or [application_of_host() or Tenure(chosen)]
+    apps = [_imported(spec) for spec in specs] or [command.application_of_host() or Tenure(chosen)]
     if given and not remote:
         for spec, app in zip(specs, apps, strict=False):
             if _place(app.database) != _place(chosen):
@@ -394,7 +389,7 @@ MIN_ERROR_WIDTH = 20
 
 
 @click.command()
-@answer_options
+@command.answer_options
 def demo(as_json: bool) -> None:
     """Run a few dozen jobs through success, retry and failure.
 
@@ -414,14 +409,14 @@ def demo(as_json: bool) -> None:
         tempfile.TemporaryDirectory(prefix="tenure-demo-") as folder,
         progress_bar("Running jobs", shown=not as_json) as progress,
     ):
-        result = demo.run(chosen_database() or f"sqlite:///{folder}/demo.db", progress)
+        result = demo.run(command.chosen_database() or f"sqlite:///{folder}/demo.db", progress)
     if as_json:
         jobs = [{"job": responses.job_body(job), "transitions": of} for job, of in result.jobs]
         print_json({"jobs": jobs, "violations": result.violations})
     else:
         _show(result)
     if result.violations:
-        click.get_current_context().exit(REFUSED)
+        click.get_current_context().exit(command.REFUSED)
 
 
 def _show(result: DemoResult) -> None:

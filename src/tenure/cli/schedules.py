@@ -8,25 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tenure.cli import completing
-from tenure.cli.command import (
-    Decorator,
-    Group,
-    Past,
-    answer_options,
-    application,
-    at,
-    database_option,
-    existing,
-    flag,
-    option,
-    past_given,
-    past_option,
-    reading_options,
-    reason_option,
-    time_given,
-    together,
-)
+from tenure.cli import command, completing
 from tenure.cli.jobs import job_options, options_given
 from tenure.cli.terminal import print_json, table, when
 from tenure.values.text import visible
@@ -41,50 +23,64 @@ OF_THE_JOB = (
     *("queue", "priority", "max_retries", "start_by", "timeout", "backoff", "tags", "partition"),
 )
 
-schedules = Group("schedules", help="Add, show, change, pause, trigger and backfill schedules.")
+schedules = command.Group(
+    "schedules", help="Add, show, change, pause, trigger and backfill schedules."
+)
 
 a_name = click.argument("name", shell_complete=completing.schedule_names)
 
 
-def overlap_option(default: str) -> Decorator:
+def overlap_option(default: str) -> command.Decorator:
     said = f"What to do while the last job is not settled: {', '.join(OVERLAPS)}."
-    return option("--overlap", "RULE", f"{said}  [default: {default}]", completing.words(*OVERLAPS))
+    return command.option(
+        "--overlap", "RULE", f"{said}  [default: {default}]", completing.words(*OVERLAPS)
+    )
 
 
 count_option = click.option(
     "--count", default=5, help="How many of the next ticks.", show_default=True
 )
-when_options = together(
-    option("--cron", "TEXT", "Minute, hour, day of month, month, day of week: '10 3 * * *'."),
-    option("--every", "TIME", "An interval: 90s, 1h."),
-    option("--offset", "TIME", "How long after the multiples of --every."),
-    option("--at", "WHEN", "Once: 2026-01-31T12:00:00Z.", callback=time_given),
-    option("--zone", "NAME", "The time zone of --cron, such as Europe/Berlin.  [default: UTC]"),
-    option("--starts-at", "WHEN", "No tick before this time.", callback=time_given),
-    option("--ends-at", "WHEN", "No tick after this time.", callback=time_given),
+when_options = command.together(
+    command.option(
+        "--cron", "TEXT", "Minute, hour, day of month, month, day of week: '10 3 * * *'."
+    ),
+    command.option("--every", "TIME", "An interval: 90s, 1h."),
+    command.option("--offset", "TIME", "How long after the multiples of --every."),
+    command.option("--at", "WHEN", "Once: 2026-01-31T12:00:00Z.", callback=command.time_given),
+    command.option(
+        "--zone", "NAME", "The time zone of --cron, such as Europe/Berlin.  [default: UTC]"
+    ),
+    command.option("--starts-at", "WHEN", "No tick before this time.", callback=command.time_given),
+    command.option("--ends-at", "WHEN", "No tick after this time.", callback=command.time_given),
 )
-schedule_options = together(
+schedule_options = command.together(
     when_options,
     job_options,
-    option("--time-key", "FIELD", "The field of the payload that gets the time of the tick."),
-    option("--jitter", "TIME", "Put each job off by up to this much."),
-    option("--missed", "RULE", "Which missed ticks still get a job: one (the last), all, skip."),
-    option("--grace", "TIME", "How late a tick may be before it is missed.  [default: 60s]"),
+    command.option(
+        "--time-key", "FIELD", "The field of the payload that gets the time of the tick."
+    ),
+    command.option("--jitter", "TIME", "Put each job off by up to this much."),
+    command.option(
+        "--missed", "RULE", "Which missed ticks still get a job: one (the last), all, skip."
+    ),
+    command.option(
+        "--grace", "TIME", "How late a tick may be before it is missed.  [default: 60s]"
+    ),
     click.option("--catch-up", type=int, help="Of --missed all, at most so many.  [default: 100]"),
-    option("--catch-up-window", "TIME", "Of --missed all, only ticks that are not older."),
+    command.option("--catch-up-window", "TIME", "Of --missed all, only ticks that are not older."),
     overlap_option("allow_all"),
-    option("--note", "TEXT", "What it is for."),
+    command.option("--note", "TEXT", "What it is for."),
 )
 
 
 @schedules.command("list")
-@reading_options
+@command.reading_options
 def list_schedules(as_json: bool) -> None:
     """List the schedules, by name."""
     from tenure.rules.times import in_words
 
     found: list[Schedule] = []
-    with existing() as app:
+    with command.existing() as app:
         while page := app.schedules.list(after=found[-1].name if found else ""):
             found += page
         bodies, now = [_body(app, each) for each in found], app.core.clock()
@@ -104,20 +100,20 @@ def list_schedules(as_json: bool) -> None:
 @schedules.command()
 @a_name
 @count_option
-@answer_options
+@command.answer_options
 def show(name: str, count: int, as_json: bool) -> None:
     """Show a schedule, its next ticks, and its unusual days."""
-    with existing() as app:
+    with command.existing() as app:
         _print(app, app.schedules.get(name), as_json, count)
 
 
 @schedules.command()
 @when_options
 @count_option
-@answer_options
+@command.answer_options
 def preview(count: int, as_json: bool, **given: Any) -> None:
     """Say when a schedule would be due; nothing is stored."""
-    with application() as app:
+    with command.application() as app:
         found = app.schedules.preview(count, **options_given(given, None))
     print_json(found) if as_json else _print_times(found)
 
@@ -127,13 +123,13 @@ def preview(count: int, as_json: bool, **given: Any) -> None:
 @click.argument("type", shell_complete=completing.types)
 @click.argument("payload", default="{}")
 @schedule_options
-@answer_options
+@command.answer_options
 def create(name: str, type: str, payload: str, as_json: bool, **given: Any) -> None:
     """Add a schedule of jobs of TYPE.
 
     PAYLOAD is a JSON object. Say when it is due: by --cron, --every or --at.
     """
-    with application() as app:
+    with command.application() as app:
         _print(app, app.schedules.create(name, **_arguments(type, payload, given)), as_json)
 
 
@@ -143,7 +139,7 @@ def create(name: str, type: str, payload: str, as_json: bool, **given: Any) -> N
 @click.argument("payload", default="{}")
 @schedule_options
 @click.option("--edition", type=int, help="Change it only if it still has this edition.")
-@answer_options
+@command.answer_options
 def edit(name: str, type: str | None, payload: str, as_json: bool, **given: Any) -> None:
     """Change a schedule. What you omit stays.
 
@@ -152,7 +148,7 @@ def edit(name: str, type: str | None, payload: str, as_json: bool, **given: Any)
     from tenure.rules.jobs import NewJob
 
     changes = _arguments(type, payload, given)
-    with existing() as app:
+    with command.existing() as app:
         if of_the_job := changes.pop("options", None):
             old = app.schedules.get(name)
             job = old.template
@@ -163,22 +159,22 @@ def edit(name: str, type: str | None, payload: str, as_json: bool, **given: Any)
 
 @schedules.command()
 @a_name
-@reason_option
-@database_option
+@command.reason_option
+@command.database_option
 def pause(name: str, reason: str | None) -> None:
     """Pause a schedule: its ticks add no jobs."""
-    with existing() as app:
+    with command.existing() as app:
         app.schedules.pause(name, reason=reason)
     click.echo(f"schedule {name} is paused")
 
 
 @schedules.command()
 @a_name
-@flag("--catch-up", "Treat the ticks since the pause as --missed of the schedule says.")
-@database_option
+@command.flag("--catch-up", "Treat the ticks since the pause as --missed of the schedule says.")
+@command.database_option
 def resume(name: str, catch_up: bool) -> None:
     """Resume a paused schedule: its ticks add jobs again."""
-    with existing() as app:
+    with command.existing() as app:
         app.schedules.resume(name, catch_up=catch_up)
     click.echo(f"schedule {name} is resumed")
 
@@ -186,10 +182,10 @@ def resume(name: str, catch_up: bool) -> None:
 @schedules.command()
 @a_name
 @click.option("--edition", type=int, help="Delete it only if it still has this edition.")
-@database_option
+@command.database_option
 def delete(name: str, edition: int | None) -> None:
     """Delete a schedule and the record of its fires. Its jobs stay."""
-    with existing() as app:
+    with command.existing() as app:
         app.schedules.delete(name, edition=edition)
     click.echo(f"schedule {name} is deleted")
 
@@ -197,31 +193,33 @@ def delete(name: str, edition: int | None) -> None:
 @schedules.command()
 @a_name
 @overlap_option("as the schedule says")
-@answer_options
+@command.answer_options
 def trigger(name: str, overlap: Any, as_json: bool) -> None:
     """Add the job of a schedule now, and print its id."""
-    with existing() as app:
+    with command.existing() as app:
         fire = app.schedules.trigger(name, overlap=overlap)
     print_json(fire) if as_json else click.echo(fire.job_id or fire.outcome)
 
 
 @schedules.command()
 @a_name
-@click.argument("start", callback=past_given)
-@click.argument("end", callback=past_given)
+@click.argument("start", callback=command.past_given)
+@click.argument("end", callback=command.past_given)
 @overlap_option("buffer_all")
-@option("--queue", "NAME", "Another queue for these jobs.", completing.queue_names)
+@command.option("--queue", "NAME", "Another queue for these jobs.", completing.queue_names)
 @click.option("--priority", type=int, help="Another priority for these jobs.")
-@flag("--dry-run", "Only list the ticks.")
-@reading_options
-def backfill(name: str, start: Past, end: Past, as_json: bool, **given: Any) -> None:
+@command.flag("--dry-run", "Only list the ticks.")
+@command.reading_options
+def backfill(
+    name: str, start: command.Past, end: command.Past, as_json: bool, **given: Any
+) -> None:
     """Add the jobs of past ticks that have none, and list them.
 
     The ticks are those from START, before END: times, how long ago they are (3d), or `now`. A time
     without a zone is in that of the schedule.
     """
-    options = {option: value for option, value in given.items() if value is not None}
-    with existing() as app:
+    options = {name: value for name, value in given.items() if value is not None}
+    with command.existing() as app:
         made = app.schedules.backfill(
             name, _zoned(app, name, start), _zoned(app, name, end), **options
         )
@@ -234,14 +232,14 @@ def backfill(name: str, start: Past, end: Past, as_json: bool, **given: Any) -> 
 @schedules.command()
 @a_name
 @click.option("--limit", default=50, help="Most fires to list, up to 500.", show_default=True)
-@past_option("--before", "Only ticks before this time")
-@reading_options
-def fires(name: str, limit: int, before: Past | None, as_json: bool) -> None:
+@command.past_option("--before", "Only ticks before this time")
+@command.reading_options
+def fires(name: str, limit: int, before: command.Past | None, as_json: bool) -> None:
     """List the past ticks of a schedule and their outcomes.
 
     A time without a zone is in that of the schedule.
     """
-    with existing() as app:
+    with command.existing() as app:
         until = None if before is None else _zoned(app, name, before)
         _print_fires(app, name, app.schedules.fires(name, limit=limit, before=until), as_json)
 
@@ -260,10 +258,10 @@ def _arguments(type: str | None, payload: str, given: dict[str, Any]) -> dict[st
     return {**job, **options}
 
 
-def _zoned(app: Tenure, name: str, given: Past) -> datetime:
+def _zoned(app: Tenure, name: str, given: command.Past) -> datetime:
     from tenure.rules.times import zone_of
 
-    time = at(app, given)
+    time = command.at(app, given)
     zone = zone_of(app.schedules.get(name).when.zone)
     return time if time.tzinfo else time.replace(tzinfo=zone)
 

@@ -10,30 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tenure.cli import command, completing
-from tenure.cli.command import (
-    Group,
-    answer_options,
-    application,
-    change_each,
-    database_option,
-    existing,
-    option,
-    reading_options,
-    repeated,
-)
 from tenure.cli.terminal import print_json, table
 from tenure.values.text import visible
 
 if TYPE_CHECKING:
     from tenure.rules.tokens import AccessToken
 
-tokens = Group("tokens", help="Create, list and revoke tokens for the HTTP API.")
-webhooks = Group("webhooks", help="Create, list and remove webhooks: URLs that get events.")
+tokens = command.Group("tokens", help="Create, list and revoke tokens for the HTTP API.")
+webhooks = command.Group("webhooks", help="Create, list and remove webhooks: URLs that get events.")
 
 
 @tokens.command("create")
 @click.argument("name")
-@repeated(
+@command.repeated(
     "--scope scopes",
     "SCOPE",
     "What it allows: enqueue, work, read or admin",
@@ -43,8 +32,10 @@ webhooks = Group("webhooks", help="Create, list and remove webhooks: URLs that g
 @command.queues(
     "Only for this queue, or for all with this beginning: 'shop.*'", completing.queue_names
 )
-@option("--expires", "TIME", "Token lifetime, such as 12h or 90d.  [default: never expires]")
-@answer_options
+@command.option(
+    "--expires", "TIME", "Token lifetime, such as 12h or 90d.  [default: never expires]"
+)
+@command.answer_options
 def create_token(
     name: str, scopes: Sequence[str], queues: Sequence[str], expires: str | None, as_json: bool
 ) -> None:
@@ -53,7 +44,7 @@ def create_token(
     NAME says who uses it; the history of jobs shows it for everything done with the token. Only a
     digest of the token is stored.
     """
-    with application() as app:
+    with command.application() as app:
         secret, made = app.tokens.create(name, scopes, queues=queues or None, expires=expires)
     if as_json:
         print_json({"token": secret, **_shown(made)})
@@ -63,10 +54,10 @@ def create_token(
 
 
 @tokens.command("list")
-@reading_options
+@command.reading_options
 def list_tokens(as_json: bool) -> None:
     """List all tokens, revoked ones too, without their secrets."""
-    with existing() as app:
+    with command.existing() as app:
         found, now = app.tokens.list(), app.core.clock()
     if as_json:
         print_json([_shown(token) for token in found])
@@ -81,16 +72,16 @@ def list_tokens(as_json: bool) -> None:
 @click.argument(
     "names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing.token_names
 )
-@database_option
+@command.database_option
 def revoke(names: Sequence[str]) -> None:
     """Revoke tokens; servers refuse them within five seconds."""
-    with existing() as app:
+    with command.existing() as app:
 
         def revoke_one(name: str) -> None:
             app.tokens.revoke(name)
             click.echo(f"token {visible(name)} is revoked")
 
-        click.get_current_context().exit(change_each(names, revoke_one))
+        click.get_current_context().exit(command.change_each(names, revoke_one))
 
 
 def _shown(token: AccessToken) -> dict[str, Any]:
@@ -101,22 +92,22 @@ def _shown(token: AccessToken) -> dict[str, Any]:
 @webhooks.command("create")
 @click.argument("name")
 @click.argument("url")
-@repeated(
+@command.repeated(
     "--event events",
     "EVENT",
     "Send this event, such as failed",
     type=completing.EventName(),
     required=True,
 )
-@repeated("--type types", "TYPE", "Only for jobs of this type", completing.types)
+@command.repeated("--type types", "TYPE", "Only for jobs of this type", completing.types)
 @command.queues("Only for jobs of this queue", completing.queue_names)
-@answer_options
+@command.answer_options
 def create_webhook(name: str, url: str, events: Sequence[str], as_json: bool, **only: Any) -> None:
     """Send events to URL, and print the signing secret once.
 
     NAME is how you list and remove the webhook. Only events from now on are sent.
     """
-    with application() as app:
+    with command.application() as app:
         named = {what: names or None for what, names in only.items()}
         secret, made = app.webhooks.create(name, url, events, **named)
     if as_json:
@@ -129,10 +120,10 @@ def create_webhook(name: str, url: str, events: Sequence[str], as_json: bool, **
 
 
 @webhooks.command("list")
-@reading_options
+@command.reading_options
 def list_webhooks(as_json: bool) -> None:
     """List webhooks, without their secrets."""
-    with existing() as app:
+    with command.existing() as app:
         found, now = app.webhooks.list(), app.core.clock()
     if as_json:
         print_json(found)
@@ -148,13 +139,13 @@ def list_webhooks(as_json: bool) -> None:
 @click.argument(
     "names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing.webhook_names
 )
-@database_option
+@command.database_option
 def remove(names: Sequence[str]) -> None:
     """Remove webhooks; events that are not delivered yet are dropped."""
-    with existing() as app:
+    with command.existing() as app:
 
         def remove_one(name: str) -> None:
             app.webhooks.remove(name)
             click.echo(f"webhook {visible(name)} is removed")
 
-        click.get_current_context().exit(change_each(names, remove_one))
+        click.get_current_context().exit(command.change_each(names, remove_one))

@@ -11,18 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 import tenure
-from tenure.cli.command import (
-    REFUSED,
-    application,
-    as_called,
-    database_option,
-    existing,
-    flag,
-    json_option,
-    option,
-    program,
-    reading_options,
-)
+from tenure.cli import command
 from tenure.cli.terminal import print_json, progress_bar, table
 from tenure.errors import InvalidInput
 from tenure.values.findings import Check, CheckResult, Violation
@@ -35,14 +24,14 @@ SEEDS = 1_000_000
 
 
 @click.command()
-@option(
+@command.option(
     "--limit",
     "N",
     "Most violations to list for each invariant.",
     type=click.IntRange(1, 10_000),
     default=100,
 )
-@reading_options
+@command.reading_options
 def verify(limit: int, as_json: bool) -> None:
     """Check every stored job and transition against every invariant.
 
@@ -50,7 +39,7 @@ def verify(limit: int, as_json: bool) -> None:
     while jobs run. For each limit of a queue it prints the largest number reached.
     """
     seen: list[str] = []
-    with existing() as app, progress_bar("Checking", shown=not as_json) as progress:
+    with command.existing() as app, progress_bar("Checking", shown=not as_json) as progress:
         violations = app.verify(limit, progress=progress, seen=seen.append)
         jobs = sum(count.jobs for count in app.stats.counts())
     if as_json:
@@ -59,7 +48,7 @@ def verify(limit: int, as_json: bool) -> None:
         _explain(violations, limit)
     if violations:
         click.echo(quantity(len(violations), "violation"), err=True)
-        click.get_current_context().exit(REFUSED)
+        click.get_current_context().exit(command.REFUSED)
     elif not as_json:
         click.echo(f"jobs checked: {jobs}; no violation")
         for sentence in seen:
@@ -76,7 +65,7 @@ def _explain(violations: Sequence[Violation], limit: int) -> None:
 
 
 @click.command()
-@reading_options
+@command.reading_options
 def doctor(as_json: bool) -> None:
     """Check the set-up of this machine and the database.
 
@@ -86,7 +75,7 @@ def doctor(as_json: bool) -> None:
     found = [
         Check("tenure", CheckResult.OK, tenure.__version__),
         Check("python", CheckResult.OK, f"{platform.python_version()} on {platform.system()}"),
-        *application().check(),
+        *command.application().check(),
     ]
     print_checks(found, as_json)
 
@@ -101,18 +90,18 @@ def print_checks(found: Sequence[Check], as_json: bool = False) -> None:
             if check.advice:
                 _advise(check.name, check.advice)
     if any(check.health is CheckResult.PROBLEM for check in found):
-        click.get_current_context().exit(REFUSED)
+        click.get_current_context().exit(command.REFUSED)
 
 
 def _advise(subject: str, advice: str) -> None:
-    text = f"{subject}: {as_called(visible(advice))}"
+    text = f"{subject}: {command.as_called(visible(advice))}"
     click.echo("\n" + click.wrap_text(text, width=78, subsequent_indent="    "))
 
 
 @click.command()
-@option("--seed", "N", "Seed of the first day.  [default: random]", type=int)
-@option("--hours", "N", "Hours of queue time to play.", type=float, default=100.0)
-@json_option
+@command.option("--seed", "N", "Seed of the first day.  [default: random]", type=int)
+@command.option("--hours", "N", "Hours of queue time to play.", type=float, default=100.0)
+@command.json_option
 def simulate(seed: int | None, hours: float, as_json: bool) -> None:
     """Simulate days of crashes and lost answers in seconds.
 
@@ -138,7 +127,7 @@ def simulate(seed: int | None, hours: float, as_json: bool) -> None:
     else:
         _show_simulated(played)
     if played.violation is not None:
-        click.get_current_context().exit(REFUSED)
+        click.get_current_context().exit(command.REFUSED)
 
 
 def _show_simulated(played: SimulationResult) -> None:
@@ -157,19 +146,19 @@ def _show_simulated(played: SimulationResult) -> None:
     click.echo("\nWhat happened just before:")
     for line in violation.lines:
         click.echo(f"  {visible(line)}")
-    again = f"{program()} simulate --seed {violation.seed} --hours {violation.hours:g}"
+    again = f"{command.program()} simulate --seed {violation.seed} --hours {violation.hours:g}"
     click.echo(f"\nTo play it again: {again}")
 
 
 @click.command()
-@flag("--sql as_sql", "Print the SQL that would run, and change nothing.")
-@option(
+@command.flag("--sql as_sql", "Print the SQL that would run, and change nothing.")
+@command.option(
     "--engine",
     "sqlite|postgres",
     "With --sql: all that a new database needs, without connecting.",
     type=click.Choice(["sqlite", "postgres"]),
 )
-@database_option
+@command.database_option
 def migrate(as_sql: bool, engine: str | None) -> None:
     """Create the database schema, or upgrade it to this version.
 
@@ -178,9 +167,9 @@ def migrate(as_sql: bool, engine: str | None) -> None:
     if as_sql or engine:
         from tenure.app.upkeep import migration_sql
 
-        click.echo(migration_sql(application(), engine), nl=False)
+        click.echo(migration_sql(command.application(), engine), nl=False)
         return
     with progress_bar("Upgrading the schema") as progress:
-        before, after = application().migrate(progress=progress)
+        before, after = command.application().migrate(progress=progress)
     was = f"was {before}" if before else "new"
     click.echo(f"schema {after} ({'as it was' if before == after else was})")

@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tenure.cli import command
 from tenure.cli.bulk import finish
-from tenure.cli.command import (
-    Group,
-    Id,
-    answer_options,
-    existing,
-    flag,
-    option,
-    reading_options,
-    reason_option,
-)
 from tenure.cli.completing import words
 from tenure.cli.terminal import print_json, table, when
 from tenure.values.text import visible
@@ -29,22 +20,24 @@ if TYPE_CHECKING:
 STATUSES = ("running", "completed", "failed", "cancelled")
 ARROWS = {"completed": "-->", "settled": "-. settled .->", "failed": "-. failed .->"}
 
-workflows = Group("workflows", help="Show, cancel and retry workflows, and draw their graphs.")
+workflows = command.Group(
+    "workflows", help="Show, cancel and retry workflows, and draw their graphs."
+)
 
-an_id = click.argument("id", type=Id())
+an_id = click.argument("id", type=command.Id())
 
 
 @workflows.command("list")
-@option("--status", "STATUS", f"Only these: {', '.join(STATUSES)}.", words(*STATUSES))
-@option("--name", "NAME", "Only workflows of this name.")
+@command.option("--status", "STATUS", f"Only these: {', '.join(STATUSES)}.", words(*STATUSES))
+@command.option("--name", "NAME", "Only workflows of this name.")
 @click.option("--limit", default=50, help="Most workflows to list, up to 500.", show_default=True)
-@option("--before", "ID", "Only workflows that are older than this one.")
-@reading_options
+@command.option("--before", "ID", "Only workflows that are older than this one.")
+@command.reading_options
 def list_workflows(
     status: str | None, name: str | None, limit: int, before: str | None, as_json: bool
 ) -> None:
     """List workflows, newest first."""
-    with existing() as app:
+    with command.existing() as app:
         page = app.workflows.list(status=status, name=name, limit=limit, before=before)
         now = app.core.clock()
     rows = [
@@ -57,10 +50,10 @@ def list_workflows(
 
 @workflows.command()
 @an_id
-@answer_options
+@command.answer_options
 def show(id: str, as_json: bool) -> None:
     """Show a workflow, with the number of its jobs by status."""
-    with existing() as app:
+    with command.existing() as app:
         found = app.workflows.get(id)
     if as_json:
         print_json(found)
@@ -81,33 +74,33 @@ def show(id: str, as_json: bool) -> None:
 
 @workflows.command()
 @an_id
-@flag("--everything", "Also the jobs that all wait for a failure, or for any ending.")
-@reason_option
-@answer_options
+@command.flag("--everything", "Also the jobs that all wait for a failure, or for any ending.")
+@command.reason_option
+@command.answer_options
 def cancel(id: str, everything: bool, reason: str | None, as_json: bool) -> None:
     """Cancel the jobs of a workflow."""
-    with existing() as app:
+    with command.existing() as app:
         finish(app, app.workflows.cancel(id, everything=everything, reason=reason), as_json)
 
 
 @workflows.command()
 @an_id
 @click.option("--more-retries", default=1, help="Attempts to add.", show_default=True)
-@reason_option
-@answer_options
+@command.reason_option
+@command.answer_options
 def retry(id: str, more_retries: int, reason: str | None, as_json: bool) -> None:
     """Retry the failed jobs of a workflow.
 
     Jobs that were skipped because of them wait again.
     """
-    with existing() as app:
+    with command.existing() as app:
         finish(app, app.workflows.retry(id, more_retries=more_retries, reason=reason), as_json)
 
 
 @workflows.command()
 @an_id
-@flag("--mermaid", "Print a flowchart for Mermaid.")
-@reading_options
+@command.flag("--mermaid", "Print a flowchart for Mermaid.")
+@command.reading_options
 def graph(id: str, mermaid: bool, as_json: bool) -> None:
     """Show what waits for what. Jobs of one type with the same parents and children are one line.
 
@@ -115,7 +108,7 @@ def graph(id: str, mermaid: bool, as_json: bool) -> None:
     """
     from tenure.app.jobs import shape_shown, types_shown
 
-    with existing() as app:
+    with command.existing() as app:
         found = app.workflows.get(id)
         shape = shape_shown(app.core, found.id)
         types = {} if shape else types_shown(app.core, found.id)

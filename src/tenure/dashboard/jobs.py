@@ -19,18 +19,8 @@ from tenure.dashboard import format as fmt
 from tenure.dashboard.request import HEADERS, PageRequest, inside
 from tenure.errors import IllegalTransition, InvalidInput, JobNotFound, StoreUnavailable
 from tenure.lifecycle import FIRST_EVENT, SETTLED, Job, Status
+from tenure.rules import search
 from tenure.rules.ledger import Transition
-from tenure.rules.search import (
-    Action,
-    Bulk,
-    Filter,
-    Order,
-    State,
-    action_of,
-    check_filter,
-    leaves_snoozed,
-    sources,
-)
 from tenure.rules.signals import MAX_SIGNAL_BYTES, Signal
 from tenure.rules.stats import jobs_by_status, used
 from tenure.rules.tokens import Scope
@@ -58,18 +48,18 @@ TIMES = ("since", "from", "to", "settled")
 FIELDS = (*PLAIN, *TIMES, "error", "text")
 
 
-def given_filter(request: PageRequest) -> tuple[dict[str, str], Filter]:
+def given_filter(request: PageRequest) -> tuple[dict[str, str], search.Filter]:
     """Return the fields of a filter as they were given, and the filter; raises InvalidInput."""
     given = {name: request.field(name) for name in FIELDS}
     plain: Any = {name: value or None for name, value in given.items() if name not in TIMES}
-    wanted = Filter(
+    wanted = search.Filter(
         **plain,
         created_after=_since(request, "since") or _time(given["from"], "from"),
         created_before=_time(given["to"], "to"),
         finished_after=_since(request, "settled"),
         hidden=request.redaction.keys,
     )
-    return given, check_filter(wanted, at="")
+    return given, search.check_filter(wanted, at="")
 
 
 def _since(request: PageRequest, name: str) -> datetime | None:
@@ -101,7 +91,7 @@ def listed(request: PageRequest) -> Response:
         for count in counts
         if wanted.type in (None, count.type) and wanted.queue in (None, count.queue)
     ]
-    page = request.app.core.page(wanted, PAGE, cursor, cast("Order", order))
+    page = request.app.core.page(wanted, PAGE, cursor, cast("search.Order", order))
     running = [job for job in page.jobs if job.status is Status.PROCESSING]
     return request.page(
         "jobs.html",
@@ -112,25 +102,29 @@ def listed(request: PageRequest) -> Response:
         filtered=any(given.values()),
         order=order,
         cursor=cursor,
-        states=list(State),
+        states=list(search.State),
         by_status=used(jobs_by_status(shown)),
         types=sorted({count.type for count in counts})[:MAX_TYPES],
         queue_names=sorted({count.queue for count in counts})[:MAX_TYPES],
         since=SINCE,
-        actions=[one for one in Action if not wanted.status or wanted.status in sources(one)],
+        actions=[
+            one
+            for one in search.Action
+            if not wanted.status or wanted.status in search.sources(one)
+        ],
     )
 
 
 def act_on_selected(request: PageRequest) -> Response:
     """Retry or cancel the selected jobs."""
-    action = action_of(request.field("action"))
+    action = search.action_of(request.field("action"))
     ids = dict.fromkeys(request.fields.getlist("id"))
     back = inside(request.field("back")) or request.address("/ui/jobs")
     if not ids:
         return request.go(back, "Select some jobs first.", "bad")
     if len(ids) > MAX_SELECTED:
         raise InvalidInput(f"at most {MAX_SELECTED} at once", path="id")
-    verbs = {Action.RETRY: request.app.retry, Action.CANCEL: request.app.cancel}
+    verbs = {search.Action.RETRY: request.app.retry, search.Action.CANCEL: request.app.cancel}
     change: Any = verbs.get(action, partial(request.app.amend, delay=0))
     done, refused, locked = 0, 0, list[str]()
     for job_id in ids:
@@ -145,7 +139,7 @@ def act_on_selected(request: PageRequest) -> Response:
             locked.append(job_id)
             if len(locked) == MAX_LOCKED:
                 break
-    what = "cancelled" if action is Action.CANCEL else "to run"
+    what = "cancelled" if action is search.Action.CANCEL else "to run"
     message = f"{quantity(done, 'job')} {what}."
     if refused:
         message += f" {quantity(refused, 'job')} could not be, because the status had changed."
@@ -174,8 +168,8 @@ def preview_bulk(request: PageRequest) -> Response:
     times = {"since": wanted.created_after, "settled": wanted.finished_after}
     fixed = {name: str(times[name]) for name in times if name in filters}
     snoozed = None
-    if leaves_snoozed(action_of(action), wanted):
-        snoozed = request.app.core.count(replace(wanted, state=State.SNOOZED), action=action)
+    if search.leaves_snoozed(search.action_of(action), wanted):
+        snoozed = request.app.core.count(replace(wanted, state=search.State.SNOOZED), action=action)
     return request.page(
         "bulk_preview.html",
         action=action,
@@ -207,7 +201,7 @@ def show_bulk(request: PageRequest) -> Response:
     return request.page("bulk.html", bulk=one, filter=describe(one.filter))
 
 
-def _shown(request: PageRequest, bulk: Bulk) -> Bulk:
+def _shown(request: PageRequest, bulk: search.Bulk) -> search.Bulk:
     return bulk if request.may(Scope.ADMIN) else bulk.without_searches
 
 
@@ -219,7 +213,7 @@ def stop_bulk(request: PageRequest) -> Response:
     )
 
 
-def describe(filter: Filter) -> list[tuple[str, str]]:
+def describe(filter: search.Filter) -> list[tuple[str, str]]:
     """Return the conditions of a filter as names and values."""
     plain = {name.replace("_", " "): getattr(filter, name) for name in PLAIN}
     if (least := filter.running_longer_than) is not None:

@@ -26,8 +26,19 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from tenure.app.app import Tenure, limited_to
-from tenure.dashboard import format as fmt
-from tenure.dashboard import forms, jobs, overview, queues, schedules, workflows
+from tenure.dashboard import (
+    format as fmt,
+)
+from tenure.dashboard import (
+    jobs,
+    overview,
+    queues,
+    schedules,
+    workflows,
+)
+from tenure.dashboard import (
+    request as dashboard_request,
+)
 from tenure.dashboard.push import Follower, ReadCache
 from tenure.dashboard.request import (
     HEADERS,
@@ -84,9 +95,9 @@ PAGES: dict[str, Page] = {
     "/ui/workflows/{id}": workflows.show,
     "/ui/jobs": jobs.listed,
     "/ui/jobs/{id}": jobs.show,
-    "/ui/new": forms.shown(forms.new),
-    "/ui/jobs/{id}/again": forms.shown(forms.again),
-    "/ui/jobs/{id}/amend": forms.shown(forms.amend),
+    "/ui/new": dashboard_request.shown(dashboard_request.new),
+    "/ui/jobs/{id}/again": dashboard_request.shown(dashboard_request.again),
+    "/ui/jobs/{id}/amend": dashboard_request.shown(dashboard_request.amend),
     "/ui/jobs/{id}/parents": workflows.parents,
     "/ui/jobs/{id}/followers": workflows.followers,
     "/ui/jobs/{id}/{part}": jobs.whole,
@@ -97,9 +108,9 @@ ACTIONS: dict[str, tuple[Scope, Page]] = {
     "/ui/samples": (Scope.ENQUEUE, overview.add_samples),
     "/ui/jobs": (Scope.ADMIN, jobs.act_on_selected),
     "/ui/jobs/{id}/retry": (Scope.ADMIN, jobs.retry),
-    "/ui/new": (Scope.ENQUEUE, forms.sent(forms.new)),
-    "/ui/jobs/{id}/again": (Scope.ADMIN, forms.sent(forms.again)),
-    "/ui/jobs/{id}/amend": (Scope.ADMIN, forms.sent(forms.amend)),
+    "/ui/new": (Scope.ENQUEUE, dashboard_request.sent(dashboard_request.new)),
+    "/ui/jobs/{id}/again": (Scope.ADMIN, dashboard_request.sent(dashboard_request.again)),
+    "/ui/jobs/{id}/amend": (Scope.ADMIN, dashboard_request.sent(dashboard_request.amend)),
     "/ui/jobs/{id}/run-now": (Scope.ADMIN, jobs.run_now),
     "/ui/jobs/{id}/signal": (Scope.ENQUEUE, jobs.signal),
     "/ui/jobs/{id}/cancel": (Scope.ADMIN, jobs.cancel),

@@ -29,17 +29,8 @@ from starlette.routing import compile_path
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from tenure import failpoints
+from tenure import errors, failpoints
 from tenure.app.app import Tenure, limited_to
-from tenure.errors import (
-    Forbidden,
-    InvalidInput,
-    SchemaMismatch,
-    StoreMoved,
-    StoreUnavailable,
-    TenureError,
-    WriteRefused,
-)
 from tenure.http.bodies import JSON, SMALL_BODY, BodyReader, convert
 from tenure.http.guard import LINK_PATH, as_problem, loggable, path_in
 from tenure.http.waiting import READS_AT_ONCE, WorkNotifier
@@ -87,13 +78,15 @@ class Call:
         """Return a header, or None; raises InvalidInput if it was sent several times."""
         values = self.request.headers.getlist(name)
         if len(values) > 1:
-            raise InvalidInput("send this header once", path=name)
+            raise errors.InvalidInput("send this header once", path=name)
         return values[0] if values else None
 
     def take_no_key(self, advice: str) -> None:
         """Raise InvalidInput for an `Idempotency-Key`: a call that ignored it would add twice."""
         if self.header("Idempotency-Key") is not None:
-            raise InvalidInput(f"this call takes no such header; {advice}", path="Idempotency-Key")
+            raise errors.InvalidInput(
+                f"this call takes no such header; {advice}", path="Idempotency-Key"
+            )
 
     def check_running(self) -> None:
         """Raise Refusal if the server is shutting down."""
@@ -169,7 +162,7 @@ class Dispatcher:
         route, path = self._find(request.scope)
         caller: Caller = request.scope[CALLER]
         if route.scopes and not caller.may(route.scopes):
-            raise Forbidden(f"this call needs {tokens_with(route.scopes)}")
+            raise errors.Forbidden(f"this call needs {tokens_with(route.scopes)}")
         app = limited_to(self._app, caller.queues)
         call = Call(app, self._notifier, request, path, caller, self._redaction)
         call.query = _read_query(route, request)
@@ -219,9 +212,12 @@ def failed(scope: AsgiScope, error: Exception) -> Response:
     response = as_problem(scope, error)
     path = quote(loggable(scope["path"]), errors="replace")
     what = f"{scope['method']} {path}, request {response.headers[REQUEST_ID]}"
-    if isinstance(error, StoreUnavailable | StoreMoved | SchemaMismatch | WriteRefused):
+    if isinstance(
+        error,
+        errors.StoreUnavailable | errors.StoreMoved | errors.SchemaMismatch | errors.WriteRefused,
+    ):
         log.warning("%s: %s", what, error)
-    elif not isinstance(error, TenureError | Refusal):
+    elif not isinstance(error, errors.TenureError | Refusal):
         log.error("%s failed", what, exc_info=error)
     return response
 
@@ -233,12 +229,14 @@ def _read_query(route: Route, request: Request) -> Any:
     given = request.query_params.multi_items()
     values = dict(given)
     if len(values) < len(given):
-        raise InvalidInput("a query parameter is given twice; give each once", path="query")
+        raise errors.InvalidInput("a query parameter is given twice; give each once", path="query")
     known = route.query.__struct_encode_fields__ if route.query else ()
     for name in values:
         if name not in known:
             allowed = f"this call takes {', '.join(known)}" if known else "this call takes none"
-            raise InvalidInput(f"no such query parameter; {allowed}", path=f"query {name}"[:80])
+            raise errors.InvalidInput(
+                f"no such query parameter; {allowed}", path=f"query {name}"[:80]
+            )
     return route.query and convert(values, route.query, strict=False, root="query ")
 
 

@@ -14,16 +14,8 @@ from tenure.errors import InvalidInput
 from tenure.lifecycle import TRANSITIONS, Job, Status
 from tenure.rules.jobs import Duration
 from tenure.rules.tokens import Patterns
-from tenure.values import ids, payload
+from tenure.values import ids, names, payload
 from tenure.values.durations import plain, positive
-from tenure.values.names import (
-    check_choice,
-    check_kind,
-    check_name,
-    check_partition,
-    check_tag,
-    list_of_names,
-)
 from tenure.values.numbers import whole
 from tenure.values.redaction import MARK
 
@@ -106,8 +98,8 @@ def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filte
     Raises InvalidInput with the path of the field: `at` and the name, whose words are joined with
     `between`, as the caller wrote them.
     """
-    check_kind(filter, Filter, "a Filter of tenure.rules.search", "")
-    filter = replace(filter, hidden=list_of_names(filter.hidden, f"{at}hidden"))
+    names.check_kind(filter, Filter, "a Filter of tenure.rules.search", "")
+    filter = replace(filter, hidden=names.list_of_names(filter.hidden, f"{at}hidden"))
     if filter.status is not None and filter.status not in tuple(Status):
         raise InvalidInput(f"no such status; one of {', '.join(Status)}", path=f"{at}status")
     if filter.state is not None and filter.state not in tuple(State):
@@ -121,11 +113,11 @@ def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filte
         filter = replace(filter, status=str(implied))
     for name, what, value in (("type", "job type", filter.type), ("queue", "queue", filter.queue)):
         if value is not None:
-            check_name(value, what, at + name)
+            names.check_name(value, what, at + name)
     if filter.tag is not None:
-        check_tag(filter.tag, f"{at}tag")
+        names.check_tag(filter.tag, f"{at}tag")
     if filter.partition is not None:
-        check_partition(filter.partition, f"{at}partition")
+        names.check_partition(filter.partition, f"{at}partition")
     if filter.workflow is not None:
         ids.check_id(filter.workflow, f"{at}workflow")
     for name in TIMES:
@@ -133,7 +125,7 @@ def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filte
         if time is None:
             continue
         where = at + name.replace("_", between)
-        check_kind(time, datetime, "a time (datetime) with its zone", where)
+        names.check_kind(time, datetime, "a time (datetime) with its zone", where)
         if time.utcoffset() is None:
             raise InvalidInput("a time without its zone; write it with Z or +02:00", path=where)
         filter = replace(filter, **{name: plain(time)})
@@ -141,7 +133,7 @@ def check_filter(filter: Filter, at: str = "$.", *, between: str = "_") -> Filte
         text: str | None = getattr(filter, name)
         if text is None:
             continue
-        check_kind(text, str, "a text to search for", at + name)
+        names.check_kind(text, str, "a text to search for", at + name)
         if not 1 <= len(text) <= MAX_SEARCHED_FOR:
             raise InvalidInput(f"search for 1 to {MAX_SEARCHED_FOR} characters", path=at + name)
         payload.check(text, path=at + name)
@@ -219,7 +211,7 @@ def checked_query(
     for name, id in (("before", before), ("after", after)):
         if id is not None:
             ids.check_id(id, f"$.{name}")
-    check_choice(order, Order, "$.order")
+    names.check_choice(order, Order, "$.order")
     place: dict[str, Any] = {"before": before, "after": after, "oldest_first": order == "oldest"}
     count = whole(limit, 1, MAX_LISTED, "$.limit")
     return query_of(check_filter(filter), limit=count, **place)

@@ -18,15 +18,7 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-from tenure.simulator.database import (
-    CRASHES,
-    FAILURES,
-    START,
-    UNKNOWN,
-    SimulatedDatabase,
-    SimulatedSqlite,
-    StoreCall,
-)
+from tenure.simulator import database
 from tenure.simulator.expected import SHOWN, Auditor
 from tenure.store.commit import Committer
 from tenure.store.sqlite.connection import to_millis
@@ -90,7 +82,7 @@ class World:
         self.figures: Counter[str] = Counter()  # how often each thing happened
         self.trace = hashlib.sha256()
         self.lines: deque[str] = deque(maxlen=SHOWN)  # the last of the trace
-        self.database = SimulatedDatabase()
+        self.database = database.SimulatedDatabase()
         self.auditor = Auditor(self.database, self.figures, self.note)
         self.now = 0.0  # seconds since the world began
         self.clock_off = 0.0  # seconds by which the store's clock is ahead of that
@@ -129,7 +121,7 @@ class World:
 
     @property
     def store_time(self) -> datetime:
-        return START + timedelta(milliseconds=round((self.now + self.clock_off) * 1000))
+        return database.START + timedelta(milliseconds=round((self.now + self.clock_off) * 1000))
 
     def note(self, what: str) -> None:
         """Add a line to the trace, which is the same whenever the same seed is played."""
@@ -160,7 +152,7 @@ class World:
     def new_id(self) -> str:
         """Make a job id as `jobs.ids` would at this time, but by this world's chance."""
         self._ids += 1
-        stamp = to_millis(START + self.elapsed)
+        stamp = to_millis(database.START + self.elapsed)
         tail = 1 << 63 | self.chance.getrandbits(62)
         return str(UUID(int=stamp << 80 | 7 << 76 | (self._ids & 0xFFF) << 64 | tail))
 
@@ -187,13 +179,13 @@ class SimulatedServer:
     def _start(self) -> None:
         """Start a new process, which remembers nothing."""
         self._up = True
-        self._waiting: list[StoreCall] = []
-        self._db = SimulatedSqlite(self._world.database)
+        self._waiting: list[database.StoreCall] = []
+        self._db = database.SimulatedSqlite(self._world.database)
         self._committer = Committer([self._db], self._world.notify, clock=lambda: self._world.now)
 
-    def receive(self, call: StoreCall) -> None:
+    def receive(self, call: database.StoreCall) -> None:
         if not self._up:
-            call.reply(UNKNOWN)
+            call.reply(database.UNKNOWN)
             return
         self._waiting.append(call)
         if len(self._waiting) == 1:
@@ -209,7 +201,7 @@ class SimulatedServer:
         self._world.database.now = self._world.store_time
         steps = self._world.chance.randrange(1, 3_000)
         self._db.run(lambda: self._committer.commit(self._db, works), fault, steps)
-        crashed = fault in CRASHES
+        crashed = fault in database.CRASHES
         self._world.auditor.check(batch, committed=self._db.committed, crashed=crashed)
         if crashed:
             self._world.note(f"{self._name}: {fault}")
@@ -221,9 +213,9 @@ class SimulatedServer:
 
     def _choose_fault(self) -> str:
         if self._world.strikes("failed commits", 0.02):
-            return self._world.chance.choice(FAILURES)
+            return self._world.chance.choice(database.FAILURES)
         if self._world.strikes("server crashes", 0.005):
-            return self._world.chance.choice(CRASHES)
+            return self._world.chance.choice(database.CRASHES)
         return ""
 
 
@@ -247,7 +239,7 @@ class SimulatedClient:
             if answered:
                 return
             answered = True
-            if what is UNKNOWN:
+            if what is database.UNKNOWN:
                 self._server = world.chance.choice(world.servers)
             then(what)
 
@@ -255,12 +247,12 @@ class SimulatedClient:
             if not world.strikes("answers lost"):
                 world.later(world.latency(), lambda: answer(what))
 
-        world.later(PATIENCE_SECONDS, lambda: answer(UNKNOWN))
+        world.later(PATIENCE_SECONDS, lambda: answer(database.UNKNOWN))
         if world.strikes("requests lost"):
             return
-        call = StoreCall(caller, verb, arguments, reply)
+        call = database.StoreCall(caller, verb, arguments, reply)
         world.later(world.latency(), lambda: server.receive(call))
         if world.strikes("requests doubled"):
-            double = StoreCall(caller, verb, arguments, lambda _: None)
+            double = database.StoreCall(caller, verb, arguments, lambda _: None)
             later = world.chance.random() * 2 * world.plan.lease
             world.later(later, lambda: server.receive(double))

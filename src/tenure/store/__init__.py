@@ -350,10 +350,18 @@ def open_store(url: str, *, make: bool = True, upgrade: bool = False) -> Store:
     upgraded if `upgrade`; otherwise SchemaMismatch is raised, as for one that is too new.
     """
     if is_sqlite(url):
-        from tenure.store.sqlite import connection as sqlite_connection
-        from tenure.store.sqlite import reader as sqlite_reader
-        from tenure.store.sqlite import schema as sqlite_schema
-        from tenure.store.sqlite import writer as sqlite
+        from tenure.store.sqlite import (
+            connection as sqlite_connection,
+        )
+        from tenure.store.sqlite import (
+            reader as sqlite_reader,
+        )
+        from tenure.store.sqlite import (
+            schema as sqlite_schema,
+        )
+        from tenure.store.sqlite import (
+            writer as sqlite,
+        )
 
         path = sqlite_connection.usable_path_of(url)
         reading = sqlite_reader.SqliteReader(path)
@@ -365,9 +373,15 @@ def open_store(url: str, *, make: bool = True, upgrade: bool = False) -> Store:
         writer = sqlite.Sqlite(path)
         return Store([writer], reading, direct=writer.beside())
     _check_schema(url, *schema_of(url), make=make, upgrade=upgrade)
-    from tenure.store.postgres import lanes as postgres_lanes
-    from tenure.store.postgres import reader as postgres_reader
-    from tenure.store.postgres import writer as postgres
+    from tenure.store.postgres import (
+        lanes as postgres_lanes,
+    )
+    from tenure.store.postgres import (
+        reader as postgres_reader,
+    )
+    from tenure.store.postgres import (
+        writer as postgres,
+    )
 
     lanes = postgres_lanes.PostgresLanes()
     reader = postgres_reader.PostgresReader(url)

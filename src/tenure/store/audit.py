@@ -19,18 +19,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from tenure.lifecycle import (
-    ENTRANCES,
-    FIRST_EVENT,
-    LEASE_ENDS,
-    MAX_RETURNS,
-    MAX_SNOOZES,
-    TRANSITIONS,
-    holds_sql,
-    limit_sql,
-    rest_sql,
-    room_sql,
-)
+from tenure import lifecycle
 from tenure.rules.dependencies import met_sql
 from tenure.store.constraints import SETTLED_SQL, quoted
 from tenure.store.database import Dialect
@@ -191,17 +180,22 @@ INVARIANTS: Mapping[str, str] = {
 """Invariant -> what a violation means, and what to do."""
 
 
-CHANGES = {rule.event: rule.attempts for rule in TRANSITIONS if rule.attempts}
+CHANGES = {rule.event: rule.attempts for rule in lifecycle.TRANSITIONS if rule.attempts}
 CHARGED_SQL = (
     "CASE event " + " ".join(f"WHEN '{e}' THEN {n}" for e, n in CHANGES.items()) + " ELSE 0 END"
 )
 REFUNDED_SQL = f"event IN ({quoted(*(event for event, change in CHANGES.items() if change < 0))})"
-SNOOZED_SQL = f"event IN ({quoted(*(rule.event for rule in TRANSITIONS if rule.snoozes))})"
+SNOOZED_SQL = (
+    f"event IN ({quoted(*(rule.event for rule in lifecycle.TRANSITIONS if rule.snoozes))})"
+)
 LEGAL_SQL = " OR ".join(
     f"(source = '{rule.source}' AND target = '{rule.target}' AND event = '{rule.event}')"
-    for rule in TRANSITIONS
+    for rule in lifecycle.TRANSITIONS
 )
-FIRST_SQL = f"(source IS NULL AND target IN ({quoted(*ENTRANCES)}) AND event = '{FIRST_EVENT}')"
+FIRST_SQL = (
+    f"(source IS NULL AND target IN ({quoted(*lifecycle.ENTRANCES)})"
+    f" AND event = '{lifecycle.FIRST_EVENT}')"
+)
 
 
 # The ledger of each job, in order, beside its row at the end.
@@ -290,18 +284,18 @@ SELECT id AS job_id,
     CASE WHEN NOT EXISTS (SELECT 1 FROM {{transition}} AS entry WHERE entry.job_id = job.id)
         THEN 'status ' || status || ', ledger empty'
     END AS "the ledger ends in the job's status",
-    CASE WHEN NOT {limit_sql()} OR NOT {room_sql()}
+    CASE WHEN NOT {lifecycle.limit_sql()} OR NOT {lifecycle.room_sql()}
         THEN 'attempts ' || attempts || ' of ' || max_retries
     END AS "no job ran more often than its limit",
-    CASE WHEN token - attempts - coalesce(snoozes, 0) > {MAX_RETURNS}
-            OR snoozes > {MAX_SNOOZES}
+    CASE WHEN token - attempts - coalesce(snoozes, 0) > {lifecycle.MAX_RETURNS}
+            OR snoozes > {lifecycle.MAX_SNOOZES}
         THEN 'token ' || token || ', attempts ' || attempts || ', snoozes ' || coalesce(snoozes, 0)
     END AS "no job was returned without end",
     CASE WHEN (status = 'waiting' AND coalesce(need, 0) <= 0)
             OR (status IN ('pending', 'processing') AND need > 0)
         THEN status || ' for ' || coalesce(need, 0)
     END AS "a waiting job waits for something",
-    CASE WHEN status = 'failed' AND NOT {rest_sql()}
+    CASE WHEN status = 'failed' AND NOT {lifecycle.rest_sql()}
         THEN 'failed after attempt ' || attempts || ' of ' || max_retries
     END AS "a failure with attempts left is tried again unless it gave up",
     CASE WHEN (status = 'processing') <> (lease_id IS NOT NULL)
@@ -328,7 +322,7 @@ SELECT job_id,
 FROM (
     SELECT min(CAST(job_id AS text)) AS job_id,
         sum(CASE WHEN event = 'claimed' THEN 1 ELSE 0 END) AS claims,
-        sum(CASE WHEN event IN ({quoted(*LEASE_ENDS)}) THEN 1 ELSE 0 END) AS outcomes
+        sum(CASE WHEN event IN ({quoted(*lifecycle.LEASE_ENDS)}) THEN 1 ELSE 0 END) AS outcomes
     FROM {{transition}} WHERE lease_id IS NOT NULL
     GROUP BY lease_id HAVING count(*) > 1) AS lease""",
 )
@@ -357,9 +351,9 @@ HOLDERS = AuditQuery(
 SELECT CAST(held.job_id AS text) AS job_id, coalesce(job.status, 'no job') || ' holds ' || held.key
     AS "one holder per unique key, and each holder is a row that may hold"
 FROM {{unique_key}} AS held LEFT JOIN {{job}} AS job ON job.id = held.job_id
-WHERE (job.unique_key = held.key AND {holds_sql("job.")}) IS NOT TRUE
+WHERE (job.unique_key = held.key AND {lifecycle.holds_sql("job.")}) IS NOT TRUE
 UNION ALL SELECT CAST(id AS text), status || ' does not hold ' || unique_key FROM {{job}} AS job
-WHERE unique_key IS NOT NULL AND {holds_sql()}
+WHERE unique_key IS NOT NULL AND {lifecycle.holds_sql()}
     AND NOT EXISTS (SELECT 1 FROM {{unique_key}} WHERE key = job.unique_key AND job_id = job.id)""",
 )
 COUNTS = AuditQuery(
@@ -416,7 +410,7 @@ SKIPPED = "a job is skipped if and only if it can no longer run"
 
 EDGES = f"""
     SELECT edge.child, CASE WHEN parent.id IS NULL THEN 'lost'
-        WHEN late.parent IS NOT NULL OR NOT {rest_sql("parent.")} THEN 'open'
+        WHEN late.parent IS NOT NULL OR NOT {lifecycle.rest_sql("parent.")} THEN 'open'
         WHEN {met_sql("edge", "parent")} THEN 'met' ELSE 'missed' END AS outcome
     FROM {{dependency}} AS edge LEFT JOIN {{job}} AS parent ON parent.id = edge.parent
         LEFT JOIN {{overdue}} AS late ON late.parent = edge.parent AND late.after < edge.child
@@ -475,7 +469,7 @@ OVERDUE = AuditQuery(
 SELECT late.parent AS job_id, coalesce(job.status || ' as ' || job.event, 'gone')
     || ', to be counted as ' || late.status AS "{COUNTED}"
 FROM {{overdue}} AS late LEFT JOIN {{job}} AS job ON job.id = late.parent
-WHERE ({rest_sql("job.")} AND job.status = late.status) IS NOT TRUE""",
+WHERE ({lifecycle.rest_sql("job.")} AND job.status = late.status) IS NOT TRUE""",
 )
 FOLLOWERS = AuditQuery(
     "followers",
@@ -547,7 +541,7 @@ WORKFLOWS = AuditQuery(
 SELECT job.id AS job_id, job.status || ' in ' || coalesce('workflow ' || job.workflow, '')
     AS "a finished workflow has no unsettled job"
 FROM {{job}} AS job LEFT JOIN {{workflow}} AS workflow ON workflow.id = job.workflow
-WHERE job.workflow IS NOT NULL AND (workflow.id IS NULL OR NOT {rest_sql("job.")}
+WHERE job.workflow IS NOT NULL AND (workflow.id IS NULL OR NOT {lifecycle.rest_sql("job.")}
     AND (workflow.finished_at IS NOT NULL OR job.id <= workflow.settled_to))""",
 )
 EITHER = (DROPPED, OVERDUE, FOLLOWERS, CYCLES, STEPS, SUSPENDED, WORKFLOWS)

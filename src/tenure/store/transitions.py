@@ -22,19 +22,9 @@ from typing import TypeAlias
 
 from msgspec.structs import replace
 
-from tenure import events, failpoints
+from tenure import events, failpoints, lifecycle
 from tenure.errors import IllegalTransition, JobNotFound, LeaseLost, TenureError, WriteRefused
 from tenure.events import SWEEP, Amended, Restored, Retried, Skipped, Unblocked
-from tenure.lifecycle import (
-    FINAL_FAILURE,
-    Job,
-    Status,
-    decide,
-    follow,
-    legal_events,
-    rest_sql,
-    retry_in,
-)
 from tenure.rules.dependencies import Edge, Numbers, Tally, met_sql, restored_by, skipped_by
 from tenure.rules.reports import (
     ALREADY_RECORDED,
@@ -57,7 +47,7 @@ from tenure.values.text import quantity
 
 log = logging.getLogger(__name__)
 
-Steps: TypeAlias = tuple[Job, ...]
+Steps: TypeAlias = tuple[lifecycle.Job, ...]
 """The rows that one job passes through in one transaction, as `follow` returns them."""
 
 
@@ -115,9 +105,9 @@ def _settle_others(
     waits = [(r.job_id, r.wait) for _, r in others if r.wait and r.job_id in jobs]
     there = signals.senders(db, waits) if waits else {}  # under the locks that senders take
     waiting: list[tuple[str, Wait]] = []
-    changes: list[tuple[Job, Steps]] = []
+    changes: list[tuple[lifecycle.Job, Steps]] = []
     late: list[tuple[int, Report]] = []
-    paused: list[tuple[Job, Report]] = []
+    paused: list[tuple[lifecycle.Job, Report]] = []
     for index, report in others:
         job = jobs.get(report.job_id)
         if job is None:
@@ -125,10 +115,12 @@ def _settle_others(
             verdicts[index] = Verdict(Answer.BUSY if is_busy else Answer.LOST)
             continue
         try:
-            steps = follow(job, _event(report), now)
-            if report.wait is not None and steps[-1].status is Status.WAITING:
+            steps = lifecycle.follow(job, _event(report), now)
+            if report.wait is not None and steps[-1].status is lifecycle.Status.WAITING:
                 if job.id in there:
-                    steps += (decide(steps[-1], events.Unblocked(actor=there[job.id]), now),)
+                    steps += (
+                        lifecycle.decide(steps[-1], events.Unblocked(actor=there[job.id]), now),
+                    )
                 else:
                     waiting.append((job.id, report.wait))
         except (LeaseLost, IllegalTransition):
@@ -156,7 +148,11 @@ def _verdict(report: Report, steps: Steps) -> Verdict:
     event = steps[0].event
     if _outcome(event) != report.outcome:  # the job was returned too often and failed
         return Verdict(Answer.CONFLICT, _outcome(event))
-    return RECORDED if len(steps) == 1 else Verdict(Answer.RECORDED, retry_in=retry_in(steps))
+    return (
+        RECORDED
+        if len(steps) == 1
+        else Verdict(Answer.RECORDED, retry_in=lifecycle.retry_in(steps))
+    )
 
 
 def _answer_late(
@@ -197,7 +193,7 @@ def late_verdict(outcome: Outcome, event: str) -> Verdict:
 
 def _outcome(event: str) -> str:
     """The outcome that a worker reports for an event: both failures are one to it."""
-    return Outcome.FAILED if event == FINAL_FAILURE else event
+    return Outcome.FAILED if event == lifecycle.FINAL_FAILURE else event
 
 
 def _event(report: Report) -> events.Event:
@@ -224,7 +220,7 @@ def _event(report: Report) -> events.Event:
             return events.Released(lease_id=report.lease_id, actor=report.actor)
 
 
-def apply(db: Database, job_id: str, event: events.Event) -> Job:
+def apply(db: Database, job_id: str, event: events.Event) -> lifecycle.Job:
     """Apply an operator's or the application's event to one job; return the job afterwards.
 
     An amendment that changes nothing is not recorded.
@@ -235,13 +231,13 @@ def apply(db: Database, job_id: str, event: events.Event) -> Job:
     if job is None:
         raise JobNotFound(job_id)
     now = db.now()
-    steps = follow(job, event, now)
+    steps = lifecycle.follow(job, event, now)
     if not is_changed(job, steps[-1]):
         return job
     if isinstance(event, events.Retried):
         check_retry(job, unique_keys.keys_of(db, [job_id]), set(), now)
     if steps[-1].payload != job.payload and job.type.startswith(RESERVED):  # or it would be signed
-        legal = legal_events(job.status, job.event)
+        legal = lifecycle.legal_events(job.status, job.event)
         reason = f"Tenure writes the payload of a {job.type}"
         raise IllegalTransition(job.id, job.status, event.name, legal, reason)
     save(db, [(job, steps)])
@@ -250,7 +246,7 @@ def apply(db: Database, job_id: str, event: events.Event) -> Job:
 
 
 def check_retry(
-    job: Job, keys: Mapping[str, tuple[str, str | None]], taken: set[str], now: datetime
+    job: lifecycle.Job, keys: Mapping[str, tuple[str, str | None]], taken: set[str], now: datetime
 ) -> None:
     """Raise IllegalTransition if another one has a failed job's unique key, or it is too late.
 
@@ -265,13 +261,13 @@ def check_retry(
     elif job.start_by is not None and job.start_by <= now:
         reason = f"it had to start before {job.start_by.isoformat()}; run it again as a new job"
     if reason:
-        legal = legal_events(job.status, job.event)
+        legal = lifecycle.legal_events(job.status, job.event)
         raise IllegalTransition(job.id, job.status, events.Retried.name, legal, reason)
     if key:
         taken.add(key)
 
 
-def is_changed(before: Job, after: Job) -> bool:
+def is_changed(before: lifecycle.Job, after: lifecycle.Job) -> bool:
     """Whether a transition changed more than its own name, so that the ledger has it."""
     return replace(after, event=before.event, actor=before.actor, reason=before.reason) != before
 
@@ -293,15 +289,15 @@ def time_out(db: Database, limit: int) -> list[Steps]:
 
 
 def _sweep(
-    db: Database, lock: Callable[[int, int], list[Job]], limit: int, event: events.Event
+    db: Database, lock: Callable[[int, int], list[lifecycle.Job]], limit: int, event: events.Event
 ) -> list[Steps]:
     jobs = lock(limit, db.left.of(event.name))
     failpoints.hit("sweep.between_read_and_write")
     now = db.now()
-    changes: list[tuple[Job, Steps]] = []
+    changes: list[tuple[lifecycle.Job, Steps]] = []
     for job in jobs:
         try:
-            changes.append((job, follow(job, event, now)))
+            changes.append((job, lifecycle.follow(job, event, now)))
         except IllegalTransition:  # the lease was renewed between the read and `now`
             continue
     saved, refused = save_unless_refused(db, changes)
@@ -313,14 +309,16 @@ def _sweep(
 
 
 def save_unless_refused(
-    db: Database, changes: Sequence[tuple[Job, Steps]]
-) -> tuple[list[tuple[Job, Steps]], list[tuple[tuple[Job, Steps], TenureError]]]:
+    db: Database, changes: Sequence[tuple[lifecycle.Job, Steps]]
+) -> tuple[
+    list[tuple[lifecycle.Job, Steps]], list[tuple[tuple[lifecycle.Job, Steps], TenureError]]
+]:
     """Save the steps of each job, unless the database refuses them.
 
     Returns what was saved, and the others, each with its error.
     """
 
-    def write(some: Sequence[tuple[Job, Steps]]) -> Sequence[tuple[Job, Steps]]:
+    def write(some: Sequence[tuple[lifecycle.Job, Steps]]) -> Sequence[tuple[lifecycle.Job, Steps]]:
         save(db, some)
         return some
 
@@ -328,7 +326,7 @@ def save_unless_refused(
     return [change for some in saved for change in some], refused
 
 
-def save(db: Database, changes: Sequence[tuple[Job, Steps]]) -> None:
+def save(db: Database, changes: Sequence[tuple[lifecycle.Job, Steps]]) -> None:
     """Write the steps of each job, one after the other: the ledger gets every transition.
 
     `changes` has the locked row of each job as it was, and its steps. Raises WriteRefused if a row
@@ -436,7 +434,7 @@ def _decide(db: Database, ids: Sequence[str], *, alone: bool = False) -> Sequenc
     return ids
 
 
-def retry(db: Database, job_id: str, event: Retried) -> Job:
+def retry(db: Database, job_id: str, event: Retried) -> lifecycle.Job:
     """Do what `apply` does, and restore what was skipped because of the failure."""
     job = apply(db, job_id, event)
     restore_behind(db, [job_id], event.actor)
@@ -461,7 +459,7 @@ def restore_behind(db: Database, parents: Sequence[str], actor: str) -> None:
 def _skip(db: Database, roots: Sequence[str], *, alone: bool) -> Iterable[str]:
     jobs = _lock(db, sorted(roots) if alone else _behind(db, roots, DOOMED))
     # One that was claimed waits for a signal.
-    waiting = [j for j in jobs.values() if j.status is Status.WAITING and not j.token]
+    waiting = [j for j in jobs.values() if j.status is lifecycle.Status.WAITING and not j.token]
     spare = {job.id: job.spare or 0 for job in waiting}
     doomed = [id for id in roots if spare.get(id, 0) < 0]
     if doomed:
@@ -469,7 +467,7 @@ def _skip(db: Database, roots: Sequence[str], *, alone: bool) -> Iterable[str]:
         now, skipped = db.now(), skipped_by(doomed, spare, links)
         events = {id: Skipped(spare=left) for id, left in skipped.items()}
         # Children first: a parent would be counted for them.
-        save(db, [(jobs[id], follow(jobs[id], it, now)) for id, it in events.items()])
+        save(db, [(jobs[id], lifecycle.follow(jobs[id], it, now)) for id, it in events.items()])
     return doomed
 
 
@@ -480,7 +478,7 @@ def _restore(
     jobs = {
         job.id: job
         for job in _lock(db, reached).values()
-        if job.status is Status.CANCELLED and job.event == Skipped.name
+        if job.status is lifecycle.Status.CANCELLED and job.event == Skipped.name
     }
     taken = set[str]()
     for id, (key, holder) in unique_keys.keys_of(db, list(jobs)).items():
@@ -497,12 +495,14 @@ def _restore(
     return reached
 
 
-def _restored(job: Job, count: Numbers, actor: str, now: datetime) -> Steps:
+def _restored(job: lifecycle.Job, count: Numbers, actor: str, now: datetime) -> Steps:
     """The steps of a job that waits again, and of one for which by now enough has come."""
-    back = decide(job, Restored(need=max(count.need, 1), spare=count.spare, actor=actor), now)
+    back = lifecycle.decide(
+        job, Restored(need=max(count.need, 1), spare=count.spare, actor=actor), now
+    )
     if count.need > 0:
         return (back,)
-    return (back, decide(back, Unblocked(need=count.need), now))
+    return (back, lifecycle.decide(back, Unblocked(need=count.need), now))
 
 
 # --- SQL ------------------------------------------------------------------------------------------
@@ -522,7 +522,7 @@ def _behind(db: Database, roots: Sequence[str], which: str) -> list[str]:
     return sorted(id for (id,) in rows)
 
 
-def _lock(db: Database, ids: Sequence[str]) -> Mapping[str, Job]:
+def _lock(db: Database, ids: Sequence[str]) -> Mapping[str, lifecycle.Job]:
     """Lock jobs and return them; before them their gates, as endings do."""
     d = db.dialect
     if d.engine == "postgres" and ids:
@@ -571,7 +571,7 @@ def _tallies(db: Database, jobs: Collection[str]) -> dict[str, dict[int | None, 
     rows = db.rows(
         f"SELECT {d.id('child')}, gate, count(*), {sums} FROM (SELECT edge.child, {gate} AS gate,"
         f" CASE WHEN parent.id IS NULL THEN edge.meets = 'settled'"
-        f" WHEN late.parent IS NULL AND {rest_sql('parent.')}"
+        f" WHEN late.parent IS NULL AND {lifecycle.rest_sql('parent.')}"
         f" THEN {met_sql('edge', 'parent')} END AS met"
         f" FROM {d.table('dependency')} AS edge"
         f" LEFT JOIN {d.table('job')} AS parent ON parent.id = edge.parent"
@@ -658,7 +658,7 @@ def set_right(db: Database, limit: int) -> list[Steps]:
     )
     jobs = db.lock([id for (id,) in db.rows(late, (limit, db.left.of("late")))])
     due = Amended(changes={"run_at": db.now()}, actor=SWEEP)
-    changes = [(job, follow(job, due, db.now())) for job in jobs.values()]
+    changes = [(job, lifecycle.follow(job, due, db.now())) for job in jobs.values()]
     saved, unsaved = save_unless_refused(db, changes)
     db.left.note("late", refused=len(unsaved), full=len(jobs) >= limit)
     for _, refusal in [] if shortened or saved else [*unshortened, *unsaved]:

@@ -15,17 +15,8 @@ from msgspec import UNSET, Meta, UnsetType
 
 from tenure.errors import InvalidInput, TenureError
 from tenure.handlers import results as produced
+from tenure.rules import reports
 from tenure.rules.jobs import NewJob
-from tenure.rules.reports import (
-    MAX_FOLLOW_UPS,
-    UNKNOWN,
-    FollowUp,
-    FollowUps,
-    Outcome,
-    Pause,
-    Report,
-    Wait,
-)
 from tenure.rules.signals import MAX_SIGNAL_NAME, MAX_SIGNALS
 from tenure.rules.steps import MAX_MESSAGE, MAX_PROGRESS, MAX_STEPS, JobProgress, KeepState, Notes
 from tenure.values import ids
@@ -65,15 +56,15 @@ class ChildRequest(FollowUpRequest, kw_only=True):
     actor: str | UnsetType = UNSET
 
 
-FollowUpRequests = Annotated[list[FollowUpRequest], Meta(max_length=MAX_FOLLOW_UPS)]
+FollowUpRequests = Annotated[list[FollowUpRequest], Meta(max_length=reports.MAX_FOLLOW_UPS)]
 
 
-def entries(follow_ups: Sequence[FollowUp]) -> Any:
+def entries(follow_ups: Sequence[reports.FollowUp]) -> Any:
     """Return jobs as a report has them. What only the handler here says of them is named."""
     return [_entry(one) for one in follow_ups]
 
 
-def _entry(one: FollowUp) -> dict[str, Any]:
+def _entry(one: reports.FollowUp) -> dict[str, Any]:
     checked = one.checked
     body = {**new_job(one.new_job, "$"), "payload": embedded(checked.payload), "id": checked.id}
     if checked.again_of is not None:
@@ -85,7 +76,7 @@ def _entry(one: FollowUp) -> dict[str, Any]:
     return body
 
 
-def written(follow_ups: FollowUps) -> str:
+def written(follow_ups: reports.FollowUps) -> str:
     """Return jobs as JSON; raises InvalidInput for an option that JSON does not have."""
     try:
         jobs = [_entry(one) | _actor_of(one) for one in follow_ups.jobs]
@@ -94,11 +85,11 @@ def written(follow_ups: FollowUps) -> str:
         raise InvalidInput(f"an option of a job to add cannot be written: {error}") from error
 
 
-def _actor_of(one: FollowUp) -> dict[str, Any]:
-    return {} if one.checked.actor == UNKNOWN else {"actor": one.checked.actor}
+def _actor_of(one: reports.FollowUp) -> dict[str, Any]:
+    return {} if one.checked.actor == reports.UNKNOWN else {"actor": one.checked.actor}
 
 
-def read(text: str, into: FollowUps) -> None:
+def read(text: str, into: reports.FollowUps) -> None:
     """Add the jobs of `written`; raises InvalidInput."""
     learn(list[ChildRequest])
     try:
@@ -109,7 +100,7 @@ def read(text: str, into: FollowUps) -> None:
         add(request, into)
 
 
-def add(request: FollowUpRequest, into: FollowUps, actor: str | None = None) -> None:
+def add(request: FollowUpRequest, into: reports.FollowUps, actor: str | None = None) -> None:
     """Add the job of a request; raises InvalidInput."""
     options: Any = options_of(request)
     id, again_of = options.pop("id", None), options.pop("again_of", None)
@@ -252,12 +243,12 @@ class ReportEntry(Request):
     """
 
     lease_id: LeaseName
-    outcome: Outcome
+    outcome: reports.Outcome
     result: Any = None
     error: str = ""
     retryable: bool = True
     delay: Delay | None = None
-    pause: Pause | None = None
+    pause: reports.Pause | None = None
     wait: WaitForm | None = None
     progress: Progress | None = None
     jobs: FollowUpRequests | None = None
@@ -276,23 +267,26 @@ def progress_of(entry: Progress) -> JobProgress:
     return JobProgress(entry.done, entry.total, message)
 
 
-def report_of(entry: ReportEntry) -> Report:
+def report_of(entry: ReportEntry) -> reports.Report:
     """Return the report of a worker. It is made storable, because the job must settle."""
     job_id, lease_id = split_lease(entry.lease_id)
     outcome, error, wait = entry.outcome, entry.error, entry.wait
-    completed = outcome is Outcome.COMPLETED and entry.result is not None
-    if outcome is Outcome.SUSPENDED and wait is None:
-        outcome, error = Outcome.FAILED, "its worker suspended it, and did not say until when"
-    return Report(
+    completed = outcome is reports.Outcome.COMPLETED and entry.result is not None
+    if outcome is reports.Outcome.SUSPENDED and wait is None:
+        outcome, error = (
+            reports.Outcome.FAILED,
+            "its worker suspended it, and did not say until when",
+        )
+    return reports.Report(
         job_id,
         lease_id,
         outcome,
         result=produced.result_text(entry.result) if completed else None,
-        error=produced.error_text(error) if outcome is Outcome.FAILED else "",
+        error=produced.error_text(error) if outcome is reports.Outcome.FAILED else "",
         retryable=entry.retryable,
         delay=entry.delay,
         pause=entry.pause,
-        wait=None if wait is None else Wait(wait.name, wait.number, wait.expires_at),
+        wait=None if wait is None else reports.Wait(wait.name, wait.number, wait.expires_at),
         notes=_notes(entry) if entry.progress or entry.checkpoint else None,
     )
 
@@ -305,7 +299,7 @@ def _notes(entry: ReportEntry) -> Notes:
     )
 
 
-def report_entry(report: Report) -> ReportEntry:
+def report_entry(report: reports.Report) -> ReportEntry:
     w, jobs = report.wait, report.jobs
     notes = report.notes or Notes()
     p, state = notes.progress, notes.state

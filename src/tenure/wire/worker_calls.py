@@ -11,20 +11,10 @@ from typing import Any, TypeVar
 from msgspec import UNSET, structs
 
 from tenure.errors import Forbidden, StoreUnavailable, TenureError
+from tenure.rules import steps
 from tenure.rules.reports import ClaimRequest, Exchange, HeldLeases, Lease, Outcome, Report, Verdict
 from tenure.rules.retention import DeclaredType
 from tenure.rules.stats import TypeState
-from tenure.rules.steps import (
-    FindSignal,
-    JobProgress,
-    KeepState,
-    KeepToken,
-    Load,
-    ReadParents,
-    Recorded,
-    StepAnswer,
-    StepCall,
-)
 from tenure.values.text import quantity
 from tenure.wire import kept, responses
 from tenure.wire.reports import (
@@ -142,7 +132,7 @@ class WorkerCalls:
         answers = self._ask("POST", "/heartbeats", kind, names, query=query, timeout=timeout)
         return {split_lease(a.lease_id)[1]: a.ended_by for a in answers if not a.held}
 
-    def record_progress(self, entries: Sequence[tuple[str, str, JobProgress]]) -> int:
+    def record_progress(self, entries: Sequence[tuple[str, str, steps.JobProgress]]) -> int:
         """Store how far (job id, lease id) attempts have come; returns how many are still held."""
         body = [
             ProgressEntry(p.done, p.total, p.message, lease_id=join_lease(*lease))
@@ -150,13 +140,13 @@ class WorkerCalls:
         ]
         return self._ask("POST", "/progress", responses.RecordedBody, body).recorded
 
-    def ask(self, job_id: str, lease_id: str, call: StepCall) -> Future[Any]:
+    def ask(self, job_id: str, lease_id: str, call: steps.StepCall) -> Future[Any]:
         """Return what an attempt asks for, as `StepSource`; nothing waits for it here."""
         future: Future[Any] = Future()
         _start(self._take_answer, future, f"/leases/{join_lease(job_id, lease_id)}", call)
         return future
 
-    def _take_answer(self, future: Future[Any], path: str, call: StepCall) -> None:
+    def _take_answer(self, future: Future[Any], path: str, call: steps.StepCall) -> None:
         try:
             answer = self._answer(path, call)
         except BaseException as error:
@@ -166,33 +156,33 @@ class WorkerCalls:
         if future.set_running_or_notify_cancel():
             future.set_result(answer)
 
-    def _answer(self, path: str, call: StepCall) -> StepAnswer:
-        if isinstance(call, Load):
+    def _answer(self, path: str, call: steps.StepCall) -> steps.StepAnswer:
+        if isinstance(call, steps.Load):
             return kept.loaded_of(self._ask("GET", f"{path}/steps", kept.KeptBody))
-        if isinstance(call, KeepState):
+        if isinstance(call, steps.KeepState):
             body = StateRequest(number=call.number, state=embedded(call.state))
             self._ask("POST", f"{path}/checkpoint", responses.RecordedBody, body)
             return None
-        if isinstance(call, FindSignal):
+        if isinstance(call, steps.FindSignal):
             query = {"number": str(call.number)}
             return kept.found_of(
                 self._ask("GET", f"{path}/signals/{call.name}", kept.FoundBody, query=query)
             )
-        if isinstance(call, KeepToken):
+        if isinstance(call, steps.KeepToken):
             payload = None if call.payload is None else embedded(call.payload)
             token = TokenRequest(
                 digest=call.digest, name=call.name, payload=payload, label=call.label
             )
             self._ask("POST", f"{path}/signal-tokens", responses.RecordedBody, token)
             return None
-        if isinstance(call, ReadParents):
+        if isinstance(call, steps.ReadParents):
             asked = {"after": call.after, "name": call.name or ""}
             given = {name: value for name, value in asked.items() if value}
             return kept.parents_of(
                 self._ask("GET", f"{path}/parents", kept.ParentsBody, query=given)
             )
         step = StepRequest(name=call.name, number=call.number, result=embedded(call.result))
-        return Recorded(kept.step_of(self._ask("POST", f"{path}/steps", kept.StepBody, step)))
+        return steps.Recorded(kept.step_of(self._ask("POST", f"{path}/steps", kept.StepBody, step)))
 
     def on_work(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Do nothing: the server answers a claim that waits when there is work."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tenure.app.fence import LeaseFence
+from tenure.app.within import LeaseFence
 from tenure.errors import InvalidInput
 from tenure.events import Completed
 from tenure.handlers.context import Stopped

@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from tenure.app.fence import LeaseFence
+from tenure.app.within import LeaseFence
 from tenure.errors import LeaseLost
 from tenure.handlers.context import Fence, JobContext
 from tenure.handlers.registry import Handler, Lifespan, bound, found_in

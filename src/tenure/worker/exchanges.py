@@ -19,16 +19,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from tenure import failpoints
-from tenure.errors import (
-    Forbidden,
-    InvalidInput,
-    StoreMoved,
-    StoreUnavailable,
-    TenureError,
-    Unauthorized,
-    WriteRefused,
-)
+from tenure import errors, failpoints
 from tenure.handlers.registry import Handlers
 from tenure.rules.reports import ClaimRequest, Exchange, Lease, Outcome, WorkSource, is_full
 from tenure.telemetry.logs import Repeats
@@ -212,7 +203,7 @@ class Exchanges:
         self._took = 0.0  # seconds of the last exchange
         self._present_until = 0.0  # by the monotonic clock; then it has to say that it is there
         self._busy = 0  # how many reports wait, since transactions have their jobs locked
-        self.moved: StoreMoved | None = None
+        self.moved: errors.StoreMoved | None = None
         """Set once the source has said that its jobs are elsewhere: nothing can be reported."""
         self._repeats = Repeats()
         self._suspects = 0  # how many of the next reports are sent one by one
@@ -253,7 +244,7 @@ class Exchanges:
         elif self._stop_listening is None:
             try:
                 self._stop_listening = self._source.on_work(self.notify)
-            except TenureError as error:
+            except errors.TenureError as error:
                 self._stop_listening = lambda: None  # until the next backlog
                 log.warning("no notifications, polling only: %s", error)
 
@@ -281,7 +272,7 @@ class Exchanges:
         try:
             future = self._source.exchange((), replace(self._request, limit=1, leaves=True))
             await asyncio.wait_for(asyncio.wrap_future(future), LEAVE_SECONDS)
-        except (TenureError, TimeoutError) as error:
+        except (errors.TenureError, TimeoutError) as error:
             log.info(
                 "the list of workers has this one for some minutes more: %s",
                 str(error) or "no answer",
@@ -459,16 +450,22 @@ class Exchanges:
 
     def _failed(self, attempts: list[Attempt], error: Exception) -> None:
         """Keep the outcomes that the store did not record; reporting them again is harmless."""
-        if isinstance(error, StoreMoved):
+        if isinstance(error, errors.StoreMoved):
             self.moved = error
             return
-        if not isinstance(error, StoreUnavailable | Unauthorized):
+        if not isinstance(error, errors.StoreUnavailable | errors.Unauthorized):
             self._doubt(attempts, error)
         self._leases.put_back(attempts)
         self.demand.notify()
         wait = self.backoff.failed()
         if self._repeats.is_due(error):
-            expected = isinstance(error, Unauthorized | Forbidden | StoreUnavailable | WriteRefused)
+            expected = isinstance(
+                error,
+                errors.Unauthorized
+                | errors.Forbidden
+                | errors.StoreUnavailable
+                | errors.WriteRefused,
+            )
             log.warning(
                 "%s: it keeps %s and tries again in %.1f s: %s",
                 _said(error),
@@ -495,15 +492,17 @@ class Exchanges:
             attempts.clear()
             return
         why = f"{UNRECORDABLE} {report.outcome}: {type(error).__name__}"
-        if isinstance(error, InvalidInput | WriteRefused):  # of its jobs or its result; of the row
+        if isinstance(
+            error, errors.InvalidInput | errors.WriteRefused
+        ):  # of its jobs or its result; of the row
             why = f"{why}: {error}"
         failed = replace(report, outcome=Outcome.FAILED, result=None, error=why, jobs=None)
         attempt.report = failed
 
 
 def _said(error: Exception) -> str:
-    if isinstance(error, Unauthorized | Forbidden):
+    if isinstance(error, errors.Unauthorized | errors.Forbidden):
         return "the server refused this worker"
-    if isinstance(error, WriteRefused):
+    if isinstance(error, errors.WriteRefused):
         return "the store refused an outcome of this worker"
     return "the store did not answer this worker"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from tenure.app.fence import LeaseFence
+from tenure.app.within import LeaseFence
 from tenure.handlers.context import JobContext
 from tenure.handlers.registry import Handler
 from tenure.handlers.results import Ending, failure

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from msgspec.structs import replace
 
-from tenure.app.fence import LeaseFence
+from tenure.app.within import LeaseFence
 from tenure.errors import InvalidInput, LeaseLost
 from tenure.rules.reports import Lease
 from tenure.rules.steps import JOB_LOCKED, KeepState, Record

@@ -10,16 +10,9 @@ from django.db import connections
 from django.utils import timezone
 
 from tenure import NewJob, Tenure
+from tenure.contrib.django import tasks
 from tenure.contrib.django._api import BaseTaskBackend, InvalidTask, base, normalize_json, signals
 from tenure.contrib.django.databases import check_settings, tenure_of
-from tenure.contrib.django.tasks import (
-    OF_JOBS,
-    TenureTask,
-    declared,
-    read_result,
-    result_of,
-    type_of,
-)
 
 if TYPE_CHECKING:
     from tenure.contrib.django.tasks import Result
@@ -45,7 +38,7 @@ class TenureBackend(BaseTaskBackend):
       operator has set meanwhile.
     """
 
-    task_class = TenureTask
+    task_class = tasks.TenureTask
     supports_defer = True
     supports_async_task = True
     supports_get_result = True
@@ -88,28 +81,28 @@ class TenureBackend(BaseTaskBackend):
         (job,) = within.enqueue_many([new_job])
         fresh = job.token == 0 and job.finished_at is None
         facts = (task, job.id, job.payload, job.created_at)
-        result = result_of(*facts) if fresh else self.get_result(job.id)
+        result = tasks.result_of(*facts) if fresh else self.get_result(job.id)
         signals.task_enqueued.send(type(self), task_result=result)
         return result
 
     def new_job(self, task: base.Task[..., Any], args: Any, kwargs: Any) -> NewJob:
         """Return the job that `enqueue` adds, not added; raises InvalidTask."""
         self.validate_task(task)
-        if task.module_path not in declared:
+        if task.module_path not in tasks.declared:
             said = f"no worker would know {task.module_path}: write @task(backend={self.alias!r})"
             raise InvalidTask(said)
         payload = {"args": normalize_json(list(args)), "kwargs": normalize_json(dict(kwargs))}
         options: Any = {"queue": task.queue_name, "priority": -int(task.priority)}
-        for name in OF_JOBS:
+        for name in tasks.OF_JOBS:
             if (value := self.option(task, name)) is not None:
                 options[name] = value
         if (at := task.run_after) is not None:
             options["run_at"] = at if timezone.is_aware(at) else timezone.make_aware(at)
-        return NewJob(type_of(task.module_path, self.alias), payload, options)
+        return NewJob(tasks.type_of(task.module_path, self.alias), payload, options)
 
     def get_result(self, result_id: str) -> Result:
         """Return a task's result by the id of its job; raises TaskResultDoesNotExist."""
-        return read_result(self, str(result_id))
+        return tasks.read_result(self, str(result_id))
 
     def check(self, **_: Any) -> list[Any]:
         """Return what is wrong with the settings."""

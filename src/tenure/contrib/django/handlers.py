@@ -20,15 +20,8 @@ from django.db import InterfaceError, OperationalError, connections, reset_queri
 from django.utils import timezone
 
 from tenure import InvalidInput, JobContext, RetryAfter, Tenure
+from tenure.contrib.django import tasks
 from tenure.contrib.django._api import InvalidTask, base, normalize_json, signals, task_backends
-from tenure.contrib.django.tasks import (
-    OF_TYPES,
-    TenureContext,
-    TenureTask,
-    declared,
-    read_result,
-    type_of,
-)
 from tenure.handlers.registry import Failure, Handler
 
 if TYPE_CHECKING:
@@ -45,16 +38,16 @@ MAX_TRIES = 10
 """Transactions that an atomic task begins at most: heartbeats may be faster than their lock."""
 
 
-def handler_at(backend: TenureBackend, task: TenureTask) -> Handler:
+def handler_at(backend: TenureBackend, task: tasks.TenureTask) -> Handler:
     """Let the workers of this process run a task at a backend; return what runs it.
 
     Raises InvalidTask for the name of the task.
     """
     with _registering:  # of threads that use the task for the first time, one adds the handler
-        type = type_of(task.module_path, backend.alias)
+        type = tasks.type_of(task.module_path, backend.alias)
         if (known := backend.app.core.handlers.find(type)) is not None:
             return known
-        options = {name: backend.option(task, name) for name in OF_TYPES}
+        options = {name: backend.option(task, name) for name in tasks.OF_TYPES}
         make = _async_handler if iscoroutinefunction(task.func) else _handler
         try:
             return backend.app.job(
@@ -71,15 +64,19 @@ def handler_at(backend: TenureBackend, task: TenureTask) -> Handler:
 class _Attempt:
     """One attempt of a task, with the result that the receivers of signals see."""
 
-    def __init__(self, task: TenureTask, alias: str, context: JobContext) -> None:
+    def __init__(self, task: tasks.TenureTask, alias: str, context: JobContext) -> None:
         self.context = context
         self.backend: TenureBackend = task_backends[alias]  # type: ignore[assignment]
         try:
-            self.result = read_result(self.backend, context.id, task)
+            self.result = tasks.read_result(self.backend, context.id, task)
         except (InterfaceError, OperationalError) as error:
             raise _not_called(error) from error
         self.option = partial(self.backend.option, task)
-        before = [TenureContext(task_result=self.result, job=context)] if task.takes_context else []
+        before = (
+            [tasks.TenureContext(task_result=self.result, job=context)]
+            if task.takes_context
+            else []
+        )
         self.call = partial(task.func, *before, *self.result.args, **self.result.kwargs)
         signals.task_started.send(type(self.backend), task_result=self.result)
 
@@ -119,13 +116,13 @@ class _Attempt:
 def send_failed(failure: Failure) -> None:
     """Send the signal that a task has failed for good, wherever it ran and however it ended."""
     path, _, alias = failure.type.partition(":")
-    if not failure.final or (task := declared.get(path)) is None:
+    if not failure.final or (task := tasks.declared.get(path)) is None:
         return
     backend: TenureBackend = task_backends[alias or task.backend]  # type: ignore[assignment]
     error = failure.exception or RuntimeError(failure.error)
     trace = error.__traceback__
     with _clean():
-        result = read_result(backend, failure.id, task)
+        result = tasks.read_result(backend, failure.id, task)
         try:
             raise error
         except BaseException:  # a receiver of Django logs the exception that is handled
@@ -134,7 +131,7 @@ def send_failed(failure: Failure) -> None:
             BaseException.with_traceback(error, trace)
 
 
-def _handler(task: TenureTask, alias: str) -> Callable[..., Any]:
+def _handler(task: tasks.TenureTask, alias: str) -> Callable[..., Any]:
     def run(context: JobContext, args: Arguments = None, kwargs: Keywords = None) -> Any:
         attempt = _Attempt(task, alias, context)
         value = attempt.run()
@@ -144,7 +141,7 @@ def _handler(task: TenureTask, alias: str) -> Callable[..., Any]:
     return _named(run, task)
 
 
-def _async_handler(task: TenureTask, alias: str) -> Callable[..., Any]:
+def _async_handler(task: tasks.TenureTask, alias: str) -> Callable[..., Any]:
     async def run(context: JobContext, args: Arguments = None, kwargs: Keywords = None) -> Any:
         attempt = await sync_to_async(_Attempt)(task, alias, context)
         value = normalize_json(await attempt.call())
@@ -165,7 +162,7 @@ def _is_stale(error: Exception) -> bool:
     return "40001" in (getattr(found, "sqlstate", None), getattr(found, "pgcode", None))
 
 
-def _named(run: Callable[..., Any], task: TenureTask) -> Callable[..., Any]:
+def _named(run: Callable[..., Any], task: tasks.TenureTask) -> Callable[..., Any]:
     """Name a handler as its task, where child processes look for it."""
     for name in ("__module__", "__name__", "__qualname__", "__doc__"):
         setattr(run, name, getattr(task.func, name))

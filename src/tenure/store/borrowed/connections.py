@@ -28,15 +28,7 @@ from msgspec import Struct
 
 from tenure.errors import InvalidInput, SchemaMismatch
 from tenure.store import migrate
-from tenure.store.borrowed.drivers import (
-    DRIVERS,
-    Alchemy,
-    AlchemyAsync,
-    Ask,
-    Driver,
-    Steps,
-    driver_of,
-)
+from tenure.store.borrowed import drivers
 from tenure.store.postgres.address import split_schema
 from tenure.store.sqlite.connection import begin_writing, connect, path_of, resets_wal_unsafely
 from tenure.values.redaction import without_password
@@ -69,7 +61,7 @@ IN_A_TEST = (
 )
 FULL = 2
 
-MAIN = Ask("SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'")
+MAIN = drivers.Ask("SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'")
 """As bytes, since the caller's connection decides what becomes of a text."""
 
 _warned: set[tuple[str, Path]] = set()
@@ -81,7 +73,7 @@ def is_of_a_test(path: Path | None) -> bool:
     return path is not None and path.parent.name.startswith(TEST_FOLDER)
 
 
-def check_file(path: Path) -> Steps[None]:
+def check_file(path: Path) -> drivers.Steps[None]:
     """Raise InvalidInput unless the connection's main file is `path`; warn of its settings."""
     ((main,),) = yield MAIN
     if not (main and _is_same_file(path, main)):
@@ -90,12 +82,12 @@ def check_file(path: Path) -> Steps[None]:
         name = os.fsdecode(main) if main else "in memory"
         raise InvalidInput(OTHER_FILE.format(main=name, jobs=path), path="connection")
     if (MAY_LOSE, path) not in _warned:
-        ((synchronous,),) = yield Ask("PRAGMA synchronous")
+        ((synchronous,),) = yield drivers.Ask("PRAGMA synchronous")
         if synchronous < FULL:
             _warned.add((MAY_LOSE, path))
             log.warning(MAY_LOSE, path)
     if (CHECKPOINTS, path) not in _warned and resets_wal_unsafely(sqlite3.sqlite_version_info):
-        ((pages,),) = yield Ask("PRAGMA wal_autocheckpoint")
+        ((pages,),) = yield drivers.Ask("PRAGMA wal_autocheckpoint")
         if pages:
             _warned.add((CHECKPOINTS, path))
             log.warning(CHECKPOINTS, path, sqlite3.sqlite_version)
@@ -161,7 +153,7 @@ def savepoint(connection: Any) -> Iterator[None]:
 
 T = TypeVar("T")
 
-Work: TypeAlias = Callable[[str], Steps[T]]
+Work: TypeAlias = Callable[[str], drivers.Steps[T]]
 """What is to be done, given the engine: `sqlite` or `postgres`."""
 
 NO_TRANSACTION = (
@@ -186,9 +178,9 @@ def borrow(
     """Return the connection for `call` or `call_async`; raises InvalidInput if it is of no kind
     that is known. `url` is that of the jobs. `outermost` refuses savepoints that can be seen.
     `together` lets a call be a transaction where there is none, if the driver can."""
-    driver = driver_of(connection)
+    driver = drivers.driver_of(connection)
     if driver is None:
-        known = ", ".join(sorted(DRIVERS))
+        known = ", ".join(sorted(drivers.DRIVERS))
         raise InvalidInput(
             f"no connection that can be used: {type(connection).__name__}; pass one of {known}",
             path="connection",
@@ -200,7 +192,7 @@ class Borrowed:
     """A caller's connection. It is neither committed nor closed here."""
 
     def __init__(
-        self, driver: Driver, url: str, outermost: bool = False, together: bool = False
+        self, driver: drivers.Driver, url: str, outermost: bool = False, together: bool = False
     ) -> None:
         self._driver = driver
         self._url = url
@@ -239,7 +231,7 @@ class Borrowed:
         if not driver.is_async:
             right = IN_BLOCK if verb == WORKFLOW else f"call {verb}(...)"
             raise InvalidInput(f"not asynchronous: {right}", path="connection")
-        if isinstance(driver, AlchemyAsync):
+        if isinstance(driver, drivers.AlchemyAsync):
             connection = await driver.connected()
             answer: T = await connection.run_sync(partial(self._call_inside, work, verb))
             return answer
@@ -262,9 +254,11 @@ class Borrowed:
                 return result
 
     def _call_inside(self, work: Work[T], verb: str, connection: Any) -> T:
-        return Borrowed(Alchemy(connection), self._url, self._outermost).call(work, verb=verb)
+        return Borrowed(drivers.Alchemy(connection), self._url, self._outermost).call(
+            work, verb=verb
+        )
 
-    def _asks(self, work: Work[T]) -> Steps[T]:
+    def _asks(self, work: Work[T]) -> drivers.Steps[T]:
         """Check the connection, then do the work."""
         if self._driver.engine != self._engine:
             if is_of_a_test(self._path):
@@ -282,7 +276,7 @@ class Borrowed:
             yield from check_file(self._path)
         return (yield from work(self._engine))
 
-    def _spelled(self, ask: Ask) -> str:
+    def _spelled(self, ask: drivers.Ask) -> str:
         return ask.statement.replace("{s}", self._prefix).replace("{p}", self._driver.mark)
 
     @contextmanager
@@ -324,15 +318,15 @@ VERSION = {
 }
 
 
-def version(engine: str) -> Steps[int]:
+def version(engine: str) -> drivers.Steps[int]:
     """Return the version of the schema; 0 where there is none."""
-    if not (yield Ask(EXISTS[engine])):
+    if not (yield drivers.Ask(EXISTS[engine])):
         return 0
-    ((found,),) = yield Ask(VERSION[engine])
+    ((found,),) = yield drivers.Ask(VERSION[engine])
     return int(found)
 
 
-def upgrade(engine: str, url: str) -> Steps[tuple[int, int]]:
+def upgrade(engine: str, url: str) -> drivers.Steps[tuple[int, int]]:
     """Create or upgrade the schema in the caller's transaction; return its versions before, after.
 
     Raises SchemaMismatch for a newer one.
@@ -341,15 +335,15 @@ def upgrade(engine: str, url: str) -> Steps[tuple[int, int]]:
         from tenure.store.postgres import schema as postgres_schema
 
         schema = split_schema(url)[0]
-        yield Ask(postgres_schema.LOCK.replace("%s", f"'{schema}'"))
+        yield drivers.Ask(postgres_schema.LOCK.replace("%s", f"'{schema}'"))
     before, newest = (yield from version(engine)), migrate.newest(engine)
     after = max(before, newest)
     migrate.check(after, newest, "the database")
     if engine == "postgres":
-        yield Ask(postgres_schema.script(url, before, begin=False))
+        yield drivers.Ask(postgres_schema.script(url, before, begin=False))
     else:
         from tenure.store.sqlite import schema as sqlite_schema
 
         for statement in sqlite_schema.statements(sqlite_schema.script(before, begin=False)):
-            yield Ask(statement)
+            yield drivers.Ask(statement)
     return before, after

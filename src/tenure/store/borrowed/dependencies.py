@@ -16,33 +16,11 @@ from msgspec.structs import replace
 
 from tenure.errors import InvalidInput, JobNotFound, WriteRefused
 from tenure.lifecycle import Job, Status, rest_sql
-from tenure.rules.dependencies import (
-    MAX_LINKS,
-    Edge,
-    Numbers,
-    ParentEdge,
-    Tally,
-    Ties,
-    counted,
-    gate_of,
-    is_met,
-)
+from tenure.rules import dependencies
 from tenure.rules.jobs import CheckedJob, LinkedJob
 from tenure.rules.tokens import includes
 from tenure.rules.unique_keys import Seen, Throttled
-from tenure.store.borrowed.drivers import (
-    SQLITE_JOB,
-    SQLITE_OBJECTS,
-    Ask,
-    Steps,
-    ask,
-    document,
-    job_in,
-    millis,
-    sent,
-    time_in,
-    written,
-)
+from tenure.store.borrowed import drivers
 from tenure.store.database import DROPPED, Reads
 from tenure.store.rows import TIMED, UNIQUE, added_job
 from tenure.store.sqlite.connection import kept
@@ -74,7 +52,7 @@ SELECT CAST(json_object('now', now.at, 'parents', json((
     SELECT json_group_array(json_array(id, queue, status, {rest_sql()}, coalesce(followed, 0)))
     FROM tenure_job WHERE id IN (SELECT value FROM json_each(doc, '$.parents'))
 )), 'known', json((
-    SELECT json_group_array({SQLITE_JOB}) FROM tenure_job
+    SELECT json_group_array({drivers.SQLITE_JOB}) FROM tenure_job
     WHERE idempotency_key IN (SELECT value FROM json_each(doc, '$.keys'))
 ))) AS BLOB) FROM asked, tenure_now AS now
 """,
@@ -130,17 +108,17 @@ _JSON = "CAST(CAST({p} AS text) AS json)"
 
 def insert(
     engine: str, table: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]
-) -> Steps[None]:
+) -> drivers.Steps[None]:
     """Add rows to a table, in parts; raises WriteRefused if it is not all of them."""
     names = ", ".join(columns)
     if engine == "sqlite":
         cells = ", ".join(f"value ->> '{column}'" for column in columns)
-        rest = f"SELECT {cells} FROM {SQLITE_OBJECTS}"
+        rest = f"SELECT {cells} FROM {drivers.SQLITE_OBJECTS}"
     else:
         rest = f"SELECT {names} FROM json_populate_recordset(CAST(NULL AS {{s}}{table}), {_JSON})"
     statement = f"INSERT INTO {{s}}{table} ({names}) {rest} RETURNING 1"
-    for part in sent(rows):
-        added = yield Ask(statement, written(part))
+    for part in drivers.sent(rows):
+        added = yield drivers.Ask(statement, drivers.written(part))
         if len(added) < len(part):
             raise WriteRefused(DROPPED)
 
@@ -169,7 +147,7 @@ def add(
     known_as: Mapping[str, str],
     *,
     limited: bool = True,
-) -> Steps[Looked]:
+) -> drivers.Steps[Looked]:
     """Add jobs, of which some depend on others, or return why not; then nothing was written.
 
     `known_as` maps ids of this call to the ids of the jobs that exist already in their place.
@@ -180,17 +158,19 @@ def add(
     named = {link.parent for link in links} - own
     keys = [job.idempotency_key for job in jobs if job.idempotency_key]
     request = {"parents": sorted(named), "keys": keys}
-    ((text,),) = yield Ask(LOOK[engine], written(request))
+    ((text,),) = yield drivers.Ask(LOOK[engine], drivers.written(request))
     answer = json.loads(text)
     if answer["known"]:
-        return Looked([(job_in(engine, one), one["fingerprint"]) for one in answer["known"]])
+        return Looked(
+            [(drivers.job_in(engine, one), one["fingerprint"]) for one in answer["known"]]
+        )
     parents = {values[0]: _Parent(*values) for values in answer["parents"] or ()}
     _check_parents(jobs, parents, known_as)
     overdue = yield from _overdue(engine, parents.values())
     counts = _counts(jobs, links, parents, overdue)
     if limited and (full := (yield from _full(engine, jobs, counts))):
         return Looked(full=full)
-    now = time_in(engine, answer["now"])
+    now = drivers.time_in(engine, answer["now"])
     followers = Counter(link.parent for link in links)
     docs, made = list[dict[str, Any]](), list[Job]()
     for job in jobs:
@@ -200,12 +180,12 @@ def add(
         if count is not None:
             status = Status.WAITING if waits else Status.PENDING
             new = replace(new, status=status, need=count.need, spare=count.spare)
-        doc = document(job) | {name: getattr(job, name) for name in UNIQUE}
+        doc = drivers.document(job) | {name: getattr(job, name) for name in UNIQUE}
         doc |= {name: getattr(new, name) for name in ("created_at", *TIMED)}
         doc |= {name: getattr(new, name) for name in ("status", "need", "spare")}
         doc |= {name: getattr(job, name, None) for name in ("needs", "workflow")}
         doc["followed"] = followers.get(job.id)
-        docs.append({k: millis(v) if engine == "sqlite" else v for k, v in doc.items()})
+        docs.append({k: drivers.millis(v) if engine == "sqlite" else v for k, v in doc.items()})
         made.append(new)
     yield from insert(engine, "job", ENTERED, docs)
     if traced := [{"job_id": a.id, "traceparent": a.traceparent} for a in jobs if a.traceparent]:
@@ -215,18 +195,26 @@ def add(
     return Looked(made=[by_id[checked_job.id] for checked_job in checked_jobs])
 
 
-def _links(engine: str, jobs: Sequence[CheckedJob], known_as: Mapping[str, str]) -> list[Edge]:
+def _links(
+    engine: str, jobs: Sequence[CheckedJob], known_as: Mapping[str, str]
+) -> list[dependencies.Edge]:
     """Return the dependencies of jobs, each once, on the jobs that exist under the names given."""
-    links: list[Edge] = []
+    links: list[dependencies.Edge] = []
     for job in jobs:
         if type(job) is LinkedJob:
             once = {known_as.get(edge.job_id, edge.job_id): edge for edge in reversed(job.edges)}
             parents = list(reversed(once.items()))
             for place, (parent, edge) in enumerate(parents):
-                gate = gate_of(place, len(parents), job.needs) if engine == "postgres" else None
-                links.append(Edge(parent, job.id, edge.meets, gate, edge.name))
-    if len(links) > MAX_LINKS:
-        raise InvalidInput(f"{len(links)} dependencies at once; add at most {MAX_LINKS}", path="$")
+                gate = (
+                    dependencies.gate_of(place, len(parents), job.needs)
+                    if engine == "postgres"
+                    else None
+                )
+                links.append(dependencies.Edge(parent, job.id, edge.meets, gate, edge.name))
+    if len(links) > dependencies.MAX_LINKS:
+        raise InvalidInput(
+            f"{len(links)} dependencies at once; add at most {dependencies.MAX_LINKS}", path="$"
+        )
     return links
 
 
@@ -244,46 +232,48 @@ def _check_parents(
                     raise JobNotFound(edge.job_id)
 
 
-def _overdue(engine: str, parents: Any) -> Steps[Mapping[str, str]]:
+def _overdue(engine: str, parents: Any) -> drivers.Steps[Mapping[str, str]]:
     """The parents at rest whose followers are not all counted, and the last one that is."""
     many = [parent.id for parent in parents if parent.rests and parent.followed]
     if not many:
         return {}
-    ((text,),) = yield Ask(OVERDUE[engine], written(many))
+    ((text,),) = yield drivers.Ask(OVERDUE[engine], drivers.written(many))
     found: dict[str, str] = json.loads(text or "{}")
     return found
 
 
 def _counts(
     jobs: Sequence[CheckedJob],
-    links: Sequence[Edge],
+    links: Sequence[dependencies.Edge],
     parents: Mapping[str, _Parent],
     overdue: Mapping[str, str],
-) -> dict[str, Numbers]:
+) -> dict[str, dependencies.Numbers]:
     """What each job that depends on others has to wait for."""
-    tallies: dict[str, dict[int | None, Tally]] = {}
+    tallies: dict[str, dict[int | None, dependencies.Tally]] = {}
     for link in links:
         parent = parents.get(link.parent)  # None: it is added with it
         met = None
         if parent and parent.rests and not link.child > overdue.get(link.parent, link.child):
-            met = is_met(link.meets, parent.status)
+            met = dependencies.is_met(link.meets, parent.status)
         gates = tallies.setdefault(link.child, {})
-        gates[link.gate] = gates.get(link.gate, Tally()).plus(met)
+        gates[link.gate] = gates.get(link.gate, dependencies.Tally()).plus(met)
     counts = {}
     for job in jobs:
         if gates := tallies.get(job.id, {}):
             needs, there = getattr(job, "needs", None), sum(t.parents for t in gates.values())
-            counts[job.id] = counted(gates, None if needs is None else min(needs, there))
+            counts[job.id] = dependencies.counted(
+                gates, None if needs is None else min(needs, there)
+            )
     return counts
 
 
 def _full(
-    engine: str, jobs: Sequence[CheckedJob], counts: Mapping[str, Numbers]
-) -> Steps[tuple[str, int] | None]:
+    engine: str, jobs: Sequence[CheckedJob], counts: Mapping[str, dependencies.Numbers]
+) -> drivers.Steps[tuple[str, int] | None]:
     """A queue that has no room for those of the jobs that do not wait, and its limit."""
     wanted = Counter(job.queue for job in jobs if job.id not in counts or counts[job.id].need <= 0)
     if wanted:
-        ((text,),) = yield Ask(FULL[engine], written(sorted(wanted)))
+        ((text,),) = yield drivers.Ask(FULL[engine], drivers.written(sorted(wanted)))
         for name, limit, pending in sorted(json.loads(text or "[]")):
             if pending + wanted[name] > limit:
                 return name, limit
@@ -291,8 +281,11 @@ def _full(
 
 
 def _tie(
-    engine: str, links: Sequence[Edge], counts: Mapping[str, Numbers], followed: Sequence[Any]
-) -> Steps[None]:
+    engine: str,
+    links: Sequence[dependencies.Edge],
+    counts: Mapping[str, dependencies.Numbers],
+    followed: Sequence[Any],
+) -> drivers.Steps[None]:
     """Store dependencies and gates, and count followers."""
     rows = [link._asdict() for link in links]
     if rows:
@@ -306,13 +299,13 @@ def _tie(
     if gates:
         yield from insert(engine, "gate", ("child", "gate", "need", "spare"), gates)
     if followed:
-        yield Ask(FOLLOWED[engine], written(followed))
+        yield drivers.Ask(FOLLOWED[engine], drivers.written(followed))
 
 
-def ties(engine: str, job_id: str) -> Steps[Ties]:
+def ties(engine: str, job_id: str) -> drivers.Steps[dependencies.Ties]:
     """Return what a job depends on, as the transaction sees it."""
-    rows = [json.loads(text) for (text,) in (yield ask(engine, TIES, job_id))]
-    return [ParentEdge(*row[:-1]) for row in rows], rows[0][-1] if rows else None
+    rows = [json.loads(text) for (text,) in (yield drivers.ask(engine, TIES, job_id))]
+    return [dependencies.ParentEdge(*row[:-1]) for row in rows], rows[0][-1] if rows else None
 
 
 # --- unique keys ----------------------------------------------------------------------------------
@@ -324,13 +317,13 @@ LOOK_FOR_KEYS = {
     "sqlite": f"""
 WITH asked AS MATERIALIZED (SELECT {{p}} AS request)
 SELECT CAST(json_object('now', now.at, 'held', json((
-    SELECT json_group_array(json_object('key', held.key, 'job', {SQLITE_JOB}))
+    SELECT json_group_array(json_object('key', held.key, 'job', {drivers.SQLITE_JOB}))
     FROM tenure_unique_key AS held CROSS JOIN tenure_job ON id = held.job_id
     WHERE held.key IN (SELECT value FROM json_each(request, '$.keys'))
 )), 'throttled', json((
     SELECT json_group_array(json_object('key', last.key, 'job_id', last.job_id,
         'expires_at', last.expires_at,
-        'job', json((SELECT {SQLITE_JOB} FROM tenure_job WHERE id = last.job_id))))
+        'job', json((SELECT {drivers.SQLITE_JOB} FROM tenure_job WHERE id = last.job_id))))
     FROM tenure_throttle AS last
     WHERE last.key IN (SELECT value FROM json_each(request, '$.keys')) AND expires_at > now.at
 )), 'known', json((
@@ -365,16 +358,16 @@ WHERE job.id = {id} AND job.unique_until = 'settled'
 """
 
 
-def keys_of(engine: str, job_id: str) -> Steps[Mapping[str, tuple[str, str | None]]]:
+def keys_of(engine: str, job_id: str) -> drivers.Steps[Mapping[str, tuple[str, str | None]]]:
     """Return what `store/tables/unique_keys.keys_of` returns for one job."""
-    rows = yield ask(engine, KEY_OF, job_id)
+    rows = yield drivers.ask(engine, KEY_OF, job_id)
     if not rows:
         return {}
     key, holder = json.loads(rows[0][0])
     return {job_id: (key, holder)}
 
 
-def look(engine: str, jobs: Sequence[CheckedJob]) -> Steps[Seen]:
+def look(engine: str, jobs: Sequence[CheckedJob]) -> drivers.Steps[Seen]:
     """Return what is stored about the unique keys of jobs.
 
     On PostgreSQL it locks the keys until the transaction ends, unless there are many, and the
@@ -387,16 +380,16 @@ def look(engine: str, jobs: Sequence[CheckedJob]) -> Steps[Seen]:
         "firm": sorted(firm),
         "known": [job.idempotency_key for job, _ in unique if job.idempotency_key],
     }
-    ((text,),) = yield Ask(LOOK_FOR_KEYS[engine], written(request))
+    ((text,),) = yield drivers.Ask(LOOK_FOR_KEYS[engine], drivers.written(request))
     answer = json.loads(text)
     return Seen(
-        now=time_in(engine, answer["now"]),
-        held={one["key"]: job_in(engine, one["job"]) for one in answer["held"] or ()},
+        now=drivers.time_in(engine, answer["now"]),
+        held={one["key"]: drivers.job_in(engine, one["job"]) for one in answer["held"] or ()},
         throttled={
             one["key"]: Throttled(
                 one["job_id"],
-                time_in(engine, one["expires_at"]),
-                one["job"] and job_in(engine, one["job"]),
+                drivers.time_in(engine, one["expires_at"]),
+                one["job"] and drivers.job_in(engine, one["job"]),
             )
             for one in answer["throttled"] or ()
         },
@@ -404,7 +397,7 @@ def look(engine: str, jobs: Sequence[CheckedJob]) -> Steps[Seen]:
     )
 
 
-def keep_throttles(engine: str, jobs: Sequence[CheckedJob]) -> Steps[None]:
+def keep_throttles(engine: str, jobs: Sequence[CheckedJob]) -> drivers.Steps[None]:
     """Note that these jobs were accepted now, where their rules last for a time."""
     rules = [(job.id, job.unique.key, job.unique.rule.within) for job in jobs if job.unique]
     kept = [
@@ -413,17 +406,17 @@ def keep_throttles(engine: str, jobs: Sequence[CheckedJob]) -> Steps[None]:
         if within is not None
     ]
     if kept:
-        yield Ask(KEEP.replace("{later}", _LATER[engine]), written(kept))
+        yield drivers.Ask(KEEP.replace("{later}", _LATER[engine]), drivers.written(kept))
 
 
-def run(db: Reads, steps: Steps[T]) -> T:
+def run(db: Reads, steps: drivers.Steps[T]) -> T:
     """Execute steps on a connection of the store."""
     d, rows = db.dialect, None
     try:
         while True:
-            ask = next(steps) if rows is None else steps.send(rows)
-            statement = ask.statement.replace("{s}", d.prefix).replace("{p}", d.value)
-            rows = db.rows(statement, () if ask.value is None else (ask.value,))
+            asked = next(steps) if rows is None else steps.send(rows)
+            statement = asked.statement.replace("{s}", d.prefix).replace("{p}", d.value)
+            rows = db.rows(statement, () if asked.value is None else (asked.value,))
     except StopIteration as end:
         answer: T = end.value
         return answer

@@ -17,20 +17,8 @@ from tenure.lifecycle import Job, Status, follow
 from tenure.rules.jobs import CheckedJob, Enqueued, LinkedJob
 from tenure.rules.stats import StoredType
 from tenure.rules.unique_keys import plan
-from tenure.store.borrowed import dependencies
+from tenure.store.borrowed import dependencies, drivers
 from tenure.store.borrowed.dependencies import Looked
-from tenure.store.borrowed.drivers import (
-    SQLITE_JOB,
-    Ask,
-    Steps,
-    ask,
-    document,
-    job_in,
-    millis,
-    sent,
-    time_in,
-    written,
-)
 from tenure.store.enqueue import answer_known, answers_of
 from tenure.store.rows import CHANGED, CHANGED_BY, TIMED, UNIQUE, added_job, changed_values
 from tenure.store.sqlite.connection import kept
@@ -59,12 +47,12 @@ TYPES = f"SELECT CAST({{list}}({{array}}({', '.join(types.NAMED)})) AS {{text}})
 
 # Takes the right to write, and waits for it, so that what follows is one look. It also begins the
 # transaction, if Python's module has not yet.
-LOCK_FILE = Ask("UPDATE tenure_queue SET name = name WHERE false")
+LOCK_FILE = drivers.Ask("UPDATE tenure_queue SET name = name WHERE false")
 SQLITE_LOOK = f"""
 WITH doc AS MATERIALIZED (
     SELECT value ->> 'idempotency_key' AS key, value ->> 'queue' AS queue FROM json_each({{p}}))
 SELECT CAST(json_object('now', (SELECT at FROM tenure_now), 'known', json((
-    SELECT json_group_array({SQLITE_JOB}) FROM tenure_job
+    SELECT json_group_array({drivers.SQLITE_JOB}) FROM tenure_job
     WHERE idempotency_key IN (SELECT key FROM doc)
 )), 'full', json((
     SELECT json_array(name, max_pending)
@@ -88,7 +76,7 @@ WHERE tenure_job.id = new.value ->> 'id' RETURNING 1
 
 def add(
     engine: str, checked_jobs: Sequence[CheckedJob], *, notify: bool, limited: bool = True
-) -> Steps[list[Enqueued]]:
+) -> drivers.Steps[list[Enqueued]]:
     """Add jobs, all or none, and answer in the same order; up to the limits of queues if `limited`.
 
     Raises KeyConflict, DuplicateJob or QueueFull before anything is written, so the transaction can
@@ -122,7 +110,7 @@ def _add_all(
     notify: bool,
     limited: bool,
     linked: dict[str, str] | None = None,
-) -> Steps[list[Enqueued]]:
+) -> drivers.Steps[list[Enqueued]]:
     """Add jobs. If some are linked, `linked` has the ids of the jobs that stand for others."""
     left: dict[str, CheckedJob] = {}
     for checked_job in checked_jobs:
@@ -151,7 +139,9 @@ def _add_all(
         for checked_job, job in zip(ordered, looked.made, strict=False):
             found[_key(left.pop(_key(checked_job)))] = job, checked_job.fingerprint
         if looked.made and linked is not None and notify and engine == "postgres":
-            yield Ask(ADD, written({"jobs": [], "keyed": False, "notify": True, "limited": False}))
+            yield drivers.Ask(
+                ADD, drivers.written({"jobs": [], "keyed": False, "notify": True, "limited": False})
+            )
     return [_answer(a, *found[_key(a)]) for a in checked_jobs]
 
 
@@ -166,22 +156,24 @@ def _answer(checked_job: CheckedJob, job: Job, fingerprint: str | None) -> Enque
     return answer
 
 
-def _add(checked_jobs: Sequence[CheckedJob], notify: bool, limited: bool) -> Steps[Looked]:
-    docs = [document(checked_job) for checked_job in checked_jobs]
+def _add(checked_jobs: Sequence[CheckedJob], notify: bool, limited: bool) -> drivers.Steps[Looked]:
+    docs = [drivers.document(checked_job) for checked_job in checked_jobs]
     first = checked_jobs[0]
     if limited and len(docs) == 1 and first.simple and first.traceparent is None:
-        ((text,),) = yield Ask(ADD_ONE[notify], written(docs[0]))
+        ((text,),) = yield drivers.Ask(ADD_ONE[notify], drivers.written(docs[0]))
         return _looked(json.loads(text), checked_jobs)
     keyed = any(checked_job.idempotency_key for checked_job in checked_jobs)
     asked: dict[str, Any] = {"jobs": docs, "keyed": keyed, "limited": limited}
     requests = [asked]
-    if len(several := list(sent(docs))) > 1:  # what refuses one is found before the first is added
+    if (
+        len(several := list(drivers.sent(docs))) > 1
+    ):  # what refuses one is found before the first is added
         look = asked | {"jobs": [_looked_for(doc) for doc in docs], "adds": False}
         requests = [look, *({"jobs": part, "limited": False} for part in several)]
     requests[-1]["notify"] = notify
     made: list[Job] = []
     for request in requests:
-        ((text,),) = yield Ask(ADD, written(request))
+        ((text,),) = yield drivers.Ask(ADD, drivers.written(request))
         looked = _looked(json.loads(text), checked_jobs)
         if looked.known or looked.full:
             return looked
@@ -191,11 +183,13 @@ def _add(checked_jobs: Sequence[CheckedJob], notify: bool, limited: bool) -> Ste
 
 def _looked(answer: dict[str, Any], checked_jobs: Sequence[CheckedJob]) -> Looked:
     """Read what the database answers: what prevents it, or the jobs that it added."""
-    known = [(job_in("postgres", row), row["fingerprint"]) for row in answer.get("known") or ()]
-    runs = {id: time_in("postgres", at) for id, at in (answer.get("runs") or {}).items()}
+    known = [
+        (drivers.job_in("postgres", row), row["fingerprint"]) for row in answer.get("known") or ()
+    ]
+    runs = {id: drivers.time_in("postgres", at) for id, at in (answer.get("runs") or {}).items()}
     if not runs:
         return Looked(known, answer.get("full"))
-    created = time_in("postgres", answer["created"])
+    created = drivers.time_in("postgres", answer["created"])
     return Looked(made=[added_job(a, created, runs[a.id]) for a in checked_jobs if a.id in runs])
 
 
@@ -204,35 +198,37 @@ def _looked_for(doc: dict[str, Any]) -> dict[str, Any]:
     return {"idempotency_key": doc["idempotency_key"], "queue": doc["queue"]}
 
 
-def _add_on_sqlite(checked_jobs: Sequence[CheckedJob], limited: bool) -> Steps[Looked]:
-    docs = [document(checked_job) for checked_job in checked_jobs]
+def _add_on_sqlite(checked_jobs: Sequence[CheckedJob], limited: bool) -> drivers.Steps[Looked]:
+    docs = [drivers.document(checked_job) for checked_job in checked_jobs]
     yield LOCK_FILE
-    ((text,),) = yield Ask(SQLITE_LOOK, written([_looked_for(doc) for doc in docs]))
+    ((text,),) = yield drivers.Ask(SQLITE_LOOK, drivers.written([_looked_for(doc) for doc in docs]))
     look = json.loads(text)
     full = look["full"] if limited else None
     if look["known"] or full:
-        known = [(job_in("sqlite", values), values["fingerprint"]) for values in look["known"]]
+        known = [
+            (drivers.job_in("sqlite", values), values["fingerprint"]) for values in look["known"]
+        ]
         return Looked(known, full)
-    now = time_in("sqlite", look["now"])
+    now = drivers.time_in("sqlite", look["now"])
     jobs = [added_job(a, now, due(a, now), kept=kept) for a in checked_jobs]
     for doc, job in zip(docs, jobs, strict=True):
-        doc |= {name: millis(getattr(job, name)) for name in ("created_at", *TIMED)}
+        doc |= {name: drivers.millis(getattr(job, name)) for name in ("created_at", *TIMED)}
     yield from dependencies.insert("sqlite", "job", STORED, docs)
     if any(checked_job.traceparent for checked_job in checked_jobs):
         traces = [{name: doc[name] for name in ("id", "traceparent")} for doc in docs]
-        yield Ask(SQLITE_TRACE, written(traces))
+        yield drivers.Ask(SQLITE_TRACE, drivers.written(traces))
     return Looked(made=jobs)
 
 
-def get(engine: str, job_id: str) -> Steps[Job]:
+def get(engine: str, job_id: str) -> drivers.Steps[Job]:
     """Return a job as the transaction sees it; raises JobNotFound."""
-    rows = yield ask(engine, GET, job_id)
+    rows = yield drivers.ask(engine, GET, job_id)
     for (text,) in rows:
-        return job_in(engine, json.loads(text))
+        return drivers.job_in(engine, json.loads(text))
     raise JobNotFound(job_id)
 
 
-def apply(engine: str, job_id: str, event: Event) -> Steps[Job]:
+def apply(engine: str, job_id: str, event: Event) -> drivers.Steps[Job]:
     """Apply an event to a job, which stays locked until the caller's transaction ends.
 
     Raises JobNotFound, IllegalTransition, or LeaseLost for an event of a lease holder.
@@ -244,46 +240,46 @@ def apply(engine: str, job_id: str, event: Event) -> Steps[Job]:
     for after in steps:
         yield saved(engine, after)
     if job.status is Status.WAITING and job.token:  # it was suspended
-        yield ask(engine, END_WAIT, job_id)
+        yield drivers.ask(engine, END_WAIT, job_id)
     return steps[-1]
 
 
-def saved(engine: str, after: Job) -> Ask:
+def saved(engine: str, after: Job) -> drivers.Ask:
     """Write a locked job's row after a transition."""
     columns = (*CHANGED, *CHANGED_BY[after.event])
     values = dict(zip(columns, changed_values(after, columns), strict=True))
     return _save(engine, {"id": after.id, **values})
 
 
-def hold(engine: str, job_id: str, lease_id: str) -> Steps[None]:
+def hold(engine: str, job_id: str, lease_id: str) -> drivers.Steps[None]:
     """Lock a job until the transaction ends; raises LeaseLost unless this is its lease."""
     job, _ = yield from locked(engine, job_id)
     if job.lease_id != lease_id:
         raise LeaseLost(job_id)
 
 
-def locked(engine: str, job_id: str) -> Steps[tuple[Job, datetime]]:
+def locked(engine: str, job_id: str) -> drivers.Steps[tuple[Job, datetime]]:
     """Lock a job; return it and the time. Raises JobNotFound."""
     if engine == "sqlite":
         yield LOCK_FILE
-    rows = yield ask(engine, HOLD, job_id)
+    rows = yield drivers.ask(engine, HOLD, job_id)
     if not rows:
         raise JobNotFound(job_id)
     held = json.loads(rows[0][0])
-    now = time_in(engine, held["now"])
-    return job_in(engine, held["job"]), now
+    now = drivers.time_in(engine, held["now"])
+    return drivers.job_in(engine, held["job"]), now
 
 
-def _save(engine: str, values: dict[str, Any]) -> Ask:
+def _save(engine: str, values: dict[str, Any]) -> drivers.Ask:
     if engine == "sqlite":
         changes = ", ".join(f"{name} = new.value ->> '{name}'" for name in values)
-        stored = {name: millis(value) for name, value in values.items()}
-        return Ask(SQLITE_SAVE.replace("{set}", changes), written([stored]))
+        stored = {name: drivers.millis(value) for name, value in values.items()}
+        return drivers.Ask(SQLITE_SAVE.replace("{set}", changes), drivers.written([stored]))
     changes = ", ".join(f"{name} = new.{name}" for name in values)
-    return Ask(SAVE.replace("{set}", changes), written(values))
+    return drivers.Ask(SAVE.replace("{set}", changes), drivers.written(values))
 
 
-def options_of_types(engine: str) -> Steps[dict[str, StoredType]]:
+def options_of_types(engine: str) -> drivers.Steps[dict[str, StoredType]]:
     """Return the options of types that the database knows, by name."""
-    rows = yield ask(engine, TYPES)
+    rows = yield drivers.ask(engine, TYPES)
     return types.read(json.loads(rows[0][0] or "[]"))

@@ -13,25 +13,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from tenure import failpoints
-from tenure.errors import (
-    InvalidInput,
-    KeyConflict,
-    PayloadTooLarge,
-    SignalTokenNotFound,
-    TenureError,
-)
+from tenure import errors, failpoints
 from tenure.events import Unblocked
 from tenure.lifecycle import Job, Status, decide
+from tenure.rules import signals
 from tenure.rules.jobs import CheckedJob
-from tenure.rules.signals import (
-    MAX_SIGNALS,
-    MAX_SIGNALS_BYTES,
-    NewSignal,
-    Signal,
-    TokenSignal,
-    check_takes,
-)
 from tenure.store.borrowed import jobs
 from tenure.store.borrowed.drivers import Steps, ask, millis, time_in, written
 from tenure.store.tables.workflows import New, Stored
@@ -68,7 +54,7 @@ def add(
         return known
     try:
         added = (yield from jobs.add(engine, checked_jobs, notify=notify)) if checked_jobs else []
-    except TenureError:
+    except errors.TenureError:
         yield ask(engine, REMOVE, new.id)
         raise
     return Stored(new.id, [one.job.id for one in added], added, created=True)
@@ -85,7 +71,7 @@ def begin(engine: str, new: New, jobs: int) -> Steps[Stored | None]:
         for (text,) in (yield ask(engine, KNOWN, asked)):  # none: deleted since
             id, fingerprint, first = json.loads(text)
             if fingerprint != new.fingerprint:
-                raise KeyConflict(new.key or "", workflow_id=id)
+                raise errors.KeyConflict(new.key or "", workflow_id=id)
             return Stored(id, first or [])
     return None
 
@@ -126,7 +112,7 @@ SELECT CAST({object}(
 """
 
 
-def send(engine: str, job_id: str, signal: NewSignal) -> Steps[Signal]:
+def send(engine: str, job_id: str, signal: signals.NewSignal) -> Steps[signals.Signal]:
     """Store a signal to a job, and let the job run that waits for it; return the signal.
 
     A signal with a key that is known is the one of before. Raises JobNotFound; IllegalTransition if
@@ -143,7 +129,7 @@ def send(engine: str, job_id: str, signal: NewSignal) -> Steps[Signal]:
     if found["known"]:
         return _known(engine, job_id, signal, found["known"])
     if signal.token is not None and not found["usable"]:
-        raise SignalTokenNotFound()
+        raise errors.SignalTokenNotFound()
     _check(job, found, signal)
     number = (found["last"] or 0) + 1
     asked |= {"number": number, "at": now if engine == "postgres" else millis(now)}
@@ -156,25 +142,30 @@ def send(engine: str, job_id: str, signal: NewSignal) -> Steps[Signal]:
     return _signal(job_id, signal, number, now)
 
 
-def _known(engine: str, job_id: str, signal: NewSignal, known: dict[str, Any]) -> Signal:
+def _known(
+    engine: str, job_id: str, signal: signals.NewSignal, known: dict[str, Any]
+) -> signals.Signal:
     if known["payload"] != signal.payload:
-        raise KeyConflict(str(signal.key), job_id)
+        raise errors.KeyConflict(str(signal.key), job_id)
     at = time_in(engine, known["at"])
     return replace(_signal(job_id, signal, known["number"], at), actor=known["actor"])
 
 
-def _check(job: Job, found: dict[str, Any], signal: NewSignal) -> None:
-    check_takes(job)
-    if (found["size"] or 0) + len(signal.payload) > MAX_SIGNALS_BYTES:
-        raise PayloadTooLarge(
-            f"the signals of a job have {MAX_SIGNALS_BYTES} characters at most", path="$.payload"
+def _check(job: Job, found: dict[str, Any], signal: signals.NewSignal) -> None:
+    signals.check_takes(job)
+    if (found["size"] or 0) + len(signal.payload) > signals.MAX_SIGNALS_BYTES:
+        raise errors.PayloadTooLarge(
+            f"the signals of a job have {signals.MAX_SIGNALS_BYTES} characters at most",
+            path="$.payload",
         )
-    if found["all"] >= MAX_SIGNALS:
-        raise InvalidInput(f"the job has {MAX_SIGNALS} signals, which is the limit", path="$.name")
+    if found["all"] >= signals.MAX_SIGNALS:
+        raise errors.InvalidInput(
+            f"the job has {signals.MAX_SIGNALS} signals, which is the limit", path="$.name"
+        )
 
 
-def _signal(job_id: str, signal: NewSignal, number: int, at: datetime) -> Signal:
-    return Signal(
+def _signal(job_id: str, signal: signals.NewSignal, number: int, at: datetime) -> signals.Signal:
+    return signals.Signal(
         job_id=job_id,
         name=signal.name,
         number=number,
@@ -190,21 +181,25 @@ def _release(engine: str, after: Job) -> Steps[None]:
     yield ask(engine, jobs.END_WAIT, after.id)
 
 
-def of_token(engine: str, digest: str) -> Steps[TokenSignal]:
+def of_token(engine: str, digest: str) -> Steps[signals.TokenSignal]:
     """Return what a one-use token sends; raises SignalTokenNotFound."""
     rows = yield ask(engine, OF_DIGEST, digest)
     for (text,) in rows:
-        return TokenSignal(**json.loads(text))
-    raise SignalTokenNotFound()
+        return signals.TokenSignal(**json.loads(text))
+    raise errors.SignalTokenNotFound()
 
 
-def send_by_token(engine: str, digest: str, payload: str | None, actor: str) -> Steps[Signal]:
+def send_by_token(
+    engine: str, digest: str, payload: str | None, actor: str
+) -> Steps[signals.Signal]:
     """Send the signal of a one-use token, which goes with it and all others of job and name.
 
     `payload` is for a token that has none. Raises what `of_token` and `send` raise, InvalidInput.
     """
     one = yield from of_token(engine, digest)
     if one.payload is not None and payload is not None:
-        raise InvalidInput("this token has a payload, so send no other", path="$")
+        raise errors.InvalidInput("this token has a payload, so send no other", path="$")
     text = JsonText(one.payload or payload or "null")
-    return (yield from send(engine, one.job_id, NewSignal(one.name, text, None, actor, digest)))
+    return (
+        yield from send(engine, one.job_id, signals.NewSignal(one.name, text, None, actor, digest))
+    )

@@ -31,18 +31,7 @@ from tenure.settings import is_sqlite
 from tenure.store import open_store, schema_of
 from tenure.store.database import ELSEWHERE
 from tenure.store.doctor import problem
-from tenure.store.moving.sides import (
-    ALONE,
-    COPIED,
-    JOB,
-    OF_JOBS,
-    Change,
-    Destination,
-    PostgresSource,
-    Source,
-    SqliteSource,
-    digest,
-)
+from tenure.store.moving import sides
 from tenure.store.moving.target import PLACED, Mark, Target
 from tenure.values.findings import Check, CheckResult, Progress, no_note, no_progress
 from tenure.values.ids import BEFORE_ALL
@@ -61,7 +50,7 @@ LONG_SECONDS = 1.2
 """The same, once rounds come no closer: on a busy machine none may be shorter."""
 MAX_ROUNDS = 20
 """So many in a row come no closer if no fewer changes are left than before them."""
-WITH_JOBS = [table.name for table in (JOB, *OF_JOBS)]
+WITH_JOBS = [table.name for table in (sides.JOB, *sides.OF_JOBS)]
 
 GONE = ELSEWHERE + "the jobs were moved to {target}; start the programs again with that address"
 NOT_YET = ELSEWHERE + "the jobs are still in {source}; `tenure move` copies them here"
@@ -73,7 +62,7 @@ Note = Callable[[str], object]
 class Mover:
     """Moves the jobs of a source to a target, or continues to."""
 
-    source: Source
+    source: sides.Source
     target: Target
     progress: Progress = no_progress
     note: Note = no_note
@@ -125,7 +114,7 @@ class Mover:
         self.target.create(mark, NOT_YET.format(source=self.source.name))
         self.source.types = self.target.tables
         try:
-            self.source.begin(Destination(mark.id, self.target.name, moved=False))
+            self.source.begin(sides.Destination(mark.id, self.target.name, moved=False))
         except MoveRefused:  # as of another move that began meanwhile
             self.target.drop()
             raise
@@ -136,10 +125,10 @@ class Mover:
 
     def _copy_all(self, mark: Mark) -> Mark:
         if mark.copied_to == BEFORE_ALL:
-            for table in ALONE:
+            for table in sides.ALONE:
                 with self.source.snapshot(), self.target.copying([table.name]):
                     self.target.copy_rows(self.source, table)
-        total, done = self.source.count(JOB), self.target.count(JOB)
+        total, done = self.source.count(sides.JOB), self.target.count(sides.JOB)
         while True:
             self.progress(done, max(total, done), "copying jobs")
             with self.source.snapshot():
@@ -171,26 +160,28 @@ class Mover:
         )
 
     @contextmanager
-    def _same(self, limit: int = sys.maxsize, *, place: bool = False) -> Iterator[Sequence[Change]]:
+    def _same(
+        self, limit: int = sys.maxsize, *, place: bool = False
+    ) -> Iterator[Sequence[sides.Change]]:
         """Copy what has changed; without a limit, both have the same rows in the block."""
         with self.source.snapshot():
             changes = self.source.changes(limit)
             changed = {name for _, name, _ in changes}
-            follow = WITH_JOBS if changed & {JOB.name, "queue_limit"} else ()
+            follow = WITH_JOBS if changed & {sides.JOB.name, "queue_limit"} else ()
             with self.target.copying({*changed, *follow, *(PLACED if place else ())}):
                 self._copy(changes, place=place)
             yield changes
         self.source.forget(changes)
 
-    def _copy(self, changes: Sequence[Change], *, place: bool = False) -> None:
+    def _copy(self, changes: Sequence[sides.Change], *, place: bool = False) -> None:
         """In `copying`: copy rows that have changed, and the places in the ledger."""
         keys: defaultdict[str, dict[str, None]] = defaultdict(dict)
         for _, name, key in changes:
             keys[name][key] = None
-        ids = {json.loads(key)[0] for key in keys.pop(JOB.name, ())}
+        ids = {json.loads(key)[0] for key in keys.pop(sides.JOB.name, ())}
         for key in keys.get("queue_limit", ()):  # by it follows more from these jobs, or less
             ids.update(self.source.open_jobs(*json.loads(key)))
-        for table in ALONE:
+        for table in sides.ALONE:
             if table.name in keys:
                 self.target.copy_rows(self.source, table, f"[{','.join(keys[table.name])}]")
         ordered = sorted(ids)
@@ -202,11 +193,11 @@ class Mover:
     def _compare(self) -> None:
         """Make the target equal to one state of the source, compare all rows, and verify it."""
         with self._same(place=True):
-            for done, table in enumerate(COPIED):
-                self.progress(done, len(COPIED), f"comparing {table.name}")
-                here = digest(self.source.read(table))
+            for done, table in enumerate(sides.COPIED):
+                self.progress(done, len(sides.COPIED), f"comparing {table.name}")
+                here = sides.digest(self.source.read(table))
                 with self.target.transaction():
-                    there = digest(self.target.read(table))
+                    there = sides.digest(self.target.read(table))
                 if here != there:
                     raise MoveRefused(f"{table.name} differs: {here} here, {there} there")
                 if not here.startswith("0 "):
@@ -223,7 +214,7 @@ class Mover:
         """See that both have as many rows: later ones that no trigger noted are not copied."""
         self.progress(0, None, "counting rows")
         with self._same(place=True):
-            for table in (JOB, *ALONE):
+            for table in (sides.JOB, *sides.ALONE):
                 here, there = self.source.count(table), self.target.count(table)
                 if here != there:
                     raise MoveRefused(f"{table.name} has {here} rows here and {there} there")
@@ -235,7 +226,9 @@ class Mover:
         self.progress(0, None, "switching")
         failpoints.hit("move.before_switch")
         with ExitStack() as copy:
-            copy.enter_context(self.target.copying({*PLACED, *(table.name for table in COPIED)}))
+            copy.enter_context(
+                self.target.copying({*PLACED, *(table.name for table in sides.COPIED)})
+            )
             with self.source.closed():
                 began = time.monotonic()
                 self._copy(self.source.changes(), place=True)
@@ -272,7 +265,7 @@ END"""
 
 
 @contextmanager
-def opened(source: str, target: str) -> Iterator[tuple[Source, Target]]:
+def opened(source: str, target: str) -> Iterator[tuple[sides.Source, Target]]:
     """Connect to both databases, by their URLs.
 
     Raises InvalidInput if they cannot be a source and a target, and StoreUnavailable.
@@ -286,7 +279,7 @@ def opened(source: str, target: str) -> Iterator[tuple[Source, Target]]:
     if not schema_of(source)[0]:
         raise InvalidInput(f"no database of Tenure: {without_password(source)}", path="SOURCE")
     try:
-        of = SqliteSource if is_sqlite(source) else PostgresSource
+        of = sides.SqliteSource if is_sqlite(source) else sides.PostgresSource
         with closing(of(source)) as source_side, closing(Target(target)) as target_side:
             _be_alone(target_side)
             yield source_side, target_side
@@ -305,7 +298,7 @@ def _be_alone(target: Target) -> None:
         time.sleep(ALONE_SECONDS / 100)
 
 
-def check(source: Source, target: Target) -> list[Check]:
+def check(source: sides.Source, target: Target) -> list[Check]:
     """Return what would stop moving, and how much there is to move."""
     return [
         _versions(source, target),
@@ -315,7 +308,7 @@ def check(source: Source, target: Target) -> list[Check]:
     ]
 
 
-def _versions(source: Source, target: Target) -> Check:
+def _versions(source: sides.Source, target: Target) -> Check:
     (found, needed), (there, needed_there) = schema_of(source.url), schema_of(target.url)
     if found != needed or there not in (0, needed_there):
         advice = "use the same version of Tenure on both, and run `tenure migrate` before"
@@ -323,7 +316,7 @@ def _versions(source: Source, target: Target) -> Check:
     return problem("versions", f"schema {found}, as this program needs", "")
 
 
-def _source(source: Source, target: Target) -> Check:
+def _source(source: sides.Source, target: Target) -> Check:
     state, advice = source.state(), ""
     found = "its jobs can be moved" if state is None else "its jobs are being moved"
     if state is not None and state.target != target.name:
@@ -335,7 +328,7 @@ def _source(source: Source, target: Target) -> Check:
     return problem("source", found, advice)
 
 
-def _target(source: Source, target: Target) -> Check:
+def _target(source: sides.Source, target: Target) -> Check:
     state, mark, schema = source.state(), target.mark(), f"schema {target.address.schema}"
     found, advice = f"{schema} is {'new' if mark is None else f'a copy of {mark.source}'}", ""
     if mark is not None and not mark.is_of(source):
@@ -349,8 +342,8 @@ def _target(source: Source, target: Target) -> Check:
     return problem("target", found, advice)
 
 
-def _size(source: Source) -> Check:
-    jobs, size = source.count(JOB), source.one(source.size) / 1e9
+def _size(source: sides.Source) -> Check:
+    jobs, size = source.count(sides.JOB), source.one(source.size) / 1e9
     found = f"{quantity(jobs, 'job')}, {size:.1f} GB with indexes and free space"
     advice = "the target needs as much space, and as much again for its log"
     return Check("size", CheckResult.OK, found, advice)

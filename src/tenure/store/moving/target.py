@@ -17,16 +17,7 @@ from typing import NamedTuple
 from tenure import failpoints
 from tenure.errors import MoveRefused
 from tenure.store.constraints import SETTLED_SQL
-from tenure.store.moving.sides import (
-    JOB,
-    OF_JOBS,
-    Columns,
-    PostgresSide,
-    Row,
-    Source,
-    Table,
-    digest,
-)
+from tenure.store.moving import sides
 from tenure.store.postgres import schema
 
 # isort: split
@@ -72,7 +63,7 @@ ROWS = {
     "ready": "(queue, priority, run_at, id) = (t.queue, t.priority, t.run_at, t.id)",
     "slot": "(queue, partition, job_id) = (t.queue, coalesce(t.partition, ''), t.id)",
     "ended": "(status, id) = (t.status, t.id)",
-    **{table.name: f"{table.key[0]} = t.id" for table in (JOB, *OF_JOBS)},
+    **{table.name: f"{table.key[0]} = t.id" for table in (sides.JOB, *sides.OF_JOBS)},
 }
 """Table -> how an index finds the rows of jobs `t`."""
 FOLLOWING = ("ready", "slot", "ended", "arrival", "tag", "limit_edition")
@@ -125,13 +116,13 @@ class Mark(NamedTuple):
     copied_to: str
     compared: bool
 
-    def is_of(self, source: Source) -> bool:
+    def is_of(self, source: sides.Source) -> bool:
         """Whether this is a copy of a source: what it may continue, and drop."""
         state = source.state()
         return self.source == source.name or (state is not None and state.id == self.id)
 
 
-class Target(PostgresSide):
+class Target(sides.PostgresSide):
     """A schema that is copied to, and later the schema of the jobs."""
 
     checks = False
@@ -181,15 +172,15 @@ class Target(PostgresSide):
             self.rows(guards)
         failpoints.hit("move.after_copy")
 
-    def copy_jobs(self, source: Source, ids: Sequence[str]) -> None:
+    def copy_jobs(self, source: sides.Source, ids: Sequence[str]) -> None:
         """Copy jobs with all that belongs to them; delete copies whose job no longer exists."""
-        keys, jobs = json.dumps([[id] for id in ids]), self.having(JOB)
+        keys, jobs = json.dumps([[id] for id in ids]), self.having(sides.JOB)
         self.rows(FORGET.replace("{jobs}", jobs), (keys,))
-        for table in (JOB, *OF_JOBS):
+        for table in (sides.JOB, *sides.OF_JOBS):
             self._add(source, table, keys)
         self.rows(FOLLOW.replace("{jobs}", jobs), (keys,))
 
-    def copy_rows(self, source: Source, table: Table, keys: str | None = None) -> None:
+    def copy_rows(self, source: sides.Source, table: sides.Table, keys: str | None = None) -> None:
         """Copy the rows of another table, those with these keys or all; likewise."""
         if keys is None:
             self.rows(f"DELETE FROM {{s}}.{table.name}")
@@ -199,7 +190,7 @@ class Target(PostgresSide):
         if table.name == "queue_limit":
             self.rows(EDITION)
 
-    def _add(self, source: Source, table: Table, keys: str | None) -> None:
+    def _add(self, source: sides.Source, table: sides.Table, keys: str | None) -> None:
         with closing(source.read(table, keys)) as read:
             rows = list(read) if self.checks else read
             try:
@@ -209,10 +200,12 @@ class Target(PostgresSide):
                     f"a row of {table.name} cannot be stored there: {_said(error)}."
                     " `tenure verify` finds values that no enqueue accepts"
                 ) from error
-        if self.checks and (is_now := digest(self.read(table, keys))) != digest(rows):
-            raise MoveRefused(f"a copy in {table.name} differs: {digest(rows)} became {is_now}")
+        if self.checks and (is_now := sides.digest(self.read(table, keys))) != sides.digest(rows):
+            raise MoveRefused(
+                f"a copy in {table.name} differs: {sides.digest(rows)} became {is_now}"
+            )
 
-    def _put(self, table: str, columns: Columns, rows: Iterable[Row]) -> None:
+    def _put(self, table: str, columns: sides.Columns, rows: Iterable[sides.Row]) -> None:
         times = [at for at, type in enumerate(columns.values()) if type == "timestamptz"]
         names = ", ".join(f'"{column}"' for column in columns)
         statement = self.address.sql(f"COPY {{s}}.{table} ({names}) FROM STDIN")
@@ -224,7 +217,7 @@ class Target(PostgresSide):
                         cells[at] = EPOCH + timedelta(microseconds=cells[at])
                 copy.write_row(cells)
 
-    def place(self, source: Source) -> None:
+    def place(self, source: sides.Source) -> None:
         """Let statistics and webhooks continue at their places on the source: PLACED.
 
         There, a place is a transaction and a number. Here an entry keeps its number. In place of

@@ -11,17 +11,8 @@ from tenure.errors import SchemaMismatch
 from tenure.rules.explain import LockHolder, named
 from tenure.store import doctor, migrate
 from tenure.store.doctor import ok, problem, warning
+from tenure.store.postgres import connection as pg
 from tenure.store.postgres import schema as postgres_schema
-from tenure.store.postgres.connection import (
-    OLDEST_SERVER,
-    Address,
-    address_of,
-    connect,
-    name_safely,
-    one,
-    pools_transactions,
-    route_of,
-)
 from tenure.store.postgres.reader import FOR_LONG, PostgresReader, lock_holder
 from tenure.store.tables import types
 from tenure.values.findings import Check
@@ -293,18 +284,18 @@ def creators(revokes: Sequence[str]) -> Check:
 
 def check_postgres(url: str) -> Iterator[Check]:
     """The checks of a PostgreSQL database, in order."""
-    address = address_of(url)
-    yield transport(*route_of(address))
+    address = pg.address_of(url)
+    yield transport(*pg.route_of(address))
     try:
-        with connect(address) as connection:
-            name_safely(connection)
+        with pg.connect(address) as connection:
+            pg.name_safely(connection)
             version = connection.info.server_version
-            yield server(version, OLDEST_SERVER)
-            yield role(one(connection, "SELECT pg_is_in_recovery()"))
-            yield pooler(pools_transactions(connection))
+            yield server(version, pg.OLDEST_SERVER)
+            yield role(pg.one(connection, "SELECT pg_is_in_recovery()"))
+            yield pooler(pg.pools_transactions(connection))
             yield dead_rows(holds_back(connection))
             for name in SETTINGS:
-                value = one(connection, "SELECT current_setting(%s)", name)
+                value = pg.one(connection, "SELECT current_setting(%s)", name)
                 yield doctor.setting(name, value, SETTINGS)
             yield locks(holder := locked(connection, address.schema))
             if holder is not None:
@@ -313,19 +304,19 @@ def check_postgres(url: str) -> Iterator[Check]:
             yield doctor.schema(found, migrate.newest("postgres"))
             if found:
                 yield transactions(long_users(connection, address))
-                yield doctor.guards(one(connection, TRIGGERS, address.schema), "postgres")
+                yield doctor.guards(pg.one(connection, TRIGGERS, address.schema), "postgres")
                 table = f"{address.quoted}.transition"
                 of_ledger = connection.execute(LEDGER_RIGHTS, (table,)).fetchone() or (1, 0)
                 lacking = [text for (text,) in connection.execute(LACKING, (address.schema,))]
                 yield rights(*of_ledger, lacking=lacking)
-                yield hiding(one(connection, HIDING, address.schema))
+                yield hiding(pg.one(connection, HIDING, address.schema))
                 rows = connection.execute(CREATORS, (address.schema, table))
                 yield creators([text for (text,) in rows])
-                yield ledger(one(connection, address.sql(FROM_ELSEWHERE)))
-                yield logged(one(connection, UNLOGGED, address.schema))
-                yield doctor.latest_entry(one(connection, address.sql(AHEAD)))
+                yield ledger(pg.one(connection, address.sql(FROM_ELSEWHERE)))
+                yield logged(pg.one(connection, UNLOGGED, address.schema))
+                yield doctor.latest_entry(pg.one(connection, address.sql(AHEAD)))
             before = time.time()  # noqa: TID251 - the machine's clock is what is checked
-            now = one(connection, "SELECT extract(epoch FROM clock_timestamp())::float8")
+            now = pg.one(connection, "SELECT extract(epoch FROM clock_timestamp())::float8")
             after = time.time()  # noqa: TID251
             yield doctor.clock(now, before, after)
         if found == migrate.newest("postgres"):
@@ -369,7 +360,7 @@ def locked(connection: psycopg.Connection[Any], schema: str) -> str | None:
     return ". ".join(sorted(_lasting(look))) or None
 
 
-def long_users(connection: psycopg.Connection[Any], address: Address) -> list[LockHolder]:
+def long_users(connection: psycopg.Connection[Any], address: pg.Address) -> list[LockHolder]:
     """Which transactions may have had jobs locked for more than `USE_SECONDS`, oldest first.
 
     Those of which this role may not read since when they are open are looked at for `LOCK_SECONDS`.
@@ -381,9 +372,9 @@ def long_users(connection: psycopg.Connection[Any], address: Address) -> list[Lo
         return {row[0]: lock_holder(row) for row in rows}
 
     found = look()
-    unknown = {key for key, one in found.items() if one.since is None}
+    unknown = {key for key, each in found.items() if each.since is None}
     lasting = _lasting(lambda: unknown & look().keys()) if unknown else set()
-    return [one for key, one in found.items() if one.since is not None or key in lasting]
+    return [each for key, each in found.items() if each.since is not None or key in lasting]
 
 
 def _lasting(look: Callable[[], set[str]]) -> set[str]:

@@ -27,20 +27,7 @@ from tenure.store import audit
 from tenure.store.constraints import quoted
 from tenure.store.database import check_moved
 from tenure.store.notify import WORK, Notify
-from tenure.store.postgres.connection import (
-    CONNECTED,
-    HANGING,
-    MAX_HANG_SECONDS,
-    NOT_IN_PLACE,
-    NOW,
-    address_of,
-    connect,
-    forget_notifications,
-    is_uuid,
-    name_safely,
-    pools_transactions,
-    to_time,
-)
+from tenure.store.postgres import connection as pg
 from tenure.store.postgres.session import ANSWER_SECONDS, AWAY, answering
 from tenure.store.postgres.statements import DIALECT
 from tenure.store.reader import Reader
@@ -129,7 +116,7 @@ def lock_holder(row: Sequence[Any]) -> LockHolder:
         user=user or "unknown",
         name=name,
         state=state,
-        since=since and to_time(since),
+        since=since and pg.to_time(since),
         is_sure=is_sure,
     )
 
@@ -177,7 +164,7 @@ SELECT count(*) FROM (
     SELECT FROM lane CROSS JOIN LATERAL (
         SELECT FROM {{s}}.ready
         WHERE queue = %(queue)s AND priority = lane.priority
-            AND run_at <= {NOW}
+            AND run_at <= {pg.NOW}
         ORDER BY run_at LIMIT {MAX_AHEAD + 1}) AS due
     WHERE lane.priority < %(priority)s
     UNION ALL
@@ -219,11 +206,11 @@ class PostgresReader(Reader):
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        self._address = address_of(url)
+        self._address = pg.address_of(url)
         self._pool = ConnectionPool(
             self._address.conninfo,
-            kwargs=CONNECTED,
-            configure=forget_notifications,
+            kwargs=pg.CONNECTED,
+            configure=pg.forget_notifications,
             min_size=0,
             max_size=MAX_CONNECTIONS,
             timeout=WAIT_SECONDS,
@@ -292,21 +279,21 @@ class PostgresReader(Reader):
         except AWAY as error:
             raise StoreUnavailable(f"the database did not answer: {error}") from error
         except psycopg.ProgrammingError as error:
-            if error.sqlstate not in NOT_IN_PLACE:
+            if error.sqlstate not in pg.NOT_IN_PLACE:
                 raise
             raise StoreUnavailable(f"the database failed: {error}") from error
 
     def _ask_once(self, ask: Callable[[Connection], T], seconds: float) -> T:
         with self._pool.connection() as connection, answering(connection, seconds, self._address):
             if connection not in self._named_safely:  # here, not in the pool's thread: it may hang
-                name_safely(connection)
+                pg.name_safely(connection)
                 self._named_safely.add(connection)
             return ask(connection)
 
     def check(self) -> None:
         moved = self.dialect.moved
-        statement = f"SELECT {HANGING}, current_setting('transaction_read_only'), {moved}"
-        ((hanging, reads_only, moved),) = self.rows(statement, (MAX_HANG_SECONDS,))
+        statement = f"SELECT {pg.HANGING}, current_setting('transaction_read_only'), {moved}"
+        ((hanging, reads_only, moved),) = self.rows(statement, (pg.MAX_HANG_SECONDS,))
         check_moved(moved)
         if reads_only == "on":
             error = StoreUnavailable("the database can only be read, as that of a standby")
@@ -340,7 +327,7 @@ SELECT {self._job}, found FROM (
 ) AS job WHERE before < {MAX_BYTES}
 """
         rows = self.rows_by_index(statement, values)
-        jobs = [job_of(row, to_time) for row in rows]
+        jobs = [job_of(row, pg.to_time) for row in rows]
         return jobs, len(jobs) == query.limit or (bool(rows) and len(rows) < rows[0][-1])
 
     @staticmethod
@@ -415,9 +402,9 @@ SELECT {self._job}, found FROM (
         pause = shortest
         while not stop.is_set():
             try:
-                with connect(self._address) as connection:
+                with pg.connect(self._address) as connection:
                     with answering(connection, ANSWER_SECONDS, self._address):
-                        pooled = pools_transactions(connection)
+                        pooled = pg.pools_transactions(connection)
                     if pooled:
                         log.info("not listening for new work through a pooler, polling continues")
                         return
@@ -470,6 +457,6 @@ def _where(parts: Sequence[str]) -> str:
 
 
 def _uuid(id: str | None) -> str | None:
-    if id is not None and not is_uuid(id):
+    if id is not None and not pg.is_uuid(id):
         raise InvalidInput("not the id of a job", path="$.before")
     return id

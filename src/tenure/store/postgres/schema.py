@@ -12,15 +12,7 @@ from tenure import failpoints
 from tenure.errors import SchemaMismatch, StoreUnavailable
 from tenure.lifecycle import RULE_OF, Rule, Status
 from tenure.store import constraints, duties, migrate
-from tenure.store.postgres.connection import (
-    NOW,
-    OLDEST_SERVER,
-    SAFE_PATH,
-    Address,
-    address_of,
-    connect,
-    one,
-)
+from tenure.store.postgres import connection as pg
 from tenure.store.postgres.statements import DIALECT, ENTERING, ENTERING_VALUES, NEW, type_of
 from tenure.values.findings import Progress, no_progress
 
@@ -36,7 +28,7 @@ LOCK = "SELECT pg_advisory_xact_lock(pg_catalog.hashtextextended('tenure ' || %s
 # waits for a table must not for long, since other statements queue behind it: it is tried again.
 FROZEN = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 WAITING = "SET LOCAL lock_timeout = '10s'"
-SAFELY = f"SET LOCAL search_path = {SAFE_PATH}"
+SAFELY = f"SET LOCAL search_path = {pg.SAFE_PATH}"
 # A transaction of a caller continues with the path that it had.
 REMEMBER = "SELECT pg_catalog.set_config('tenure.path', current_setting('search_path'), true)"
 RETURN = "SELECT set_config('search_path', current_setting('tenure.path'), true)"
@@ -78,7 +70,7 @@ def upgrade(url: str, progress: Progress = no_progress) -> int:
     Nothing is locked and no right to create is needed where the schema is current. Raises
     SchemaMismatch for what is newer, foreign, too old a server or forbidden, and StoreUnavailable.
     """
-    address = address_of(url)
+    address = pg.address_of(url)
     with _connected(address) as connection:
         for left in reversed(range(TRIES)):
             try:
@@ -92,13 +84,13 @@ def upgrade(url: str, progress: Progress = no_progress) -> int:
     return version
 
 
-def _upgrade(connection: psycopg.Connection[Any], address: Address, progress: Progress) -> None:
+def _upgrade(connection: psycopg.Connection[Any], address: pg.Address, progress: Progress) -> None:
     if version_of(connection, address) < migrate.newest("postgres"):
         with connection.transaction():
             connection.execute(f"{FROZEN}; {SAFELY}")
             connection.execute(LOCK, (address.schema,))
             connection.execute(WAITING)
-            if one(connection, "SELECT to_regnamespace(%s)", address.quoted) is None:
+            if pg.one(connection, "SELECT to_regnamespace(%s)", address.quoted) is None:
                 connection.execute(address.sql("CREATE SCHEMA {s}"))
             for step in _steps(address, version_of(connection, address), progress):
                 connection.execute(step.encode())
@@ -108,7 +100,7 @@ def _upgrade(connection: psycopg.Connection[Any], address: Address, progress: Pr
 def script(url: str, version: int, *, begin: bool = True) -> str:
     """Return the SQL that `upgrade` would run on a schema of this version: for psql, or without
     `begin` for a transaction that is open."""
-    address = address_of(url)
+    address = pg.address_of(url)
     make = "" if version else f"CREATE SCHEMA IF NOT EXISTS {address.quoted};\n"
     lock = LOCK.replace("%s", f"'{address.schema}'")
     steps = "\n".join(_steps(address, version))
@@ -118,15 +110,15 @@ def script(url: str, version: int, *, begin: bool = True) -> str:
 
 def found(url: str) -> int:
     """The schema's version at `url`; 0 where there is none."""
-    address = address_of(url)
+    address = pg.address_of(url)
     with _connected(address) as connection:
         return version_of(connection, address)
 
 
 @contextmanager
-def _connected(address: Address) -> Iterator[psycopg.Connection[Any]]:
+def _connected(address: pg.Address) -> Iterator[psycopg.Connection[Any]]:
     try:
-        with connect(address) as connection:
+        with pg.connect(address) as connection:
             # Who waited for another starter has to see what that one made, whatever the default.
             connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             _check_server(connection)
@@ -152,12 +144,12 @@ def _connected(address: Address) -> Iterator[psycopg.Connection[Any]]:
         ) from error
 
 
-def version_of(connection: psycopg.Connection[Any], address: Address) -> int:
+def version_of(connection: psycopg.Connection[Any], address: pg.Address) -> int:
     """The schema's version; 0 for a database without Tenure's tables.
 
     Raises SchemaMismatch if it was renamed, and StoreUnavailable if it has no version.
     """
-    if not one(connection, "SELECT to_regclass(%s)", f"{address.quoted}.schema_version"):
+    if not pg.one(connection, "SELECT to_regclass(%s)", f"{address.quoted}.schema_version"):
         return 0
     found = connection.execute(address.sql(VERSION), (address.quoted,)).fetchone()
     version, name = found or (None, None)
@@ -177,9 +169,11 @@ def version_of(connection: psycopg.Connection[Any], address: Address) -> int:
 
 def _check_server(connection: psycopg.Connection[Any]) -> None:
     major = connection.info.server_version // 10_000
-    if major < OLDEST_SERVER:
-        raise SchemaMismatch(f"PostgreSQL {major} is too old; {OLDEST_SERVER} or newer is needed")
-    encoding = one(connection, "SHOW server_encoding")
+    if major < pg.OLDEST_SERVER:
+        raise SchemaMismatch(
+            f"PostgreSQL {major} is too old; {pg.OLDEST_SERVER} or newer is needed"
+        )
+    encoding = pg.one(connection, "SHOW server_encoding")
     if encoding != "UTF8":
         raise SchemaMismatch(
             f"the database's encoding is {encoding}, which cannot hold every payload; "
@@ -187,9 +181,9 @@ def _check_server(connection: psycopg.Connection[Any]) -> None:
         )
 
 
-def _steps(address: Address, version: int, progress: Progress = no_progress) -> Iterator[str]:
+def _steps(address: pg.Address, version: int, progress: Progress = no_progress) -> Iterator[str]:
     """Yield the SQL of each step after `version`, which also notes its number."""
-    clock = NOW.replace("{s}", address.quoted)
+    clock = pg.NOW.replace("{s}", address.quoted)
     names = {
         **migrate.generated("IS DISTINCT FROM", clock, "greatest", "o", "n", {}),
         **_conditions(address.quoted),

@@ -30,18 +30,7 @@ from psycopg.pq.abc import PGresult
 
 from tenure import forks
 from tenure.store.database import ELSEWHERE, Trouble
-from tenure.store.postgres.connection import (
-    HANGING,
-    MAX_HANG_SECONDS,
-    NOT_IN_PLACE,
-    NOW,
-    SEARCH_PATH,
-    Address,
-    address_of,
-    connect,
-    forget_notifications,
-    to_time,
-)
+from tenure.store.postgres import connection as pg
 from tenure.store.postgres.statements import BEGIN, HOT, LOCK_JOBS, LOCK_LIMITS
 
 log = logging.getLogger(__name__)
@@ -58,7 +47,9 @@ SEARCH_SECONDS = 0.5
 class Wire:
     """The socket under a connection, which another thread can cut."""
 
-    def __init__(self, connection: psycopg.Connection[Any], address: Address | None = None) -> None:
+    def __init__(
+        self, connection: psycopg.Connection[Any], address: pg.Address | None = None
+    ) -> None:
         """Close it with the connection: it has its own file descriptor.
 
         `address` is where the connection was made.
@@ -106,7 +97,7 @@ class Wire:
 
 @contextmanager
 def answering(
-    connection: psycopg.Connection[Any], seconds: float, address: Address | None = None
+    connection: psycopg.Connection[Any], seconds: float, address: pg.Address | None = None
 ) -> Iterator[None]:
     """Cut `connection` if what is done inside takes longer than `seconds`.
 
@@ -173,7 +164,7 @@ class _Watch:
         with self._lock:
             return list(self._wires)
 
-    def _start_search(self, address: Address | None) -> None:
+    def _start_search(self, address: pg.Address | None) -> None:
         if self._search is None or not self._search.is_alive():
             self._search = threading.Thread(
                 None, self._find_primary, "tenure-primary", (address,), daemon=True
@@ -181,10 +172,10 @@ class _Watch:
             with suppress(RuntimeError):  # a limit of the machine
                 self._search.start()
 
-    def _find_primary(self, address: Address) -> None:
+    def _find_primary(self, address: pg.Address) -> None:
         """Cut who waits for another server than the one that new connections lead to."""
         while any(wire.address == address and wire.is_suspect() for wire in self._all()):
-            with suppress(psycopg.Error), connect(address) as found:
+            with suppress(psycopg.Error), pg.connect(address) as found:
                 for wire in self._all():
                     if wire.address == address and wire.server != _server_of(found):
                         wire.cut("another server is the primary now")
@@ -223,7 +214,8 @@ AWAY = (
 
 ROLE = f"""
 SELECT current_setting('synchronous_commit'), current_setting('client_min_messages'),
-    current_setting('default_transaction_isolation'), pg_backend_pid(), {HANGING}, {SEARCH_PATH}
+    current_setting('default_transaction_isolation'), pg_backend_pid(),
+    {pg.HANGING}, {pg.SEARCH_PATH}
 """
 
 
@@ -241,7 +233,7 @@ class PostgresSession:
     def __init__(self, url: str, on_connect: Callable[[], None] = lambda: None) -> None:
         """`on_connect` is called after each connect, the first one included."""
         self.full_at = -math.inf
-        self._address = address_of(url)
+        self._address = pg.address_of(url)
         self._on_connect = on_connect
         self._connection: psycopg.Connection[Any] | None = None
         self._wire: Wire | None = None
@@ -268,7 +260,7 @@ class PostgresSession:
     def _connect(self) -> None:
         if self._connection is not None:
             return
-        connection = connect(self._address)
+        connection = pg.connect(self._address)
         try:
             self._set_up(connection)
         except BaseException:
@@ -278,9 +270,9 @@ class PostgresSession:
 
     def _set_up(self, connection: psycopg.Connection[Any]) -> None:
         connection.add_notice_handler(self._hear)
-        forget_notifications(connection)
+        pg.forget_notifications(connection)
         with answering(connection, self._patience, self._address):
-            values = (MAX_HANG_SECONDS, connection.info.backend_pid)
+            values = (pg.MAX_HANG_SECONDS, connection.info.backend_pid)
             waits, level, isolation, process, hang, _ = (
                 connection.execute(ROLE, values).fetchone() or [""] * 6
             )
@@ -399,8 +391,8 @@ class PostgresSession:
     def now(self) -> datetime:
         """The clock, read once per transaction."""
         if self._now is None:
-            ((stored,),) = self.rows(f"SELECT {NOW} AT TIME ZONE 'UTC'")
-            self._now = to_time(stored)
+            ((stored,),) = self.rows(f"SELECT {pg.NOW} AT TIME ZONE 'UTC'")
+            self._now = pg.to_time(stored)
         return self._now
 
     # --- a statement that is a whole transaction
@@ -464,7 +456,7 @@ class PostgresSession:
             if isinstance(error, errors.ReadOnlySqlTransaction):
                 self.close()  # a new connection may find the new primary
             return Trouble.UNAVAILABLE
-        if getattr(error, "sqlstate", None) in NOT_IN_PLACE and not self._is_of_others(error):
+        if getattr(error, "sqlstate", None) in pg.NOT_IN_PLACE and not self._is_of_others(error):
             return Trouble.UNAVAILABLE
         return Trouble.REFUSED if isinstance(error, psycopg.DatabaseError) else Trouble.BUG
 

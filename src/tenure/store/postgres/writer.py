@@ -17,15 +17,8 @@ from tenure.rules.reports import ClaimRequest, Lease, Report
 from tenure.rules.retention import Cutoffs
 from tenure.store.database import Left, Passed
 from tenure.store.lanes import MARGIN, next_due
+from tenure.store.postgres import connection as pg
 from tenure.store.postgres import statements as sql
-from tenure.store.postgres.connection import (
-    BINARY_EPOCH,
-    BinaryArray,
-    array_of,
-    is_uuid,
-    to_time,
-    uuids,
-)
 from tenure.store.postgres.lanes import PostgresClaim, PostgresLanes, in_order, seen_for
 from tenure.store.postgres.session import PostgresSession
 from tenure.store.refusals import Kind, Refused, delete, unless_refused
@@ -94,7 +87,7 @@ class Postgres(PostgresSession):
         now = self.now()
         values = (*sql.arrays((*sql.NEW, *more), rows), now)
         made = dict(self.rows(sql.insert_with(tuple(more)), values))
-        return {a.id: added_job(a, now, to_time(made[a.id])) for a in part if a.id in made}
+        return {a.id: added_job(a, now, pg.to_time(made[a.id])) for a in part if a.id in made}
 
     def _enqueue(
         self, ordered: Sequence[CheckedJob], *, sparing: bool = False, whole: bool = False
@@ -106,19 +99,19 @@ class Postgres(PostgresSession):
         rows = [_row(a) for a in ordered]
         values = (*sql.arrays(sql.NEW, rows), sparing, whole)
         ((at, made, later, later_at),) = self.rows(sql.ENQUEUE, values)
-        now = to_time(at)
+        now = pg.to_time(at)
         run_at = dict(zip(later or (), later_at or (), strict=True))
         wanted = None if made is None else set(made)
         return {
-            a.id: added_job(a, now, to_time(run_at[a.id]) if a.id in run_at else now)
+            a.id: added_job(a, now, pg.to_time(run_at[a.id]) if a.id in run_at else now)
             for a in ordered
             if wanted is None or a.id in wanted
         }
 
     def known(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, tuple[Job, str | None]]:
-        ids = uuids([a.id for a in checked_jobs])
+        ids = pg.uuids([a.id for a in checked_jobs])
         rows = self.rows(sql.KNOWN, (ids, ids, [a.idempotency_key for a in checked_jobs]))
-        return {wanted: (job_of(row, to_time), row[-1]) for wanted, *row in rows}
+        return {wanted: (job_of(row, pg.to_time), row[-1]) for wanted, *row in rows}
 
     def limits(self, queues: Collection[str]) -> list[tuple[str, int]]:
         return self.rows(sql.LIMITED, (list(queues),))
@@ -142,10 +135,10 @@ class Postgres(PostgresSession):
 
     def keep_traces(self, traces: Sequence[tuple[str, str]]) -> None:
         ids, parents = zip(*traces, strict=True)
-        self._run(sql.KEEP_TRACES, (uuids(ids), list(parents)), binary=True)
+        self._run(sql.KEEP_TRACES, (pg.uuids(ids), list(parents)), binary=True)
 
     def traces(self, job_ids: Sequence[str]) -> Mapping[str, str]:
-        return dict(self.rows(sql.TRACES, (uuids(job_ids),)))
+        return dict(self.rows(sql.TRACES, (pg.uuids(job_ids),)))
 
     # --- in one statement, which is a whole transaction: one round trip instead of several
 
@@ -206,7 +199,7 @@ class Postgres(PostgresSession):
             return done, None, None
         *_, at, walked, due_in, _ = rows[0]
         self._lanes.noticed(claim, walked)
-        until = to_time(at) + timedelta(seconds=claim.lease_seconds)
+        until = pg.to_time(at) + timedelta(seconds=claim.lease_seconds)
         claimed = in_order([row for row in rows if row[0]])
         leases = [Lease(*[*row[:9], until, None, row[9]]) for row in claimed]
         return done, leases, None if due_in is None else due_in + MARGIN.total_seconds()
@@ -218,14 +211,14 @@ class Postgres(PostgresSession):
     # --- load and save
 
     def hold(self, job_ids: Iterable[str]) -> None:
-        self.rows(sql.HOLD, (uuids([id for id in job_ids if is_uuid(id)]),))
+        self.rows(sql.HOLD, (pg.uuids([id for id in job_ids if pg.is_uuid(id)]),))
 
     def lock(self, job_ids: Sequence[str]) -> Mapping[str, Job]:
-        rows = self.rows(sql.LOCK, (uuids([id for id in job_ids if is_uuid(id)]),))
-        return {job.id: job for job in (job_of(row, to_time) for row in rows)}
+        rows = self.rows(sql.LOCK, (pg.uuids([id for id in job_ids if pg.is_uuid(id)]),))
+        return {job.id: job for job in (job_of(row, pg.to_time) for row in rows)}
 
     def busy(self, job_ids: Sequence[str]) -> set[str]:
-        rows = self.rows(sql.BUSY, (uuids([id for id in job_ids if is_uuid(id)]),))
+        rows = self.rows(sql.BUSY, (pg.uuids([id for id in job_ids if pg.is_uuid(id)]),))
         return {id for (id,) in rows}
 
     def lock_expired(self, limit: int, after: int = 0) -> list[Job]:
@@ -248,7 +241,7 @@ class Postgres(PostgresSession):
             ((looked,),) = self.rows(look)
             if looked < sql.MAX_ARRIVALS:
                 break
-        jobs = [job_of(row, to_time) for row in self.rows(lock, values)]
+        jobs = [job_of(row, pg.to_time) for row in self.rows(lock, values)]
         (self._crowded.add if len(jobs) >= limit else self._crowded.discard)(look)
         return jobs
 
@@ -368,7 +361,7 @@ def _times(array: bytes) -> Iterator[datetime]:
     """Yield the times in a binary array without NULLs: after 20 bytes, each behind its length."""
     for at in range(24, len(array), 12):
         micros = int.from_bytes(array[at : at + 8], signed=True)
-        yield BINARY_EPOCH + timedelta(microseconds=micros)
+        yield pg.BINARY_EPOCH + timedelta(microseconds=micros)
 
 
 def _completions(reports: Sequence[Report]) -> tuple[Any, ...]:
@@ -376,14 +369,19 @@ def _completions(reports: Sequence[Report]) -> tuple[Any, ...]:
 
     In the order of `lock`, so that two batches with jobs in common do not block each other.
     """
-    named = (r for r in reports if is_uuid(r.job_id) and is_uuid(r.lease_id))
+    named = (r for r in reports if pg.is_uuid(r.job_id) and pg.is_uuid(r.lease_id))
     held = sorted(named, key=attrgetter("job_id"))
-    ids, leases = uuids([r.job_id for r in held]), uuids([r.lease_id for r in held])
-    results = array_of("text", [r.result for r in held])
-    return ids, leases, results, array_of("text", [r.actor for r in held])
+    ids, leases = (
+        pg.uuids([r.job_id for r in held]),
+        pg.uuids([r.lease_id for r in held]),
+    )
+    results = pg.array_of("text", [r.result for r in held])
+    return ids, leases, results, pg.array_of("text", [r.actor for r in held])
 
 
-def _uuids(leases: Sequence[tuple[str, str]]) -> tuple[BinaryArray, BinaryArray]:
+def _uuids(
+    leases: Sequence[tuple[str, str]],
+) -> tuple[pg.BinaryArray, pg.BinaryArray]:
     """Return the job ids and the lease ids, without pairs that are no UUIDs."""
-    valid = [lease for lease in leases if is_uuid(lease[0]) and is_uuid(lease[1])]
-    return uuids([job_id for job_id, _ in valid]), uuids([lease_id for _, lease_id in valid])
+    valid = [lease for lease in leases if pg.is_uuid(lease[0]) and pg.is_uuid(lease[1])]
+    return pg.uuids([job_id for job_id, _ in valid]), pg.uuids([lease_id for _, lease_id in valid])

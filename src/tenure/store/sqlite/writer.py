@@ -39,21 +39,9 @@ from tenure.store.rows import (
     job_of,
     write_policy,
 )
+from tenure.store.sqlite import connection
 from tenure.store.sqlite import statements as sql
 from tenure.store.sqlite.claim import SqliteClaim, SqliteLaneView
-from tenure.store.sqlite.connection import (
-    AWAY,
-    NOW,
-    READ_ONLY,
-    Checkpoints,
-    Files,
-    begin_writing,
-    connect_writer,
-    kept,
-    to_millis,
-    to_time,
-    when_free,
-)
 from tenure.store.tables.stats import StatsWriter
 
 ROUND = timedelta(hours=1)
@@ -116,7 +104,7 @@ class Sqlite:
     def __init__(
         self,
         path: Path,
-        connect: Callable[[Path], sqlite3.Connection] = connect_writer,
+        connect: Callable[[Path], sqlite3.Connection] = connection.connect_writer,
         patience: float | None = None,
     ) -> None:
         """`patience` is how many seconds an `enqueue_alone` waits for other writers."""
@@ -125,11 +113,11 @@ class Sqlite:
         self._connect = connect
         self._patience = patience
         self._connection: sqlite3.Connection | None = None
-        self._files: Files | None = None
+        self._files: connection.Files | None = None
         self._other: Sqlite | None = None
         self._in_place = False  # the files were, when the last transaction began
         self._now: datetime | None = None
-        self._checkpoints = Checkpoints(path)
+        self._checkpoints = connection.Checkpoints(path)
         self._lanes = Lanes(SqliteLaneView)
         self.stats = StatsWriter(self)
         self._marks = Marks()
@@ -139,7 +127,7 @@ class Sqlite:
     # --- transactions
 
     def begin(self, *, limits: bool = False) -> None:
-        begin_writing(self._connected())
+        connection.begin_writing(self._connected())
         self._check_files()
         self._now = None
 
@@ -159,7 +147,7 @@ class Sqlite:
     def _check_files(self) -> None:
         self._in_place = False
         if self._files is None:
-            self._files = Files(self._path)
+            self._files = connection.Files(self._path)
         self._files.check()
         self._in_place = True
 
@@ -172,7 +160,7 @@ class Sqlite:
         try:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-        except AWAY:
+        except connection.AWAY:
             self.close()
 
     def savepoint(self) -> None:
@@ -220,7 +208,9 @@ class Sqlite:
     def now(self) -> datetime:
         """The clock, read once per transaction."""
         if self._now is None:
-            self._now = to_time(self._db.execute(f"SELECT {NOW}").fetchone()[0])
+            self._now = connection.to_time(
+                self._db.execute(f"SELECT {connection.NOW}").fetchone()[0]
+            )
         return self._now
 
     # --- adding
@@ -229,15 +219,15 @@ class Sqlite:
         self, checked_jobs: Sequence[CheckedJob], more: Sequence[str] = ()
     ) -> Mapping[str, Job]:
         now = self.now()
-        stored = to_millis(now)
-        jobs = [added_job(a, now, due(a, now), kept=kept) for a in checked_jobs]
+        stored = connection.to_millis(now)
+        jobs = [added_job(a, now, due(a, now), kept=connection.kept) for a in checked_jobs]
         rows = [
             (
                 *_added_values(checked_job),
                 write_policy(job.backoff),
                 stored,
-                stored if job.run_at is now else to_millis(job.run_at),
-                job.start_by and to_millis(job.start_by),
+                stored if job.run_at is now else connection.to_millis(job.run_at),
+                job.start_by and connection.to_millis(job.start_by),
             )
             for job, checked_job in zip(jobs, checked_jobs, strict=True)
         ]
@@ -257,9 +247,9 @@ class Sqlite:
         said = (
             *_added_values(checked_job),
             write_policy(checked_job.backoff),
-            run_at and to_millis(run_at),
+            run_at and connection.to_millis(run_at),
             None if run_at else round(checked_job.delay * 1000),
-            start_by and to_millis(start_by),
+            start_by and connection.to_millis(start_by),
             checked_job.start_within and round(checked_job.start_within * 1000),
         )
         given = {n: value for n, value in zip(sql.ONE, said, strict=True) if value is not None}
@@ -273,13 +263,16 @@ class Sqlite:
             (found,) = map(list, map(db.execute, [statement], [values]))
             return found
 
-        found = when_free(insert, patience=self._patience, path=self._path)
-        added = [added_job(checked_job, *map(to_time, times), kept=kept) for times in found]
+        found = connection.when_free(insert, patience=self._patience, path=self._path)
+        added = [
+            added_job(checked_job, *map(connection.to_time, times), kept=connection.kept)
+            for times in found
+        ]
         return {job.id: job for job in added}
 
     def known(self, checked_jobs: Sequence[CheckedJob]) -> Mapping[str, tuple[Job, str | None]]:
         return {
-            a.id: (job_of(row, to_time), row[-1])
+            a.id: (job_of(row, connection.to_time), row[-1])
             for a in checked_jobs
             for row in self.rows(sql.KNOWN, (a.idempotency_key, a.id, a.id))
         }
@@ -290,7 +283,7 @@ class Sqlite:
     # --- the hot path
 
     def complete(self, reports: Sequence[Report]) -> set[str]:
-        now = to_millis(self.now())
+        now = connection.to_millis(self.now())
         rows = [(r.job_id, r.lease_id, r.result, r.actor) for r in reports]
         done = self._changed_each(sql.COMPLETE, rows, now)
         return {r.lease_id for r, accepted in zip(reports, done, strict=True) if accepted}
@@ -322,7 +315,7 @@ class Sqlite:
         for start in range(0, len(job_ids), sql.MAX_LOADED):
             ids = as_json(job_ids[start : start + sql.MAX_LOADED])
             (text,) = self._db.execute(sql.LOCK, (ids,)).fetchone()
-            loaded = (job_of(row, to_time) for row in _read_jobs(text))
+            loaded = (job_of(row, connection.to_time) for row in _read_jobs(text))
             jobs.update({job.id: job for job in loaded})
         return jobs
 
@@ -330,12 +323,12 @@ class Sqlite:
         return set()  # no other transaction writes while this one does
 
     def lock_expired(self, limit: int, after: int = 0) -> list[Job]:
-        rows = self.rows(sql.EXPIRED, (to_millis(self.now()), limit, after))
-        return [job_of(row, to_time) for row in rows]
+        rows = self.rows(sql.EXPIRED, (connection.to_millis(self.now()), limit, after))
+        return [job_of(row, connection.to_time) for row in rows]
 
     def lock_late(self, limit: int, after: int = 0) -> list[Job]:
-        rows = self.rows(sql.LATE, (to_millis(self.now()), limit, after))
-        return [job_of(row, to_time) for row in rows]
+        rows = self.rows(sql.LATE, (connection.to_millis(self.now()), limit, after))
+        return [job_of(row, connection.to_time) for row in rows]
 
     def save(self, changes: Sequence[tuple[Job, Job]], more: Sequence[str] = ()) -> int:
         waiting = [pair for pair in changes if pair[0].status is Status.WAITING]
@@ -357,7 +350,7 @@ class Sqlite:
         return {lease: event for lease in leases for (event,) in self.rows(sql.SETTLED_AS, lease)}
 
     def renew(self, leases: Sequence[tuple[str, str]], lease_seconds: float) -> set[str]:
-        until = to_millis(self.now() + timedelta(seconds=lease_seconds))
+        until = connection.to_millis(self.now() + timedelta(seconds=lease_seconds))
         return {lease_id for (lease_id,) in self.rows(sql.RENEW, (until, as_json(leases)))}
 
     def delete_settled(
@@ -365,7 +358,7 @@ class Sqlite:
     ) -> tuple[Counter[Kind], int, Refused]:
         if cutoffs.latest is None:
             return Counter(), 0, []
-        latest, status = to_millis(cutoffs.latest), quoted(Status(cutoffs.status))
+        latest, status = connection.to_millis(cutoffs.latest), quoted(Status(cutoffs.status))
         if not self._marks.are_needed(cutoffs):
             statement = sql.DELETABLE.replace("{status}", status)
             found = self.rows(statement, (latest, until, *place, limit))
@@ -378,7 +371,7 @@ class Sqlite:
         due = list[int]()
         for number, (finished_at, rowid, queue, type) in enumerate(rows):
             before = cutoffs.of(queue, type)
-            if before is not None and finished_at < to_millis(before):
+            if before is not None and finished_at < connection.to_millis(before):
                 if len(due) == limit:
                     rows = rows[:number]
                     break
@@ -397,7 +390,7 @@ class Sqlite:
             self._checkpoints.make_due()
             self.full_at = time.monotonic()
         if code == sqlite3.SQLITE_READONLY:
-            error.args = (f"{error.args[0]}: {READ_ONLY}",)
+            error.args = (f"{error.args[0]}: {connection.READ_ONLY}",)
         if str(error).startswith(ELSEWHERE):
             return Trouble.MOVED
         if isinstance(error, sqlite3.IntegrityError):
@@ -408,7 +401,7 @@ class Sqlite:
             return Trouble.BUSY
         if code == sqlite3.SQLITE_FULL:
             return Trouble.FULL
-        return Trouble.UNAVAILABLE if isinstance(error, AWAY) else Trouble.BUG
+        return Trouble.UNAVAILABLE if isinstance(error, connection.AWAY) else Trouble.BUG
 
     def announce(self) -> None:
         """Do nothing: other processes watch the file (`SqliteReader.watch`)."""
@@ -436,8 +429,8 @@ def due(checked_job: CheckedJob, now: datetime) -> datetime:
     """When a job that is added now is to run; in bulk nearly all run at once."""
     if checked_job.run_at is None and checked_job.delay == 0:
         return now
-    return kept(checked_job.run_at or now + timedelta(seconds=checked_job.delay))
+    return connection.kept(checked_job.run_at or now + timedelta(seconds=checked_job.delay))
 
 
 def _stored(*values: Any) -> tuple[Any, ...]:
-    return tuple([to_millis(v) if isinstance(v, datetime) else v for v in values])
+    return tuple([connection.to_millis(v) if isinstance(v, datetime) else v for v in values])

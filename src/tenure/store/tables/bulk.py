@@ -18,16 +18,7 @@ from tenure import failpoints
 from tenure.errors import IllegalTransition
 from tenure.events import Amended, Cancelled, Event, Retried
 from tenure.lifecycle import Job, Status, follow
-from tenure.rules.search import (
-    Action,
-    Bulk,
-    Counted,
-    Filter,
-    Query,
-    leaves_snoozed,
-    query_of,
-    sources,
-)
+from tenure.rules import search
 from tenure.store import transitions
 from tenure.store.database import Reads, Statements, waited_for_a_lock
 from tenure.store.rows import read_rows
@@ -50,34 +41,34 @@ COLUMNS = (
     *("stopped_by", "total", "exact", "changed", "refused", "batches", "cursor"),
 )
 
-_read_filter = msgspec.json.Decoder(Filter).decode
+_read_filter = msgspec.json.Decoder(search.Filter).decode
 
 
-def get(db: Reads, bulk_id: str) -> Bulk | None:
+def get(db: Reads, bulk_id: str) -> search.Bulk | None:
     """Return an action, None if it is unknown."""
     d = db.dialect
     found = _read(db, f"WHERE id = {d.id_value}", (bulk_id,)) if d.is_id(bulk_id) else []
     return found[0] if found else None
 
 
-def latest(db: Reads, limit: int, *, unfinished: bool = False) -> list[Bulk]:
+def latest(db: Reads, limit: int, *, unfinished: bool = False) -> list[search.Bulk]:
     """Return actions, newest first."""
     where = "WHERE finished_at IS NULL" if unfinished else ""
     return _read(db, f"{where} ORDER BY bulk.id DESC LIMIT {db.dialect.value}", (limit,))
 
 
-def _read(db: Reads, rest: str, values: Sequence[Any]) -> list[Bulk]:
+def _read(db: Reads, rest: str, values: Sequence[Any]) -> list[search.Bulk]:
     found = read_rows(db, COLUMNS, f"{db.dialect.table('bulk')} AS bulk {rest}", values)
     return [_bulk_of(fields) for fields in found]
 
 
-def _bulk_of(fields: dict[str, Any]) -> Bulk:
+def _bulk_of(fields: dict[str, Any]) -> search.Bulk:
     read = {
-        "action": Action(fields["action"]),
+        "action": search.Action(fields["action"]),
         "filter": _read_filter(fields["filter"]),
         "exact": bool(fields["exact"]),
     }
-    return Bulk(**fields | read)
+    return search.Bulk(**fields | read)
 
 
 def _plain(text: str) -> str:
@@ -89,12 +80,12 @@ def start(
     db: Statements,
     *,
     id: str,
-    action: Action,
-    filter: Filter,
+    action: search.Action,
+    filter: search.Filter,
     more_retries: int,
     actor: str,
     reason: str | None = None,
-    total: Counted,
+    total: search.Counted,
 ) -> None:
     """Add an action that begins now, by the store's clock."""
     d = db.dialect
@@ -121,7 +112,7 @@ def stop(db: Statements, bulk_id: str, actor: str) -> None:
     )
 
 
-def hold(db: Statements, bulk: Bulk) -> bool:
+def hold(db: Statements, bulk: search.Bulk) -> bool:
     """Lock the row of `bulk` until the end of the transaction.
 
     Returns False if the action advanced or ended since `bulk` was read, or if another transaction
@@ -135,7 +126,7 @@ def hold(db: Statements, bulk: Bulk) -> bool:
     return bool(db.rows(statement, (bulk.id, bulk.batches)))
 
 
-def advance(db: Statements, bulk: Bulk, *, ended: bool) -> None:
+def advance(db: Statements, bulk: search.Bulk, *, ended: bool) -> None:
     """Store the cursor and the counts of `bulk` after one more batch."""
     d = db.dialect
     db.changed(
@@ -149,22 +140,25 @@ def advance(db: Statements, bulk: Bulk, *, ended: bool) -> None:
 # --- batches
 
 
-def about(filter: Filter, action: Action, **more: Any) -> Query:
+def about(filter: search.Filter, action: search.Action, **more: Any) -> search.Query:
     """Return the query for the jobs of a filter whose status allows an action."""
-    statuses = sources(action)
+    statuses = search.sources(action)
     if filter.status is not None and filter.status not in statuses:
         more["before"] = BEFORE_ALL
     if filter.status is None and len(statuses) == 1:
         filter = replace(filter, status=statuses[0])
     among = statuses if filter.status is None else ()
-    more |= {"not_due": action is Action.RUN_NOW, "leaves_snoozed": leaves_snoozed(action, filter)}
-    return query_of(filter, among=among, **more)
+    more |= {
+        "not_due": action is search.Action.RUN_NOW,
+        "leaves_snoozed": search.leaves_snoozed(action, filter),
+    }
+    return search.query_of(filter, among=among, **more)
 
 
-def next_ids(read: Reader, bulk: Bulk) -> tuple[Sequence[str], str | None]:
+def next_ids(read: Reader, bulk: search.Bulk) -> tuple[Sequence[str], str | None]:
     """Return the jobs of the next batch, and the last id it looks at, None if there are no more."""
     # Followers first, so that no cancelled parent releases or skips one meanwhile.
-    back = bulk.action is Action.CANCEL and bulk.filter.workflow is not None
+    back = bulk.action is search.Action.CANCEL and bulk.filter.workflow is not None
     from_here: dict[str, Any] = {"before" if back else "after": bulk.cursor}
     query = about(bulk.filter, bulk.action, **from_here, oldest_first=not back, limit=BATCH)
     failed = query.status == Status.FAILED
@@ -173,7 +167,7 @@ def next_ids(read: Reader, bulk: Bulk) -> tuple[Sequence[str], str | None]:
     return some_ids(read, query)
 
 
-def step(store: Store, bulk: Bulk) -> bool:
+def step(store: Store, bulk: search.Bulk) -> bool:
     """Do the next batch of an action, unless another process has done it since `bulk` was read.
 
     Returns whether this batch was the last one.
@@ -193,7 +187,12 @@ def step(store: Store, bulk: Bulk) -> bool:
 
 
 def batch(
-    db: Database, bulk: Bulk, job_ids: Sequence[str], cursor: str | None, *, waits: bool = True
+    db: Database,
+    bulk: search.Bulk,
+    job_ids: Sequence[str],
+    cursor: str | None,
+    *,
+    waits: bool = True,
 ) -> bool:
     """Change these jobs and advance the cursor, unless another process has done this batch.
 
@@ -204,9 +203,9 @@ def batch(
     busy = set() if waits else dependencies.held_up(db, sorted(job_ids))
     jobs = db.lock(sorted({*job_ids} - busy))
     now = db.now()
-    keys = unique_keys.keys_of(db, list(jobs)) if bulk.action is Action.RETRY else {}
+    keys = unique_keys.keys_of(db, list(jobs)) if bulk.action is search.Action.RETRY else {}
     taken: set[str] = set()
-    spares = leaves_snoozed(bulk.action, bulk.filter)
+    spares = search.leaves_snoozed(bulk.action, bulk.filter)
     off = put_off(db, jobs.values()) if spares or bulk.filter.state else ()
     changes: list[tuple[Job, transitions.Steps]] = []
     for job in jobs.values():
@@ -216,14 +215,14 @@ def batch(
             # If it is settled, it was so at the start.
             if not spared and fits(bulk.filter, job, now, off):
                 steps = follow(job, _event(bulk), now)
-                if bulk.action is Action.RETRY:
+                if bulk.action is search.Action.RETRY:
                     transitions.check_retry(job, keys, taken, now)
                 changes += [(job, steps)] if transitions.is_changed(job, steps[-1]) else []
         except IllegalTransition:
             continue
     changes, _ = transitions.save_unless_refused(db, changes)
     signals.end_waits(db, [job for job, _ in changes])
-    if bulk.action is Action.RETRY:
+    if bulk.action is search.Action.RETRY:
         transitions.restore_behind(db, [job.id for job, _ in changes], bulk.signature)
     failpoints.hit("bulk.between_jobs_and_cursor")
     done = replace(
@@ -237,12 +236,12 @@ def batch(
     return ended
 
 
-def _event(bulk: Bulk) -> Event:
+def _event(bulk: search.Bulk) -> Event:
     actor, reason = bulk.signature, bulk.reason
     match bulk.action:
-        case Action.RETRY:
+        case search.Action.RETRY:
             return Retried(more_retries=bulk.more_retries, actor=actor, reason=reason)
-        case Action.CANCEL:
+        case search.Action.CANCEL:
             return Cancelled(actor=actor, reason=reason)
-        case Action.RUN_NOW:
+        case search.Action.RUN_NOW:
             return Amended(delay=0, actor=actor, reason=reason)

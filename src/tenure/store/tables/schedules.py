@@ -19,31 +19,7 @@ from tenure import failpoints
 from tenure.errors import InvalidInput, KeyConflict, ScheduleNotFound, TenureError
 from tenure.events import Cancelled
 from tenure.lifecycle import SETTLED, Job, Status, follow
-from tenure.rules.schedules import (
-    INSTANT,
-    MAX_BUFFERED,
-    MAX_FIRES,
-    RULE_OF,
-    Advance,
-    Decision,
-    Defaults,
-    Fire,
-    FireOutcome,
-    How,
-    Key,
-    Rules,
-    Schedule,
-    Template,
-    Tick,
-    actor_of,
-    advance,
-    decide_fires,
-    linked_jobs,
-    new_schedule,
-    rules_of,
-    ticks_between,
-    with_room,
-)
+from tenure.rules import schedules
 from tenure.rules.times import When, in_words, is_zone, newest, next_after
 from tenure.store import enqueue, transitions
 from tenure.store.audit import TICKS
@@ -85,7 +61,7 @@ MAX_VERIFIED = 1_000
 """Ticks of each schedule that `unrecorded` looks for."""
 
 
-def read(db: Reads, rest: str, values: Sequence[Any] = ()) -> list[Schedule]:
+def read(db: Reads, rest: str, values: Sequence[Any] = ()) -> list[schedules.Schedule]:
     """Return the schedules that the rest of a SELECT finds and that this version can read."""
     found = []
     for row in read_rows(db, COLUMNS, f"{db.dialect.table('schedule')} {rest}", values):
@@ -98,19 +74,19 @@ def read(db: Reads, rest: str, values: Sequence[Any] = ()) -> list[Schedule]:
             log.warning("schedule %s is left out: %s", fields["name"], error)
             continue
         declared = bool(fields.pop("declared"))
-        found.append(Schedule(**fields, when=when, template=template, declared=declared))
+        found.append(schedules.Schedule(**fields, when=when, template=template, declared=declared))
     return found
 
 
-_read_template = msgspec.json.Decoder(Template).decode
+_read_template = msgspec.json.Decoder(schedules.Template).decode
 
 
-def is_readable(schedule: Schedule) -> bool:
+def is_readable(schedule: schedules.Schedule) -> bool:
     """Whether the time zone of a schedule is known on this machine."""
     return is_zone(schedule.when.zone)
 
 
-def get(db: Reads, name: str, lock: str = "") -> Schedule:
+def get(db: Reads, name: str, lock: str = "") -> schedules.Schedule:
     """Return a schedule; raises ScheduleNotFound."""
     check_kind(name, str, "the name of a schedule", "$.name")
     # A text with NUL is none to PostgreSQL.
@@ -120,21 +96,27 @@ def get(db: Reads, name: str, lock: str = "") -> Schedule:
     return found[0]
 
 
-def hold(db: Statements, name: str) -> Schedule:
+def hold(db: Statements, name: str) -> schedules.Schedule:
     """Return a schedule, locked until the end of the transaction; raises ScheduleNotFound."""
     return get(db, name, db.dialect.hold)
 
 
-def fires(db: Reads, rest: str, values: Sequence[Any]) -> list[Fire]:
+def fires(db: Reads, rest: str, values: Sequence[Any]) -> list[schedules.Fire]:
     """Return the fires of the rest of a SELECT from their table."""
     found = read_rows(db, FIRE, f"{db.dialect.table('fire')} AS fire {rest}", values)
     return [
-        Fire(**fields | {"outcome": FireOutcome(fields["outcome"]), "how": How(fields["how"])})
+        schedules.Fire(
+            **fields
+            | {
+                "outcome": schedules.FireOutcome(fields["outcome"]),
+                "how": schedules.How(fields["how"]),
+            }
+        )
         for fields in found
     ]
 
 
-def triggered(db: Reads, name: str, key: str, fingerprint: str) -> Fire | None:
+def triggered(db: Reads, name: str, key: str, fingerprint: str) -> schedules.Fire | None:
     """Return the fire of a schedule whose job has this key; raises KeyConflict for another job.
 
     The job says what it was if it is not kept any more, as after the schedule was removed.
@@ -149,12 +131,16 @@ def triggered(db: Reads, name: str, key: str, fingerprint: str) -> Fire | None:
         if found := fires(db, where, (job_id, name)):
             return found[0]
         at: Any = d.time_or_none(created_at)
-        did, how = FireOutcome.FIRED, How.TRIGGER
-        return Fire(schedule=name, at=at, outcome=did, how=how, job_id=job_id, decided_at=at)
+        did, how = schedules.FireOutcome.FIRED, schedules.How.TRIGGER
+        return schedules.Fire(
+            schedule=name, at=at, outcome=did, how=how, job_id=job_id, decided_at=at
+        )
     return None
 
 
-def page(db: Reads, names: Sequence[str], most: int, before: datetime = LATEST) -> list[Fire]:
+def page(
+    db: Reads, names: Sequence[str], most: int, before: datetime = LATEST
+) -> list[schedules.Fire]:
     """Return the newest fires of each schedule before a time; more than `most` to end with a tick.
 
     It reads no other ones, however many there are.
@@ -183,7 +169,7 @@ def unrecorded(db: Reads) -> list[tuple[str, str, str]]:
         if not is_readable(schedule):
             continue
         where = f"WHERE schedule = {d.value} ORDER BY at LIMIT 1"
-        oldest = [fire.at - INSTANT for fire in fires(db, where, (schedule.name,))]
+        oldest = [fire.at - schedules.INSTANT for fire in fires(db, where, (schedule.name,))]
         start = max([schedule.changed_at, *oldest])
         due = newest(schedule.when, start, schedule.cursor_at, MAX_VERIFIED)
         where = f"WHERE schedule = {d.value} AND coalesce(until, at) >= {d.value} ORDER BY at"
@@ -214,12 +200,12 @@ def open_jobs(db: Reads, names: Sequence[str], most: int) -> list[tuple[str, str
     )
 
 
-def crowded(db: Reads, schedule: Schedule) -> bool:
+def crowded(db: Reads, schedule: schedules.Schedule) -> bool:
     """Whether the last `CROWD` jobs of a schedule all are not settled."""
     return len(open_jobs(db, [schedule.name], CROWD)) == CROWD
 
 
-def add(db: Statements, schedule: Schedule) -> bool:
+def add(db: Statements, schedule: schedules.Schedule) -> bool:
     """Add a schedule. Returns False if the name is taken."""
     d = db.dialect
     names, values = ", ".join(COLUMNS), ", ".join(_value(d, column) for column in COLUMNS)
@@ -227,7 +213,7 @@ def add(db: Statements, schedule: Schedule) -> bool:
     return db.changed(insert, _stored(d, schedule, COLUMNS)) == 1
 
 
-def save(db: Statements, schedule: Schedule, columns: Sequence[str]) -> None:
+def save(db: Statements, schedule: schedules.Schedule, columns: Sequence[str]) -> None:
     """Write columns of a locked schedule."""
     d = db.dialect
     sets = ", ".join(f"{column} = {_value(d, column)}" for column in columns)
@@ -235,7 +221,7 @@ def save(db: Statements, schedule: Schedule, columns: Sequence[str]) -> None:
     db.changed(f"UPDATE {d.table('schedule')} SET {sets} WHERE name = {d.value}", values)
 
 
-def save_states(db: Statements, some: Sequence[Schedule]) -> None:
+def save_states(db: Statements, some: Sequence[schedules.Schedule]) -> None:
     """Write how far locked schedules have come."""
     d, columns = db.dialect, ("name", *STATE)
     db.changed(
@@ -245,7 +231,7 @@ def save_states(db: Statements, some: Sequence[Schedule]) -> None:
     )
 
 
-def record(db: Statements, made: Sequence[Fire]) -> None:
+def record(db: Statements, made: Sequence[schedules.Fire]) -> None:
     """Put fires on record. On record a range grows.
 
     A second job for a tick is an error, by the trigger of the table.
@@ -282,11 +268,11 @@ def _value(d: Dialect, column: str) -> str:
     return d.id_value if column == "last_job_id" else d.value
 
 
-def _stored(d: Dialect, schedule: Schedule, columns: Sequence[str]) -> list[Any]:
+def _stored(d: Dialect, schedule: schedules.Schedule, columns: Sequence[str]) -> list[Any]:
     return [_bound(d, _field(schedule, column)) for column in columns]
 
 
-def _field(schedule: Schedule, column: str) -> Any:
+def _field(schedule: schedules.Schedule, column: str) -> Any:
     if column == "template":
         return msgspec.json.encode(schedule.template).decode()
     if column == "once":
@@ -294,7 +280,9 @@ def _field(schedule: Schedule, column: str) -> Any:
     return getattr(schedule.when if column in WHEN else schedule, column.strip('"'))
 
 
-def _objects(d: Dialect, some: Sequence[Schedule | Fire], columns: Sequence[str]) -> str:
+def _objects(
+    d: Dialect, some: Sequence[schedules.Schedule | schedules.Fire], columns: Sequence[str]
+) -> str:
     rows = [{column: _bound(d, getattr(one, column)) for column in columns} for one in some]
     return msgspec.json.encode(rows).decode()
 
@@ -319,7 +307,7 @@ MIN_STEP_SECONDS = 60
 
 
 def evaluate(
-    db: Database, declared: Collection[str], defaults: Defaults, left: Collection[str]
+    db: Database, declared: Collection[str], defaults: schedules.Defaults, left: Collection[str]
 ) -> tuple[int, Mapping[str, TenureError]]:
     """Decide the due ticks of up to BATCH schedules. Call again after BATCH.
 
@@ -349,29 +337,32 @@ def evaluate(
 
 
 def _decide(
-    db: Database, due: Sequence[Schedule], defaults: Defaults, before: Mapping[str, set[str]]
-) -> tuple[Sequence[Advance], Mapping[str, TenureError]]:
+    db: Database,
+    due: Sequence[schedules.Schedule],
+    defaults: schedules.Defaults,
+    before: Mapping[str, set[str]],
+) -> tuple[Sequence[schedules.Advance], Mapping[str, TenureError]]:
     """Decide the due ticks of locked schedules that are not paused; nothing is written yet.
 
     `before` has the jobs of each, as `_jobs_before` finds them. Returns beside the decisions the
     schedules that this process cannot decide: name -> why.
     """
-    now, done, undecided = db.now(), list[Advance](), dict[str, TenureError]()
+    now, done, undecided = db.now(), list[schedules.Advance](), dict[str, TenureError]()
     fired, held = _fired_ahead(db, due), _open_jobs(db, due, before)
     for schedule in due:
         jobs = held[schedule.name]
         try:
             had = fired.get(schedule.name, ())
-            decision = decide_fires(
+            decision = schedules.decide_fires(
                 schedule, now, is_open=bool(jobs), waiting=_waiting(jobs), fired=had
             )
-            done.append(advance(schedule, decision, now, defaults, None, list(jobs)))
+            done.append(schedules.advance(schedule, decision, now, defaults, None, list(jobs)))
         except InvalidInput as error:
             undecided[schedule.name] = error
     return done, undecided
 
 
-def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
+def carry_out(db: Database, done: Sequence[schedules.Advance]) -> list[schedules.Fire]:
     """Add the jobs of locked schedules that were decided, and record it; return the fires."""
     _cancel(db, done)
     jobs = [job for one in done for job in one.jobs]
@@ -379,7 +370,7 @@ def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
         for answer in enqueue.add(db, plain):
             if isinstance(answer, TenureError):  # its key was used meanwhile
                 raise answer
-    for waiting in linked_jobs(done):
+    for waiting in schedules.linked_jobs(done):
         enqueue.add_linked(db, waiting, limited=False)
     failpoints.hit("schedule.between_jobs_and_cursor")
     made = [fire for one in done for fire in one.fires]
@@ -391,7 +382,7 @@ def carry_out(db: Database, done: Sequence[Advance]) -> list[Fire]:
     return made
 
 
-def _fired_ahead(db: Database, due: Sequence[Schedule]) -> Mapping[str, set[datetime]]:
+def _fired_ahead(db: Database, due: Sequence[schedules.Schedule]) -> Mapping[str, set[datetime]]:
     """The ticks after the cursor that have a job, by schedule: a clock was ahead, or a backfill."""
     d, found = db.dialect, dict[str, set[datetime]]()
     rest = (
@@ -403,14 +394,14 @@ def _fired_ahead(db: Database, due: Sequence[Schedule]) -> Mapping[str, set[date
     return found
 
 
-def _jobs_before(db: Reads, due: Sequence[Schedule]) -> Mapping[str, set[str]]:
+def _jobs_before(db: Reads, due: Sequence[schedules.Schedule]) -> Mapping[str, set[str]]:
     """The ids of the jobs of each schedule on which its `overlap` depends, by schedule.
 
     Of several that wait for one another the last may have settled before the others.
     """
     found = {one.name: set[str]() for one in due}
     buffers = [one.name for one in due if one.overlap in ("buffer_one", "buffer_all")]
-    for name, id in open_jobs(db, buffers, MAX_BUFFERED + 1) if buffers else ():
+    for name, id in open_jobs(db, buffers, schedules.MAX_BUFFERED + 1) if buffers else ():
         found[name].add(id)
     for one in due:
         if one.last_job_id and one.overlap != "allow_all":
@@ -419,7 +410,7 @@ def _jobs_before(db: Reads, due: Sequence[Schedule]) -> Mapping[str, set[str]]:
 
 
 def _open_jobs(
-    db: Database, due: Sequence[Schedule], before: Mapping[str, set[str]]
+    db: Database, due: Sequence[schedules.Schedule], before: Mapping[str, set[str]]
 ) -> Mapping[str, Mapping[str, Job]]:
     """Those of the jobs before each schedule that are not settled, locked."""
     ids = {id for one in due for id in before[one.name]}
@@ -435,8 +426,8 @@ def _waiting(jobs: Mapping[str, Job]) -> int:
     return sum(job.status is Status.WAITING and job.token == 0 for job in jobs.values())
 
 
-def _cancel(db: Database, done: Sequence[Advance]) -> None:
-    who = {one.cancels: actor_of(one.schedule.name) for one in done if one.cancels}
+def _cancel(db: Database, done: Sequence[schedules.Advance]) -> None:
+    who = {one.cancels: schedules.actor_of(one.schedule.name) for one in done if one.cancels}
     now, changes = db.now(), list[tuple[Job, tuple[Job, ...]]]()
     for id, job in db.lock(sorted(who)).items() if who else ():
         if job.status not in SETTLED:
@@ -446,8 +437,12 @@ def _cancel(db: Database, done: Sequence[Advance]) -> None:
 
 
 def trigger(
-    db: Database, schedule: Schedule, actor: str, defaults: Defaults, key: Key | None = None
-) -> Fire:
+    db: Database,
+    schedule: schedules.Schedule,
+    actor: str,
+    defaults: schedules.Defaults,
+    key: schedules.Key | None = None,
+) -> schedules.Fire:
     """Fire a locked schedule at this moment, unless it was with this key; raises KeyConflict."""
     if key and (known := triggered(db, schedule.name, *key)):
         return known
@@ -456,69 +451,82 @@ def trigger(
     last = f"WHERE schedule = {v} AND at >= {v} AND outcome = 'fired' ORDER BY at DESC LIMIT 1"
     for fire in fires(db, last, (schedule.name, d.to_bound(at))):
         at = fire.at + timedelta(milliseconds=1)
-    return by_hand(db, schedule, [Tick(at=at, how=How.TRIGGER)], actor, defaults, key=key)[0]
+    return by_hand(
+        db, schedule, [schedules.Tick(at=at, how=schedules.How.TRIGGER)], actor, defaults, key=key
+    )[0]
 
 
 def by_hand(
     db: Database,
-    schedule: Schedule,
-    ticks: list[Tick],
+    schedule: schedules.Schedule,
+    ticks: list[schedules.Tick],
     actor: str,
-    defaults: Defaults,
-    most: int = MAX_BUFFERED,
-    key: Key | None = None,
-) -> list[Fire]:
+    defaults: schedules.Defaults,
+    most: int = schedules.MAX_BUFFERED,
+    key: schedules.Key | None = None,
+) -> list[schedules.Fire]:
     """Fire ticks of a locked schedule beside those due, as its `overlap` says.
 
     Raises InvalidInput if its job is no longer valid.
     """
     jobs = _open_jobs(db, [schedule], _jobs_before(db, [schedule]))[schedule.name]
     decided = _with_room(schedule, ticks, jobs, most)
-    decision = Decision(
+    decision = schedules.Decision(
         ticks=tuple(decided), cursor_at=schedule.cursor_at, next_at=schedule.next_at
     )
-    done = advance(schedule, decision, db.now(), defaults, actor, list(jobs), key)
+    done = schedules.advance(schedule, decision, db.now(), defaults, actor, list(jobs), key)
     return carry_out(db, [done])
 
 
 def _with_room(
-    schedule: Schedule, ticks: list[Tick], jobs: Mapping[str, Job], most: int
-) -> Sequence[Tick]:
+    schedule: schedules.Schedule, ticks: list[schedules.Tick], jobs: Mapping[str, Job], most: int
+) -> Sequence[schedules.Tick]:
     """Return ticks as `overlap` lets them be, beside jobs of the schedule that are not settled."""
     facts: Any = {"is_open": bool(jobs), "waiting": _waiting(jobs)}
-    return with_room(ticks, schedule.overlap, **facts, most=most)
+    return schedules.with_room(ticks, schedule.overlap, **facts, most=most)
 
 
 def backfill(
-    db: Database, schedule: Schedule, ticks: Sequence[datetime], actor: str, defaults: Defaults
-) -> list[Fire]:
+    db: Database,
+    schedule: schedules.Schedule,
+    ticks: Sequence[datetime],
+    actor: str,
+    defaults: schedules.Defaults,
+) -> list[schedules.Fire]:
     """Fire those of the ticks of a locked schedule that have no job, oldest first."""
     todo = _without_job(db, schedule.name, ticks)
-    return by_hand(db, schedule, todo, actor, defaults, most=MAX_FIRES)
+    return by_hand(db, schedule, todo, actor, defaults, most=schedules.MAX_FIRES)
 
 
-def plan(read: Reader, schedule: Schedule, ticks: Sequence[datetime]) -> Sequence[Tick]:
+def plan(
+    read: Reader, schedule: schedules.Schedule, ticks: Sequence[datetime]
+) -> Sequence[schedules.Tick]:
     """Return what `backfill` would decide now; nothing is written or locked."""
     before = _jobs_before(read, [schedule])[schedule.name]
     jobs = [job for id in sorted(before) if (job := read.get(id)) is not None]
     still_open = {job.id: job for job in jobs if job.status not in SETTLED}
     todo = _without_job(read, schedule.name, ticks)
-    return _with_room(schedule, todo, still_open, MAX_FIRES)
+    return _with_room(schedule, todo, still_open, schedules.MAX_FIRES)
 
 
-def _without_job(db: Reads, name: str, ticks: Sequence[datetime]) -> list[Tick]:
+def _without_job(db: Reads, name: str, ticks: Sequence[datetime]) -> list[schedules.Tick]:
     if not ticks:
         return []
     d, v = db.dialect, db.dialect.value
     where = f"WHERE schedule = {v} AND at BETWEEN {v} AND {v} AND outcome = 'fired'"
     values = (name, d.to_bound(ticks[0]), d.to_bound(ticks[-1]))
     known = {fire.at for fire in fires(db, where, values)}
-    return [Tick(at=at, how=How.BACKFILL) for at in ticks if at not in known]
+    return [schedules.Tick(at=at, how=schedules.How.BACKFILL) for at in ticks if at not in known]
 
 
 def change(
-    db: Database, old: Schedule, rules: Rules, actor: str, defaults: Defaults, **more: Any
-) -> Schedule:
+    db: Database,
+    old: schedules.Schedule,
+    rules: schedules.Rules,
+    actor: str,
+    defaults: schedules.Defaults,
+    **more: Any,
+) -> schedules.Schedule:
     """Give a locked schedule other rules. What is due before is decided by the old ones.
 
     If its old job is no longer valid, those ticks are missed: the new rules are the remedy.
@@ -529,11 +537,11 @@ def change(
         if not is_readable(old):
             raise
         log.warning("the ticks of schedule %s before this change are missed: %s", old.name, error)
-        _add_no_jobs(db, old, FireOutcome.MISSED, RULE_OF[old.missed], defaults)
+        _add_no_jobs(db, old, schedules.FireOutcome.MISSED, schedules.RULE_OF[old.missed], defaults)
     now = db.now()
     new = replace(
         get(db, old.name),
-        **{name: getattr(rules, name) for name in Rules.__struct_fields__},
+        **{name: getattr(rules, name) for name in schedules.Rules.__struct_fields__},
         edition=old.edition + 1,
         cursor_at=now,
         next_at=None if old.paused_at else next_after(rules.when, now),
@@ -547,14 +555,14 @@ def change(
 
 def set_paused(
     db: Database,
-    schedule: Schedule,
+    schedule: schedules.Schedule,
     actor: str,
-    defaults: Defaults,
+    defaults: schedules.Defaults,
     *,
     paused: bool,
     reason: str | None = None,
     catch_up: bool = False,
-) -> Schedule:
+) -> schedules.Schedule:
     """Pause or resume a locked schedule; with `catch_up` the ticks of the pause are still due."""
     if paused == (schedule.paused_at is not None):
         return schedule
@@ -572,7 +580,9 @@ def set_paused(
     return get(db, schedule.name)
 
 
-def catch_up_to_now(db: Database, schedule: Schedule, defaults: Defaults) -> None:
+def catch_up_to_now(
+    db: Database, schedule: schedules.Schedule, defaults: schedules.Defaults
+) -> None:
     """Decide the ticks of a locked schedule that are due; those of a paused one as such.
 
     Raises InvalidInput if this process cannot: no tick is passed over.
@@ -584,20 +594,26 @@ def catch_up_to_now(db: Database, schedule: Schedule, defaults: Defaults) -> Non
             raise error
         carry_out(db, done)
         return
-    _add_no_jobs(db, schedule, FireOutcome.PAUSED, How.DUE, defaults)
+    _add_no_jobs(db, schedule, schedules.FireOutcome.PAUSED, schedules.How.DUE, defaults)
 
 
 def _add_no_jobs(
-    db: Database, schedule: Schedule, outcome: FireOutcome, how: How, defaults: Defaults
+    db: Database,
+    schedule: schedules.Schedule,
+    outcome: schedules.FireOutcome,
+    how: schedules.How,
+    defaults: schedules.Defaults,
 ) -> None:
     until = max(db.now(), schedule.cursor_at)
-    ticks = ticks_between(schedule.when, schedule.cursor_at, until, outcome)
+    ticks = schedules.ticks_between(schedule.when, schedule.cursor_at, until, outcome)
     decided = tuple(replace(tick, how=how) for tick in ticks)
-    decision = Decision(ticks=decided, cursor_at=until, next_at=None)
-    carry_out(db, [advance(schedule, decision, db.now(), defaults, None)])
+    decision = schedules.Decision(ticks=decided, cursor_at=until, next_at=None)
+    carry_out(db, [schedules.advance(schedule, decision, db.now(), defaults, None)])
 
 
-def declare(db: Database, declared: Mapping[str, Rules], actor: str, defaults: Defaults) -> None:
+def declare(
+    db: Database, declared: Mapping[str, schedules.Rules], actor: str, defaults: schedules.Defaults
+) -> None:
     """Write the schedules of a program, by name, that are not there or differ."""
     d, now = db.dialect, db.now()
     where = f"WHERE name IN ({d.values(len(declared))}) ORDER BY name{d.hold}"
@@ -605,8 +621,8 @@ def declare(db: Database, declared: Mapping[str, Rules], actor: str, defaults: D
     for name, rules in sorted(declared.items()):
         old = known.get(name)
         if old is None:
-            add(db, new_schedule(name, rules, actor, now, declared=True))
-        elif not old.declared or rules_of(old) != rules:
+            add(db, schedules.new_schedule(name, rules, actor, now, declared=True))
+        elif not old.declared or schedules.rules_of(old) != rules:
             if old.template.type != rules.template.type:
                 log.warning(TAKEN, name, old.template.type, rules.template.type)
             try:

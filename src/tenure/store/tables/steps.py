@@ -13,24 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from tenure.errors import InvalidInput, LeaseLost
-from tenure.rules.steps import (
-    MAX_STEPS,
-    FindSignal,
-    JobProgress,
-    JobSteps,
-    KeepState,
-    KeepToken,
-    Load,
-    Loaded,
-    Notes,
-    ReadParents,
-    Record,
-    Recorded,
-    Step,
-    StepAnswer,
-    StepCall,
-    job_locked,
-)
+from tenure.rules import steps
 from tenure.store.borrowed.drivers import SHARE, ask, spelled
 from tenure.store.borrowed.drivers import Steps as Asks
 from tenure.store.database import Dialect, Reads, Statements
@@ -38,7 +21,7 @@ from tenure.store.tables import dependencies, signals
 
 # --- progress -------------------------------------------------------------------------------------
 
-Entry = tuple[str, str, JobProgress]
+Entry = tuple[str, str, steps.JobProgress]
 """Job id, lease id, and what its holder says."""
 
 
@@ -66,7 +49,7 @@ WHERE old.token <= excluded.token"""
     return db.changed(statement, (json.dumps(rows),))
 
 
-def progress_of(db: Reads, job_ids: Sequence[str]) -> Mapping[str, JobProgress]:
+def progress_of(db: Reads, job_ids: Sequence[str]) -> Mapping[str, steps.JobProgress]:
     """Return the progress of jobs, by id; while one runs, only what this attempt has said."""
     d = db.dialect
     ids = d.ids(len(job_ids))
@@ -75,7 +58,7 @@ SELECT {d.id("job.id")}, p.done, p.total, p.message, {d.time("p.at")}
 FROM {d.table("progress")} AS p JOIN {d.table("job")} AS job ON job.id = p.job_id
 WHERE p.job_id IN ({ids}) AND (p.token = job.token OR job.status <> 'processing')"""
     return {
-        id: JobProgress(done, total, message, d.to_time(at))
+        id: steps.JobProgress(done, total, message, d.to_time(at))
         for id, done, total, message, at in db.rows(statement, job_ids)
     }
 
@@ -92,7 +75,7 @@ INSERT INTO {{s}}step (job_id, name, number, token, at, result)
 SELECT job.id, doc ->> 'name', CAST(doc ->> 'number' AS integer), job.token, {{now}},
     doc ->> 'result'
 {HELD}
-    AND (SELECT count(*) FROM {{s}}step AS old WHERE old.job_id = job.id) < {MAX_STEPS}
+    AND (SELECT count(*) FROM {{s}}step AS old WHERE old.job_id = job.id) < {steps.MAX_STEPS}
 {{share}} ON CONFLICT DO NOTHING RETURNING token, at {{utc}}"""
 KEEP = f"""
 INSERT INTO {{s}}checkpoint AS old (job_id, token, number, at, state)
@@ -101,12 +84,14 @@ SELECT job.id, job.token, CAST(doc ->> 'number' AS integer), {{now}}, doc ->> 's
 {{share}} ON CONFLICT (job_id) DO UPDATE SET token = excluded.token, number = excluded.number,
     at = excluded.at, state = excluded.state
 WHERE (old.token, old.number) < (excluded.token, excluded.number) RETURNING token"""
-TOO_MANY = f"this job has {MAX_STEPS} steps on record, the limit: keep a state, or add more jobs"
+TOO_MANY = (
+    f"this job has {steps.MAX_STEPS} steps on record, the limit: keep a state, or add more jobs"
+)
 KEPT = ("step", "checkpoint", "signal", "signal_token")
 """The tables that a retry from scratch empties."""
 
 
-def answer(db: Statements, job_id: str, lease_id: str, call: StepCall) -> StepAnswer:
+def answer(db: Statements, job_id: str, lease_id: str, call: steps.StepCall) -> steps.StepAnswer:
     """Do what an attempt asks for; raises LeaseLost, and InvalidInput if the job is locked.
 
     It waits for no lock, which may be that of the handler that waits for this answer.
@@ -114,41 +99,41 @@ def answer(db: Statements, job_id: str, lease_id: str, call: StepCall) -> StepAn
     d = db.dialect
     if not (d.is_id(job_id) and d.is_id(lease_id)):
         raise LeaseLost(job_id)
-    if isinstance(call, Load):
+    if isinstance(call, steps.Load):
         now, kept = _now(db, job_id, lease_id), of(db, job_id)
-        return Loaded(now, kept.steps, kept.state_json)
-    if isinstance(call, ReadParents):
+        return steps.Loaded(now, kept.steps, kept.state_json)
+    if isinstance(call, steps.ReadParents):
         _now(db, job_id, lease_id)
         return dependencies.page(db, job_id, call)
-    if isinstance(call, KeepState):
+    if isinstance(call, steps.KeepState):
         if not _written(db, KEEP, job_id, lease_id, call):
             _now(db, job_id, lease_id)
             if not db.rows(*_newer(d, job_id, call.number)):
-                raise job_locked(job_id)
+                raise steps.job_locked(job_id)
         return None
-    if isinstance(call, FindSignal):
+    if isinstance(call, steps.FindSignal):
         _now(db, job_id, lease_id)
         return signals.find(db, job_id, call)
-    if isinstance(call, KeepToken):
+    if isinstance(call, steps.KeepToken):
         signals.keep_token(db, job_id, lease_id, call)
         return None
     for token, at in _written(db, RECORD, job_id, lease_id, call):
-        return Recorded(Step(call.name, call.number, token, d.to_time(at), call.result))
+        return steps.Recorded(steps.Step(call.name, call.number, token, d.to_time(at), call.result))
     _now(db, job_id, lease_id)
     for step in _steps(db, job_id, f"AND name = {d.value}", call.name):
-        return Recorded(step)  # the answer before this one got lost
-    if len(_steps(db, job_id)) >= MAX_STEPS:
+        return steps.Recorded(step)  # the answer before this one got lost
+    if len(_steps(db, job_id)) >= steps.MAX_STEPS:
         raise InvalidInput(TOO_MANY)
-    raise job_locked(job_id)
+    raise steps.job_locked(job_id)
 
 
-def record_within(engine: str, job_id: str, lease_id: str, step: Record) -> Asks[None]:
+def record_within(engine: str, job_id: str, lease_id: str, step: steps.Record) -> Asks[None]:
     """Record a step in the transaction of a caller; raises LeaseLost."""
     if not (yield ask(engine, RECORD, _document(job_id, lease_id, step))):
         raise LeaseLost(job_id)
 
 
-def write_notes(db: Statements, said: Sequence[tuple[str, str, Notes, bool]]) -> None:
+def write_notes(db: Statements, said: Sequence[tuple[str, str, steps.Notes, bool]]) -> None:
     """Store notes of (job id, lease id) attempts whose lease is held.
 
     The last of the four says whether to wait for a lock on the job, such as that of a heartbeat.
@@ -161,7 +146,7 @@ def write_notes(db: Statements, said: Sequence[tuple[str, str, Notes, bool]]) ->
             _written(db, KEEP, job_id, lease_id, notes.state, waits=waits)
 
 
-def of(db: Reads, job_id: str) -> JobSteps:
+def of(db: Reads, job_id: str) -> steps.JobSteps:
     """Return what the attempts of a job have kept."""
     d = db.dialect
     rows = db.rows(
@@ -169,10 +154,10 @@ def of(db: Reads, job_id: str) -> JobSteps:
         (job_id,),
     )
     state, at = rows[0] if rows else (None, None)
-    return JobSteps(tuple(_steps(db, job_id)), state, d.time_or_none(at))
+    return steps.JobSteps(tuple(_steps(db, job_id)), state, d.time_or_none(at))
 
 
-def last_sleep(db: Reads, job_id: str) -> Step | None:
+def last_sleep(db: Reads, job_id: str) -> steps.Step | None:
     """Return the sleep that started last in a job."""
     last = "AND name >= 'sleep:' AND name < 'sleep;' ORDER BY at DESC, number DESC LIMIT 1"
     return next(iter(_steps(db, job_id, last)), None)
@@ -190,7 +175,7 @@ def _written(
     statement: str,
     job_id: str,
     lease_id: str,
-    call: Record | KeepState,
+    call: steps.Record | steps.KeepState,
     *,
     waits: bool = False,
 ) -> list[Any]:
@@ -211,7 +196,7 @@ def _newer(d: Dialect, job_id: str, number: int) -> tuple[str, tuple[str, int]]:
     )
 
 
-def _document(job_id: str, lease_id: str, call: Record | KeepState) -> str:
+def _document(job_id: str, lease_id: str, call: steps.Record | steps.KeepState) -> str:
     values = {name: getattr(call, name) for name in call.__struct_fields__}
     return json.dumps({"job_id": job_id, "lease_id": lease_id, **values})
 
@@ -225,7 +210,9 @@ def _now(db: Reads, job_id: str, lease_id: str) -> datetime:
     raise LeaseLost(job_id)
 
 
-def _steps(db: Reads, job_id: str, rest: str = "ORDER BY number, name", *values: str) -> list[Step]:
+def _steps(
+    db: Reads, job_id: str, rest: str = "ORDER BY number, name", *values: str
+) -> list[steps.Step]:
     d = db.dialect
     rows = db.rows(
         f"SELECT name, number, token, {d.time('at')}, result FROM {d.table('step')}"
@@ -233,5 +220,6 @@ def _steps(db: Reads, job_id: str, rest: str = "ORDER BY number, name", *values:
         (job_id, *values),
     )
     return [
-        Step(name, number, token, d.to_time(at), result) for name, number, token, at, result in rows
+        steps.Step(name, number, token, d.to_time(at), result)
+        for name, number, token, at, result in rows
     ]

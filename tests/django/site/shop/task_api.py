@@ -8,8 +8,13 @@ if django.VERSION >= (6,):
     from django.tasks.signals import task_enqueued, task_finished, task_started
 else:
     from django_tasks import task
-    from django_tasks.exceptions import InvalidTaskError as InvalidTask
-    from django_tasks.exceptions import TaskResultDoesNotExist, TaskResultMismatch
+    from django_tasks.exceptions import (
+        InvalidTaskError as InvalidTask,
+    )
+    from django_tasks.exceptions import (
+        TaskResultDoesNotExist,
+        TaskResultMismatch,
+    )
     from django_tasks.signals import task_enqueued, task_finished, task_started
 
 __all__ = [
