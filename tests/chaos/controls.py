@@ -39,7 +39,6 @@ GUARDED_FILES = (
     SQLITE,
     POSTGRES,
     "store/constraints.py",
-    "store/constraints.py",
     "store/migrations/sqlite/0001_1_jobs.sql",
     "store/migrations/postgres/0001_1_jobs.sql",
     HOT_PATH,

@@ -7,11 +7,10 @@ from collections import Counter
 
 import pytest
 
-from tenure import simulator
+from tenure import lifecycle, simulator
 from tenure.cli import upkeep
 from tenure.events import LeaseExpired
 from tenure.simulator import simulate
-from tenure.store import transitions
 from tests.support.cli import run_cli, run_program
 
 pytestmark = pytest.mark.chaos
@@ -56,13 +55,13 @@ def test_the_same_seed_plays_the_same_world_in_every_process() -> None:
 
 
 def test_a_violation_tells_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    follow = transitions.follow
+    follow = lifecycle.follow
 
     def forgetful(job, event, now):  # type: ignore[no-untyped-def]
         path = follow(job, event, now)
         return path[:1] if isinstance(event, LeaseExpired) else path
 
-    monkeypatch.setattr(transitions, "follow", forgetful)
+    monkeypatch.setattr(lifecycle, "follow", forgetful)
     seed, found = next(
         (seed, played.violation)
         for seed in range(20)

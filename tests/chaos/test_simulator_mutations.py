@@ -69,7 +69,7 @@ def around(patch: Patch, owner: Any, name: str, new: Callable[..., Any]) -> None
 
 
 def following(patch: Patch, new: Callable[..., Any]) -> None:
-    around(patch, transitions, "follow", new)
+    around(patch, lifecycle, "follow", new)
 
 
 def a_success_needs_no_lease(patch: Patch) -> None:
@@ -259,7 +259,7 @@ def a_lost_lease_is_called_held(patch: Patch) -> None:
 def a_move_by_hand_is_not_saved(patch: Patch) -> None:
     def apply(old: Any, db: Any, job_id: str, event: Any) -> Any:
         job = db.lock([job_id]).get(job_id)
-        return transitions.follow(job, event, db.now())[-1] if job else old(db, job_id, event)
+        return lifecycle.follow(job, event, db.now())[-1] if job else old(db, job_id, event)
 
     around(patch, transitions, "apply", apply)
 

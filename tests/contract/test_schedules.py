@@ -205,7 +205,7 @@ def test_no_buffered_job_runs_beside_another_if_they_were_decided_together(
     app: Tenure, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of them waited for the one before it alone: what came after a cancelled one ran."""
-    for room in ("rules.schedules", "store.borrowed.dependencies"):  # as if they were many more
+    for room in ("rules.schedules", "rules.dependencies"):  # as if they were many more
         monkeypatch.setattr(f"tenure.{room}.MAX_LINKS", 20)
     for name in ("s", "t"):
         app.schedules.create(name, MAIL, every=60, overlap="buffer_all", missed="all")

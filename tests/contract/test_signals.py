@@ -23,12 +23,12 @@ from tenure.errors import (
     SignalTokenNotFound,
 )
 from tenure.events import Cancelled
+from tenure.rules import signals as signal_rules
 from tenure.rules.reports import Answer, ClaimRequest, Duty, Lease, Verdict
 from tenure.rules.search import Filter
 from tenure.rules.signals import NewSignal, TokenSignal, new_token, token_digest
 from tenure.rules.steps import FindSignal, FoundSignal, KeepToken
 from tenure.store import transitions
-from tenure.store.borrowed import workflows as sending
 from tenure.store.borrowed.connections import opened
 from tenure.store.database import Database
 from tenure.store.tables import signals
@@ -196,7 +196,7 @@ def test_what_is_refused(
     for unknown in ("nonsense", "0190a0a0-0000-7000-8000-000000000000"):
         with pytest.raises(JobNotFound):
             app.signal(unknown, "approved")
-    monkeypatch.setattr(sending, "MAX_SIGNALS", 2)
+    monkeypatch.setattr(signal_rules, "MAX_SIGNALS", 2)
     app.signal(lease.id, "one")
     app.signal(lease.id, "two", "x" * 65_000)
     with pytest.raises(InvalidInput, match="2 signals"):

@@ -9,6 +9,7 @@ import pytest
 
 from tenure.errors import InvalidInput, LeaseLost
 from tenure.events import Cancelled, Retried
+from tenure.rules import steps as step_rules
 from tenure.rules.reports import Lease
 from tenure.rules.steps import JobSteps, KeepState, Load, Notes, Record, StepCall
 from tenure.store.tables import steps
@@ -67,9 +68,9 @@ def test_a_job_has_1000_steps_whoever_records_them(
     harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A remote worker counts its steps itself, and two attempts may count the same ones."""
-    lower = steps.RECORD.replace(f"< {steps.MAX_STEPS}", "< 2")
+    lower = steps.RECORD.replace(f"< {step_rules.MAX_STEPS}", "< 2")
     monkeypatch.setattr(steps, "RECORD", lower)
-    monkeypatch.setattr(steps, "MAX_STEPS", 2)
+    monkeypatch.setattr(step_rules, "MAX_STEPS", 2)
     first, other = harness.take(), harness.take()
     ask(harness, first, Record("a", 1, None))
     second = again(harness, first)

@@ -22,7 +22,7 @@ from tenure.rules.reports import Answer
 from tenure.store import POSTGRES_WRITERS, Store, open_store, transitions
 from tenure.store.commit import ANNOUNCE_SECONDS
 from tenure.store.database import Trouble
-from tenure.store.postgres import reader as postgres_reader
+from tenure.store.postgres import connection
 from tenure.store.postgres import session as postgres
 from tenure.store.postgres.doctor import check_postgres
 from tenure.store.postgres.reader import PostgresReader
@@ -514,8 +514,7 @@ def test_a_missing_standby_takes_a_bounded_number_of_sessions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(postgres, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(postgres, "MAX_HANG_SECONDS", 0.2)
-    monkeypatch.setattr(postgres_reader, "MAX_HANG_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "MAX_HANG_SECONDS", 0.2)
     with PostgresServer() as server, Tenure(server.create_database("jobs")) as app:
         store = app.core.store
         with api_client(app) as probe, psycopg.connect(app.database, autocommit=True) as raw:

@@ -31,7 +31,7 @@ from shop.tasks import (
 )
 
 from tenure import RetryAfter
-from tenure.contrib.django import TaskCancelled, TenureBackend, app, handlers
+from tenure.contrib.django import TaskCancelled, TenureBackend, app, handlers, tasks
 from tenure.contrib.django.tasks import read_result
 from tests.support.waiting import wait_until
 
@@ -281,7 +281,7 @@ def test_a_task_had_failed_for_good_before_it_began(
             raise errors.pop()
         return read_result(*given)
 
-    monkeypatch.setattr(handlers, "read_result", read)
+    monkeypatch.setattr(tasks, "read_result", read)
     monkeypatch.setattr(handlers, "AGAIN_SECONDS", 0)
     result = done(ship.enqueue(1))
     assert (result.status, result.attempts, len(result.errors)) == (SUCCESSFUL, 2, 1)
